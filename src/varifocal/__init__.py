@@ -1,0 +1,1 @@
+"""Varifocal: give a frozen language model eyes."""

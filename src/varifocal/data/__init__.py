@@ -1,0 +1,1 @@
+"""From files of questions and pictures to packed rows of tokens."""

@@ -1,0 +1,1 @@
+"""Scores by the public protocols, with predictions kept on disk."""

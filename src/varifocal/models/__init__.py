@@ -1,0 +1,1 @@
+"""Grafted models: a language model, a vision tower and the connector between them."""

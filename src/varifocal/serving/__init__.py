@@ -1,0 +1,1 @@
+"""Asking and chatting with a finished run."""

@@ -1,0 +1,1 @@
+"""Training a tuner, and knowing its cost beforehand."""

@@ -1,0 +1,1 @@
+"""Parameter-efficient methods as PEFT plugins; imports nothing else of Varifocal."""
