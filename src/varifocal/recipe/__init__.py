@@ -1,0 +1,41 @@
+"""Every knob of a run, on one validated page.
+
+A recipe is written as YAML, read strictly (an unknown key is an error, answered with the nearest
+known one), never changed afterwards, and written back whole into the run directory. Names under
+`training` are those of `transformers.TrainingArguments`; the few of our own are marked.
+
+Paths: `~` is the home directory. A relative path in a recipe starts at the recipe's own folder, or
+at `data.root` for data sources; in a recipe that ships with Varifocal, and in an override, it
+starts at the current directory. A loaded recipe holds absolute paths only.
+"""
+
+from varifocal.recipe.reading import find_recipe, load_recipe
+from varifocal.recipe.sections import (
+    ConnectorSection,
+    DataSection,
+    EvaluationSection,
+    LoraSection,
+    MMASection,
+    ModelSection,
+    NoTunerSection,
+    Recipe,
+    SourceSection,
+    TrainingSection,
+    TunerSection,
+)
+
+__all__ = [
+    "ConnectorSection",
+    "DataSection",
+    "EvaluationSection",
+    "LoraSection",
+    "MMASection",
+    "ModelSection",
+    "NoTunerSection",
+    "Recipe",
+    "SourceSection",
+    "TrainingSection",
+    "TunerSection",
+    "find_recipe",
+    "load_recipe",
+]

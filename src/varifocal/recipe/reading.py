@@ -1,0 +1,122 @@
+"""From a recipe's file to a recipe: found, overridden, validated, its paths made absolute."""
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from varifocal.errors import RecipeError, nearest
+from varifocal.recipe.page import as_overrides, put, read_page, validate
+from varifocal.recipe.sections import DataSection, Recipe, SourceSection
+
+SHIPPED = Path(__file__).parent / "shipped"
+
+
+def load_recipe(
+    path: str | Path,
+    overrides: Mapping[str, Any] | Iterable[str] = (),
+    *,
+    check_paths: bool = True,
+) -> Recipe:
+    """Read, override and validate a recipe.
+
+    Args:
+        path: a YAML file, or the bare name of a recipe that ships with Varifocal (`demo`).
+        overrides: dotted keys and values, as a mapping or as texts `training.max_steps=100`.
+        check_paths: refuse data sources that are not there.
+
+    Returns:
+        The recipe, named, its paths absolute.
+
+    Raises:
+        RecipeError: one sentence a line for each thing that is wrong.
+    """
+    file = find_recipe(path)
+    page = read_page(file)
+    for key, value in as_overrides(overrides).items():
+        put(page, key, _from_here(key, value))
+    shipped = SHIPPED.resolve() in file.resolve().parents
+    recipe = _absolute(validate(Recipe, page), Path.cwd() if shipped else file.parent)
+    if recipe.name is None:
+        recipe = recipe.model_copy(update={"name": file.stem})
+    if check_paths:
+        _check_sources(recipe.data)
+    return recipe
+
+
+def find_recipe(path: str | Path) -> Path:
+    """Find a recipe's file: as given, or by its bare name among the shipped ones."""
+    file = Path(path).expanduser()
+    if file.is_file():
+        return file
+    shipped = {each.stem: each for each in sorted(SHIPPED.glob("*.yaml"))}
+    if file.parent == Path() and file.name.removesuffix(".yaml") in shipped:
+        return shipped[file.name.removesuffix(".yaml")]
+    if file.is_dir():
+        raise RecipeError(f"'{path}' is a folder; give the recipe's .yaml file")
+    there = [str(other) for other in file.parent.glob("*.yaml")]
+    hint = nearest(str(file), there) or nearest(file.stem, shipped)
+    raise RecipeError(f"no recipe '{path}'{hint or '; shipped: ' + ', '.join(shipped)}")
+
+
+def _from_here(key: str, value: Any) -> Any:
+    """Let a path on the command line start where the user stands, not at the recipe."""
+    name = key.rpartition(".")[2]
+    if not isinstance(value, str) or name not in ("path", "root", "language_model", "vision_tower"):
+        return value
+    return _join(Path.cwd(), value) if name in ("path", "root") else _model_name(Path.cwd(), value)
+
+
+def _absolute(recipe: Recipe, base: Path) -> Recipe:
+    data, model = recipe.data, recipe.model
+    start = Path(_join(base, data.root)) if data.root else base
+    tower = model.vision_tower
+    return recipe.model_copy(
+        update={
+            "data": data.model_copy(
+                update={
+                    "root": str(start) if data.root else None,
+                    "train": tuple(_source_at(start, source) for source in data.train),
+                    "evaluate": tuple(_source_at(start, source) for source in data.evaluate),
+                }
+            ),
+            "model": model.model_copy(
+                update={
+                    "language_model": _model_name(base, model.language_model),
+                    "vision_tower": _model_name(base, tower) if tower else None,
+                }
+            ),
+        }
+    )
+
+
+def _source_at(start: Path, source: SourceSection) -> SourceSection:
+    return source.model_copy(update={"path": _join(start, source.path)})
+
+
+def _join(base: Path, path: str) -> str:
+    return os.path.abspath(base / Path(path).expanduser())
+
+
+def _model_name(base: Path, name: str) -> str:
+    """Make a model name absolute where it is a directory; leave packaged names and hub ids."""
+    is_path = name.startswith((".", "~", "/")) or (base / name).is_dir()
+    return _join(base, name) if is_path else name
+
+
+def _check_sources(data: DataSection) -> None:
+    findings = [
+        _missing_path(f"data.{side}[{index}].path", Path(source.path))
+        for side, sources in (("train", data.train), ("evaluate", data.evaluate))
+        for index, source in enumerate(sources)
+        if not Path(source.path).exists()
+    ]
+    if findings:
+        raise RecipeError("\n".join(findings))
+
+
+def _missing_path(where: str, path: Path) -> str:
+    if not path.parent.is_dir():
+        return f"{where}: no file '{path}'; there is no folder '{path.parent}'"
+    hint = nearest(path.name, (other.name for other in path.parent.iterdir()))
+    return f"{where}: no file '{path.name}'{hint or f' in {path.parent}'}"
