@@ -1,0 +1,220 @@
+"""The run directory: what a run writes, and how it is read back.
+
+    runs/NAME/  recipe.yaml   metrics.jsonl   adapter/   processor/   checkpoints/   eval/   plots/
+
+Every file is written whole or not at all: to a temporary name beside it, then renamed. This file
+knows paths and bytes only; models, adapters and scores are written by those who make them.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from varifocal.errors import RunError
+
+CHECKPOINT_PREFIX = "checkpoint-"
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """The files of one run, by name.
+
+    Args:
+        root: the run's directory, for example `runs/demo`.
+    """
+
+    root: Path
+
+    @classmethod
+    def create(cls, root: str | Path, *, resume: bool = False) -> "RunDirectory":
+        """Make a run directory, or open the one that is to be continued.
+
+        Raises:
+            RunError: the directory holds a run already and `resume` is false, or it is no directory.
+        """
+        run = cls(Path(root))
+        if run.root.exists() and not run.root.is_dir():
+            raise RunError(f"{run.root} is a file, a run needs a directory; choose another --out")
+        if run.recipe.exists() and not resume:
+            raise RunError(
+                f"{run.root} holds a run already; add --resume to go on with it, "
+                "or choose another --out"
+            )
+        run.root.mkdir(parents=True, exist_ok=True)
+        return run
+
+    @classmethod
+    def open(cls, root: str | Path) -> "RunDirectory":
+        """Open a finished or interrupted run.
+
+        Raises:
+            RunError: there is no run here, or it has no adapter yet.
+        """
+        run = cls(Path(root))
+        if not run.recipe.is_file():
+            raise RunError(f"{run.root} is no run directory: it has no recipe.yaml")
+        return run
+
+    @property
+    def recipe(self) -> Path:
+        """The resolved recipe, with versions, seed and fingerprints."""
+        return self.root / "recipe.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON line per logged step."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def adapter(self) -> Path:
+        """PEFT's own files: every trained tensor and nothing else."""
+        return self.root / "adapter"
+
+    @property
+    def processor(self) -> Path:
+        """Tokenizer and image processor."""
+        return self.root / "processor"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Whole checkpoints, newest last."""
+        return self.root / "checkpoints"
+
+    @property
+    def evaluations(self) -> Path:
+        """Scores and predictions, one pair of files per suite."""
+        return self.root / "eval"
+
+    @property
+    def plots(self) -> Path:
+        """Pictures."""
+        return self.root / "plots"
+
+    def newest_checkpoint(self) -> Path | None:
+        """The whole checkpoint with the most steps, or None; a partial one has another name."""
+        found = [
+            path
+            for path in self.checkpoints.glob(f"{CHECKPOINT_PREFIX}*")
+            if path.name[len(CHECKPOINT_PREFIX) :].isdigit()
+        ]
+        return max(found, key=checkpoint_step, default=None)
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """The logged steps; a last line that a kill cut short is left out."""
+        if not self.metrics.exists():
+            return []
+        return [record for record in map(_json_or_none, self.metrics.open()) if record]
+
+    def cut_metrics(self, step: int) -> None:
+        """Forget what was logged after `step`: a resumed run logs it again."""
+        kept = [record for record in self.read_metrics() if record.get("step", 0) <= step]
+        write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
+
+    def append_metrics(self, record: dict[str, Any]) -> None:
+        """Log one step."""
+        with self.metrics.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+def checkpoint_step(path: Path) -> int:
+    """The step in a checkpoint's name.
+
+    >>> checkpoint_step(Path("runs/demo/checkpoints/checkpoint-120"))
+    120
+    """
+    return int(path.name[len(CHECKPOINT_PREFIX) :])
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all, making its directory.
+
+    Raises:
+        RunError: the disk is full.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with disk_full_is_an_error(path):
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "w") as file:
+                file.write(text)
+            os.replace(name, path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write indented JSON whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def whole_directory(target: Path) -> Iterator[Path]:
+    """Yield a directory to fill; it takes the place of `target` only when the block ends well.
+
+    Raises:
+        RunError: the disk is full; what stood at `target` is still there.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with disk_full_is_an_error(target):
+        staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+        try:
+            yield staging
+            staging.chmod(0o755)
+            _swap(staging, target)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def _swap(staging: Path, target: Path) -> None:
+    """Put `staging` where `target` stands; the old one is deleted last."""
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        os.replace(target, old)
+    os.replace(staging, target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def disk_full_is_an_error(path: Path) -> Iterator[None]:
+    """Turn 'no space left' (OSError, or safetensors' own error) into a sentence.
+
+    Raises:
+        RunError: the disk is full.
+    """
+    try:
+        yield
+    except Exception as error:
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        if not full and "No space left" not in str(error):
+            raise
+        raise RunError(
+            f"the disk is full: {path} was not written, and what was saved before is untouched; "
+            "free some space and repeat the command with --resume"
+        ) from error
+
+
+def fingerprint_files(paths: list[Path]) -> str:
+    """A sha256 over the content of files, in the order given."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _json_or_none(line: str) -> dict[str, Any] | None:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        return None
