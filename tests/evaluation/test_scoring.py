@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
+from transformers import MistralConfig, MistralForCausalLM
 
 from varifocal.evaluation.scoring import (
     Question,
@@ -15,35 +15,6 @@ from varifocal.evaluation.scoring import (
     reads_tree_rows,
     score_options,
 )
-
-VOCABULARY = 61
-
-
-def tiny_llama(attention: str = "sdpa") -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.4,
-    )
-    config._attn_implementation = attention
-    return LlamaForCausalLM(config).double().eval()
-
-
-def random_questions(count: int, seed: int = 0) -> list[Question]:
-    rng = np.random.default_rng(seed)
-
-    def ids(low: int, high: int) -> np.ndarray:
-        return rng.integers(1, VOCABULARY, rng.integers(low, high)).astype(np.int32)
-
-    return [
-        Question(ids(1, 20), tuple(ids(1, 7) for _ in range(rng.integers(1, 6))))
-        for _ in range(count)
-    ]
 
 
 def plain_loop(model: torch.nn.Module, question: Question) -> list[float]:
@@ -60,31 +31,31 @@ def plain_loop(model: torch.nn.Module, question: Question) -> list[float]:
 
 @pytest.mark.parametrize("token_budget", [1, 100, 100_000])
 @pytest.mark.parametrize("tree", [True, False])
-def test_scores_equal_a_plain_loop(token_budget: int, tree: bool) -> None:
-    model, questions = tiny_llama(), random_questions(9)
-    scores = score_options(model, questions, token_budget=token_budget, tree=tree)
+def test_scores_equal_a_plain_loop(llama, random_questions, token_budget: int, tree: bool) -> None:
+    questions = random_questions(9)
+    scores = score_options(llama, questions, token_budget=token_budget, tree=tree)
     for got, question in zip(scores, questions, strict=True):
-        assert got == pytest.approx(plain_loop(model, question), abs=1e-9)
+        assert got == pytest.approx(plain_loop(llama, question), abs=1e-9)
 
 
-def test_eager_attention_obeys_the_mask() -> None:
-    # Its softmax runs in float32, whatever the weights are.
-    model, questions = tiny_llama("eager"), random_questions(5)
-    scores = score_options(model, questions)
+def test_eager_attention_obeys_the_mask(llama, random_questions) -> None:
+    llama.set_attn_implementation("eager")  # its softmax runs in float32, whatever the weights are
+    questions = random_questions(5)
+    scores = score_options(llama, questions)
     for got, question in zip(scores, questions, strict=True):
-        assert got == pytest.approx(plain_loop(model, question), abs=1e-4)
+        assert got == pytest.approx(plain_loop(llama, question), abs=1e-4)
 
 
-def test_mean_divides_by_the_options_tokens() -> None:
-    model, questions = tiny_llama(), random_questions(4)
-    total = score_options(model, questions)
-    mean = score_options(model, questions, normalisation="mean")
+def test_mean_divides_by_the_options_tokens(llama, random_questions) -> None:
+    questions = random_questions(4)
+    total = score_options(llama, questions)
+    mean = score_options(llama, questions, normalisation="mean")
     for question, a, b in zip(questions, total, mean, strict=True):
         assert b == pytest.approx([s / len(o) for s, o in zip(a, question.option_ids, strict=True)])
 
 
-def test_bfloat16_agrees_with_itself_for_any_batch() -> None:
-    model, questions = tiny_llama().bfloat16(), random_questions(6)
+def test_bfloat16_agrees_with_itself_for_any_batch(llama, random_questions) -> None:
+    model, questions = llama.bfloat16(), random_questions(6)
     alone = score_options(model, questions, token_budget=1)
     together = score_options(model, questions, token_budget=10_000)
     for a, b in zip(alone, together, strict=True):
@@ -126,10 +97,10 @@ def test_ties_go_to_the_first() -> None:
     assert best_option([-2.0, -1.0, -1.0]) == 1
 
 
-def test_windowed_attention_is_scored_row_by_row() -> None:
+def test_windowed_attention_is_scored_row_by_row(random_questions) -> None:
     torch.manual_seed(0)
     config = MistralConfig(
-        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        vocab_size=61, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=2, sliding_window=4, initializer_range=0.4,
     )  # fmt: skip
     model, questions = MistralForCausalLM(config).double().eval(), random_questions(4)
@@ -138,20 +109,18 @@ def test_windowed_attention_is_scored_row_by_row() -> None:
         assert got == pytest.approx(plain_loop(model, question), abs=1e-9)
 
 
-def test_progress_counts_to_the_total() -> None:
+def test_progress_counts_to_the_total(llama, random_questions) -> None:
     seen: list[tuple[int, int]] = []
-    score_options(
-        tiny_llama(), random_questions(5), token_budget=60, progress=lambda *p: seen.append(p)
-    )
+    score_options(llama, random_questions(5), token_budget=60, progress=lambda *p: seen.append(p))
     assert seen[-1] == (5, 5)
     assert seen == sorted(seen)
     assert len(seen) > 1
 
 
-def test_images_without_a_loader_are_refused() -> None:
+def test_images_without_a_loader_are_refused(llama) -> None:
     question = Question(np.array([1], np.int32), (np.array([2], np.int32),), 1, ("picture",))
     with pytest.raises(ValueError, match="load_images is None"):
-        score_options(tiny_llama(), [question])
+        score_options(llama, [question])
 
 
 @pytest.mark.parametrize(("prompt", "options"), [([], [[1]]), ([1], []), ([1], [[]])])

@@ -19,6 +19,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from varifocal.models.decoding import reads_marks
+
 Normalisation = Literal["sum", "mean"]
 ImageLoader = Callable[[Sequence[Any]], Mapping[str, Tensor]]
 Progress = Callable[[int, int], None]
@@ -202,13 +204,6 @@ def reads_tree_rows(model: nn.Module) -> bool:
         and not getattr(base, "_is_stateful", False)
         and "position_ids" in inspect.signature(base.forward).parameters
     )
-
-
-def reads_marks(model: nn.Module) -> bool:
-    """Say whether modality, segment and prompt marks have a reader: a tuner or a grafted model."""
-    if hasattr(model, "peft_config"):
-        return True
-    return "modality_ids" in inspect.signature(model.forward).parameters
 
 
 @torch.inference_mode()

@@ -1,0 +1,48 @@
+"""A tiny language model and random questions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from varifocal.evaluation.scoring import Question
+
+VOCABULARY = 61
+
+RandomQuestions = Callable[[int], list[Question]]
+
+
+@pytest.fixture
+def llama() -> LlamaForCausalLM:
+    """Three layers in float64, with weights large enough that every token matters."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.4,
+    )
+    return LlamaForCausalLM(config).double().eval()
+
+
+@pytest.fixture
+def random_questions() -> RandomQuestions:
+    rng = np.random.default_rng(3)
+
+    def ids(low: int, high: int) -> np.ndarray:
+        return rng.integers(1, VOCABULARY, rng.integers(low, high)).astype(np.int32)
+
+    def questions(count: int) -> list[Question]:
+        return [
+            Question(ids(1, 20), tuple(ids(1, 7) for _ in range(rng.integers(1, 6))))
+            for _ in range(count)
+        ]
+
+    return questions
