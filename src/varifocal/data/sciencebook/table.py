@@ -1,0 +1,54 @@
+"""The table of skills, and how one is found in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from varifocal.data.sciencebook.skill import Skill
+from varifocal.errors import DataError, nearest
+
+from varifocal.data.sciencebook.physics import PHYSICS
+from varifocal.data.sciencebook.matter import MATTER
+from varifocal.data.sciencebook.measures import MEASURES
+from varifocal.data.sciencebook.society import SOCIETY
+from varifocal.data.sciencebook.words import WORDS
+
+SKILLS: dict[str, Skill] = {
+    skill.name: skill for skill in (*PHYSICS, *MATTER, *MEASURES, *SOCIETY, *WORDS)
+}
+"""Every skill by its name, in the order in which they take turns."""
+
+
+def chosen(names: Sequence[str] | None) -> list[Skill]:
+    """Look skills up by name, in table order; None takes all.
+
+    Raises:
+        DataError: no names at all, or one that is not in the table.
+    """
+    if names is None:
+        return list(SKILLS.values())
+    for name in names:
+        if name not in SKILLS:
+            raise DataError(f"skills: no skill {name!r}{nearest(name, SKILLS)}")
+    if not names:
+        raise DataError("skills: name at least one skill, or leave it out to take all")
+    return [skill for skill in SKILLS.values() if skill.name in names]
+
+
+def chance(skill: str) -> float:
+    """The accuracy of a blind guess at a skill's questions, 0 to 1.
+
+    Args:
+        skill: a name from the table, or the title that stands in a record's `skill`.
+
+    Raises:
+        DataError: no such skill.
+
+    Example:
+        >>> chance("magnets")
+        0.5
+    """
+    for row in SKILLS.values():
+        if skill in (row.name, row.title):
+            return row.chance
+    raise DataError(f"no skill {skill!r}{nearest(skill, SKILLS)}")
