@@ -1,0 +1,309 @@
+"""Connectors: from a vision tower's states to tokens a language model can read.
+
+Letters: N images, K states per image, C tower width, D language width, H hidden width,
+V visual tokens per image, L local tokens (one a pooled cell), G global tokens.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from varifocal.errors import ModelError, nearest
+from varifocal.models.vision import Selection, VisionTower
+
+GLOBAL_GRID = 8
+"""Global tokens read at most 8 x 8 cells: flattened, a ViT's 576 would make them huge."""
+GLOBAL_CELL_DIM = 64
+"""Width each cell is narrowed to before the global tokens' MLP reads all cells at once."""
+
+
+class Connector(nn.Module):
+    """What every connector has.
+
+    Args:
+        in_dim: C, width of the tower's states.
+        out_dim: D, width of the language model's input embeddings.
+        output_scale: when given, every visual token is set to this root mean square, so that it
+            enters the language model as large as a word. `embedding_scale` measures it.
+
+    Attributes:
+        select: which states of the tower it reads.
+        tokens_per_image: V.
+    """
+
+    select: Selection
+    tokens_per_image: int
+
+    def __init__(self, in_dim: int, out_dim: int, output_scale: float | None) -> None:
+        super().__init__()
+        self.in_dim = in_dim
+        self.out_dim = out_dim
+        self.output_scale = output_scale
+
+    def scaled(self, tokens: Tensor) -> Tensor:
+        """Bring tokens [..., D] to `output_scale`, or leave them."""
+        if self.output_scale is None:
+            return tokens
+        return F.rms_norm(tokens, (self.out_dim,)) * self.output_scale
+
+    def reset_parameters(self) -> None:
+        """Draw all parameters anew from torch's generator."""
+        for module in self.modules():
+            reset = getattr(module, "reset_parameters", None)
+            if module is not self and callable(reset):
+                reset()
+
+    def config(self) -> dict[str, Any]:
+        """Return the keyword arguments `build_connector` needs to build this connector again."""
+        raise NotImplementedError
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Map states [N, K, C] to visual tokens [N, V, D], in the connector's own dtype."""
+        raise NotImplementedError
+
+
+class ClsPyramid(Connector):
+    """LaVIN's visual neck: the CLS state after every fourth block, each through one small MLP.
+
+    `X' = silu(X W_d + b_d) W_u + b_u` (arXiv 2305.15023, section 3.2; the paper says SwiGLU, its
+    code applies plain SiLU, and so do the published parameter counts). It has
+    `in_dim * hidden_dim + hidden_dim + hidden_dim * out_dim + out_dim` parameters: 659,584 from
+    CLIP ViT-L/14 (1024) to LLaMA-7B (4096).
+
+    Args:
+        in_dim: C, width of the tower's states.
+        out_dim: D, width of the language model's input embeddings.
+        hidden_dim: width between the two maps; the paper's is 128.
+        num_states: how many CLS states the tower gives: 6 for 24 blocks.
+        output_scale: see `Connector`; LaVIN has none.
+    """
+
+    select: Selection = "cls_states"
+
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int,
+        hidden_dim: int = 128,
+        num_states: int = 6,
+        output_scale: float | None = None,
+    ) -> None:
+        super().__init__(in_dim, out_dim, output_scale)
+        self.hidden_dim = hidden_dim
+        self.tokens_per_image = num_states
+        self.down = nn.Linear(in_dim, hidden_dim)
+        self.up = nn.Linear(hidden_dim, out_dim)
+
+    def config(self) -> dict[str, Any]:
+        """Return what `build_connector` needs to build this connector again."""
+        return {
+            "kind": "cls_pyramid",
+            "hidden_dim": self.hidden_dim,
+            "output_scale": self.output_scale,
+        }
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Map CLS states [N, V, C] to visual tokens [N, V, D]."""
+        states = states.to(self.down.weight.dtype)
+        return self.scaled(self.up(F.silu(self.down(states))))
+
+
+class PatchMLP(Connector):
+    """Patches, pooled to a few cells, each through a two-layer MLP; and tokens that see them all.
+
+    The local tokens follow LLaVA's projector (arXiv 2310.03744): linear, GELU, linear, shared by
+    all cells. What no single cell shows, such as how many of a thing there are, is left to
+    `num_global_tokens` further tokens: every cell is narrowed, all are flattened, and one MLP maps
+    them to the tokens. States are layer-normed first, so that one learning rate suits any tower.
+
+    Args:
+        in_dim: C, width of the tower's states.
+        out_dim: D, width of the language model's input embeddings.
+        hidden_dim: H, width between the maps.
+        grid: rows and columns of the tower's patch grid.
+        num_tokens: local tokens, a square number (16 is 4 x 4 cells); None keeps the whole grid.
+        num_global_tokens: tokens that read all cells, put after the local ones.
+        position_embedding: add a learned vector to each pooled cell.
+        output_scale: see `Connector`.
+
+    Raises:
+        ModelError: `num_tokens` is not a square number or is larger than the grid.
+    """
+
+    select: Selection = "patches"
+
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int,
+        hidden_dim: int,
+        grid: tuple[int, int],
+        num_tokens: int | None = None,
+        num_global_tokens: int = 0,
+        position_embedding: bool = True,
+        output_scale: float | None = None,
+    ) -> None:
+        super().__init__(in_dim, out_dim, output_scale)
+        self.hidden_dim = hidden_dim
+        self.grid = grid
+        self.num_tokens = num_tokens
+        self.num_global_tokens = num_global_tokens
+        self.pooled = pooled_grid(grid, num_tokens)
+        self.tokens_per_image = math.prod(self.pooled) + num_global_tokens
+        self.norm = nn.LayerNorm(in_dim)
+        self.position = (
+            nn.Parameter(torch.zeros(math.prod(self.pooled), in_dim))
+            if position_embedding
+            else None
+        )
+        self.local = nn.Sequential(
+            nn.Linear(in_dim, hidden_dim), nn.GELU(), nn.Linear(hidden_dim, out_dim)
+        )
+        self.overview = self._overview() if num_global_tokens else None
+
+    def _overview(self) -> nn.ModuleDict:
+        """Build the MLP of the global tokens, which reads every (pooled) cell at once."""
+        rows, columns = (min(side, GLOBAL_GRID) for side in self.pooled)
+        return nn.ModuleDict(
+            {
+                "pool": nn.AdaptiveAvgPool2d((rows, columns)),
+                "narrow": nn.Sequential(nn.Linear(self.in_dim, GLOBAL_CELL_DIM), nn.GELU()),
+                "read": nn.Sequential(
+                    nn.Linear(rows * columns * GLOBAL_CELL_DIM, self.hidden_dim),
+                    nn.GELU(),
+                    nn.Linear(self.hidden_dim, self.num_global_tokens * self.out_dim),
+                ),
+            }
+        )
+
+    def reset_parameters(self) -> None:
+        """Draw all parameters anew; positions start at zero."""
+        super().reset_parameters()
+        if self.position is not None:
+            nn.init.zeros_(self.position)
+
+    def config(self) -> dict[str, Any]:
+        """Return what `build_connector` needs to build this connector again."""
+        return {
+            "kind": "patch_mlp",
+            "hidden_dim": self.hidden_dim,
+            "num_tokens": self.num_tokens,
+            "num_global_tokens": self.num_global_tokens,
+            "position_embedding": self.position is not None,
+            "output_scale": self.output_scale,
+        }
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Map patches [N, K, C] to visual tokens [N, V, D]: local ones by row, then global."""
+        states = states.to(self.norm.weight.dtype)
+        cells = self.norm(pool_cells(states, self.grid, self.pooled))  # [N, L, C]
+        if self.position is not None:
+            cells = cells + self.position
+        tokens = self.local(cells)  # [N, L, D]
+        if self.overview is not None:
+            tokens = torch.cat([tokens, self._global_tokens(self.overview, cells)], dim=1)
+        return self.scaled(tokens)
+
+    def _global_tokens(self, overview: nn.ModuleDict, cells: Tensor) -> Tensor:
+        """Read all cells [N, L, C] into [N, G, D]."""
+        map_ = cells.transpose(1, 2).unflatten(2, self.pooled)  # [N, C, rows, columns]
+        few = overview["pool"](map_).flatten(2).transpose(1, 2)
+        flat = overview["narrow"](few).flatten(1)
+        return overview["read"](flat).unflatten(1, (self.num_global_tokens, self.out_dim))
+
+
+def pooled_grid(grid: tuple[int, int], num_tokens: int | None) -> tuple[int, int]:
+    """Return the grid that `num_tokens` cells make.
+
+    >>> pooled_grid((7, 7), 16)
+    (4, 4)
+    >>> pooled_grid((7, 7), None)
+    (7, 7)
+    """
+    if num_tokens is None:
+        return grid
+    side = math.isqrt(max(num_tokens, 0))
+    if side * side != num_tokens or not 1 <= side <= min(grid):
+        allowed = [str(n * n) for n in range(1, min(grid) + 1)]
+        raise ModelError(
+            f"connector.num_tokens is {num_tokens}; this tower's {grid[0]} x {grid[1]} cells can be"
+            f" pooled to {', '.join(allowed)}, or left as they are with null"
+        )
+    return side, side
+
+
+def pool_cells(states: Tensor, grid: tuple[int, int], pooled: tuple[int, int]) -> Tensor:
+    """Average a row-major grid of states [N, K, C] into a smaller one [N, L, C]."""
+    if states.shape[1] != math.prod(grid):
+        raise ModelError(
+            f"the connector was built for {grid[0]} x {grid[1]} cells and was given"
+            f" {states.shape[1]} states an image"
+        )
+    if grid == pooled:
+        return states
+    cells = states.transpose(1, 2).unflatten(2, grid)  # [N, C, rows, columns]
+    return F.adaptive_avg_pool2d(cells, pooled).flatten(2).transpose(1, 2)
+
+
+@torch.no_grad()
+def embedding_scale(embeddings: nn.Embedding, sample: int = 8192) -> float:
+    """Return the mean root mean square of a language model's input embeddings.
+
+    Args:
+        embeddings: the embedding module. It is called, not read: some scale what they look up.
+        sample: how many words to measure, evenly spaced over the vocabulary.
+    """
+    step = max(embeddings.num_embeddings // sample, 1)
+    ids = torch.arange(0, embeddings.num_embeddings, step, device=embeddings.weight.device)
+    return embeddings(ids).float().pow(2).mean(dim=-1).sqrt().mean().item()
+
+
+def _cls_pyramid(tower: VisionTower, out_dim: int, hidden_dim: int = 128, **rest: Any) -> Connector:
+    states = tower.num_states("cls_states")
+    return ClsPyramid(tower.width, out_dim, hidden_dim, num_states=states, **rest)
+
+
+def _patch_mlp(tower: VisionTower, out_dim: int, hidden_dim: int = 512, **rest: Any) -> Connector:
+    return PatchMLP(tower.width, out_dim, hidden_dim, tower.grid, **rest)
+
+
+CONNECTORS: dict[str, tuple[Selection, Callable[..., Connector]]] = {
+    "cls_pyramid": ("cls_states", _cls_pyramid),
+    "patch_mlp": ("patches", _patch_mlp),
+}
+
+
+def build_connector(
+    kind: str, tower: VisionTower, out_dim: int, *, seed: int | None = None, **options: Any
+) -> Connector:
+    """Build a connector for a tower and a language width.
+
+    Args:
+        kind: `cls_pyramid` or `patch_mlp`.
+        tower: the vision tower it reads.
+        out_dim: D.
+        seed: draw the parameters from this seed, leaving torch's generator as it was; None draws
+            them from torch's generator.
+        options: the connector's own arguments.
+
+    Raises:
+        ModelError: unknown kind or option, or a tower that cannot give the states it reads.
+    """
+    if kind not in CONNECTORS:
+        raise ModelError(
+            f"connector {kind!r} is not one of {', '.join(CONNECTORS)}{nearest(kind, CONNECTORS)}"
+        )
+    select, build = CONNECTORS[kind]
+    tower.check(select)
+    try:
+        if seed is None:
+            return build(tower, out_dim, **options)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return build(tower, out_dim, **options)
+    except TypeError as error:
+        raise ModelError(f"connector {kind!r}: {error}") from error

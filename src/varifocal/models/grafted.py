@@ -1,0 +1,420 @@
+"""A language model that sees: a causal LM, a vision tower and the connector between them.
+
+Letters: B rows, T tokens, N images, K states per image, C tower width, V visual tokens per image,
+D language width.
+"""
+
+from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    Cache,
+    GenerationMixin,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.configuration_utils import SubConfigSpec
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from varifocal.errors import ModelError
+from varifocal.models.connector import Connector, build_connector
+from varifocal.models.rows import (
+    ROUTING_INPUTS,
+    check_images,
+    expand_images,
+    fit_length,
+    images_within,
+    row_modality,
+)
+from varifocal.models.sharding import is_sharded, touch
+from varifocal.models.vision import VisionTower, tower_from_config
+
+
+class GraftedConfig(PreTrainedConfig):
+    """The three parts of a grafted model.
+
+    Args:
+        language_config: the causal language model's config.
+        vision_config: the vision model's config.
+        connector_config: arguments of `build_connector`: `kind` and the connector's own.
+        image_token_id: the placeholder's id. The language model's embedding is not resized for
+            it: the id lies past the vocabulary (or in its padding) and is never looked up.
+        vision_feature_layer: which layer's patches the tower gives; null is the tower's default.
+        image_size: side of the pictures in pixels; null is the vision model's own.
+    """
+
+    model_type = "grafted"
+    attribute_map: ClassVar[dict[str, str]] = {"text_config": "language_config"}
+    sub_configs_defaults: ClassVar[dict[str, SubConfigSpec]] = {
+        "language_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
+        "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="efficientnet_lite"),
+    }
+
+    language_config: dict[str, Any] | PreTrainedConfig | None = None
+    vision_config: dict[str, Any] | PreTrainedConfig | None = None
+    connector_config: dict[str, Any] | None = None
+    image_token_id: int = 0
+    vision_feature_layer: int | None = None
+    image_size: int | None = None
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Fill in the default connector."""
+        super().__post_init__(**kwargs)
+        if self.connector_config is None:
+            self.connector_config = {"kind": "patch_mlp"}
+
+    def get_text_config(
+        self, decoder: bool | None = None, encoder: bool | None = None
+    ) -> PreTrainedConfig:
+        """Return the language model's config: generation reads its sizes there."""
+        return self.language_config  # pyright: ignore[reportReturnType]
+
+
+class GraftedForConditionalGeneration(PreTrainedModel, GenerationMixin):
+    """Any causal LM, any vision tower and a connector, as one model of transformers.
+
+    A row without a picture is the bare language model's row, bit for bit; a batch without one
+    never runs the tower or the connector. Connector and visual tokens are computed in the
+    connector's dtype (float32) and enter the language model in its own.
+
+    Args:
+        config: the parts' configs.
+        language_model: the built causal LM; None builds it, untrained, from the config.
+        vision_tower: the built tower; None builds it, untrained, from the config.
+        connector: the built connector; None builds it from the config.
+
+    Attributes:
+        vision_passes: how many images have gone through the tower.
+    """
+
+    config_class = GraftedConfig
+    config: GraftedConfig
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
+    _keep_in_fp32_modules_strict: ClassVar[list[str]] = ["connector"]
+
+    def __init__(
+        self,
+        config: GraftedConfig,
+        language_model: PreTrainedModel | None = None,
+        vision_tower: VisionTower | None = None,
+        connector: Connector | None = None,
+    ) -> None:
+        super().__init__(config)
+        for part in (language_model, vision_tower, connector):
+            if part is not None:
+                _mark_initialised(part)
+        self.language_model: Any = language_model or AutoModelForCausalLM.from_config(
+            config.get_text_config()
+        )
+        self.vision_tower = vision_tower or tower_from_config(
+            config.vision_config, config.vision_feature_layer, config.image_size
+        )
+        self.connector = connector or build_connector(
+            **{"kind": "patch_mlp", **(config.connector_config or {})},
+            tower=self.vision_tower,
+            out_dim=self.get_input_embeddings().embedding_dim,
+        )
+        self.select = self.connector.select
+        self.tokens_per_image = self.connector.tokens_per_image
+        self.vision_passes = 0
+        self._row_modality: WeakKeyDictionary[Cache, Tensor] = WeakKeyDictionary()
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """Return the language model's input embeddings."""
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Set the language model's input embeddings."""
+        self.language_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """Return the language model's head."""
+        return self.language_model.get_output_embeddings()
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Set the language model's head."""
+        self.language_model.set_output_embeddings(new_embeddings)
+
+    def get_decoder(self, *_: Any) -> nn.Module:
+        """Return the language model's decoder: its layers, without the head."""
+        return self.language_model.get_decoder()
+
+    def set_decoder(self, decoder: nn.Module, *_: Any) -> None:
+        """Set the language model's decoder."""
+        self.language_model.set_decoder(decoder)
+
+    def encode_images(
+        self, pixel_values: Tensor | None = None, image_features: Tensor | None = None
+    ) -> Tensor:
+        """Turn pictures into visual tokens.
+
+        Args:
+            pixel_values: [N, 3, H, W] from the processor; or
+            image_features: [N, K, C], what the tower gives for them under `connector.select`.
+
+        Returns:
+            [N, V, D] in the connector's dtype.
+        """
+        if (pixel_values is None) == (image_features is None):
+            raise ModelError("give either pixel_values or image_features, and not both")
+        if pixel_values is not None:
+            image_features = self._see(pixel_values)
+            self.vision_passes += pixel_values.shape[0]
+        return self.connector(image_features)
+
+    def _see(self, pixel_values: Tensor) -> Tensor:
+        """Run the tower; without a graph when nothing in it trains, adapters included."""
+        trains = any(parameter.requires_grad for parameter in self.vision_tower.parameters())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and trains):
+            return self.vision_tower(pixel_values, select=self.select)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        pixel_values: Tensor | None = None,
+        image_features: Tensor | None = None,
+        modality_ids: Tensor | None = None,
+        segment_ids: Tensor | None = None,
+        prompt_mask: Tensor | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Run the language model over text and pictures.
+
+        Args:
+            input_ids: [B, T], each image as `connector.tokens_per_image` placeholders.
+            attention_mask: [B, T] for padded rows; none for packed ones.
+            position_ids: [B, T]; they restart at each segment of a packed row.
+            past_key_values: the cache to continue.
+            inputs_embeds: [B, T, D] instead of `input_ids`; then no images.
+            labels: [B, T], -100 where there is no loss; shifted inside the loss.
+            use_cache: whether to fill a cache.
+            logits_to_keep: as in transformers: the last so many, or an index tensor.
+            pixel_values: [N, 3, H, W], images in the row-major order of their placeholders; or
+            image_features: [N, K, C], what the frozen tower gave for them.
+            modality_ids: [B, T], 1 in samples with an image; derived from `input_ids` when None.
+            segment_ids: [B, T], handed on to tuners.
+            prompt_mask: [B, T], handed on to tuners.
+            kwargs: handed on to the language model.
+
+        Returns:
+            The language model's output: `loss`, `logits` [B, T, vocabulary], `past_key_values`.
+
+        Raises:
+            ModelError: placeholders and images do not match.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ModelError("give either input_ids or inputs_embeds, and not both")
+        if input_ids is not None:
+            is_image = input_ids == self.config.image_token_id
+            inputs_embeds = self._embed(input_ids, is_image, pixel_values, image_features)
+            if modality_ids is None:
+                packed = (segment_ids, position_ids, attention_mask)
+                modality_ids = self._modality(is_image, past_key_values, *packed)
+        elif pixel_values is not None or image_features is not None:
+            raise ModelError("images need input_ids, whose placeholders say where they go")
+        routing = {
+            "modality_ids": modality_ids,
+            "segment_ids": segment_ids,
+            "prompt_mask": prompt_mask,
+        }
+        output = self.language_model(
+            input_ids=input_ids if inputs_embeds is None else None,
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            labels=labels,
+            use_cache=use_cache,
+            logits_to_keep=logits_to_keep,
+            **{name: mark for name, mark in routing.items() if mark is not None},
+            **kwargs,
+        )
+        self._remember(output, modality_ids)
+        return output
+
+    def _embed(
+        self,
+        input_ids: Tensor,
+        is_image: Tensor,
+        pixel_values: Tensor | None,
+        image_features: Tensor | None,
+    ) -> Tensor | None:
+        """Embed text and pictures [B, T, D]; None when the ids can go down as they are."""
+        images = image_features if pixel_values is None else pixel_values
+        num_images = 0 if images is None else images.shape[0]
+        check_images(int(is_image.sum()), num_images, self.tokens_per_image)
+        if not num_images:
+            zero = self._zero(image_features)
+            return None if zero is None else self.get_input_embeddings()(input_ids) + zero
+        # the placeholder's id may lie past the vocabulary: look up another in its place
+        embeds = self.get_input_embeddings()(input_ids.masked_fill(is_image, 0))
+        visual = self.encode_images(pixel_values, image_features).flatten(0, 1)
+        visual = visual.to(embeds.device, embeds.dtype)
+        return embeds.masked_scatter(is_image.unsqueeze(-1), visual)
+
+    def _zero(self, image_features: Tensor | None) -> Tensor | None:
+        """Keep step with the other processes on a batch without pictures; None when alone."""
+        if is_sharded(self.vision_tower, self.connector):
+            embeddings = self.get_input_embeddings().weight
+            if image_features is None:
+                side = self.vision_tower.image_size
+                image_features = self._see(embeddings.new_zeros(1, 3, side, side))
+            else:
+                image_features = image_features.new_zeros(1, *image_features.shape[1:])
+            return (self.connector(image_features) * 0).sum().to(embeddings.dtype)
+        zero = touch(self.vision_tower, self.connector) if self.training else None
+        return None if zero is None else zero.to(self.get_input_embeddings().weight.dtype)
+
+    def _modality(
+        self,
+        is_image: Tensor,
+        cache: Cache | None,
+        segment_ids: Tensor | None,
+        position_ids: Tensor | None,
+        attention_mask: Tensor | None,
+    ) -> Tensor:
+        """Derive modality_ids [B, T]; a cached row keeps the modality of what it holds."""
+        before = None if cache is None else self._row_modality.get(cache)
+        if cache is not None and cache.get_seq_length():
+            position_ids = None  # a continued row is one sample
+        modality = row_modality(is_image, segment_ids, position_ids, attention_mask)
+        if before is not None and before.shape[0] == modality.shape[0]:
+            modality = modality | before[:, None].to(modality.device)
+        return modality
+
+    def _remember(self, output: Any, modality_ids: Tensor | None) -> None:
+        """Keep each row's modality with the cache it was put in."""
+        cache = getattr(output, "past_key_values", None)
+        if isinstance(cache, Cache) and modality_ids is not None:
+            self._row_modality[cache] = modality_ids[:, -1].detach()
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        next_sequence_length: int | None = None,
+        is_first_iteration: bool | None = False,
+        image_features: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Give the images at prefill only, and marks for exactly the tokens that are fed."""
+        marks = {name: kwargs.pop(name, None) for name in ROUTING_INPUTS}
+        inputs = super().prepare_inputs_for_generation(
+            input_ids,
+            next_sequence_length=next_sequence_length,
+            is_first_iteration=is_first_iteration,
+            **kwargs,
+        )
+        num_tokens = (inputs["input_ids"] if inputs["input_ids"] is not None else input_ids).shape[
+            1
+        ]
+        for name, mark in marks.items():
+            if mark is not None:
+                inputs[name] = fit_length(mark, input_ids.shape[1])[:, -num_tokens:]
+        if is_first_iteration or not kwargs.get("use_cache", True):
+            is_image = input_ids == self.config.image_token_id
+            images = {"pixel_values": pixel_values, "image_features": image_features}
+            for name, value in images.items():
+                if value is not None:
+                    inputs[name] = images_within(value, is_image, self.tokens_per_image, num_tokens)
+        return inputs
+
+    def _expand_inputs_for_generation(
+        self,
+        expand_size: int = 1,
+        is_encoder_decoder: bool = False,
+        input_ids: Tensor | None = None,
+        **model_kwargs: Any,
+    ) -> tuple[Tensor | None, dict[str, Any]]:
+        """Repeat rows for beams and samples, and each row's images with it, in their order."""
+        images = {name: model_kwargs.pop(name, None) for name in ("pixel_values", "image_features")}
+        for name, value in images.items():
+            if value is not None and input_ids is not None:
+                is_image = input_ids == self.config.image_token_id
+                images[name] = expand_images(value, is_image, self.tokens_per_image, expand_size)
+        input_ids, model_kwargs = super()._expand_inputs_for_generation(
+            expand_size, is_encoder_decoder, input_ids, **model_kwargs
+        )
+        given = {name: value for name, value in images.items() if value is not None}
+        return input_ids, {**model_kwargs, **given}
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Initialise the connector; the other parts are transformers models and know how."""
+        if isinstance(module, Connector):
+            module.reset_parameters()
+
+
+def graft(
+    language_model: PreTrainedModel,
+    vision_tower: VisionTower,
+    connector: Connector,
+    image_token_id: int,
+) -> GraftedForConditionalGeneration:
+    """Join built parts into one model; nothing is copied and nothing is drawn anew.
+
+    Args:
+        language_model: a causal LM of transformers.
+        vision_tower: the tower.
+        connector: a connector built for both.
+        image_token_id: the placeholder's id in the processor's tokenizer.
+
+    Raises:
+        ModelError: the connector was built for another tower or another language model.
+    """
+    width = language_model.get_input_embeddings().embedding_dim
+    if (connector.in_dim, connector.out_dim) != (vision_tower.width, width):
+        raise ModelError(
+            f"the connector maps width {connector.in_dim} to {connector.out_dim}, but the tower"
+            f" gives {vision_tower.width} and the language model takes {width}"
+        )
+    language_config, vision_config = language_model.config, vision_tower.model.config
+    config = GraftedConfig(
+        language_config=language_config,
+        vision_config=vision_config,
+        connector_config=connector.config(),
+        image_token_id=image_token_id,
+        vision_feature_layer=vision_tower.feature_layer,
+        image_size=vision_tower.image_size,
+        dtype=language_model.dtype,
+        # said for each part, since a composite config otherwise resets its parts' choice
+        attn_implementation={
+            "": language_config._attn_implementation,
+            "language_config": language_config._attn_implementation,
+            "vision_config": vision_config._attn_implementation,
+        },
+    )
+    model = GraftedForConditionalGeneration(config, language_model, vision_tower, connector)
+    model.generation_config = language_model.generation_config
+    return model
+
+
+def _mark_initialised(part: nn.Module) -> None:
+    """Tell transformers that a part's weights are not to be drawn anew."""
+    for module in part.modules():
+        module._is_hf_initialized = True  # pyright: ignore[reportAttributeAccessIssue]
+
+
+AutoConfig.register(GraftedConfig.model_type, GraftedConfig, exist_ok=True)
+AutoModelForImageTextToText.register(GraftedConfig, GraftedForConditionalGeneration, exist_ok=True)
