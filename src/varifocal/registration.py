@@ -1,0 +1,88 @@
+"""Makes `import varifocal` enough for PEFT and transformers, without importing either.
+
+PEFT finds a method by the name in `adapter_config.json`, and transformers a model by its
+`model_type`, in tables that Varifocal's tuners and models enter themselves into when they are
+imported. That import costs seconds of torch, which `varifocal --help` and a recipe check do not
+owe. So the rooms are imported right after the library they register with, whoever imports it, and
+at once where it has been imported already.
+"""
+
+import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.metadata
+import importlib.util
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+from packaging.version import Version
+
+from varifocal.errors import ModelError
+
+_ROOMS = {"peft": "varifocal.tuners", "transformers": "varifocal.models"}
+
+# What pyproject.toml asks for, checked again because other installs can move a library.
+SUPPORTED = {"peft": ("0.21", "0.22"), "transformers": ("5.20", "6")}
+
+
+def register_on_import() -> None:
+    """Register the tuners with PEFT and the models with transformers, now or when they come."""
+    for library, room in _ROOMS.items():
+        if library in sys.modules:
+            importlib.import_module(room)
+    if not any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _AfterImport())
+
+
+def check_versions() -> None:
+    """Refuse a PEFT or transformers that Varifocal was not built for.
+
+    Raises:
+        ModelError: names the library, its version, the range, and the command that mends it.
+    """
+    for library, (lowest, below) in SUPPORTED.items():
+        try:
+            found = importlib.metadata.version(library)
+        except importlib.metadata.PackageNotFoundError:
+            found = "none"
+        wanted = f"{library}>={lowest},<{below}"
+        if found == "none" or not Version(lowest) <= Version(found) < Version(below):
+            raise ModelError(
+                f"{library} {found} is installed; Varifocal needs {wanted}: "
+                f"pip install '{wanted}'"
+            )
+
+
+class _AfterImport(importlib.abc.MetaPathFinder):
+    """Finds the two libraries through the finders that come after it, and wraps their loader."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname not in _ROOMS:
+            return None
+        for finder in sys.meta_path:
+            spec = None if finder is self else finder.find_spec(fullname, path, target)
+            if spec is not None:
+                if spec.loader is not None:
+                    spec.loader = _RegisteringLoader(spec.loader, _ROOMS[fullname])
+                return spec
+        return None
+
+
+class _RegisteringLoader(importlib.abc.Loader):
+    """Loads as the wrapped loader does, then imports the room that registers with the library."""
+
+    def __init__(self, loader: importlib.abc.Loader, room: str) -> None:
+        self._loader = loader
+        self._room = room
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        if module.__spec__ is not None:
+            module.__spec__.loader = self._loader  # leave no trace of the detour
+        self._loader.exec_module(module)
+        importlib.import_module(self._room)
