@@ -1,0 +1,271 @@
+"""MMA's routing in a language model: modality tokens in, one table of branch weights a layer out.
+
+LaVIN puts a modality token t_m before the text. It sees only itself and nobody sees it, so its
+state in each layer, and with it the branch weights of that layer, depends on nothing but the
+parameters and m. The two tokens (text, image) are therefore run through the decoder as a batch of
+two one-token rows, once per forward pass, and the other tokens look their weights up.
+
+Dimensions: B rows, T tokens, D width; 2 modalities (0 text, 1 image), 2 branches.
+"""
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from .plugin import (
+    Contextual,
+    cached_length,
+    contexts_set,
+    plain_execution,
+    pop_marks,
+    remember_in_recomputation,
+    token_shape,
+)
+from .sites import image_token_ids
+
+_REMEMBERED = "_modality_of_rows"  # a deep copy of a cache, as for prefix reuse, keeps it
+
+
+@dataclass
+class RoutingPass:
+    """Context of a layer while the modality tokens run through it.
+
+    Attributes:
+        adapter: name of the adapter that runs.
+        table: [2, 2] branch weights of each modality; written by the layer.
+    """
+
+    adapter: str
+    table: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class TokenRouting:
+    """Context of a layer while a batch runs through it.
+
+    Attributes:
+        adapter: name of the adapter that runs.
+        table: [2, 2] branch weights of each modality.
+        modality: [B, T, 2] one-hot modality of each token; None where every token is text.
+    """
+
+    adapter: str
+    table: Tensor
+    modality: Tensor | None
+
+
+class ModalityEmbedding(nn.Module, BaseTunerLayer):
+    """The modality tokens E_m [2, D] of one language model decoder, and the hooks that run them.
+
+    It lives beside the decoder's own layers as `modality_embedding`, so that PEFT saves, freezes
+    and switches it like any adapter layer. Its pre-hook on the decoder takes `modality_ids` [B, T]
+    out of the keyword arguments (None: every token is text) and gives each MMA layer its table and
+    the tokens' modalities; its hook after the decoder takes them back.
+    """
+
+    # no wrapped layer whose weight BaseTunerLayer could lend
+    weight = None  # pyright: ignore[reportAssignmentType]
+    bias = None  # pyright: ignore[reportAssignmentType]
+
+    adapter_layer_names = ("mma_embedding",)
+
+    def __init__(self, decoder: nn.Module, reader: nn.Module | None) -> None:
+        """Attach to a decoder.
+
+        Args:
+            decoder: the module that owns the decoder layers and the token embedding.
+            reader: the vision-language model around it that sees `input_ids`, if there is one.
+        """
+        super().__init__()
+        self.mma_embedding = nn.ModuleDict()
+        self.layer_names: dict[str, list[str]] = {}
+        self._inferred: dict[str, tuple[Any, list[Tensor]]] = {}
+        self._derived: Tensor | None = None
+        self._undo_checkpoints: Any = None
+        self._latest: Tensor | None = None
+        self._hooks = [
+            decoder.register_forward_pre_hook(self._before_decoder, with_kwargs=True),
+            decoder.register_forward_hook(self._after_decoder, with_kwargs=True, always_call=True),
+        ]
+        if reader is not None:
+            before = reader.register_forward_pre_hook(
+                self._before_reader, with_kwargs=True, prepend=True
+            )
+            after = reader.register_forward_hook(self._after_reader, always_call=True)
+            self._hooks += [before, after]
+
+    def add(self, adapter: str, width: int, like: Tensor) -> None:
+        """Add an adapter's two modality tokens, drawn from N(0, 1), on the device of `like`."""
+        self.layer_names[adapter] = []
+        self.mma_embedding[adapter] = nn.Embedding(2, width)
+        if not any(p.is_meta for p in self.mma_embedding[adapter].parameters()):
+            self.mma_embedding[adapter].to(device=like.device, dtype=like.dtype)
+
+    def remove_hooks(self) -> None:
+        """Leave the decoder as it was found."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def train(self, mode: bool = True) -> "ModalityEmbedding":
+        """Set the training mode; tables found in evaluation are not trusted beyond it."""
+        self._inferred.clear()
+        return super().train(mode)
+
+    def tables(self, decoder: nn.Module, adapter: str) -> list[Tensor]:
+        """Return each layer's routing table [2 modalities, 2 branches], in the layers' order.
+
+        In evaluation, where nothing needs a gradient, the tables are computed once and kept until
+        a parameter of the decoder changes.
+        """
+        parameters = list(decoder.parameters())
+        if self.training or _needs_grad(parameters) or _is_distributed():
+            return self._run(decoder, adapter)
+        layers = self.layers(decoder, adapter)
+        state = _state_of(parameters, [p for m in (self, *layers) for p in m.parameters()])
+        kept, tables = self._inferred.get(adapter, (None, []))
+        if kept is None or kept[0] != state[0] or not torch.equal(kept[1], state[1]):
+            with torch.no_grad():
+                tables = self._run(decoder, adapter)
+            self._inferred[adapter] = (state, tables)
+        return tables
+
+    def layers(self, decoder: nn.Module, adapter: str) -> list[nn.Module]:
+        """List the decoder's layers that hold an adapter, first to last."""
+        return [decoder.get_submodule(name) for name in self.layer_names[adapter]]
+
+    def _run(self, decoder: nn.Module, adapter: str) -> list[Tensor]:
+        layers = cast(list[Contextual], self.layers(decoder, adapter))
+        passes = [RoutingPass(adapter) for _ in layers]
+        tokens = self.mma_embedding[adapter](torch.arange(2, device=_device(decoder)))  # [2, D]
+        tokens = tokens.to(decoder.get_input_embeddings().weight.dtype)[:, None]  # [2, 1, D]
+        with contexts_set(layers, passes), plain_execution(decoder):
+            decoder.forward(inputs_embeds=tokens, use_cache=False)
+        return [cast(Tensor, p.table) for p in passes]
+
+    def _adapter(self) -> str | None:
+        if self.disable_adapters:
+            return None
+        active = [name for name in self.active_adapters if name in self.mma_embedding]
+        if len(active) > 1:
+            raise ValueError(f"MMA runs one adapter at a time; got {active}")
+        return active[0] if active else None
+
+    def _before_decoder(
+        self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        given = pop_marks(kwargs).get("modality_ids")
+        derived, self._derived = self._derived, None
+        adapter = self._adapter()
+        if adapter is None:
+            return args, kwargs
+        shape = token_shape(args, kwargs)
+        cache = kwargs.get("past_key_values")
+        ids = _fit(given, shape, cache) if given is not None else _continue(derived, shape, cache)
+        modality = None if ids is None else _one_hot(ids, decoder)
+        self._latest = None if ids is None else ids[:, -1].detach()
+        layers = cast(list[Contextual], self.layers(decoder, adapter))
+        for layer, table in zip(layers, self.tables(decoder, adapter), strict=True):
+            layer.context = TokenRouting(adapter, table, modality)
+        self._undo_checkpoints = remember_in_recomputation(decoder, layers)
+        return args, kwargs
+
+    def _after_decoder(
+        self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
+        if self._undo_checkpoints is not None:
+            self._undo_checkpoints()
+            self._undo_checkpoints = None
+        for names in self.layer_names.values():
+            for name in names:
+                cast(Contextual, decoder.get_submodule(name)).context = None
+        cache = getattr(output, "past_key_values", None)
+        if cache is not None and self._latest is not None:
+            setattr(cache, _REMEMBERED, self._latest)
+        self._latest = None
+
+    def _before_reader(
+        self, reader: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        if kwargs.get("modality_ids") is not None:
+            return
+        input_ids = kwargs.get("input_ids", args[0] if args else None)
+        if input_ids is not None:
+            images = torch.tensor(image_token_ids(reader), device=input_ids.device)
+            self._derived = torch.isin(input_ids, images).any(dim=1).long()
+        elif kwargs.get("pixel_values") is not None:
+            raise ValueError(
+                "cannot tell which rows hold an image: pass input_ids or modality_ids with "
+                "pixel_values"
+            )
+
+    def _after_reader(self, reader: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._derived = None
+
+
+def _fit(given: Tensor, shape: tuple[int, int], cache: Any) -> Tensor:
+    """Check `modality_ids` against the tokens; while decoding, extend the last column."""
+    if given.device.type == "cpu" and ((given < 0) | (given > 1)).any():
+        raise ValueError(
+            f"modality_ids must be 0 (text) or 1 (image); got {given.unique().tolist()}"
+        )
+    if given.shape == shape:
+        return given
+    past = cached_length(cache)
+    if past and given.dim() == 2 and given.shape[0] == shape[0]:
+        if given.shape[1] == past + shape[1]:
+            return given[:, -shape[1] :]
+        if given.shape[1] <= past:
+            return given[:, -1:].expand(shape)
+    raise ValueError(f"modality_ids must be {list(shape)} like the tokens; got {list(given.shape)}")
+
+
+def _continue(derived: Tensor | None, shape: tuple[int, int], cache: Any) -> Tensor | None:
+    """Spread a modality per row over the new tokens: what the cache holds or an image makes 1."""
+    remembered = getattr(cache, _REMEMBERED, None)
+    if remembered is not None and not cached_length(cache):
+        remembered = None
+    known = [rows for rows in (remembered, derived) if rows is not None]
+    for rows in known:
+        if rows.shape[0] != shape[0]:
+            raise ValueError(
+                f"the batch has {shape[0]} rows, but {rows.shape[0]} are known to hold an image or "
+                "not: pass modality_ids"
+            )
+    if not known:
+        return None
+    ids = known[0] if len(known) == 1 else torch.maximum(known[0], known[1])
+    return ids[:, None].expand(shape)
+
+
+def _one_hot(ids: Tensor, decoder: nn.Module) -> Tensor:
+    """Turn modality ids [B, T] into one-hot rows [B, T, 2]; an id out of range is an error."""
+    weight = decoder.get_input_embeddings().weight
+    eye = torch.eye(2, dtype=weight.dtype, device=weight.device)
+    return F.embedding(ids.to(weight.device), eye)
+
+
+def _device(decoder: nn.Module) -> torch.device:
+    return decoder.get_input_embeddings().weight.device
+
+
+def _needs_grad(parameters: list[nn.Parameter]) -> bool:
+    return torch.is_grad_enabled() and any(p.requires_grad for p in parameters)
+
+
+def _is_distributed() -> bool:
+    """Tell whether ranks must agree on every pass: a sharded model gathers weights in each."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _state_of(parameters: list[nn.Parameter], tuned: list[nn.Parameter]) -> tuple[Any, Tensor]:
+    """Name the state that routing tables depend on.
+
+    Versions and addresses tell of every in-place operation and replacement. The adapter's own few
+    numbers are copied as well: writing through `.data` leaves no trace in the version.
+    """
+    versions = tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in parameters)
+    return versions, torch.cat([p.detach().flatten().float() for p in tuned])
