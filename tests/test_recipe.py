@@ -1,0 +1,418 @@
+"""A recipe means what it says, survives a round trip, and every mistake in it is a sentence."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from varifocal.errors import RecipeError
+from varifocal.recipe import (
+    DataSection,
+    EvaluationSection,
+    LoraSection,
+    MMASection,
+    ModelSection,
+    NoTunerSection,
+    Recipe,
+    SourceSection,
+    TrainingSection,
+    load_recipe,
+)
+from varifocal.recipe.page import parse_yaml, put, validate
+from varifocal.recipe.reading import SHIPPED
+from varifocal.recipe.sections import Schedule
+
+TREE = Path(__file__).parents[1] / "recipes"
+MODEL = {"language_model": "smollm2-135m-instruct"}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "alpaca.json").write_text("[]")
+    (tmp_path / "recipe.yaml").write_text(
+        "model: {language_model: smollm2-135m-instruct}\n"
+        "data:\n"
+        "  train:\n"
+        "    - path: alpaca.json\n"
+        "    - {path: alpaca.json, repeat: 2}\n"
+    )
+    return tmp_path
+
+
+def refusal(folder, *overrides):
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(folder / "recipe.yaml", overrides)
+    return str(caught.value)
+
+
+# What a page means
+
+
+def test_defaults_are_filled_in(folder):
+    recipe = load_recipe(folder / "recipe.yaml")
+    assert recipe.name == "recipe"
+    assert recipe.tuner == MMASection(bottleneck_dim=8, router_temperature=10.0, dropout=0.1)
+    assert recipe.model.connector is None
+    assert [source.repeat for source in recipe.data.train] == [1, 2]
+
+
+def test_a_vision_tower_brings_a_connector():
+    recipe = validate(Recipe, {"model": {**MODEL, "vision_tower": "efficientnet-lite0"}})
+    assert recipe.model.connector is not None
+    assert recipe.model.connector.type == "patch_mlp"
+
+
+@pytest.mark.parametrize(
+    ("tuner", "section"),
+    [
+        ({}, MMASection),
+        ({"type": "lora", "rank": 4}, LoraSection),
+        ({"type": "none"}, NoTunerSection),
+    ],
+)
+def test_tuner_is_chosen_by_type(tuner, section):
+    assert type(validate(Recipe, {"model": MODEL, "tuner": tuner}).tuner) is section
+
+
+def test_overrides_reach_every_place(folder):
+    recipe = load_recipe(
+        folder / "recipe.yaml",
+        ["training.learning_rate=1e-3", "data.train[1].repeat=5", "data.train.0.max_examples=7"],
+    )
+    assert recipe.training.learning_rate == 1e-3
+    assert [source.repeat for source in recipe.data.train] == [1, 5]
+    assert recipe.data.train[0].max_examples == 7
+    assert load_recipe(folder / "recipe.yaml", {"seed": 3}).seed == 3
+
+
+def test_paths_start_at_the_recipe_or_at_root_or_at_the_user(folder, monkeypatch):
+    (folder / "more").mkdir()
+    (folder / "more" / "alpaca.json").write_text("[]")
+    file = folder / "recipe.yaml"
+    assert load_recipe(file).data.train[0].path == str(folder / "alpaca.json")
+    monkeypatch.chdir(folder / "more")
+    assert load_recipe(file).data.train[0].path == str(folder / "alpaca.json")
+    rooted = load_recipe(file, ["data.root=."])
+    assert rooted.data.train[0].path == str(folder / "more" / "alpaca.json")
+    given_here = load_recipe(file, ["data.train[0].path=alpaca.json"])
+    assert given_here.data.train[0].path == str(folder / "more" / "alpaca.json")
+    assert given_here.data.train[1].path == str(folder / "alpaca.json")
+    monkeypatch.setenv("HOME", str(folder))
+    assert load_recipe(file, ["data.root=~/more"]).data.root == str(folder / "more")
+
+
+def test_model_names_are_paths_only_where_there_is_a_directory(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    (folder / "models" / "mine").mkdir(parents=True)
+    for name, expected in [
+        ("models/mine", str(folder / "models" / "mine")),
+        ("./elsewhere", str(folder / "elsewhere")),
+        ("huggyllama/llama-7b", "huggyllama/llama-7b"),
+    ]:
+        recipe = load_recipe(folder / "recipe.yaml", {"model.language_model": name})
+        assert recipe.model.language_model == expected
+
+
+def test_a_loaded_recipe_cannot_be_changed(folder):
+    recipe = load_recipe(folder / "recipe.yaml")
+    with pytest.raises(ValueError, match="frozen"):
+        recipe.seed = 4
+
+
+# Trainer's own knobs
+
+
+def test_trainer_arguments_pass_through_under_their_own_names(tmp_path):
+    from transformers import TrainingArguments
+
+    section = TrainingSection(
+        num_train_epochs=2.0,
+        max_grad_norm=0.0,
+        gradient_checkpointing=True,
+        connector_learning_rate=1e-4,
+        optim="adafactor",
+    )
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path), use_cpu=True, **section.trainer_arguments()
+    )
+    assert (arguments.num_train_epochs, arguments.max_grad_norm) == (2.0, 0.0)
+    assert arguments.gradient_checkpointing is True
+    assert arguments.optim == "adafactor"
+
+
+def test_declared_schedules_are_those_of_transformers():
+    from typing import get_args
+
+    from transformers import SchedulerType
+
+    assert set(get_args(Schedule)) == {schedule.value for schedule in SchedulerType}
+
+
+def test_declared_trainer_knobs_exist_in_transformers():
+    import dataclasses
+
+    from transformers import TrainingArguments
+
+    ours = {"connector_learning_rate", "compile_layers"}
+    known = {field.name for field in dataclasses.fields(TrainingArguments)}
+    assert set(TrainingSection.model_fields) - ours <= known
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        (
+            "tuner.botleneck_dim=4",
+            "tuner.botleneck_dim: unknown key; did you mean 'bottleneck_dim'?",
+        ),
+        ("data.train[0].spilt=val", "data.train[0].spilt: unknown key; did you mean 'split'?"),
+        ("tunar=1", "tunar: unknown key; did you mean 'tuner'?"),
+        ("data.zzz=1", "data.zzz: unknown key; allowed: root, train, evaluate, max_length, "),
+        (
+            "training.learning_rat=1e-3",
+            "training.learning_rat: unknown key, here and in TrainingArguments; "
+            "did you mean 'learning_rate'?",
+        ),
+        ("training.output_dir=x", "training.output_dir: not set here; give --out"),
+        ("training.warmup_ratio=0.1", "training.warmup_ratio: not set here; set warmup_steps to"),
+        ("tuner.type=loora", "tuner.type: 'loora' is not allowed; one of 'mma', 'lora', 'none'"),
+        (
+            "model.dtype=bfloat61",
+            "model.dtype: 'bfloat61' is not allowed; one of 'float32', 'bfloat16' or 'float16'; "
+            "did you mean 'bfloat16'?",
+        ),
+        (
+            "data.train[1].max_examples=0",
+            "data.train[1].max_examples: 0 was given; it should be greater than or equal to 1",
+        ),
+        ("tuner.dropout=two", "tuner.dropout: 'two' was given; it should be a valid number"),
+        ("tuner.dropout=.nan", "tuner.dropout: nan was given; it should be a finite number"),
+        ("seed=true", "seed: True was given; it should be a valid integer"),
+        ("seed='3'", "seed: '3' was given; it should be a valid integer"),
+        ("data=3", "data: 3 was given; it should be a section of 'key: value' lines"),
+        ("data.train=a.json", "data.train: 'a.json' was given; it should be a valid list"),
+        ("model.connector={}", "model.connector: there is no vision_tower for it to read"),
+        ("model={}", "model.language_model: missing"),
+        (
+            "model={language_model: a, vision_tower: b, connector: "
+            "{type: cls_pyramid, num_tokens: 1}}",
+            "model.connector.num_tokens: belongs to patch_mlp",
+        ),
+        ("data.row_length=64", "data.row_length: 64 is below max_length 512"),
+        ("data.train[2].path=x", "data.train[2].path: data.train is a list of 2; it has no '2'"),
+        ("seed.deeper=1", "seed.deeper: seed is 3, it has no 'deeper'"),
+        ("seed", "--set seed: give it as key=value"),
+        ("seed={", "--set seed"),
+        ("data.train[1].path=alpca.json", "data.train[1].path: no file 'alpca.json'"),
+    ],
+)
+def test_a_mistake_is_named_with_its_place_and_its_mend(folder, override, sentence):
+    assert refusal(folder, "seed=3", override).startswith(sentence)
+
+
+def test_a_missing_file_is_answered_with_the_nearest(folder):
+    text = (folder / "recipe.yaml").read_text().replace("{path: alpaca", "{path: alpca")
+    (folder / "recipe.yaml").write_text(text)
+    expected = "data.train[1].path: no file 'alpca.json'; did you mean 'alpaca.json'?"
+    assert refusal(folder) == expected
+    assert load_recipe(folder / "recipe.yaml", check_paths=False).data.train[1].repeat == 2
+
+
+def test_every_mistake_gets_a_line(folder):
+    sentences = refusal(folder, "sead=1", "tuner.scale=big").splitlines()
+    assert len(sentences) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("model: {a: 1\nb: 2", r"page.yaml:2: "),
+        ("model: {}\nseed: 1\nseed: 2\n", r"page.yaml:3: the key 'seed' stands twice"),
+        ("- a\n- b\n", r"page.yaml: a page of 'section: ...' was expected"),
+        ("", r"page.yaml: a page of 'section: ...' was expected"),
+        (
+            "a: !!python/object/apply:os.getcwd []",
+            r"page.yaml:1: could not determine a constructor",
+        ),
+    ],
+)
+def test_a_page_that_is_no_recipe_is_refused(tmp_path, text, sentence):
+    (tmp_path / "page.yaml").write_text(text)
+    with pytest.raises(RecipeError, match=sentence):
+        load_recipe(tmp_path / "page.yaml")
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path):
+    (tmp_path / "page.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RecipeError, match="not a text file in UTF-8"):
+        load_recipe(tmp_path / "page.yaml")
+
+
+def test_a_missing_recipe_is_answered_with_the_nearest(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    with pytest.raises(RecipeError, match=r"no recipe 'recip.yaml'; did you mean 'recipe.yaml'\?"):
+        load_recipe("recip.yaml")
+    with pytest.raises(RecipeError, match="did you mean 'lavin-7b-scienceqa'"):
+        load_recipe("lavin-7b-scienceq")
+    with pytest.raises(RecipeError, match="is a folder"):
+        load_recipe(folder)
+
+
+# Properties
+
+
+def _kinds(field):
+    return field.get("anyOf", [field])
+
+
+def _is_scalar(field):
+    return all(
+        {"enum", "const"} & set(kind) or kind.get("type") in ("null", *_DRAWS)
+        for kind in _kinds(field)
+    )
+
+
+def _integers(kind):
+    high = kind.get("exclusiveMaximum", 10**6 + 1) - 1
+    return st.integers(kind.get("minimum", -(10**6)), high)
+
+
+def _numbers(kind):
+    return st.floats(
+        kind.get("exclusiveMinimum", kind.get("minimum", -1e9)),
+        kind.get("exclusiveMaximum", 1e9),
+        exclude_min="exclusiveMinimum" in kind,
+        exclude_max="exclusiveMaximum" in kind,
+    )
+
+
+_DRAWS = {
+    "boolean": lambda kind: st.booleans(),
+    "string": lambda kind: st.text(st.characters(codec="utf-8", exclude_characters="\x00")),
+    "integer": _integers,
+    "number": _numbers,
+}
+
+
+def _value(kind):
+    if "enum" in kind or "const" in kind:
+        return st.sampled_from(kind.get("enum", [kind.get("const")]))
+    return st.none() if kind["type"] == "null" else _DRAWS[kind["type"]](kind)
+
+
+def sections(section, **fixed):
+    """Draw a section with some of its scalar fields set, each within what its schema allows."""
+    scalar = {
+        name: st.one_of([_value(kind) for kind in _kinds(field)])
+        for name, field in section.model_json_schema()["properties"].items()
+        if name not in fixed and _is_scalar(field)
+    }
+    required = {name: scalar.pop(name) for name in list(scalar) if _is_required(section, name)}
+    return st.fixed_dictionaries({**fixed, **required}, optional=scalar)
+
+
+def _is_required(section, name):
+    return section.model_fields[name].is_required()
+
+
+def pages():
+    lengths = {"max_length": st.integers(1, 64), "row_length": st.integers(64, 128)}
+    sources = st.lists(sections(SourceSection), max_size=2)
+    return sections(
+        Recipe,
+        model=sections(ModelSection, vision_tower=st.none()),
+        tuner=st.one_of(sections(MMASection), sections(LoraSection, type=st.just("lora"))),
+        data=sections(DataSection, train=sources, **lengths),
+        training=sections(TrainingSection),
+        evaluation=sections(EvaluationSection),
+    )
+
+
+@given(pages())
+def test_a_recipe_survives_a_round_trip(page):
+    recipe = validate(Recipe, page)
+    again = validate(Recipe, parse_yaml(recipe.dump_yaml(), "dump"))
+    assert again == recipe
+    assert again.dump_yaml() == recipe.dump_yaml()
+
+
+@given(
+    page=pages(),
+    place=st.sampled_from(["", "model.", "data.", "tuner.", "evaluation."]),
+    key=st.from_regex(r"[a-z_]{1,12}x", fullmatch=True),
+)
+def test_an_unknown_key_always_fails(page, place, key):
+    put(page, place + key, 1)
+    with pytest.raises(RecipeError, match=f"{place}{key}: unknown key"):
+        validate(Recipe, page)
+
+
+# Recipes that ship
+
+
+@pytest.mark.parametrize("file", sorted(TREE.glob("*.yaml")), ids=lambda file: file.stem)
+def test_a_shipped_recipe_is_valid_and_found_by_its_bare_name(file):
+    recipe = load_recipe(file, check_paths=False)
+    assert load_recipe(file.stem, check_paths=False) == recipe
+    assert recipe.name == file.stem
+    assert (SHIPPED / file.name).is_file()
+
+
+def test_a_shipped_recipe_reads_its_data_where_the_user_stands(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    recipe = load_recipe("lavin-7b-scienceqa", check_paths=False)
+    assert recipe.data.train[0].path == str(tmp_path / "data" / "scienceqa")
+
+
+@pytest.mark.parametrize(("size", "temperature"), [("7b", 10.0), ("13b", 5.0)])
+def test_lavin_recipes_carry_the_settings_of_the_paper(size, temperature):
+    recipe = load_recipe(f"lavin-{size}-scienceqa", check_paths=False)
+    training, tuner = recipe.training, recipe.tuner
+    batch = training.per_device_train_batch_size * training.gradient_accumulation_steps
+    assert batch == 32
+    assert not recipe.data.packing
+    assert training.learning_rate == pytest.approx(9e-3 * batch / 256, rel=1e-12)
+    assert (training.adam_beta1, training.adam_beta2) == (0.9, 0.95)
+    assert (training.weight_decay, training.max_grad_norm) == (0.02, 0.0)
+    assert training.num_train_epochs * training.warmup_steps == 2.0
+    assert training.lr_scheduler_type == "cosine"
+    assert isinstance(tuner, MMASection)
+    assert (tuner.bottleneck_dim, tuner.router_temperature) == (8, temperature)
+    assert tuner.adapt_vision_tower
+    assert recipe.model.connector is not None
+    assert recipe.model.connector.type == "cls_pyramid"
+    assert recipe.data.max_length == 512
+    assert {s.prompt_format for s in recipe.data.train} == {"QCM-ALE"}
+
+
+# The page describes itself
+
+
+def test_every_knob_is_described():
+    schema = Recipe.model_json_schema()
+    for name, section in {**schema["$defs"], "Recipe": schema}.items():
+        for key, field in section["properties"].items():
+            described = "description" in field or "$ref" in field or "oneOf" in field
+            assert described or key in ("type", "model"), f"{name}.{key} has no description"
+
+
+def test_a_recipe_is_read_without_torch(folder):
+    code = (
+        "import sys; from varifocal.recipe import load_recipe; "
+        f"load_recipe({str(folder / 'recipe.yaml')!r}); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_dump_is_yaml_that_others_read(folder):
+    recipe = load_recipe(folder / "recipe.yaml")
+    page = yaml.safe_load(recipe.dump_yaml())
+    assert page["data"]["train"][1]["repeat"] == 2
+    assert list(page) == ["name", "seed", "model", "tuner", "data", "training", "evaluation"]
