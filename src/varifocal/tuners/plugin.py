@@ -42,7 +42,6 @@ def register(name: str, config_cls: type[PeftConfig], model_cls: type[BaseTuner]
     if value not in PeftType.__members__:
         member = str.__new__(PeftType, value)
         member._name_, member._value_ = value, value
-        member._sort_order_ = len(PeftType)
         PeftType._member_names_.append(value)
         PeftType._member_map_[value] = member
         PeftType._value2member_map_[value] = member
@@ -120,17 +119,16 @@ def remember_in_recomputation(
         decoder: the module whose blocks transformers may checkpoint.
         layers: tuner layers inside those blocks, their contexts set when a block runs.
     """
+    modules: list[Any] = list(decoder.modules())
     blocks = [
         (block, block._gradient_checkpointing_func)
-        for block in decoder.modules()
+        for block in modules
         if getattr(block, "gradient_checkpointing", False)
         and hasattr(block, "_gradient_checkpointing_func")
     ]
 
-    def wrapped(checkpoint: Callable[..., Any]) -> Callable[..., Any]:
-        def checkpoint_with_contexts(
-            function: Callable[..., Any], *args: Any, **kwargs: Any
-        ) -> Any:
+    def replaying(checkpoint: Callable[..., Any]) -> Callable[..., Any]:
+        def checkpointed(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             contexts = [layer.context for layer in layers]
 
             def replay(*args: Any, **kwargs: Any) -> Any:
@@ -158,7 +156,7 @@ def plain_execution(decoder: nn.Module) -> Iterator[None]:
     For an extra pass over a handful of tokens: recomputing it in the backward pass would find
     another state, and compiling it would cost a compilation per layer for nothing.
     """
-    modules = list(decoder.modules())
+    modules: list[Any] = list(decoder.modules())
     checkpointed = [m for m in modules if getattr(m, "gradient_checkpointing", False)]
     compiled = any(m._compiled_call_impl is not None for m in modules)
     for module in checkpointed:

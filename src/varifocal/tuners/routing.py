@@ -25,7 +25,7 @@ from .plugin import (
     remember_in_recomputation,
     token_shape,
 )
-from .sites import image_token_ids
+from .sites import image_token_ids, token_embedding
 
 _REMEMBERED = "_modality_of_rows"  # a deep copy of a cache, as for prefix reuse, keeps it
 
@@ -68,8 +68,8 @@ class ModalityEmbedding(nn.Module, BaseTunerLayer):
     """
 
     # no wrapped layer whose weight BaseTunerLayer could lend
-    weight = None  # pyright: ignore[reportAssignmentType]
-    bias = None  # pyright: ignore[reportAssignmentType]
+    weight = None  # pyright: ignore[reportIncompatibleMethodOverride]
+    bias = None  # pyright: ignore[reportIncompatibleMethodOverride]
 
     adapter_layer_names = ("mma_embedding",)
 
@@ -140,8 +140,9 @@ class ModalityEmbedding(nn.Module, BaseTunerLayer):
     def _run(self, decoder: nn.Module, adapter: str) -> list[Tensor]:
         layers = cast(list[Contextual], self.layers(decoder, adapter))
         passes = [RoutingPass(adapter) for _ in layers]
-        tokens = self.mma_embedding[adapter](torch.arange(2, device=_device(decoder)))  # [2, D]
-        tokens = tokens.to(decoder.get_input_embeddings().weight.dtype)[:, None]  # [2, 1, D]
+        like = _token_weight(decoder)
+        tokens = self.mma_embedding[adapter](torch.arange(2, device=like.device))  # [2, D]
+        tokens = tokens.to(like.dtype)[:, None]  # [2, 1, D]
         with contexts_set(layers, passes), plain_execution(decoder):
             decoder.forward(inputs_embeds=tokens, use_cache=False)
         return [cast(Tensor, p.table) for p in passes]
@@ -243,13 +244,13 @@ def _continue(derived: Tensor | None, shape: tuple[int, int], cache: Any) -> Ten
 
 def _one_hot(ids: Tensor, decoder: nn.Module) -> Tensor:
     """Turn modality ids [B, T] into one-hot rows [B, T, 2]; an id out of range is an error."""
-    weight = decoder.get_input_embeddings().weight
-    eye = torch.eye(2, dtype=weight.dtype, device=weight.device)
-    return F.embedding(ids.to(weight.device), eye)
+    like = _token_weight(decoder)
+    eye = torch.eye(2, dtype=like.dtype, device=like.device)
+    return F.embedding(ids.to(like.device), eye)
 
 
-def _device(decoder: nn.Module) -> torch.device:
-    return decoder.get_input_embeddings().weight.device
+def _token_weight(decoder: nn.Module) -> Tensor:
+    return cast(nn.Embedding, token_embedding(decoder)).weight
 
 
 def _needs_grad(parameters: list[nn.Parameter]) -> bool:
