@@ -1,0 +1,435 @@
+"""From examples to token ids: what is trained, where the images stand, what happens when too long.
+
+Letters: T tokens of one example, V tokens an image takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+from transformers import PreTrainedTokenizerBase
+
+from varifocal.data.example import Example, Image, Message
+from varifocal.data.reading import OnBadRecord
+from varifocal.data.template import AnswerSpan, ChatTemplate, Turn
+from varifocal.errors import DataError, ModelError
+
+Overflow = Literal["error", "drop", "truncate_prompt"]
+TrainOn = Literal["answers", "last_answer", "all"]
+Progress = Callable[[int, int], None]
+Ids = npt.NDArray[np.int32]
+
+IGNORED = -100
+"""Label of a token that is not trained, as transformers has it."""
+CUT_MARK = " ... "
+"""Stands where `overflow="truncate_prompt"` has taken text out."""
+_LEAST_KEPT = 40  # characters of a user's text; with less there is no question left to answer
+
+
+class TooLongError(DataError):
+    """An example takes more tokens than the limit."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One example as token ids.
+
+    Attributes:
+        input_ids: [T], each image's placeholder expanded to V copies.
+        prompt_mask: [T], False where a token is trained, True elsewhere; the first is never
+            trained, since nothing predicts it.
+        modality: 0 text alone, 1 with an image.
+        images: in the order of their placeholders.
+        example_id: the example's id.
+        was_cut: whether prompt text was taken out to meet the limit.
+    """
+
+    input_ids: Ids
+    prompt_mask: npt.NDArray[np.bool_]
+    modality: int = 0
+    images: tuple[Image, ...] = ()
+    example_id: str = ""
+    was_cut: bool = False
+
+    def __len__(self) -> int:
+        """Count the tokens."""
+        return len(self.input_ids)
+
+    @property
+    def labels(self) -> Ids:
+        """[T], the ids where they are trained and -100 elsewhere."""
+        return np.where(self.prompt_mask, np.int32(IGNORED), self.input_ids)
+
+    @property
+    def trained_ids(self) -> Ids:
+        """The trained ids alone."""
+        return self.input_ids[~self.prompt_mask]
+
+
+@dataclass
+class EncodedExamples:
+    """What `Encoder.encode_all` made of a list of examples.
+
+    Attributes:
+        samples: the encoded examples, in order.
+        skipped: one sentence for each broken example (`on_bad_record="skip"`).
+        dropped: one sentence for each example over the limit (`overflow="drop"`).
+    """
+
+    samples: list[Encoded] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+
+    @property
+    def num_cut(self) -> int:
+        """Count the examples whose prompt was cut (`overflow="truncate_prompt"`)."""
+        return sum(sample.was_cut for sample in self.samples)
+
+
+class Encoder:
+    """Turns examples into token ids with the tokenizer's own chat template.
+
+    Trained ids are the assistant's words and the end-of-turn token behind them, exactly what the
+    model has to write behind the same prompt (see `varifocal.data.template`).
+
+    Args:
+        tokenizer: one without a chat template gets `template.plain_template`.
+        image_token: the placeholder, one token of the tokenizer; None for a model without eyes.
+        image_token_id: its id, checked against the tokenizer's.
+        tokens_per_image: V, how many placeholders one image becomes.
+        max_length: most tokens of an example, images included; None for no limit.
+        overflow: what becomes of longer examples. "error" raises; "drop" makes `encode_all` leave
+            them out and count them; "truncate_prompt" takes text out of the middle of the longest
+            user turns. Images, answers and the template's frame are never cut.
+        system_prompt: None leaves the template's own default (SmolLM2's says who it is); a text
+            is set in front of conversations that bring no system message; "" means none, as an
+            empty system turn where the template would otherwise put its default.
+        train_on: "answers" trains every assistant turn, "last_answer" the last one, "all" every
+            token but the first and the images.
+
+    Raises:
+        ModelError: the placeholder is not one token, or the template cannot be used.
+        ValueError: a number or a word that is not allowed.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        image_token: str | None = None,
+        image_token_id: int | None = None,
+        tokens_per_image: int = 0,
+        max_length: int | None = None,
+        overflow: Overflow = "error",
+        system_prompt: str | None = None,
+        train_on: TrainOn = "answers",
+    ) -> None:
+        if overflow not in get_args(Overflow):
+            raise ValueError(f"overflow is '{overflow}', not one of {get_args(Overflow)}")
+        if train_on not in get_args(TrainOn):
+            raise ValueError(f"train_on is '{train_on}', not one of {get_args(TrainOn)}")
+        if max_length is not None and max_length < 2:
+            raise ValueError(f"max_length is {max_length}; at least 2 tokens are needed")
+        if image_token is not None and tokens_per_image < 1:
+            raise ValueError(f"tokens_per_image is {tokens_per_image}; an image takes at least 1")
+        self.tokenizer = tokenizer
+        self.template = ChatTemplate(tokenizer)
+        self.image_token = image_token
+        self.image_token_id = _check_placeholder(tokenizer, image_token, image_token_id)
+        self.tokens_per_image = tokens_per_image
+        self.max_length = max_length
+        self.overflow: Overflow = overflow
+        self.train_on: TrainOn = train_on
+        self._system = _system_turn(self.template, system_prompt)
+
+    def encode(self, example: Example, with_answer: bool = True) -> Encoded:
+        """Encode one example.
+
+        Args:
+            example: a conversation; with an answer it ends with the assistant's turn.
+            with_answer: False leaves a closing assistant turn out and ends with the template's
+                generation prompt; nothing of it is trained.
+
+        Returns:
+            Its ids and what of them is trained.
+
+        Raises:
+            TooLongError: it is over `max_length` and may not or cannot be cut.
+            DataError: the text holds the placeholder or one of the template's control tokens, a
+                picture meets a model without eyes, or an answer is missing or empty.
+            ModelError: the chat template refuses the conversation.
+        """
+        turns = self._turns(example, with_answer)
+        encoded = self._encode(turns, example)
+        if self._fits(encoded):
+            return encoded
+        return replace(self._encode(self._shorten(turns, encoded, example), example), was_cut=True)
+
+    def encode_options(self, example: Example) -> tuple[Encoded, list[Ids]]:
+        """Encode a multiple-choice question and each of its options, for scoring by likelihood.
+
+        An option's ids are those the answer has in training when that option is the right one: its
+        words and the end-of-turn token. Where the trained answer goes on behind the option
+        (QCM-ALE), they end with the option's words.
+
+        Returns:
+            The prompt up to the answer, and one array an option. The prompt is the same for all,
+            and short enough for the longest option.
+
+        Raises:
+            DataError: the example has no choices, or as `encode`.
+        """
+        if not example.options:
+            raise DataError(f"{example.name}: no choices to score")
+        turns = self._turns(example, with_answer=False)
+        answers = [self._encode(_answer(turns, option), example) for option in example.options]
+        longest = max(range(len(answers)), key=lambda index: len(answers[index]))
+        was_cut = not self._fits(answers[longest])
+        if was_cut:
+            full = _answer(turns, example.options[longest])
+            turns = self._shorten(full, answers[longest], example)[:-1]
+        prompt = replace(self._encode(turns, example), was_cut=was_cut)
+        return prompt, [self._option_ids(turns, option, example) for option in example.options]
+
+    def encode_all(
+        self,
+        examples: Iterable[Example],
+        on_bad_record: OnBadRecord = "fail",
+        progress: Progress | None = None,
+    ) -> EncodedExamples:
+        """Encode many examples; nothing is left out without a sentence that says why.
+
+        Args:
+            examples: conversations with their answers.
+            on_bad_record: "fail" raises the first error, "skip" notes it.
+            progress: called with (done, all) after every example.
+
+        Returns:
+            The encoded examples, and what was skipped as broken or dropped as too long.
+        """
+        examples = list(examples)
+        result = EncodedExamples()
+        for done, example in enumerate(examples, start=1):
+            try:
+                result.samples.append(self.encode(example))
+            except DataError as error:
+                if isinstance(error, TooLongError) and self.overflow == "drop":
+                    result.dropped.append(str(error))
+                elif on_bad_record == "skip":
+                    result.skipped.append(str(error))
+                else:
+                    raise
+            if progress is not None:
+                progress(done, len(examples))
+        return result
+
+    def _turns(self, example: Example, with_answer: bool) -> list[Turn]:
+        """Write the messages as the template takes them."""
+        messages = list(example.messages)
+        if with_answer and messages[-1].role != "assistant":
+            raise DataError(f"{example.name} has no answer: its last turn is the user's")
+        if not with_answer and messages[-1].role == "assistant":
+            del messages[-1]
+        turns = [{"role": m.role, "content": self._content(m, example)} for m in messages]
+        if turns[0]["role"] != "system" and self._system is not None:
+            turns.insert(0, {"role": "system", "content": self._system})
+        return turns
+
+    def _content(self, message: Message, example: Example) -> str:
+        """Join a message's parts, and refuse text that would mislead the model."""
+        if message.role == "assistant" and not message.text.strip():
+            raise DataError(f"{example.name}: an answer is empty")
+        parts: list[str] = []
+        for part in message.content:
+            if isinstance(part, str):
+                self._check_text(part, example)
+                parts.append(part)
+            elif self.image_token is None:
+                raise DataError(f"{example.name} has a picture, but the model has no vision tower")
+            else:
+                parts.append(self.image_token)
+        return "".join(parts)
+
+    def _check_text(self, text: str, example: Example) -> None:
+        if self.image_token is not None and self.image_token in text:
+            raise DataError(
+                f"{example.name}: the text holds the image placeholder '{self.image_token}'; "
+                "pictures are given as pictures"
+            )
+        for token in self.template.control_tokens:
+            if token in text:
+                raise DataError(
+                    f"{example.name}: the text holds the model's control token '{token}', which "
+                    "would end or begin a turn; take it out"
+                )
+
+    def _encode(
+        self, turns: Sequence[Turn], example: Example, train_on: TrainOn | None = None
+    ) -> Encoded:
+        """Render, tokenise and mark what is trained, whatever the length."""
+        train_on = train_on or self.train_on
+        answered = turns[-1]["role"] == "assistant"
+        text = self.template.render(turns, add_generation_prompt=not answered)
+        spans = list(self._spans(turns, text))
+        pieces = self.template.tokenize(text, [cut for s in spans for cut in (s.start, s.end)])
+        ids: list[int] = []
+        mask: list[bool] = []
+        for number, piece in enumerate(pieces):
+            span = spans[number // 2] if number % 2 else None
+            if span is not None and not span.closed:
+                piece = [*piece, self._end_of_sequence()]
+            trained = answered and span is not None and train_on != "all"
+            trained = trained and (train_on == "answers" or span is spans[-1])
+            ids += piece
+            mask += [not trained] * len(piece)
+        if train_on == "all" and answered:
+            mask = [token == self.image_token_id for token in ids]
+        return self._expand(np.array(ids, np.int32), np.array(mask, np.bool_), example)
+
+    def _spans(self, turns: Sequence[Turn], text: str) -> Iterator[AnswerSpan]:
+        """Find the answers; one that the template rewrites later counts only if it is trained."""
+        answers = [index for index, turn in enumerate(turns) if turn["role"] == "assistant"]
+        for index in answers:
+            try:
+                yield self.template.span(turns, index, text)
+            except ModelError:
+                if self.train_on == "answers" or index == len(turns) - 1:
+                    raise
+
+    def _end_of_sequence(self) -> int:
+        number = self.tokenizer.eos_token_id
+        if not isinstance(number, int):
+            raise ModelError(
+                "the chat template writes no special token behind an answer and the tokenizer has "
+                "no end-of-sequence token: the model could not learn where to stop"
+            )
+        return number
+
+    def _expand(self, ids: Ids, mask: npt.NDArray[np.bool_], example: Example) -> Encoded:
+        """Give every image its V placeholders."""
+        images = example.images
+        is_image = ids == (-1 if self.image_token_id is None else self.image_token_id)
+        if int(is_image.sum()) != len(images):
+            raise ModelError(
+                f"{example.name} has {len(images)} pictures, the chat template wrote "
+                f"{int(is_image.sum())} placeholders"
+            )
+        copies = np.where(is_image, self.tokens_per_image, 1)
+        mask = np.repeat(mask, copies)
+        mask[:1] = True
+        return Encoded(
+            np.repeat(ids, copies), mask, example.modality, images, example_id=example.id
+        )
+
+    def _option_ids(self, turns: Sequence[Turn], option: str, example: Example) -> Ids:
+        ids = self._encode(_answer(turns, option), example, "last_answer").trained_ids
+        if example.is_option_complete:
+            return ids
+        longer = self._encode(_answer(turns, f"{option} x"), example, "last_answer").trained_ids
+        shared = min(len(ids), len(longer))
+        return ids[: int(np.cumprod(ids[:shared] == longer[:shared]).sum())]
+
+    def _fits(self, encoded: Encoded) -> bool:
+        return self.max_length is None or len(encoded) <= self.max_length
+
+    def _shorten(self, turns: Sequence[Turn], encoded: Encoded, example: Example) -> list[Turn]:
+        """Take text out of the longest user turns until the conversation fits.
+
+        Raises:
+            TooLongError: that is not the policy, or what may not be cut is too long by itself.
+        """
+        size = f"{example.name} takes {len(encoded)} tokens, max_length is {self.max_length}"
+        if self.overflow != "truncate_prompt":
+            raise TooLongError(
+                f"{size}; raise max_length, or set overflow to 'drop' or 'truncate_prompt'"
+            )
+        shorter = [dict(turn) for turn in turns]
+        for turn in sorted(shorter, key=lambda turn: -len(turn["content"])):
+            if turn["role"] != "user":
+                continue
+            pictures, text = self._part(turn["content"])
+
+            def fits(
+                kept: int, turn: Turn = turn, pictures: str = pictures, text: str = text
+            ) -> bool:
+                turn["content"] = pictures + _cut(text, kept)
+                return self._fits(self._encode(shorter, example))
+
+            if _largest(fits, _LEAST_KEPT, len(text)):
+                return shorter
+        raise TooLongError(
+            f"{size}, and its images, answer and the chat template's frame leave no room for the "
+            "question; raise max_length"
+        )
+
+    def _part(self, content: str) -> tuple[str, str]:
+        """Part a user turn into its pictures, which stay, and the text behind the last one."""
+        if self.image_token is None or self.image_token not in content:
+            return "", content
+        end = content.rindex(self.image_token) + len(self.image_token)
+        return content[:end], content[end:]
+
+
+def _answer(turns: Sequence[Turn], answer: str) -> list[Turn]:
+    return [*turns, {"role": "assistant", "content": answer}]
+
+
+def _cut(text: str, kept: int) -> str:
+    """Take the middle out of a text.
+
+    >>> _cut("Which of these is a metal?", 10)
+    'Which ... etal?'
+    """
+    if kept >= len(text):
+        return text
+    head = kept - kept // 2
+    return text[:head] + CUT_MARK + text[len(text) - kept // 2 :]
+
+
+def _largest(fits: Callable[[int], bool], low: int, high: int) -> bool:
+    """Leave `fits` called last with the largest number that it accepts; False if `low` fails.
+
+    `fits` must accept every number below one that it accepts.
+    """
+    if low >= high or not fits(low):
+        return False
+    while high - low > 1:
+        middle = (low + high) // 2
+        if fits(middle):
+            low = middle
+        else:
+            high = middle
+    return fits(low)
+
+
+def _check_placeholder(
+    tokenizer: PreTrainedTokenizerBase, token: str | None, number: int | None
+) -> int | None:
+    """Return the placeholder's id."""
+    if token is None:
+        return None
+    ids = list(tokenizer(token, add_special_tokens=False).input_ids)
+    if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
+        raise ModelError(
+            f"the tokenizer does not know the image placeholder '{token}' as one token"
+        )
+    if number is not None and ids[0] != number:
+        raise ModelError(
+            f"the placeholder '{token}' has id {ids[0]} in the tokenizer, not {number}"
+        )
+    return ids[0]
+
+
+def _system_turn(template: ChatTemplate, system_prompt: str | None) -> str | None:
+    """Decide what a conversation without a system message starts with; None for no turn."""
+    if system_prompt != "":
+        return system_prompt
+    user: Turn = {"role": "user", "content": "a"}
+    try:
+        empty = template.render([{"role": "system", "content": ""}, user])
+    except ModelError:
+        return None
+    return "" if len(empty) < len(template.render([user])) else None

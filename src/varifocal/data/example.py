@@ -1,0 +1,254 @@
+"""What a sample is before it becomes tokens: a conversation of text and pictures."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Literal, get_args
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+
+from varifocal.errors import DataError
+
+Role = Literal["system", "user", "assistant"]
+ROLES: tuple[Role, ...] = get_args(Role)
+
+MAX_PIXELS = 50_000_000
+"""Pictures with more pixels are refused by their header; 50 million RGB pixels take 150 MB."""
+
+# Pillow also reads formats that run other programs (EPS calls Ghostscript); these do not.
+_FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
+_DEEP_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
+
+
+@dataclass(frozen=True)
+class Image:
+    """A picture that is read when it is needed, from a file or from bytes.
+
+    Attributes:
+        path: the file, or None.
+        data: the file's content, or None; exactly one of the two is given.
+    """
+
+    path: Path | None = None
+    data: bytes | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        """Refuse a picture without a place, or with two."""
+        if (self.path is None) == (self.data is None):
+            raise DataError("a picture needs either a path or data, not both and not none")
+
+    @property
+    def name(self) -> str:
+        """What an error text calls this picture."""
+        return (
+            f"picture '{self.path}'" if self.path else f"picture of {len(self.data or b'')} bytes"
+        )
+
+    def read(self) -> bytes:
+        """Return the undecoded content.
+
+        Raises:
+            DataError: the file is missing, a directory, empty or unreadable.
+        """
+        if self.data is not None:
+            content = self.data
+        else:
+            assert self.path is not None
+            try:
+                if not self.path.is_file():
+                    what = "is a directory" if self.path.is_dir() else "does not exist"
+                    raise DataError(f"{self.name} {what}")
+                content = self.path.read_bytes()
+            except (OSError, ValueError) as error:
+                raise DataError(f"{self.name} cannot be read: {_reason(error)}") from error
+        if not content:
+            raise DataError(f"{self.name} is empty (0 bytes)")
+        return content
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 of the undecoded content, in hexadecimal digits."""
+        return hashlib.sha256(self.read()).hexdigest()
+
+    def open(self) -> PIL.Image.Image:
+        """Decode the picture.
+
+        The camera's rotation is applied, transparency is laid on white, 16-bit greys are scaled
+        to 8 bits, and of an animation the first frame is taken.
+
+        Returns:
+            A picture of mode RGB.
+
+        Raises:
+            DataError: the file is missing, empty, damaged or truncated, not a picture, in a format
+                other than PNG, JPEG, GIF, WebP, BMP, TIFF and PPM, or has over `MAX_PIXELS`.
+        """
+        file = io.BytesIO(self.read())
+        try:
+            with self._identify(file) as picture:
+                picture.load()
+                return _to_rgb(PIL.ImageOps.exif_transpose(picture))
+        except DataError:
+            raise
+        # Pillow's decoders raise nearly anything on damaged files: OSError, ValueError,
+        # SyntaxError, struct.error, EOFError, IndexError, zlib.error ...
+        except Exception as error:
+            raise DataError(f"{self.name} cannot be decoded: {_reason(error)}") from error
+
+    def _identify(self, file: IO[bytes]) -> PIL.Image.Image:
+        """Read the header alone and refuse what is no picture or too large a one."""
+        try:
+            picture = PIL.Image.open(file, formats=_FORMATS)
+        except PIL.UnidentifiedImageError as error:
+            allowed = ", ".join(_FORMATS)
+            raise DataError(f"{self.name} is damaged or none of {allowed}") from error
+        except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
+            raise DataError(f"{self.name} is too large: {_reason(error)}") from error
+        width, height = picture.size
+        if width * height > MAX_PIXELS:
+            picture.close()
+            raise DataError(
+                f"{self.name} is too large: {width:,} x {height:,} pixels, "
+                f"at most {MAX_PIXELS:,} in all are read"
+            )
+        return picture
+
+
+def _reason(error: BaseException) -> str:
+    """Return an exception's text on one line, or its class where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _to_rgb(picture: PIL.Image.Image) -> PIL.Image.Image:
+    """Convert any of Pillow's modes to RGB, transparency on white."""
+    if picture.mode in _DEEP_MODES:
+        picture = _to_eight_bits(picture)
+    if picture.mode == "F":
+        raise ValueError("floating-point pixels have no agreed white; save it with 8 bits")
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        paper = PIL.Image.new("RGBA", picture.size, "white")
+        picture = PIL.Image.alpha_composite(paper, picture)
+    return picture.convert("RGB")
+
+
+def _to_eight_bits(picture: PIL.Image.Image) -> PIL.Image.Image:
+    """Scale greys of 0..65535 to 0..255; Pillow's own conversion would clip them at 255."""
+    values = np.asarray(picture).astype(np.int64).clip(0, 65535)
+    return PIL.Image.fromarray(((values + 128) // 257).astype(np.uint8))
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation.
+
+    Attributes:
+        role: "system", "user" or "assistant".
+        content: text and pictures in the order in which the model reads them.
+    """
+
+    role: Role
+    content: tuple[str | Image, ...]
+
+    @property
+    def text(self) -> str:
+        """The text parts, joined."""
+        return "".join(part for part in self.content if isinstance(part, str))
+
+
+@dataclass(frozen=True)
+class Example:
+    """A conversation and where it came from.
+
+    Attributes:
+        messages: an optional system message, then user and assistant turns; a user turn comes
+            first. Pictures stand in user turns.
+        id: the record's name in its source.
+        source: the file or folder it was read from.
+        task: what is asked, for example "QCM-A" or "caption".
+        choices: the options' texts, when it is a multiple-choice question.
+        answer_index: which of `choices` is right.
+        options: what the assistant says to name each choice, as in training ("The answer is B.");
+            by default the choices themselves.
+        tags: subject, grade, skill and the like, for reports.
+    """
+
+    messages: tuple[Message, ...]
+    id: str = ""
+    source: str = ""
+    task: str = ""
+    choices: tuple[str, ...] = ()
+    answer_index: int | None = None
+    options: tuple[str, ...] = ()
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse conversations that no chat template can render."""
+        if not self.options:
+            object.__setattr__(self, "options", self.choices)
+        if len(self.options) != len(self.choices):
+            raise DataError(
+                f"{self.name}: {len(self.options)} options, {len(self.choices)} choices"
+            )
+        if self.answer_index is not None and not 0 <= self.answer_index < len(self.choices):
+            raise DataError(
+                f"{self.name}: the answer's index is {self.answer_index}, "
+                f"there are {len(self.choices)} choices"
+            )
+        self._check_turns()
+        for message in self.messages:
+            self._check_text(message.text)
+        for option in self.options:
+            self._check_text(option)
+
+    def _check_turns(self) -> None:
+        roles = [message.role for message in self.messages]
+        for role in roles:
+            if role not in ROLES:
+                raise DataError(f"{self.name}: role '{role}' is none of {', '.join(ROLES)}")
+        turns = roles[1:] if roles[:1] == ["system"] else roles
+        expected = ["user", "assistant"] * (len(turns) // 2 + 1)
+        if not turns or turns != expected[: len(turns)]:
+            raise DataError(
+                f"{self.name}: the turns are {', '.join(roles) or 'none'}; after an optional "
+                "system message, user and assistant must take turns, the user first"
+            )
+        for message in self.messages:
+            if message.role != "user" and any(isinstance(part, Image) for part in message.content):
+                raise DataError(f"{self.name}: a picture in a {message.role} turn")
+
+    def _check_text(self, text: str) -> None:
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise DataError(f"{self.name}: text with half a character ({error.reason})") from error
+
+    @property
+    def name(self) -> str:
+        """What an error text calls this example."""
+        record = f"record '{self.id}'" if self.id else "record"
+        return f"{self.source}: {record}" if self.source else record
+
+    @property
+    def images(self) -> tuple[Image, ...]:
+        """The pictures of all turns, in reading order."""
+        return tuple(
+            part for message in self.messages for part in message.content if isinstance(part, Image)
+        )
+
+    @property
+    def modality(self) -> int:
+        """0 for text alone, 1 with a picture."""
+        return int(bool(self.images))
+
+    @property
+    def is_option_complete(self) -> bool:
+        """Whether the answer ends with the option; not so when an explanation follows it."""
+        last = self.messages[-1]
+        known = last.role == "assistant" and self.answer_index is not None
+        return not known or last.text == self.options[self.answer_index or 0]

@@ -1,0 +1,276 @@
+"""Rows of samples: which sample goes where, and the tensors a model gets.
+
+Letters: B rows, T tokens of a row, N images of a batch.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from varifocal.data.encode import IGNORED, Encoded
+from varifocal.data.example import Image
+from varifocal.errors import DataError
+
+ImageLoader = Callable[[Sequence[Image]], Mapping[str, Tensor]]
+"""Pictures -> {"pixel_values": [N, 3, H, W]} or {"image_features": [N, K, C]}."""
+
+Row = Sequence[Encoded]
+
+WINDOW = 2048
+"""Samples that are packed at a time: enough to fill rows, few enough to keep the order random."""
+
+
+def pack(
+    lengths: Sequence[int], row_length: int, seed: int = 0, epoch: int = 0, window: int = WINDOW
+) -> list[list[int]]:
+    """Put samples into rows of limited length, in an order that is random but repeatable.
+
+    The samples are shuffled; in windows of the shuffled order, from long to short, each goes into
+    the row where it leaves the least room. The rows of a window are shuffled again, and so are the
+    samples of a row.
+
+    Args:
+        lengths: tokens of each sample.
+        row_length: most tokens of a row.
+        seed: with `epoch` it decides everything.
+        epoch: number of the pass over the data.
+        window: samples packed at a time.
+
+    Returns:
+        Rows of sample indices; every sample stands in exactly one.
+
+    Raises:
+        DataError: a sample is empty or longer than a row.
+
+    >>> pack([5, 3, 2, 4], row_length=7)
+    [[0, 2], [1, 3]]
+    """
+    for index, length in enumerate(lengths):
+        if not 0 < length <= row_length:
+            raise DataError(
+                f"sample {index} has {length} tokens, a row holds 1 to {row_length}; raise "
+                "row_length or lower max_length"
+            )
+    random = np.random.default_rng([seed, epoch])
+    order = random.permutation(len(lengths))
+    rows: list[list[int]] = []
+    for start in range(0, len(order), window):
+        packed = _best_fit(order[start : start + window].tolist(), lengths, row_length)
+        for number in random.permutation(len(packed)):
+            rows.append(random.permutation(packed[number]).tolist())
+    return rows
+
+
+def _best_fit(indices: list[int], lengths: Sequence[int], row_length: int) -> list[list[int]]:
+    """Pack one window, longest first, each into the fullest row that still holds it."""
+    rows: list[list[int]] = []
+    rooms: list[tuple[int, int]] = []  # (free tokens, row), ascending
+    for index in sorted(indices, key=lambda index: -lengths[index]):
+        place = bisect_left(rooms, (lengths[index], -1))
+        if place < len(rooms):
+            room, number = rooms.pop(place)
+        else:
+            room, number = row_length, len(rows)
+            rows.append([])
+        rows[number].append(index)
+        insort(rooms, (room - lengths[index], number))
+    return rows
+
+
+def efficiency(rows: Sequence[Sequence[int]], lengths: Sequence[int], row_length: int) -> float:
+    """Return the share of the rows' tokens that are no padding, 0 to 1.
+
+    >>> efficiency([[0, 2], [1, 3]], [5, 3, 2, 4], row_length=7)
+    1.0
+    """
+    used = sum(lengths[index] for row in rows for index in row)
+    return used / max(len(rows) * row_length, 1)
+
+
+class PackedDataset(Dataset[list[Encoded]]):
+    """Rows of one epoch; `set_epoch` packs the next one anew.
+
+    Every epoch has the same number of rows, because transformers' Trainer counts steps once: an
+    epoch that packs tighter has some rows split in two.
+
+    Args:
+        samples: encoded examples.
+        row_length: most tokens of a row.
+        seed: with the epoch's number it decides the rows and their order, in any process.
+        num_epochs: epochs whose packings are compared to find that number of rows.
+        packing: False gives each sample a row of its own, shuffled.
+
+    Raises:
+        DataError: there is no sample, or one is longer than a row.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Encoded],
+        row_length: int,
+        seed: int = 0,
+        num_epochs: int = 1,
+        packing: bool = True,
+    ) -> None:
+        if not samples:
+            raise DataError("there is no sample to train on")
+        self.samples = samples
+        self.row_length = row_length
+        self.seed = seed
+        self.epoch = 0
+        self.window = WINDOW if packing else 1
+        self.lengths = [len(sample) for sample in samples]
+        self.num_rows = max(len(self._pack(epoch)) for epoch in range(max(num_epochs, 1)))
+        self.rows = self.rows_of(0)
+
+    def rows_of(self, epoch: int) -> list[list[int]]:
+        """Return the sample indices of an epoch's rows.
+
+        Raises:
+            ValueError: the epoch needs more rows than those that were foreseen.
+        """
+        rows = self._pack(epoch)
+        if len(rows) > self.num_rows:
+            raise ValueError(
+                f"epoch {epoch} takes {len(rows)} rows, {self.num_rows} were foreseen; give "
+                "PackedDataset the right num_epochs"
+            )
+        return _split_rows(rows, self.num_rows)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Give out the rows of another epoch from now on; 0 is the first."""
+        if epoch != self.epoch:
+            self.rows = self.rows_of(epoch)
+            self.epoch = epoch
+
+    @property
+    def efficiency(self) -> float:
+        """Share of this epoch's tokens that are no padding, 0 to 1."""
+        return efficiency(self.rows, self.lengths, self.row_length)
+
+    def _pack(self, epoch: int) -> list[list[int]]:
+        return pack(self.lengths, self.row_length, self.seed, epoch, self.window)
+
+    def __len__(self) -> int:
+        """Count the rows of an epoch."""
+        return self.num_rows
+
+    def __getitem__(self, index: int) -> list[Encoded]:
+        """Return one row's samples."""
+        return [self.samples[number] for number in self.rows[index]]
+
+
+def _split_rows(rows: list[list[int]], num_rows: int) -> list[list[int]]:
+    """Split rows in two, from the last one on, until there are enough.
+
+    >>> _split_rows([[0, 1], [2, 3], [4]], 4)
+    [[0, 1], [2], [3], [4]]
+    """
+    missing = num_rows - len(rows)
+    split: list[list[int]] = []
+    for row in reversed(rows):
+        if missing > 0 and len(row) > 1:
+            half = len(row) // 2
+            split += [row[half:], row[:half]]
+            missing -= 1
+        else:
+            split.append(row)
+    return split[::-1]
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Makes a batch of packed rows: positions restart at each sample, attention stays inside it.
+
+    Padding is one more segment at a row's end, text, untrained and no prompt.
+
+    Attributes:
+        pad_id: any id of the vocabulary.
+        row_length: T; None pads to the longest row of the batch.
+        load_images: makes the image tensors; called once a batch, and only if it has images.
+    """
+
+    pad_id: int
+    row_length: int | None = None
+    load_images: ImageLoader | None = None
+
+    def __call__(self, rows: Sequence[Row | Encoded]) -> dict[str, Tensor]:
+        """Build the tensors of a batch.
+
+        Args:
+            rows: samples of each row; a sample alone is a row of its own.
+
+        Returns:
+            `input_ids`, `labels` (-100 where not trained), `position_ids`, `segment_ids`,
+            `modality_ids` and `prompt_mask` (bool), each [B, T]; and for batches with images what
+            `load_images` makes of them, in the order of their placeholders.
+
+        Raises:
+            ValueError: a row is longer than `row_length`, or there are images and no loader.
+
+        >>> one = Encoded(np.array([5, 6, 7], np.int32), np.array([True, True, False]))
+        >>> two = Encoded(np.array([8, 9], np.int32), np.array([True, False]), modality=1)
+        >>> batch = Collator(pad_id=0, row_length=7)([[one, two]])
+        >>> for name, tensor in batch.items():
+        ...     print(f"{name:12}", tensor[0].tolist())
+        input_ids    [5, 6, 7, 8, 9, 0, 0]
+        labels       [-100, -100, 7, -100, 9, -100, -100]
+        position_ids [0, 1, 2, 0, 1, 0, 1]
+        segment_ids  [0, 0, 0, 1, 1, 2, 2]
+        modality_ids [0, 0, 0, 1, 1, 0, 0]
+        prompt_mask  [True, True, False, True, False, False, False]
+        """
+        packed = [[row] if isinstance(row, Encoded) else list(row) for row in rows]
+        longest = max((sum(map(len, row)) for row in packed), default=0)
+        length = self.row_length or longest
+        if longest > length:
+            raise ValueError(f"a row has {longest} tokens, row_length is {length}")
+        batch = _empty_batch(len(packed), length, self.pad_id)
+        for number, row in enumerate(packed):
+            _fill_row({name: array[number] for name, array in batch.items()}, row)
+        tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
+        return {**tensors, **_image_tensors(packed, self.load_images)}
+
+
+def _empty_batch(num_rows: int, length: int, pad_id: int) -> dict[str, np.ndarray]:
+    shape = (num_rows, length)
+    return {
+        "input_ids": np.full(shape, pad_id, np.int64),
+        "labels": np.full(shape, IGNORED, np.int64),
+        "position_ids": np.zeros(shape, np.int64),
+        "segment_ids": np.zeros(shape, np.int64),
+        "modality_ids": np.zeros(shape, np.int64),
+        "prompt_mask": np.zeros(shape, np.bool_),
+    }
+
+
+def _fill_row(row: dict[str, np.ndarray], samples: Sequence[Encoded]) -> None:
+    """Write the samples of one row, then mark the padding."""
+    start = 0
+    for segment, sample in enumerate(samples):
+        place = slice(start, start + len(sample))
+        row["input_ids"][place] = sample.input_ids
+        row["labels"][place] = sample.labels
+        row["position_ids"][place] = np.arange(len(sample))
+        row["segment_ids"][place] = segment
+        row["modality_ids"][place] = sample.modality
+        row["prompt_mask"][place] = sample.prompt_mask
+        start = place.stop
+    row["position_ids"][start:] = np.arange(len(row["position_ids"]) - start)
+    row["segment_ids"][start:] = len(samples)
+
+
+def _image_tensors(rows: Sequence[Row], load_images: ImageLoader | None) -> Mapping[str, Tensor]:
+    images = [image for row in rows for sample in row for image in sample.images]
+    if not images:
+        return {}
+    if load_images is None:
+        raise ValueError("the batch has images, but the collator has no load_images")
+    return load_images(images)
