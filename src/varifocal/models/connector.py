@@ -5,7 +5,7 @@ V visual tokens per image, L local tokens (one a pooled cell), G global tokens.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -58,7 +58,7 @@ class Connector(nn.Module):
                 reset()
 
     def config(self) -> dict[str, Any]:
-        """Return the keyword arguments `build_connector` needs to build this connector again."""
+        """Return the options from which `build_connector` builds this connector again."""
         raise NotImplementedError
 
     def forward(self, states: Tensor) -> Tensor:
@@ -99,9 +99,9 @@ class ClsPyramid(Connector):
         self.up = nn.Linear(hidden_dim, out_dim)
 
     def config(self) -> dict[str, Any]:
-        """Return what `build_connector` needs to build this connector again."""
+        """Return the options from which `build_connector` builds this connector again."""
         return {
-            "kind": "cls_pyramid",
+            "type": "cls_pyramid",
             "hidden_dim": self.hidden_dim,
             "output_scale": self.output_scale,
         }
@@ -187,9 +187,9 @@ class PatchMLP(Connector):
             nn.init.zeros_(self.position)
 
     def config(self) -> dict[str, Any]:
-        """Return what `build_connector` needs to build this connector again."""
+        """Return the options from which `build_connector` builds this connector again."""
         return {
-            "kind": "patch_mlp",
+            "type": "patch_mlp",
             "hidden_dim": self.hidden_dim,
             "num_tokens": self.num_tokens,
             "num_global_tokens": self.num_global_tokens,
@@ -263,6 +263,7 @@ def embedding_scale(embeddings: nn.Embedding, sample: int = 8192) -> float:
 
 
 def _cls_pyramid(tower: VisionTower, out_dim: int, hidden_dim: int = 128, **rest: Any) -> Connector:
+    tower.check("cls_states")
     states = tower.num_states("cls_states")
     return ClsPyramid(tower.width, out_dim, hidden_dim, num_states=states, **rest)
 
@@ -271,39 +272,37 @@ def _patch_mlp(tower: VisionTower, out_dim: int, hidden_dim: int = 512, **rest: 
     return PatchMLP(tower.width, out_dim, hidden_dim, tower.grid, **rest)
 
 
-CONNECTORS: dict[str, tuple[Selection, Callable[..., Connector]]] = {
-    "cls_pyramid": ("cls_states", _cls_pyramid),
-    "patch_mlp": ("patches", _patch_mlp),
+CONNECTORS: dict[str, Callable[..., Connector]] = {
+    "cls_pyramid": _cls_pyramid,
+    "patch_mlp": _patch_mlp,
 }
 
 
 def build_connector(
-    kind: str, tower: VisionTower, out_dim: int, *, seed: int | None = None, **options: Any
+    options: Mapping[str, Any], tower: VisionTower, out_dim: int, seed: int | None = None
 ) -> Connector:
     """Build a connector for a tower and a language width.
 
     Args:
-        kind: `cls_pyramid` or `patch_mlp`.
+        options: `type`, `cls_pyramid` or `patch_mlp` (default), and that connector's arguments.
         tower: the vision tower it reads.
-        out_dim: D.
+        out_dim: D, width of the language model's input embeddings.
         seed: draw the parameters from this seed, leaving torch's generator as it was; None draws
             them from torch's generator.
-        options: the connector's own arguments.
 
     Raises:
-        ModelError: unknown kind or option, or a tower that cannot give the states it reads.
+        ModelError: unknown type or option, or a tower that cannot give the states it reads.
     """
-    if kind not in CONNECTORS:
-        raise ModelError(
-            f"connector {kind!r} is not one of {', '.join(CONNECTORS)}{nearest(kind, CONNECTORS)}"
-        )
-    select, build = CONNECTORS[kind]
-    tower.check(select)
+    rest = dict(options)
+    name = rest.pop("type", "patch_mlp")
+    if name not in CONNECTORS:
+        allowed = ", ".join(CONNECTORS)
+        raise ModelError(f"connector {name!r} is not one of {allowed}{nearest(name, CONNECTORS)}")
     try:
         if seed is None:
-            return build(tower, out_dim, **options)
+            return CONNECTORS[name](tower, out_dim, **rest)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return build(tower, out_dim, **options)
+            return CONNECTORS[name](tower, out_dim, **rest)
     except TypeError as error:
-        raise ModelError(f"connector {kind!r}: {error}") from error
+        raise ModelError(f"connector {name!r}: {error}") from error

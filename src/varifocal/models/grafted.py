@@ -41,7 +41,7 @@ class GraftedConfig(PreTrainedConfig):
     Args:
         language_config: the causal language model's config.
         vision_config: the vision model's config.
-        connector_config: arguments of `build_connector`: `kind` and the connector's own.
+        connector_config: options of `build_connector`: `type` and the connector's own arguments.
         image_token_id: the placeholder's id. The language model's embedding is not resized for
             it: the id lies past the vocabulary (or in its padding) and is never looked up.
         vision_feature_layer: which layer's patches the tower gives; null is the tower's default.
@@ -62,12 +62,6 @@ class GraftedConfig(PreTrainedConfig):
     vision_feature_layer: int | None = None
     image_size: int | None = None
     tie_word_embeddings: bool = False
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        """Fill in the default connector."""
-        super().__post_init__(**kwargs)
-        if self.connector_config is None:
-            self.connector_config = {"kind": "patch_mlp"}
 
     def get_text_config(
         self, decoder: bool | None = None, encoder: bool | None = None
@@ -123,9 +117,9 @@ class GraftedForConditionalGeneration(PreTrainedModel, GenerationMixin):
             config.vision_config, config.vision_feature_layer, config.image_size
         )
         self.connector = connector or build_connector(
-            **{"kind": "patch_mlp", **(config.connector_config or {})},
-            tower=self.vision_tower,
-            out_dim=self.get_input_embeddings().embedding_dim,
+            config.connector_config or {},
+            self.vision_tower,
+            self.get_input_embeddings().embedding_dim,
         )
         self.select = self.connector.select
         self.tokens_per_image = self.connector.tokens_per_image

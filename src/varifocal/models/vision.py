@@ -191,7 +191,17 @@ PREFIX_TOKENS: dict[type[PreTrainedModel], int] = {
     Dinov2Model: 1,
     SiglipVisionModel: 0,
 }
-"""The ViTs known to give `hidden_states`, and how many tokens stand before their patches."""
+"""The ViTs whose `hidden_states` are known, and how many tokens stand before their patches."""
+
+VISION_MODELS: dict[str, type[PreTrainedModel]] = {
+    "clip": CLIPVisionModel,
+    "clip_vision_model": CLIPVisionModel,
+    "dinov2": Dinov2Model,
+    "siglip": SiglipVisionModel,
+    "siglip_vision_model": SiglipVisionModel,
+    "efficientnet_lite": EfficientNetLite,
+}
+"""A config's `model_type` -> the vision model that is taken from such a checkpoint."""
 
 
 def build_tower(

@@ -1,0 +1,296 @@
+"""From the model section of a recipe to a model and its processor."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    BitImageProcessorPil,
+    CLIPImageProcessorPil,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    SiglipImageProcessorPil,
+)
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+)
+
+from varifocal.errors import ModelError
+from varifocal.models.connector import Connector, build_connector, embedding_scale
+from varifocal.models.efficientnet import EfficientNetLite
+from varifocal.models.fingerprint import fingerprint
+from varifocal.models.grafted import graft
+from varifocal.models.packaged import efficientnet_processor
+from varifocal.models.processor import GraftedProcessor
+from varifocal.models.published import PUBLISHED
+from varifocal.models.sources import clear_loading_errors, locate, read_config, weight_files
+from varifocal.models.vision import VISION_MODELS, VisionTower, build_tower
+from varifocal.recipe import ConnectorSection, ModelSection
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to be tuned or asked.
+
+    Attributes:
+        model: a grafted model; or the language model (or vision-language model) as it is.
+        processor: `GraftedProcessor`; a tokenizer for a plain language model; for a
+            vision-language model its own processor. None for a meta build whose files are away.
+        base_ids: the names the frozen parts were loaded by: `language_model`, `vision_tower`.
+        fingerprint: SHA-256, in hex, over the frozen parts' weight files; None for a meta build.
+    """
+
+    model: PreTrainedModel
+    processor: Any
+    base_ids: dict[str, str]
+    fingerprint: str | None
+
+
+def load_model(section: ModelSection, *, meta: bool = False, seed: int = 0) -> LoadedModel:
+    """Load what a recipe's `model` section names.
+
+    Args:
+        section: language model, vision tower (or null), connector, dtype.
+        meta: build from configs alone, on the meta device: shapes and no weights.
+        seed: of the connector's first parameters.
+
+    Raises:
+        ModelError: a name is unknown or cannot be had, or the parts do not fit each other.
+    """
+    base_ids = {"language_model": section.language_model}
+    if section.vision_tower is not None:
+        base_ids["vision_tower"] = section.vision_tower
+    if meta:
+        return _load_meta(section, base_ids)
+    if section.vision_tower is None:
+        model, processor = _load_whole(section)
+    else:
+        model, processor = _load_grafted(section, section.vision_tower, seed)
+    files = [file for name in base_ids.values() for file in weight_files(name)]
+    return LoadedModel(model.eval(), processor, base_ids, fingerprint(files))
+
+
+def _load_whole(section: ModelSection) -> tuple[PreTrainedModel, Any]:
+    """Load a language model with its tokenizer, or a vision-language model with its processor."""
+    name = section.language_model
+    config = read_config(name)
+    language = not sees(config, name)
+    kind = AutoModelForCausalLM if language else AutoModelForImageTextToText
+    with clear_loading_errors(name):
+        model = kind.from_pretrained(locate(name), **_language_options(section))
+        reader = AutoTokenizer if language else AutoProcessor
+        processor = reader.from_pretrained(locate(name), trust_remote_code=False)
+    return model, processor
+
+
+def sees(config: PreTrainedConfig, name: str) -> bool:
+    """Tell a vision-language model from a language model.
+
+    Raises:
+        ModelError: it is neither.
+    """
+    if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and hasattr(config, "vision_config"):
+        return True
+    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return False
+    raise ModelError(
+        f"language_model {name!r} is a {config.model_type} model, which writes no text;"
+        " name a causal language model or a vision-language model"
+    )
+
+
+def _load_grafted(
+    section: ModelSection, vision_tower: str, seed: int
+) -> tuple[PreTrainedModel, GraftedProcessor]:
+    language_model, tokenizer = _load_language(section)
+    image_processor = load_image_processor(vision_tower)
+    tower = _load_tower(section, vision_tower, picture_side(image_processor))
+    connector = _connector(section, tower, language_model, seed)
+    processor = _processor(image_processor, tokenizer, connector)
+    return graft(language_model, tower, connector, processor.image_token_id), processor
+
+
+def _load_language(section: ModelSection) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    name = section.language_model
+    if sees(read_config(name), name):
+        raise ModelError(
+            f"language_model {name!r} has a vision tower of its own; leave vision_tower out"
+        )
+    with clear_loading_errors(name):
+        tokenizer = AutoTokenizer.from_pretrained(locate(name), trust_remote_code=False)
+        options = _language_options(section)
+        return AutoModelForCausalLM.from_pretrained(locate(name), **options), tokenizer
+
+
+def _language_options(section: ModelSection) -> dict[str, Any]:
+    options: dict[str, Any] = {
+        "dtype": getattr(torch, section.dtype),
+        "attn_implementation": section.attn_implementation,
+        "use_safetensors": True,
+        "trust_remote_code": False,
+    }
+    if section.quantization is not None:
+        options["quantization_config"] = _quantization(section)
+    return options
+
+
+def _quantization(section: ModelSection) -> Any:
+    """Return bitsandbytes' settings; nf4 with double quantisation, as QLoRA and LaVIN-lite."""
+    from transformers import BitsAndBytesConfig
+
+    try:
+        import bitsandbytes  # noqa: F401  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise ModelError(
+            f"model.quantization: {section.quantization} needs bitsandbytes;"
+            " run: pip install 'varifocal[quant]'"
+        ) from error
+    if section.quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=getattr(torch, section.dtype),
+    )
+
+
+def vision_class(config: PreTrainedConfig, name: str) -> type[PreTrainedModel]:
+    """Return the vision model to take from a checkpoint.
+
+    Raises:
+        ModelError: it has none that Varifocal knows.
+    """
+    known = VISION_MODELS.get(config.model_type)
+    if known is None:
+        raise ModelError(
+            f"vision_tower {name!r} is a {config.model_type} model; a tower is one of"
+            f" {', '.join(VISION_MODELS)}"
+        )
+    return known
+
+
+def _load_tower(section: ModelSection, name: str, image_size: int) -> VisionTower:
+    config = read_config(name)
+    kind = vision_class(config, name)
+    options = (
+        {} if kind is EfficientNetLite else {"attn_implementation": section.attn_implementation}
+    )
+    with clear_loading_errors(name):
+        model = kind.from_pretrained(
+            locate(name), dtype=getattr(torch, section.dtype), use_safetensors=True, **options
+        )
+    return build_tower(model, image_size=image_size)
+
+
+def load_image_processor(name: str) -> Any:
+    """Load a tower's own image processor, or its family's where the checkpoint has none.
+
+    Always the PIL one: torchvision's resizes slightly otherwise, and an answer should not depend
+    on what else is installed.
+    """
+    try:
+        return AutoImageProcessor.from_pretrained(locate(name), backend="pil")
+    except OSError:
+        return _family_processor(read_config(name))
+
+
+def _family_processor(config: PreTrainedConfig) -> Any:
+    vision = getattr(config, "vision_config", config)
+    side = {"height": vision.image_size, "width": vision.image_size}
+    if config.model_type.startswith("siglip"):
+        return SiglipImageProcessorPil(size=side)
+    if config.model_type == "dinov2":
+        return BitImageProcessorPil(
+            size={"shortest_edge": 256}, crop_size={"height": 224, "width": 224}
+        )
+    if config.model_type == "efficientnet_lite":
+        return efficientnet_processor(vision.image_size)
+    return CLIPImageProcessorPil(size={"shortest_edge": vision.image_size}, crop_size=side)
+
+
+def picture_side(image_processor: Any) -> int:
+    """Return the side, in pixels, of the squares an image processor makes.
+
+    Raises:
+        ModelError: it makes no squares of one size.
+    """
+    crops = getattr(image_processor, "do_center_crop", False)
+    size = image_processor.crop_size if crops else image_processor.size
+    height, width = size.get("height"), size.get("width")
+    if height is None or height != width:
+        raise ModelError(f"the image processor gives no squares of one size: {dict(size)}")
+    return height
+
+
+def _connector(
+    section: ModelSection, tower: VisionTower, language_model: PreTrainedModel, seed: int
+) -> Connector:
+    options = connector_options(section.connector or ConnectorSection())
+    embeddings = language_model.get_input_embeddings()
+    assert isinstance(embeddings, torch.nn.Embedding)
+    on_meta = embeddings.weight.is_meta
+    if options["type"] == "patch_mlp":
+        options["output_scale"] = 1.0 if on_meta else embedding_scale(embeddings)
+    return build_connector(options, tower, embeddings.embedding_dim, seed=None if on_meta else seed)
+
+
+def connector_options(section: ConnectorSection) -> dict[str, Any]:
+    """Return `build_connector`'s options: the section's own that are set and not of alignment."""
+    options: dict[str, Any] = {"type": section.type}
+    if section.hidden_dim is not None:
+        options["hidden_dim"] = section.hidden_dim
+    if section.type == "patch_mlp":
+        options["num_tokens"] = section.num_tokens
+        options["num_global_tokens"] = section.num_global_tokens
+    return options
+
+
+def _processor(
+    image_processor: Any, tokenizer: PreTrainedTokenizerBase, connector: Connector
+) -> GraftedProcessor:
+    tokenizer.padding_side = "left"  # the side generation needs; packed rows are not padded by it
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    return GraftedProcessor(image_processor, tokenizer, tokens_per_image=connector.tokens_per_image)
+
+
+def _load_meta(section: ModelSection, base_ids: dict[str, str]) -> LoadedModel:
+    """Build from configs alone."""
+    config = config_for_counting(section.language_model)
+    language = not sees(config, section.language_model)
+    kind = AutoModelForCausalLM if language else AutoModelForImageTextToText
+    with torch.device("meta"):
+        options = {"dtype": getattr(torch, section.dtype)}
+        model = kind.from_config(config, attn_implementation=section.attn_implementation, **options)
+        if section.vision_tower is None:
+            return LoadedModel(model, None, base_ids, None)
+        vision = config_for_counting(section.vision_tower)
+        vision_kind = vision_class(vision, section.vision_tower)
+        vision = getattr(vision, "vision_config", vision)
+        tower = build_tower(vision_kind._from_config(vision, **options))
+        connector = _connector(section, tower, model, seed=0)
+        grafted = graft(model, tower, connector, image_token_id=config.vocab_size)
+    return LoadedModel(grafted, None, base_ids, None)
+
+
+def config_for_counting(name: str) -> PreTrainedConfig:
+    """Return a name's config, from its files if they are near, else from `PUBLISHED`, else a hub.
+
+    Raises:
+        ModelError: it cannot be had.
+    """
+    if name in PUBLISHED:
+        try:
+            return AutoConfig.from_pretrained(name, local_files_only=True, trust_remote_code=False)
+        except OSError:
+            return PUBLISHED[name]
+    return read_config(name)
