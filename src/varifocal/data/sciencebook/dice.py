@@ -1,7 +1,7 @@
 """Random choices that belong to one question alone.
 
-Knows nothing of pictures or of files: a question's dice depend on the seed, the skill, the split and
-the question's number in it, so any question can be made again without making the others.
+Knows nothing of pictures or of files: a question's dice depend on the seed, the skill, the split
+and the question's number in it, so any question can be made again without making the others.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """A small drawing board for school-book pictures: named colours, smooth edges, random placement.
 
-Coordinates are those of a 224 x 224 page, x to the right and y down. The board is drawn at twice the
-size and halved at the end, which smooths every edge; it also moves and zooms each picture a little.
+Coordinates are those of a 224 x 224 page, x to the right and y down. The board is drawn at twice
+the size and halved at the end, which smooths every edge; it also moves and zooms each picture a
+little.
 """
 
 from __future__ import annotations
@@ -124,7 +125,7 @@ class Canvas:
             width=self._length(width) if outline else 0,
         )
 
-    def slice(
+    def pie(
         self,
         centre: Point,
         radius: float,
@@ -207,7 +208,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 def scatter(
     dice: Dice, count: int, box: tuple[float, float, float, float], gap: float
 ) -> list[Point]:
-    """Throw points into a box (left, top, right, bottom), no two closer than `gap` if there is room."""
+    """Throw points into a box (left, top, right, bottom), at least `gap` apart if there is room."""
     points: list[Point] = []
     while len(points) < count:
         for _ in range(40):
@@ -231,7 +232,7 @@ def star_points(centre: Point, radius: float, angle: float = -90) -> list[Point]
     """The ten corners of a five-pointed star."""
     outer = regular_polygon(centre, radius, 5, angle)
     inner = regular_polygon(centre, radius * 0.42, 5, angle + 36)
-    return [point for pair in zip(outer, inner) for point in pair]
+    return [point for pair in zip(outer, inner, strict=True) for point in pair]
 
 
 SHAPES = ("circle", "square", "triangle", "star", "heart", "cross")
@@ -267,7 +268,10 @@ def _heart(radius: float) -> list[Point]:
         13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t)
         for t in steps
     ]
-    return [(radius * math.sin(t) ** 3, -radius * (y + 2) / 16) for t, y in zip(steps, curve)]
+    return [
+        (radius * math.sin(t) ** 3, -radius * (y + 2) / 16)
+        for t, y in zip(steps, curve, strict=True)
+    ]
 
 
 def _cross(radius: float) -> list[Point]:

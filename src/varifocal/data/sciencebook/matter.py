@@ -1,4 +1,4 @@
-"""Matter from pictures: solutions, hot and cold particles, states of matter, the thermometer."""
+"""Matter from pictures: solutions, hot and cold particles, states of matter."""
 
 from __future__ import annotations
 
@@ -15,21 +15,18 @@ def concentrations(dice: Dice) -> Question:
     colour = dice.choice(("red", "blue", "green", "purple", "orange", "black"))
     few, many = dice.integer(2, 4), dice.integer(13, 17)
     counts = (many, few) if answer == SIDES[0] else (few, many)
-    words = ("many", "few") if answer == SIDES[0] else ("few", "many")
     side = answer.split()[1]
     return Question(
         question=f"Which of these two solutions has a higher concentration of {colour} particles?",
         choices=SIDES,
         answer=answer,
         solution=(
-            "Both beakers hold the same volume of solvent, so compare the numbers of particles. "
-            f"The left beaker has {counts[0]} and the right beaker has {counts[1]}. The {side} beaker "
-            f"has more particles in the same volume, so the more concentrated solution is {answer}."
+            "Both beakers hold the same volume of solvent, so compare the numbers of "
+            f"particles. The left beaker has {counts[0]} and the right beaker has {counts[1]}. "
+            f"The {side} beaker has more particles in the same volume, so the more concentrated "
+            f"solution is {answer}."
         ),
-        caption=(
-            f"Two glasses of water. The left glass has {words[0]} {colour} balls. "
-            f"The right glass has {words[1]} {colour} balls."
-        ),
+        caption=f"Two glasses of water with {colour} balls. The {side} glass has more balls.",
         draw=lambda canvas: _draw_beakers(canvas, colour, counts),
     )
 
@@ -40,7 +37,7 @@ def _draw_beakers(canvas: Canvas, colour: str, counts: tuple[int, int]) -> None:
     radius = canvas.dice.uniform(7.5, 9)
     water = canvas.dice.choice(((214, 236, 250), (226, 240, 246), (222, 246, 240)))
     fill = canvas.colour(colour)
-    for left, count in zip((18, 120), counts):
+    for left, count in zip((18, 120), counts, strict=True):
         right = left + width
         canvas.rectangle((left, level, right, floor), water, outline=None)
         rim = [(left - 5, top), (left, top + 5), (left, floor), (right, floor), (right, top + 5)]
@@ -57,18 +54,17 @@ def particle_heat(dice: Dice) -> Question:
     words = ("fast", "slow") if answer == SIDES[0] else ("slow", "fast")
     side = answer.split()[1]
     return Question(
-        question="The trails show how fast the particles move. Which sample has the higher temperature?",
+        question=(
+            "The trails show how fast the particles move. Which sample has the higher temperature?"
+        ),
         choices=SIDES,
         answer=answer,
         solution=(
-            "Both samples have particles of the same mass, so compare their speeds. The particles on "
-            f"the {side} have longer trails: they move faster and have more kinetic energy. "
-            f"So, the sample with the higher temperature is {answer}."
+            "Both samples have particles of the same mass, so compare their speeds. The "
+            f"particles on the {side} have longer trails: they move faster and have more "
+            f"kinetic energy. So, the sample with the higher temperature is {answer}."
         ),
-        caption=(
-            f"Two boxes of {colour} balls. The balls in the left box are {words[0]}. "
-            f"The balls in the right box are {words[1]}."
-        ),
+        caption=f"Two boxes of {colour} balls. The balls in the {side} box move faster.",
         draw=lambda canvas: _draw_moving(canvas, colour, words),
     )
 
@@ -77,7 +73,7 @@ def _draw_moving(canvas: Canvas, colour: str, words: tuple[str, str]) -> None:
     fill = canvas.colour(colour)
     trail = canvas.dice.choice(((120, 124, 132), (160, 130, 110), (110, 130, 170)))
     top, count = 36 + canvas.jitter(6), canvas.dice.integer(4, 5)
-    for left, word in zip((16, 120), words):
+    for left, word in zip((16, 120), words, strict=True):
         canvas.rectangle((left, top, left + 90, top + 152), COLOURS["white"], width=3, radius=4)
         length = canvas.dice.uniform(30, 36) if word == "fast" else canvas.dice.uniform(4, 6)
         rows = [top + 18 + (152 - 36) * (row + 0.5) / count for row in range(count)]
@@ -136,54 +132,11 @@ def _draw_state(canvas: Canvas, colour: str, state: str) -> None:
                 centre = (start + 2 * radius * column, floor - 4 - radius * (1 + 2 * row))
                 canvas.circle(centre, radius, fill)
         return
-    inner = (left + radius + 3, floor - 2.1 * radius * rows, right - radius - 3, floor - radius - 4)
-    for point in scatter(canvas.dice, 4 * rows + 2, inner, 2.1 * radius):
-        canvas.circle(point, radius, fill)
-
-
-TEMPERATURES = (0, 10, 20, 30, 40)
-DEGREES = {
-    0: "zero degrees",
-    10: "ten degrees",
-    20: "twenty degrees",
-    30: "thirty degrees",
-    40: "forty degrees",
-}
-
-
-def thermometer(dice: Dice) -> Question:
-    """A thermometer with a wide red column: which temperature does it show?"""
-    offered = tuple(sorted(dice.sample(TEMPERATURES, 3)))
-    shown = dice.choice(offered)
-    answer = DEGREES[shown]
-    return Question(
-        question="Which temperature does this thermometer show?",
-        choices=tuple(DEGREES[number] for number in offered),
-        answer=answer,
-        solution=(
-            "Find the top of the red column and read the number beside it. "
-            f"The column ends at the mark {shown}. So, the thermometer shows {answer} Celsius."
-        ),
-        caption=f"A thermometer. The red column goes up to {answer}.",
-        draw=lambda canvas: _draw_thermometer(canvas, shown),
-    )
-
-
-def _draw_thermometer(canvas: Canvas, shown: int) -> None:
-    x, base, step = 96 + canvas.jitter(22), 164, 33
-    red = canvas.colour("red")
-    glass = (238, 244, 250)
-    canvas.rectangle((x - 17, 12, x + 17, base + 20), glass, width=3, radius=17)
-    canvas.circle((x, base + 24), 25, glass, width=3)
-    canvas.circle((x, base + 24), 20, red, outline=None)
-    canvas.rectangle((x - 11, base - step * shown / 10, x + 11, base + 24), red, outline=None)
-    for number in TEMPERATURES:
-        y = base - step * number / 10
-        canvas.line([(x + 17, y), (x + 33, y)], width=3)
-        canvas.text((x + 52, y), str(number), 22)
-        if number < TEMPERATURES[-1]:
-            canvas.line([(x + 17, y - step / 2), (x + 26, y - step / 2)], width=2)
-    canvas.text((x - 38, 24), "°C", 20)
+    for row in range(rows):
+        for column in range(5):
+            x = left + radius + 4 + (column + 0.5 * (row % 2)) * (144 - 2 * radius) / 4.6
+            y = floor - 5 - radius * (1 + 2.15 * row)
+            canvas.circle((x + canvas.jitter(3), y + canvas.jitter(3)), radius, fill)
 
 
 MATTER = (
@@ -197,10 +150,11 @@ MATTER = (
         needs="picture",
         num_choices=2,
         lecture=(
-            "A solution is made of a solvent, such as water, and a solute that is dissolved in it. The "
-            "concentration of a solution says how many particles of solute there are in a certain "
-            "volume.\nconcentration = number of particles / volume\nIf two solutions have the same "
-            "volume, the one with more particles of solute has the higher concentration."
+            "A solution is made of a solvent, such as water, and a solute that is dissolved in "
+            "it. The concentration of a solution says how many particles of solute there are "
+            "in a certain volume.\nconcentration = number of particles / volume\nIf two "
+            "solutions have the same volume, the one with more particles of solute has the "
+            "higher concentration."
         ),
         make=concentrations,
     ),
@@ -214,10 +168,10 @@ MATTER = (
         needs="picture",
         num_choices=2,
         lecture=(
-            "All matter is made of particles that never stop moving. The faster they move, the more "
-            "kinetic energy they have.\nTemperature measures the average kinetic energy of the "
-            "particles. If two samples are made of the same particles, the one whose particles move "
-            "faster is hotter."
+            "All matter is made of particles that never stop moving. The faster they move, the "
+            "more kinetic energy they have.\nTemperature measures the average kinetic energy "
+            "of the particles. If two samples are made of the same particles, the one whose "
+            "particles move faster is hotter."
         ),
         make=particle_heat,
     ),
@@ -231,26 +185,10 @@ MATTER = (
         needs="picture",
         num_choices=3,
         lecture=(
-            "Solid, liquid, and gas are states of matter. In a solid the particles are packed together "
-            "in order and stay in place. In a liquid they are close together but can move past each "
-            "other. In a gas they are far apart and fill all the space they can."
+            "Solid, liquid, and gas are states of matter. In a solid the particles are packed "
+            "together in order and stay in place. In a liquid they are close together but can "
+            "move past each other. In a gas they are far apart and fill all the space they can."
         ),
         make=states_of_matter,
-    ),
-    Skill(
-        name="thermometer",
-        title="Read a thermometer",
-        subject="natural science",
-        topic="units-and-measurement",
-        category="Weather and climate",
-        grades=(1, 4),
-        needs="picture",
-        num_choices=3,
-        lecture=(
-            "A thermometer measures temperature. The liquid in its tube rises when it gets warmer and "
-            "falls when it gets colder. To read it, find the top of the liquid and look at the number "
-            "next to it."
-        ),
-        make=thermometer,
     ),
 )

@@ -1,234 +1,188 @@
-"""Looking, counting and measuring from pictures."""
+"""Reading instruments from pictures: thermometer, ruler and clock."""
 
 from __future__ import annotations
 
+import math
 from itertools import combinations
 
 from varifocal.data.sciencebook.dice import Dice
-from varifocal.data.sciencebook.drawing import COLOURS, INK, SHAPES, Canvas, draw_shape
-from varifocal.data.sciencebook.skill import NUMBERS, Question, Skill, joined, opened, with_article
+from varifocal.data.sciencebook.drawing import COLOURS, INK, Canvas
+from varifocal.data.sciencebook.skill import NUMBERS, Question, Skill, opened, with_article
 
-BRIGHT = ("red", "blue", "green", "yellow", "orange", "purple")
-
-
-def counting(dice: Dice) -> Question:
-    """Several things of one kind: how many?"""
-    offered = tuple(sorted(dice.sample(range(1, 8), 3)))
-    number = dice.choice(offered)
-    shape = dice.choice(("circle", "square", "triangle", "star", "heart"))
-    colour = dice.choice(BRIGHT)
-    answer = NUMBERS[number]
-    things = f"{colour} {shape}{'s' if number > 1 else ''}"
-    return Question(
-        question=f"How many {shape}s are there in this picture?",
-        choices=tuple(NUMBERS[count] for count in offered),
-        answer=answer,
-        solution=(
-            f"Point at each {shape} once and count: {', '.join(NUMBERS[1 : number + 1])}. "
-            f"The last number tells how many there are. So, the number of {shape}s is {answer}."
-        ),
-        caption=opened(f"{answer} {things}."),
-        draw=lambda canvas: _draw_crowd(canvas, shape, colour, number),
-    )
-
-
-GRIDS = {1: (1, 1), 2: (2, 2), 3: (2, 2), 4: (2, 2), 5: (3, 2), 6: (3, 2), 7: (3, 3)}
-
-
-def _draw_crowd(canvas: Canvas, shape: str, colour: str, number: int) -> None:
-    columns, rows = GRIDS[number]
-    if columns != rows and canvas.dice.chance(0.5):
-        columns, rows = rows, columns
-    cells = [(column, row) for column in range(columns) for row in range(rows)]
-    width, height = 196 / columns, 196 / rows
-    radius = min(canvas.dice.uniform(22, 28), 0.38 * min(width, height))
-    fill = canvas.colour(colour)
-    for column, row in canvas.dice.sample(cells, number):
-        x = 14 + width * (column + 0.5) + canvas.jitter(width / 2 - 1.15 * radius)
-        y = 14 + height * (row + 0.5) + canvas.jitter(height / 2 - 1.15 * radius)
-        draw_shape(canvas, shape, (x, y), radius, fill, canvas.jitter(12))
-
-
-def shapes(dice: Dice) -> Question:
-    """One large shape: what is it called?"""
-    offered = tuple(sorted(dice.sample(SHAPES, 3)))
-    answer = dice.choice(offered)
-    colour = dice.choice(BRIGHT)
-    facts = {
-        "circle": "is round and has no corners",
-        "square": "has four equal sides and four corners",
-        "triangle": "has three sides and three corners",
-        "star": "has five points",
-        "heart": "has two round bumps at the top and a point at the bottom",
-        "cross": "has four equal arms",
-    }
-    return Question(
-        question="What is the name of this shape?",
-        choices=offered,
-        answer=answer,
-        solution=f"Look at the sides and corners. This shape {facts[answer]}. So, it is a {answer}.",
-        caption=f"{opened(with_article(colour))} {answer}.",
-        draw=lambda canvas: draw_shape(
-            canvas,
-            answer,
-            (112 + canvas.jitter(28), 112 + canvas.jitter(28)),
-            canvas.dice.uniform(46, 74),
-            canvas.colour(colour),
-            canvas.jitter(20),
-        ),
-    )
-
-
-def colours(dice: Dice) -> Question:
-    """Three shapes of three colours: which colour has one of them?"""
-    offered = tuple(sorted(dice.sample(BRIGHT, 3)))
-    asked, *others = dice.sample(("circle", "square", "triangle", "star", "heart"), 3)
-    answer = dice.choice(offered)
-    rest = dice.shuffled([colour for colour in offered if colour != answer])
-    things = dice.shuffled([(asked, answer), *zip(others, rest)])
-    names = [f"{with_article(colour)} {shape}" for shape, colour in things]
-    return Question(
-        question=f"Which color is the {asked}?",
-        choices=offered,
-        answer=answer,
-        solution=f"The picture shows {joined(names)}. Find the {asked}. So, the color of the {asked} is {answer}.",
-        caption=opened(f"{joined(names)}."),
-        draw=lambda canvas: _draw_three(canvas, things),
-    )
-
-
-def _draw_three(canvas: Canvas, things: list[tuple[str, str]]) -> None:
-    centres = canvas.dice.choice(
-        (
-            ((62, 66), (160, 66), (112, 158)),
-            ((112, 66), (62, 158), (160, 158)),
-            ((62, 66), (62, 160), (158, 112)),
-            ((158, 66), (158, 160), (62, 112)),
-        )
-    )
-    for (shape, colour), (x, y) in zip(things, canvas.dice.shuffled(centres)):
-        centre = (x + canvas.jitter(7), y + canvas.jitter(7))
-        fill = canvas.colour(colour)
-        draw_shape(canvas, shape, centre, canvas.dice.uniform(33, 39), fill, canvas.jitter(12))
-
-
-FRACTIONS = {
-    "one half": (1, 2),
-    "one third": (1, 3),
-    "two thirds": (2, 3),
-    "one quarter": (1, 4),
-    "three quarters": (3, 4),
+TEMPERATURES = (0, 10, 20, 30, 40)
+DEGREES = {
+    0: "zero degrees",
+    10: "ten degrees",
+    20: "twenty degrees",
+    30: "thirty degrees",
+    40: "forty degrees",
 }
-FRACTION_SETS = tuple(combinations(FRACTIONS, 3))
 
 
-def fractions(dice: Dice) -> Question:
-    """A circle or a bar in equal parts: what fraction is coloured?"""
-    offered = dice.choice(FRACTION_SETS)
-    answer = dice.choice(offered)
-    part, whole = FRACTIONS[answer]
-    colour = dice.choice(("red", "blue", "green", "orange", "purple"))
-    form = dice.choice(("circle", "bar", "circle"))
-    verb = "is" if part == 1 else "are"
+def thermometer(dice: Dice) -> Question:
+    """A thermometer with a wide red column: which temperature does it show?"""
+    offered = tuple(sorted(dice.sample(TEMPERATURES, 3)))
+    shown = dice.choice(offered)
+    answer = DEGREES[shown]
     return Question(
-        question="What fraction of this figure is colored?",
-        choices=offered,
+        question="Which temperature does this thermometer show?",
+        choices=tuple(DEGREES[number] for number in offered),
         answer=answer,
         solution=(
-            f"The figure is cut into {NUMBERS[whole]} equal parts. {opened(NUMBERS[part])} of these parts "
-            f"{verb} colored. {part} out of {whole} is {part}/{whole}, so the answer is {answer}."
+            "Find the top of the red column and read the number beside it. "
+            f"The column ends at the mark {shown}. So, the thermometer shows {answer} Celsius."
         ),
-        caption=(
-            f"A {form} with {NUMBERS[whole]} equal parts. {opened(NUMBERS[part])} of the parts {verb} "
-            f"{colour}: {answer}."
-        ),
-        draw=lambda canvas: _draw_fraction(canvas, form, colour, part, whole),
+        caption=f"A thermometer. The red column goes up to {answer}.",
+        draw=lambda canvas: _draw_thermometer(canvas, shown),
     )
 
 
-def _draw_fraction(canvas: Canvas, form: str, colour: str, part: int, whole: int) -> None:
-    fill, white = canvas.colour(colour), COLOURS["white"]
-    if form == "circle":
-        centre = (112 + canvas.jitter(10), 112 + canvas.jitter(10))
-        radius, start = canvas.dice.uniform(72, 88), canvas.dice.choice((-90, 0, 90, 180))
-        for piece in range(whole):
-            turn = start + 360 * piece / whole
-            canvas.slice(centre, radius, turn, turn + 360 / whole, fill if piece < part else white)
-        canvas.circle(centre, radius, None, width=3)
-        return
-    first = canvas.dice.integer(0, whole - part)
-    upright = canvas.dice.chance(0.4)
-    height = canvas.dice.uniform(64, 90)
-    for piece in range(whole):
-        along = 18 + 188 * piece / whole
-        box = (along, 112 - height / 2, along + 188 / whole, 112 + height / 2)
-        if upright:
-            box = (box[1], box[0], box[3], box[2])
-        canvas.rectangle(box, fill if first <= piece < first + part else white, INK, width=3)
+def _draw_thermometer(canvas: Canvas, shown: int) -> None:
+    x, base, step = 96 + canvas.jitter(22), 164, 33
+    red = canvas.colour("red")
+    glass = (238, 244, 250)
+    canvas.rectangle((x - 17, 12, x + 17, base + 20), glass, width=3, radius=17)
+    canvas.circle((x, base + 24), 25, glass, width=3)
+    canvas.circle((x, base + 24), 20, red, outline=None)
+    canvas.rectangle((x - 11, base - step * shown / 10, x + 11, base + 24), red, outline=None)
+    for number in TEMPERATURES:
+        y = base - step * number / 10
+        canvas.line([(x + 17, y), (x + 33, y)], width=3)
+        canvas.text((x + 52, y), str(number), 22)
+        if number < TEMPERATURES[-1]:
+            canvas.line([(x + 17, y - step / 2), (x + 26, y - step / 2)], width=2)
+    canvas.text((x - 38, 24), "°C", 20)
+
+
+LENGTHS = tuple(combinations(range(2, 7), 3))
+
+
+def ruler(dice: Dice) -> Question:
+    """An object above a ruler: how long is it?"""
+    offered = dice.choice(LENGTHS)
+    length = dice.choice(offered)
+    thing = dice.choice(("pencil", "ribbon"))
+    colour = dice.choice(("red", "blue", "green", "orange", "purple"))
+    names = {number: f"{NUMBERS[number]} inches" for number in offered}
+    answer = names[length]
+    return Question(
+        question=f"The {thing} starts at zero. How long is it?",
+        choices=tuple(names.values()),
+        answer=answer,
+        solution=(
+            f"The left end of the {thing} is at 0. Read the number below its right end. "
+            f"It ends at {length}. So, the {thing} is {answer} long."
+        ),
+        caption=f"{opened(with_article(colour))} {thing} above a ruler. It is {answer} long.",
+        draw=lambda canvas: _draw_ruler(canvas, thing, colour, length),
+    )
+
+
+def _draw_ruler(canvas: Canvas, thing: str, colour: str, length: int) -> None:
+    left, inch, y = 18, 30.5, 92 + canvas.jitter(20)
+    canvas.rectangle(
+        (left - 6, y + 34, left + 6 * inch + 8, y + 84), canvas.colour("yellow"), width=3
+    )
+    for quarter in range(25):
+        x = left + inch * quarter / 4
+        height = 20 if quarter % 4 == 0 else 11 if quarter % 2 == 0 else 6
+        canvas.line([(x, y + 35), (x, y + 35 + height)], width=2.4 if quarter % 4 == 0 else 1.2)
+        if quarter % 4 == 0:
+            canvas.text((x, y + 68), str(quarter // 4), 18)
+    end, fill = left + inch * length, canvas.colour(colour)
+    if thing == "ribbon":
+        canvas.rectangle((left, y - 8, end, y + 18), fill, width=2.5)
+    else:
+        canvas.rectangle((left, y - 8, end - 20, y + 20), fill, width=2.5)
+        canvas.polygon(
+            [(end - 20, y - 8), (end, y + 6), (end - 20, y + 20)], (246, 220, 170), width=2.5
+        )
+        canvas.polygon([(end - 7, y + 1), (end, y + 6), (end - 7, y + 11)], INK)
+    for x in (left, end):
+        canvas.line([(x, y + 22), (x, y + 33)], (190, 60, 60), 2)
+
+
+def clock(dice: Dice) -> Question:
+    """A clock at a full hour: what time is it?"""
+    first = dice.integer(1, 3)
+    offered = tuple(range(first, 13, 3))
+    hour = dice.choice(offered)
+    answer = f"{NUMBERS[hour]} o'clock"
+    return Question(
+        question="What time does this clock show?",
+        choices=tuple(f"{NUMBERS[number]} o'clock" for number in offered),
+        answer=answer,
+        solution=(
+            "The long hand points straight up, so it is a full hour. Read the number at the "
+            f"tip of the short red hand: it is {hour}. So, the time is {answer}."
+        ),
+        caption=f"A round clock. The short red hand points to {NUMBERS[hour]}. It is {answer}.",
+        draw=lambda canvas: _draw_clock(canvas, hour),
+    )
+
+
+def _draw_clock(canvas: Canvas, hour: int) -> None:
+    centre, radius = (112, 112), canvas.dice.uniform(90, 98)
+    rim = canvas.colour(canvas.dice.choice(("blue", "green", "brown", "purple", "gray")))
+    canvas.circle(centre, radius, rim, width=3)
+    canvas.circle(centre, radius - 11, COLOURS["white"], width=2)
+    for number in range(1, 13):
+        angle = math.radians(30 * number - 90)
+        reach = radius - 26
+        place = (centre[0] + reach * math.cos(angle), centre[1] + reach * math.sin(angle))
+        canvas.text(place, str(number), 19)
+    angle, reach = math.radians(30 * hour - 90), radius - 46
+    canvas.line([centre, (centre[0], centre[1] - radius + 40)], INK, 4)
+    tip = (centre[0] + reach * math.cos(angle), centre[1] + reach * math.sin(angle))
+    canvas.arrow(centre, tip, canvas.colour("red"), 9)
+    canvas.circle(centre, 7, INK)
 
 
 MEASURES = (
     Skill(
-        name="counting",
-        title="Count objects",
+        name="thermometer",
+        title="Read a thermometer",
         subject="natural science",
         topic="units-and-measurement",
-        category="Observation and counting",
-        grades=(1, 2),
+        category="Weather and climate",
+        grades=(1, 4),
         needs="picture",
         num_choices=3,
         lecture=(
-            "Scientists count what they observe. To count, point at each object once and say the next "
-            "number. The last number you say tells how many objects there are."
+            "A thermometer measures temperature. The liquid in its tube rises when it gets "
+            "warmer and falls when it gets colder. To read it, find the top of the liquid and "
+            "look at the number next to it."
         ),
-        make=counting,
+        make=thermometer,
     ),
     Skill(
-        name="shapes",
-        title="Name a shape",
+        name="ruler",
+        title="Measure with an inch ruler",
         subject="natural science",
         topic="units-and-measurement",
-        category="Observation and counting",
-        grades=(1, 2),
+        category="Units and measurement",
+        grades=(2, 4),
         needs="picture",
         num_choices=3,
         lecture=(
-            "Shapes are told apart by their sides and corners. A circle is round and has no corners. A "
-            "triangle has three sides, and a square has four equal sides. A star has points, a heart "
-            "has two bumps, and a cross has four arms."
+            "To measure the length of an object with a ruler, line up one end of the object "
+            "with zero. Then read the number at the other end."
         ),
-        make=shapes,
+        make=ruler,
     ),
     Skill(
-        name="colors",
-        title="Match objects and colors",
-        subject="natural science",
-        topic="science-and-engineering-practices",
-        category="Observation and counting",
-        grades=(1, 2),
-        needs="picture",
-        num_choices=3,
-        lecture=(
-            "An observation is something you notice with your senses. The color and the shape of an "
-            "object are properties that you can see. To describe one object among several, find it "
-            "first and then look at its property."
-        ),
-        make=colours,
-    ),
-    Skill(
-        name="fractions",
-        title="Read a fraction from a figure",
+        name="clock",
+        title="Tell the time",
         subject="natural science",
         topic="units-and-measurement",
-        category="Parts and wholes",
-        grades=(3, 5),
+        category="Units and measurement",
+        grades=(1, 3),
         needs="picture",
-        num_choices=3,
+        num_choices=4,
         lecture=(
-            "A fraction tells how much of a whole is meant. Count the equal parts of the whole: that is "
-            "the number below the line. Count the parts that are meant: that is the number above the "
-            "line."
+            "A clock has a short hand and a long hand. The short hand shows the hour. When the "
+            "long hand points to twelve, it is exactly that hour."
         ),
-        make=fractions,
+        make=clock,
     ),
 )

@@ -26,9 +26,9 @@ def magnets(dice: Dice) -> Question:
         choices=("attract", "repel"),
         answer=answer,
         solution=(
-            "Look at the two poles that face each other. "
-            f"The {first} pole of one magnet is closest to the {second} pole of the other magnet. "
-            f"These poles are {alike} {answer} each other. So, these magnets will {answer} each other."
+            f"Look at the two poles that face each other. The {first} pole of one magnet is "
+            f"closest to the {second} pole of the other magnet. These poles are {alike} "
+            f"{answer} each other. So, these magnets will {answer} each other."
         ),
         caption=(
             f"Two magnets. The {here} magnet shows its {POLE_COLOURS[first]} {first} side "
@@ -47,7 +47,7 @@ def _draw_magnets(canvas: Canvas, first: str, second: str, upright: bool) -> Non
     ends = [far[first], first, second, far[second]]
     starts = [start, start + length / 2, 112 + gap / 2, 112 + gap / 2 + length / 2]
     slant = canvas.jitter(6)
-    for place, (pole, along) in enumerate(zip(ends, starts)):
+    for place, (pole, along) in enumerate(zip(ends, starts, strict=True)):
         across = 112 - breadth / 2 + (slant if place < 2 else -slant)
         box = (along, across, along + length / 2, across + breadth)
         if upright:
@@ -139,7 +139,7 @@ def forces(dice: Dice) -> Question:
         seen = "Both arrows are the same size."
         steps = "The two forces are equal and opposite, so they are balanced. The box is at rest:"
     else:
-        side, other = ("left", "right") if answer == "to the left" else ("right", "left")
+        side = "left" if answer == "to the left" else "right"
         seen = f"The big arrow goes to the {side}."
         steps = (
             f"The force toward the {side} is larger than the other one. The box will move this way:"
@@ -165,7 +165,7 @@ def _draw_forces(canvas: Canvas, colour: str, lengths: tuple[float, float]) -> N
     canvas.line([(112 - half, ground - 2 * half), (112 + half, ground)], width=3)
     canvas.line([(112 - half, ground), (112 + half, ground - 2 * half)], width=3)
     red = canvas.colour("red")
-    for sign, length in zip((-1, 1), lengths):
+    for sign, length in zip((-1, 1), lengths, strict=True):
         reach = length * canvas.dice.uniform(0.97, 1.03) if lengths[0] != lengths[1] else length
         start = (112 + sign * (half + 3), middle)
         canvas.arrow(start, (start[0] + sign * reach, middle), red, width=5 + reach / 6)
@@ -186,8 +186,13 @@ def seesaw(dice: Dice) -> Question:
         question="Compare the two boxes on the seesaw. Which is heavier?",
         choices=("the left box", "the right box", "both weigh the same"),
         answer=answer,
-        solution=f"A seesaw goes down on the side of the heavier object. Look at the plank. {steps} {answer}.",
-        caption=f"{opened(with_article(left))} box and {with_article(right)} box on a seesaw. {seen}",
+        solution=(
+            f"A seesaw goes down on the side of the heavier object. Look at the plank. {steps} "
+            f"{answer}."
+        ),
+        caption=(
+            f"{opened(with_article(left))} box and {with_article(right)} box on a seesaw. {seen}"
+        ),
         draw=lambda canvas: _draw_seesaw(canvas, tilt, (left, right)),
     )
 
@@ -200,7 +205,7 @@ def _draw_seesaw(canvas: Canvas, tilt: int, colours: tuple[str, str]) -> None:
     canvas.line([(14, base), (210, base)], canvas.colour("green"), 7)
     canvas.polygon([pivot, (88, base), (136, base)], canvas.colour("gray"))
     half = canvas.dice.uniform(18, 22)
-    for sign, colour in zip((-1, 1), colours):
+    for sign, colour in zip((-1, 1), colours, strict=True):
         x = pivot[0] + sign * 60
         y = pivot[1] + sign * rise * 60 / 84 - 4
         lean = rise * half / 84
@@ -221,10 +226,11 @@ PHYSICS = (
         needs="picture",
         num_choices=2,
         lecture=(
-            "Magnets can pull or push on each other without touching. When magnets attract, they pull "
-            "together. When magnets repel, they push apart.\nEvery magnet has two poles, called north "
-            "and south. Opposite poles attract: a north pole and a south pole pull together. Poles "
-            "that are the same repel: two north poles, or two south poles, push apart."
+            "Magnets can pull or push on each other without touching. When magnets attract, "
+            "they pull together. When magnets repel, they push apart.\nEvery magnet has two "
+            "poles, called north and south. Opposite poles attract: a north pole and a south "
+            "pole pull together. Poles that are the same repel: two north poles, or two south "
+            "poles, push apart."
         ),
         make=magnets,
     ),
@@ -238,9 +244,10 @@ PHYSICS = (
         needs="picture",
         num_choices=2,
         lecture=(
-            "An electric current flows only through a complete loop. A battery pushes the current, "
-            "wires lead it, and a light bulb turns it into light.\nA closed switch joins the wires. "
-            "An open switch leaves a gap, and then no current flows anywhere in the loop."
+            "An electric current flows only through a complete loop. A battery pushes the "
+            "current, wires lead it, and a light bulb turns it into light.\nA closed switch "
+            "joins the wires. An open switch leaves a gap, and then no current flows anywhere "
+            "in the loop."
         ),
         make=circuits,
     ),
@@ -254,10 +261,11 @@ PHYSICS = (
         needs="picture",
         num_choices=3,
         lecture=(
-            "A force is a push or a pull. Every force has a direction and a strength. Arrows can show "
-            "forces: the longer the arrow, the larger the force.\nWhen two opposite forces are equal, "
-            "they are balanced and an object at rest stays at rest. When they are not equal, the "
-            "object begins to move in the direction of the larger force."
+            "A force is a push or a pull. Every force has a direction and a strength. Arrows "
+            "can show forces: the longer the arrow, the larger the force.\nWhen two opposite "
+            "forces are equal, they are balanced and an object at rest stays at rest. When "
+            "they are not equal, the object begins to move in the direction of the larger "
+            "force."
         ),
         make=forces,
     ),
@@ -271,9 +279,9 @@ PHYSICS = (
         needs="picture",
         num_choices=3,
         lecture=(
-            "Gravity pulls heavy objects down more strongly than light ones. On a seesaw with equal "
-            "arms, the heavier object moves down and the lighter one moves up. If both objects weigh "
-            "the same, the seesaw is level."
+            "Gravity pulls heavy objects down more strongly than light ones. On a seesaw with "
+            "equal arms, the heavier object moves down and the lighter one moves up. If both "
+            "objects weigh the same, the seesaw is level."
         ),
         make=seesaw,
     ),

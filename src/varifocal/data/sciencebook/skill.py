@@ -1,4 +1,4 @@
-"""What a skill is: one small function that throws dice and returns a question, and its table row."""
+"""What a skill is: a small function that throws dice and returns a question, and a table row."""
 
 from __future__ import annotations
 

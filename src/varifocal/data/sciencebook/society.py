@@ -1,36 +1,33 @@
-"""Social science: charts, maps and countries."""
+"""Society from pictures: charts, maps, flags and rules of the road."""
 
 from __future__ import annotations
 
 from varifocal.data.sciencebook.dice import Dice
-from varifocal.data.sciencebook.drawing import COLOURS, INK, Canvas, Point
+from varifocal.data.sciencebook.drawing import COLOURS, INK, Canvas, Point, draw_shape
 from varifocal.data.sciencebook.skill import Question, Skill
 
+HEIGHTS: tuple[int, ...] = (3, 2, 1)
 BAR_COLOURS = ("red", "blue", "green", "yellow", "orange", "purple")
 
 
 def bar_chart(dice: Dice) -> Question:
-    """Three coloured bars: which is the highest or the lowest?"""
+    """Three coloured bars: which is the tallest?"""
     offered = tuple(sorted(dice.sample(BAR_COLOURS, 3)))
     answer = dice.choice(offered)
-    most = dice.chance(0.5)
     rest = dice.shuffled([colour for colour in offered if colour != answer])
-    ranked = [answer, *rest] if most else [*rest, answer]
-    bars = dice.shuffled(list(zip(ranked, (3, 2, 1))))
+    bars = dice.shuffled(list(zip([answer, *rest], HEIGHTS, strict=True)))
     goods = dice.choice(("hats", "shirts", "kites"))
-    word, form = ("most", "tallest") if most else ("fewest", "shortest")
     return Question(
-        question=f"A shop drew how many {goods} of each color it sold. Of which color did it sell the {word}?",
+        question=(
+            f"The chart shows how many {goods} of each color a shop sold. Which color sold most?"
+        ),
         choices=offered,
         answer=answer,
         solution=(
-            f"The {form} bar stands for the color that sold the {word} {goods}. Compare the bars. "
-            f"The {form} bar is {answer}."
+            f"The tallest bar stands for the color with the most {goods}. Compare the bars. "
+            f"The tallest bar is {answer}."
         ),
-        caption=(
-            f"A chart with three bars. The tall bar is {ranked[0]}. "
-            f"The middle bar is {ranked[1]}. The short bar is {ranked[2]}."
-        ),
+        caption=f"A chart with three bars. The tallest bar is {answer}.",
         draw=lambda canvas: _draw_bars(canvas, bars),
     )
 
@@ -58,14 +55,19 @@ def compass(dice: Dice) -> Question:
     answer = dice.choice(tuple(DIRECTIONS))
     place = dice.choice(("lake", "forest", "mountain"))
     return Question(
-        question=f"North is at the top of this map. In which direction from the house is the {place}?",
+        question=(
+            f"North is at the top of this map. In which direction from the house is the {place}?"
+        ),
         choices=tuple(DIRECTIONS),
         answer=answer,
         solution=(
             f"Start at the house in the middle and go to the {place}. You move {_moved(answer)} on "
             f"the map. So, the {place} lies {answer} of the house."
         ),
-        caption=f"A map with a house in the middle. The {place} is {_moved(answer)}, to the {answer}.",
+        caption=(
+            f"A map with a red house. The {place} is {answer} of the house, {_moved(answer)} on "
+            "the map."
+        ),
         draw=lambda canvas: _draw_map(canvas, place, answer),
     )
 
@@ -117,53 +119,89 @@ def _draw_place(canvas: Canvas, place: str, centre: Point) -> None:
         canvas.polygon([(x + 2, y + 20), (x + 17, y - 8), (x + 33, y + 20)], canvas.colour("brown"))
 
 
-CAPITALS = (
-    *(("France", "Paris"), ("Germany", "Berlin"), ("Italy", "Rome"), ("Spain", "Madrid")),
-    *(("Portugal", "Lisbon"), ("Greece", "Athens"), ("Poland", "Warsaw"), ("Austria", "Vienna")),
-    *(
-        ("Norway", "Oslo"),
-        ("Sweden", "Stockholm"),
-        ("Finland", "Helsinki"),
-        ("Denmark", "Copenhagen"),
-    ),
-    *(("Ireland", "Dublin"), ("Hungary", "Budapest"), ("Russia", "Moscow"), ("Turkey", "Ankara")),
-    *(("Egypt", "Cairo"), ("Kenya", "Nairobi"), ("Ethiopia", "Addis Ababa"), ("Ghana", "Accra")),
-    *(("Japan", "Tokyo"), ("China", "Beijing"), ("India", "New Delhi"), ("Thailand", "Bangkok")),
-    *(("Vietnam", "Hanoi"), ("South Korea", "Seoul"), ("Iran", "Tehran"), ("Iraq", "Baghdad")),
-    *(("Canada", "Ottawa"), ("Mexico", "Mexico City"), ("Cuba", "Havana"), ("Peru", "Lima")),
-    *(
-        ("Chile", "Santiago"),
-        ("Brazil", "Brasilia"),
-        ("Argentina", "Buenos Aires"),
-        ("Colombia", "Bogota"),
-    ),
-    *(
-        ("Australia", "Canberra"),
-        ("New Zealand", "Wellington"),
-        ("Belgium", "Brussels"),
-        ("Ukraine", "Kyiv"),
-    ),
-    *(
-        ("Czech Republic", "Prague"),
-        ("Romania", "Bucharest"),
-        ("Bulgaria", "Sofia"),
-        ("Cyprus", "Nicosia"),
-    ),
-)
+SYMBOLS = ("star", "cross", "circle", "heart", "tree")
+CONTRASTS = {
+    "red": ("white", "yellow"),
+    "blue": ("white", "yellow", "orange"),
+    "green": ("white", "yellow"),
+    "purple": ("white", "yellow"),
+    "yellow": ("red", "blue", "green"),
+    "white": ("red", "blue", "green", "purple"),
+}
 
 
-def capitals(dice: Dice) -> Question:
-    """Name the capital of a country."""
-    country, city = dice.own(CAPITALS)
-    others = [other for _, other in CAPITALS if other != city]
+def flags(dice: Dice) -> Question:
+    """A flag with a symbol: which symbol?"""
+    offered = tuple(sorted(dice.sample(SYMBOLS, 3)))
+    answer = dice.choice(offered)
+    cloth = dice.choice(tuple(CONTRASTS))
+    paint = dice.choice(CONTRASTS[cloth])
     return Question(
-        question=dice.choice(
-            ("What is the capital of {}?", "Which city is the capital of {}?")
-        ).format(country),
-        choices=(city, *dice.sample(others, 3)),
-        answer=city,
-        solution=f"The government of {country} has its seat in its capital. The capital of {country} is {city}.",
+        question="Which symbol is on this flag?",
+        choices=tuple(f"a {symbol}" for symbol in offered),
+        answer=f"a {answer}",
+        solution=(
+            "Symbols on a flag stand for ideas or places. Look at the middle of the cloth. "
+            f"The symbol on this flag is a {answer}."
+        ),
+        caption=f"A {cloth} flag with a {paint} {answer}.",
+        draw=lambda canvas: _draw_flag(canvas, answer, cloth, paint),
     )
+
+
+def _draw_flag(canvas: Canvas, symbol: str, cloth: str, paint: str) -> None:
+    canvas.rectangle((22, 14, 32, 214), canvas.colour("brown"))
+    canvas.circle((27, 14), 9, canvas.colour("yellow"))
+    sag = canvas.jitter(10)
+    corners = [(33, 28), (208, 28 + sag), (208, 160 + sag), (33, 160)]
+    canvas.polygon(corners, canvas.colour(cloth), width=3)
+    centre = (120 + canvas.jitter(10), 94 + sag / 2)
+    radius, fill = canvas.dice.uniform(44, 54), canvas.colour(paint)
+    if symbol != "tree":
+        draw_shape(canvas, symbol, centre, radius, fill)
+        return
+    x, y = centre
+    canvas.rectangle((x - 7, y + 18, x + 7, y + radius), fill)
+    for top, half in ((-54, 24), (-36, 32), (-16, 40)):
+        canvas.polygon([(x - half, y + top + 40), (x, y + top), (x + half, y + top + 40)], fill)
+
+
+LIGHTS = {
+    "stop": ("red", "top", "must not drive on"),
+    "slow down": ("yellow", "middle", "must get ready to stop"),
+    "go": ("green", "bottom", "may drive on"),
+}
+
+
+def traffic_light(dice: Dice) -> Question:
+    """A traffic light: what does it tell the drivers?"""
+    answer = dice.choice(tuple(LIGHTS))
+    colour, place, rule = LIGHTS[answer]
+    return Question(
+        question="What does this traffic light tell drivers to do?",
+        choices=tuple(LIGHTS),
+        answer=answer,
+        solution=(
+            f"See which light is on. It is the {colour} light at the {place}. Drivers who see it "
+            f"{rule}. The light tells them: {answer}."
+        ),
+        caption=f"A traffic light. The {colour} light at the {place} is on.",
+        draw=lambda canvas: _draw_traffic_light(canvas, colour),
+    )
+
+
+def _draw_traffic_light(canvas: Canvas, lit: str) -> None:
+    sky = canvas.dice.choice(((206, 230, 250), (226, 238, 246), (244, 238, 222)))
+    canvas.background(sky, canvas.colour("gray"), horizon=196)
+    x = 112 + canvas.jitter(34)
+    canvas.rectangle((x - 7, 150, x + 7, 206), (84, 88, 96))
+    canvas.rectangle((x - 38, 10, x + 38, 176), canvas.colour("black"), width=3, radius=12)
+    dark = {"red": (84, 34, 36), "yellow": (84, 76, 32), "green": (30, 70, 40)}
+    for colour, y in (("red", 41), ("yellow", 93), ("green", 145)):
+        if colour == lit:
+            canvas.circle((x, y), 25, canvas.colour(colour), COLOURS["white"], width=3)
+        else:
+            canvas.circle((x, y), 22, dark[colour])
 
 
 SOCIETY = (
@@ -177,8 +215,8 @@ SOCIETY = (
         needs="picture",
         num_choices=3,
         lecture=(
-            "A bar chart shows numbers as bars. The taller a bar, the larger its number. The tallest bar "
-            "stands for the most and the shortest bar for the fewest."
+            "A bar chart shows numbers as bars. The taller a bar, the larger its number. The "
+            "tallest bar stands for the most and the shortest bar for the fewest."
         ),
         make=bar_chart,
     ),
@@ -192,25 +230,40 @@ SOCIETY = (
         needs="picture",
         num_choices=4,
         lecture=(
-            "Maps have four cardinal directions, or main directions: north, south, east, and west. A "
-            "compass arrow marked N shows where north is. If north is at the top of the map, south is "
-            "at the bottom, east is on the right, and west is on the left."
+            "Maps have four cardinal directions, or main directions: north, south, east, and "
+            "west. A compass arrow marked N shows where north is. If north is at the top of "
+            "the map, south is at the bottom, east is on the right, and west is on the left."
         ),
         make=compass,
     ),
     Skill(
-        name="capitals",
-        title="Name the capital of a country",
+        name="flags",
+        title="Describe a flag",
         subject="social science",
-        topic="geography",
-        category="World geography",
-        grades=(5, 9),
-        needs="none",
-        num_choices=4,
+        topic="culture",
+        category="Symbols",
+        grades=(1, 5),
+        needs="picture",
+        num_choices=3,
         lecture=(
-            "The capital of a country is the city where its government works. It is often, but not "
-            "always, the largest city of the country."
+            "A flag is a sign for a country, a town or a group. Its colors and symbols stand "
+            "for ideas that people share. Many flags show stars, crosses or plants."
         ),
-        make=capitals,
+        make=flags,
+    ),
+    Skill(
+        name="traffic_light",
+        title="Follow rules on the road",
+        subject="social science",
+        topic="civics",
+        category="Rules and laws",
+        grades=(1, 3),
+        needs="picture",
+        num_choices=3,
+        lecture=(
+            "Rules keep people safe. Traffic lights tell drivers what to do: red means stop, "
+            "yellow means slow down because red comes next, and green means go."
+        ),
+        make=traffic_light,
     ),
 )

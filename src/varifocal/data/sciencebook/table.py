@@ -4,18 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from varifocal.data.sciencebook.skill import Skill
-from varifocal.errors import DataError, nearest
-
-from varifocal.data.sciencebook.physics import PHYSICS
+from varifocal.data.sciencebook.counting import COUNTING
+from varifocal.data.sciencebook.countries import COUNTRY_SKILLS
+from varifocal.data.sciencebook.earth import EARTH
+from varifocal.data.sciencebook.economy import ECONOMY
+from varifocal.data.sciencebook.language import LANGUAGE
+from varifocal.data.sciencebook.life import LIFE
 from varifocal.data.sciencebook.matter import MATTER
 from varifocal.data.sciencebook.measures import MEASURES
+from varifocal.data.sciencebook.physics import PHYSICS
+from varifocal.data.sciencebook.reading import READING
+from varifocal.data.sciencebook.science import SCIENCE
+from varifocal.data.sciencebook.skill import Skill
 from varifocal.data.sciencebook.society import SOCIETY
 from varifocal.data.sciencebook.words import WORDS
+from varifocal.errors import DataError, nearest
 
-SKILLS: dict[str, Skill] = {
-    skill.name: skill for skill in (*PHYSICS, *MATTER, *MEASURES, *SOCIETY, *WORDS)
-}
+PICTURE_SKILLS = (*PHYSICS, *MATTER, *MEASURES, *COUNTING, *EARTH, *LIFE, *SOCIETY, *LANGUAGE)
+TEXT_SKILLS = (*SCIENCE, *ECONOMY, *COUNTRY_SKILLS, *READING, *WORDS)
+SKILLS: dict[str, Skill] = {skill.name: skill for skill in (*PICTURE_SKILLS, *TEXT_SKILLS)}
 """Every skill by its name, in the order in which they take turns."""
 
 

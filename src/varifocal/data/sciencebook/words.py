@@ -1,103 +1,130 @@
-"""Language science: words, sentences and short texts."""
+"""Language from memory: kinds of words and sentences, meanings and sounds."""
 
 from __future__ import annotations
 
 from varifocal.data.sciencebook.dice import Dice
-from varifocal.data.sciencebook.skill import Question, Skill
+from varifocal.data.sciencebook.reading import PEOPLE
+from varifocal.data.sciencebook.skill import Question, Skill, with_article
+from varifocal.data.sciencebook.vocabulary import (
+    ADJECTIVES,
+    NOUNS,
+    OPPOSITES,
+    RHYMES,
+    SENTENCES,
+    SYNONYMS,
+    VERB_FORMS,
+    VERBS,
+)
 
-NOUNS = (
-    *("apple", "river", "teacher", "window", "garden", "doctor", "bridge", "pencil", "kitchen"),
-    *("mountain", "brother", "island", "basket", "farmer", "blanket", "city", "hammer", "ladder"),
-    *("monkey", "ocean", "pocket", "rabbit", "school", "table", "uncle", "village", "wagon"),
-    *("zebra", "candle", "desert", "engine", "forest", "guitar", "hotel", "jacket", "kettle"),
-)
-VERBS = (
-    *("sing", "write", "build", "carry", "listen", "follow", "bring", "choose", "decide", "eat"),
-    *("forget", "give", "hear", "invite", "join", "know", "learn", "make", "obey", "prepare"),
-    *("read", "send", "teach", "understand", "visit", "wash", "explain", "grow", "hide", "throw"),
-    *("arrive", "become", "borrow", "collect", "destroy", "enjoy"),
-)
-ADJECTIVES = (
-    *("happy", "tall", "brave", "quiet", "heavy", "gentle", "angry", "clever", "dirty", "early"),
-    *("famous", "hungry", "lazy", "narrow", "polite", "proud", "rough", "silly", "tiny", "ugly"),
-    *("wide", "young", "bitter", "careful", "deep", "easy", "fresh", "huge", "lonely", "modern"),
-    *("noisy", "pretty", "sad", "soft", "strong", "wet"),
-)
+ROLES = {
+    "noun": "names a person, a place or a thing",
+    "verb": "tells an action",
+    "adjective": "describes what something is like",
+}
 PARTS_OF_SPEECH = (
     *((word, "noun") for word in NOUNS),
     *((word, "verb") for word in VERBS),
     *((word, "adjective") for word in ADJECTIVES),
 )
-ROLES = {
-    "noun": "names a person, place or thing",
-    "verb": "tells an action",
-    "adjective": "describes what something is like",
-}
 
 
 def parts_of_speech(dice: Dice) -> Question:
-    """Tell nouns, verbs and adjectives apart."""
+    """A word: noun, verb or adjective?"""
     word, answer = dice.own(PARTS_OF_SPEECH)
-    asked = dice.choice(("What kind of word is “{}”?", "Which part of speech is the word “{}”?"))
+    asked = dice.choice(('What kind of word is "{}"?', 'Which part of speech is the word "{}"?'))
     return Question(
         question=asked.format(word),
-        choices=("noun", "verb", "adjective"),
+        choices=tuple(ROLES),
         answer=answer,
-        solution=f"The word “{word}” {ROLES[answer]}. A word like this is called {answer}.",
+        solution=f'The word "{word}" {ROLES[answer]}. So, it is {with_article(answer)}.',
     )
-
-
-OPPOSITES = (
-    *(("hot", "cold"), ("big", "small"), ("fast", "slow"), ("light", "dark"), ("happy", "sad")),
-    *(("open", "closed"), ("full", "empty"), ("hard", "soft"), ("old", "young"), ("wet", "dry")),
-    *(("strong", "weak"), ("early", "late"), ("loud", "quiet"), ("rich", "poor"), ("near", "far")),
-    *(("thick", "thin"), ("heavy", "light in weight"), ("clean", "dirty"), ("high", "low")),
-    *(("begin", "end"), ("win", "lose"), ("buy", "sell"), ("push", "pull"), ("give", "take")),
-    *(("laugh", "cry"), ("love", "hate"), ("remember", "forget"), ("above", "below")),
-    *(("inside", "outside"), ("always", "never"), ("brave", "afraid"), ("smooth", "rough")),
-    *(("sharp", "dull"), ("sweet", "sour"), ("wide", "narrow"), ("true", "false")),
-    *(("accept", "refuse"), ("arrive", "leave"), ("awake", "asleep"), ("deep", "shallow")),
-)
 
 
 def opposites(dice: Dice) -> Question:
-    """Find the word with the opposite meaning."""
+    """A word: which other word means the opposite?"""
     word, answer = dice.own(OPPOSITES)
-    others = [second for first, second in OPPOSITES if answer not in (first, second)]
+    others = [second for first, second in OPPOSITES if second != answer and first != answer]
     return Question(
-        question=f"Which word means the opposite of “{word}”?",
+        question=f'Which word means the opposite of "{word}"?',
         choices=(answer, *dice.sample(others, 2)),
         answer=answer,
-        solution=f"Antonyms are words with opposite meanings. The opposite of “{word}” is “{answer}”.",
+        solution=f'Look for the word that is most unlike "{word}". Its opposite is "{answer}".',
     )
 
 
-PEOPLE = (
-    *("Ana", "Ben", "Carla", "Dan", "Eva", "Finn", "Grace", "Hugo", "Ivy", "Jack", "Kim", "Leo"),
-    *("Mia", "Noah", "Olga", "Paul", "Rosa", "Sam", "Tina", "Umar", "Vera", "Will", "Yuki", "Zoe"),
-)
-THINGS = (
-    *("ball", "book", "kite", "cake", "drum", "lamp", "coat", "boat", "flower", "cup", "chair"),
-    *("bike", "doll", "map", "rope", "shell", "spoon", "stone", "clock", "hat"),
-)
-
-
-def story(dice: Dice) -> Question:
-    """Read who has what, then answer."""
-    names = dice.sample(PEOPLE, 3)
-    asked = dice.own(THINGS)
-    others = dice.sample([thing for thing in THINGS if thing != asked], 2)
-    owner = dice.choice(names)
-    rest = iter(others)
-    held = [(name, asked if name == owner else next(rest)) for name in names]
-    verb = dice.choice(("has", "found", "brought", "bought"))
-    sentences = " ".join(f"{name} {verb} a {thing}." for name, thing in held)
+def synonyms(dice: Dice) -> Question:
+    """A word: which other word means nearly the same?"""
+    word, answer = dice.own(SYNONYMS)
+    others = [second for _, second in SYNONYMS if second != answer]
     return Question(
-        question=f"Read the text. Who {verb} a {asked}?",
-        choices=tuple(names),
-        answer=owner,
-        hint=sentences,
-        solution=f"Look for the sentence that tells about a {asked}. The name in this sentence is {owner}.",
+        question=f'Which word means nearly the same as "{word}"?',
+        choices=(answer, *dice.sample(others, 2)),
+        answer=answer,
+        solution=(
+            f'Try each word in the place of "{word}". The word with nearly the same meaning is '
+            f'"{answer}".'
+        ),
+    )
+
+
+def rhymes(dice: Dice) -> Question:
+    """A word: which other word rhymes with it?"""
+    family = dice.own(RHYMES)
+    word, answer = dice.sample(family, 2)
+    strangers = dice.sample([other for other in RHYMES if other != family], 2)
+    return Question(
+        question=f'Which word rhymes with "{word}"?',
+        choices=(answer, *(dice.choice(stranger) for stranger in strangers)),
+        answer=answer,
+        solution=(
+            f'Say the words aloud and listen to their ends. The word that ends like "{word}" is '
+            f'"{answer}".'
+        ),
+    )
+
+
+TENSES = ("past tense", "present tense", "future tense")
+TIMES = {
+    "past tense": "has already happened",
+    "present tense": "happens now or often",
+    "future tense": "is going to happen",
+}
+
+
+def verb_tense(dice: Dice) -> Question:
+    """A sentence: past, present or future?"""
+    present, past, base, rest = dice.own(VERB_FORMS)
+    answer, name = dice.choice(TENSES), dice.choice(PEOPLE)
+    verb = {"past tense": past, "present tense": present, "future tense": f"will {base}"}[answer]
+    return Question(
+        question=f"Which tense does the sentence use? {name} {verb} {rest}.",
+        choices=TENSES,
+        answer=answer,
+        solution=(
+            f'Look at the verb. "{verb}" tells about something that {TIMES[answer]}. It is the '
+            f"{answer}."
+        ),
+    )
+
+
+KINDS = {
+    "a statement": "tells something",
+    "a question": "asks something",
+    "a command": "tells somebody to do something",
+}
+SENTENCE_KINDS = tuple(
+    (text, kind) for kind, texts in zip(KINDS, SENTENCES, strict=True) for text in texts
+)
+
+
+def sentence_kinds(dice: Dice) -> Question:
+    """A sentence without its end mark: statement, question or command?"""
+    text, answer = dice.own(SENTENCE_KINDS)
+    return Question(
+        question=f'The end mark is missing. What kind of sentence is this? "{text}"',
+        choices=tuple(KINDS),
+        answer=answer,
+        solution=f"Read the sentence aloud. It {KINDS[answer]}. So, it is {answer}.",
     )
 
 
@@ -130,18 +157,65 @@ WORDS = (
         make=opposites,
     ),
     Skill(
-        name="story",
-        title="Find a detail in a text",
+        name="synonyms",
+        title="Find words with similar meanings",
         subject="language science",
-        topic="reading-comprehension",
-        category="Reading for details",
-        grades=(1, 4),
-        needs="text",
+        topic="vocabulary",
+        category="Synonyms",
+        grades=(2, 7),
+        needs="none",
         num_choices=3,
         lecture=(
-            "To answer a question about a text, find the words of the question in the text first. The "
-            "sentence in which they stand often holds the answer."
+            "Words with the same or nearly the same meaning are called synonyms. Road and "
+            "street are synonyms."
         ),
-        make=story,
+        make=synonyms,
+    ),
+    Skill(
+        name="rhymes",
+        title="Find words that rhyme",
+        subject="language science",
+        topic="phonological-awareness",
+        category="Rhyming",
+        grades=(1, 3),
+        needs="none",
+        num_choices=3,
+        lecture=(
+            "Words rhyme when they sound the same from the last stressed vowel to the end, "
+            "like moon and spoon."
+        ),
+        make=rhymes,
+    ),
+    Skill(
+        name="verb_tense",
+        title="Is the sentence in the past, present, or future tense?",
+        subject="language science",
+        topic="verbs",
+        category="Verb tense",
+        grades=(2, 6),
+        needs="none",
+        num_choices=3,
+        lecture=(
+            "Present tense verbs tell what happens now or often. Past tense verbs tell what "
+            "already happened; many end in -ed. Future tense verbs tell what is going to "
+            "happen and use will."
+        ),
+        make=verb_tense,
+    ),
+    Skill(
+        name="sentence_kinds",
+        title="Is the sentence a statement, a question, or a command?",
+        subject="language science",
+        topic="punctuation",
+        category="Sentences, fragments, and run-ons",
+        grades=(1, 5),
+        needs="none",
+        num_choices=3,
+        lecture=(
+            "A statement tells something and ends with a period. A question asks something and "
+            "ends with a question mark. A command tells somebody to do something; it starts "
+            "with a verb."
+        ),
+        make=sentence_kinds,
     ),
 )
