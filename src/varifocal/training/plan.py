@@ -1,0 +1,65 @@
+"""What a recipe will cost, before any weight is loaded."""
+
+from collections import Counter
+from typing import Any
+
+from torch import nn
+
+from varifocal.models import load_model
+from varifocal.recipe import Recipe
+from varifocal.training.tuner import attach_tuner
+
+
+def plan(recipe: Recipe) -> dict[str, Any]:
+    """Build a recipe's model on the meta device and count.
+
+    Args:
+        recipe: its data is not looked at.
+
+    Returns:
+        `trained_parameters`, the same `trained_parameters_by_part` (see `part_of`), and
+        `frozen_parameters`.
+
+    Raises:
+        ModelError: a model's config cannot be found.
+        RecipeError: the tuner does not fit the model.
+    """
+    model = attach_tuner(load_model(recipe.model, meta=True).model, recipe.tuner)
+    by_part = count_trained(model)
+    return {
+        "trained_parameters": sum(by_part.values()),
+        "trained_parameters_by_part": by_part,
+        "frozen_parameters": _count_frozen(model),
+    }
+
+
+def count_trained(model: nn.Module) -> dict[str, int]:
+    """Count the parameters that training moves, by part, largest first."""
+    counts: Counter[str] = Counter()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            counts[part_of(name)] += parameter.numel()
+    return dict(counts.most_common())
+
+
+def _count_frozen(model: nn.Module) -> int:
+    # PEFT keeps an untouched copy of a module that it trains whole; it is no part of the model.
+    return sum(
+        parameter.numel()
+        for name, parameter in model.named_parameters()
+        if not parameter.requires_grad and ".original_module." not in name
+    )
+
+
+def part_of(name: str) -> str:
+    """Tell which part a parameter's name belongs to.
+
+    >>> part_of("base_model.model.vision_tower.model.layers.0.layer_norm1.mma_down.default.weight")
+    'vision_tower'
+    >>> part_of("base_model.model.model.layers.0.input_layernorm.mma_up.default.bias")
+    'language_model'
+    """
+    for part in ("connector", "vision_tower", "modality_embedding"):
+        if f".{part}." in f".{name}.":
+            return part
+    return "language_model"
