@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from .plugin import (
+from ..plugin import (
     Contextual,
     cached_length,
     contexts_set,
@@ -68,10 +68,11 @@ class ModalityEmbedding(nn.Module, BaseTunerLayer):
     """
 
     # no wrapped layer whose weight BaseTunerLayer could lend
-    weight = None  # pyright: ignore[reportIncompatibleMethodOverride]
-    bias = None  # pyright: ignore[reportIncompatibleMethodOverride]
+    weight = None  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
+    bias = None  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
 
     adapter_layer_names = ("mma_embedding",)
+    other_param_names = ("layer_names", "_inferred")
 
     def __init__(self, decoder: nn.Module, reader: nn.Module | None) -> None:
         """Attach to a decoder.

@@ -1,0 +1,55 @@
+"""The settings of MMA as PEFT keeps them in `adapter_config.json`."""
+
+from dataclasses import dataclass, field
+
+from peft import PeftConfig
+from peft.utils import PeftType
+
+
+@dataclass
+class MMAConfig(PeftConfig):
+    """Settings of Mixture-of-Modality Adaptation; the defaults are LaVIN-7B's.
+
+    Args:
+        bottleneck_dim: R, width of the adapter's bottleneck; a positive multiple of `num_groups`.
+        num_groups: G, groups of the up-projections; must divide the width of every adapted layer.
+        dropout: probability of dropping a bottleneck unit in training, in [0, 1).
+        scale: s, factor on the adapter's output.
+        router_temperature: tau of the routing softmax, above 0 (LaVIN: 10 for 7B, 5 for 13B).
+        target_modules: norms to adapt, as a list of name endings or a regular expression, as
+            everywhere in PEFT. None: the norm before self-attention in every decoder layer and,
+            with `vision_tower`, in every ViT block, found by structure.
+        exclude_modules: names not to adapt, in the same two forms.
+        vision_tower: whether vision towers get adapters; read where `target_modules` is None.
+        modules_to_save: modules trained whole and saved with the adapter, such as a connector.
+        base_fingerprint: content hash of the base model; carried along, for the loader to compare.
+
+    Raises:
+        ValueError: naming the value that is out of range.
+    """
+
+    bottleneck_dim: int = field(default=8)
+    num_groups: int = field(default=2)
+    dropout: float = field(default=0.1)
+    scale: float = field(default=1.0)
+    router_temperature: float = field(default=10.0)
+    target_modules: list[str] | str | None = field(default=None)
+    exclude_modules: list[str] | str | None = field(default=None)
+    vision_tower: bool = field(default=True)
+    modules_to_save: list[str] | None = field(default=None)
+    base_fingerprint: str | None = field(default=None)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = PeftType("MMA")
+        if self.num_groups < 1:
+            raise ValueError(f"num_groups must be at least 1; got {self.num_groups}")
+        if self.bottleneck_dim < 1 or self.bottleneck_dim % self.num_groups:
+            raise ValueError(
+                f"bottleneck_dim must be a positive multiple of num_groups={self.num_groups}; "
+                f"got {self.bottleneck_dim}"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must lie in [0, 1); got {self.dropout}")
+        if not self.router_temperature > 0:
+            raise ValueError(f"router_temperature must be above 0; got {self.router_temperature}")

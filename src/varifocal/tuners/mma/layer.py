@@ -1,0 +1,222 @@
+"""MMA's layer: a norm, then two bottleneck branches mixed by a router.
+
+Dimensions: B rows or images, T tokens or cells, D width, R bottleneck, G groups; 2 branches, 2
+modalities (0 text, 1 image), M mixtures of branches.
+"""
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from .config import MMAConfig
+from .routing import RoutingPass, TokenRouting
+from .sites import Router
+
+NO_MERGE = (
+    "MMA cannot be merged into the base weights: each modality, and each image in a vision tower, "
+    "mixes the branches with its own weights. Fold it per modality when exporting instead"
+)
+
+
+class BranchUp(nn.Module):
+    """The two grouped up-projections B0, B1 of an adapter, zero at the start.
+
+    Output unit i of branch m reads only the bottleneck units of its own group,
+    `B_m(h)_i = weight[m, i] . h_group(i) + bias[m, i]`, as a grouped 1x1 convolution does.
+
+    Args:
+        width: D, a multiple of `num_groups`.
+        bottleneck_dim: R, a multiple of `num_groups`.
+        num_groups: G.
+
+    Raises:
+        ValueError: if the groups do not divide the width.
+    """
+
+    def __init__(self, width: int, bottleneck_dim: int, num_groups: int) -> None:
+        super().__init__()
+        if width % num_groups:
+            raise ValueError(f"num_groups={num_groups} does not divide the layer's width {width}")
+        self.weight = nn.Parameter(torch.zeros(2, width, bottleneck_dim // num_groups))
+        self.bias = nn.Parameter(torch.zeros(2, width))
+
+
+class MMALayer(nn.Module, BaseTunerLayer):
+    """A norm followed by LaVIN's mixture-of-modality adapter.
+
+    Implements `Z' = Z + s * router(f_a1(Z), f_a2(Z); f_w(h))` of arXiv 2305.15023, section 3.1,
+    with the two branches sharing their down-projection:
+
+        z = norm(x)
+        y = z + s * (w_0 B_0(A z) + w_1 B_1(A z)),    w = softmax((W h + b) / tau)
+
+    A: D -> R with bias, dropout after it; B_0, B_1: R -> D in G groups with bias, zero at the
+    start, so y = z until training moves them. Which state h routes depends on `router`:
+
+    - "modality" (language models): the modality token's own state in this layer. Its weights w are
+      a table [2 modalities, 2 branches], computed once per forward pass and looked up by each
+      token's `modality_ids`; see `routing.py`.
+    - "cls" (vision towers): each image's own CLS state z[:, 0].
+    - "mean" (vision towers without a CLS token, such as SigLIP): each image's own mean state.
+
+    Args:
+        base_layer: the norm, D wide.
+        router: whose state routes.
+        name: the norm's name in the model, for error messages.
+    """
+
+    adapter_layer_names = ("mma_down", "mma_up", "mma_router")
+    other_param_names = ("mma_dropout", "mma_config")
+
+    def __init__(self, base_layer: nn.Module, router: Router, name: str) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.router: Router = router
+        self.name = name
+        self.width = _width(base_layer, name)
+        self.mma_down = nn.ModuleDict()
+        self.mma_up = nn.ModuleDict()
+        self.mma_router = nn.ModuleDict()
+        self.mma_dropout = nn.ModuleDict()
+        self.mma_config: dict[str, MMAConfig] = {}
+        self.context: RoutingPass | TokenRouting | None = None
+        self.merged_adapters: list[str] = []
+
+    def update_layer(self, adapter_name: str, config: MMAConfig) -> None:
+        """Add a fresh adapter, on the device and in the dtype of the norm."""
+        down = nn.Linear(self.width, config.bottleneck_dim)
+        nn.init.xavier_uniform_(down.weight)
+        nn.init.zeros_(down.bias)
+        self.mma_down[adapter_name] = down
+        self.mma_up[adapter_name] = BranchUp(self.width, config.bottleneck_dim, config.num_groups)
+        self.mma_router[adapter_name] = nn.Linear(self.width, 2)
+        self.mma_dropout[adapter_name] = nn.Dropout(config.dropout)
+        self.mma_config[adapter_name] = config
+        self._move_adapter_to_device_of_base_layer(adapter_name)
+        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """Norm, then adapt.
+
+        Args:
+            x: [B, T, D] hidden states before the norm.
+            *args: further arguments of the norm.
+            **kwargs: further arguments of the norm.
+
+        Returns:
+            [B, T, D] in the norm's own output dtype.
+
+        Raises:
+            RuntimeError: if a language model's layer runs outside its decoder's forward pass.
+            ValueError: if several adapters are active, or a tower's states are not [B, T, D].
+        """
+        z = self.base_layer(x, *args, **kwargs)
+        if self.disable_adapters:
+            return z
+        if self.router == "modality":
+            return self._adapt_tokens(z)
+        adapter = self._active_here()
+        if adapter is None:
+            return z
+        if z.dim() != 3:
+            raise ValueError(
+                f"{self.name}: MMA routes each image by its own states and needs [images, cells, "
+                f"width]; got {list(z.shape)}. Set vision_tower=False for this model"
+            )
+        state = z[:, :1] if self.router == "cls" else z.mean(dim=1, keepdim=True)  # [B, 1, D]
+        up = cast(BranchUp, self.mma_up[adapter])
+        return self._mix(adapter, z, self._route(adapter, state), up.weight, up.bias)
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        """Refuse to merge; see `MMAModel`."""
+        raise ValueError(NO_MERGE)
+
+    def _active_here(self) -> str | None:
+        active = [name for name in self.active_adapters if name in self.mma_down]
+        if len(active) > 1:
+            raise ValueError(f"MMA runs one adapter at a time; got {active}")
+        return active[0] if active else None
+
+    def _adapt_tokens(self, z: Tensor) -> Tensor:
+        context = self.context
+        if context is None:
+            if self._active_here() is None:
+                return z
+            raise RuntimeError(
+                f"{self.name} ran outside its decoder's forward pass, where its routing is set. "
+                "Checkpoint activations through transformers (gradient_checkpointing), and spread "
+                "over devices with torchrun, not nn.DataParallel"
+            )
+        up = cast(BranchUp, self.mma_up[context.adapter])
+        if isinstance(context, RoutingPass):
+            weights = self._route(context.adapter, z)  # [2, 1, 2]
+            context.table = weights[:, 0]
+            return self._mix(context.adapter, z, weights, up.weight, up.bias)
+        # Few weights, many tokens: mix the branches of each modality, then look modalities up.
+        table = context.table if context.modality is not None else context.table[:1]  # [M, 2]
+        weight = torch.einsum("mb,bdk->mdk", table, up.weight.to(table.dtype))
+        bias = table @ up.bias.to(table.dtype)
+        return self._mix(context.adapter, z, context.modality, weight, bias)
+
+    def _route(self, adapter: str, state: Tensor) -> Tensor:
+        """Turn routing states [..., D] into branch weights [..., 2], in float32 at least."""
+        router = cast(nn.Linear, self.mma_router[adapter])
+        dtype = torch.promote_types(state.dtype, torch.float32)
+        logits = F.linear(state.to(dtype), router.weight.to(dtype), router.bias.to(dtype))
+        return torch.softmax(logits / self.mma_config[adapter].router_temperature, dim=-1)
+
+    def _mix(
+        self, adapter: str, z: Tensor, shares: Tensor | None, weight: Tensor, bias: Tensor
+    ) -> Tensor:
+        """Add `s * sum_m shares[..., m] * (weight[m] h + bias[m])`, h the bottleneck, to z.
+
+        One skinny product down, one up: the shares are multiplied into the bottleneck, and the
+        grouped projections of all m stand below one another in one block matrix.
+
+        Args:
+            adapter: the adapter's name.
+            z: [B, T, D].
+            shares: [B, T or 1, M]; None for M = 1 and a share of 1.
+            weight: [M, D, R / G].
+            bias: [M, D].
+        """
+        down = cast(nn.Linear, self.mma_down[adapter])
+        h = F.linear(z, down.weight.to(z.dtype), down.bias.to(z.dtype))
+        h = F.pad(self.mma_dropout[adapter](h), (0, 1), value=1.0)  # [B, T, R + 1]
+        if shares is not None:
+            h = (shares.to(z.dtype)[..., None] * h[..., None, :]).flatten(-2)  # [B, T, M (R + 1)]
+        block = _block_matrix(weight, bias, down.out_features).to(z.dtype)
+        delta_scale = self.mma_config[adapter].scale
+        y = torch.addmm(z.flatten(0, -2), h.flatten(0, -2), block, alpha=delta_scale)
+        return y.view_as(z).to(z.dtype)
+
+
+def _block_matrix(weight: Tensor, bias: Tensor, bottleneck_dim: int) -> Tensor:
+    """Lay grouped projections out as one matrix.
+
+    Args:
+        weight: [M, D, R / G].
+        bias: [M, D].
+        bottleneck_dim: R.
+
+    Returns:
+        [M (R + 1), D]: for each m, R rows that are zero outside their group's outputs, and its
+        bias.
+    """
+    num_mixtures, width, per_group = weight.shape
+    groups = bottleneck_dim // per_group
+    grouped = weight.view(num_mixtures, groups, width // groups, per_group)
+    own = torch.eye(groups, dtype=weight.dtype, device=weight.device)
+    rows = torch.einsum("gc,mcok->mgkco", own, grouped).reshape(num_mixtures, -1, width)
+    return torch.cat([rows, bias[:, None]], dim=1).flatten(0, 1)
+
+
+def _width(norm: nn.Module, name: str) -> int:
+    weight = getattr(norm, "weight", None)
+    shape = weight.shape if weight is not None else getattr(norm, "normalized_shape", ())
+    if len(shape) != 1:
+        raise ValueError(f"{name} is no norm over one dimension; got {type(norm).__name__}")
+    return int(shape[0])
