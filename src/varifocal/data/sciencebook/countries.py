@@ -47,7 +47,7 @@ COUNTRIES = (
     ("Pakistan", "Islamabad", "Asia"),
     ("the Philippines", "Manila", "Asia"),
     ("Canada", "Ottawa", "North America"),
-    ("the United States", "Washington, D.C.", "North America"),
+    ("the United States", "Washington", "North America"),
     ("Mexico", "Mexico City", "North America"),
     ("Cuba", "Havana", "North America"),
     ("Jamaica", "Kingston", "North America"),
@@ -76,9 +76,8 @@ def capitals(dice: Dice) -> Question:
         answer=city,
         solution=(
             f"The capital is the city where the government of {country} works. "
-            f"The capital of {country} is {city}"
-        ).removesuffix(".")
-        + ".",
+            f"The capital of {country} is {city}."
+        ),
     )
 
 

@@ -120,8 +120,8 @@ def given_up(dice: Dice) -> Question:
         answer=lost,
         hint=f"{name} has time for {first} or for {second}, but not for both. {name} picks {won}.",
         solution=(
-            f"When you choose one thing, you give up the other. {name} could do either of two "
-            f"things and picks the first that counts more. What {name} gives up is {lost}."
+            f"{name} has time for only one of two things: {first} or {second}. Look for the one that "
+            f"{name} does not pick. What {name} gives up is {lost}."
         ),
     )
 

@@ -170,67 +170,33 @@ CLIMATES = (
 TRAITS = (
     (
         "has brown eyes",
-        ("the parents of {name} have brown eyes, too", "a pair of colored lenses made them brown"),
+        ("both parents of {name} have brown eyes, too", "colored lenses make them look brown"),
     ),
-    (
-        "has red hair",
-        ("both parents of {name} were born with red hair", "{name} dyed it last week"),
-    ),
+    ("has red hair", ("{name} was born with it, like both parents", "{name} dyed it last week")),
     ("has curly hair", ("{name} was born with it, like both parents", "a hairdresser curled it")),
     ("is very strong", ("{name} got strong muscles through genes", "{name} trained for years")),
-    (
-        "has dark skin on the arms",
-        ("{name} was born with it, like the parents", "the summer sun tanned them"),
-    ),
-    (
-        "has a mark on one knee",
-        ("{name} was born with the mark, like the father", "it is a scar from a fall"),
-    ),
-    (
-        "speaks in a deep voice",
-        ("the deep voice runs in the family's genes", "{name} practiced it for a play"),
-    ),
+    ("has a mark on one knee", ("it runs in the family's genes", "it is a scar from a fall")),
+    ("speaks in a deep voice", ("it runs in the family's genes", "{name} practiced it for a play")),
     (
         "has straight teeth",
-        ("the teeth of {name} grew that way, as in both parents", "a dentist's wire moved them"),
-    ),
-    (
-        "has large feet",
-        ("the genes for large feet came from the mother", "they are swollen from a long walk"),
+        ("they grew that way, as in both parents", "a dentist straightened them"),
     ),
     ("is tall", ("the genes of both parents made {name} tall", "thick soles make {name} taller")),
-    (
-        "has holes in the ears",
-        ("{name} was born with tiny holes there, like the mother", "a jeweler pierced them"),
-    ),
-    (
-        "has short hair",
-        ("the hair of {name} never grows long, as in the parents", "a barber cut it"),
-    ),
-    (
-        "has freckles",
-        (
-            "{name} got the genes for freckles from the mother",
-            "the spots came from days in the sun",
-        ),
-    ),
-    (
-        "has thick skin on the hands",
-        ("it was there at birth, as in the parents", "it came from hard work"),
-    ),
-    (
-        "has a long neck",
-        ("{name} got the genes for it from the father", "rings worn for years made it look long"),
-    ),
-    (
-        "can bend far backward",
-        ("loose joints run in the family's genes", "{name} learned it from a coach"),
-    ),
+    ("has short hair", ("it never grows long, as in both parents", "a barber cut it")),
+    ("has freckles", ("the genes for them came from the mother", "the sun brought them out")),
+    ("has a small nose", ("{name} got the genes for it from the father", "a doctor changed it")),
+    ("has long eyelashes", ("they were there at birth, as in the mother", "{name} glued them on")),
+    ("runs very fast", ("genes from the father gave {name} long legs", "a coach taught {name}")),
+    ("can bend far backward", ("loose joints run in the family", "{name} learned it in a circus")),
+    ("can roll the tongue", ("both parents could always do it, too", "{name} practiced for weeks")),
+    ("has white hair", ("{name} was born with it, like one parent", "it turned white with age")),
+    ("sings in tune", ("a gene for good hearing runs in the family", "{name} took lessons")),
+    ("has big ears", ("{name} got the genes for them from the father", "they come with a costume")),
 )
 TRAVELLERS = (
     *("the truck", "the bus", "the horse", "the boat", "the cyclist", "the runner", "the train"),
     *("the tractor", "the duck", "the skater", "the ferry", "the wolf", "the scooter", "the van"),
-    *("the camel", "the balloon", "the sled", "the deer"),
+    *("the camel", "the balloon", "the sled", "the deer", "the robot", "the swimmer", "the drone"),
 )
 EXPERIMENTS = (
     (

@@ -75,7 +75,7 @@ def circuits(dice: Dice) -> Question:
         question="What does the light bulb in this circuit do?",
         choices=("it lights up", "it stays dark"),
         answer=answer,
-        solution=f"Follow the wire around the circuit. {steps} Think of the light bulb: {end}.",
+        solution=f"Follow the wire around the circuit. {steps} So, this is what the bulb does: {end}.",
         caption=f"An electric circuit with a light bulb. {caption}",
         draw=lambda canvas: _draw_circuit(canvas, fault),
     )
@@ -149,7 +149,7 @@ def forces(dice: Dice) -> Question:
         choices=("to the left", "to the right", "it stays still"),
         answer=answer,
         solution=f"Compare the arrows. A longer arrow stands for a larger force. {steps} {answer}.",
-        caption=f"A {colour} box with two red arrows. {seen}",
+        caption=f"{opened(with_article(colour))} box with two red arrows. {seen}",
         draw=lambda canvas: _draw_forces(canvas, colour, lengths),
     )
 

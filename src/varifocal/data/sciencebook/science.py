@@ -110,7 +110,7 @@ def traits(dice: Dice) -> Question:
     """A person's trait and where it came from: inherited or acquired?"""
     name, (subject, ways) = dice.choice(PEOPLE), dice.own(TRAITS)
     answer = dice.choice(("inherited", "acquired"))
-    reason = "was passed on by the parents" if answer == "inherited" else "came during life"
+    reason = "was passed on by the parents" if answer == "inherited" else "came about in life"
     return Question(
         question=f"Read the text. Is the trait of {name} inherited or acquired?",
         choices=("inherited", "acquired"),
@@ -125,17 +125,17 @@ def speeds(dice: Dice) -> Question:
     answer = dice.own(TRAVELLERS)
     others = dice.sample([other for other in TRAVELLERS if other != answer], 2)
     distances = sorted(dice.sample(range(12, 96), 3), reverse=True)
-    hours = dice.choice(("one hour", "two hours", "five hours"))
+    time = dice.choice(("one minute", "two minutes", "half a minute"))
     rows = dice.shuffled(list(zip([answer, *others], distances, strict=True)))
-    table = "\n".join(f"{opened(thing)} | {distance} kilometers" for thing, distance in rows)
+    table = "\n".join(f"{opened(thing)} | {distance} meters" for thing, distance in rows)
     return Question(
         question="Look at the table. Which of them moved the fastest?",
         choices=(answer, *others),
         answer=answer,
-        hint=f"Distance moved in {hours}:\n{table}",
+        hint=f"Distance moved in {time}:\n{table}",
         solution=(
             "All moved for the same time, so the one that went the longest distance was the "
-            f"fastest. The longest distance is {distances[0]} kilometers. The fastest was "
+            f"fastest. The longest distance is {distances[0]} meters. The fastest was "
             f"{answer}."
         ),
     )

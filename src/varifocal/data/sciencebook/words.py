@@ -43,7 +43,7 @@ def parts_of_speech(dice: Dice) -> Question:
 def opposites(dice: Dice) -> Question:
     """A word: which other word means the opposite?"""
     word, answer = dice.own(OPPOSITES)
-    others = [second for first, second in OPPOSITES if second != answer and first != answer]
+    others = [second for _, second in OPPOSITES if second != answer]
     return Question(
         question=f'Which word means the opposite of "{word}"?',
         choices=(answer, *dice.sample(others, 2)),
