@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from varifocal.data.example import Example, Image, Message
 from varifocal.data.reading import OnBadRecord
+from varifocal.data.shorten import shorten
 from varifocal.data.template import AnswerSpan, ChatTemplate, Turn
 from varifocal.errors import DataError, ModelError
 
@@ -25,9 +26,6 @@ Ids = npt.NDArray[np.int32]
 
 IGNORED = -100
 """Label of a token that is not trained, as transformers has it."""
-CUT_MARK = " ... "
-"""Stands where `overflow="truncate_prompt"` has taken text out."""
-_LEAST_KEPT = 40  # characters of a user's text; with less there is no question left to answer
 
 
 class TooLongError(DataError):
@@ -346,63 +344,19 @@ class Encoder:
             raise TooLongError(
                 f"{size}; raise max_length, or set overflow to 'drop' or 'truncate_prompt'"
             )
-        shorter = [dict(turn) for turn in turns]
-        for turn in sorted(shorter, key=lambda turn: -len(turn["content"])):
-            if turn["role"] != "user":
-                continue
-            pictures, text = self._part(turn["content"])
-
-            def fits(
-                kept: int, turn: Turn = turn, pictures: str = pictures, text: str = text
-            ) -> bool:
-                turn["content"] = pictures + _cut(text, kept)
-                return self._fits(self._encode(shorter, example))
-
-            if _largest(fits, _LEAST_KEPT, len(text)):
-                return shorter
-        raise TooLongError(
-            f"{size}, and its images, answer and the chat template's frame leave no room for the "
-            "question; raise max_length"
+        shorter = shorten(
+            turns, self.image_token, lambda turns: self._fits(self._encode(turns, example))
         )
-
-    def _part(self, content: str) -> tuple[str, str]:
-        """Part a user turn into its pictures, which stay, and the text behind the last one."""
-        if self.image_token is None or self.image_token not in content:
-            return "", content
-        end = content.rindex(self.image_token) + len(self.image_token)
-        return content[:end], content[end:]
+        if shorter is None:
+            raise TooLongError(
+                f"{size}, and its images, answer and the chat template's frame leave no room for "
+                "the question; raise max_length"
+            )
+        return shorter
 
 
 def _answer(turns: Sequence[Turn], answer: str) -> list[Turn]:
     return [*turns, {"role": "assistant", "content": answer}]
-
-
-def _cut(text: str, kept: int) -> str:
-    """Take the middle out of a text.
-
-    >>> _cut("Which of these is a metal?", 10)
-    'Which ... etal?'
-    """
-    if kept >= len(text):
-        return text
-    head = kept - kept // 2
-    return text[:head] + CUT_MARK + text[len(text) - kept // 2 :]
-
-
-def _largest(fits: Callable[[int], bool], low: int, high: int) -> bool:
-    """Leave `fits` called last with the largest number that it accepts; False if `low` fails.
-
-    `fits` must accept every number below one that it accepts.
-    """
-    if low >= high or not fits(low):
-        return False
-    while high - low > 1:
-        middle = (low + high) // 2
-        if fits(middle):
-            low = middle
-        else:
-            high = middle
-    return fits(low)
 
 
 def _check_placeholder(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -25,10 +26,11 @@ Row = Sequence[Encoded]
 
 WINDOW = 2048
 """Samples that are packed at a time: enough to fill rows, few enough to keep the order random."""
+_ATTEMPTS = 4  # packings tried for an epoch that takes more rows than the first
 
 
 def pack(
-    lengths: Sequence[int], row_length: int, seed: int = 0, epoch: int = 0, window: int = WINDOW
+    lengths: Sequence[int], row_length: int, seed: int | Sequence[int] = 0, window: int = WINDOW
 ) -> list[list[int]]:
     """Put samples into rows of limited length, in an order that is random but repeatable.
 
@@ -39,26 +41,21 @@ def pack(
     Args:
         lengths: tokens of each sample.
         row_length: most tokens of a row.
-        seed: with `epoch` it decides everything.
-        epoch: number of the pass over the data.
-        window: samples packed at a time.
+        seed: one or more numbers that decide everything random.
+        window: samples packed at a time; 1 gives each a row of its own.
 
     Returns:
         Rows of sample indices; every sample stands in exactly one.
 
     Raises:
-        DataError: a sample is empty or longer than a row.
+        ValueError: a sample is empty or longer than a row.
 
-    >>> pack([5, 3, 2, 4], row_length=7)
+    >>> sorted(sorted(row) for row in pack([5, 3, 2, 4], row_length=7))
     [[0, 2], [1, 3]]
     """
-    for index, length in enumerate(lengths):
-        if not 0 < length <= row_length:
-            raise DataError(
-                f"sample {index} has {length} tokens, a row holds 1 to {row_length}; raise "
-                "row_length or lower max_length"
-            )
-    random = np.random.default_rng([seed, epoch])
+    if lengths and not 0 < min(lengths) <= max(lengths) <= row_length:
+        raise ValueError(f"lengths must be 1 to row_length {row_length}, not {max(lengths)}")
+    random = np.random.default_rng(seed)
     order = random.permutation(len(lengths))
     rows: list[list[int]] = []
     for start in range(0, len(order), window):
@@ -95,16 +92,16 @@ def efficiency(rows: Sequence[Sequence[int]], lengths: Sequence[int], row_length
 
 
 class PackedDataset(Dataset[list[Encoded]]):
-    """Rows of one epoch; `set_epoch` packs the next one anew.
+    """The rows of one epoch; `set_epoch` packs the next one anew.
 
-    Every epoch has the same number of rows, because transformers' Trainer counts steps once: an
-    epoch that packs tighter has some rows split in two.
+    transformers' Trainer calls `set_epoch` and counts an epoch's steps once. So every epoch has as
+    many rows as the first: one that packs tighter has some rows split in two. Workers of a
+    DataLoader see the epoch at which they were started (no `persistent_workers`).
 
     Args:
-        samples: encoded examples.
+        samples: encoded examples; one that is listed twice is seen twice.
         row_length: most tokens of a row.
         seed: with the epoch's number it decides the rows and their order, in any process.
-        num_epochs: epochs whose packings are compared to find that number of rows.
         packing: False gives each sample a row of its own, shuffled.
 
     Raises:
@@ -116,51 +113,54 @@ class PackedDataset(Dataset[list[Encoded]]):
         samples: Sequence[Encoded],
         row_length: int,
         seed: int = 0,
-        num_epochs: int = 1,
         packing: bool = True,
     ) -> None:
         if not samples:
-            raise DataError("there is no sample to train on")
+            raise DataError("there is no example to train on")
+        for sample in samples:
+            if len(sample) > row_length:
+                raise DataError(
+                    f"record '{sample.example_id}' takes {len(sample)} tokens, a row holds "
+                    f"{row_length}; raise row_length or lower max_length"
+                )
         self.samples = samples
         self.row_length = row_length
         self.seed = seed
-        self.epoch = 0
         self.window = WINDOW if packing else 1
         self.lengths = [len(sample) for sample in samples]
-        self.num_rows = max(len(self._pack(epoch)) for epoch in range(max(num_epochs, 1)))
-        self.rows = self.rows_of(0)
-
-    def rows_of(self, epoch: int) -> list[list[int]]:
-        """Return the sample indices of an epoch's rows.
-
-        Raises:
-            ValueError: the epoch needs more rows than those that were foreseen.
-        """
-        rows = self._pack(epoch)
-        if len(rows) > self.num_rows:
-            raise ValueError(
-                f"epoch {epoch} takes {len(rows)} rows, {self.num_rows} were foreseen; give "
-                "PackedDataset the right num_epochs"
-            )
-        return _split_rows(rows, self.num_rows)
+        self.epoch = 0
+        self._first = self._pack(0, 0)
+        self.rows = self._first
 
     def set_epoch(self, epoch: int) -> None:
         """Give out the rows of another epoch from now on; 0 is the first."""
         if epoch != self.epoch:
-            self.rows = self.rows_of(epoch)
+            self.rows = self._rows_of(epoch)
             self.epoch = epoch
+
+    def _rows_of(self, epoch: int) -> list[list[int]]:
+        """Pack an epoch into as many rows as the first, or fall back on the first's, shuffled."""
+        if epoch == 0:
+            return self._first
+        for attempt in range(_ATTEMPTS):
+            rows = self._pack(epoch, attempt)
+            if len(rows) <= len(self._first):
+                return _split_rows(rows, len(self._first))
+        order = np.random.default_rng([self.seed, epoch]).permutation(len(self._first))
+        return [self._first[number] for number in order]
+
+    def _pack(self, epoch: int, attempt: int) -> list[list[int]]:
+        seed = (self.seed, epoch, attempt)
+        return pack(self.lengths, self.row_length, seed, self.window)
 
     @property
     def efficiency(self) -> float:
         """Share of this epoch's tokens that are no padding, 0 to 1."""
         return efficiency(self.rows, self.lengths, self.row_length)
 
-    def _pack(self, epoch: int) -> list[list[int]]:
-        return pack(self.lengths, self.row_length, self.seed, epoch, self.window)
-
     def __len__(self) -> int:
-        """Count the rows of an epoch."""
-        return self.num_rows
+        """Count the rows of an epoch, the same for all."""
+        return len(self._first)
 
     def __getitem__(self, index: int) -> list[Encoded]:
         """Return one row's samples."""
@@ -265,6 +265,69 @@ def _fill_row(row: dict[str, np.ndarray], samples: Sequence[Encoded]) -> None:
         start = place.stop
     row["position_ids"][start:] = np.arange(len(row["position_ids"]) - start)
     row["segment_ids"][start:] = len(samples)
+
+
+@dataclass(frozen=True)
+class PaddedCollator:
+    """Makes a batch of one sample a row with an `attention_mask`, for models that cannot pack.
+
+    Attributes:
+        pad_id: any id of the vocabulary.
+        side: where the padding goes.
+        load_images: makes the image tensors; called once a batch, and only if it has images.
+    """
+
+    pad_id: int
+    side: Literal["right", "left"] = "right"
+    load_images: ImageLoader | None = None
+
+    def __call__(self, samples: Sequence[Encoded]) -> dict[str, Tensor]:
+        """Build the tensors of a batch, padded to its longest sample.
+
+        Returns:
+            `input_ids`, `attention_mask`, `labels` (-100 where not trained), `position_ids`,
+            `modality_ids` (the sample's, padding included) and `prompt_mask` (bool), each [B, T];
+            and for batches with images what `load_images` makes of them.
+
+        Raises:
+            ValueError: there are images and no loader.
+
+        >>> one = Encoded(np.array([5, 6], np.int32), np.array([True, False]), modality=1)
+        >>> two = Encoded(np.array([7, 8, 9], np.int32), np.array([True, True, False]))
+        >>> batch = PaddedCollator(pad_id=0, side="left")([one, two])
+        >>> for name, tensor in batch.items():
+        ...     print(f"{name:14}", tensor[0].tolist())
+        input_ids      [0, 5, 6]
+        attention_mask [0, 1, 1]
+        labels         [-100, -100, 6]
+        position_ids   [0, 0, 1]
+        modality_ids   [1, 1, 1]
+        prompt_mask    [False, True, False]
+        """
+        length = max(map(len, samples), default=0)
+        batch = _empty_batch(len(samples), length, self.pad_id)
+        batch["attention_mask"] = batch.pop("segment_ids")
+        for number, sample in enumerate(samples):
+            start = length - len(sample) if self.side == "left" else 0
+            place = (number, slice(start, start + len(sample)))
+            batch["input_ids"][place] = sample.input_ids
+            batch["attention_mask"][place] = 1
+            batch["labels"][place] = sample.labels
+            batch["position_ids"][place] = np.arange(len(sample))
+            batch["modality_ids"][number] = sample.modality
+            batch["prompt_mask"][place] = sample.prompt_mask
+        tensors = {name: torch.from_numpy(batch[name]) for name in _PADDED}
+        return {**tensors, **_image_tensors([samples], self.load_images)}
+
+
+_PADDED = (
+    "input_ids",
+    "attention_mask",
+    "labels",
+    "position_ids",
+    "modality_ids",
+    "prompt_mask",
+)
 
 
 def _image_tensors(rows: Sequence[Row], load_images: ImageLoader | None) -> Mapping[str, Tensor]:

@@ -196,6 +196,7 @@ def _read_csv(
 ) -> Iterator[tuple[str, Mapping[str, Any] | DataError]]:
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     try:
+        _check_header(reader.fieldnames or (), path)
         for row in reader:
             place = f"line {reader.line_num}"
             if None in row or None in row.values():
@@ -205,6 +206,12 @@ def _read_csv(
                 yield place, row
     except csv.Error as error:
         raise DataError(f"{path}: line {reader.line_num} is not CSV: {error}") from error
+
+
+def _check_header(names: Sequence[str], path: Path) -> None:
+    for name in names:
+        if list(names).count(name) > 1:
+            raise DataError(f"{path}: the header has column '{name}' twice")
 
 
 def resolve_image(folder: Path, name: Any, where: str) -> Image:
@@ -227,12 +234,12 @@ def resolve_image(folder: Path, name: Any, where: str) -> Image:
         raise DataError(f"{where}: '{name[:80]}' is a URL; pictures are read from local files only")
     root = os.path.abspath(folder)
     path = os.path.abspath(os.path.join(root, name))
-    if os.path.commonpath([root, path]) != root:
+    if not path.startswith(os.path.join(root, "")):
         raise DataError(f"{where}: picture '{name}' leads out of the folder '{folder}'")
     try:
         found = os.path.isfile(path)
     except ValueError:  # a zero byte in the name
         found = False
     if not found:
-        raise DataError(f"{where}: no picture '{path}'{_neighbour(Path(path))}")
+        raise DataError(f"{where}: no picture '{path}'")
     return Image(Path(path))

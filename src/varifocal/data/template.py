@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -68,15 +67,13 @@ class ChatTemplate:
 
     Attributes:
         tokenizer: any tokenizer of transformers.
-        source: the Jinja template.
         control_tokens: special tokens that text must not hold: what the template writes, and the
             tokenizer's begin and end of sequence.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        own = tokenizer.chat_template
         self.tokenizer = tokenizer
-        self.source: Any = own if own else plain_template(tokenizer)
+        self._plain = None if tokenizer.chat_template else plain_template(tokenizer)
         self._special_ids = frozenset(tokenizer.all_special_ids) | {
             number for number, token in tokenizer.added_tokens_decoder.items() if token.special
         }
@@ -94,11 +91,11 @@ class ChatTemplate:
         try:
             text = self.tokenizer.apply_chat_template(
                 list(turns),
-                chat_template=self.source,
+                chat_template=self._plain,
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
             )
-        except TemplateError as error:
+        except (TemplateError, TypeError) as error:
             roles = ", ".join(turn["role"] for turn in turns)
             raise ModelError(
                 f"the tokenizer's chat template refuses the turns {roles}: {error}"
