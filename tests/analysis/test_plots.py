@@ -62,16 +62,18 @@ def test_smoothing_starts_at_the_first_value_and_keeps_constants() -> None:
     assert smoothed(np.full(50, 3.0)).tolist() == pytest.approx([3.0] * 50)
 
 
-def test_routing_plot_is_new_where_the_weights_are(tmp_path: Path) -> None:
-    flat = {layer: [[0.5, 0.5], [0.5, 0.5]] for layer in range(4)}
-    routing_plot(flat, tmp_path / "a.png")
-    routing_plot(dict(reversed(flat.items())), tmp_path / "b.png")
-    routing_plot({**flat, 2: [[0.9, 0.1], [0.5, 0.5]]}, tmp_path / "c.png")
-    assert np.array_equal(pixels(tmp_path / "a.png"), pixels(tmp_path / "b.png"))
-    assert not np.array_equal(pixels(tmp_path / "a.png"), pixels(tmp_path / "c.png"))
+def test_routing_plot_shows_the_layers_in_their_order(tmp_path: Path) -> None:
+    flat = {f"layers.{layer}": [[0.5, 0.5], [0.5, 0.5]] for layer in range(4)}
+    first, last = ({**flat, f"layers.{layer}": [[0.9, 0.1], [0.5, 0.5]]} for layer in (0, 3))
+    for name, table in {"flat": flat, "first": first, "last": last}.items():
+        routing_plot(table, tmp_path / f"{name}.png")
+    routing_plot(dict(reversed(last.items())), tmp_path / "turned.png")
+    assert np.array_equal(pixels(tmp_path / "first.png"), pixels(tmp_path / "turned.png"))
+    for other in ("flat", "last"):
+        assert not np.array_equal(pixels(tmp_path / "first.png"), pixels(tmp_path / f"{other}.png"))
 
 
-@pytest.mark.parametrize("table", [{}, {0: [0.5, 0.5]}, {0: [[1.0, 0.0]]}])
+@pytest.mark.parametrize("table", [{}, {"a": [0.5, 0.5]}, {"a": [[1.0, 0.0]]}])
 def test_a_routing_plot_needs_two_by_two_weights(tmp_path: Path, table: dict) -> None:
     with pytest.raises(ValueError, match=r"\[2, 2\]"):
         routing_plot(table, tmp_path / "a.png")

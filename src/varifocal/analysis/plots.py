@@ -71,19 +71,20 @@ def smoothed(values: npt.NDArray[np.float64], span: float = 0.05) -> npt.NDArray
     return averages
 
 
-def routing_plot(table: Mapping[int, Any], path: Path, *, title: str = "Routing weights") -> None:
+def routing_plot(table: Mapping[str, Any], path: Path, *, title: str = "Routing weights") -> None:
     """Draw how MMA's router splits each modality between its two branches, layer by layer.
 
     Args:
-        table: layer -> [2 modalities (text, image), 2 branches] weights, rows summing to 1.
+        table: weights [2 modalities (text, image), 2 branches] by layer name, in the layers' order,
+            as `varifocal.tuners.routing_table` gives them; each row adds up to 1.
         path: the PNG to write.
         title: what stands above it.
 
     Raises:
         ValueError: the table is empty or a layer's weights are not [2, 2].
     """
-    layers = sorted(table)
-    weights = np.array([np.asarray(table[layer], dtype=np.float64) for layer in layers])
+    layers = range(len(table))
+    weights = np.array([np.asarray(of_layer, dtype=np.float64) for of_layer in table.values()])
     if weights.shape[1:] != (2, 2):
         raise ValueError(f"each layer needs [2, 2] routing weights, the table is {weights.shape}")
     figure, (lines, heat) = _panels(7.0, 4.6, [3.2, 1])
@@ -101,7 +102,7 @@ def routing_plot(table: Mapping[int, Any], path: Path, *, title: str = "Routing 
     )  # fmt: skip
     heat.set_yticks([0, 1], ["text", "image"])
     heat.grid(visible=False)
-    heat.set_xlabel("decoder layer")
+    heat.set_xlabel("adapted decoder layer")
     figure.colorbar(picture, ax=[lines, heat], pad=0.02, aspect=30)
     save_figure(figure, path)
 

@@ -10,7 +10,8 @@ Letters: B rows, T prompt tokens, V vocabulary.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,13 @@ def reads_marks(model: nn.Module) -> bool:
     if hasattr(model, "peft_config"):
         return True
     return "modality_ids" in inspect.signature(model.forward).parameters
+
+
+def stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Return the ids that end a turn: the tokenizer's end of sequence and the model's own list."""
+    own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ids = [*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id]
+    return frozenset(number for number in ids if number is not None)
 
 
 def greedy(logits: Tensor) -> Tensor:
@@ -75,7 +83,7 @@ def decode(
     *,
     max_new_tokens: int,
     choose: Choose = greedy,
-) -> Iterator[Tensor]:
+) -> Generator[Tensor, None, None]:
     """Yield the next token of every row, at most `max_new_tokens` times.
 
     Args:
