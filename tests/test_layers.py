@@ -1,0 +1,153 @@
+"""The arrows between the rooms of the house, read off the import statements.
+
+cli, demo -> training, evaluation, analysis, export, serving -> models, data, tuners -> recipe,
+run, errors. Imports inside functions count as well as those at the top.
+"""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "varifocal"
+
+GROUND = {"errors", "recipe", "run"}
+STOCK = {"models", "data", "tuners"}
+VERBS = {"training", "evaluation", "analysis", "export", "serving"}
+
+# The public names in __init__ are lazy; what registers models and tuners has to know both.
+ALLOWED = {
+    "errors": set(),
+    "recipe": {"errors"},
+    "run": {"errors"},
+    "tuners": set(),
+    "models": GROUND,
+    "data": GROUND,
+    **dict.fromkeys(VERBS, GROUND | STOCK),
+    "demo": GROUND | STOCK | VERBS,
+    "cli": GROUND | STOCK | VERBS | {"demo", "registration"},
+    "registration": {"errors", "models", "tuners"},
+    "__init__": GROUND | STOCK | VERBS | {"registration"},
+}
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    for file in sorted(SOURCE.rglob("*.py")):
+        parts = file.relative_to(SOURCE).with_suffix("").parts
+        yield parts[0], file
+
+
+def imported(file: Path) -> Iterator[str]:
+    """Yield the dotted names under `varifocal` that a file imports, `varifocal` itself left out."""
+    package = ("varifocal", *file.relative_to(SOURCE).parent.parts)
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            start = package[: len(package) - node.level + 1] if node.level else ()
+            origin = ".".join([*start, *([node.module] if node.module else [])])
+            names = [f"{origin}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        yield from (name.removeprefix("varifocal.") for name in names if is_ours(name))
+
+
+def is_ours(name: str) -> bool:
+    return name.startswith("varifocal.")
+
+
+def rooms_imported(file: Path) -> set[str]:
+    return {name.split(".")[0] for name in imported(file)}
+
+
+@pytest.mark.parametrize(
+    ("room", "file"), list(modules()), ids=lambda value: str(value).removeprefix(f"{SOURCE}/")
+)
+def test_a_file_imports_only_from_below(room, file):
+    assert room in ALLOWED, f"{room} has no place in the house yet: give it one in ALLOWED"
+    names = {name for name in ALLOWED if name != "__init__"}
+    beyond = (rooms_imported(file) & names) - ALLOWED[room] - {room}
+    assert not beyond, f"{file.relative_to(SOURCE)} imports {sorted(beyond)}"
+
+
+def test_no_two_modules_import_each_other_at_the_top():
+    graph = {dotted(file): top_level_imports(file) for _, file in modules()}
+    graph = {name: {other for other in others if other in graph} for name, others in graph.items()}
+    assert not cycle(graph)
+
+
+def dotted(file: Path) -> str:
+    return ".".join(file.relative_to(SOURCE).with_suffix("").parts)
+
+
+def top_level_imports(file: Path) -> set[str]:
+    """The modules that have to be there before this one can run: not the rooms' own doors."""
+    tree = ast.parse(file.read_text())
+    found: set[str] = set()
+    package = file.relative_to(SOURCE).parent.parts
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom):
+            start = package[: len(package) - node.level + 1] if node.level else ()
+            module = (node.module or "").removeprefix("varifocal").removeprefix(".")
+            origin = ".".join([*start, module] if module else start)
+            found |= {origin, *(f"{origin}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def cycle(graph: dict[str, set[str]]) -> list[str]:
+    """Find a circle of imports, or an empty list."""
+    done: set[str] = set()
+
+    def visit(name: str, path: list[str]) -> list[str]:
+        if name in path:
+            return [*path[path.index(name) :], name]
+        if name in done:
+            return []
+        for other in sorted(graph[name]):
+            if found := visit(other, [*path, name]):
+                return found
+        done.add(name)
+        return []
+
+    return next((found for name in graph if (found := visit(name, []))), [])
+
+
+def test_the_cycle_finder_finds_one():
+    assert cycle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+    assert not cycle({"a": {"b", "c"}, "b": {"c"}, "c": set()})
+
+
+def test_only_the_command_line_prints():
+    printing = [
+        file.relative_to(SOURCE).as_posix()
+        for _, file in modules()
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Call)
+        and (
+            getattr(node.func, "id", "") == "print"
+            or ast.unparse(node.func) in ("sys.stdout.write", "sys.stderr.write", "console.print")
+        )
+    ]
+    assert set(printing) <= {"cli.py"}
+
+
+@pytest.mark.parametrize(
+    ("door", "room"),
+    [("fastapi", "serving"), ("matplotlib", "analysis"), ("lm_eval", "evaluation")],
+)
+def test_a_third_party_has_one_door(door, room):
+    users = {
+        name
+        for name, file in modules()
+        for node in ast.walk(ast.parse(file.read_text()))
+        if door in {*import_roots(node)}
+    }
+    assert users <= {room}
+
+
+def import_roots(node: ast.AST) -> Iterator[str]:
+    if isinstance(node, ast.Import):
+        yield from (alias.name.split(".")[0] for alias in node.names)
+    elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+        yield node.module.split(".")[0]
