@@ -265,8 +265,10 @@ def test_a_score_is_the_training_loss_of_that_answer(chat_llama, encoder, exampl
         ids, labels = (
             torch.from_numpy(x).long()[None] for x in (encoded.input_ids, encoded.labels)
         )
-        loss = chat_llama(input_ids=ids, labels=labels).loss * (~encoded.prompt_mask).sum()
-        assert one.scores[one.gold] == pytest.approx(-float(loss), rel=1e-6)  # float32 loss
+        with torch.no_grad():
+            loss = float(chat_llama(input_ids=ids, labels=labels).loss)
+        loss *= (~encoded.prompt_mask).sum()
+        assert one.scores[one.gold] == pytest.approx(-loss, rel=1e-6)  # float32 loss
 
 
 def test_scores_need_no_gradient(chat_llama, encoder, examples) -> None:

@@ -65,12 +65,20 @@ def bias(engine: Engine, token: int, after: int) -> None:
 
 def test_it_stops_at_the_end_of_turn(engine: Engine, tokenizer) -> None:
     bias(engine, tokenizer.eos_token_id, after=4)
-    pieces = []
-    ids = []
-    engine.model.register_forward_hook(lambda *call: ids.append(1))
-    pieces = "".join(engine.stream(CONVERSATION, Sampling(max_new_tokens=50)))
-    assert len(ids) == 5
-    assert "</s>" not in pieces
+    calls: list[int] = []
+    engine.model.register_forward_hook(lambda *call: calls.append(1))
+    text = "".join(engine.stream(CONVERSATION, Sampling(max_new_tokens=50)))
+    assert len(calls) == 5
+    assert "</s>" not in text
+
+
+def test_it_stops_at_the_templates_end_of_turn(llama, tokenizer) -> None:
+    """A base model's own end of sequence is often another than its chat template's."""
+    llama.generation_config.eos_token_id = tokenizer.pad_token_id
+    engine = Engine(llama, Encoder(tokenizer))
+    assert engine.stop_ids == {tokenizer.eos_token_id, tokenizer.pad_token_id}
+    bias(engine, tokenizer.eos_token_id, after=0)
+    assert engine.answer(CONVERSATION) == ""
 
 
 def test_closing_the_stream_stops_the_model(engine: Engine) -> None:

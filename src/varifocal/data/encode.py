@@ -192,6 +192,12 @@ class Encoder:
         prompt = replace(self._encode(turns, example), was_cut=was_cut)
         return prompt, [self._option_ids(turns, option, example) for option in example.options]
 
+    @property
+    def end_of_turn_id(self) -> int:
+        """The id a trained answer ends with: where a model that answers has to stop."""
+        probe = Example((Message("user", ("a",)), Message("assistant", ("b",))))
+        return int(self._encode(self._turns(probe, True), probe, "last_answer").trained_ids[-1])
+
     def encode_all(
         self,
         examples: Iterable[Example],

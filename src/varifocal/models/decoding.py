@@ -26,11 +26,16 @@ def reads_marks(model: nn.Module) -> bool:
     return "modality_ids" in inspect.signature(model.forward).parameters
 
 
-def stop_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Return the ids that end a turn: the tokenizer's end of sequence and the model's own list."""
+def stop_ids(model: Any, end_of_turn_id: int) -> frozenset[int]:
+    """Return the ids at which an answer ends.
+
+    Args:
+        model: its own list (`generation_config.eos_token_id`) counts.
+        end_of_turn_id: what the chat template writes behind an answer; a base model's list may
+            not have it.
+    """
     own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    ids = [*(own if isinstance(own, list) else [own]), tokenizer.eos_token_id]
-    return frozenset(number for number in ids if number is not None)
+    return frozenset({end_of_turn_id, *(own if isinstance(own, list) else [own])} - {None})
 
 
 def greedy(logits: Tensor) -> Tensor:

@@ -75,7 +75,7 @@ class Engine:
         self.model = model.eval()
         self.encoder = encoder
         self.load_images = load_images
-        self.stop_ids = stop_ids(model, encoder.tokenizer)
+        self.stop_ids = stop_ids(model, encoder.end_of_turn_id)
 
     def answer(self, messages: Sequence[Message], sampling: Sampling | None = None) -> str:
         """Return the whole answer; arguments and errors as in `stream`."""
