@@ -8,7 +8,6 @@ Legend: N pictures, K cells or states a picture, C tower width.
 """
 
 import fcntl
-import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -19,10 +18,10 @@ DIGEST_BYTES = 32
 
 
 class Picture(Protocol):
-    """What the store needs of a picture: its encoded bytes (the data layer's `Image` has them)."""
+    """What the store needs of a picture (the data layer's `Image` has it)."""
 
-    def read_bytes(self) -> bytes:
-        """The picture's file content."""
+    def fingerprint(self) -> str:
+        """SHA-256 of the picture's content, in hex."""
         ...
 
 
@@ -83,7 +82,7 @@ class FeatureStore:
         Returns:
             the pictures' keys.
         """
-        keys = [hashlib.sha256(picture.read_bytes()).digest() for picture in pictures]
+        keys = [bytes.fromhex(picture.fingerprint()) for picture in pictures]
         wanted = dict(zip(keys, pictures, strict=True))
         missing = {key: picture for key, picture in wanted.items() if key not in self._slots}
         todo = list(missing.items())

@@ -11,6 +11,8 @@ from varifocal.recipe.sections import DataSection, Recipe, SourceSection
 
 SHIPPED = Path(__file__).parent / "shipped"
 
+_SIDES = ("train", "captions", "evaluate")
+
 
 def load_recipe(
     path: str | Path,
@@ -76,8 +78,10 @@ def _absolute(recipe: Recipe, base: Path) -> Recipe:
             "data": data.model_copy(
                 update={
                     "root": str(start) if data.root else None,
-                    "train": tuple(_source_at(start, source) for source in data.train),
-                    "evaluate": tuple(_source_at(start, source) for source in data.evaluate),
+                    **{
+                        side: tuple(_source_at(start, source) for source in getattr(data, side))
+                        for side in _SIDES
+                    },
                 }
             ),
             "model": model.model_copy(
@@ -107,8 +111,8 @@ def _model_name(base: Path, name: str) -> str:
 def _check_sources(data: DataSection) -> None:
     findings = [
         _missing_path(f"data.{side}[{index}].path", Path(source.path))
-        for side, sources in (("train", data.train), ("evaluate", data.evaluate))
-        for index, source in enumerate(sources)
+        for side in _SIDES
+        for index, source in enumerate(getattr(data, side))
         if not Path(source.path).exists()
     ]
     if findings:

@@ -191,6 +191,8 @@ class DataSection(Section):
     """Folder at which relative source paths start; by default the recipe's folder."""
     train: Annotated[tuple[SourceSection, ...], Field(strict=False)] = ()
     """Sources of training examples, joined."""
+    captions: Annotated[tuple[SourceSection, ...], Field(strict=False)] = ()
+    """Described pictures for `connector.alignment`; by default the captions of `train`."""
     evaluate: Annotated[tuple[SourceSection, ...], Field(strict=False)] = ()
     """Sources to score on."""
     max_length: Count = 512
@@ -291,6 +293,17 @@ class EvaluationSection(Section):
     """Longest generated answer, in tokens."""
 
 
+class Provenance(Section):
+    """What a run adds to its recipe: with what, and on what, it was trained. Read, never set."""
+
+    versions: dict[str, str]
+    """Python and the libraries, by name."""
+    data: dict[str, str]
+    """Fingerprint of each source's table of records, by path."""
+    base_fingerprint: str | None
+    """SHA-256 over the frozen weights' files."""
+
+
 class Recipe(Section):
     """The whole page."""
 
@@ -303,6 +316,8 @@ class Recipe(Section):
     data: DataSection = DataSection()
     training: TrainingSection = TrainingSection()
     evaluation: EvaluationSection = EvaluationSection()
+    provenance: Provenance | None = None
+    """Written by the run into its own copy of the recipe."""
 
     def dump_yaml(self) -> str:
         """Write the whole page, defaults included; `load_recipe` reads it back as it is."""

@@ -8,7 +8,9 @@ Legend: B rows, T tokens, S supervised positions, V vocabulary.
 """
 
 import os
+import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,20 @@ def supervised_loss(
     return total / (num_items if num_items is not None else (kept != IGNORED).sum().clamp_min(1))
 
 
+@dataclass
+class TokenCount:
+    """Tokens of this process since it started, padding left out."""
+
+    seen: int = 0
+    supervised: int = 0
+
+    def add(self, batch: Mapping[str, Any]) -> None:
+        """Count one batch: prompt tokens and supervised ones."""
+        supervised = int((batch["labels"] != IGNORED).sum())
+        self.supervised += supervised
+        self.seen += supervised + int(batch["prompt_mask"].sum())
+
+
 class SupervisedTrainer(Trainer):
     """A Trainer for rows of segments.
 
@@ -59,6 +75,7 @@ class SupervisedTrainer(Trainer):
         super().__init__(**kwargs)
         self.connector_learning_rate = connector_learning_rate
         self.model_accepts_loss_kwargs = True
+        self.tokens = TokenCount()
         self._staging: Path | None = None
 
     def compute_loss(
@@ -69,10 +86,18 @@ class SupervisedTrainer(Trainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The supervised loss, scaled so that its mean over processes is the global mean."""
+        self.tokens.add(inputs)
         loss = supervised_loss(model, inputs, num_items_in_batch)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes
         return (loss, {"loss": loss}) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """As transformers', with the tokens of this process so far and their speed."""
+        if "loss" in logs and start_time is not None:
+            logs["tokens"] = self.tokens.seen
+            logs["tokens_per_second"] = self.tokens.seen / (time.time() - start_time)
+        super().log(logs, start_time)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """transformers' optimiser, the connector's parameters in groups of their own."""

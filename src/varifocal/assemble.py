@@ -1,0 +1,205 @@
+"""From a recipe, or a run directory, to a model with its encoder and its pictures' way in.
+
+The layer between the parts (models, data, tuners) and what is done with them (training,
+evaluation, serving): each of those is handed built parts and knows none of this.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from varifocal.data.encode import Encoder
+from varifocal.data.example import Image
+from varifocal.data.packing import ImageLoader
+from varifocal.errors import ModelError, RunError
+from varifocal.models import GraftedForConditionalGeneration, GraftedProcessor, load_model
+from varifocal.models.features import FeatureStore
+from varifocal.models.fingerprint import cache_root
+from varifocal.recipe import Recipe, load_recipe
+from varifocal.run import RunDirectory
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """A model, ready to be trained, scored or asked.
+
+    Attributes:
+        model: the base model, or the PEFT model around it.
+        processor: as `load_model` gives it.
+        encoder: examples -> token ids, by the recipe's data section.
+        fingerprint: SHA-256 over the frozen weights' files.
+        features: the table of a frozen tower's features; None where the tower is adapted.
+        load_images: pictures -> the model's image tensors; None for a model without eyes.
+    """
+
+    model: nn.Module
+    processor: Any
+    encoder: Encoder
+    fingerprint: str | None
+    features: FeatureStore | None
+    load_images: ImageLoader | None
+
+    @property
+    def base(self) -> PreTrainedModel:
+        """The model inside any PEFT wrapper."""
+        if isinstance(self.model, PeftModel):
+            return cast(PreTrainedModel, self.model.get_base_model())
+        return cast(PreTrainedModel, self.model)
+
+    def with_model(self, model: nn.Module) -> "Assembly":
+        """The same parts around a model that has got a tuner; the way of its pictures may change."""
+        features, load_images = _eyes(model, self.base, self.processor, self.fingerprint)
+        return replace(self, model=model, features=features, load_images=load_images)
+
+
+def assemble(recipe: Recipe) -> Assembly:
+    """Load a recipe's frozen parts.
+
+    Raises:
+        ModelError: a part cannot be had, or it is a vision-language model, which this version
+            scores and trains only as a graft.
+    """
+    loaded = load_model(recipe.model, seed=recipe.seed)
+    encoder = _encoder(loaded.processor, recipe)
+    features, load_images = _eyes(
+        loaded.model, loaded.model, loaded.processor, loaded.fingerprint
+    )
+    return Assembly(
+        loaded.model, loaded.processor, encoder, loaded.fingerprint, features, load_images
+    )
+
+
+def open_run(root: str | Path) -> tuple[Recipe, Assembly]:
+    """Read a trained run back.
+
+    Raises:
+        RunError: there is no run here, or it has no adapter yet.
+        ModelError: its adapter was trained on other weights than the recipe names now.
+    """
+    run = RunDirectory.open(root)
+    recipe = load_recipe(run.recipe)
+    if not (run.adapter / "adapter_config.json").is_file():
+        raise RunError(
+            f"{run.root} has no adapter yet; finish it with: "
+            f"varifocal train {run.recipe} --out {run.root} --resume"
+        )
+    base = assemble(recipe)
+    check_base(run, recipe, base.fingerprint)
+    return recipe, base.with_model(load_adapter(base.base, run.adapter))
+
+
+def load_adapter(model: PreTrainedModel, directory: Path) -> PeftModel:
+    """Put a saved adapter around a model, for use.
+
+    Raises:
+        ModelError: the adapter's tensors do not fit the model.
+    """
+    try:
+        return PeftModel.from_pretrained(model, str(directory))
+    except (RuntimeError, ValueError) as error:
+        raise ModelError(
+            f"the adapter in '{directory}' does not fit this model: "
+            f"{str(error).strip().splitlines()[0]} "
+            "Load it on the base model that it was trained on"
+        ) from error
+
+
+def check_base(run: RunDirectory, recipe: Recipe, fingerprint: str | None) -> None:
+    """Refuse an adapter on another base than it was trained on.
+
+    Raises:
+        ModelError: the weights have another content hash than when the run was trained.
+    """
+    trained_on = _trained_on(run, recipe)
+    if trained_on is None or fingerprint is None or trained_on == fingerprint:
+        return
+    parts = ", ".join(filter(None, (recipe.model.language_model, recipe.model.vision_tower)))
+    raise ModelError(
+        f"the adapter in '{run.adapter}' was trained on a base with content hash "
+        f"{trained_on[:12]}, but {parts} now has {fingerprint[:12]}: "
+        "name the base it was trained on in the run's recipe.yaml, or train again"
+    )
+
+
+def _trained_on(run: RunDirectory, recipe: Recipe) -> str | None:
+    """The base's content hash: an MMA adapter's config has it, and the recipe's provenance."""
+    config = json.loads((run.adapter / "adapter_config.json").read_text())
+    recorded = recipe.provenance.base_fingerprint if recipe.provenance else None
+    return config.get("base_fingerprint") or recorded
+
+
+def _encoder(processor: Any, recipe: Recipe) -> Encoder:
+    options: dict[str, Any] = {
+        "max_length": recipe.data.max_length,
+        "overflow": recipe.data.overflow,
+        "system_prompt": recipe.data.system_prompt,
+    }
+    if isinstance(processor, PreTrainedTokenizerBase):
+        return Encoder(processor, **options)
+    if isinstance(processor, GraftedProcessor):
+        return Encoder(
+            cast(Any, processor).tokenizer,
+            processor.image_token,
+            processor.image_token_id,
+            processor.tokens_per_image,
+            **options,
+        )
+    raise ModelError(
+        f"{recipe.model.language_model} is a vision-language model; this version trains and asks "
+        "language models and grafts of them: name a language model, and a vision_tower"
+    )
+
+
+def _eyes(
+    model: nn.Module, base: nn.Module, processor: Any, fingerprint: str | None
+) -> tuple[FeatureStore | None, ImageLoader | None]:
+    """The way of pictures into the model: by a table of features where the tower is frozen."""
+    if not isinstance(base, GraftedForConditionalGeneration):
+        return None, None
+    pixels = _pixel_loader(processor, base)
+    tower = base.vision_tower
+    if fingerprint is None or any(isinstance(part, BaseTunerLayer) for part in tower.modules()):
+        return None, pixels
+    store = _store(base, pixels, processor, fingerprint)
+    return store, lambda images: {"image_features": store(images)}
+
+
+def _pixel_loader(processor: Any, model: GraftedForConditionalGeneration) -> ImageLoader:
+    dtype = model.vision_tower.model.dtype
+
+    def load(images: Sequence[Image]) -> Mapping[str, Tensor]:
+        pictures = [image.open() for image in images]
+        pixels = processor.image_processor(images=pictures, return_tensors="pt")["pixel_values"]
+        return {"pixel_values": pixels.to(dtype)}
+
+    return load
+
+
+def _store(
+    model: GraftedForConditionalGeneration, pixels: ImageLoader, processor: Any, fingerprint: str
+) -> FeatureStore:
+    """The feature table of this tower, these pictures' preparation and this selection."""
+    tower = model.vision_tower
+    dtype = tower.model.dtype
+    prepared = json.dumps(processor.image_processor.to_dict(), sort_keys=True, default=str)
+    told = f"{fingerprint} {model.select} {tower.feature_layer} {dtype} {prepared}"
+    key = hashlib.sha256(told.encode()).hexdigest()[:16]
+
+    def compute(images: Sequence[Any]) -> Tensor:
+        return model.see(pixels(images)["pixel_values"].to(_device(tower)))
+
+    shape = (tower.num_states(model.select), tower.width)
+    return FeatureStore(compute, shape, dtype, cache_root() / "features" / key)
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next(module.parameters()).device

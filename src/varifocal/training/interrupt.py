@@ -1,0 +1,38 @@
+"""Ctrl-C, or a scheduler's SIGTERM, as a wish to stop: the step in hand is finished and saved."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+
+class StopWish:
+    """Whether somebody asked the training to stop."""
+
+    def __init__(self) -> None:
+        self.given = False
+
+    def __call__(self, signum: int, frame: FrameType | None) -> None:
+        """Note the first signal; let the second one interrupt at once."""
+        if self.given:
+            raise KeyboardInterrupt
+        self.given = True
+
+
+@contextmanager
+def stop_wish() -> Iterator[StopWish]:
+    """Listen for SIGINT and SIGTERM while the block runs; elsewhere than in the main thread, do not."""
+    wish = StopWish()
+    if threading.current_thread() is not threading.main_thread():
+        yield wish
+        return
+    before: dict[int, Any] = {
+        number: signal.signal(number, wish) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield wish
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

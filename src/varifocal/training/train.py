@@ -1,0 +1,313 @@
+"""The main job: from a recipe to a trained run."""
+
+import importlib.metadata
+import platform
+import resource
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from transformers import TrainerCallback, TrainingArguments, set_seed
+
+from varifocal.assemble import Assembly, assemble, check_base
+from varifocal.data.packing import Collator, PackedDataset
+from varifocal.errors import RunError, VarifocalError
+from varifocal.recipe import Recipe
+from varifocal.recipe.sections import Provenance
+from varifocal.run import RunDirectory, checkpoint_step, whole_directory, write_json, write_text
+from varifocal.training.alignment import align_connector, build_vocabulary
+from varifocal.training.examples import (
+    TrainingData,
+    fingerprint_sources,
+    load_captions,
+    load_training_data,
+)
+from varifocal.training.interrupt import StopWish, stop_wish
+from varifocal.training.plan import count_trained
+from varifocal.training.trainer import SupervisedTrainer
+from varifocal.training.tuner import attach_tuner
+
+RECORDED = ("varifocal", "torch", "transformers", "peft", "accelerate", "tokenizers")
+
+
+class Progress(Protocol):
+    """How long work is told of."""
+
+    def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
+        """Say that `done` of `total` of a stage are done; `note` is a word on how it goes."""
+        ...
+
+
+class Stopped(VarifocalError):
+    """The training was asked to stop, and has saved what it had."""
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What a training was, in numbers; `training.json` of the run directory.
+
+    Attributes:
+        steps: optimiser steps.
+        loss: of the last logged steps.
+        trained_parameters: how many, and by part.
+        tokens: that went through the language model, padding left out.
+        supervised_tokens: of them, those with a loss.
+        vision_passes: pictures that went through the tower (a table's look-ups do not).
+        minutes: wall time of this call, the loading included.
+        peak_memory_gib: of the process, GPU memory where there is one.
+        packing_efficiency: share of the rows' tokens that are no padding.
+        skipped, dropped: what was left out of the data, one sentence each.
+        num_cut: samples whose prompt was cut.
+        alignment_loss: of the last hundred alignment steps; None without alignment.
+    """
+
+    steps: int
+    loss: float
+    trained_parameters: dict[str, int]
+    tokens: int
+    supervised_tokens: int
+    vision_passes: int
+    minutes: float
+    peak_memory_gib: float
+    packing_efficiency: float
+    skipped: list[str] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+    num_cut: int = 0
+    alignment_loss: float | None = None
+
+
+def train(
+    recipe: Recipe, root: str | Path, *, resume: bool = False, progress: Progress | None = None
+) -> TrainingResult:
+    """Train a recipe into a run directory.
+
+    Args:
+        recipe: what to train, on what, and how.
+        root: the run directory.
+        resume: go on from its newest whole checkpoint; from the start when there is none.
+        progress: told of every stage.
+
+    Raises:
+        RunError: the directory holds another run, or the disk is full.
+        Stopped: Ctrl-C or SIGTERM; a checkpoint was written.
+        DataError, ModelError, RecipeError: as their parts.
+    """
+    started = time.monotonic()
+    tell = progress or (lambda stage, done, total, note="": None)
+    run = RunDirectory.create(root, resume=resume)
+    checkpoint = run.newest_checkpoint() if resume else None
+    set_seed(recipe.seed)
+    parts = assemble(recipe)
+    data = load_training_data(recipe.data, parts.encoder, lambda *at: tell("encode", *at))
+    write_text(run.recipe, with_provenance(recipe, parts.fingerprint).dump_yaml())
+    alignment_loss = None
+    if aligns(recipe) and checkpoint is None:
+        alignment_loss = align(recipe, parts, tell)
+    set_seed(recipe.seed)
+    tuned = parts.with_model(
+        attach_tuner(parts.base, recipe.tuner, base_fingerprint=parts.fingerprint)
+    )
+    _fill_features(tuned, data, tell)
+    trainer = build_trainer(recipe, run, tuned, data, tell)
+    _run(trainer, run, checkpoint)
+    _save(run, tuned)
+    result = _result(trainer, tuned, data, alignment_loss, time.monotonic() - started)
+    write_json(run.root / "training.json", asdict(result))
+    return result
+
+
+def aligns(recipe: Recipe) -> bool:
+    """Whether the recipe fits the connector to words first."""
+    return recipe.model.connector is not None and recipe.model.connector.alignment == "words"
+
+
+def align(recipe: Recipe, parts: Assembly, tell: Progress) -> float:
+    """Fit the connector to the words of its pictures; the language model is not run.
+
+    Returns:
+        the mean loss of the last hundred steps.
+    """
+    section = recipe.model.connector
+    model: Any = parts.base
+    assert section is not None and parts.features is not None
+    pairs = load_captions(recipe.data)
+    keys = parts.features.fill(
+        [image for image, _ in pairs], lambda *at: tell("see", *at, "pictures")
+    )
+    lookup = parts.features.lookup
+    tokenizer = parts.encoder.tokenizer
+    vocabulary = build_vocabulary(
+        [caption for _, caption in pairs],
+        lambda word: tokenizer(word, add_special_tokens=False)["input_ids"],
+        model.get_input_embeddings().weight.detach(),
+    )
+    losses = align_connector(
+        model.connector,
+        vocabulary,
+        lambda chosen: lookup([keys[index] for index in chosen]),
+        steps=section.alignment_steps,
+        batch_size=section.alignment_batch_size,
+        learning_rate=section.alignment_learning_rate,
+        scale=section.alignment_scale,
+        seed=recipe.seed,
+        progress=lambda done, total, loss: tell("align", done, total, f"loss {loss:.3f}"),
+    )
+    return sum(losses[-100:]) / len(losses[-100:])
+
+
+def build_trainer(
+    recipe: Recipe, run: RunDirectory, parts: Assembly, data: TrainingData, tell: Progress
+) -> SupervisedTrainer:
+    """Join a tuned model and encoded samples into a Trainer."""
+    row_length = recipe.data.row_length or recipe.data.max_length
+    rows = PackedDataset(data.samples, row_length, recipe.seed, recipe.data.packing)
+    static = row_length if recipe.training.compile_layers else None
+    if recipe.training.compile_layers:
+        compile_layers(parts.base)
+    return SupervisedTrainer(
+        model=parts.model,
+        args=training_arguments(recipe, run),
+        train_dataset=rows,
+        data_collator=Collator(_pad_id(parts), static, parts.load_images),
+        connector_learning_rate=recipe.training.connector_learning_rate,
+        callbacks=[_Metrics(run, tell)],
+    )
+
+
+def training_arguments(recipe: Recipe, run: RunDirectory) -> TrainingArguments:
+    """The recipe's knobs as transformers takes them, and those that a run decides."""
+    given = recipe.training.trainer_arguments()
+    return TrainingArguments(
+        **{
+            "report_to": "none",
+            "disable_tqdm": True,
+            "use_cpu": not torch.cuda.is_available(),
+            **given,
+            "output_dir": str(run.checkpoints),
+            "seed": recipe.seed,
+            "remove_unused_columns": False,
+            "train_sampling_strategy": "sequential",
+            "dataloader_num_workers": recipe.data.num_workers,
+        }
+    )
+
+
+def compile_layers(model: nn.Module) -> None:
+    """Compile each decoder layer on its own, for rows of one static length."""
+    decoder: Any = model.get_decoder()  # type: ignore[operator]
+    dynamo: Any = torch._dynamo.config
+    dynamo.recompile_limit = max(dynamo.recompile_limit, 4 * len(decoder.layers))
+    for layer in decoder.layers:
+        layer.compile(dynamic=False)
+
+
+def with_provenance(recipe: Recipe, base_fingerprint: str | None) -> Recipe:
+    """The recipe as a run writes it down: with versions and fingerprints."""
+    versions = {"python": platform.python_version()}
+    versions |= {name: importlib.metadata.version(name) for name in RECORDED}
+    provenance = Provenance(
+        versions=versions,
+        data=fingerprint_sources(recipe.data),
+        base_fingerprint=base_fingerprint,
+    )
+    return recipe.model_copy(update={"provenance": provenance})
+
+
+def _pad_id(parts: Assembly) -> int:
+    tokenizer = parts.encoder.tokenizer
+    known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    return next(number for number in known if isinstance(number, int))
+
+
+def _fill_features(parts: Assembly, data: TrainingData, tell: Progress) -> None:
+    """Look at every picture once, before the first step."""
+    if parts.features is not None:
+        images = [image for sample in data.samples for image in sample.images]
+        parts.features.fill(images, lambda *at: tell("see", *at, "pictures"))
+
+
+def _run(trainer: SupervisedTrainer, run: RunDirectory, checkpoint: Path | None) -> None:
+    """Train, from a checkpoint when there is one; a wish to stop ends in a checkpoint."""
+    if not any(parameter.requires_grad for parameter in trainer.model.parameters()):
+        raise RunError("tuner: nothing is trained; set tuner.type or tuner.train_connector")
+    run.cut_metrics(checkpoint_step(checkpoint) if checkpoint else 0)
+    with stop_wish() as wish:
+        trainer.add_callback(_Stop(wish))
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if wish.given:
+        raise Stopped(
+            f"stopped after step {trainer.state.global_step} of {trainer.state.max_steps}; it is "
+            f"saved. Go on with: varifocal train {run.recipe} --out {run.root} --resume"
+        )
+
+
+def _save(run: RunDirectory, parts: Assembly) -> None:
+    """Write adapter and processor, each whole or not at all."""
+    for target, part in ((run.adapter, parts.model), (run.processor, parts.processor)):
+        with whole_directory(target) as staging:
+            part.save_pretrained(staging)
+
+
+def _result(
+    trainer: SupervisedTrainer,
+    parts: Assembly,
+    data: TrainingData,
+    alignment_loss: float | None,
+    seconds: float,
+) -> TrainingResult:
+    losses = [record["loss"] for record in trainer.state.log_history if "loss" in record]
+    rows: Any = trainer.train_dataset
+    return TrainingResult(
+        steps=trainer.state.global_step,
+        loss=losses[-1] if losses else float("nan"),
+        trained_parameters=count_trained(parts.model),
+        tokens=trainer.tokens.seen,
+        supervised_tokens=trainer.tokens.supervised,
+        vision_passes=getattr(parts.base, "vision_passes", 0),
+        minutes=seconds / 60,
+        peak_memory_gib=peak_memory_gib(),
+        packing_efficiency=rows.efficiency,
+        skipped=data.skipped,
+        dropped=data.dropped,
+        num_cut=data.num_cut,
+        alignment_loss=alignment_loss,
+    )
+
+
+def peak_memory_gib() -> float:
+    """The most memory this process has held: on the GPU where there is one, else resident."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+class _Metrics(TrainerCallback):
+    """Writes `metrics.jsonl` and tells of every step."""
+
+    def __init__(self, run: RunDirectory, tell: Progress) -> None:
+        self.run, self.tell = run, tell
+        self.loss = ""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if state.is_world_process_zero and logs and "loss" in logs:
+            self.loss = f"loss {logs['loss']:.3f}  "
+            self.run.append_metrics({"step": state.global_step, **logs})
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            self.tell("train", state.global_step, state.max_steps, self.loss)
+
+
+class _Stop(TrainerCallback):
+    """Ends the training after the step in hand, with a checkpoint, when somebody asked for it."""
+
+    def __init__(self, wish: StopWish) -> None:
+        self.wish = wish
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.wish.given:
+            control.should_save = control.should_training_stop = True
