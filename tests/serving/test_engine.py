@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import io
+
+import numpy as np
+import PIL.Image
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft import get_peft_model
+from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from varifocal.data.encode import Encoder
-from varifocal.data.example import Example, Message
+from varifocal.data.example import Example, Image, Message
+from varifocal.errors import DataError
+from varifocal.models.connector import PatchMLP
+from varifocal.models.grafted import graft
+from varifocal.models.vision import TransformersTower
 from varifocal.serving.engine import Engine, Sampling, TextStream
+from varifocal.tuners import MMAConfig
 
 CONVERSATION = (
     Message("user", ("What is a magnet?",)),
@@ -143,3 +154,69 @@ def test_half_a_character_at_the_end_is_not_lost(tokenizer) -> None:
     stream = TextStream(tokenizer)
     assert [stream.push(byte) for byte in "ab🧲".encode()[:4]] == ["a", "b", "", ""]
     assert stream.flush() == "\N{REPLACEMENT CHARACTER}"
+
+
+@pytest.fixture
+def seeing_engine(llama, tokenizer) -> Engine:
+    """An engine over a graft with MMA whose adapters and router do something."""
+    torch.manual_seed(1)
+    config = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
+        image_size=8, patch_size=4,
+    )  # fmt: skip
+    tower = TransformersTower(CLIPVisionModel(config))
+    connector = PatchMLP(16, llama.config.hidden_size, 8, tower.grid)
+    encoder = Encoder(tokenizer, "<|image|>", tokens_per_image=connector.tokens_per_image)
+    assert encoder.image_token_id is not None
+    model = graft(llama.double(), tower.double(), connector.double(), encoder.image_token_id)
+    model = get_peft_model(model, MMAConfig(router_temperature=1.0))
+    for name, parameter in model.named_parameters():
+        if "mma_" in name or "modality_embedding" in name:
+            torch.nn.init.normal_(parameter, std=0.5)
+    return Engine(model.double(), encoder, load_images)
+
+
+def load_images(images) -> dict[str, torch.Tensor]:
+    pixels = [np.asarray(image.open().resize((8, 8)), np.float64) / 255 for image in images]
+    return {"pixel_values": torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)}
+
+
+def picture(colour: str) -> Image:
+    buffer = io.BytesIO()
+    PIL.Image.new("RGB", (8, 8), colour).save(buffer, "PNG")
+    return Image(data=buffer.getvalue())
+
+
+def written_alone(engine: Engine, messages, max_new_tokens: int) -> str:
+    """Greedy decoding without a cache; the model finds the row's modality itself."""
+    encoded = engine.encoder.encode(Example(tuple(messages)), with_answer=False)
+    images = load_images(encoded.images) if encoded.images else {}
+    ids = encoded.input_ids.tolist()
+    for _ in range(max_new_tokens):
+        with torch.no_grad():
+            logits = engine.model(input_ids=torch.tensor([ids]), **images).logits
+        token = int(logits[0, -1].argmax())
+        if token in engine.stop_ids:
+            break
+        ids.append(token)
+    return engine.encoder.tokenizer.decode(ids[len(encoded) :], skip_special_tokens=True)
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is dep:FutureWarning")
+def test_text_and_pictures_take_turns(seeing_engine: Engine) -> None:
+    messages = [Message("user", ("What is a magnet?",))]
+    answers = []
+    for turn in ((picture("red"), "And this?"), (picture("blue"), picture("green"), "These?")):
+        text = seeing_engine.answer(messages, Sampling(max_new_tokens=12))
+        assert text == written_alone(seeing_engine, messages, 12)
+        answers.append(text)
+        messages += [Message("assistant", (text or "?",)), Message("user", turn)]
+    answers.append(seeing_engine.answer(messages, Sampling(max_new_tokens=12)))
+    assert answers[-1] == written_alone(seeing_engine, messages, 12)
+    messages[-1] = Message("user", (picture("green"), picture("blue"), "These?"))
+    assert seeing_engine.answer(messages, Sampling(max_new_tokens=12)) != answers[-1]
+
+
+def test_a_picture_for_a_model_without_eyes_is_refused_at_once(engine: Engine) -> None:
+    with pytest.raises(DataError, match="no vision tower"):
+        engine.stream([Message("user", (picture("red"), "What?"))])
