@@ -5,7 +5,6 @@ D language width.
 """
 
 from typing import Any, ClassVar
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     Cache,
-    GenerationMixin,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -23,14 +21,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from varifocal.errors import ModelError
 from varifocal.models.connector import Connector, build_connector
-from varifocal.models.rows import (
-    ROUTING_INPUTS,
-    check_images,
-    expand_images,
-    fit_length,
-    images_within,
-    row_modality,
-)
+from varifocal.models.generation import GraftedGenerationMixin, RowMemory
+from varifocal.models.rows import check_images
 from varifocal.models.sharding import is_sharded, touch
 from varifocal.models.vision import VisionTower, tower_from_config
 
@@ -70,7 +62,7 @@ class GraftedConfig(PreTrainedConfig):
         return self.language_config  # pyright: ignore[reportReturnType]
 
 
-class GraftedForConditionalGeneration(PreTrainedModel, GenerationMixin):
+class GraftedForConditionalGeneration(PreTrainedModel, GraftedGenerationMixin):
     """Any causal LM, any vision tower and a connector, as one model of transformers.
 
     A row without a picture is the bare language model's row, bit for bit; a batch without one
@@ -90,14 +82,12 @@ class GraftedForConditionalGeneration(PreTrainedModel, GenerationMixin):
     config_class = GraftedConfig
     config: GraftedConfig
     main_input_name = "input_ids"
-    input_modalities = ("image", "text")
+    input_modalities = ("image", "text")  # pyright: ignore[reportAssignmentType]
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
-    _keep_in_fp32_modules_strict: ClassVar[list[str]] = ["connector"]
 
     def __init__(
         self,
@@ -107,14 +97,17 @@ class GraftedForConditionalGeneration(PreTrainedModel, GenerationMixin):
         connector: Connector | None = None,
     ) -> None:
         super().__init__(config)
+        self._skip_keys_device_placement = {"past_key_values"}
+        self._keep_in_fp32_modules_strict = {"connector"}
         for part in (language_model, vision_tower, connector):
             if part is not None:
                 _mark_initialised(part)
         self.language_model: Any = language_model or AutoModelForCausalLM.from_config(
             config.get_text_config()
         )
+        vision_config: Any = config.vision_config
         self.vision_tower = vision_tower or tower_from_config(
-            config.vision_config, config.vision_feature_layer, config.image_size
+            vision_config, config.vision_feature_layer, config.image_size
         )
         self.connector = connector or build_connector(
             config.connector_config or {},
@@ -124,7 +117,7 @@ class GraftedForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.select = self.connector.select
         self.tokens_per_image = self.connector.tokens_per_image
         self.vision_passes = 0
-        self._row_modality: WeakKeyDictionary[Cache, Tensor] = WeakKeyDictionary()
+        self._row_modality = RowMemory()
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
@@ -166,12 +159,18 @@ class GraftedForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if (pixel_values is None) == (image_features is None):
             raise ModelError("give either pixel_values or image_features, and not both")
         if pixel_values is not None:
-            image_features = self._see(pixel_values)
-            self.vision_passes += pixel_values.shape[0]
+            image_features = self.see(pixel_values)
         return self.connector(image_features)
 
-    def _see(self, pixel_values: Tensor) -> Tensor:
-        """Run the tower; without a graph when nothing in it trains, adapters included."""
+    def see(self, pixel_values: Tensor) -> Tensor:
+        """Run the tower: [N, 3, H, W] to the states its connector reads, [N, K, C].
+
+        Without a graph when nothing in the tower trains, adapters included.
+        """
+        self.vision_passes += pixel_values.shape[0]
+        return self._run_tower(pixel_values)
+
+    def _run_tower(self, pixel_values: Tensor) -> Tensor:
         trains = any(parameter.requires_grad for parameter in self.vision_tower.parameters())
         with torch.set_grad_enabled(torch.is_grad_enabled() and trains):
             return self.vision_tower(pixel_values, select=self.select)
@@ -223,8 +222,9 @@ class GraftedForConditionalGeneration(PreTrainedModel, GenerationMixin):
             is_image = input_ids == self.config.image_token_id
             inputs_embeds = self._embed(input_ids, is_image, pixel_values, image_features)
             if modality_ids is None:
-                packed = (segment_ids, position_ids, attention_mask)
-                modality_ids = self._modality(is_image, past_key_values, *packed)
+                modality_ids = self._row_modality.extend(
+                    past_key_values, is_image, segment_ids, position_ids, attention_mask
+                )
         elif pixel_values is not None or image_features is not None:
             raise ModelError("images need input_ids, whose placeholders say where they go")
         routing = {
@@ -244,7 +244,7 @@ class GraftedForConditionalGeneration(PreTrainedModel, GenerationMixin):
             **{name: mark for name, mark in routing.items() if mark is not None},
             **kwargs,
         )
-        self._remember(output, modality_ids)
+        self._row_modality.note(getattr(output, "past_key_values", None), modality_ids)
         return output
 
     def _embed(
@@ -273,85 +273,12 @@ class GraftedForConditionalGeneration(PreTrainedModel, GenerationMixin):
             embeddings = self.get_input_embeddings().weight
             if image_features is None:
                 side = self.vision_tower.image_size
-                image_features = self._see(embeddings.new_zeros(1, 3, side, side))
+                image_features = self._run_tower(embeddings.new_zeros(1, 3, side, side))
             else:
                 image_features = image_features.new_zeros(1, *image_features.shape[1:])
             return (self.connector(image_features) * 0).sum().to(embeddings.dtype)
         zero = touch(self.vision_tower, self.connector) if self.training else None
         return None if zero is None else zero.to(self.get_input_embeddings().weight.dtype)
-
-    def _modality(
-        self,
-        is_image: Tensor,
-        cache: Cache | None,
-        segment_ids: Tensor | None,
-        position_ids: Tensor | None,
-        attention_mask: Tensor | None,
-    ) -> Tensor:
-        """Derive modality_ids [B, T]; a cached row keeps the modality of what it holds."""
-        before = None if cache is None else self._row_modality.get(cache)
-        if cache is not None and cache.get_seq_length():
-            position_ids = None  # a continued row is one sample
-        modality = row_modality(is_image, segment_ids, position_ids, attention_mask)
-        if before is not None and before.shape[0] == modality.shape[0]:
-            modality = modality | before[:, None].to(modality.device)
-        return modality
-
-    def _remember(self, output: Any, modality_ids: Tensor | None) -> None:
-        """Keep each row's modality with the cache it was put in."""
-        cache = getattr(output, "past_key_values", None)
-        if isinstance(cache, Cache) and modality_ids is not None:
-            self._row_modality[cache] = modality_ids[:, -1].detach()
-
-    def prepare_inputs_for_generation(
-        self,
-        input_ids: Tensor,
-        next_sequence_length: int | None = None,
-        is_first_iteration: bool | None = False,
-        image_features: Tensor | None = None,
-        pixel_values: Tensor | None = None,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
-        """Give the images at prefill only, and marks for exactly the tokens that are fed."""
-        marks = {name: kwargs.pop(name, None) for name in ROUTING_INPUTS}
-        inputs = super().prepare_inputs_for_generation(
-            input_ids,
-            next_sequence_length=next_sequence_length,
-            is_first_iteration=is_first_iteration,
-            **kwargs,
-        )
-        num_tokens = (inputs["input_ids"] if inputs["input_ids"] is not None else input_ids).shape[
-            1
-        ]
-        for name, mark in marks.items():
-            if mark is not None:
-                inputs[name] = fit_length(mark, input_ids.shape[1])[:, -num_tokens:]
-        if is_first_iteration or not kwargs.get("use_cache", True):
-            is_image = input_ids == self.config.image_token_id
-            images = {"pixel_values": pixel_values, "image_features": image_features}
-            for name, value in images.items():
-                if value is not None:
-                    inputs[name] = images_within(value, is_image, self.tokens_per_image, num_tokens)
-        return inputs
-
-    def _expand_inputs_for_generation(
-        self,
-        expand_size: int = 1,
-        is_encoder_decoder: bool = False,
-        input_ids: Tensor | None = None,
-        **model_kwargs: Any,
-    ) -> tuple[Tensor | None, dict[str, Any]]:
-        """Repeat rows for beams and samples, and each row's images with it, in their order."""
-        images = {name: model_kwargs.pop(name, None) for name in ("pixel_values", "image_features")}
-        for name, value in images.items():
-            if value is not None and input_ids is not None:
-                is_image = input_ids == self.config.image_token_id
-                images[name] = expand_images(value, is_image, self.tokens_per_image, expand_size)
-        input_ids, model_kwargs = super()._expand_inputs_for_generation(
-            expand_size, is_encoder_decoder, input_ids, **model_kwargs
-        )
-        given = {name: value for name, value in images.items() if value is not None}
-        return input_ids, {**model_kwargs, **given}
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -393,7 +320,7 @@ def graft(
         image_size=vision_tower.image_size,
         dtype=language_model.dtype,
         # said for each part, since a composite config otherwise resets its parts' choice
-        attn_implementation={
+        attn_implementation={  # pyright: ignore[reportCallIssue]
             "": language_config._attn_implementation,
             "language_config": language_config._attn_implementation,
             "vision_config": vision_config._attn_implementation,
@@ -407,7 +334,7 @@ def graft(
 def _mark_initialised(part: nn.Module) -> None:
     """Tell transformers that a part's weights are not to be drawn anew."""
     for module in part.modules():
-        module._is_hf_initialized = True  # pyright: ignore[reportAttributeAccessIssue]
+        module._is_hf_initialized = True  # pyright: ignore[reportArgumentType]
 
 
 AutoConfig.register(GraftedConfig.model_type, GraftedConfig, exist_ok=True)

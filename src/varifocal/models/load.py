@@ -25,9 +25,8 @@ from transformers.models.auto.modeling_auto import (
 
 from varifocal.errors import ModelError
 from varifocal.models.connector import Connector, build_connector, embedding_scale
-from varifocal.models.efficientnet import EfficientNetLite
 from varifocal.models.fingerprint import fingerprint
-from varifocal.models.grafted import graft
+from varifocal.models.grafted import GraftedForConditionalGeneration, graft
 from varifocal.models.packaged import efficientnet_processor
 from varifocal.models.processor import GraftedProcessor
 from varifocal.models.published import PUBLISHED
@@ -41,7 +40,8 @@ class LoadedModel:
     """A model ready to be tuned or asked.
 
     Attributes:
-        model: a grafted model; or the language model (or vision-language model) as it is.
+        model: a grafted model; or the language model (or vision-language model) as it is. In
+            evaluation mode, and frozen but for the connector.
         processor: `GraftedProcessor`; a tokenizer for a plain language model; for a
             vision-language model its own processor. None for a meta build whose files are away.
         base_ids: the names the frozen parts were loaded by: `language_model`, `vision_tower`.
@@ -74,8 +74,16 @@ def load_model(section: ModelSection, *, meta: bool = False, seed: int = 0) -> L
         model, processor = _load_whole(section)
     else:
         model, processor = _load_grafted(section, section.vision_tower, seed)
+    _freeze(model)
     files = [file for name in base_ids.values() for file in weight_files(name)]
     return LoadedModel(model.eval(), processor, base_ids, fingerprint(files))
+
+
+def _freeze(model: PreTrainedModel) -> None:
+    """Freeze everything but a connector."""
+    model.requires_grad_(False)
+    if isinstance(model, GraftedForConditionalGeneration):
+        model.connector.requires_grad_(True)
 
 
 def _load_whole(section: ModelSection) -> tuple[PreTrainedModel, Any]:
@@ -102,7 +110,7 @@ def sees(config: PreTrainedConfig, name: str) -> bool:
     if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
         return False
     raise ModelError(
-        f"language_model {name!r} is a {config.model_type} model, which writes no text;"
+        f"language_model {name!r} is of type {config.model_type}, which writes no text;"
         " name a causal language model or a vision-language model"
     )
 
@@ -110,6 +118,7 @@ def sees(config: PreTrainedConfig, name: str) -> bool:
 def _load_grafted(
     section: ModelSection, vision_tower: str, seed: int
 ) -> tuple[PreTrainedModel, GraftedProcessor]:
+    _load_meta(section, {})  # what does not fit is said before gigabytes are read
     language_model, tokenizer = _load_language(section)
     image_processor = load_image_processor(vision_tower)
     tower = _load_tower(section, vision_tower, picture_side(image_processor))
@@ -120,10 +129,6 @@ def _load_grafted(
 
 def _load_language(section: ModelSection) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     name = section.language_model
-    if sees(read_config(name), name):
-        raise ModelError(
-            f"language_model {name!r} has a vision tower of its own; leave vision_tower out"
-        )
     with clear_loading_errors(name):
         tokenizer = AutoTokenizer.from_pretrained(locate(name), trust_remote_code=False)
         options = _language_options(section)
@@ -172,7 +177,7 @@ def vision_class(config: PreTrainedConfig, name: str) -> type[PreTrainedModel]:
     known = VISION_MODELS.get(config.model_type)
     if known is None:
         raise ModelError(
-            f"vision_tower {name!r} is a {config.model_type} model; a tower is one of"
+            f"vision_tower {name!r} is of type {config.model_type}; a tower is one of"
             f" {', '.join(VISION_MODELS)}"
         )
     return known
@@ -181,12 +186,12 @@ def vision_class(config: PreTrainedConfig, name: str) -> type[PreTrainedModel]:
 def _load_tower(section: ModelSection, name: str, image_size: int) -> VisionTower:
     config = read_config(name)
     kind = vision_class(config, name)
-    options = (
-        {} if kind is EfficientNetLite else {"attn_implementation": section.attn_implementation}
-    )
     with clear_loading_errors(name):
         model = kind.from_pretrained(
-            locate(name), dtype=getattr(torch, section.dtype), use_safetensors=True, **options
+            locate(name),
+            dtype=getattr(torch, section.dtype),
+            attn_implementation=section.attn_implementation,
+            use_safetensors=True,
         )
     return build_tower(model, image_size=image_size)
 
@@ -231,6 +236,14 @@ def picture_side(image_processor: Any) -> int:
     return height
 
 
+def _picture_side(name: str, config: PreTrainedConfig) -> int:
+    """Return the side of a tower's pictures, by its files or, without them, by its family."""
+    try:
+        return picture_side(load_image_processor(name))
+    except ModelError:
+        return picture_side(_family_processor(config))
+
+
 def _connector(
     section: ModelSection, tower: VisionTower, language_model: PreTrainedModel, seed: int
 ) -> Connector:
@@ -267,6 +280,11 @@ def _load_meta(section: ModelSection, base_ids: dict[str, str]) -> LoadedModel:
     """Build from configs alone."""
     config = config_for_counting(section.language_model)
     language = not sees(config, section.language_model)
+    if not language and section.vision_tower is not None:
+        raise ModelError(
+            f"language_model {section.language_model!r} has a vision tower of its own;"
+            " leave vision_tower out"
+        )
     kind = AutoModelForCausalLM if language else AutoModelForImageTextToText
     with torch.device("meta"):
         options = {"dtype": getattr(torch, section.dtype)}
@@ -276,7 +294,8 @@ def _load_meta(section: ModelSection, base_ids: dict[str, str]) -> LoadedModel:
         vision = config_for_counting(section.vision_tower)
         vision_kind = vision_class(vision, section.vision_tower)
         vision = getattr(vision, "vision_config", vision)
-        tower = build_tower(vision_kind._from_config(vision, **options))
+        side = _picture_side(section.vision_tower, vision)
+        tower = build_tower(vision_kind._from_config(vision, **options), image_size=side)
         connector = _connector(section, tower, model, seed=0)
         grafted = graft(model, tower, connector, image_token_id=config.vocab_size)
     return LoadedModel(grafted, None, base_ids, None)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 
 def in_world() -> bool:

@@ -1,18 +1,23 @@
 """From a name in a recipe to a checkpoint: packaged weights, a local directory, or a hub id."""
 
 import contextlib
+import json
 import re
+import socket
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from huggingface_hub import try_to_load_from_cache
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
+from huggingface_hub.errors import HfHubHTTPError
 from transformers import AutoConfig, PreTrainedConfig
 
 from varifocal.errors import ModelError, nearest
 from varifocal.models.packaged import PACKAGED, find_source, packaged_directory
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/\w[\w.-]*")
 
 
 def locate(name: str) -> str:
@@ -27,11 +32,45 @@ def locate(name: str) -> str:
     if path.is_dir():
         return str(path)
     if _HUB_ID.fullmatch(name):
-        return name
+        return _from_hub(name)
     raise ModelError(
         f"{name!r} is no packaged model ({', '.join(PACKAGED)}), no local directory and no hub id"
         f" (OWNER/NAME, which needs a network){nearest(name, PACKAGED)}"
     )
+
+
+def _from_hub(name: str) -> str:
+    """Return the id, or offline the directory it was downloaded into before.
+
+    transformers would retry for twenty seconds, at every file, before it says that it is offline.
+    """
+    if hub_is_reachable():
+        return name
+    if downloaded := _downloaded(name):
+        return str(downloaded)
+    raise ModelError(
+        f"{name!r} is no packaged model ({', '.join(PACKAGED)}) and no local directory; the hub"
+        " cannot be reached from here, and it was not downloaded before"
+    )
+
+
+def _downloaded(name: str) -> Path | None:
+    """Return the directory a hub id was downloaded into, None if it was not."""
+    config = try_to_load_from_cache(name, "config.json")
+    return Path(config).parent if isinstance(config, str) else None
+
+
+def hub_is_reachable() -> bool:
+    """Tell whether it is worth asking the hub: its name resolves, or a proxy stands between."""
+    if HF_HUB_OFFLINE:
+        return False
+    if getproxies():
+        return True
+    try:
+        socket.getaddrinfo(urlsplit(ENDPOINT).hostname, 443)
+    except OSError:
+        return False
+    return True
 
 
 def read_config(name: str) -> PreTrainedConfig:
@@ -51,14 +90,9 @@ def clear_loading_errors(name: str) -> Iterator[None]:
     refuse_pickles(name)
     try:
         yield
-    except (OSError, ValueError, KeyError, HfHubHTTPError) as error:
+    except (OSError, ValueError, KeyError, ImportError, HfHubHTTPError) as error:
         reason = " ".join(str(error).split())
-        if name in PACKAGED or Path(name).expanduser().is_dir():
-            raise ModelError(f"{name!r} cannot be loaded: {reason}") from error
-        raise ModelError(
-            f"{name!r} is neither a packaged model nor a local directory, and could not be had from"
-            f" the hub, which needs a network: {reason}{nearest(name, PACKAGED)}"
-        ) from error
+        raise ModelError(f"{name!r} cannot be loaded: {reason}") from error
 
 
 def refuse_pickles(name: str) -> None:
@@ -86,14 +120,9 @@ def weight_files(name: str) -> list[Path]:
         return [find_source(name)]
     path = Path(name).expanduser()
     if not path.is_dir():
-        path = _hub_snapshot(name)
+        path = _downloaded(name) or path
+    index = path / "model.safetensors.index.json"
+    if index.is_file():
+        shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        return [path / shard for shard in sorted(set(shards))]
     return sorted(path.glob("*.safetensors"))
-
-
-def _hub_snapshot(name: str) -> Path:
-    """Return the directory a hub id was downloaded into."""
-    with contextlib.suppress(LocalEntryNotFoundError):
-        config = try_to_load_from_cache(name, "config.json")
-        if isinstance(config, str):
-            return Path(config).parent
-    raise ModelError(f"{name!r} is not in the hub's local cache")

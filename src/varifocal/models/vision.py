@@ -158,6 +158,8 @@ class EfficientNetTower(VisionTower):
         self, model: EfficientNetLite, feature_layer: int = -1, image_size: int | None = None
     ) -> None:
         super().__init__(model)
+        # said by the grafted model's name for it, which no layer of a language model shares
+        self._keep_in_fp32_modules_strict = {"vision_tower"}
         if feature_layer != -1:
             raise ModelError(
                 f"vision_feature_layer is {feature_layer}; EfficientNet-Lite gives only its last"
