@@ -162,10 +162,15 @@ class MMALayer(nn.Module, BaseTunerLayer):
         return self._mix(context.adapter, z, context.modality, weight, bias)
 
     def _route(self, adapter: str, state: Tensor) -> Tensor:
-        """Turn routing states [..., D] into branch weights [..., 2], in float32 at least."""
+        """Turn routing states [..., D] into branch weights [..., 2], in float32 at least.
+
+        Written as a sum of products: a matrix product's last bits depend on how many rows it has,
+        and an image's weights should not depend on its batch mates even there.
+        """
         router = cast(nn.Linear, self.mma_router[adapter])
         dtype = torch.promote_types(state.dtype, torch.float32)
-        logits = F.linear(state.to(dtype), router.weight.to(dtype), router.bias.to(dtype))
+        products = state.to(dtype)[..., None, :] * router.weight.to(dtype)  # [..., 2, D]
+        logits = products.sum(dim=-1) + router.bias.to(dtype)
         return torch.softmax(logits / self.mma_config[adapter].router_temperature, dim=-1)
 
     def _mix(
