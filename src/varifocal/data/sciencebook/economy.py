@@ -120,8 +120,8 @@ def given_up(dice: Dice) -> Question:
         answer=lost,
         hint=f"{name} has time for {first} or for {second}, but not for both. {name} picks {won}.",
         solution=(
-            f"{name} has time for only one of two things: {first} or {second}. Look for the one that "
-            f"{name} does not pick. What {name} gives up is {lost}."
+            f"{name} has time for only one of two things: {first} or {second}. Look for the one "
+            f"that {name} does not pick. What {name} gives up is {lost}."
         ),
     )
 

@@ -57,31 +57,40 @@ def _draw_magnets(canvas: Canvas, first: str, second: str, upright: bool) -> Non
         canvas.text(centre, pole[0].upper(), 34, COLOURS["white"])
 
 
+LOOPS = {
+    "none": (
+        "The switch is closed and the battery is there, so the wire makes a full loop.",
+        "The switch is closed. There is a battery, and the loop has no gap.",
+    ),
+    "switch": (
+        "The battery is there but the switch is open, so there is a gap in the wire.",
+        "The switch is open, so the loop has a gap and no current can flow.",
+    ),
+    "battery": (
+        "The switch is closed but the battery is missing, so there is a gap in the wire.",
+        "There is no battery to push a current through the loop.",
+    ),
+}
+
+
 def circuits(dice: Dice) -> Question:
     """A loop with bulb, battery and switch: does the bulb light up?"""
     answer = dice.choice(("it lights up", "it stays dark"))
-    fault = dice.choice(("switch", "battery")) if answer == "it stays dark" else None
-    if fault is None:
-        caption = "The switch is closed and the battery is there, so the wire makes a full loop."
-        steps = "The switch is closed. There is a battery, and the loop has no gap."
-    elif fault == "switch":
-        caption = "The battery is there but the switch is open, so there is a gap in the wire."
-        steps = "The switch is open, so the loop has a gap and no current can flow."
-    else:
-        caption = "The switch is closed but the battery is missing, so there is a gap in the wire."
-        steps = "There is no battery to push a current through the loop."
-    end = "it lights up" if fault is None else "it stays dark"
+    fault = "none" if answer == "it lights up" else dice.choice(("switch", "battery"))
+    caption, steps = LOOPS[fault]
     return Question(
         question="What does the light bulb in this circuit do?",
         choices=("it lights up", "it stays dark"),
         answer=answer,
-        solution=f"Follow the wire around the circuit. {steps} So, this is what the bulb does: {end}.",
+        solution=(
+            f"Follow the wire around the circuit. {steps} So, this is what the bulb does: {answer}."
+        ),
         caption=f"An electric circuit with a light bulb. {caption}",
         draw=lambda canvas: _draw_circuit(canvas, fault),
     )
 
 
-def _draw_circuit(canvas: Canvas, fault: str | None) -> None:
+def _draw_circuit(canvas: Canvas, fault: str) -> None:
     left, right = 46 + canvas.jitter(6), 178 + canvas.jitter(6)
     top, bottom = 66 + canvas.jitter(6), 170 + canvas.jitter(6)
     wire = canvas.colour(canvas.dice.choice(("gray", "brown", "green", "black")))

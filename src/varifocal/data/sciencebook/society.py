@@ -55,9 +55,7 @@ def compass(dice: Dice) -> Question:
     answer = dice.choice(tuple(DIRECTIONS))
     place = dice.choice(("lake", "forest", "mountain"))
     return Question(
-        question=(
-            f"North is at the top of this map. In which direction from the house is the {place}?"
-        ),
+        question=f"In which direction from the house is the {place} on this map?",
         choices=tuple(DIRECTIONS),
         answer=answer,
         solution=(
