@@ -127,7 +127,7 @@ def _convert_smollm2(file: Path, directory: Path) -> None:
         **place, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
     )
     model.config.rms_norm_eps = 1e-5  # stored as a float32, 9.999999747378752e-06
-    del model.config._model_name_or_path  # the GGUF's title, no name of a repository
+    model.config.__dict__.pop("_model_name_or_path", None)  # the GGUF's title, no repository
     model.save_pretrained(directory)
 
 
