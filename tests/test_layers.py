@@ -1,7 +1,7 @@
 """The arrows between the rooms of the house, read off the import statements.
 
-cli, demo -> training, evaluation, analysis, export, serving -> models, data, tuners -> recipe,
-run, errors. Imports inside functions count as well as those at the top.
+cli, demo -> training, evaluation, analysis, export, serving -> assemble -> models, data, tuners
+-> recipe, run, errors. Imports inside functions count as well as those at the top.
 """
 
 import ast
@@ -24,9 +24,10 @@ ALLOWED = {
     "tuners": set(),
     "models": GROUND,
     "data": GROUND,
-    **dict.fromkeys(VERBS, GROUND | STOCK),
-    "demo": GROUND | STOCK | VERBS,
-    "cli": GROUND | STOCK | VERBS | {"demo", "registration"},
+    "assemble": GROUND | STOCK,
+    **dict.fromkeys(VERBS, GROUND | STOCK | {"assemble"}),
+    "demo": GROUND | STOCK | VERBS | {"assemble"},
+    "cli": GROUND | STOCK | VERBS | {"assemble", "demo", "registration"},
     "registration": {"errors", "models", "tuners"},
     "__init__": GROUND | STOCK | VERBS | {"registration"},
 }
@@ -129,7 +130,7 @@ def test_only_the_command_line_prints():
             or ast.unparse(node.func) in ("sys.stdout.write", "sys.stderr.write", "console.print")
         )
     ]
-    assert set(printing) <= {"cli.py"}
+    assert {Path(file).parts[0] for file in printing} <= {"cli"}
 
 
 @pytest.mark.parametrize(

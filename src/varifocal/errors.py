@@ -1,7 +1,7 @@
 """What Varifocal says when something is wrong: one sentence that names the place and the mend.
 
 Every error a user can cause is a `VarifocalError`. The command line prints its text after
-`error: ` and ends with code 2, without a traceback; a library caller catches one class.
+`error: ` and ends with `exit_code`, without a traceback; a library caller catches one class.
 """
 
 from collections.abc import Iterable
@@ -10,6 +10,9 @@ from difflib import get_close_matches
 
 class VarifocalError(Exception):
     """Something the user can mend; the text is one clear sentence."""
+
+    exit_code = 2
+    """What the command line ends with."""
 
 
 class RecipeError(VarifocalError):
@@ -26,6 +29,12 @@ class ModelError(VarifocalError):
 
 class RunError(VarifocalError):
     """A run directory cannot be read, written or continued."""
+
+
+class Stopped(VarifocalError):  # noqa: N818 - it is no error
+    """Work was asked to stop and has saved what it had; the text says how to go on."""
+
+    exit_code = 130
 
 
 def nearest(word: str, allowed: Iterable[str]) -> str:

@@ -15,7 +15,7 @@ from transformers import TrainerCallback, TrainingArguments, set_seed
 
 from varifocal.assemble import Assembly, assemble, check_base
 from varifocal.data.packing import Collator, PackedDataset
-from varifocal.errors import RunError, VarifocalError
+from varifocal.errors import RunError, Stopped
 from varifocal.recipe import Recipe
 from varifocal.recipe.sections import Provenance
 from varifocal.run import RunDirectory, checkpoint_step, whole_directory, write_json, write_text
@@ -40,10 +40,6 @@ class Progress(Protocol):
     def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
         """Say that `done` of `total` of a stage are done; `note` is a word on how it goes."""
         ...
-
-
-class Stopped(VarifocalError):
-    """The training was asked to stop, and has saved what it had."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,71 @@
+"""What long work and its results look like on the terminal."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from varifocal.evaluation.scienceqa import Report
+
+
+class StageBars:
+    """Told of stages and how far each is, shows bars: `progress` of whatever takes long.
+
+    Args:
+        bars: where to draw.
+        is_terminal: whether bars can be seen; if not, a stage gets one line when it is done.
+    """
+
+    def __init__(self, bars: Progress, is_terminal: bool) -> None:
+        self._bars = bars
+        self._is_terminal = is_terminal
+        self._tasks: dict[str, TaskID] = {}
+
+    def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
+        """Say that `done` of `total` of a stage are done; `note` is a word on how it goes."""
+        if stage not in self._tasks:
+            self._tasks[stage] = self._bars.add_task(stage, note="")
+        self._bars.update(self._tasks[stage], completed=done, total=total, note=note)
+        if done == total and not self._is_terminal:
+            print(f"{stage} {done}/{total} {note}".rstrip(), file=sys.stderr, flush=True)
+
+
+@contextmanager
+def stage_bars() -> Iterator[StageBars]:
+    """Show bars on stderr while the block runs; they leave when it ends."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=console, transient=True) as bars:
+        yield StageBars(bars, console.is_terminal)
+
+
+def print_scores(report: "Report") -> None:
+    """Print a report as a table, one line a column of the protocol."""
+    how = ", ".join(f"{key} {value}" for key, value in report.protocol.items())
+    table = Table(title=f"{report.suite} ({how})", title_justify="left")
+    table.add_column("")
+    for name in ("accuracy %", "95 % interval", "chance", "questions", "unparsed"):
+        table.add_column(name, justify="right")
+    for name, one in report.columns.items():
+        if one.accuracy is not None:
+            numbers = (f"{one.accuracy:.1f}", f"{one.low:.1f} to {one.high:.1f}")
+            table.add_row(name, *numbers, f"{one.chance:.1f}", f"{one.count}", f"{one.unparsed}")
+    Console().print(table)

@@ -1,0 +1,83 @@
+"""A conversation with a trained run on the terminal."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+
+from varifocal.assemble import open_run
+from varifocal.data.example import Image, Message
+from varifocal.errors import VarifocalError, nearest
+from varifocal.serving.engine import Engine, Sampling
+
+COMMANDS = ("/image", "/new", "/quit")
+
+
+class Talk:
+    """A conversation on the screen: what was said, and the pictures for the next turn."""
+
+    def __init__(self, run: Path, temperature: float, max_new_tokens: int) -> None:
+        _, parts = open_run(run)
+        self.engine = Engine(parts.model, parts.encoder, parts.load_images)
+        self.sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature)
+        self.turns: list[Message] = []
+        self.pictures: list[Image] = []
+
+    def obey(self, line: str) -> bool:
+        """Do what a line of the chat says; False when it says to leave."""
+        command, _, rest = line.partition(" ")
+        if command == "/quit":
+            return False
+        if command == "/new":
+            self.turns, self.pictures = [], []
+        elif command == "/image":
+            self.show(readable_pictures([Path(rest.strip())]))
+        elif line.startswith("/"):
+            raise VarifocalError(f"no command {command}{nearest(command, COMMANDS)}")
+        elif line:
+            self.say(line)
+        return True
+
+    def show(self, pictures: list[Image]) -> None:
+        """Take pictures along with the next turn."""
+        if pictures and self.engine.load_images is None:
+            raise VarifocalError("this run's model has no vision tower; it cannot see a picture")
+        self.pictures += pictures
+
+    def say(self, text: str) -> None:
+        """Ask, print the answer as it comes, and remember both."""
+        asked = [*self.turns, Message("user", (*self.pictures, text))]
+        pieces: list[str] = []
+        with closing(self.engine.stream(asked, self.sampling)) as stream:
+            try:
+                for piece in stream:
+                    print(piece, end="", flush=True)
+                    pieces.append(piece)
+            finally:
+                print()
+        self.turns = [*asked, Message("assistant", ("".join(pieces),))]
+        self.pictures = []
+
+
+def readable_pictures(files: list[Path]) -> list[Image]:
+    """Name pictures that can be decoded.
+
+    Raises:
+        DataError: one cannot.
+    """
+    pictures = [Image(path=file.expanduser()) for file in files]
+    for picture in pictures:
+        picture.open()
+    return pictures
+
+
+def typed_lines() -> Iterator[str]:
+    """What is typed, a line at a time, until Ctrl-D."""
+    with suppress(ImportError):
+        import readline  # noqa: F401  (it gives input() its line editing)
+    prompt = "> " if sys.stdin.isatty() else ""
+    while True:
+        try:
+            yield input(prompt).strip()
+        except EOFError:
+            return

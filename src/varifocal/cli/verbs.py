@@ -1,0 +1,330 @@
+"""The verbs of the command line, and how they end.
+
+Torch and transformers cost seconds, so a verb imports what it needs when it runs, and
+`varifocal --help` stays quick.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+
+import typer
+
+from varifocal import __version__
+from varifocal.errors import Stopped, VarifocalError, nearest
+from varifocal.registration import check_versions
+
+if TYPE_CHECKING:
+    from varifocal.recipe import SourceSection
+
+INTERRUPTED = 130
+MISTAKE = 2
+RUNS = Path("runs")
+
+# Of what it raises for a wrong option or verb, typer makes only a subclass public.
+_UsageError = cast(type[Exception], typer.BadParameter.__mro__[1])
+
+app = typer.Typer(
+    help="Give a frozen language model eyes: train a few parameters, measure, talk to the result.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+data_app = typer.Typer(help="Make data sets.", no_args_is_help=True)
+make_app = typer.Typer(help="Make a procedural data set.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+data_app.add_typer(make_app, name="make")
+
+RecipeArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="RECIPE", help="A recipe's YAML file, or the name of one that ships with Varifocal."
+    ),
+]
+RunArgument = Annotated[
+    Path, typer.Argument(metavar="RUN", help="A run directory, such as runs/demo.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override a knob of the recipe by its dotted name; may be given several times.",
+    ),
+]
+ResumeOption = Annotated[
+    bool, typer.Option("--resume", help="Go on with an interrupted run as if it had not stopped.")
+]
+ImageOption = Annotated[
+    list[Path] | None,
+    typer.Option("--image", metavar="FILE", help="A picture; may be given several times."),
+]
+TemperatureOption = Annotated[
+    float, typer.Option(min=0, help="0 takes the likeliest token; above 0, chance grows with it.")
+]
+MaxTokensOption = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
+
+
+@app.callback(invoke_without_command=True)
+def varifocal(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Give a frozen language model eyes: train a few parameters, measure, talk to the result."""
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command(epilog="Example: varifocal demo --quick")
+def demo(
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A few steps on a little data: does it all work?")
+    ] = False,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The run directory.")] = RUNS / "demo",
+    resume: ResumeOption = False,
+) -> None:
+    """Teach a real 135M language model to answer science questions about pictures."""
+    _ready()
+    from varifocal.cli.screen import stage_bars
+    from varifocal.demo import run_demo
+
+    with stage_bars() as progress:
+        result = run_demo(out, quick=quick, resume=resume, progress=progress)
+    print(result)
+
+
+@app.command(epilog="Example: varifocal train lavin-7b-scienceqa --set data.root=data/scienceqa")
+def train(
+    recipe: RecipeArgument,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The run directory; runs/NAME by default.")
+    ] = None,
+    resume: ResumeOption = False,
+    overrides: SetOption = None,
+) -> None:
+    """Train a recipe into a run directory; Ctrl-C saves what there is."""
+    _ready()
+    from varifocal.cli.screen import stage_bars
+    from varifocal.recipe import load_recipe
+    from varifocal.training.train import train as run_training
+
+    page = load_recipe(recipe, overrides or ())
+    root = out or RUNS / str(page.name)
+    with stage_bars() as progress:
+        result = run_training(page, root, resume=resume, progress=progress)
+    _print_left_out([*result.skipped, *result.dropped])
+    print(
+        f"{root}: {result.steps} steps, {sum(result.trained_parameters.values()):,} trained "
+        f"parameters, loss {result.loss:.3f}, {result.minutes:.1f} min, peak memory "
+        f"{result.peak_memory_gib:.1f} GiB"
+    )
+    print(f"next: varifocal eval {root}")
+
+
+@app.command("eval", epilog="Example: varifocal eval runs/demo --score both")
+def evaluate(
+    run: RunArgument,
+    score: Annotated[
+        Literal["options", "generate", "both"] | None,
+        typer.Option(help="By likelihood, by what is written, or both; the recipe's by default."),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Score on this instead of data.evaluate.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Another split than the recipe's.")] = None,
+    blind: Annotated[bool, typer.Option("--blind", help="Leave the pictures out.")] = False,
+) -> None:
+    """Score a run by ScienceQA's protocol; scores and predictions stay in the run directory."""
+    _ready()
+    from varifocal.assemble import open_run
+    from varifocal.cli.screen import print_scores, stage_bars
+    from varifocal.evaluation.suites import score_sources
+    from varifocal.run import RunDirectory
+
+    recipe, parts = open_run(run)
+    sources = _instead(recipe.data.evaluate, data, split) if data or split else None
+    with stage_bars() as progress:
+        results = list(
+            score_sources(
+                recipe,
+                parts,
+                RunDirectory(run).evaluations,
+                sources=sources,
+                score=score,
+                blind=blind,
+                progress=progress,
+            )
+        )
+    for result in results:
+        print_scores(result.report)
+        _print_left_out(result.skipped)
+        print(result.file)
+
+
+@app.command(epilog='Example: varifocal ask runs/demo "Will they attract?" --image magnets.png')
+def ask(
+    run: RunArgument,
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help="What to ask.")],
+    image: ImageOption = None,
+    temperature: TemperatureOption = 0.0,
+    max_new_tokens: MaxTokensOption = 256,
+) -> None:
+    """Ask a trained run one question, about pictures or not."""
+    _ready()
+    from varifocal.cli.talk import Talk, readable_pictures
+
+    pictures = readable_pictures(image or [])
+    talk = Talk(run, temperature, max_new_tokens)
+    talk.show(pictures)
+    talk.say(question)
+
+
+@app.command(epilog="Example: varifocal chat runs/demo --image magnets.png")
+def chat(
+    run: RunArgument,
+    image: ImageOption = None,
+    temperature: TemperatureOption = 0.0,
+    max_new_tokens: MaxTokensOption = 256,
+) -> None:
+    """Talk with a trained run, about pictures or not, over several turns."""
+    _ready()
+    from varifocal.cli.talk import Talk, readable_pictures, typed_lines
+
+    pictures = readable_pictures(image or [])
+    talk = Talk(run, temperature, max_new_tokens)
+    talk.show(pictures)
+    print("/image FILE shows a picture with the next turn, /new starts over, /quit leaves.")
+    for line in typed_lines():
+        try:
+            if not talk.obey(line):
+                break
+        except KeyboardInterrupt:
+            continue  # it cut the answer short, not the conversation
+        except VarifocalError as error:
+            _complain(str(error))
+
+
+@app.command(epilog="Example: varifocal plan lavin-7b-scienceqa --json")
+def plan(
+    recipe: RecipeArgument,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    overrides: SetOption = None,
+) -> None:
+    """Say what a recipe would train, from the models' shapes alone; nothing is loaded."""
+    _ready()
+    from varifocal.recipe import load_recipe
+    from varifocal.training.plan import plan as make_plan
+
+    planned = make_plan(load_recipe(recipe, overrides or (), check_paths=False))
+    if as_json:
+        print(json.dumps(planned, indent=2))
+        return
+    rows = {"trained parameters": planned["trained_parameters"]}
+    rows |= {f"  {part}": count for part, count in planned["trained_parameters_by_part"].items()}
+    rows["frozen parameters"] = planned["frozen_parameters"]
+    for name, count in rows.items():
+        print(f"{name:<24}{count:>18,}")
+
+
+@make_app.command(
+    epilog="Example: varifocal data make sciencebook data/sciencebook --train 2000 --test 400",
+)
+def sciencebook(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write; made if new.")],
+    train: Annotated[int, typer.Option(min=0, help="Questions to train on.")] = 2000,
+    val: Annotated[int, typer.Option(min=0, help="Questions to choose settings by.")] = 200,
+    test: Annotated[int, typer.Option(min=0, help="Questions to score on.")] = 400,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same questions.")] = 0,
+    skills: Annotated[
+        str | None, typer.Option(metavar="A,B,...", help="Only these skills; all by default.")
+    ] = None,
+) -> None:
+    """Make science questions, many of them about pictures, in ScienceQA's official layout."""
+    from varifocal.cli.screen import stage_bars
+    from varifocal.data.sciencebook import make_sciencebook
+
+    chosen = [skill.strip() for skill in skills.split(",")] if skills else None
+    with stage_bars() as progress:
+        summary = make_sciencebook(
+            directory,
+            train=train,
+            val=val,
+            test=test,
+            seed=seed,
+            skills=chosen,
+            progress=lambda done, total: progress("draw", done, total),
+        )
+    print(
+        f"{summary.directory}: {sum(summary.num_questions.values())} questions of "
+        f"{len(summary.skills)} skills, {summary.num_pictures} with a picture; a blind guess is "
+        f"right {summary.chance:.0%} of the time"
+    )
+
+
+def _instead(
+    given: Sequence[SourceSection], data: Path | None, split: str | None
+) -> list[SourceSection]:
+    """Return what --data and --split name, asked for as the recipe's first source is."""
+    from varifocal.recipe import SourceSection
+
+    if data is None and not given:
+        raise VarifocalError("the run's recipe has no data.evaluate; name something with --data")
+    like = given[0] if given else SourceSection(path=str(data))
+    path = str(data.expanduser()) if data else like.path
+    return [like.model_copy(update={"path": path, "split": split})]
+
+
+def _print_left_out(sentences: Sequence[str]) -> None:
+    for sentence in sentences:
+        print(f"left out: {sentence}", file=sys.stderr)
+
+
+def _ready() -> None:
+    """Check the libraries before their slow import, and keep their notices off the screen."""
+    check_versions()
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+def main() -> None:
+    """Run a command line: a user's mistake is one sentence and exit code 2, never a traceback."""
+    try:
+        code = app(prog_name="varifocal", standalone_mode=False)
+    except Stopped as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(stop.exit_code)
+    except VarifocalError as error:
+        code = _complain(str(error), error.exit_code)
+    except _UsageError as error:
+        code = _complain(_usage(error))
+    if code == INTERRUPTED:
+        print(_how_to_go_on(sys.argv[1:]), file=sys.stderr)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _complain(text: str, code: int = MISTAKE) -> int:
+    for line in text.splitlines():
+        print(f"error: {line}", file=sys.stderr)
+    return code
+
+
+def _how_to_go_on(arguments: list[str]) -> str:
+    if not arguments or arguments[0] not in ("train", "demo"):
+        return "stopped"
+    again = arguments if "--resume" in arguments else [*arguments, "--resume"]
+    return f"stopped; to go on: varifocal {shlex.join(again)}"
+
+
+def _usage(error: Any) -> str:
+    """Say a wrong option or verb in one sentence, with the nearest right one."""
+    text = error.format_message().rstrip(".")
+    if possible := getattr(error, "possibilities", None):
+        text = f"{error.message}{nearest(error.option_name, possible).rstrip('?')}"
+    command = error.ctx.command_path if error.ctx else "varifocal"
+    return f"{text} (see: {command} --help)"

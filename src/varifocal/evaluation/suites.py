@@ -1,0 +1,104 @@
+"""The suites a recipe names, scored on a run: one report per source and method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from varifocal.assemble import Assembly
+from varifocal.data.formats import check_images, load_source
+from varifocal.errors import RecipeError
+from varifocal.evaluation.scienceqa import Method, Report, evaluate
+from varifocal.recipe import Recipe, SourceSection
+
+ScoreBy = Literal["options", "generate", "both"]
+
+_METHODS: dict[ScoreBy, tuple[Method, ...]] = {
+    "options": ("likelihood",),
+    "generate": ("generate",),
+    "both": ("likelihood", "generate"),
+}
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A suite's result.
+
+    Attributes:
+        report: its scores and predictions.
+        file: where the scores stand.
+        skipped: one sentence for each record that was left out.
+    """
+
+    report: Report
+    file: Path
+    skipped: Sequence[str]
+
+
+def score_sources(
+    recipe: Recipe,
+    parts: Assembly,
+    directory: Path,
+    *,
+    sources: Sequence[SourceSection] | None = None,
+    score: ScoreBy | None = None,
+    blind: bool = False,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Iterator[Scored]:
+    """Score a model on sources, and write each report as soon as it is there.
+
+    Args:
+        recipe: its `evaluation` section says how; its `data.evaluate`, on what.
+        parts: the model with its encoder and its pictures' way in.
+        directory: the run's `eval`.
+        sources: other sources than the recipe's.
+        score: another method than the recipe's.
+        blind: leave the pictures out of the prompts.
+        progress: called with (suite, questions done, questions in all).
+
+    Raises:
+        RecipeError: there is no source.
+        DataError: a source cannot be read, or has no multiple-choice questions.
+    """
+    chosen = recipe.data.evaluate if sources is None else sources
+    if not chosen:
+        raise RecipeError("data.evaluate names no source; there is nothing to score on")
+    on_bad_record = recipe.data.on_bad_record
+    for source in chosen:
+        examples = check_images(load_source(source, on_bad_record=on_bad_record), on_bad_record)
+        for method in _METHODS[score or recipe.evaluation.score]:
+            suite = suite_name(source, method, blind=blind)
+            report = evaluate(
+                parts.model,
+                parts.encoder,
+                examples,
+                parts.load_images,
+                method=method,
+                blind=blind,
+                token_budget=recipe.evaluation.batch_size * recipe.data.max_length,
+                max_new_tokens=recipe.evaluation.max_new_tokens,
+                suite=suite,
+                progress=partial(progress, suite) if progress else None,
+            )
+            scores, _ = report.write(directory)
+            yield Scored(report, scores, examples.skipped)
+
+
+def suite_name(source: SourceSection, method: Method, *, blind: bool = False) -> str:
+    """Name the files of a suite.
+
+    >>> source = SourceSection(path="data/sciencebook", split="test")
+    >>> suite_name(source, "likelihood"), suite_name(source, "generate", blind=True)
+    ('sciencebook-test', 'sciencebook-test-generate-blind')
+    """
+    words = [Path(source.path).stem]
+    if source.split is not None:
+        words.append(source.split)
+    if method == "generate":
+        words.append(method)
+    if blind:
+        words.append("blind")
+    return "-".join(words)
