@@ -190,13 +190,14 @@ class Encoder:
             full = _answer(turns, example.options[longest])
             turns = self._shorten(full, answers[longest], example)[:-1]
         prompt = replace(self._encode(turns, example), was_cut=was_cut)
-        return prompt, [self._option_ids(turns, option, example) for option in example.options]
+        complete = example.is_option_complete
+        return prompt, [self._option_ids(turns, option, complete) for option in example.options]
 
     @property
     def end_of_turn_id(self) -> int:
         """The id a trained answer ends with: where a model that answers has to stop."""
         probe = Example((Message("user", ("a",)), Message("assistant", ("b",))))
-        return int(self._encode(self._turns(probe, True), probe, "last_answer").trained_ids[-1])
+        return int(self._option_ids(self._turns(probe, False), "b", complete=True)[-1])
 
     def encode_all(
         self,
@@ -270,26 +271,23 @@ class Encoder:
                     "would end or begin a turn; take it out"
                 )
 
-    def _encode(
-        self, turns: Sequence[Turn], example: Example, train_on: TrainOn | None = None
-    ) -> Encoded:
+    def _encode(self, turns: Sequence[Turn], example: Example) -> Encoded:
         """Render, tokenise and mark what is trained, whatever the length."""
-        train_on = train_on or self.train_on
         answered = turns[-1]["role"] == "assistant"
         text = self.template.render(turns, add_generation_prompt=not answered)
         spans = list(self._spans(turns, text))
-        pieces = self.template.tokenize(text, [cut for s in spans for cut in (s.start, s.end)])
+        pieces = self.template.tokenize(text, _cuts(spans))
         ids: list[int] = []
         mask: list[bool] = []
         for number, piece in enumerate(pieces):
             span = spans[number // 2] if number % 2 else None
             if span is not None and not span.closed:
                 piece = [*piece, self._end_of_sequence()]
-            trained = answered and span is not None and train_on != "all"
-            trained = trained and (train_on == "answers" or span is spans[-1])
+            trained = answered and span is not None and self.train_on != "all"
+            trained = trained and (self.train_on == "answers" or span is spans[-1])
             ids += piece
             mask += [not trained] * len(piece)
-        if train_on == "all" and answered:
+        if self.train_on == "all" and answered:
             mask = [token == self.image_token_id for token in ids]
         return self._expand(np.array(ids, np.int32), np.array(mask, np.bool_), example)
 
@@ -328,13 +326,17 @@ class Encoder:
             np.repeat(ids, copies), mask, example.modality, images, example_id=example.id
         )
 
-    def _option_ids(self, turns: Sequence[Turn], option: str, example: Example) -> Ids:
-        ids = self._encode(_answer(turns, option), example, "last_answer").trained_ids
-        if example.is_option_complete:
-            return ids
-        longer = self._encode(_answer(turns, f"{option} x"), example, "last_answer").trained_ids
-        shared = min(len(ids), len(longer))
-        return ids[: int(np.cumprod(ids[:shared] == longer[:shared]).sum())]
+    def _option_ids(self, turns: Sequence[Turn], option: str, complete: bool) -> Ids:
+        answered = _answer(turns, option)
+        text = self.template.render(answered)
+        spans = list(self._spans(answered, text))
+        cuts = _cuts(spans)
+        if not complete:
+            cuts[-1] = spans[-1].words_end
+        ids = self.template.tokenize(text, cuts)[-2]
+        if complete and not spans[-1].closed:
+            ids.append(self._end_of_sequence())
+        return np.array(ids, np.int32)
 
     def _fits(self, encoded: Encoded) -> bool:
         return self.max_length is None or len(encoded) <= self.max_length
@@ -359,6 +361,10 @@ class Encoder:
                 "the question; raise max_length"
             )
         return shorter
+
+
+def _cuts(spans: Sequence[AnswerSpan]) -> list[int]:
+    return [cut for span in spans for cut in (span.start, span.end)]
 
 
 def _answer(turns: Sequence[Turn], answer: str) -> list[Turn]:

@@ -220,7 +220,7 @@ class Example:
             )
         for message in self.messages:
             if message.role != "user" and any(isinstance(part, Image) for part in message.content):
-                raise DataError(f"{self.name}: a picture in a {message.role} turn")
+                raise DataError(f"{self.name}: a picture in a turn of the {message.role}")
 
     def _check_text(self, text: str) -> None:
         try:

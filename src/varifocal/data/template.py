@@ -52,12 +52,14 @@ class AnswerSpan:
 
     Attributes:
         start: first character behind its prompt, the template's generation prompt included.
+        words_end: first character behind its words.
         end: first character behind its end-of-turn token.
         closed: False where the template writes no special token behind an answer; then `end` is
             the end of its words, and an end-of-sequence token is owed.
     """
 
     start: int
+    words_end: int
     end: int
     closed: bool
 
@@ -67,13 +69,14 @@ class ChatTemplate:
 
     Attributes:
         tokenizer: any tokenizer of transformers.
+        plain: the Jinja template that stands in for a missing one, or None.
         control_tokens: special tokens that text must not hold: what the template writes, and the
             tokenizer's begin and end of sequence.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
-        self._plain = None if tokenizer.chat_template else plain_template(tokenizer)
+        self.plain = None if tokenizer.chat_template else plain_template(tokenizer)
         self._special_ids = frozenset(tokenizer.all_special_ids) | {
             number for number, token in tokenizer.added_tokens_decoder.items() if token.special
         }
@@ -91,7 +94,7 @@ class ChatTemplate:
         try:
             text = self.tokenizer.apply_chat_template(
                 list(turns),
-                chat_template=self._plain,
+                chat_template=self.plain,
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
             )
@@ -118,9 +121,9 @@ class ChatTemplate:
         until = self.render(turns[: index + 1])
         before, after = self._frame(turns[:index], len(prompt))
         inside = until[len(prompt) :]
-        length = max(len(inside) - len(after), 0)
+        words_end = len(prompt) + max(len(inside) - len(after), 0)
         stop, closed = self._end_of_turn(after)
-        span = AnswerSpan(len(prompt), len(prompt) + length + stop, closed)
+        span = AnswerSpan(len(prompt), words_end, words_end + stop, closed)
         agrees = until.startswith(prompt) and inside.startswith(before) and inside.endswith(after)
         if not agrees or text[: span.end] != until[: span.end]:
             raise ModelError(

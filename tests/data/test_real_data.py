@@ -1,0 +1,49 @@
+"""Real questions and pictures, where the folder of them is at hand."""
+
+from pathlib import Path
+
+import pytest
+
+from varifocal.data.encode import Encoder
+from varifocal.data.formats import check_images, load_scienceqa, load_table
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+NLVR = {
+    "question": "True or false of the picture? {sentence}",
+    "answer": "label",
+    "choices": "true|false",
+    "image": "image",
+}
+
+
+def folder(name):
+    if not (SHARED / name).is_dir():
+        pytest.skip(f"../shared/data/{name} is not there")
+    return SHARED / name
+
+
+@pytest.mark.parametrize("answer_as", ["text", "letter"])
+@pytest.mark.parametrize("prompt_format", ["QCM-A", "QCM-ALE"])
+def test_scienceqa_loads_and_trains_its_answers(tokenizers, prompt_format, answer_as):
+    examples = load_scienceqa(
+        folder("scienceqa-text"), "val", prompt_format=prompt_format, answer_as=answer_as
+    )
+    assert len(examples) == 180
+    encoded = Encoder(tokenizers["smollm2"]).encode_all(examples)
+    for example, sample in zip(examples, encoded.samples, strict=True):
+        written = tokenizers["smollm2"].decode(sample.trained_ids)
+        assert written == f"{example.messages[-1].text}<|im_end|>"
+
+
+def test_nlvr_loads_with_its_pictures(tokenizers):
+    examples = load_table(folder("nlvr") / "dev.jsonl", NLVR)
+    assert len(examples) == 989
+    assert sum(example.answer_index == 0 for example in examples) == 547
+    assert len(check_images(examples[:20])) == 20
+    encoder = Encoder(tokenizers["smollm2"], "<|image|>", tokens_per_image=4)
+    prompt, options = encoder.encode_options(examples[0])
+    assert (prompt.input_ids == encoder.image_token_id).sum() == 4
+    assert [tokenizers["smollm2"].decode(ids) for ids in options] == [
+        "true<|im_end|>",
+        "false<|im_end|>",
+    ]
