@@ -342,7 +342,7 @@ def test_a_second_adapter_stands_beside_the_first(row, tiny, batch, tuned, tmp_p
     assert torch.equal(output(model, inputs), first)
     assert set(trained(model)) == names
     model.set_adapter("second")
-    model.eval()
+    model.eval()  # PEFT's own methods start in training mode
     assert set(trained(model)) == {re.sub("default", "second", name) for name in names}
     assert torch.equal(output(model, inputs), before)
     awaken(model, seed=2)

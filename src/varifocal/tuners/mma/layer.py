@@ -86,7 +86,7 @@ class MMALayer(nn.Module, BaseTunerLayer):
         self.merged_adapters: list[str] = []
 
     def update_layer(self, adapter_name: str, config: MMAConfig) -> None:
-        """Add a fresh adapter, on the device and in the dtype of the norm."""
+        """Add a fresh adapter: device, dtype and training mode are the norm's."""
         down = nn.Linear(self.width, config.bottleneck_dim)
         nn.init.xavier_uniform_(down.weight)
         nn.init.zeros_(down.bias)
@@ -96,6 +96,7 @@ class MMALayer(nn.Module, BaseTunerLayer):
         self.mma_dropout[adapter_name] = nn.Dropout(config.dropout)
         self.mma_config[adapter_name] = config
         self._move_adapter_to_device_of_base_layer(adapter_name)
+        self.train(self.base_layer.training)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

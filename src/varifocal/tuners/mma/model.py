@@ -158,4 +158,5 @@ def _modality_embedding(
     if adapter_name not in tokens.mma_embedding:
         like = cast(nn.Embedding, token_embedding(decoder)).weight
         tokens.add(adapter_name, width, like)
+        tokens.train(decoder.training)
     return tokens
