@@ -100,7 +100,7 @@ def test_inputs_that_say_two_things(grafted, pictures):
 def test_parts_that_do_not_fit(make_llama, make_vit):
     tower = build_tower(make_vit("clip"))
     connector = build_connector({"hidden_dim": 8}, tower, 40)
-    with pytest.raises(ModelError, match="maps width 24 to 40, but the tower gives 24 and .* 32"):
+    with pytest.raises(ModelError, match=r"maps width 24 to 40, but the tower gives 24 and .* 32"):
         graft(make_llama(), tower, connector, IMAGE)
 
 
@@ -154,7 +154,7 @@ def test_a_cached_row_keeps_its_modality(grafted, pictures):
 def test_packed_rows_equal_their_samples_alone(make_grafted, pictures):
     grafted = make_grafted().double()
     samples = [[1, *PICTURE, 9, 22], [2, 7], [3, 4, *PICTURE, 8], [5]]
-    ids = torch.tensor([sum(samples, [])])
+    ids = torch.tensor([[token for sample in samples for token in sample]])
     positions = torch.cat([torch.arange(len(sample)) for sample in samples])[None]
     packed = {"position_ids": positions, "use_cache": False}
     logits = grafted(input_ids=ids, pixel_values=pictures[:2].double(), **packed).logits[0]

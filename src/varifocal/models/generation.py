@@ -29,6 +29,10 @@ class RowMemory:
     def __init__(self) -> None:
         self._rows: WeakKeyDictionary[Cache, Tensor] = WeakKeyDictionary()
 
+    def __reduce__(self) -> tuple[type["RowMemory"], tuple[()]]:
+        """Copy and pickle as an empty memory: no cache goes along with a model."""
+        return RowMemory, ()
+
     def note(self, cache: Any, modality_ids: Tensor | None) -> None:
         """Remember the modality of each row [B, T] whose tokens have gone into a cache."""
         if isinstance(cache, Cache) and modality_ids is not None:

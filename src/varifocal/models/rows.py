@@ -19,7 +19,8 @@ def segments_from_positions(position_ids: Tensor) -> Tensor:
     tensor([[0, 0, 0, 1, 1, 2]])
     """
     restarts = position_ids[:, 1:] != position_ids[:, :-1] + 1
-    return torch.cat([torch.zeros_like(restarts[:, :1]), restarts], dim=1).cumsum(dim=1)
+    first = restarts.new_zeros(position_ids.shape[0], 1)
+    return torch.cat([first, restarts], dim=1).cumsum(dim=1)
 
 
 def row_modality(
