@@ -53,8 +53,9 @@ def stage_bars() -> Iterator[StageBars]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=console, transient=True) as bars:
-        yield StageBars(bars, console.is_terminal)
+    seen = console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=not seen) as bars:
+        yield StageBars(bars, seen)
 
 
 def print_scores(report: "Report") -> None:

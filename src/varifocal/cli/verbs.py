@@ -290,6 +290,9 @@ def _ready() -> None:
     """Check the libraries before their slow import, and keep their notices off the screen."""
     check_versions()
     warnings.filterwarnings("ignore", category=FutureWarning)
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
 
 
 def main() -> None:
