@@ -96,6 +96,16 @@ def test_six_cards_stand_in_two_rows(tmp_path: Path) -> None:
     six, one = pixels(tmp_path / "six.png"), pixels(tmp_path / "one.png")
     assert six.shape[1] == pytest.approx(3 * one.shape[1], abs=3)
     assert six.shape[0] > 2 * one.shape[0]
+    last = six[six.shape[0] // 2 :, 2 * six.shape[1] // 3 :]
+    assert share_of(GREEN, last) > 0.01
+    assert share_of(RED, last) < 0.001
+
+
+def test_text_is_text_and_not_mathematics(tmp_path: Path) -> None:
+    formula = r"$\nosuchcommand{$"  # matplotlib refuses it where it reads mathematics
+    contact_sheet([card(question=formula)], tmp_path / "card.png")
+    contact_sheet([card()], tmp_path / "title.png", title=formula)
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_a_sheet_needs_cards(tmp_path: Path) -> None:

@@ -150,6 +150,17 @@ def test_any_bytes_give_what_decoding_them_at_once_gives(tokenizer, data: bytes)
     assert text == data.decode("utf-8", errors="replace") == tokenizer.decode(list(data))
 
 
+def test_a_long_answer_is_not_decoded_anew_for_every_token(tokenizer, monkeypatch) -> None:
+    longest = []
+    decode = tokenizer.decode
+    monkeypatch.setattr(
+        tokenizer, "decode", lambda ids, **rest: (longest.append(len(ids)), decode(ids, **rest))[1]
+    )
+    stream = TextStream(tokenizer)
+    assert "".join(stream.push(ord("a")) for _ in range(50)) == "a" * 50
+    assert max(longest) <= 2
+
+
 def test_half_a_character_at_the_end_is_not_lost(tokenizer) -> None:
     stream = TextStream(tokenizer)
     assert [stream.push(byte) for byte in "ab🧲".encode()[:4]] == ["a", "b", "", ""]
