@@ -329,6 +329,36 @@ def test_training_routes_in_every_forward(awake, batch, passes):
     assert len(passes) == 3
 
 
+def test_decoding_does_not_fall_back_on_older_tables(awake, batch, passes):
+    model, inputs = awake("llama"), batch("llama")
+    ids, marks = inputs["input_ids"], inputs["modality_ids"]
+    logits(model, **inputs)
+    weight = model.get_base_model().model.layers[0].input_layernorm.mma_router["default"].weight
+    weight.detach().mul_(-3.0)
+    start = model(input_ids=ids[:, :5], modality_ids=marks[:, :5], use_cache=True)  # with gradients
+    end = logits(model, input_ids=ids[:, 5:], past_key_values=start.past_key_values)
+    torch.testing.assert_close(end, logits(model, **inputs)[:, 5:], rtol=0, atol=1e-6)
+
+
+def test_dropout_acts_in_training_alone(awake, batch):
+    inputs = batch("llama")
+    model = awake("llama", dropout=0.5)
+    exact = logits(model, **inputs)
+    model.train()
+    torch.manual_seed(0)
+    first, second = logits(model, **inputs), logits(model, **inputs)
+    torch.manual_seed(0)
+    assert torch.equal(logits(model, **inputs), first)
+    assert (first - second).abs().max() > 1e-3
+    assert (first - exact).abs().max() > 1e-3
+    model.add_adapter("second", MMAConfig(dropout=0.0))
+    model.set_adapter("second")
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            nn.init.normal_(parameter)
+    assert torch.equal(logits(model.train(), **inputs), logits(model.eval(), **inputs))
+
+
 def test_disabled_adapters_route_nothing(awake, batch, passes):
     model, inputs = awake("llama"), batch("llama")
     with model.disable_adapter():

@@ -112,18 +112,27 @@ class ModalityEmbedding(nn.Module, BaseTunerLayer):
             hook.remove()
 
     def train(self, mode: bool = True) -> "ModalityEmbedding":
-        """Set the training mode; tables found in evaluation are not trusted beyond it."""
+        """Set the training mode; the tables kept in evaluation end with it."""
         self._inferred.clear()
         return super().train(mode)
 
-    def tables(self, decoder: nn.Module, adapter: str) -> list[Tensor]:
+    def tables(self, decoder: nn.Module, adapter: str, *, decoding: bool = False) -> list[Tensor]:
         """Return each layer's routing table [2 modalities, 2 branches], in the layers' order.
 
         In evaluation, where nothing needs a gradient, the tables are computed once and kept until
         a parameter of the decoder changes.
+
+        Args:
+            decoder: the decoder this is attached to.
+            adapter: the adapter's name.
+            decoding: earlier tokens are in a cache; they were routed by the tables that are kept,
+                so whether those still hold is not asked again for every token.
         """
+        if decoding and not torch.is_grad_enabled() and adapter in self._inferred:
+            return self._inferred[adapter][1]
         parameters = list(decoder.parameters())
         if self.training or _needs_grad(parameters) or _is_distributed():
+            self._inferred.pop(adapter, None)
             return self._run(decoder, adapter)
         layers = self.layers(decoder, adapter)
         state = _state_of(parameters, [p for m in (self, *layers) for p in m.parameters()])
@@ -166,11 +175,14 @@ class ModalityEmbedding(nn.Module, BaseTunerLayer):
             return args, kwargs
         shape = token_shape(args, kwargs)
         cache = kwargs.get("past_key_values")
-        ids = _fit(given, shape, cache) if given is not None else _continue(derived, shape, cache)
+        past = cached_length(cache)
+        remembered = getattr(cache, _REMEMBERED, None) if past else None
+        ids = _fit(given, shape, past) if given is not None else _spread(remembered, derived, shape)
         modality = None if ids is None else _one_hot(ids, decoder)
         self._latest = None if ids is None else ids[:, -1].detach()
         layers = cast(list[Contextual], self.layers(decoder, adapter))
-        for layer, table in zip(layers, self.tables(decoder, adapter), strict=True):
+        tables = self.tables(decoder, adapter, decoding=past > 0)
+        for layer, table in zip(layers, tables, strict=True):
             layer.context = TokenRouting(adapter, table, modality)
         self._undo_checkpoints = remember_in_recomputation(decoder, layers)
         return args, kwargs
@@ -208,15 +220,14 @@ class ModalityEmbedding(nn.Module, BaseTunerLayer):
         self._derived = None
 
 
-def _fit(given: Tensor, shape: tuple[int, int], cache: Any) -> Tensor:
-    """Check `modality_ids` against the tokens; while decoding, extend the last column."""
+def _fit(given: Tensor, shape: tuple[int, int], past: int) -> Tensor:
+    """Check `modality_ids` against the tokens; after `past` cached ones, extend the last column."""
     if given.device.type == "cpu" and ((given < 0) | (given > 1)).any():
         raise ValueError(
             f"modality_ids must be 0 (text) or 1 (image); got {given.unique().tolist()}"
         )
     if given.shape == shape:
         return given
-    past = cached_length(cache)
     if past and given.dim() == 2 and given.shape[0] == shape[0]:
         if given.shape[1] == past + shape[1]:
             return given[:, -shape[1] :]
@@ -225,11 +236,16 @@ def _fit(given: Tensor, shape: tuple[int, int], cache: Any) -> Tensor:
     raise ValueError(f"modality_ids must be {list(shape)} like the tokens; got {list(given.shape)}")
 
 
-def _continue(derived: Tensor | None, shape: tuple[int, int], cache: Any) -> Tensor | None:
-    """Spread a modality per row over the new tokens: what the cache holds or an image makes 1."""
-    remembered = getattr(cache, _REMEMBERED, None)
-    if remembered is not None and not cached_length(cache):
-        remembered = None
+def _spread(
+    remembered: Tensor | None, derived: Tensor | None, shape: tuple[int, int]
+) -> Tensor | None:
+    """Spread modalities of rows [B] over their new tokens; None where none are known.
+
+    Args:
+        remembered: modality of what a cache holds.
+        derived: 1 where the new tokens hold an image.
+        shape: B and T.
+    """
     known = [rows for rows in (remembered, derived) if rows is not None]
     for rows in known:
         if rows.shape[0] != shape[0]:
