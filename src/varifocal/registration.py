@@ -82,7 +82,8 @@ class _RegisteringLoader(importlib.abc.Loader):
         return self._loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
+        module.__loader__ = self._loader  # leave no trace of the detour
         if module.__spec__ is not None:
-            module.__spec__.loader = self._loader  # leave no trace of the detour
+            module.__spec__.loader = self._loader
         self._loader.exec_module(module)
         importlib.import_module(self._room)

@@ -1,5 +1,6 @@
 """From a recipe's `tuner` section to a PEFT model: the one place where a tuner is attached."""
 
+import re
 from typing import Any, cast
 
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
@@ -13,7 +14,7 @@ from varifocal.tuners import MMAConfig
 CONNECTOR = "connector"
 
 # The names transformers gives the image encoder of a vision-language model.
-_INSIDE_A_VISION_TOWER = r".*\b(vision_tower|vision_model|visual)\..*"
+_INSIDE_A_TOWER = r".*\b(vision_tower|vision_model|visual)\..*"
 
 
 def attach_tuner(
@@ -38,7 +39,8 @@ def attach_tuner(
     """
     saved = [CONNECTOR] if tuner.train_connector and hasattr(model, CONNECTOR) else None
     try:
-        config = _config(tuner, saved)
+        sees = any(re.fullmatch(_INSIDE_A_TOWER, name) for name, _ in model.named_modules())
+        config = _config(tuner, saved, sees)
         if isinstance(config, MMAConfig):
             config.base_fingerprint = base_fingerprint
         return cast(PeftModel, get_peft_model(model, config))
@@ -47,7 +49,7 @@ def attach_tuner(
 
 
 def _config(
-    tuner: MMASection | LoraSection | NoTunerSection, modules_to_save: list[str] | None
+    tuner: MMASection | LoraSection | NoTunerSection, modules_to_save: list[str] | None, sees: bool
 ) -> PeftConfig:
     if isinstance(tuner, MMASection):
         return MMAConfig(
@@ -67,6 +69,7 @@ def _config(
         lora_alpha=cast(int, tuner.lora_alpha),  # PEFT says int and only divides by it
         lora_dropout=tuner.dropout,
         target_modules=list(tuner.target_modules),
-        exclude_modules=None if tuner.adapt_vision_tower else _INSIDE_A_VISION_TOWER,
+        # PEFT warns of an exclusion that excludes nothing.
+        exclude_modules=_INSIDE_A_TOWER if sees and not tuner.adapt_vision_tower else None,
         **lora,
     )

@@ -1,0 +1,90 @@
+"""`import varifocal` is light, and yet PEFT and transformers know its methods and models."""
+
+import subprocess
+import sys
+
+import pytest
+
+from varifocal.errors import ModelError
+from varifocal.registration import check_versions
+
+KNOWN = (
+    "from peft import PeftType; assert 'MMA' in PeftType.__members__; "
+    "from transformers import AutoConfig; assert AutoConfig.for_model('grafted')"
+)
+
+
+def run(code):
+    return subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+
+
+def test_importing_varifocal_alone_imports_no_heavy_library():
+    heavy = "{'torch', 'transformers', 'peft', 'numpy', 'pydantic', 'PIL'}"
+    run(f"import sys, varifocal; assert not {heavy} & set(sys.modules), sys.modules")
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        # transformers' Auto classes come in the middle of this import, half built.
+        "import varifocal; from transformers.modeling_layers import GradientCheckpointingLayer",
+        "import peft; import varifocal",
+    ],
+)
+def test_methods_and_models_are_registered_whoever_imports_first(order):
+    run(f"{order}; {KNOWN}")
+
+
+def test_public_names_come_from_their_homes():
+    import varifocal
+    from varifocal.tuners import MMAConfig
+
+    assert varifocal.MMAConfig is MMAConfig
+    assert set(varifocal.__all__) <= set(dir(varifocal))
+    assert all(getattr(varifocal, name) is not None for name in varifocal.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'MMAConfg'"):
+        varifocal.MMAConfg  # noqa: B018 - the look-up is the test
+
+
+def test_the_libraries_keep_their_own_loaders():
+    import peft
+
+    assert peft.__spec__ is not None
+    assert type(peft.__spec__.loader).__name__ == "SourceFileLoader"
+    assert type(peft.__loader__).__name__ == "SourceFileLoader"
+
+
+@pytest.mark.parametrize(
+    ("versions", "sentence"),
+    [
+        (
+            {"peft": "0.20.0", "transformers": "5.23.0"},
+            "peft 0.20.0 is installed; Varifocal needs peft>=0.21,<0.22: "
+            "pip install 'peft>=0.21,<0.22'",
+        ),
+        ({"peft": "0.22.0", "transformers": "5.23.0"}, "peft 0.22.0 is installed"),
+        ({"peft": "0.21.2", "transformers": "4.57.1"}, "transformers 4.57.1 is installed"),
+        ({"peft": "0.21.2", "transformers": "6.0.0"}, "transformers 6.0.0 is installed"),
+    ],
+)
+def test_an_unsupported_library_is_named_with_the_mend(monkeypatch, versions, sentence):
+    monkeypatch.setattr("importlib.metadata.version", versions.__getitem__)
+    with pytest.raises(ModelError) as caught:
+        check_versions()
+    assert str(caught.value).startswith(sentence)
+
+
+def test_the_edges_of_the_supported_range_pass(monkeypatch):
+    for peft, transformers in (("0.21.0", "5.20.0"), ("0.21.9", "5.99.0")):
+        found = {"peft": peft, "transformers": transformers}
+        monkeypatch.setattr("importlib.metadata.version", found.__getitem__)
+        check_versions()
+
+
+def test_the_supported_range_is_that_of_the_package():
+    from importlib.metadata import requires
+
+    from varifocal.registration import SUPPORTED
+
+    wanted = {f"{name}<{below},>={low}" for name, (low, below) in SUPPORTED.items()}
+    assert wanted <= {line.partition(";")[0].strip() for line in requires("varifocal") or []}
