@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     CLIPVisionConfig,
     CLIPVisionModel,
@@ -12,6 +13,7 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
     SiglipVisionConfig,
     SiglipVisionModel,
 )
@@ -94,3 +96,29 @@ def grafted() -> GraftedForConditionalGeneration:
 def pictures() -> torch.Tensor:
     """Four different pictures, [4, 3, 28, 28]."""
     return torch.randn(4, 3, 28, 28, generator=torch.Generator().manual_seed(3))
+
+
+TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ '<s>' + message['role'] + '\n' + message['content'] + '</s>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<s>assistant\n' }}{% endif %}"
+)
+
+
+def tiny_tokenizer(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer of 59 tokens: letters, digits, a few marks and three specials."""
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789 \n.,:?!()'<|>/_-"
+    words = ["<pad>", "<s>", "</s>", *letters]
+    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, "?"))
+    backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    backend.decoder = decoders.Fuse()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", bos_token="<s>", eos_token="</s>"
+    )
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+@pytest.fixture
+def make_tokenizer() -> Callable[..., PreTrainedTokenizerFast]:
+    return tiny_tokenizer

@@ -21,8 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
-from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPImageProcessorPil, GgufConfig
+from transformers import CLIPImageProcessorPil
 
 from varifocal.errors import ModelError
 from varifocal.models.efficientnet import (
@@ -32,6 +31,7 @@ from varifocal.models.efficientnet import (
     from_port,
 )
 from varifocal.models.fingerprint import cache_root, file_digest
+from varifocal.models.gguf_file import convert_gguf
 
 CONVERSION = "v1"
 """Part of every cache directory's name; raise it when a conversion below changes."""
@@ -115,20 +115,7 @@ def _convert_smollm2(file: Path, directory: Path) -> None:
     The weights are kept in bfloat16: it moves a weight by 0.14 % (the file's own 4 bits by some
     7 %) and the next token's distribution by 2e-4 nats on average, for half of float32's 540 MB.
     """
-    place = {"pretrained_model_name_or_path": str(file.parent), "gguf_file": file.name}
-    tokenizer = AutoTokenizer.from_pretrained(**place)
-    # GGUF names this pre-tokenizer ("smollm") and transformers' converter takes the GPT-2 one,
-    # which leaves out that digits stand alone: "  12" would begin with one space fewer.
-    digits, words = Digits(individual_digits=True), ByteLevel(add_prefix_space=False)
-    tokenizer.backend_tokenizer.pre_tokenizer = Sequence([digits, words])
-    tokenizer.model_max_length = 8192
-    tokenizer.save_pretrained(directory)
-    model = AutoModelForCausalLM.from_pretrained(
-        **place, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
-    )
-    model.config.rms_norm_eps = 1e-5  # stored as a float32, 9.999999747378752e-06
-    model.config.__dict__.pop("_model_name_or_path", None)  # the GGUF's title, no repository
-    model.save_pretrained(directory)
+    convert_gguf(file, directory, torch.bfloat16)
 
 
 def _convert_efficientnet(variant: str) -> Callable[[Path, Path], None]:
