@@ -1,0 +1,256 @@
+"""The command line answers quickly, and tells every mistake in a sentence without a traceback."""
+
+import resource
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import PIL.Image
+import pytest
+
+from varifocal import cli
+from varifocal.cli.screen import stage_bars
+from varifocal.errors import DataError, Stopped
+
+VERBS = ("demo", "train", "eval", "ask", "chat", "plan", "data make sciencebook")
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run a command line in this process: exit code, stdout, stderr."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["varifocal", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        captured = capsys.readouterr()
+        return ended.value.code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def picture(tmp_path):
+    PIL.Image.new("RGB", (8, 8), "red").save(tmp_path / "red.png")
+    return tmp_path / "red.png"
+
+
+# Help
+
+
+def test_help_answers_in_half_a_second_and_without_torch():
+    code = (
+        "import sys\nfrom varifocal.cli import main\nsys.argv = ['varifocal', '--help']\n"
+        "try: main()\n"
+        "finally: assert not {'torch', 'transformers', 'pydantic'} & set(sys.modules)"
+    )
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    # Processor time, so that whatever else the machine is doing does not count.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
+    assert all(verb.split()[0] in done.stdout for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help_with_an_example(run, verb):
+    code, out, _ = run(*verb.split(), "--help")
+    assert code == 0
+    assert f"Example: varifocal {verb}" in " ".join(out.split())
+
+
+def test_version(run):
+    from importlib.metadata import version
+
+    assert run("--version") == (0, f"{version('varifocal')}\n", "")
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["pln"], "No such command 'pln'. Did you mean 'plan'? (see: varifocal --help)"),
+        (
+            ["demo", "--quik"],
+            "No such option: --quik; did you mean '--quick' (see: varifocal demo --help)",
+        ),
+        (["train"], "Missing argument 'RECIPE' (see: varifocal train --help)"),
+        (["train", "demoo"], "no recipe 'demoo'; did you mean 'demo'?"),
+        (
+            ["plan", "nlvr", "--set", "tuner.botleneck_dim=4"],
+            "tuner.botleneck_dim: unknown key; did you mean 'bottleneck_dim'?",
+        ),
+        (
+            ["train", "nlvr", "--set", "data.root=/nowhere"],
+            "data.train[0].path: no file '/nowhere/train.jsonl'; there is no folder '/nowhere'",
+        ),
+        (["ask", "/nowhere", "Why?"], "/nowhere is no run directory"),
+        (["ask", "/nowhere", "Why?", "--image", "/no.png"], "picture '/no.png' does not exist"),
+        (["eval", "/nowhere"], "/nowhere is no run directory"),
+        (
+            ["eval", "/nowhere", "--score", "luck"],
+            "Invalid value for '--score'",
+        ),
+        (
+            ["data", "make", "sciencebook", "/nowhere/x", "--skills", "magnet"],
+            "skills: no skill 'magnet'; did you mean 'magnets'?",
+        ),
+        (["data", "make", "sciencebook", "x", "--train", "-1"], "Invalid value for '--train'"),
+    ],
+)
+def test_a_mistake_is_a_sentence_and_exit_code_2(run, arguments, sentence):
+    code, out, err = run(*arguments)
+    assert code == 2
+    assert err.startswith(f"error: {sentence}")
+    assert "Traceback" not in out + err
+
+
+def test_every_mistake_in_a_recipe_has_its_line(run):
+    code, _, err = run("plan", "nlvr", "--set", "sead=1", "--set", "tuner.scale=big")
+    assert code == 2
+    assert [line.partition(":")[0] for line in err.splitlines()] == ["error", "error"]
+
+
+def test_a_wrong_version_is_said_before_the_slow_import(run, monkeypatch):
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "4.57.1")
+    code, _, err = run("plan", "nlvr")
+    assert code == 2
+    assert err.startswith("error: peft 4.57.1 is installed; Varifocal needs peft>=0.21,<0.22")
+
+
+# Stopping
+
+
+@pytest.fixture
+def training(monkeypatch, tmp_path):
+    """Let `train` do what a test says; returns the recipe's arguments."""
+    import varifocal.training.train as room
+
+    def set_up(error):
+        def train(recipe, root, **options):
+            raise error
+
+        monkeypatch.setattr(room, "train", train)
+
+    (tmp_path / "train.jsonl").write_text("")
+    (tmp_path / "dev.jsonl").write_text("")
+    set_up.arguments = ["train", "nlvr", "--set", f"data.root={tmp_path}"]
+    return set_up
+
+
+def test_ctrl_c_says_how_to_go_on(run, training):
+    training(KeyboardInterrupt())
+    code, _, err = run(*training.arguments)
+    assert code == 130
+    assert err == f"stopped; to go on: varifocal {' '.join(training.arguments)} --resume\n"
+
+
+def test_a_saved_stop_keeps_its_own_words(run, training):
+    training(Stopped("stopped after step 3 of 9; it is saved"))
+    assert run(*training.arguments) == (130, "", "stopped after step 3 of 9; it is saved\n")
+
+
+# Data and progress
+
+
+def test_data_make_sciencebook_writes_and_tells(run, tmp_path):
+    code, out, err = run(
+        *("data", "make", "sciencebook", tmp_path / "book"),
+        *("--train", 4, "--val", 0, "--test", 2, "--seed", 1, "--skills", "magnets, units"),
+    )
+    assert code == 0
+    assert out.startswith(f"{tmp_path / 'book'}: 6 questions of 2 skills, ")
+    assert err == "draw 6/6\n"
+    assert (tmp_path / "book" / "problems.json").is_file()
+
+
+def test_without_a_terminal_a_stage_gets_one_line(capsys):
+    with stage_bars() as progress:
+        progress("train", 1, 2, "loss 2.0")
+        progress("train", 2, 2, "loss 1.0")
+    assert capsys.readouterr().err == "train 2/2 loss 1.0\n"
+
+
+# Talking
+
+
+class Parrot:
+    """An engine that says how many turns and pictures it was shown."""
+
+    def __init__(self, model, encoder, load_images):
+        self.load_images = load_images
+
+    def stream(self, messages, sampling):
+        shown = [part for part in messages[-1].content if not isinstance(part, str)]
+        if "bad" in messages[-1].text:
+            raise DataError("that cannot be encoded")
+        yield f"{len(messages)} turns, "
+        yield f"{len(shown)} pictures, at most {sampling.max_new_tokens}"
+
+
+@pytest.fixture
+def parrot(monkeypatch):
+    import varifocal.cli.talk as room
+
+    parts = SimpleNamespace(model=None, encoder=None, load_images=lambda images: {})
+    monkeypatch.setattr(room, "open_run", lambda root: (None, parts))
+    monkeypatch.setattr(room, "Engine", Parrot)
+    return parts
+
+
+def test_ask_shows_its_pictures_and_prints_the_answer(run, parrot, picture):
+    arguments = ("ask", "runs/x", "What?", "--image", picture, "--max-new-tokens", 7)
+    assert run(*arguments) == (0, "1 turns, 1 pictures, at most 7\n", "")
+
+
+def test_a_model_without_eyes_refuses_a_picture(run, parrot, picture):
+    parrot.load_images = None
+    code, _, err = run("ask", "runs/x", "What?", "--image", picture)
+    assert (code, err) == (
+        2,
+        "error: this run's model has no vision tower; it cannot see a picture\n",
+    )
+
+
+def test_chat_remembers_turns_and_outlives_mistakes(run, parrot, picture, monkeypatch):
+    typed = iter(
+        [
+            "Hello",
+            "",
+            "/imge x",
+            "/image /no.png",
+            "this is bad",
+            f"/image {picture}",
+            "What?",
+            "And?",
+            "/new",
+            "Hello",
+            "/quit",
+            "not reached",
+        ]
+    )
+    monkeypatch.setattr("builtins.input", lambda prompt: next(typed))
+    code, out, err = run("chat", "runs/x")
+    assert code == 0
+    assert [line.removesuffix(", at most 256") for line in out.splitlines() if "turns" in line] == [
+        "1 turns, 0 pictures",
+        "3 turns, 1 pictures",
+        "5 turns, 0 pictures",
+        "1 turns, 0 pictures",
+    ]
+    assert err.splitlines() == [
+        "error: no command /imge; did you mean '/image'?",
+        "error: picture '/no.png' does not exist",
+        "error: that cannot be encoded",
+    ]
+    assert next(typed) == "not reached"
+
+
+def test_chat_ends_with_the_input(run, parrot, monkeypatch):
+    def end(prompt):
+        raise EOFError
+
+    monkeypatch.setattr("builtins.input", end)
+    assert run("chat", "runs/x")[0] == 0
