@@ -56,7 +56,7 @@ class Assembly:
         return cast(PreTrainedModel, self.model)
 
     def with_model(self, model: nn.Module) -> "Assembly":
-        """The same parts around a model that has got a tuner; the way of its pictures may change."""
+        """The same parts around a model with a tuner; the way of its pictures may change."""
         features, load_images = _eyes(model, self.base, self.processor, self.fingerprint)
         return replace(self, model=model, features=features, load_images=load_images)
 
@@ -70,9 +70,7 @@ def assemble(recipe: Recipe) -> Assembly:
     """
     loaded = load_model(recipe.model, seed=recipe.seed)
     encoder = _encoder(loaded.processor, recipe)
-    features, load_images = _eyes(
-        loaded.model, loaded.model, loaded.processor, loaded.fingerprint
-    )
+    features, load_images = _eyes(loaded.model, loaded.model, loaded.processor, loaded.fingerprint)
     return Assembly(
         loaded.model, loaded.processor, encoder, loaded.fingerprint, features, load_images
     )

@@ -38,7 +38,7 @@ class RunDirectory:
         """Make a run directory, or open the one that is to be continued.
 
         Raises:
-            RunError: the directory holds a run already and `resume` is false, or it is no directory.
+            RunError: it holds a run already and `resume` is false, or it is no directory.
         """
         run = cls(Path(root))
         if run.root.exists() and not run.root.is_dir():

@@ -57,7 +57,7 @@ def build_vocabulary(
 ) -> Vocabulary:
     """Collect the descriptions' words with their frozen embeddings.
 
-    A word that stands in every description tells pictures apart no better than none, and is left out.
+    A word that stands in every description tells no pictures apart, and is left out.
 
     Args:
         descriptions: one per picture.

@@ -74,7 +74,7 @@ def load_captions(data: DataSection) -> list[tuple[Image, str]]:
     """
     sources = data.captions or [source for source in data.train if _may_have_captions(source)]
     asked = [source.model_copy(update={"prompt_format": "caption"}) for source in sources]
-    examples, _ = load_examples([source for source in asked], data.on_bad_record)
+    examples, _ = load_examples(asked, data.on_bad_record)
     pairs = [(one.images[0], one.messages[-1].text) for one in examples if one.images]
     if not pairs:
         raise DataError(

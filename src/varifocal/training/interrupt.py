@@ -23,7 +23,7 @@ class StopWish:
 
 @contextmanager
 def stop_wish() -> Iterator[StopWish]:
-    """Listen for SIGINT and SIGTERM while the block runs; elsewhere than in the main thread, do not."""
+    """Listen for SIGINT and SIGTERM while the block runs, if it runs in the main thread."""
     wish = StopWish()
     if threading.current_thread() is not threading.main_thread():
         yield wish

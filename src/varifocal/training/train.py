@@ -4,18 +4,17 @@ import importlib.metadata
 import platform
 import resource
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import nn
-from transformers import TrainerCallback, TrainingArguments, set_seed
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 
-from varifocal.assemble import Assembly, assemble, check_base
+from varifocal.assemble import Assembly, assemble
 from varifocal.data.packing import Collator, PackedDataset
-from varifocal.errors import RunError, Stopped
+from varifocal.errors import RecipeError, RunError, Stopped
 from varifocal.recipe import Recipe
 from varifocal.recipe.sections import Provenance
 from varifocal.run import RunDirectory, checkpoint_step, whole_directory, write_json, write_text
@@ -110,9 +109,10 @@ def train(
     _fill_features(tuned, data, tell)
     trainer = build_trainer(recipe, run, tuned, data, tell)
     _run(trainer, run, checkpoint)
-    _save(run, tuned)
     result = _result(trainer, tuned, data, alignment_loss, time.monotonic() - started)
-    write_json(run.root / "training.json", asdict(result))
+    if trainer.is_world_process_zero():
+        _save(run, tuned)
+        write_json(run.root / "training.json", asdict(result))
     return result
 
 
@@ -129,7 +129,8 @@ def align(recipe: Recipe, parts: Assembly, tell: Progress) -> float:
     """
     section = recipe.model.connector
     model: Any = parts.base
-    assert section is not None and parts.features is not None
+    if section is None or parts.features is None:
+        raise RecipeError("connector.alignment needs a vision tower that is frozen before training")
     pairs = load_captions(recipe.data)
     keys = parts.features.fill(
         [image for image, _ in pairs], lambda *at: tell("see", *at, "pictures")
@@ -164,7 +165,7 @@ def build_trainer(
     static = row_length if recipe.training.compile_layers else None
     if recipe.training.compile_layers:
         compile_layers(parts.base)
-    return SupervisedTrainer(
+    trainer = SupervisedTrainer(
         model=parts.model,
         args=training_arguments(recipe, run),
         train_dataset=rows,
@@ -172,6 +173,8 @@ def build_trainer(
         connector_learning_rate=recipe.training.connector_learning_rate,
         callbacks=[_Metrics(run, tell)],
     )
+    trainer.remove_callback(PrinterCallback)  # only the command line prints
+    return trainer
 
 
 def training_arguments(recipe: Recipe, run: RunDirectory) -> TrainingArguments:

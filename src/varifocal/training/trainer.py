@@ -31,8 +31,8 @@ def supervised_loss(
     """Cross-entropy of the next token at supervised positions; no other logits are computed.
 
     Args:
-        model: any causal language model of transformers whose `logits_to_keep` takes an index tensor.
-        batch: what the model's forward takes, and `labels` [B, T], -100 where nothing is supervised.
+        model: any causal language model of transformers; its `logits_to_keep` takes an index.
+        batch: what the model's forward takes, and `labels` [B, T], -100 where there is no loss.
         num_items: what the sum is divided by; the batch's own supervised tokens when None.
 
     Returns:
@@ -100,7 +100,7 @@ class SupervisedTrainer(Trainer):
         super().log(logs, start_time)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """transformers' optimiser, the connector's parameters in groups of their own."""
+        """Make transformers' optimiser, the connector's parameters in groups of their own."""
         optimizer = super().create_optimizer(model)
         if self.connector_learning_rate is None:
             return optimizer
@@ -119,7 +119,7 @@ class SupervisedTrainer(Trainer):
         return str(self._staging) if self._staging else super()._get_output_dir(trial)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Write the checkpoint aside, then rename it into place: a kill leaves the last whole one."""
+        """Write the checkpoint aside, then rename it: a kill leaves the last whole one."""
         name = f"{CHECKPOINT_PREFIX}{self.state.global_step}"
         final = Path(self.args.output_dir) / name
         if not self.args.should_save:
@@ -138,7 +138,9 @@ class SupervisedTrainer(Trainer):
             output_dir=self.args.output_dir, save_total_limit=self.args.save_total_limit
         )
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+    def _save(
+        self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
+    ) -> None:
         """The adapter's safetensors only: the recipe holds the arguments, so nothing is pickled."""
         if not self.args.should_save:
             return

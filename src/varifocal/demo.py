@@ -1,0 +1,264 @@
+"""The demo: a real language model learns to see, in minutes, on two CPU cores.
+
+It makes sciencebook data, scores the frozen start, trains `recipes/demo.yaml`, scores again and
+draws what happened. Every stage leaves a file, so an interrupted demo goes on where it stopped,
+and a finished one is only read back.
+"""
+
+import json
+import shlex
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from varifocal.analysis.contact_sheet import Card, contact_sheet
+from varifocal.analysis.plots import loss_curve, routing_plot
+from varifocal.assemble import Assembly, assemble, open_run
+from varifocal.data.example import Example
+from varifocal.data.formats import load_source
+from varifocal.data.sciencebook import SKILLS, make_sciencebook
+from varifocal.errors import RunError
+from varifocal.evaluation.scienceqa import AVERAGE, Report, evaluate
+from varifocal.recipe import Recipe, load_recipe
+from varifocal.run import RunDirectory, write_json
+from varifocal.training.train import Progress, peak_memory_gib, train
+from varifocal.tuners import routing_table
+
+PICTURE_SKILLS = (
+    "circuits",
+    "concentrations",
+    "counting",
+    "fractions",
+    "magnets",
+    "shapes",
+    "thermometer",
+)
+TEXT_SKILLS = ("capitals", "opposites", "parts_of_speech", "story")
+COLUMNS = ("IMG", "TXT", "NO", AVERAGE)
+NUM_CARDS = 6
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is made, trained and asked.
+
+    Args:
+        train: questions to learn from, over all skills.
+        test: questions to score on, over all skills.
+        overrides: of the demo recipe.
+    """
+
+    train: int
+    test: int
+    overrides: Mapping[str, Any]
+
+
+FULL = Size(train=1650, test=440, overrides={})
+QUICK = Size(
+    train=176,
+    test=44,
+    overrides={
+        "training.max_steps": 8,
+        "training.logging_steps": 1,
+        "model.connector.alignment_steps": 100,
+    },
+)
+
+
+def run_demo(
+    root: str | Path, *, quick: bool = False, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Run the demo, or what is left of it, or only read its result.
+
+    Args:
+        root: the run directory.
+        quick: the same stages on a tenth of the data, with a few steps.
+        progress: told of every stage.
+
+    Returns:
+        what `demo.json` holds: `before` and `after` (percent right by column; `before` is the
+        grafted, untrained model), `before_blind` (the language model alone), `skills`,
+        `trained_parameters`, `minutes`, `peak_memory_gib`, and the command to try next.
+
+    Raises:
+        RunError: the directory holds a demo of the other size.
+        Stopped: Ctrl-C; call again to go on.
+    """
+    started = time.monotonic()
+    tell = progress or (lambda stage, done, total, note="": None)
+    run = RunDirectory(Path(root))
+    stored = run.root / "demo.json"
+    if stored.is_file():
+        return _read_back(stored, quick)
+    size = QUICK if quick else FULL
+    recipe = prepare(run, size, tell)
+    examples = list(load_source(recipe.data.evaluate[0]))
+    before = score_start(run, recipe, examples, tell)
+    training = train(recipe, run.root, resume=run.recipe.is_file(), progress=tell)
+    _, parts = open_run(run.root)
+    after = _score(run, parts, examples, "after", tell)
+    draw(run, parts, examples, after["predictions"])
+    result = {
+        "quick": quick,
+        "before": _columns(before["start"]),
+        "before_blind": _columns(before["blind"]),
+        "after": _columns(after),
+        "intervals": {
+            name: {key: [scores["columns"][key][end] for end in ("low", "high")] for key in COLUMNS}
+            for name, scores in (("before", before["start"]), ("after", after))
+        },
+        "skills": _skills(examples, before["start"], after),
+        "trained_parameters": sum(training.trained_parameters.values()),
+        "trained_parameters_by_part": training.trained_parameters,
+        "minutes": round((time.monotonic() - started) / 60, 2),
+        "peak_memory_gib": round(peak_memory_gib(), 2),
+        "plots": [str(path) for path in sorted(run.plots.glob("*.png"))],
+        "ask": _ask_command(run, examples),
+    }
+    write_json(stored, result)
+    return result
+
+
+def prepare(run: RunDirectory, size: Size, tell: Progress) -> Recipe:
+    """Make the data, if it is not there yet, and read the recipe for it."""
+    book = run.root / "sciencebook"
+    if not (book / "problems.json").is_file():
+        make_sciencebook(
+            book,
+            train=size.train,
+            val=0,
+            test=size.test,
+            seed=0,
+            skills=[*PICTURE_SKILLS, *TEXT_SKILLS],
+            progress=lambda done, total: tell("draw", done, total, "questions"),
+        )
+    return load_recipe("demo", {"data.root": str(run.root.resolve()), **size.overrides})
+
+
+def score_start(
+    run: RunDirectory, recipe: Recipe, examples: Sequence[Example], tell: Progress
+) -> dict[str, dict[str, Any]]:
+    """Score the frozen language model without pictures, and with an untrained connector."""
+    parts: Assembly | None = None
+    scores = {}
+    for name, blind in (("blind", True), ("start", False)):
+        file = run.evaluations / f"{name}.json"
+        if not file.is_file():
+            parts = parts or assemble(recipe)
+            _score(run, parts, examples, name, tell, blind=blind)
+        scores[name] = _read_scores(run, name)
+    return scores
+
+
+def _score(
+    run: RunDirectory,
+    parts: Assembly,
+    examples: Sequence[Example],
+    name: str,
+    tell: Progress,
+    blind: bool = False,
+) -> dict[str, Any]:
+    report: Report = evaluate(
+        parts.model,
+        parts.encoder,
+        examples,
+        parts.load_images,
+        blind=blind,
+        suite=name,
+        progress=lambda done, total: tell(f"score {name}", done, total, "questions"),
+    )
+    report.write(run.evaluations)
+    return _read_scores(run, name)
+
+
+def _read_scores(run: RunDirectory, name: str) -> dict[str, Any]:
+    """A report as it was written: its columns, and its predictions by id."""
+    scores = json.loads((run.evaluations / f"{name}.json").read_text())
+    lines = (run.evaluations / f"{name}.predictions.jsonl").read_text().splitlines()
+    predictions = (json.loads(line) for line in lines)
+    return {**scores, "predictions": {one["id"]: one for one in predictions}}
+
+
+def _columns(scores: Mapping[str, Any]) -> dict[str, float]:
+    """Percent right, by column."""
+    return {name: round(scores["columns"][name]["accuracy"], 1) for name in COLUMNS}
+
+
+def _skills(
+    examples: Sequence[Example], before: Mapping[str, Any], after: Mapping[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """By skill: whether it needs the picture, chance, and percent right before and after."""
+    titles = {skill.title: name for name, skill in SKILLS.items()}
+    by_skill: dict[str, list[str]] = {}
+    for example in examples:
+        by_skill.setdefault(titles[example.tags["skill"]], []).append(example.id)
+
+    def percent(scores: Mapping[str, Any], ids: list[str]) -> float:
+        return round(100 * sum(scores["predictions"][id_]["correct"] for id_ in ids) / len(ids), 1)
+
+    return {
+        name: {
+            "needs": SKILLS[name].needs,
+            "questions": len(ids),
+            "chance": round(100 * SKILLS[name].chance, 1),
+            "before": percent(before, ids),
+            "after": percent(after, ids),
+        }
+        for name, ids in by_skill.items()
+    }
+
+
+def draw(
+    run: RunDirectory,
+    parts: Assembly,
+    examples: Sequence[Example],
+    predictions: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Draw the loss, the routing weights and six answered pictures."""
+    loss_curve(run.read_metrics(), run.plots / "loss.png")
+    routing_plot(routing_table(parts.model), run.plots / "routing.png")
+    cards = [_card(one, predictions[one.id]) for one in _one_of_each(examples)[:NUM_CARDS]]
+    contact_sheet(cards, run.plots / "answers.png", title="Answers after training")
+
+
+def _one_of_each(examples: Sequence[Example]) -> list[Example]:
+    """The first pictured question of each skill: picked by order, not by its answer."""
+    first: dict[str, Example] = {}
+    for example in examples:
+        if example.images:
+            first.setdefault(example.tags["skill"], example)
+    return list(first.values())
+
+
+def _card(example: Example, prediction: Mapping[str, Any]) -> Card:
+    chosen = prediction["prediction"]
+    return Card(
+        picture=example.images[0].open(),
+        question=_question(example),
+        options=example.choices,
+        answer=None if chosen is None else example.choices[chosen],
+        gold=example.choices[prediction["gold"]],
+        correct=prediction["correct"],
+    )
+
+
+def _question(example: Example) -> str:
+    """The question's own line of the prompt."""
+    return example.messages[0].text.strip().splitlines()[0].removeprefix("Question: ")
+
+
+def _ask_command(run: RunDirectory, examples: Sequence[Example]) -> str:
+    """A command that asks the trained run about a picture it was not trained on."""
+    example = _one_of_each(examples)[0]
+    asked = shlex.quote(" ".join(example.messages[0].text.split()))
+    return f"varifocal ask {run.root} {asked} --image {example.images[0].path}"
+
+
+def _read_back(stored: Path, quick: bool) -> dict[str, Any]:
+    result = json.loads(stored.read_text())
+    if result["quick"] != quick:
+        size = "quick" if result["quick"] else "full"
+        raise RunError(f"{stored.parent} holds a {size} demo; choose another --out for this one")
+    return result
