@@ -1,9 +1,10 @@
 """What long work and its results look like on the terminal."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import (
@@ -56,6 +57,41 @@ def stage_bars() -> Iterator[StageBars]:
     seen = console.is_terminal
     with Progress(*columns, console=console, transient=True, disable=not seen) as bars:
         yield StageBars(bars, seen)
+
+
+def print_demo(result: Mapping[str, Any], root: Path) -> None:
+    """Print the demo's result: percent right before and after, by column and by skill."""
+    console = Console()
+    table = Table(title="Percent right on new questions", title_justify="left")
+    table.add_column("")
+    for name in ("with a picture (IMG)", "with a text (TXT)", "with neither (NO)", "average"):
+        table.add_column(name, justify="right")
+    for name, key in (
+        ("language model alone, blind", "before_blind"),
+        ("grafted, untrained", "before"),
+        ("trained", "after"),
+    ):
+        table.add_row(name, *(f"{percent:.1f}" for percent in result[key].values()))
+    console.print(table)
+    skills = Table(title="By skill", title_justify="left")
+    for name in ("skill", "needs", "questions", "chance", "before", "after"):
+        skills.add_column(name, justify="left" if name in ("skill", "needs") else "right")
+    for name, one in sorted(
+        result["skills"].items(), key=lambda item: item[1]["needs"] != "picture"
+    ):
+        numbers = (f"{one[key]:.0f}" for key in ("chance", "before", "after"))
+        skills.add_row(name, one["needs"], f"{one['questions']}", *numbers)
+    console.print(skills)
+    low, high = result["intervals"]["after"]["IMG"]
+    print(
+        f"IMG after training: {result['after']['IMG']:.1f} (95 % interval {low:.1f} to {high:.1f})"
+    )
+    print(
+        f"{result['trained_parameters']:,} trained parameters, {result['minutes']:.1f} minutes, "
+        f"peak memory {result['peak_memory_gib']:.1f} GiB"
+    )
+    print(f"pictures: {root / 'plots'}")
+    print(f"next: {result['ask']}")
 
 
 def print_scores(report: "Report") -> None:

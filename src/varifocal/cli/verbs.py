@@ -88,16 +88,18 @@ def demo(
         bool, typer.Option("--quick", help="A few steps on a little data: does it all work?")
     ] = False,
     out: Annotated[Path, typer.Option(metavar="DIR", help="The run directory.")] = RUNS / "demo",
-    resume: ResumeOption = False,
 ) -> None:
-    """Teach a real 135M language model to answer science questions about pictures."""
+    """Teach a real 135M language model to answer science questions about pictures.
+
+    An interrupted demo goes on where it stopped; a finished one is only shown again.
+    """
     _ready()
-    from varifocal.cli.screen import stage_bars
+    from varifocal.cli.screen import print_demo, stage_bars
     from varifocal.demo import run_demo
 
     with stage_bars() as progress:
-        result = run_demo(out, quick=quick, resume=resume, progress=progress)
-    print(result)
+        result = run_demo(out, quick=quick, progress=progress)
+    print_demo(result, out)
 
 
 @app.command(epilog="Example: varifocal train lavin-7b-scienceqa --set data.root=data/scienceqa")
