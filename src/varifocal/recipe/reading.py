@@ -7,7 +7,7 @@ from typing import Any
 
 from varifocal.errors import RecipeError, nearest
 from varifocal.recipe.page import as_overrides, put, read_page, validate
-from varifocal.recipe.sections import DataSection, Recipe, SourceSection
+from varifocal.recipe.sections import ConnectorSection, DataSection, Recipe, SourceSection
 
 SHIPPED = Path(__file__).parent / "shipped"
 
@@ -64,9 +64,10 @@ def find_recipe(path: str | Path) -> Path:
 def _from_here(key: str, value: Any) -> Any:
     """Let a path on the command line start where the user stands, not at the recipe."""
     name = key.rpartition(".")[2]
-    if not isinstance(value, str) or name not in ("path", "root", "language_model", "vision_tower"):
+    names = ("path", "root", "weights", "language_model", "vision_tower")
+    if not isinstance(value, str) or name not in names:
         return value
-    return _join(Path.cwd(), value) if name in ("path", "root") else _model_name(Path.cwd(), value)
+    return _join(Path.cwd(), value) if name in names[:3] else _model_name(Path.cwd(), value)
 
 
 def _absolute(recipe: Recipe, base: Path) -> Recipe:
@@ -88,10 +89,17 @@ def _absolute(recipe: Recipe, base: Path) -> Recipe:
                 update={
                     "language_model": _model_name(base, model.language_model),
                     "vision_tower": _model_name(base, tower) if tower else None,
+                    "connector": _connector_at(base, model.connector),
                 }
             ),
         }
     )
+
+
+def _connector_at(base: Path, connector: ConnectorSection | None) -> ConnectorSection | None:
+    if connector is None or connector.weights is None:
+        return connector
+    return connector.model_copy(update={"weights": _join(base, connector.weights)})
 
 
 def _source_at(start: Path, source: SourceSection) -> SourceSection:

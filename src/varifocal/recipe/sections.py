@@ -53,6 +53,8 @@ class ConnectorSection(Section):
     """`patch_mlp`: local tokens an image is pooled to, a square number; by default every patch."""
     num_global_tokens: Annotated[int, Field(ge=0)] = 0
     """`patch_mlp`: further tokens that read all patches at once."""
+    weights: str | None = None
+    """A run whose trained connector is the start; by default a fresh one, drawn from the seed."""
     alignment: Literal["words"] | None = None
     """`words`: before training, fit the visual tokens to the embeddings of the caption's words."""
     alignment_steps: Count = 2500

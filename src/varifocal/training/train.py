@@ -28,7 +28,7 @@ from varifocal.training.examples import (
 from varifocal.training.interrupt import StopWish, stop_wish
 from varifocal.training.plan import count_trained
 from varifocal.training.trainer import SupervisedTrainer
-from varifocal.training.tuner import attach_tuner
+from varifocal.training.tuner import attach_tuner, load_connector
 
 RECORDED = ("varifocal", "torch", "transformers", "peft", "accelerate", "tokenizers")
 
@@ -58,6 +58,8 @@ class TrainingResult:
         skipped, dropped: what was left out of the data, one sentence each.
         num_cut: samples whose prompt was cut.
         alignment_loss: of the last hundred alignment steps; None without alignment.
+        alignment_seconds: of the alignment's steps alone.
+        training_seconds: of the training's steps alone, checkpoints included.
     """
 
     steps: int
@@ -73,6 +75,8 @@ class TrainingResult:
     dropped: list[str] = field(default_factory=list)
     num_cut: int = 0
     alignment_loss: float | None = None
+    alignment_seconds: float | None = None
+    training_seconds: float = 0.0
 
 
 def train(
@@ -99,9 +103,9 @@ def train(
     parts = assemble(recipe)
     data = load_training_data(recipe.data, parts.encoder, lambda *at: tell("encode", *at))
     write_text(run.recipe, with_provenance(recipe, parts.fingerprint).dump_yaml())
-    alignment_loss = None
-    if aligns(recipe) and checkpoint is None:
-        alignment_loss = align(recipe, parts, tell)
+    if recipe.model.connector is not None and recipe.model.connector.weights is not None:
+        load_connector(parts.base, Path(recipe.model.connector.weights))
+    aligned = align(recipe, parts, tell) if aligns(recipe) and checkpoint is None else None
     set_seed(recipe.seed)
     tuned = parts.with_model(
         attach_tuner(parts.base, recipe.tuner, base_fingerprint=parts.fingerprint)
@@ -109,7 +113,7 @@ def train(
     _fill_features(tuned, data, tell)
     trainer = build_trainer(recipe, run, tuned, data, tell)
     _run(trainer, run, checkpoint)
-    result = _result(trainer, tuned, data, alignment_loss, time.monotonic() - started)
+    result = _result(trainer, tuned, data, aligned, time.monotonic() - started)
     if trainer.is_world_process_zero():
         _save(run, tuned)
         write_json(run.root / "training.json", asdict(result))
@@ -121,11 +125,20 @@ def aligns(recipe: Recipe) -> bool:
     return recipe.model.connector is not None and recipe.model.connector.alignment == "words"
 
 
-def align(recipe: Recipe, parts: Assembly, tell: Progress) -> float:
+@dataclass(frozen=True)
+class Aligned:
+    """What a word alignment came to: the mean loss of its last hundred steps, and its time."""
+
+    loss: float
+    seconds: float
+
+
+def align(recipe: Recipe, parts: Assembly, tell: Progress) -> Aligned:
     """Fit the connector to the words of its pictures; the language model is not run.
 
-    Returns:
-        the mean loss of the last hundred steps.
+    Raises:
+        RecipeError: the tower is not frozen.
+        DataError: there are no described pictures.
     """
     section = recipe.model.connector
     model: Any = parts.base
@@ -142,6 +155,7 @@ def align(recipe: Recipe, parts: Assembly, tell: Progress) -> float:
         lambda word: tokenizer(word, add_special_tokens=False)["input_ids"],
         model.get_input_embeddings().weight.detach(),
     )
+    started = time.monotonic()
     losses = align_connector(
         model.connector,
         vocabulary,
@@ -153,7 +167,7 @@ def align(recipe: Recipe, parts: Assembly, tell: Progress) -> float:
         seed=recipe.seed,
         progress=lambda done, total, loss: tell("align", done, total, f"loss {loss:.3f}"),
     )
-    return sum(losses[-100:]) / len(losses[-100:])
+    return Aligned(sum(losses[-100:]) / len(losses[-100:]), time.monotonic() - started)
 
 
 def build_trainer(
@@ -255,7 +269,7 @@ def _result(
     trainer: SupervisedTrainer,
     parts: Assembly,
     data: TrainingData,
-    alignment_loss: float | None,
+    aligned: Aligned | None,
     seconds: float,
 ) -> TrainingResult:
     losses = [record["loss"] for record in trainer.state.log_history if "loss" in record]
@@ -273,7 +287,9 @@ def _result(
         skipped=data.skipped,
         dropped=data.dropped,
         num_cut=data.num_cut,
-        alignment_loss=alignment_loss,
+        alignment_loss=aligned.loss if aligned else None,
+        alignment_seconds=aligned.seconds if aligned else None,
+        training_seconds=trainer.state.log_history[-1].get("train_runtime", 0.0),
     )
 
 

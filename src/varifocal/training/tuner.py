@@ -1,10 +1,12 @@
 """From a recipe's `tuner` section to a PEFT model: the one place where a tuner is attached."""
 
 import re
+from pathlib import Path
 from typing import Any, cast
 
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.utils.constants import DUMMY_TARGET_MODULES
+from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from varifocal.errors import RecipeError
@@ -73,3 +75,29 @@ def _config(
         exclude_modules=_INSIDE_A_TOWER if sees and not tuner.adapt_vision_tower else None,
         **lora,
     )
+
+
+def load_connector(model: PreTrainedModel, run: Path) -> None:
+    """Start a model's connector from the one that another run trained.
+
+    Args:
+        model: a grafted model without a tuner; changed in place.
+        run: a run directory with an adapter.
+
+    Raises:
+        RecipeError: the run has no adapter with a connector, or its connector does not fit.
+    """
+    where = f"model.connector.weights: '{run}'"
+    file = run / "adapter" / "adapter_model.safetensors"
+    if not file.is_file():
+        raise RecipeError(f"{where} holds no trained adapter")
+    marker = f".{CONNECTOR}."
+    tensors = {
+        name.split(marker, 1)[1]: tensor
+        for name, tensor in load_file(file).items()
+        if marker in name
+    }
+    try:
+        cast(Any, model).connector.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise RecipeError(f"{where} was trained with another connector: {error}") from error
