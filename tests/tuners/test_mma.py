@@ -470,6 +470,13 @@ def test_every_layer_can_be_compiled_alone(awake, batch):
     assert len(graphs) == 2  # one a layer: the modality tokens run uncompiled
 
 
+def test_reentrant_checkpointing_is_refused_with_the_way_out(awake, batch):
+    model = awake("llama").train()
+    model.get_base_model().activation_checkpointing_enable({"use_reentrant": True})
+    with pytest.raises(ValueError, match=r"gradient_checkpointing_kwargs=\{'use_reentrant': False"):
+        model(**batch("llama"))
+
+
 def test_autocast_keeps_the_base_models_bits_at_the_start(tiny, batch):
     inputs = batch("llama")
     base = tiny("llama").float()

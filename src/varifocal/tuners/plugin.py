@@ -118,6 +118,9 @@ def remember_in_recomputation(
     Args:
         decoder: the module whose blocks transformers may checkpoint.
         layers: tuner layers inside those blocks, their contexts set when a block runs.
+
+    Raises:
+        ValueError: if the checkpoints are reentrant, which would lose the contexts' gradients.
     """
     modules: list[Any] = list(decoder.modules())
     blocks = [
@@ -126,6 +129,13 @@ def remember_in_recomputation(
         if getattr(block, "gradient_checkpointing", False)
         and hasattr(block, "_gradient_checkpointing_func")
     ]
+
+    for _, checkpoint in blocks:
+        if getattr(checkpoint, "keywords", {}).get("use_reentrant"):
+            raise ValueError(
+                "reentrant gradient checkpointing loses the gradients of what a layer is given "
+                "beside its inputs: set gradient_checkpointing_kwargs={'use_reentrant': False}"
+            )
 
     def replaying(checkpoint: Callable[..., Any]) -> Callable[..., Any]:
         def checkpointed(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
