@@ -178,6 +178,7 @@ class TextScorer:
             ("choice", choice),
             ("whole", text, tuple(sorted(record["choices"])), choice),
             ("grade", record["grade"], choice),
+            ("grade and place", record["grade"], place),
             *(("word", word, choice) for word in set(re.findall(r"\w+", text))),
         ]
 

@@ -5,10 +5,9 @@ import re
 import numpy as np
 import pytest
 
-from varifocal.data.sciencebook import SKILLS, compose
+from varifocal.data.sciencebook import SKILLS, compose, draw
 from varifocal.data.sciencebook.drawing import COLOURS, SHAPES
 from varifocal.data.sciencebook.skill import NUMBERS
-from varifocal.data.sciencebook.write import draw
 
 PICTURE = [name for name, skill in SKILLS.items() if skill.needs == "picture"]
 BRIGHT = ("red", "blue", "green", "yellow", "orange", "purple")
@@ -320,7 +319,7 @@ def test_the_caption_tells_the_answer(name):
 def test_the_picture_shows_the_answer(name):
     for index in range(24):
         record, question = compose(name, "test", index, seed=1)
-        picture = draw(name, "test", index, 1, question).finish()
+        picture = draw(name, "test", index, 1, question)
         page = Page(picture, record["question"], record["caption"])
         assert PIXELS[name](page) == question.answer, (index, record)
 
@@ -329,7 +328,7 @@ def test_the_picture_shows_the_answer(name):
 def test_nothing_is_cut_off_at_the_edge(name):
     for index in range(16):
         record, question = compose(name, "train", index, seed=1)
-        pixels = np.asarray(draw(name, "train", index, 1, question).finish(), dtype=np.int32)
+        pixels = np.asarray(draw(name, "train", index, 1, question), dtype=np.int32)
         sky, ground = pixels[0, 0], pixels[-1, 0]
         for edge in (pixels[:2], pixels[-2:], pixels[:, :2], pixels[:, -2:]):
             plain = [abs(edge - colour).sum(-1) < 8 for colour in (sky, ground)]

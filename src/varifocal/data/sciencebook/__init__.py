@@ -7,6 +7,15 @@ function and one table row: see `skill.py` for what both look like.
 
 from varifocal.data.sciencebook.skill import Question, Skill
 from varifocal.data.sciencebook.table import SKILLS, chance
-from varifocal.data.sciencebook.write import Summary, compose, make_sciencebook
+from varifocal.data.sciencebook.write import Summary, compose, draw, make_sciencebook
 
-__all__ = ["SKILLS", "Question", "Skill", "Summary", "chance", "compose", "make_sciencebook"]
+__all__ = [
+    "SKILLS",
+    "Question",
+    "Skill",
+    "Summary",
+    "chance",
+    "compose",
+    "draw",
+    "make_sciencebook",
+]

@@ -42,7 +42,7 @@ def draw_crowd(canvas: Canvas, shape: str, colour: str, number: int) -> None:
         columns, rows = rows, columns
     cells = [(column, row) for column in range(columns) for row in range(rows)]
     width, height = 196 / columns, 196 / rows
-    radius = min(canvas.dice.uniform(22, 28), 0.38 * min(width, height))
+    radius = canvas.dice.uniform(22, 25)
     fill = canvas.colour(colour)
     for column, row in canvas.dice.sample(cells, number):
         x = 14 + width * (column + 0.5) + canvas.jitter(width / 2 - 1.15 * radius)

@@ -6,7 +6,7 @@ from varifocal.data.sciencebook.dice import Dice
 from varifocal.data.sciencebook.drawing import COLOURS, INK, Canvas, Point, draw_shape
 from varifocal.data.sciencebook.skill import Question, Skill
 
-HEIGHTS: tuple[int, ...] = (3, 2, 1)
+HEIGHTS = (3.0, 1.8, 1.0)
 BAR_COLOURS = ("red", "blue", "green", "yellow", "orange", "purple")
 
 
@@ -32,15 +32,15 @@ def bar_chart(dice: Dice) -> Question:
     )
 
 
-def _draw_bars(canvas: Canvas, bars: list[tuple[str, int]]) -> None:
+def _draw_bars(canvas: Canvas, bars: list[tuple[str, float]]) -> None:
     left, floor, unit = 34, 186, 48 + canvas.jitter(3)
     for step in range(4):
         y = floor - step * unit
         canvas.line([(left, y), (212, y)], (206, 208, 214), 1.5)
         canvas.text((left - 13, y), str(step * 5), 14)
     width = canvas.dice.uniform(38, 46)
-    for place, (colour, rank) in enumerate(bars):
-        height = unit * (rank - 0.15 + canvas.jitter(0.15))
+    for place, (colour, units) in enumerate(bars):
+        height = unit * (units - 0.12 + canvas.jitter(0.12))
         x = left + 12 + 57 * place
         canvas.rectangle((x, floor - height, x + width, floor), canvas.colour(colour))
         canvas.text((x + width / 2, floor + 13), colour, 15)

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from varifocal.data.sciencebook.dice import SPLITS, Dice
 from varifocal.data.sciencebook.drawing import Canvas
 from varifocal.data.sciencebook.skill import Question, Skill
@@ -145,13 +147,21 @@ def compose(
     return record, question
 
 
-def draw(skill: Skill | str, split: str, index: int, seed: int, question: Question) -> Canvas:
-    """Draw the picture of a question that `compose` made with the same arguments."""
+def draw(skill: Skill | str, split: str, index: int, seed: int, question: Question) -> Image.Image:
+    """Draw the picture of a question that `compose` made with the same arguments.
+
+    Returns:
+        The picture, RGB, 224 x 224.
+
+    Raises:
+        ValueError: the question has no picture.
+    """
     name = skill if isinstance(skill, str) else skill.name
+    if question.draw is None:
+        raise ValueError(f"questions of {name!r} have no picture")
     canvas = Canvas(Dice(seed, name, split, index, purpose="picture"))
-    assert question.draw is not None, f"{name} has no picture"
     question.draw(canvas)
-    return canvas
+    return canvas.finish()
 
 
 def record_id(split: str, place: int) -> str:
@@ -180,7 +190,7 @@ def _write_pictures(
         if question.draw:
             folder = root / "images" / split / name
             folder.mkdir(parents=True, exist_ok=True)
-            picture = draw(table[row], split, index, seed, question).finish()
+            picture = draw(table[row], split, index, seed, question)
             picture.save(folder / PICTURE_NAME, compress_level=PNG_COMPRESSION)
         problems[name] = record
         if progress is not None:
