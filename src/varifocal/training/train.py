@@ -14,8 +14,8 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments, se
 
 from varifocal.assemble import Assembly, assemble
 from varifocal.data.packing import Collator, PackedDataset
-from varifocal.errors import RecipeError, RunError, Stopped
-from varifocal.recipe import Recipe
+from varifocal.errors import ModelError, RecipeError, RunError, Stopped
+from varifocal.recipe import Recipe, load_recipe
 from varifocal.recipe.sections import Provenance
 from varifocal.run import RunDirectory, checkpoint_step, whole_directory, write_json, write_text
 from varifocal.training.alignment import align_connector, build_vocabulary
@@ -97,10 +97,13 @@ def train(
     """
     started = time.monotonic()
     tell = progress or (lambda stage, done, total, note="": None)
+    _check_connector_is_kept(recipe)
     run = RunDirectory.create(root, resume=resume)
     checkpoint = run.newest_checkpoint() if resume else None
     set_seed(recipe.seed)
     parts = assemble(recipe)
+    if checkpoint is not None:
+        _check_same(run, recipe, parts.fingerprint)
     data = load_training_data(recipe.data, parts.encoder, lambda *at: tell("encode", *at))
     write_text(run.recipe, with_provenance(recipe, parts.fingerprint).dump_yaml())
     if recipe.model.connector is not None and recipe.model.connector.weights is not None:
@@ -118,6 +121,41 @@ def train(
         _save(run, tuned)
         write_json(run.root / "training.json", asdict(result))
     return result
+
+
+def _check_connector_is_kept(recipe: Recipe) -> None:
+    """Refuse to fit a connector that the adapter would then leave out."""
+    connector = recipe.model.connector
+    if connector is None or recipe.tuner.train_connector:
+        return
+    for key in ("alignment", "weights"):
+        if getattr(connector, key) is not None:
+            raise RecipeError(
+                f"model.connector.{key} changes the connector, and tuner.train_connector: false "
+                "would not save it; set tuner.train_connector to true"
+            )
+
+
+def _check_same(run: RunDirectory, recipe: Recipe, base_fingerprint: str | None) -> None:
+    """Refuse to resume with other parts than the checkpoint was made with."""
+    before = load_recipe(run.recipe, check_paths=False)
+    trained_on = before.provenance.base_fingerprint if before.provenance else None
+    if trained_on and base_fingerprint and trained_on != base_fingerprint:
+        raise ModelError(
+            f"{run.root} was started on a base with content hash {trained_on[:12]}, and now it "
+            f"has {base_fingerprint[:12]}: give back the former files, or choose another --out"
+        )
+    pairs = {
+        "seed": (before.seed, recipe.seed),
+        "tuner": (before.tuner, recipe.tuner),
+        "model.connector": (before.model.connector, recipe.model.connector),
+    }
+    for key, (was, now) in pairs.items():
+        if was != now:
+            raise RunError(
+                f"{run.root} was started with another {key}; resume it with the recipe it keeps "
+                f"({run.recipe}), or choose another --out"
+            )
 
 
 def aligns(recipe: Recipe) -> bool:
@@ -305,16 +343,17 @@ class _Metrics(TrainerCallback):
 
     def __init__(self, run: RunDirectory, tell: Progress) -> None:
         self.run, self.tell = run, tell
-        self.loss = ""
+        self.note = ""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if state.is_world_process_zero and logs and "loss" in logs:
-            self.loss = f"loss {logs['loss']:.3f}  "
+            speed = logs.get("tokens_per_second", 0.0)
+            self.note = f"loss {logs['loss']:.3f}, {speed:.0f} tokens/s"
             self.run.append_metrics({"step": state.global_step, **logs})
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
-            self.tell("train", state.global_step, state.max_steps, self.loss)
+            self.tell("train", state.global_step, state.max_steps, self.note)
 
 
 class _Stop(TrainerCallback):
