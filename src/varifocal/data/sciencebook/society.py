@@ -77,10 +77,10 @@ def _moved(direction: str) -> str:
 def _draw_map(canvas: Canvas, place: str, direction: str) -> None:
     land = canvas.dice.choice(((226, 238, 205), (240, 234, 208), (232, 240, 222)))
     canvas.rectangle((10, 10, 214, 214), land, width=3)
-    middle = (112 + canvas.jitter(4), 112 + canvas.jitter(4))
+    middle = (112 + canvas.jitter(3), 112 + canvas.jitter(3))
     dx, dy = DIRECTIONS[direction]
-    reach = canvas.dice.uniform(66, 72)
-    spot = (middle[0] + dx * reach + canvas.jitter(6), middle[1] + dy * reach + canvas.jitter(6))
+    reach = canvas.dice.uniform(60, 64)
+    spot = (middle[0] + dx * reach + canvas.jitter(3), middle[1] + dy * reach + canvas.jitter(3))
     canvas.line([middle, spot], canvas.colour("brown"), 4)
     _draw_house(canvas, middle)
     _draw_place(canvas, place, spot)
@@ -112,9 +112,9 @@ def _draw_place(canvas: Canvas, place: str, centre: Point) -> None:
                 canvas.colour("green"),
             )
     else:
-        canvas.polygon([(x - 32, y + 20), (x - 4, y - 26), (x + 24, y + 20)], canvas.colour("gray"))
+        canvas.polygon([(x - 28, y + 20), (x - 4, y - 26), (x + 20, y + 20)], canvas.colour("gray"))
         canvas.polygon([(x - 12, y - 13), (x - 4, y - 26), (x + 4, y - 13)], COLOURS["white"])
-        canvas.polygon([(x + 2, y + 20), (x + 17, y - 8), (x + 33, y + 20)], canvas.colour("brown"))
+        canvas.polygon([(x + 1, y + 20), (x + 15, y - 8), (x + 29, y + 20)], canvas.colour("brown"))
 
 
 SYMBOLS = ("star", "cross", "circle", "heart", "tree")
