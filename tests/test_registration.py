@@ -2,11 +2,12 @@
 
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError, requires
 
 import pytest
 
 from varifocal.errors import ModelError
-from varifocal.registration import check_versions
+from varifocal.registration import SUPPORTED, check_versions
 
 KNOWN = (
     "from peft import PeftType; assert 'MMA' in PeftType.__members__; "
@@ -74,6 +75,15 @@ def test_an_unsupported_library_is_named_with_the_mend(monkeypatch, versions, se
     assert str(caught.value).startswith(sentence)
 
 
+def test_a_missing_library_is_named_with_the_mend(monkeypatch):
+    def missing(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("importlib.metadata.version", missing)
+    with pytest.raises(ModelError, match=r"^peft is not installed; Varifocal needs peft>=0.21"):
+        check_versions()
+
+
 def test_the_edges_of_the_supported_range_pass(monkeypatch):
     for peft, transformers in (("0.21.0", "5.20.0"), ("0.21.9", "5.99.0")):
         found = {"peft": peft, "transformers": transformers}
@@ -82,9 +92,5 @@ def test_the_edges_of_the_supported_range_pass(monkeypatch):
 
 
 def test_the_supported_range_is_that_of_the_package():
-    from importlib.metadata import requires
-
-    from varifocal.registration import SUPPORTED
-
     wanted = {f"{name}<{below},>={low}" for name, (low, below) in SUPPORTED.items()}
     assert wanted <= {line.partition(";")[0].strip() for line in requires("varifocal") or []}

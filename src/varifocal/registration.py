@@ -42,16 +42,14 @@ def check_versions() -> None:
         ModelError: names the library, its version, the range, and the command that mends it.
     """
     for library, (lowest, below) in SUPPORTED.items():
+        wanted = f"{library}>={lowest},<{below}"
+        mend = f"Varifocal needs {wanted}: pip install '{wanted}'"
         try:
             found = importlib.metadata.version(library)
         except importlib.metadata.PackageNotFoundError:
-            found = "none"
-        wanted = f"{library}>={lowest},<{below}"
-        if found == "none" or not Version(lowest) <= Version(found) < Version(below):
-            raise ModelError(
-                f"{library} {found} is installed; Varifocal needs {wanted}: "
-                f"pip install '{wanted}'"
-            )
+            raise ModelError(f"{library} is not installed; {mend}") from None
+        if not Version(lowest) <= Version(found) < Version(below):
+            raise ModelError(f"{library} {found} is installed; {mend}")
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):
