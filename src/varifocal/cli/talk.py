@@ -55,7 +55,11 @@ class Talk:
                     pieces.append(piece)
             finally:
                 print()
-        self.turns = [*asked, Message("assistant", ("".join(pieces),))]
+        answer = "".join(pieces)
+        if not answer.strip():
+            print("(no answer; the turn is left out of the conversation)", file=sys.stderr)
+            return
+        self.turns = [*asked, Message("assistant", (answer,))]
         self.pictures = []
 
 
