@@ -44,6 +44,15 @@ def test_a_split_keeps_its_order_and_none_takes_all(scienceqa):
     assert load_scienceqa(scienceqa, "val")[0].tags["split"] == "val"
 
 
+def test_a_part_of_a_split_finds_its_pictures_and_doubles_nothing(scienceqa):
+    splits = {"minitrain": ["1"], "train": ["1", "2"], "val": ["3"], "trainval": ["1", "2", "3"]}
+    (scienceqa / "pid_splits.json").write_text(json.dumps(splits))
+    (example,) = load_scienceqa(scienceqa, "minitrain")
+    assert example.images[0].path == scienceqa / "images" / "train" / "1" / "image.png"
+    assert example.tags["split"] == "train"
+    assert sorted(example.id for example in load_scienceqa(scienceqa)) == ["1", "2", "3"]
+
+
 @pytest.mark.parametrize(
     ("prompt_format", "answer_as", "answers", "option"),
     [
@@ -109,6 +118,8 @@ def test_captions_are_also_read_from_the_official_file(scienceqa):
         ({"image": "/etc/hostname"}, "leads out of the folder"),
         ({"image": "https://example.org/a.png"}, "is a URL"),
         ({"image": 5}, "the picture's path is 5"),
+        ({"split": "../images/train"}, "cannot be the name of a folder"),
+        ({"split": 4}, "'split' must be a text, not 4"),
         ({"image": "a\0b"}, "no picture"),
         ({"question": "half \ud83d a character"}, "half a character"),
     ],

@@ -348,7 +348,9 @@ class Encoder:
             TooLongError: that is not the policy, or what may not be cut is too long by itself.
         """
         size = f"{example.name} takes {len(encoded)} tokens, max_length is {self.max_length}"
-        if self.overflow != "truncate_prompt":
+        if self.overflow == "drop":
+            raise TooLongError(f"{size} (overflow: drop)")
+        if self.overflow == "error":
             raise TooLongError(
                 f"{size}; raise max_length, or set overflow to 'drop' or 'truncate_prompt'"
             )

@@ -63,7 +63,7 @@ def load_scienceqa(
     Args:
         directory: holds `problems.json` and `pid_splits.json`; pictures lie in
             `images/SPLIT/ID/`; captions stand in the records or in `captions.json`.
-        split: a name of `pid_splits.json`; None takes the records of every split, in order.
+        split: a name of `pid_splits.json`; None takes every record that is in a split, once.
         prompt_format: "QCM-A" (question, context and choices; answer), "QCM-ALE" (answer, then
             "BECAUSE:" with lecture and explanation), or "caption" (describe the picture; records
             without a caption or a picture are left out).
@@ -122,6 +122,9 @@ def _choose(root: Path, split: str | None, problems: Mapping[str, Any]) -> list[
         if not isinstance(ids, list):
             raise DataError(f"'{path}': split '{name}' is no list of ids")
         chosen += [(name, str(pid)) for pid in ids]
+    if split is None:  # the official file also has unions and parts of splits: trainval, minival
+        first = {pid: (name, pid) for name, pid in reversed(chosen)}
+        chosen = [first[pid] for pid in dict.fromkeys(pid for _, pid in chosen)]
     if not chosen:
         raise DataError(f"'{path}': {_split_name(split)} is empty")
     if not any(pid in problems for _, pid in chosen):
@@ -172,15 +175,14 @@ def _parse(
         raise DataError(f"{where} {what} (split '{split}')")
     if skills is not None and record.get("skill") not in skills:
         return None
-    record = {**record, "split": split}
-    record.setdefault("caption", captions.get(pid))
-    problem = _check(record, pid, where, root / "images" / split / pid)
+    record = {"split": split, "caption": captions.get(pid), **record}
+    problem = _check(record, pid, where, root / "images")
     if prompt_format == "caption":
         return _describe(problem, root)
     return _ask(problem, root, prompt_format, answer_as)
 
 
-def _check(record: Mapping[str, Any], pid: str, where: str, folder: Path) -> _Problem:
+def _check(record: Mapping[str, Any], pid: str, where: str, images: Path) -> _Problem:
     """Turn a raw record into a checked one."""
     choices = record.get("choices")
     if not isinstance(choices, list) or not all(isinstance(c, str) and c.strip() for c in choices):
@@ -194,7 +196,6 @@ def _check(record: Mapping[str, Any], pid: str, where: str, folder: Path) -> _Pr
     question = _text(record, "question", where)
     if not question:
         raise DataError(f"{where}: 'question' is missing or empty")
-    image = record.get("image")
     hint = _text(record, "hint", where)
     tags = {key: str(record[key]) for key in _TAGS if record.get(key) is not None}
     return _Problem(
@@ -207,9 +208,17 @@ def _check(record: Mapping[str, Any], pid: str, where: str, folder: Path) -> _Pr
         lecture=_text(record, "lecture", where),
         solution=_text(record, "solution", where),
         caption=_text(record, "caption", where),
-        image=resolve_image(folder, image, where) if image else None,
+        image=_find_image(record, pid, where, images) if record.get("image") else None,
         tags={**tags, "hint": "yes" if hint else "no"},
     )
+
+
+def _find_image(record: Mapping[str, Any], pid: str, where: str, images: Path) -> Image:
+    split = _text(record, "split", where)
+    for name in (split, pid):
+        if name in ("", ".", "..") or set(name) & set("/\\\0"):
+            raise DataError(f"{where}: '{name}' cannot be the name of a folder in '{images}'")
+    return resolve_image(images / split / pid, record["image"], where)
 
 
 def _text(record: Mapping[str, Any], key: str, where: str) -> str:
