@@ -61,7 +61,11 @@ def tiny_vit(kind: str, blocks: int = 8) -> PreTrainedModel:
 
 
 def tiny_grafted(
-    connector: str = "patch_mlp", tower: str = "clip", seed: int = 2, **language: object
+    connector: str = "patch_mlp",
+    tower: str = "clip",
+    seed: int = 2,
+    image: int = IMAGE,
+    **language: object,
 ) -> GraftedForConditionalGeneration:
     language_model = tiny_llama(**language)
     vision_tower = build_tower(tiny_vit(tower))
@@ -69,7 +73,7 @@ def tiny_grafted(
     if connector == "patch_mlp":
         options |= {"hidden_dim": 20, "num_tokens": 4, "num_global_tokens": 1}
     built = build_connector(options, vision_tower, WIDTH, seed=seed)
-    return graft(language_model, vision_tower, built, IMAGE).eval()
+    return graft(language_model, vision_tower, built, image).eval()
 
 
 @pytest.fixture

@@ -129,3 +129,14 @@ def test_marks_given_to_generate_are_extended(grafted, pictures):
         assert call["modality_ids"].tolist() == [[0], [1]]
         assert call["segment_ids"].tolist() == [[1], [1]]
         assert call["prompt_mask"].tolist() == [[False], [False]]
+
+
+def test_a_placeholder_in_the_vocabularys_padding_is_never_written(make_grafted, pictures):
+    grafted = make_grafted(image=60)
+    grafted.language_model.lm_head.weight.data[60] = 100 * grafted.language_model.lm_head.weight[4]
+    grafted.language_model.lm_head.weight.data[59] = -grafted.language_model.lm_head.weight[60]
+    ids = torch.tensor([[1, *[60] * V, 9]])
+    logits = grafted(input_ids=ids, pixel_values=pictures[:1]).logits[0, -1]
+    assert set(logits.topk(1).indices.tolist()) <= {59, 60}
+    written = grafted.generate(ids, pixel_values=pictures[:1], max_new_tokens=20, do_sample=False)
+    assert 60 not in written[0, ids.shape[1] :]

@@ -208,6 +208,7 @@ def test_gradient_checkpointing_changes_nothing(make_grafted, pictures):
 def test_a_frozen_tower_builds_no_graph_until_something_in_it_trains(grafted, pictures):
     grafted.vision_tower.requires_grad_(False)
     assert not grafted.see(pictures).requires_grad
+    assert not grafted.see(pictures.clone().requires_grad_()).requires_grad  # no graph, whatever
     assert grafted.encode_images(pictures).requires_grad  # the connector trains
     adapter = grafted.vision_tower.model.encoder.layers[0].mlp.fc1.weight
     adapter.requires_grad_(True)

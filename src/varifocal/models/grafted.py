@@ -4,6 +4,7 @@ Letters: B rows, T tokens, N images, K states per image, C tower width, V visual
 D language width.
 """
 
+import copy
 from typing import Any, ClassVar
 
 import torch
@@ -24,7 +25,7 @@ from varifocal.models.connector import Connector, build_connector
 from varifocal.models.generation import GraftedGenerationMixin, RowMemory
 from varifocal.models.rows import check_images
 from varifocal.models.sharding import is_sharded, touch
-from varifocal.models.vision import VisionTower, tower_from_config
+from varifocal.models.vision import Selection, VisionTower, tower_from_config
 
 
 class GraftedConfig(PreTrainedConfig):
@@ -114,7 +115,7 @@ class GraftedForConditionalGeneration(PreTrainedModel, GraftedGenerationMixin):
             self.vision_tower,
             self.get_input_embeddings().embedding_dim,
         )
-        self.select = self.connector.select
+        self.select: Selection = self.connector.select
         self.tokens_per_image = self.connector.tokens_per_image
         self.vision_passes = 0
         self._row_modality = RowMemory()
@@ -327,7 +328,11 @@ def graft(
         },
     )
     model = GraftedForConditionalGeneration(config, language_model, vision_tower, connector)
-    model.generation_config = language_model.generation_config
+    model.generation_config = copy.deepcopy(language_model.generation_config)
+    if image_token_id < language_config.vocab_size:
+        # in the padding of the vocabulary: no one trained it, and no one may write it
+        suppressed = model.generation_config.suppress_tokens or []
+        model.generation_config.suppress_tokens = [*suppressed, image_token_id]
     return model
 
 
