@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -99,11 +100,11 @@ def load_adapter(model: PreTrainedModel, directory: Path) -> PeftModel:
     """Put a saved adapter around a model, for use.
 
     Raises:
-        ModelError: the adapter's tensors do not fit the model.
+        ModelError: the adapter's tensors do not fit the model, or their file is damaged.
     """
     try:
         return PeftModel.from_pretrained(model, str(directory))
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, SafetensorError) as error:
         raise ModelError(
             f"the adapter in '{directory}' does not fit this model: "
             f"{str(error).strip().splitlines()[0]} "

@@ -7,6 +7,7 @@ knows paths and bytes only; models, adapters and scores are written by those who
 """
 
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -111,7 +112,8 @@ class RunDirectory:
         """The logged steps; a last line that a kill cut short is left out."""
         if not self.metrics.exists():
             return []
-        return [record for record in map(_json_or_none, self.metrics.open()) if record]
+        lines = self.metrics.read_text().splitlines()
+        return [record for record in map(_json_or_none, lines) if record]
 
     def cut_metrics(self, step: int) -> None:
         """Forget what was logged after `step`: a resumed run logs it again."""
@@ -119,8 +121,12 @@ class RunDirectory:
         write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
 
     def append_metrics(self, record: dict[str, Any]) -> None:
-        """Log one step."""
-        with self.metrics.open("a") as file:
+        """Log one step.
+
+        Raises:
+            RunError: the disk is full.
+        """
+        with disk_full_is_an_error(self.metrics), self.metrics.open("a") as file:
             file.write(json.dumps(record) + "\n")
 
 
@@ -175,13 +181,13 @@ def whole_directory(target: Path) -> Iterator[Path]:
 
 
 def _swap(staging: Path, target: Path) -> None:
-    """Put `staging` where `target` stands; the old one is deleted last."""
-    old = target.with_name(f".{target.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
+    """Put `staging` where `target` stands; the old one and what kills left are deleted last."""
     if target.exists():
+        old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
         os.replace(target, old)
     os.replace(staging, target)
-    shutil.rmtree(old, ignore_errors=True)
+    for left in target.parent.glob(f".{glob.escape(target.name)}.*"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 @contextmanager

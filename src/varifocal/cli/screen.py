@@ -64,14 +64,15 @@ def print_demo(result: Mapping[str, Any], root: Path) -> None:
     console = Console()
     table = Table(title="Percent right on new questions", title_justify="left")
     table.add_column("")
-    for name in ("with a picture (IMG)", "with a text (TXT)", "with neither (NO)", "average"):
+    for name in ("IMG", "TXT", "NO", "average"):
         table.add_column(name, justify="right")
     for name, key in (
-        ("language model alone, blind", "before_blind"),
-        ("grafted, untrained", "before"),
-        ("trained", "after"),
+        ("before: without pictures", "before_blind"),
+        ("before: untrained connector", "before"),
+        ("after", "after"),
     ):
         table.add_row(name, *(f"{percent:.1f}" for percent in result[key].values()))
+    table.caption = "IMG: with a picture, TXT: with a text, NO: with neither"
     console.print(table)
     skills = Table(title="By skill", title_justify="left")
     for name in ("skill", "needs", "questions", "chance", "before", "after"):
@@ -90,7 +91,9 @@ def print_demo(result: Mapping[str, Any], root: Path) -> None:
         f"{result['trained_parameters']:,} trained parameters, {result['minutes']:.1f} minutes, "
         f"peak memory {result['peak_memory_gib']:.1f} GiB"
     )
-    print(f"pictures: {root / 'plots'}")
+    if result["quick"]:
+        print("a few steps teach nothing yet: this was to see that all works")
+    print(f"plots: {root / 'plots'}")
     print(f"next: {result['ask']}")
 
 

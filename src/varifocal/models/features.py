@@ -14,6 +14,8 @@ from typing import Protocol
 
 import torch
 
+from varifocal.run import disk_full_is_an_error
+
 DIGEST_BYTES = 32
 
 
@@ -84,6 +86,8 @@ class FeatureStore:
         """
         keys = [bytes.fromhex(picture.fingerprint()) for picture in pictures]
         wanted = dict(zip(keys, pictures, strict=True))
+        if not wanted.keys() <= self._slots.keys():
+            self._reload()  # another process may have computed them meanwhile
         missing = {key: picture for key, picture in wanted.items() if key not in self._slots}
         todo = list(missing.items())
         for start in range(0, len(todo), self._batch_size):
@@ -102,9 +106,13 @@ class FeatureStore:
         rows = features.detach().to("cpu", self._dtype).contiguous()
         if tuple(rows.shape) != (len(keys), *self._shape):
             raise ValueError(f"features have shape {tuple(rows.shape)}, not [N, {self._shape}]")
-        with self._keys_path.open("ab") as key_file, self._table_path.open("ab") as table:
+        with (
+            disk_full_is_an_error(self._table_path),
+            self._keys_path.open("ab") as key_file,
+            self._table_path.open("ab") as table,
+        ):
             fcntl.flock(key_file, fcntl.LOCK_EX)
-            known = self._keys_path.stat().st_size // DIGEST_BYTES
+            known = self._count()
             table.truncate(known * self._row_bytes)
             table.seek(0, 2)
             table.write(rows.view(torch.uint8).numpy().tobytes())
@@ -116,10 +124,17 @@ class FeatureStore:
     def _row_bytes(self) -> int:
         return self._shape[0] * self._shape[1] * self._dtype.itemsize
 
+    def _count(self) -> int:
+        """Count the whole records: a crash can cut either file short."""
+        if not (self._keys_path.exists() and self._table_path.exists()):
+            return 0
+        keys = self._keys_path.stat().st_size // DIGEST_BYTES
+        return min(keys, self._table_path.stat().st_size // self._row_bytes)
+
     def _reload(self) -> None:
         """Read the keys and map the table."""
-        raw = self._keys_path.read_bytes() if self._keys_path.exists() else b""
-        count = len(raw) // DIGEST_BYTES
+        count = self._count()
+        raw = self._keys_path.read_bytes() if count else b""
         keys = (raw[i * DIGEST_BYTES : (i + 1) * DIGEST_BYTES] for i in range(count))
         self._slots = {key: slot for slot, key in enumerate(keys)}
         if count:

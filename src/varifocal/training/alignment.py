@@ -21,6 +21,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from varifocal.errors import DataError
+
 WORD = re.compile(r"[^\W\d_]+|\d+")
 
 
@@ -66,13 +68,16 @@ def build_vocabulary(
         minimum_count: words rarer than this are left out.
 
     Raises:
-        ValueError: no word is left.
+        DataError: no word is left.
     """
     bags = [words_of(description) for description in descriptions]
     counts = Counter(word for bag in bags for word in bag)
     words = [word for word, count in counts.items() if minimum_count <= count < len(bags)]
     if not words:
-        raise ValueError("word alignment: the descriptions share no telling word")
+        raise DataError(
+            "connector.alignment: words finds no word that some descriptions share and others "
+            "lack; describe more pictures, or set model.connector.alignment to null"
+        )
     index = {word: i for i, word in enumerate(words)}
     vectors = torch.stack(
         [embedding[torch.tensor(token_ids(f" {word}"))].float().mean(0) for word in words]
@@ -97,7 +102,8 @@ def word_log_probabilities(
     Returns:
         log of the mean over visual tokens of softmax_w(scale cos(v, w)), [N, W].
     """
-    cosine = F.normalize(visual_tokens.float(), dim=-1) @ word_embeddings.T  # [N, V, W]
+    visual_tokens = visual_tokens.to(torch.promote_types(visual_tokens.dtype, torch.float32))
+    cosine = F.normalize(visual_tokens, dim=-1) @ word_embeddings.T  # [N, V, W]
     by_token = F.log_softmax(scale * cosine, dim=-1)
     return torch.logsumexp(by_token, dim=1) - math.log(visual_tokens.shape[1])
 

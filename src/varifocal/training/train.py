@@ -6,7 +6,7 @@ import resource
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import nn
@@ -105,7 +105,6 @@ def train(
     if checkpoint is not None:
         _check_same(run, recipe, parts.fingerprint)
     data = load_training_data(recipe.data, parts.encoder, lambda *at: tell("encode", *at))
-    write_text(run.recipe, with_provenance(recipe, parts.fingerprint).dump_yaml())
     if recipe.model.connector is not None and recipe.model.connector.weights is not None:
         load_connector(parts.base, Path(recipe.model.connector.weights))
     aligned = align(recipe, parts, tell) if aligns(recipe) and checkpoint is None else None
@@ -115,6 +114,8 @@ def train(
     )
     _fill_features(tuned, data, tell)
     trainer = build_trainer(recipe, run, tuned, data, tell)
+    # Only now: a mistake found on the way here must not leave what looks like a run.
+    write_text(run.recipe, with_provenance(recipe, parts.fingerprint).dump_yaml())
     _run(trainer, run, checkpoint)
     result = _result(trainer, tuned, data, aligned, time.monotonic() - started)
     if trainer.is_world_process_zero():
@@ -184,7 +185,7 @@ def align(recipe: Recipe, parts: Assembly, tell: Progress) -> Aligned:
         raise RecipeError("connector.alignment needs a vision tower that is frozen before training")
     pairs = load_captions(recipe.data)
     keys = parts.features.fill(
-        [image for image, _ in pairs], lambda *at: tell("see", *at, "pictures")
+        [image for image, _ in pairs], lambda done, total: tell("see", done, total, "pictures")
     )
     lookup = parts.features.lookup
     tokenizer = parts.encoder.tokenizer
@@ -211,7 +212,13 @@ def align(recipe: Recipe, parts: Assembly, tell: Progress) -> Aligned:
 def build_trainer(
     recipe: Recipe, run: RunDirectory, parts: Assembly, data: TrainingData, tell: Progress
 ) -> SupervisedTrainer:
-    """Join a tuned model and encoded samples into a Trainer."""
+    """Join a tuned model and encoded samples into a Trainer.
+
+    Raises:
+        RunError: the model has no parameter to train.
+    """
+    if not any(parameter.requires_grad for parameter in parts.model.parameters()):
+        raise RunError("tuner: nothing is trained; set tuner.type or tuner.train_connector")
     row_length = recipe.data.row_length or recipe.data.max_length
     rows = PackedDataset(data.samples, row_length, recipe.seed, recipe.data.packing)
     static = row_length if recipe.training.compile_layers else None
@@ -249,7 +256,7 @@ def training_arguments(recipe: Recipe, run: RunDirectory) -> TrainingArguments:
 
 def compile_layers(model: nn.Module) -> None:
     """Compile each decoder layer on its own, for rows of one static length."""
-    decoder: Any = model.get_decoder()  # type: ignore[operator]
+    decoder = cast(Any, model).get_decoder()
     dynamo: Any = torch._dynamo.config
     dynamo.recompile_limit = max(dynamo.recompile_limit, 4 * len(decoder.layers))
     for layer in decoder.layers:
@@ -278,13 +285,11 @@ def _fill_features(parts: Assembly, data: TrainingData, tell: Progress) -> None:
     """Look at every picture once, before the first step."""
     if parts.features is not None:
         images = [image for sample in data.samples for image in sample.images]
-        parts.features.fill(images, lambda *at: tell("see", *at, "pictures"))
+        parts.features.fill(images, lambda done, total: tell("see", done, total, "pictures"))
 
 
 def _run(trainer: SupervisedTrainer, run: RunDirectory, checkpoint: Path | None) -> None:
     """Train, from a checkpoint when there is one; a wish to stop ends in a checkpoint."""
-    if not any(parameter.requires_grad for parameter in trainer.model.parameters()):
-        raise RunError("tuner: nothing is trained; set tuner.type or tuner.train_connector")
     run.cut_metrics(checkpoint_step(checkpoint) if checkpoint else 0)
     with stop_wish() as wish:
         trainer.add_callback(_Stop(wish))
@@ -298,7 +303,8 @@ def _run(trainer: SupervisedTrainer, run: RunDirectory, checkpoint: Path | None)
 
 def _save(run: RunDirectory, parts: Assembly) -> None:
     """Write adapter and processor, each whole or not at all."""
-    for target, part in ((run.adapter, parts.model), (run.processor, parts.processor)):
+    written: dict[Path, Any] = {run.adapter: parts.model, run.processor: parts.processor}
+    for target, part in written.items():
         with whole_directory(target) as staging:
             part.save_pretrained(staging)
 

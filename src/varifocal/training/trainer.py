@@ -7,22 +7,25 @@ whole or not at all and hold no pickled arguments.
 Legend: B rows, T tokens, S supervised positions, V vocabulary.
 """
 
+import json
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 
-from varifocal.run import CHECKPOINT_PREFIX, disk_full_is_an_error, whole_directory
+from varifocal.run import CHECKPOINT_PREFIX, disk_full_is_an_error, whole_directory, write_json
 
 IGNORED = -100
+UNLOGGED = "unlogged.json"
+"""A checkpoint's file for what transformers forgets: the losses since the last line of metrics."""
 
 
 def supervised_loss(
@@ -36,22 +39,23 @@ def supervised_loss(
         num_items: what the sum is divided by; the batch's own supervised tokens when None.
 
     Returns:
-        the loss, a float32 scalar.
+        the loss, a scalar in float32 (float64 of a float64 model).
     """
     inputs = dict(batch)
     targets = inputs.pop("labels")[:, 1:]
     positions = (targets != IGNORED).any(0).nonzero().squeeze(1)  # [S], of any row
     logits = model(**inputs, logits_to_keep=positions, use_cache=False).logits  # [B, S, V]
     kept = targets[:, positions]
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     total = F.cross_entropy(
-        logits.float().flatten(0, 1), kept.flatten(), ignore_index=IGNORED, reduction="sum"
+        logits.flatten(0, 1), kept.flatten(), ignore_index=IGNORED, reduction="sum"
     )
     return total / (num_items if num_items is not None else (kept != IGNORED).sum().clamp_min(1))
 
 
 @dataclass
 class TokenCount:
-    """Tokens of this process since it started, padding left out."""
+    """Tokens that went through a process's model, those before a resumption too, no padding."""
 
     seen: int = 0
     supervised: int = 0
@@ -76,7 +80,9 @@ class SupervisedTrainer(Trainer):
         self.connector_learning_rate = connector_learning_rate
         self.model_accepts_loss_kwargs = True
         self.tokens = TokenCount()
+        self._before = 0  # tokens that were seen before this process resumed
         self._staging: Path | None = None
+        self.add_callback(_TakeUpUnlogged(self))
 
     def compute_loss(
         self,
@@ -93,10 +99,12 @@ class SupervisedTrainer(Trainer):
         return (loss, {"loss": loss}) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """As transformers', with the tokens of this process so far and their speed."""
+        """As transformers', with the tokens so far and their speed."""
         if "loss" in logs and start_time is not None:
             logs["tokens"] = self.tokens.seen
-            logs["tokens_per_second"] = self.tokens.seen / (time.time() - start_time)
+            logs["tokens_per_second"] = (self.tokens.seen - self._before) / (
+                time.time() - start_time
+            )
         super().log(logs, start_time)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -104,7 +112,7 @@ class SupervisedTrainer(Trainer):
         optimizer = super().create_optimizer(model)
         if self.connector_learning_rate is None:
             return optimizer
-        trained = (self.model if model is None else model).named_parameters()
+        trained = cast(nn.Module, model or self.model).named_parameters()
         connector = {id(p) for name, p in trained if ".connector." in f".{name}"}
         for group in list(optimizer.param_groups):
             own = [p for p in group["params"] if id(p) in connector]
@@ -115,13 +123,19 @@ class SupervisedTrainer(Trainer):
                 )
         return optimizer
 
+    def _run_epoch(self, **kwargs: Any) -> None:
+        """Run what is left of an epoch; transformers takes one step of a finished run, too."""
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(**kwargs)
+
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging) if self._staging else super()._get_output_dir(trial)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write the checkpoint aside, then rename it: a kill leaves the last whole one."""
         name = f"{CHECKPOINT_PREFIX}{self.state.global_step}"
-        final = Path(self.args.output_dir) / name
+        folder = cast(str, self.args.output_dir)
+        final = Path(folder) / name
         if not self.args.should_save:
             super()._save_checkpoint(model, trial)
             return
@@ -131,12 +145,28 @@ class SupervisedTrainer(Trainer):
                 super()._save_checkpoint(model, trial)
             finally:
                 self._staging = None
+            self._write_unlogged(staging / name)
             for path in (staging / name).iterdir():
                 os.replace(path, staging / path.name)
             (staging / name).rmdir()
-        rotate_checkpoints(
-            output_dir=self.args.output_dir, save_total_limit=self.args.save_total_limit
-        )
+        rotate_checkpoints(output_dir=folder, save_total_limit=self.args.save_total_limit)
+
+    def _write_unlogged(self, checkpoint: Path) -> None:
+        loss = cast(torch.Tensor, self._tr_loss).item()
+        since = {"loss": loss, "logged_at": self._globalstep_last_logged}
+        write_json(checkpoint / UNLOGGED, {**since, "tokens": asdict(self.tokens)})
+
+    def take_up_unlogged(self) -> None:
+        """Resume the sums of the checkpoint that training starts from, if it has them."""
+        name = f"{CHECKPOINT_PREFIX}{self.state.global_step}"
+        file = Path(self.args.output_dir) / name / UNLOGGED
+        if not self.state.global_step or not file.is_file():
+            return
+        since = json.loads(file.read_text())
+        self._tr_loss += since["loss"]
+        self._globalstep_last_logged = since["logged_at"]
+        self.tokens = TokenCount(**since["tokens"])
+        self._before = self.tokens.seen
 
     def _save(
         self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
@@ -144,6 +174,16 @@ class SupervisedTrainer(Trainer):
         """The adapter's safetensors only: the recipe holds the arguments, so nothing is pickled."""
         if not self.args.should_save:
             return
-        target = Path(output_dir or self.args.output_dir)
+        target = Path(output_dir or cast(str, self.args.output_dir))
         with disk_full_is_an_error(target):
-            self.model.save_pretrained(target, state_dict=state_dict)  # type: ignore[operator]
+            cast(Any, self.model).save_pretrained(target, state_dict=state_dict)
+
+
+class _TakeUpUnlogged(TrainerCallback):
+    """Calls `take_up_unlogged` right after transformers has set its sums to zero."""
+
+    def __init__(self, trainer: SupervisedTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.take_up_unlogged()
