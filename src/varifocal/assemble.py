@@ -85,7 +85,7 @@ def open_run(root: str | Path) -> tuple[Recipe, Assembly]:
         ModelError: its adapter was trained on other weights than the recipe names now.
     """
     run = RunDirectory.open(root)
-    recipe = load_recipe(run.recipe)
+    recipe = load_recipe(run.recipe, check_paths=False)  # its data may have moved since
     if not (run.adapter / "adapter_config.json").is_file():
         raise RunError(
             f"{run.root} has no adapter yet; finish it with: "
