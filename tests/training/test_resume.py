@@ -1,0 +1,203 @@
+"""A run that was killed, or stopped, goes on as if nothing had happened.
+
+The killed processes are real ones. They are killed by themselves, at a step drawn from a seed, so
+that a busy machine cannot let them end first.
+"""
+
+import random
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from varifocal.data.packing import PackedDataset
+from varifocal.errors import ModelError, RunError
+from varifocal.recipe import load_recipe
+from varifocal.run import RunDirectory
+from varifocal.training.train import train
+
+COMMAND = "from varifocal.cli import main; main()"
+
+# Counts training steps and, in the middle of one, sends this process a signal.
+AT_STEP = """
+import os
+from varifocal.training.trainer import SupervisedTrainer
+step = SupervisedTrainer.training_step
+def training_step(self, *args, **kwargs):
+    if self.state.global_step + 1 == {step}:
+        os.kill(os.getpid(), {signal})
+    return step(self, *args, **kwargs)
+SupervisedTrainer.training_step = training_step
+"""
+
+# Two epochs of 6 rows. Neither number divides the other, so checkpoints fall between log lines.
+PACE = {"training.logging_steps": 2, "training.save_steps": 3}
+
+
+@pytest.fixture
+def long_recipe(recipe_file, recipe):
+    """Packing, dropout, pictures through an adapted tower, text, and an aligned connector."""
+    page = yaml.safe_load(recipe_file.read_text())
+    page["training"] |= {key.rpartition(".")[2]: value for key, value in PACE.items()}
+    page["tuner"]["dropout"] = 0.3
+    page["model"]["connector"] |= {"alignment": "words", "alignment_steps": 5}
+    recipe_file.write_text(yaml.safe_dump(page))
+    return recipe
+
+
+def varifocal(*arguments, prelude=""):
+    """Run a command line in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-c", f"{prelude}\n{COMMAND}", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def curve(run):
+    """What a run logged, without the clock."""
+    return [
+        {key: value for key, value in record.items() if key != "tokens_per_second"}
+        for record in run.read_metrics()
+    ]
+
+
+def assert_same_end(run, reference):
+    assert curve(run) == curve(reference)
+    mine, theirs = (
+        load_file(each.adapter / "adapter_model.safetensors") for each in (run, reference)
+    )
+    assert mine.keys() == theirs.keys()
+    for name, tensor in mine.items():
+        assert torch.equal(tensor, theirs[name]), name
+
+
+def test_a_run_that_is_killed_and_stopped_ends_as_one_that_was_not(
+    long_recipe, recipe_file, tmp_path
+):
+    reference = RunDirectory(tmp_path / "reference")
+    result = train(long_recipe(), reference.root)
+    steps = result.steps
+    records = curve(reference)
+    assert [record["step"] for record in records] == list(range(2, steps + 1, 2))
+    assert len({record["loss"] for record in records}) == len(records)
+    assert steps >= 10
+
+    run = RunDirectory(tmp_path / "run")
+    command = ("train", recipe_file, "--out", run.root)
+    killed_at = random.Random(2).randint(4, steps // 2)  # in the first epoch, after a checkpoint
+    prelude = AT_STEP.format(step=killed_at, signal=int(signal.SIGKILL))
+    killed = varifocal(*command, prelude=prelude)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert run.newest_checkpoint().name == "checkpoint-3"
+    assert not run.adapter.exists()
+    with pytest.raises(RunError, match="holds a run already; add --resume to go on with it"):
+        train(long_recipe(), run.root)
+    half = run.checkpoints / ".checkpoint-6.killed"  # as a kill in the middle of saving leaves it
+    (half / "checkpoint-6").mkdir(parents=True)
+    (half / "checkpoint-6" / "adapter_model.safetensors").write_bytes(b"half")
+
+    stopped_at = random.Random(3).randint(steps // 2 + 2, steps - 2)  # in the second epoch
+    prelude = AT_STEP.format(step=stopped_at, signal=int(signal.SIGINT))
+    stopped = varifocal(*command, "--resume", prelude=prelude)
+    assert stopped.returncode == 130, stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    sentence = re.search(r"^stopped after step .*$", stopped.stderr, re.MULTILINE).group()
+    next_command = f"varifocal train {run.recipe} --out {run.root} --resume"
+    assert sentence == (
+        f"stopped after step {stopped_at} of {steps}; it is saved. Go on with: {next_command}"
+    )
+    assert run.newest_checkpoint().name == f"checkpoint-{stopped_at}"
+    assert curve(run) == records[: stopped_at // 2]
+
+    # As the command does it: from the run's own copy of the recipe.
+    finished = train(load_recipe(run.recipe), run.root, resume=True)
+    assert_same_end(run, reference)
+    assert finished.tokens == result.tokens
+    assert finished.supervised_tokens == result.supervised_tokens
+    assert list(run.checkpoints.glob(".*")) == []
+
+
+def test_the_second_epoch_is_packed_anew_and_resuming_knows_it(long_recipe, tmp_path, monkeypatch):
+    """The rows that are given out, by epoch: otherwise the test above could not tell."""
+    given = []
+    get = PackedDataset.__getitem__
+
+    def note(self, index):
+        given.append((self.epoch, index, tuple(self.rows[index])))
+        return get(self, index)
+
+    monkeypatch.setattr(PackedDataset, "__getitem__", note)
+    train(long_recipe(), tmp_path / "run")
+    by_epoch = [[row for e, _, row in given if e == epoch] for epoch in (0, 1)]
+    assert sorted(map(sorted, by_epoch[0])) != sorted(map(sorted, by_epoch[1]))
+    assert all(sorted(sum(rows, ())) == list(range(15)) for rows in by_epoch)
+    assert any(len(row) > 1 for rows in by_epoch for row in rows)
+
+
+def test_resuming_a_finished_run_changes_nothing(recipe, tmp_path):
+    page = recipe({"training.max_steps": 3})
+    run = RunDirectory(tmp_path / "run")
+    first = train(page, run.root)
+    before = curve(run), load_file(run.adapter / "adapter_model.safetensors")
+    again = train(page, run.root, resume=True)
+    after = curve(run), load_file(run.adapter / "adapter_model.safetensors")
+    assert after[0] == before[0]
+    assert all(torch.equal(after[1][name], tensor) for name, tensor in before[1].items())
+    assert (again.steps, again.loss) == (first.steps, first.loss)
+    assert again.tokens == first.tokens
+
+
+def test_resuming_before_the_first_checkpoint_starts_from_the_beginning(recipe, tmp_path):
+    page = recipe({"training.max_steps": 2})
+    run = RunDirectory.create(tmp_path / "run")
+    run.recipe.write_text(page.dump_yaml())
+    run.append_metrics({"step": 1, "loss": 9.0})
+    train(page, run.root, resume=True)
+    train(page, tmp_path / "reference")
+    assert_same_end(run, RunDirectory(tmp_path / "reference"))
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ({"seed": 6}, "seed"),
+        ({"tuner.bottleneck_dim": 4}, "tuner"),
+        ({"model.connector.hidden_dim": 8}, "model.connector"),
+    ],
+)
+def test_a_run_is_not_resumed_as_another_one(recipe, tmp_path, override, key):
+    run = RunDirectory(tmp_path / "run")
+    train(recipe({"training.max_steps": 1}), run.root)
+    kept = run.recipe.read_text()
+    with pytest.raises(RunError) as caught:
+        train(recipe({"training.max_steps": 2, **override}), run.root, resume=True)
+    assert str(caught.value) == (
+        f"{run.root} was started with another {key}; resume it with the recipe it keeps "
+        f"({run.recipe}), or choose another --out"
+    )
+    assert run.recipe.read_text() == kept
+
+
+def test_a_run_is_not_resumed_on_another_base(recipe, tmp_path, new_language):
+    new_language(tmp_path / "language")
+    page = recipe({"training.max_steps": 1, "model.language_model": str(tmp_path / "language")})
+    run = RunDirectory(tmp_path / "run")
+    train(page, run.root)
+    new_language(tmp_path / "language", seed=1)
+    with pytest.raises(ModelError, match=r"was started on a base with content hash [0-9a-f]{12}"):
+        train(page, run.root, resume=True)
+
+
+def test_longer_training_is_resumed(recipe, tmp_path):
+    train(recipe({"training.max_steps": 1}), tmp_path / "run")
+    result = train(recipe({"training.max_steps": 3}), tmp_path / "run", resume=True)
+    assert result.steps == 3
+    metrics = RunDirectory(tmp_path / "run").read_metrics()
+    assert [record["step"] for record in metrics] == [1, 2, 3]

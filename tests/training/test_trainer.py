@@ -1,0 +1,273 @@
+"""The loss against transformers' own, the optimiser's groups, and what a checkpoint holds."""
+
+import errno
+import json
+
+import pytest
+import torch
+from torch.nn import functional as F
+from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
+
+from varifocal.assemble import assemble
+from varifocal.errors import RunError
+from varifocal.recipe import LoraSection, MMASection, NoTunerSection
+from varifocal.run import RunDirectory
+from varifocal.training.train import train
+from varifocal.training.trainer import SupervisedTrainer, TokenCount, supervised_loss
+from varifocal.training.tuner import attach_tuner
+
+VOCABULARY = 41
+
+# The loss
+
+
+@pytest.fixture
+def llama():
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.3,
+    )
+    return LlamaForCausalLM(config).double()
+
+
+def labelled(ids, positions):
+    """Labels at some (row, token) positions."""
+    labels = torch.full_like(ids, -100)
+    for row, token in positions:
+        labels[row, token] = ids[row, token]
+    return labels
+
+
+def random_ids(rows, tokens):
+    return torch.randint(VOCABULARY, (rows, tokens), generator=torch.Generator().manual_seed(rows))
+
+
+def one_row():
+    ids = random_ids(1, 12)
+    return {"input_ids": ids, "labels": labelled(ids, [(0, 7), (0, 8), (0, 11)])}
+
+
+def several_rows():
+    """Other positions in each row, so that a position of one row is no target of another."""
+    ids = random_ids(3, 10)
+    places = [(0, 1), (0, 9), (1, 4), (1, 5), (1, 6), (2, 9)]
+    return {"input_ids": ids, "labels": labelled(ids, places)}
+
+
+def packed_rows():
+    ids = random_ids(2, 14)
+    positions = torch.tensor([[*range(5), *range(9)], [*range(8), *range(4), *range(2)]])
+    places = [(0, 3), (0, 4), (0, 12), (1, 7), (1, 10)]
+    return {"input_ids": ids, "position_ids": positions, "labels": labelled(ids, places)}
+
+
+def a_row_without_labels():
+    ids = random_ids(3, 8)
+    return {"input_ids": ids, "labels": labelled(ids, [(0, 5), (2, 2)])}
+
+
+def every_token():
+    ids = random_ids(2, 6)
+    return {"input_ids": ids, "labels": ids.clone()}
+
+
+BATCHES = [one_row, several_rows, packed_rows, a_row_without_labels, every_token]
+
+
+def full_loss(model, batch, num_items=None):
+    """Cross-entropy over all logits, in the model's precision."""
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    logits = model(**inputs, use_cache=False).logits
+    targets = batch["labels"][:, 1:]
+    each = F.cross_entropy(
+        logits[:, :-1].flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="none"
+    )
+    return each.sum() / (num_items or (targets != -100).sum())
+
+
+def gradients(model, loss):
+    model.zero_grad()
+    loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("batch", BATCHES, ids=lambda make: make.__name__)
+@pytest.mark.parametrize("num_items", [None, 7])
+def test_the_loss_and_its_gradients_are_those_of_the_full_logits(llama, batch, num_items):
+    batch = batch()
+    loss, full = supervised_loss(llama, batch, num_items), full_loss(llama, batch, num_items)
+    assert abs(loss.item() - full.item()) < 1e-10
+    expected = gradients(llama, full)
+    for name, gradient in gradients(llama, supervised_loss(llama, batch, num_items)).items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-6, atol=1e-10, msg=name)
+
+
+@pytest.mark.parametrize("batch", BATCHES, ids=lambda make: make.__name__)
+def test_the_loss_is_transformers_own(llama, batch):
+    """They compute it in float32 whatever the model's dtype, so no closer than that."""
+    batch = batch()
+    theirs = llama(**batch, use_cache=False).loss.item()
+    assert supervised_loss(llama, batch).item() == pytest.approx(theirs, rel=1e-6)
+
+
+def test_logits_are_computed_at_supervised_positions_alone(llama):
+    widths = []
+    llama.lm_head.register_forward_hook(lambda _, args, out: widths.append(out.shape[1]))
+    supervised_loss(llama, several_rows())
+    supervised_loss(llama, one_row())
+    assert widths == [6 - 1, 3]  # two rows end with a target at the same position
+
+
+def test_a_batch_without_labels_has_no_loss_and_a_gradient_of_zero(llama):
+    ids = random_ids(2, 5)
+    loss = supervised_loss(llama, {"input_ids": ids, "labels": labelled(ids, [])})
+    loss.backward()
+    assert loss.item() == 0
+    assert all(p.grad is None or not p.grad.any() for p in llama.parameters())
+
+
+def test_a_half_precision_model_has_a_float32_loss(llama):
+    assert supervised_loss(llama.bfloat16(), one_row()).dtype == torch.float32
+
+
+def test_tokens_are_counted_without_padding():
+    count = TokenCount()
+    batch = {
+        "labels": torch.tensor([[-100, -100, 5, -100], [-100, 6, 7, -100]]),
+        "prompt_mask": torch.tensor([[1, 1, 0, 0], [1, 0, 0, 1]]).bool(),
+    }
+    for _ in range(2):
+        count.add(batch)
+    assert count == TokenCount(seen=14, supervised=6)
+
+
+# The optimiser
+
+
+def trainer_of(model, tmp_path, **options):
+    args = TrainingArguments(
+        output_dir=str(tmp_path), learning_rate=1e-2, weight_decay=0.1, report_to="none"
+    )
+    return SupervisedTrainer(model=model, args=args, **options)
+
+
+@pytest.mark.parametrize(
+    "tuner", [MMASection(), MMASection(adapt_vision_tower=False), LoraSection(), NoTunerSection()]
+)
+def test_the_connector_has_its_own_rate_and_nothing_is_lost_or_doubled(recipe, tmp_path, tuner):
+    model = attach_tuner(assemble(recipe()).base, tuner)
+    groups = (
+        trainer_of(model, tmp_path, connector_learning_rate=3e-4).create_optimizer().param_groups
+    )
+    names = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
+    placed = [names[id(p)] for group in groups for p in group["params"]]
+    assert sorted(placed) == sorted(names.values())
+    plain = trainer_of(model, tmp_path).create_optimizer().param_groups
+    decays = {id(p): group["weight_decay"] for group in plain for p in group["params"]}
+    for group in groups:
+        for parameter in group["params"]:
+            mine = ".connector." in names[id(parameter)]
+            assert group["lr"] == (3e-4 if mine else 1e-2), names[id(parameter)]
+            assert group["weight_decay"] == decays[id(parameter)], names[id(parameter)]
+    assert any(".connector." in name for name in placed)
+
+
+def test_without_a_rate_the_connector_shares_the_common_one(recipe, tmp_path):
+    model = attach_tuner(assemble(recipe()).base, MMASection())
+    groups = trainer_of(model, tmp_path).create_optimizer().param_groups
+    assert {group["lr"] for group in groups} == {1e-2}
+
+
+def test_both_rates_follow_the_schedule(recipe, tmp_path):
+    page = recipe({"training.max_steps": 3, "training.lr_scheduler_type": "linear"})
+    train(page.model_copy(update={"seed": 1}), tmp_path / "run")
+    state = torch.load(
+        tmp_path / "run" / "checkpoints" / "checkpoint-3" / "scheduler.pt", weights_only=True
+    )
+    assert sorted(set(state["base_lrs"])) == [5e-3, 1e-2]
+    assert set(state["_last_lr"]) == {0.0}
+
+
+# Checkpoints
+
+SAVING = {"training.max_steps": 4, "training.save_steps": 2, "training.logging_steps": 3}
+
+
+def test_a_checkpoint_holds_tensors_and_no_pickled_arguments(recipe, tmp_path):
+    train(recipe({**SAVING, "training.save_total_limit": 1}), tmp_path / "run")
+    run = RunDirectory(tmp_path / "run")
+    assert [path.name for path in run.checkpoints.iterdir()] == ["checkpoint-4"]
+    checkpoint = run.newest_checkpoint()
+    names = {path.name for path in checkpoint.iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors", "trainer_state.json"} <= names
+    pickled = {"optimizer.pt", "scheduler.pt", "rng_state.pth"}
+    assert {name for name in names if not name.endswith((".json", ".safetensors", ".md"))} == (
+        pickled
+    )
+    with torch.serialization.safe_globals(_numpy_parts()):
+        for name in pickled:  # tensors, numbers and numpy's random state
+            torch.load(checkpoint / name, weights_only=True)
+    unlogged = json.loads((checkpoint / "unlogged.json").read_text())
+    assert unlogged["logged_at"] == 3
+    assert unlogged["loss"] > 0
+
+
+def _numpy_parts():
+    import numpy as np
+
+    return [np._core.multiarray._reconstruct, np.ndarray, np.dtype, np.dtypes.UInt32DType]
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), RunError),
+        (RuntimeError("something else"), RuntimeError),
+    ],
+)
+def test_a_checkpoint_that_fails_halfway_leaves_the_last_whole_one(
+    recipe, tmp_path, monkeypatch, error, raised
+):
+    saved = []
+    whole = SupervisedTrainer._save_rng_state
+
+    def fail_the_second_time(self, output_dir):
+        saved.append(output_dir)
+        if len(saved) == 2:
+            raise error
+        whole(self, output_dir)
+
+    monkeypatch.setattr(SupervisedTrainer, "_save_rng_state", fail_the_second_time)
+    run = RunDirectory(tmp_path / "run")
+    with pytest.raises(raised) as caught:
+        train(recipe(SAVING), run.root)
+    if raised is RunError:
+        assert str(caught.value) == (
+            f"the disk is full: {run.checkpoints / 'checkpoint-4'} was not written, and what was "
+            "saved before is untouched; free some space and repeat the command with --resume"
+        )
+    assert [path.name for path in run.checkpoints.iterdir()] == ["checkpoint-2"]
+    result = train(recipe(SAVING), run.root, resume=True)
+    assert result.steps == 4
+    assert [record["step"] for record in run.read_metrics()] == [3]
+
+
+def test_a_full_disk_under_the_adapter_keeps_the_checkpoints(recipe, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    run = RunDirectory(tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr("transformers.PreTrainedTokenizerFast.save_pretrained", full)
+        with pytest.raises(RunError, match=rf"^the disk is full: {run.processor} was not written"):
+            train(recipe(SAVING), run.root)
+    assert run.newest_checkpoint().name == "checkpoint-4"
+    assert not list(run.processor.parent.glob(".processor*"))
+    train(recipe(SAVING), run.root, resume=True)
+    assert (run.processor / "tokenizer.json").is_file()
