@@ -1,0 +1,273 @@
+"""Word alignment: the loss in plain loops, the words it uses, and that no language model runs."""
+
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from varifocal.errors import DataError, RecipeError
+from varifocal.training import train as train_module
+from varifocal.training.alignment import (
+    align_connector,
+    alignment_loss,
+    build_vocabulary,
+    word_log_probabilities,
+)
+from varifocal.training.train import train
+
+
+def loss_in_loops(tokens, embeddings, descriptions, scale):
+    """The loss as section 7 of the issue says it, number by number."""
+    losses = []
+    for picture, words in zip(tokens, descriptions, strict=True):
+        by_word = [0.0] * len(embeddings)
+        for token in picture:
+            length = math.sqrt(sum(float(x) ** 2 for x in token))
+            scores = [
+                scale * sum(float(x) * float(e) for x, e in zip(token, word, strict=True)) / length
+                for word in embeddings
+            ]
+            total = sum(math.exp(score) for score in scores)
+            for index, score in enumerate(scores):
+                by_word[index] += math.exp(score) / total / len(picture)
+        losses.append(sum(-math.log(by_word[word]) for word in words) / len(words))
+    return sum(losses) / len(losses)
+
+
+@pytest.mark.parametrize("scale", [20.0, 3.0])
+def test_the_loss_is_the_formula(scale):
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randn(3, 4, 6, generator=generator, dtype=torch.float64)
+    embeddings = torch.randn(5, 6, generator=generator, dtype=torch.float64)
+    embeddings /= embeddings.norm(dim=1, keepdim=True)
+    descriptions = [[0, 3], [1], [2, 3, 4]]
+    targets = torch.zeros(3, 5, dtype=torch.float64)
+    for row, words in enumerate(descriptions):
+        targets[row, words] = 1 / len(words)
+
+    loss = alignment_loss(tokens, embeddings, targets, scale)
+    assert loss.dtype == torch.float64
+    assert abs(loss.item() - loss_in_loops(tokens, embeddings, descriptions, scale)) < 1e-10
+    # A token's length says nothing, and every picture speaks with probability one.
+    stretched = tokens * torch.rand(3, 4, 1, generator=generator, dtype=torch.float64)
+    torch.testing.assert_close(
+        word_log_probabilities(stretched, embeddings, scale),
+        word_log_probabilities(tokens, embeddings, scale),
+        rtol=1e-10,
+        atol=1e-10,
+    )
+    sums = word_log_probabilities(tokens, embeddings, scale).exp().sum(1)
+    torch.testing.assert_close(sums, torch.ones_like(sums), rtol=1e-12, atol=1e-12)
+
+
+# Which words
+
+SYLLABLES = {" red": [0], " blue": [1], " square": [2, 3], " circle": [4, 3], " 12": [5, 6]}
+
+
+@pytest.fixture
+def embedding():
+    return torch.randn(8, 4, generator=torch.Generator().manual_seed(1))
+
+
+def vocabulary_of(descriptions, embedding, **options):
+    return build_vocabulary(descriptions, SYLLABLES.__getitem__, embedding, **options)
+
+
+def test_a_word_is_the_mean_of_its_tokens_behind_a_blank(embedding):
+    vocabulary = vocabulary_of(
+        ["Red SQUARE, square!", "blue circle", "red circle 12", "blue square 12"], embedding
+    )
+    assert vocabulary.words == ["red", "square", "blue", "circle", "12"]
+    for word, vector in zip(vocabulary.words, vocabulary.embeddings, strict=True):
+        mean = embedding[SYLLABLES[f" {word}"]].mean(0)
+        torch.testing.assert_close(vector, mean / mean.norm())
+    third = 1 / 3
+    assert torch.equal(
+        vocabulary.targets,
+        torch.tensor(
+            [
+                [0.5, 0.5, 0, 0, 0],
+                [0, 0, 0.5, 0.5, 0],
+                [third, 0, 0, third, third],
+                [0, third, third, 0, third],
+            ]
+        ),
+    )
+
+
+def test_a_word_of_every_description_and_a_rare_one_are_left_out(embedding):
+    descriptions = ["the red square", "the blue square", "the red circle", "the blue thing"]
+    assert vocabulary_of(descriptions, embedding).words == ["red", "square", "blue"]
+    # With every word gone a picture has no target, and adds no loss.
+    lonely = vocabulary_of([*descriptions, "the only"], embedding)
+    assert float(lonely.targets[-1].sum()) == 0
+
+
+@pytest.mark.parametrize("descriptions", [["red square"], ["red square"] * 3, ["red", "blue"]])
+def test_descriptions_without_a_telling_word_are_refused(descriptions, embedding):
+    with pytest.raises(DataError) as caught:
+        vocabulary_of(descriptions, embedding)
+    assert str(caught.value) == (
+        "connector.alignment: words finds no word that some descriptions share and others lack; "
+        "describe more pictures, or set model.connector.alignment to null"
+    )
+
+
+# Training
+
+
+def align_toy(seed, steps=60):
+    """Three kinds of pictures in the features' first dimensions, one word each."""
+    generator = torch.Generator().manual_seed(3)
+    kinds = torch.arange(12) % 3
+    table = torch.eye(3)[kinds][:, None].repeat(1, 2, 1)
+    table = table + 0.1 * torch.randn(table.shape, generator=generator)
+    names = ["red", "blue", "square"]
+    vocabulary = vocabulary_of(
+        [names[kind] for kind in kinds], torch.randn(8, 4, generator=generator)
+    )
+    torch.manual_seed(0)
+    connector = nn.Linear(3, 4)
+    losses = align_connector(
+        connector,
+        vocabulary,
+        lambda chosen: table[chosen].double(),
+        steps=steps,
+        batch_size=6,
+        learning_rate=0.05,
+        scale=20.0,
+        seed=seed,
+    )
+    spoken = word_log_probabilities(connector(table), vocabulary.embeddings, 20.0).argmax(1)
+    return losses, [vocabulary.words[word] for word in spoken], [names[kind] for kind in kinds]
+
+
+def test_training_lowers_the_loss_until_every_picture_speaks_its_word():
+    losses, spoken, meant = align_toy(seed=1)
+    assert len(losses) == 60
+    assert sum(losses[-5:]) < 0.2 * sum(losses[:5])
+    assert spoken == meant
+
+
+def test_a_seed_decides_the_order_of_pictures():
+    assert align_toy(seed=1, steps=5)[0] == align_toy(seed=1, steps=5)[0]
+    assert align_toy(seed=1, steps=5)[0] != align_toy(seed=2, steps=5)[0]
+
+
+# In a run
+
+ALIGNED = {"model.connector.alignment": "words", "model.connector.alignment_batch_size": 6}
+
+
+@pytest.fixture
+def aligned_recipe(recipe, parts):
+    def make(connector, tower, steps):
+        section = {"type": connector, "hidden_dim": 16, "alignment": "words"}
+        return recipe(
+            {
+                "model.vision_tower": str(parts / tower),
+                "model.connector": {**section, "alignment_steps": steps},
+                "training.max_steps": 1,
+            }
+        )
+
+    return make
+
+
+class LanguageModelRanError(Exception):
+    """The alignment ran the language model."""
+
+
+def forbid_language_model(monkeypatch):
+    """Let any forward pass of the language model, or of a layer of it, raise while aligning."""
+    original = train_module.align
+
+    def run(*_):
+        raise LanguageModelRanError
+
+    def align(recipe, parts, tell):
+        watched = list(parts.base.language_model.modules())
+        for module in parts.base.language_model.model.embed_tokens.modules():
+            watched.remove(module)
+        hooks = [module.register_forward_pre_hook(run) for module in watched]
+        try:
+            return original(recipe, parts, tell)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    monkeypatch.setattr(train_module, "align", align)
+
+
+@pytest.mark.parametrize(
+    ("connector", "tower"),
+    [
+        ("patch_mlp", "clip"),
+        ("patch_mlp", "efficientnet"),
+        ("cls_pyramid", "clip"),
+        ("cls_pyramid", "dinov2"),
+    ],
+)
+def test_alignment_never_runs_the_language_model(
+    aligned_recipe, tmp_path, monkeypatch, connector, tower
+):
+    forbid_language_model(monkeypatch)
+    told = []
+    result = train(
+        aligned_recipe(connector, tower, steps=120),
+        tmp_path / "run",
+        progress=lambda stage, done, total, note="": told.append((stage, done, note)),
+    )
+    losses = [float(note.removeprefix("loss ")) for stage, _, note in told if stage == "align"]
+    assert len(losses) == 120
+    assert sum(losses[-10:]) < 0.95 * sum(losses[:10])
+    assert result.alignment_loss == pytest.approx(sum(losses[-100:]) / 100, abs=1e-3)
+
+
+def test_the_watch_for_the_language_model_sees_it(aligned_recipe, tmp_path, monkeypatch):
+    forbid_language_model(monkeypatch)
+
+    def run_it(_, parts, tell):
+        parts.base(torch.tensor([[1, 2]]))
+
+    monkeypatch.setattr(train_module, "align", run_it)
+    forbid_language_model(monkeypatch)
+    with pytest.raises(LanguageModelRanError):
+        train(aligned_recipe("patch_mlp", "clip", steps=1), tmp_path / "run")
+
+
+def test_the_aligned_connector_is_what_training_starts_from(recipe, tmp_path):
+    """With a learning rate of nearly nothing, the adapter holds the aligned connector."""
+    still = {"training.learning_rate": 1e-12, "training.connector_learning_rate": 1e-12}
+    saved = {}
+    for name, overrides in (("plain", {}), ("aligned", {**ALIGNED, **steps_of(10)})):
+        train(recipe({**still, **overrides, "training.max_steps": 1}), tmp_path / name)
+        tensors = load_file(tmp_path / name / "adapter" / "adapter_model.safetensors")
+        saved[name] = next(t for key, t in tensors.items() if key.endswith("local.2.weight"))
+    assert (saved["aligned"] - saved["plain"]).abs().max() > 1e-3
+
+
+def steps_of(number):
+    return {"model.connector.alignment_steps": number}
+
+
+@pytest.mark.parametrize("key", ["alignment", "weights"])
+def test_a_connector_that_would_not_be_saved_is_not_fitted(recipe, tmp_path, key):
+    value = "words" if key == "alignment" else str(tmp_path)
+    page = recipe({f"model.connector.{key}": value, "tuner.train_connector": False})
+    with pytest.raises(RecipeError) as caught:
+        train(page, tmp_path / "run")
+    assert str(caught.value) == (
+        f"model.connector.{key} changes the connector, and tuner.train_connector: false would not "
+        "save it; set tuner.train_connector to true"
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_alignment_without_described_pictures_names_the_key(recipe, tmp_path, rewrite):
+    rewrite(lambda problems, _: [problem.pop("caption", None) for problem in problems.values()])
+    with pytest.raises(DataError, match="caption"):
+        train(recipe(ALIGNED), tmp_path / "run")
