@@ -115,6 +115,25 @@ def test_towers_can_be_left_alone(awake, tiny):
         get_peft_model(tiny("clip"), MMAConfig(vision_tower=False))
 
 
+def test_layers_without_attention_get_no_adapter():
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
+    config = hf.JambaConfig(
+        **sizes, num_hidden_layers=4, attn_layer_period=2, attn_layer_offset=1, num_experts=1
+    )
+    with torch.device("meta"):
+        model = get_peft_model(hf.JambaForCausalLM(config), MMAConfig())
+    assert adapted(model) == [f"model.layers.{i}.input_layernorm" for i in (1, 3)]
+
+
+@pytest.mark.parametrize(
+    ("name", "router"),
+    [("clip", "cls"), ("dinov2", "cls"), ("siglip", "mean"), ("llama", "modality")],
+)
+def test_what_routes_is_read_from_the_structure(awake, name, router):
+    layers = [layer for layer in awake(name).modules() if isinstance(layer, MMALayer)]
+    assert [layer.router for layer in layers] == [router] * 2
+
+
 def test_a_text_encoder_is_not_mistaken_for_a_tower(tiny):
     text = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     vision = tiny("clip").config
@@ -160,7 +179,20 @@ def test_packed_towers_are_refused_with_the_way_out():
         layer(torch.randn(9, 16))
 
 
-# Counts
+# Start and counts
+
+
+def test_a_fresh_adapter_can_leave_its_start(tiny, batch):
+    model = get_peft_model(tiny("llama"), MMAConfig())
+    layer = model.get_base_model().model.layers[0].input_layernorm
+    down, up = layer.mma_down["default"], layer.mma_up["default"]
+    bound = (6 / (16 + 8)) ** 0.5  # Xavier's
+    assert 0.8 * bound < down.weight.abs().max() <= bound
+    assert not down.bias.any()
+    assert not up.weight.any()
+    assert not up.bias.any()
+    model(**batch("llama")).logits.square().mean().backward()
+    assert all(branch.abs().max() > 0 for branch in up.weight.grad)
 
 
 @pytest.mark.parametrize(
@@ -257,10 +289,34 @@ def test_image_rows_are_read_from_their_placeholders(awake, batch):
     marks = torch.tensor([0, 1])[:, None].expand(2, 7)
     assert torch.equal(logits(model, **inputs, modality_ids=marks), expected)
     swapped = logits(model, **inputs, modality_ids=1 - marks)
-    assert (swapped - expected).abs().amin(dim=(1, 2)).shape == (2,)
     assert all((swapped - expected)[row].abs().max() > 1e-3 for row in (0, 1))
     text = {"input_ids": inputs["input_ids"][:1]}
     torch.testing.assert_close(logits(model, **text)[0], expected[0], rtol=0, atol=1e-6)
+
+
+def test_a_batchs_images_are_forgotten_with_it(awake, batch):
+    model, inputs = awake("llava"), batch("llava")
+    expected = logits(model, **inputs)
+    marks = torch.tensor([0, 1])[:, None].expand(2, 7)
+    decoder = model.get_base_model().model.language_model
+    text = decoder(input_ids=inputs["input_ids"] % 60).last_hidden_state
+    zeros = decoder(input_ids=inputs["input_ids"] % 60, modality_ids=0 * marks).last_hidden_state
+    torch.testing.assert_close(text, zeros, rtol=0, atol=1e-12)
+    assert torch.equal(logits(model, **inputs), expected)
+
+
+def test_marks_stop_at_the_decoder(awake, batch):
+    model, inputs = awake("llama"), batch("llama")
+    seen = []
+    model.get_base_model().model.layers[0].register_forward_pre_hook(
+        lambda layer, args, kwargs: seen.extend(kwargs), with_kwargs=True
+    )
+    marks = {"segment_ids": inputs["modality_ids"], "prompt_mask": inputs["modality_ids"] == 0}
+    logits(model, **inputs, **marks)
+    with model.disable_adapter():
+        logits(model, **inputs, **marks)
+    assert "position_ids" in seen
+    assert not {"modality_ids", "segment_ids", "prompt_mask"} & set(seen)
 
 
 def test_embeddings_alone_cannot_tell_which_rows_hold_an_image(awake, batch):
@@ -286,6 +342,18 @@ def test_routing_table_lists_both_modalities_of_every_layer(awake, batch):
     assert routing_table(model.get_base_model(), "default").keys() == tables.keys()
     with pytest.raises(ValueError, match="no language model here holds an MMA adapter 'other'"):
         routing_table(model, "other")
+    model.delete_adapter("default")
+    with pytest.raises(ValueError, match="no language model here holds an MMA adapter 'default'"):
+        routing_table(model, "default")
+
+
+def test_routing_is_computed_in_float32_at_least(awake):
+    exact, rough = awake("llama"), awake("llama").bfloat16()
+    for one, other in zip(
+        routing_table(exact).values(), routing_table(rough).values(), strict=True
+    ):
+        assert (one - other).abs().max() < 0.01
+        assert not torch.equal(other, other.bfloat16().float())
 
 
 def test_sharper_temperature_sharpens_the_routing(awake):

@@ -169,7 +169,6 @@ class ModalityEmbedding(nn.Module, BaseTunerLayer):
         self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         given = pop_marks(kwargs).get("modality_ids")
-        derived, self._derived = self._derived, None
         adapter = self._adapter()
         if adapter is None:
             return args, kwargs
@@ -177,7 +176,11 @@ class ModalityEmbedding(nn.Module, BaseTunerLayer):
         cache = kwargs.get("past_key_values")
         past = cached_length(cache)
         remembered = getattr(cache, _REMEMBERED, None) if past else None
-        ids = _fit(given, shape, past) if given is not None else _spread(remembered, derived, shape)
+        ids = (
+            _fit(given, shape, past)
+            if given is not None
+            else _spread(remembered, self._derived, shape)
+        )
         modality = None if ids is None else _one_hot(ids, decoder)
         self._latest = None if ids is None else ids[:, -1].detach()
         layers = cast(list[Contextual], self.layers(decoder, adapter))
