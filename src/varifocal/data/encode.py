@@ -141,7 +141,7 @@ class Encoder:
         self.max_length = max_length
         self.overflow: Overflow = overflow
         self.train_on: TrainOn = train_on
-        self._system = _system_turn(self.template, system_prompt)
+        self._system = self.template.system_turn(system_prompt)
 
     def encode(self, example: Example, with_answer: bool = True) -> Encoded:
         """Encode one example.
@@ -389,15 +389,3 @@ def _check_placeholder(
             f"the placeholder '{token}' has id {ids[0]} in the tokenizer, not {number}"
         )
     return ids[0]
-
-
-def _system_turn(template: ChatTemplate, system_prompt: str | None) -> str | None:
-    """Decide what a conversation without a system message starts with; None for no turn."""
-    if system_prompt != "":
-        return system_prompt
-    user: Turn = {"role": "user", "content": "a"}
-    try:
-        empty = template.render([{"role": "system", "content": ""}, user])
-    except ModelError:
-        return None
-    return "" if len(empty) < len(template.render([user])) else None

@@ -106,6 +106,25 @@ class ChatTemplate:
         assert isinstance(text, str)
         return text
 
+    def system_turn(self, system_prompt: str | None) -> str | None:
+        """Decide what a conversation without a system message starts with.
+
+        Args:
+            system_prompt: a text; None for the template's own default; "" for no system prompt.
+
+        Returns:
+            The content of a system turn, or None for no such turn. "" gives an empty turn only
+            where the template would otherwise write its default.
+        """
+        if system_prompt != "":
+            return system_prompt
+        user: Turn = {"role": "user", "content": "a"}
+        try:
+            empty = self.render([{"role": "system", "content": ""}, user])
+        except ModelError:
+            return None
+        return "" if len(empty) < len(self.render([user])) else None
+
     def span(self, turns: Sequence[Turn], index: int, text: str) -> AnswerSpan:
         """Find an assistant turn in the rendered conversation.
 
