@@ -123,10 +123,10 @@ class SupervisedTrainer(Trainer):
                 )
         return optimizer
 
-    def _run_epoch(self, **kwargs: Any) -> None:
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """Run what is left of an epoch; transformers takes one step of a finished run, too."""
         if self.state.global_step < self.state.max_steps:
-            super()._run_epoch(**kwargs)
+            super()._run_epoch(*args, **kwargs)
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._staging) if self._staging else super()._get_output_dir(trial)
@@ -159,7 +159,7 @@ class SupervisedTrainer(Trainer):
     def take_up_unlogged(self) -> None:
         """Resume the sums of the checkpoint that training starts from, if it has them."""
         name = f"{CHECKPOINT_PREFIX}{self.state.global_step}"
-        file = Path(self.args.output_dir) / name / UNLOGGED
+        file = Path(str(self.args.output_dir)) / name / UNLOGGED
         if not self.state.global_step or not file.is_file():
             return
         since = json.loads(file.read_text())
