@@ -154,8 +154,14 @@ class ModalityEmbedding(nn.Module, BaseTunerLayer):
         tokens = self.mma_embedding[adapter](torch.arange(2, device=like.device))  # [2, D]
         tokens = tokens.to(like.dtype)[:, None]  # [2, 1, D]
         with contexts_set(layers, passes), plain_execution(decoder):
-            decoder.forward(inputs_embeds=tokens, use_cache=False)
-        return [cast(Tensor, p.table) for p in passes]
+            output = decoder.forward(inputs_embeds=tokens, use_cache=False)
+        tables = [cast(Tensor, p.table) for p in passes]
+        if _is_distributed():
+            # FSDP gathers a layer's weights again when a gradient reaches the layer's output, but
+            # the last table leaves its layer before that: a zero from the output calls for them.
+            zero = output.last_hidden_state.sum().mul(0).nan_to_num()
+            tables = [table + zero for table in tables]
+        return tables
 
     def _adapter(self) -> str | None:
         if self.disable_adapters:
