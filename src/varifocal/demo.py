@@ -35,7 +35,7 @@ PICTURE_SKILLS = (
     "shapes",
     "thermometer",
 )
-TEXT_SKILLS = ("capitals", "opposites", "parts_of_speech", "story")
+TEXT_SKILLS = ("capitals", "opposites", "parts_of_speech", "weather_or_climate")
 COLUMNS = ("IMG", "TXT", "NO", AVERAGE)
 NUM_CARDS = 6
 
