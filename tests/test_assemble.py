@@ -10,8 +10,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from varifocal.assemble import check_base, load_adapter, open_run
 from varifocal.errors import ModelError, RunError
-from varifocal.recipe import Recipe
-from varifocal.recipe.sections import ModelSection, Provenance
+from varifocal.recipe import ModelSection, Recipe
+from varifocal.recipe.sections import Provenance
 from varifocal.run import RunDirectory
 
 

@@ -24,7 +24,7 @@ from varifocal.recipe import (
 )
 from varifocal.recipe.page import parse_yaml, put, validate
 from varifocal.recipe.reading import SHIPPED
-from varifocal.recipe.sections import Schedule
+from varifocal.recipe.training import Schedule
 
 TREE = Path(__file__).parents[1] / "recipes"
 MODEL = {"language_model": "smollm2-135m-instruct"}
@@ -38,7 +38,7 @@ def folder(tmp_path):
         "data:\n"
         "  train:\n"
         "    - path: alpaca.json\n"
-        "    - {path: alpaca.json, repeat: 2}\n"
+        "    - {path: alpaca.json, epochs: 2}\n"
     )
     return tmp_path
 
@@ -57,7 +57,7 @@ def test_defaults_are_filled_in(folder):
     assert recipe.name == "recipe"
     assert recipe.tuner == MMASection(bottleneck_dim=8, router_temperature=10.0, dropout=0.1)
     assert recipe.model.connector is None
-    assert [source.repeat for source in recipe.data.train] == [1, 2]
+    assert [source.epochs for source in recipe.data.train] == [None, 2]
 
 
 def test_a_vision_tower_brings_a_connector():
@@ -81,10 +81,10 @@ def test_tuner_is_chosen_by_type(tuner, section):
 def test_overrides_reach_every_place(folder):
     recipe = load_recipe(
         folder / "recipe.yaml",
-        ["training.learning_rate=1e-3", "data.train[1].repeat=5", "data.train.0.max_examples=7"],
+        ["training.learning_rate=1e-3", "data.train[1].epochs=5", "data.train.0.max_examples=7"],
     )
     assert recipe.training.learning_rate == 1e-3
-    assert [source.repeat for source in recipe.data.train] == [1, 5]
+    assert [source.epochs for source in recipe.data.train] == [None, 5]
     assert recipe.data.train[0].max_examples == 7
     assert load_recipe(folder / "recipe.yaml", {"seed": 3}).seed == 3
 
@@ -182,7 +182,10 @@ def test_declared_trainer_knobs_exist_in_transformers():
         ),
         ("training.output_dir=x", "training.output_dir: not set here; give --out"),
         ("training.warmup_ratio=0.1", "training.warmup_ratio: not set here; set warmup_steps to"),
-        ("tuner.type=loora", "tuner.type: 'loora' is not allowed; one of 'mma', 'lora', 'none'"),
+        (
+            "tuner.type=loora",
+            "tuner.type: 'loora' is not allowed; one of 'mma', 'mixlora', 'lora', 'full', 'none'",
+        ),
         (
             "model.dtype=bfloat61",
             "model.dtype: 'bfloat61' is not allowed; one of 'float32', 'bfloat16' or 'float16'; "
@@ -222,7 +225,7 @@ def test_a_missing_file_is_answered_with_the_nearest(folder):
     (folder / "recipe.yaml").write_text(text)
     expected = "data.train[1].path: no file 'alpca.json'; did you mean 'alpaca.json'?"
     assert refusal(folder) == expected
-    assert load_recipe(folder / "recipe.yaml", check_paths=False).data.train[1].repeat == 2
+    assert load_recipe(folder / "recipe.yaml", check_paths=False).data.train[1].epochs == 2
 
 
 def test_every_mistake_gets_a_line(folder):
@@ -324,7 +327,8 @@ def _is_required(section, name):
 
 def pages():
     lengths = {"max_length": st.integers(1, 64), "row_length": st.integers(64, 128)}
-    sources = st.lists(sections(SourceSection), max_size=2)
+    one_place = {"path": st.just("a.json"), "hub": st.none(), "subset": st.none()}
+    sources = st.lists(sections(SourceSection, **one_place, weight=st.none()), max_size=2)
     return sections(
         Recipe,
         model=sections(ModelSection, vision_tower=st.none()),
@@ -414,5 +418,5 @@ def test_a_recipe_is_read_without_torch(folder):
 def test_the_dump_is_yaml_that_others_read(folder):
     recipe = load_recipe(folder / "recipe.yaml")
     page = yaml.safe_load(recipe.dump_yaml())
-    assert page["data"]["train"][1]["repeat"] == 2
+    assert page["data"]["train"][1]["epochs"] == 2
     assert list(page) == list(Recipe.model_fields)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from varifocal.data.example import Example
 from varifocal.data.formats import check_images, load_scienceqa, load_source, load_table
 from varifocal.errors import DataError
-from varifocal.recipe.sections import SourceSection
+from varifocal.recipe import SourceSection
 
 
 def answer_of(example):

@@ -21,6 +21,7 @@ from varifocal.errors import ModelError, RunError
 from varifocal.recipe import load_recipe
 from varifocal.run import RunDirectory
 from varifocal.training.train import train
+from varifocal.training.trainer import SupervisedTrainer
 
 COMMAND = "from varifocal.cli import main; main()"
 
@@ -83,8 +84,22 @@ def assert_same_end(run, reference):
         assert torch.equal(tensor, theirs[name]), name
 
 
+@pytest.fixture
+def steps_taken(monkeypatch):
+    """The steps that this process trains, as they come."""
+    taken = []
+    step = SupervisedTrainer.training_step
+
+    def training_step(self, *args, **kwargs):
+        taken.append(self.state.global_step + 1)
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(SupervisedTrainer, "training_step", training_step)
+    return taken
+
+
 def test_a_run_that_is_killed_and_stopped_ends_as_one_that_was_not(
-    long_recipe, recipe_file, tmp_path
+    long_recipe, recipe_file, tmp_path, steps_taken
 ):
     reference = RunDirectory(tmp_path / "reference")
     result = train(long_recipe(), reference.root)
@@ -122,7 +137,9 @@ def test_a_run_that_is_killed_and_stopped_ends_as_one_that_was_not(
     assert curve(run) == records[: stopped_at // 2]
 
     # As the command does it: from the run's own copy of the recipe.
+    steps_taken.clear()
     finished = train(load_recipe(run.recipe), run.root, resume=True)
+    assert steps_taken == list(range(stopped_at + 1, steps + 1))  # and did not start over
     assert_same_end(run, reference)
     assert finished.tokens == result.tokens
     assert finished.supervised_tokens == result.supervised_tokens
@@ -200,9 +217,10 @@ def test_a_run_is_not_resumed_on_another_base(recipe, tmp_path, new_language):
         train(page, run.root, resume=True)
 
 
-def test_longer_training_is_resumed(recipe, tmp_path):
+def test_longer_training_is_resumed(recipe, tmp_path, steps_taken):
     train(recipe({"training.max_steps": 1}), tmp_path / "run")
     result = train(recipe({"training.max_steps": 3}), tmp_path / "run", resume=True)
     assert result.steps == 3
+    assert steps_taken == [1, 2, 3]
     metrics = RunDirectory(tmp_path / "run").read_metrics()
     assert [record["step"] for record in metrics] == [1, 2, 3]

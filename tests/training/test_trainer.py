@@ -218,6 +218,23 @@ def test_a_checkpoint_holds_tensors_and_no_pickled_arguments(recipe, tmp_path):
     assert unlogged["loss"] > 0
 
 
+def test_the_other_processes_of_a_run_leave_no_half_checkpoint(recipe, tmp_path, monkeypatch):
+    """One that is not the first writes aside, and the first takes along what it finds there."""
+    run = RunDirectory(tmp_path / "run")
+    page = recipe({"training.max_steps": 1})
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingArguments, "should_save", False)
+        train(page, run.root)
+    aside = run.checkpoints / ".checkpoint-1.process0" / "checkpoint-1"
+    assert [path.name for path in aside.iterdir()] == ["rng_state.pth"]
+    assert run.newest_checkpoint() is None
+    (aside / "rng_state.pth").rename(aside / "rng_state_1.pth")
+    train(page, run.root, resume=True)
+    assert {path.name for path in run.checkpoints.iterdir()} == {"checkpoint-1"}
+    names = {path.name for path in run.newest_checkpoint().iterdir()}
+    assert {"rng_state.pth", "rng_state_1.pth", "adapter_model.safetensors"} <= names
+
+
 def _numpy_parts():
     import numpy as np
 

@@ -20,10 +20,6 @@ from transformers import Trainer, TrainingArguments
 
 from varifocal.tuners import MMAConfig
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"  # PEFT 0.21 still asks it
-)
-
 LANGUAGE, MIXED, VISION = "language model", "vision-language model", "vision tower"
 
 

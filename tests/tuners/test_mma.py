@@ -16,10 +16,6 @@ import varifocal.tuners.mma
 from varifocal.tuners import MMAConfig, MMALayer, routing_table
 from varifocal.tuners.plugin import register
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"  # PEFT 0.21 still asks it
-)
-
 
 @pytest.fixture
 def awake(tiny):
@@ -345,6 +341,25 @@ def test_routing_table_lists_both_modalities_of_every_layer(awake, batch):
     model.delete_adapter("default")
     with pytest.raises(ValueError, match="no language model here holds an MMA adapter 'default'"):
         routing_table(model, "default")
+
+
+def test_routing_table_of_an_adapter_that_is_not_active(awake):
+    model = awake("llama", target_modules=r".*layers\.1\.input_layernorm")
+    first = routing_table(model)
+    model.add_adapter("second", MMAConfig())
+    model.set_adapter("second")
+    second = routing_table(model)
+    assert list(second) == [f"model.layers.{i}.input_layernorm" for i in (0, 1)]
+
+    def unchanged() -> None:
+        for name, tables in (("default", first), ("second", second)):
+            found = routing_table(model, name)
+            assert list(found) == list(tables)
+            assert all(torch.equal(found[layer], tables[layer]) for layer in tables)
+
+    unchanged()
+    with model.disable_adapter():
+        unchanged()
 
 
 def test_routing_is_computed_in_float32_at_least(awake):

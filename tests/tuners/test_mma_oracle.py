@@ -13,10 +13,6 @@ from torch import Tensor, nn
 
 from varifocal.tuners import MMAConfig, MMALayer
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"  # PEFT 0.21 still asks it
-)
-
 GROUPS, SCALE, TEMPERATURE = 2, 0.7, 3.0
 CONFIG = {"dropout": 0.0, "scale": SCALE, "router_temperature": TEMPERATURE}
 

@@ -279,7 +279,7 @@ def _instead(
     if data is None and not given:
         raise VarifocalError("the run's recipe has no data.evaluate; name something with --data")
     like = given[0] if given else SourceSection(path=str(data))
-    path = str(data.expanduser()) if data else like.path
+    path = str(data.expanduser()) if data else like.place
     return [like.model_copy(update={"path": path, "split": split})]
 
 

@@ -20,7 +20,7 @@ from varifocal.data.table import load_table
 from varifocal.errors import DataError, nearest
 
 if TYPE_CHECKING:
-    from varifocal.recipe.sections import SourceSection
+    from varifocal.recipe import SourceSection
 
 __all__ = ["FORMATS", "Format", "check_images", "load_scienceqa", "load_source", "load_table"]
 
@@ -87,7 +87,7 @@ def load_source(
     Raises:
         DataError: there is nothing at the path, its format is not known, or the loader refuses it.
     """
-    path = Path(root or ".") / Path(source.path).expanduser()
+    path = Path(root or ".") / Path(source.place).expanduser()
     if not path.exists():
         raise DataError(f"no file or folder '{path}'{_neighbour(path)}")
     name = _detect(path) if source.format == "auto" else source.format

@@ -94,7 +94,7 @@ def suite_name(source: SourceSection, method: Method, *, blind: bool = False) ->
     >>> suite_name(source, "likelihood"), suite_name(source, "generate", blind=True)
     ('sciencebook-test', 'sciencebook-test-generate-blind')
     """
-    words = [Path(source.path).stem]
+    words = [Path(source.place).stem]
     if source.split is not None:
         words.append(source.split)
     if method == "generate":

@@ -9,18 +9,17 @@ at `data.root` for data sources; in a recipe that ships with Varifocal, and in a
 starts at the current directory. A loaded recipe holds absolute paths only.
 """
 
+from varifocal.recipe.data import DataSection, MixtureSection, SourceSection
+from varifocal.recipe.model import ConnectorSection, ModelSection
 from varifocal.recipe.reading import find_recipe, load_recipe
-from varifocal.recipe.sections import (
-    ConnectorSection,
-    DataSection,
-    EvaluationSection,
+from varifocal.recipe.sections import EvaluationSection, Recipe
+from varifocal.recipe.training import TrainingSection
+from varifocal.recipe.tuners import (
+    FullSection,
     LoraSection,
+    MixLoraSection,
     MMASection,
-    ModelSection,
     NoTunerSection,
-    Recipe,
-    SourceSection,
-    TrainingSection,
     TunerSection,
 )
 
@@ -28,8 +27,11 @@ __all__ = [
     "ConnectorSection",
     "DataSection",
     "EvaluationSection",
+    "FullSection",
     "LoraSection",
     "MMASection",
+    "MixLoraSection",
+    "MixtureSection",
     "ModelSection",
     "NoTunerSection",
     "Recipe",

@@ -1,13 +1,16 @@
 """From a recipe's file to a recipe: found, overridden, validated, its paths made absolute."""
 
+import glob
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from varifocal.errors import RecipeError, nearest
+from varifocal.recipe.data import DataSection, SourceSection
+from varifocal.recipe.model import ConnectorSection
 from varifocal.recipe.page import as_overrides, put, read_page, validate
-from varifocal.recipe.sections import ConnectorSection, DataSection, Recipe, SourceSection
+from varifocal.recipe.sections import Recipe
 
 SHIPPED = Path(__file__).parent / "shipped"
 
@@ -64,10 +67,10 @@ def find_recipe(path: str | Path) -> Path:
 def _from_here(key: str, value: Any) -> Any:
     """Let a path on the command line start where the user stands, not at the recipe."""
     name = key.rpartition(".")[2]
-    names = ("path", "root", "weights", "language_model", "vision_tower")
+    names = ("path", "image_folder", "root", "weights", "language_model", "vision_tower")
     if not isinstance(value, str) or name not in names:
         return value
-    return _join(Path.cwd(), value) if name in names[:3] else _model_name(Path.cwd(), value)
+    return _join(Path.cwd(), value) if name in names[:4] else _model_name(Path.cwd(), value)
 
 
 def _absolute(recipe: Recipe, base: Path) -> Recipe:
@@ -103,7 +106,12 @@ def _connector_at(base: Path, connector: ConnectorSection | None) -> ConnectorSe
 
 
 def _source_at(start: Path, source: SourceSection) -> SourceSection:
-    return source.model_copy(update={"path": _join(start, source.path)})
+    places = {
+        key: _join(start, value)
+        for key in ("path", "image_folder")
+        if (value := getattr(source, key)) is not None
+    }
+    return source.model_copy(update=places)
 
 
 def _join(base: Path, path: str) -> str:
@@ -118,10 +126,11 @@ def _model_name(base: Path, name: str) -> str:
 
 def _check_sources(data: DataSection) -> None:
     findings = [
-        _missing_path(f"data.{side}[{index}].path", Path(source.path))
+        _missing_path(f"data.{side}[{index}].{key}", Path(value))
         for side in _SIDES
         for index, source in enumerate(getattr(data, side))
-        if not Path(source.path).exists()
+        for key in ("path", "image_folder")
+        if (value := getattr(source, key)) is not None and not glob.glob(value)
     ]
     if findings:
         raise RecipeError("\n".join(findings))

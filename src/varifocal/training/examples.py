@@ -42,7 +42,7 @@ def load_examples(
     skipped: list[str] = []
     for source in sources:
         found = check_images(load_source(source, on_bad_record=on_bad_record), on_bad_record)
-        examples += list(found) * source.repeat
+        examples += list(found) * int(source.epochs or 1)
         skipped += found.skipped
     return examples, skipped
 
@@ -86,15 +86,15 @@ def load_captions(data: DataSection) -> list[tuple[Image, str]]:
 
 def _may_have_captions(source: SourceSection) -> bool:
     """Only a ScienceQA folder keeps descriptions beside its questions."""
-    return (Path(source.path) / "problems.json").is_file()
+    return (Path(source.place) / "problems.json").is_file()
 
 
 def fingerprint_sources(data: DataSection) -> dict[str, str]:
     """The sha256 of each source's table of records, by path (pictures are not read)."""
     found = {}
     for source in (*data.train, *data.captions, *data.evaluate):
-        path = Path(source.path)
+        path = Path(source.place)
         names = ("problems.json", "pid_splits.json")
         files = [path / name for name in names] if path.is_dir() else [path]
-        found[source.path] = fingerprint_files([file for file in files if file.is_file()])
+        found[source.place] = fingerprint_files([file for file in files if file.is_file()])
     return found

@@ -132,24 +132,39 @@ class SupervisedTrainer(Trainer):
         return str(self._staging) if self._staging else super()._get_output_dir(trial)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """Write the checkpoint aside, then rename it: a kill leaves the last whole one."""
+        """Write the checkpoint aside, then rename it: a kill leaves the last whole one.
+
+        Every other process writes its random state into a directory of its own, and the first
+        one takes those files along.
+        """
         name = f"{CHECKPOINT_PREFIX}{self.state.global_step}"
-        folder = cast(str, self.args.output_dir)
-        final = Path(folder) / name
+        final = Path(str(self.args.output_dir)) / name
         if not self.args.should_save:
-            super()._save_checkpoint(model, trial)
+            aside = final.with_name(f".{name}.process{self.args.process_index}")
+            self._write_aside(aside, model, trial)
+            self.accelerator.wait_for_everyone()
             return
         with whole_directory(final) as staging:
-            self._staging = staging
-            try:
-                super()._save_checkpoint(model, trial)
-            finally:
-                self._staging = None
+            self._write_aside(staging, model, trial)
+            self.accelerator.wait_for_everyone()
             self._write_unlogged(staging / name)
-            for path in (staging / name).iterdir():
+            for path in [
+                *(staging / name).iterdir(),
+                *final.parent.glob(f".{name}.process*/{name}/*"),
+            ]:
                 os.replace(path, staging / path.name)
             (staging / name).rmdir()
-        rotate_checkpoints(output_dir=folder, save_total_limit=self.args.save_total_limit)
+        rotate_checkpoints(
+            output_dir=str(self.args.output_dir), save_total_limit=self.args.save_total_limit
+        )
+
+    def _write_aside(self, directory: Path, model: nn.Module, trial: Any) -> None:
+        """Let transformers write this process's part of a checkpoint into another directory."""
+        self._staging = directory
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._staging = None
 
     def _write_unlogged(self, checkpoint: Path) -> None:
         loss = cast(torch.Tensor, self._tr_loss).item()

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from varifocal.errors import RecipeError
-from varifocal.recipe import LoraSection, MMASection, NoTunerSection
+from varifocal.recipe import LoraSection, MMASection, NoTunerSection, TunerSection
 from varifocal.tuners import MMAConfig
 
 CONNECTOR = "connector"
@@ -21,7 +21,7 @@ _INSIDE_A_TOWER = r".*\b(vision_tower|vision_model|visual)\..*"
 
 def attach_tuner(
     model: PreTrainedModel,
-    tuner: MMASection | LoraSection | NoTunerSection,
+    tuner: TunerSection,
     *,
     base_fingerprint: str | None = None,
 ) -> PeftModel:
@@ -50,9 +50,7 @@ def attach_tuner(
         raise RecipeError(f"tuner: {error}") from error
 
 
-def _config(
-    tuner: MMASection | LoraSection | NoTunerSection, modules_to_save: list[str] | None, sees: bool
-) -> PeftConfig:
+def _config(tuner: TunerSection, modules_to_save: list[str] | None, sees: bool) -> PeftConfig:
     if isinstance(tuner, MMASection):
         return MMAConfig(
             bottleneck_dim=tuner.bottleneck_dim,
@@ -62,6 +60,8 @@ def _config(
             vision_tower=tuner.adapt_vision_tower,
             modules_to_save=modules_to_save,
         )
+    if not isinstance(tuner, LoraSection | NoTunerSection):
+        raise RecipeError(f"tuner.type: {tuner.type} cannot be trained by this version")
     lora: dict[str, Any] = {"modules_to_save": modules_to_save}
     if isinstance(tuner, NoTunerSection):
         # A LoRA that matches nothing: PEFT's way to train and save whole modules alone.

@@ -24,8 +24,9 @@ NO_MERGE = (
 class BranchUp(nn.Module):
     """The two grouped up-projections B0, B1 of an adapter, zero at the start.
 
-    Output unit i of branch m reads only the bottleneck units of its own group,
-    `B_m(h)_i = weight[m, i] . h_group(i) + bias[m, i]`, as a grouped 1x1 convolution does.
+    Output unit i of branch k reads only the bottleneck units of its own group,
+    `B_k(h)_i = weight[k, i] . h_group(i) + bias[k, i]`, as a grouped 1x1 convolution does.
+    `weight` is [2, D, R / G], `bias` [2, D].
 
     Args:
         width: D, a multiple of `num_groups`.
@@ -47,8 +48,8 @@ class BranchUp(nn.Module):
 class MMALayer(nn.Module, BaseTunerLayer):
     """A norm followed by LaVIN's mixture-of-modality adapter.
 
-    Implements `Z' = Z + s * router(f_a1(Z), f_a2(Z); f_w(h))` of arXiv 2305.15023, section 3.1,
-    with the two branches sharing their down-projection:
+    Implements `Z' = Z + s * router(f_a1(Z), f_a2(Z); f_w(h))` of LaVIN (arXiv 2305.15023), with
+    two branches that share their down-projection:
 
         z = norm(x)
         y = z + s * (w_0 B_0(A z) + w_1 B_1(A z)),    w = softmax((W h + b) / tau)
@@ -112,21 +113,19 @@ class MMALayer(nn.Module, BaseTunerLayer):
 
         Raises:
             RuntimeError: if a language model's layer runs outside its decoder's forward pass.
-            ValueError: if several adapters are active, or a tower's states are not [B, T, D].
+            ValueError: if several adapters are active, or the states are not [B, T, D].
         """
         z = self.base_layer(x, *args, **kwargs)
-        if self.disable_adapters:
-            return z
-        if self.router == "modality":
-            return self._adapt_tokens(z)
-        adapter = self._active_here()
+        adapter = self._adapter()
         if adapter is None:
             return z
         if z.dim() != 3:
             raise ValueError(
-                f"{self.name}: MMA routes each image by its own states and needs [images, cells, "
-                f"width]; got {list(z.shape)}. Set vision_tower=False for this model"
+                f"{self.name}: MMA routes by whole rows or images and needs states [rows, tokens, "
+                f"width]; got {list(z.shape)}. Change target_modules, or set vision_tower=False"
             )
+        if self.router == "modality":
+            return self._adapt_tokens(adapter, z)
         state = z[:, :1] if self.router == "cls" else z.mean(dim=1, keepdim=True)  # [B, 1, D]
         up = cast(BranchUp, self.mma_up[adapter])
         return self._mix(adapter, z, self._route(adapter, state), up.weight, up.bias)
@@ -135,32 +134,35 @@ class MMALayer(nn.Module, BaseTunerLayer):
         """Refuse to merge; see `MMAModel`."""
         raise ValueError(NO_MERGE)
 
-    def _active_here(self) -> str | None:
+    def _adapter(self) -> str | None:
+        """Name the adapter to run, None for none; in a language model the decoder has chosen."""
+        if self.context is not None:
+            return self.context.adapter if self.context.adapter in self.mma_down else None
+        if self.disable_adapters:
+            return None
         active = [name for name in self.active_adapters if name in self.mma_down]
         if len(active) > 1:
             raise ValueError(f"MMA runs one adapter at a time; got {active}")
         return active[0] if active else None
 
-    def _adapt_tokens(self, z: Tensor) -> Tensor:
+    def _adapt_tokens(self, adapter: str, z: Tensor) -> Tensor:
         context = self.context
         if context is None:
-            if self._active_here() is None:
-                return z
             raise RuntimeError(
                 f"{self.name} ran outside its decoder's forward pass, where its routing is set. "
                 "Checkpoint activations through transformers (gradient_checkpointing), and spread "
                 "over devices with torchrun, not nn.DataParallel"
             )
-        up = cast(BranchUp, self.mma_up[context.adapter])
+        up = cast(BranchUp, self.mma_up[adapter])
         if isinstance(context, RoutingPass):
-            weights = self._route(context.adapter, z)  # [2, 1, 2]
+            weights = self._route(adapter, z)  # [2, 1, 2]
             context.table = weights[:, 0]
-            return self._mix(context.adapter, z, weights, up.weight, up.bias)
+            return self._mix(adapter, z, weights, up.weight, up.bias)
         # Few weights, many tokens: mix the branches of each modality, then look modalities up.
         table = context.table if context.modality is not None else context.table[:1]  # [M, 2]
         weight = torch.einsum("mb,bdk->mdk", table, up.weight.to(table.dtype))
         bias = table @ up.bias.to(table.dtype)
-        return self._mix(context.adapter, z, context.modality, weight, bias)
+        return self._mix(adapter, z, context.modality, weight, bias)
 
     def _route(self, adapter: str, state: Tensor) -> Tensor:
         """Turn routing states [..., D] into branch weights [..., 2], in float32 at least.
@@ -195,8 +197,8 @@ class MMALayer(nn.Module, BaseTunerLayer):
         if shares is not None:
             h = (shares.to(z.dtype)[..., None] * h[..., None, :]).flatten(-2)  # [B, T, M (R + 1)]
         block = _block_matrix(weight, bias, down.out_features).to(z.dtype)
-        delta_scale = self.mma_config[adapter].scale
-        y = torch.addmm(z.flatten(0, -2), h.flatten(0, -2), block, alpha=delta_scale)
+        scale = self.mma_config[adapter].scale
+        y = torch.addmm(z.flatten(0, -2), h.flatten(0, -2), block, alpha=scale)
         return y.view_as(z).to(z.dtype)
 
 

@@ -82,7 +82,7 @@ class MMAModel(BaseTuner):
             setattr(parent, target_name, layer)
         layer.update_layer(adapter_name, config)
         if site.router == "modality":
-            tokens = _modality_embedding(self.model, site.owner, adapter_name, layer.width)
+            tokens = _modality_embedding(self.model, site.owner, adapter_name)
             tokens.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
             inside = current_key[len(site.owner) + 1 :] if site.owner else current_key
             tokens.layer_names[adapter_name].append(inside)
@@ -142,21 +142,16 @@ def _shortest(names: list[str], model: nn.Module) -> list[str]:
     return sorted(leaves) if same == set(names) else names
 
 
-def _modality_embedding(
-    model: nn.Module, owner: str, adapter_name: str, width: int
-) -> ModalityEmbedding:
+def _modality_embedding(model: nn.Module, owner: str, adapter_name: str) -> ModalityEmbedding:
+    """Find or attach a decoder's modality tokens, and give them those of an adapter."""
     decoder = model.get_submodule(owner)
     if MODALITY_EMBEDDING not in decoder._modules:
         outer = [m for name, m in ancestors(model, owner) if name != owner]
         readers = [m for m in (*outer, decoder) if image_token_ids(m)]
-        setattr(
-            decoder,
-            MODALITY_EMBEDDING,
-            ModalityEmbedding(decoder, readers[0] if readers else None),
-        )
-    tokens = cast(ModalityEmbedding, decoder.modality_embedding)
+        tokens = ModalityEmbedding(decoder, readers[0] if readers else None)
+        decoder.add_module(MODALITY_EMBEDDING, tokens)
+    tokens = cast(ModalityEmbedding, decoder.get_submodule(MODALITY_EMBEDDING))
     if adapter_name not in tokens.mma_embedding:
-        like = cast(nn.Embedding, token_embedding(decoder)).weight
-        tokens.add(adapter_name, width, like)
+        tokens.add(adapter_name, cast(nn.Embedding, token_embedding(decoder)))
         tokens.train(decoder.training)
     return tokens

@@ -99,12 +99,13 @@ class ModalityEmbedding(nn.Module, BaseTunerLayer):
             after = reader.register_forward_hook(self._after_reader, always_call=True)
             self._hooks += [before, after]
 
-    def add(self, adapter: str, width: int, like: Tensor) -> None:
-        """Add an adapter's two modality tokens, drawn from N(0, 1), on the device of `like`."""
+    def add(self, adapter: str, like: nn.Embedding) -> None:
+        """Add an adapter's two modality tokens, drawn from N(0, 1), beside the token embedding."""
         self.layer_names[adapter] = []
-        self.mma_embedding[adapter] = nn.Embedding(2, width)
+        self.mma_embedding[adapter] = nn.Embedding(2, like.embedding_dim)
         if not any(p.is_meta for p in self.mma_embedding[adapter].parameters()):
-            self.mma_embedding[adapter].to(device=like.device, dtype=like.dtype)
+            weight = like.weight
+            self.mma_embedding[adapter].to(device=weight.device, dtype=weight.dtype)
 
     def remove_hooks(self) -> None:
         """Leave the decoder as it was found."""
@@ -148,14 +149,15 @@ class ModalityEmbedding(nn.Module, BaseTunerLayer):
         return [decoder.get_submodule(name) for name in self.layer_names[adapter]]
 
     def _run(self, decoder: nn.Module, adapter: str) -> list[Tensor]:
-        layers = cast(list[Contextual], self.layers(decoder, adapter))
-        passes = [RoutingPass(adapter) for _ in layers]
+        names = list(dict.fromkeys(name for own in self.layer_names.values() for name in own))
+        layers = cast(list[Contextual], [decoder.get_submodule(name) for name in names])
+        passes = {name: RoutingPass(adapter) for name in names}
         like = _token_weight(decoder)
         tokens = self.mma_embedding[adapter](torch.arange(2, device=like.device))  # [2, D]
         tokens = tokens.to(like.dtype)[:, None]  # [2, 1, D]
-        with contexts_set(layers, passes), plain_execution(decoder):
+        with contexts_set(layers, list(passes.values())), plain_execution(decoder):
             output = decoder.forward(inputs_embeds=tokens, use_cache=False)
-        tables = [cast(Tensor, p.table) for p in passes]
+        tables = [cast(Tensor, passes[name].table) for name in self.layer_names[adapter]]
         if _is_distributed():
             # FSDP gathers a layer's weights again when a gradient reaches the layer's output, but
             # the last table leaves its layer before that: a zero from the output calls for them.
@@ -193,7 +195,8 @@ class ModalityEmbedding(nn.Module, BaseTunerLayer):
         tables = self.tables(decoder, adapter, decoding=past > 0)
         for layer, table in zip(layers, tables, strict=True):
             layer.context = TokenRouting(adapter, table, modality)
-        self._undo_checkpoints = remember_in_recomputation(decoder, layers)
+        if torch.is_grad_enabled():
+            self._undo_checkpoints = remember_in_recomputation(decoder, layers)
         return args, kwargs
 
     def _after_decoder(

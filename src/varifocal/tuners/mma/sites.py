@@ -20,6 +20,7 @@ NORMS_BEFORE_ATTENTION = (
     "ln_1",  # GPT-2, GPT-J, GPT-Neo
     "ln_attn",  # Falcon's new decoder
     "norm_1",  # MPT
+    "operator_norm",  # LFM2
 )
 
 CLASS_TOKENS = ("class_embedding", "cls_token")

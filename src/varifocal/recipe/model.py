@@ -1,0 +1,73 @@
+"""The frozen parts and the connector between them."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from varifocal.recipe.page import WrongKeyError
+from varifocal.recipe.section import Count, Rate, Section
+
+
+class ConnectorSection(Section):
+    """The trained bridge from the vision tower's states to the language model's embeddings."""
+
+    type: Literal["patch_mlp", "cls_pyramid"] = "patch_mlp"
+    """`cls_pyramid`: LaVIN's, the CLS state after every fourth block; `patch_mlp`: the patches."""
+    hidden_dim: Count | None = None
+    """Width of the hidden layer; by default the connector's own (128 for `cls_pyramid`)."""
+    num_tokens: Count | None = None
+    """`patch_mlp`: local tokens an image is pooled to, a square number; by default every patch."""
+    num_global_tokens: Annotated[int, Field(ge=0)] = 0
+    """`patch_mlp`: further tokens that read all patches at once."""
+    weights: str | None = None
+    """A run whose trained connector is the start; by default a fresh one, drawn from the seed."""
+    alignment: Literal["words"] | None = None
+    """`words`: before training, fit the visual tokens to the embeddings of the caption's words."""
+    alignment_steps: Count = 2500
+    """Steps of the alignment."""
+    alignment_batch_size: Count = 64
+    """Pictures a step of the alignment."""
+    alignment_learning_rate: Rate = 1e-3
+    """Learning rate of the alignment (AdamW)."""
+    alignment_scale: Rate = 20.0
+    """Factor on the cosine of token and word before the softmax (an inverse temperature)."""
+
+    @model_validator(mode="after")
+    def _keys_fit_type(self) -> "ConnectorSection":
+        if self.type == "cls_pyramid" and (self.num_tokens or self.num_global_tokens):
+            key = "num_tokens" if self.num_tokens else "num_global_tokens"
+            raise WrongKeyError(key, "belongs to patch_mlp; cls_pyramid gives a token a block")
+        return self
+
+
+class ModelSection(Section):
+    """The frozen parts and how they are loaded.
+
+    Each name is a packaged model (`smollm2-135m-instruct`), a local directory, or a hub id.
+    """
+
+    language_model: str
+    """A causal language model, or a whole vision-language model when `vision_tower` is null."""
+    vision_tower: str | None = None
+    """The image encoder to graft on; null: use the language model as it is."""
+    connector: ConnectorSection | None = None
+    """By default a `patch_mlp` when there is a vision tower."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    """Number format of the frozen weights."""
+    attn_implementation: str = "sdpa"
+    """transformers' name of the attention code: sdpa, eager, flash_attention_2 ..."""
+    quantization: Literal["nf4", "int8"] | None = None
+    """Hold the language model's linear layers in 4 or 8 bits (needs the extra `quant`)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_connector(cls, page: Any) -> Any:
+        if isinstance(page, dict) and page.get("vision_tower") and page.get("connector") is None:
+            return {**page, "connector": ConnectorSection()}
+        return page
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> "ModelSection":
+        if self.connector and not self.vision_tower:
+            raise WrongKeyError("connector", "there is no vision_tower for it to read")
+        return self

@@ -1,0 +1,101 @@
+"""What is trained inside the frozen parts."""
+
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field
+
+from varifocal.recipe.section import Count, Rate, Section, Share
+
+SEVEN_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class MMASection(Section):
+    """LaVIN's mixture-of-modality adapters (arXiv 2305.15023)."""
+
+    type: Literal["mma"] = "mma"
+    bottleneck_dim: Count = 8
+    """Width an adapter projects down to."""
+    router_temperature: Rate = 10.0
+    """Divides the router's logits before its softmax; the paper takes 10 (7B) and 5 (13B)."""
+    scale: float = 1.0
+    """Factor on the adapter's output."""
+    dropout: Share = 0.1
+    """Share of the bottleneck that is dropped in training, 0 to below 1."""
+    adapt_vision_tower: bool = True
+    """Also put an adapter into every block of the vision tower, where it is a transformer."""
+    train_connector: bool = True
+    """Train and save the connector with the adapters."""
+
+
+class LoraSection(Section):
+    """PEFT's LoRA, for comparison."""
+
+    type: Literal["lora"] = "lora"
+    rank: Count = 8
+    """Rank of the update."""
+    lora_alpha: Rate = 16.0
+    """The update is scaled by lora_alpha / rank."""
+    dropout: Share = 0.05
+    """Share of the layer's input that is dropped in training, 0 to below 1."""
+    target_modules: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+    )
+    """Ends of the names of the linear layers that are adapted."""
+    adapt_vision_tower: bool = False
+    """Also adapt the layers of these names inside the vision tower."""
+    train_connector: bool = True
+    """Train and save the connector with the adapters."""
+
+
+class NoTunerSection(Section):
+    """Nothing but the connector is trained."""
+
+    type: Literal["none"] = "none"
+    train_connector: bool = True
+    """Train and save the connector; false: train nothing, only evaluate."""
+
+
+class MixLoraSection(Section):
+    """Conditional Mixture-of-LoRA (arXiv 2402.15896): low-rank factors picked per instance."""
+
+    type: Literal["mixlora"] = "mixlora"
+    num_factors: Count = 16
+    """E: rank-1 factors in each pool."""
+    rank: Count = 4
+    """r: factors picked for an instance."""
+    conditional: bool = True
+    """Let the choice for B read the factors chosen for A, beside the instance (the paper's CFS)."""
+    selection: Literal["hard", "weighted", "straight_through", "random"] = "weighted"
+    """How scores enter: indices alone (the public code), as weights, or in the gradient alone."""
+    routing_scope: Literal["prompt", "sequence"] = "prompt"
+    """What decides: the prompt's tokens, or all tokens of the instance (the public code)."""
+    lora_alpha: Rate | None = None
+    """The update is scaled by lora_alpha / rank; by default 2 E, as the public code has it."""
+    balance: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the loss that spreads the load over the factors; 0 for none."""
+    dropout: Share = 0.05
+    """Share of the layer's input that is dropped in training, 0 to below 1."""
+    target_modules: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = SEVEN_LINEARS
+    """Ends of the names of the linear layers that are adapted."""
+    adapt_vision_tower: bool = False
+    """Also adapt the layers of these names inside the vision tower."""
+    train_connector: bool = True
+    """Train and save the connector with the adapters."""
+
+
+class FullSection(Section):
+    """Full fine-tuning of the language model; the vision tower stays frozen."""
+
+    type: Literal["full"] = "full"
+    train_connector: bool = True
+    """Train the connector with the language model."""
+
+
+TunerSection = Annotated[
+    MMASection | MixLoraSection | LoraSection | FullSection | NoTunerSection,
+    Field(discriminator="type"),
+    BeforeValidator(lambda page: {"type": "mma", **page} if isinstance(page, dict) else page),
+]
