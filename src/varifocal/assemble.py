@@ -18,13 +18,13 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from varifocal.cache import cache_root
 from varifocal.data.encode import Encoder
 from varifocal.data.example import Image
 from varifocal.data.packing import ImageLoader
 from varifocal.errors import ModelError, RunError
 from varifocal.models import GraftedForConditionalGeneration, GraftedProcessor, load_model
 from varifocal.models.features import FeatureStore
-from varifocal.models.fingerprint import cache_root
 from varifocal.recipe import Recipe, load_recipe
 from varifocal.run import RunDirectory
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import AutoImageProcessor, AutoModelForCausalLM, AutoTokenizer
 
+from varifocal.cache import file_digest, fingerprint
 from varifocal.errors import ModelError
 from varifocal.models import EfficientNetLite, packaged
-from varifocal.models.fingerprint import file_digest, fingerprint
 from varifocal.models.packaged import PACKAGED, Packaged, find_source, packaged_directory
 
 
@@ -101,7 +101,7 @@ def test_a_digest_is_kept_until_the_file_changes(cache, tmp_path, monkeypatch):
     file.write_bytes(b"abc")
     digest = file_digest(file)
     assert digest == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    monkeypatch.setattr("varifocal.models.fingerprint._hash", lambda _: pytest.fail("read again"))
+    monkeypatch.setattr("varifocal.cache._hash", lambda _: pytest.fail("read again"))
     assert file_digest(file) == digest
     monkeypatch.undo()
     monkeypatch.setenv("VARIFOCAL_CACHE", str(cache))

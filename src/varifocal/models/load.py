@@ -23,9 +23,9 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
 )
 
+from varifocal.cache import fingerprint
 from varifocal.errors import ModelError
 from varifocal.models.connector import Connector, build_connector, embedding_scale
-from varifocal.models.fingerprint import fingerprint
 from varifocal.models.grafted import GraftedForConditionalGeneration, graft
 from varifocal.models.packaged import efficientnet_processor
 from varifocal.models.processor import GraftedProcessor

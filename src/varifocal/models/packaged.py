@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 from transformers import CLIPImageProcessorPil
 
+from varifocal.cache import cache_root, file_digest
 from varifocal.errors import ModelError
 from varifocal.models.efficientnet import (
     SCALES,
@@ -30,7 +31,6 @@ from varifocal.models.efficientnet import (
     EfficientNetLiteConfig,
     from_port,
 )
-from varifocal.models.fingerprint import cache_root, file_digest
 from varifocal.models.gguf_file import convert_gguf
 
 CONVERSION = "v1"

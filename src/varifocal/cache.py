@@ -1,4 +1,4 @@
-"""What a weights file is, by its content: for cache names, and for adapters to know their base."""
+"""What can be made again and where it lies; and what a file is, by its content."""
 
 import contextlib
 import os

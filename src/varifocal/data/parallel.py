@@ -1,0 +1,56 @@
+"""Work over many records in several processes, its results in the order asked for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Generic, TypeVar
+
+from torch.utils.data import DataLoader, Dataset
+
+Result = TypeVar("Result")
+
+CHUNK = 32
+"""Items a process works on between two deliveries."""
+
+
+class _Chunks(Dataset[Any], Generic[Result]):
+    """The items in chunks, each worked on as a whole."""
+
+    def __init__(
+        self, function: Callable[[int], Result], items: Sequence[int], size: int = CHUNK
+    ) -> None:
+        self.function, self.items, self.size = function, items, size
+
+    def __len__(self) -> int:
+        """Count the chunks."""
+        return -(-len(self.items) // self.size)
+
+    def __getitem__(self, index: int) -> list[Result]:
+        """Work on one chunk."""
+        start = index * self.size
+        return [self.function(int(item)) for item in self.items[start : start + self.size]]
+
+
+def map_in_order(
+    function: Callable[[int], Result], items: Sequence[int], num_workers: int = 0
+) -> Iterator[Result]:
+    """Apply a function to numbers, in several processes, and yield its results in their order.
+
+    Args:
+        function: of one number; it should return what can go wrong instead of raising it, since an
+            error in a worker ends everything. Its results must be picklable.
+        items: the numbers, for example record indices; a list or an array.
+        num_workers: processes; 0 works in this one. The results are the same for any number.
+    """
+    if num_workers == 0:
+        yield from (function(int(item)) for item in items)
+        return
+    # Asked for before the fork, or the tokenizers library warns of it in each worker.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    chunks = _Chunks(function, items)
+    loader = DataLoader(
+        chunks, batch_size=None, num_workers=min(num_workers, len(chunks)), prefetch_factor=4
+    )
+    for chunk in loader:
+        yield from chunk
