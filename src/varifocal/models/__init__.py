@@ -3,6 +3,7 @@
 from varifocal.models.connector import ClsPyramid, Connector, PatchMLP, build_connector
 from varifocal.models.efficientnet import EfficientNetLite, EfficientNetLiteConfig
 from varifocal.models.grafted import GraftedConfig, GraftedForConditionalGeneration, graft
+from varifocal.models.llava import connector_name
 from varifocal.models.load import LoadedModel, load_model
 from varifocal.models.processor import GraftedProcessor
 from varifocal.models.vision import VisionTower, build_tower
@@ -20,6 +21,7 @@ __all__ = [
     "VisionTower",
     "build_connector",
     "build_tower",
+    "connector_name",
     "graft",
     "load_model",
 ]
