@@ -3,8 +3,6 @@
 Schedules, precision, logging, checkpoints and launchers are the Trainer's. What is ours: logits at
 supervised positions only, an own learning rate for the connector, checkpoints that are written
 whole or not at all and hold no pickled arguments.
-
-Legend: B rows, T tokens, S supervised positions, V vocabulary.
 """
 
 import json
@@ -17,40 +15,14 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 
+from varifocal.models.loss import IGNORED, supervised_loss
 from varifocal.run import CHECKPOINT_PREFIX, disk_full_is_an_error, whole_directory, write_json
 
-IGNORED = -100
 UNLOGGED = "unlogged.json"
 """A checkpoint's file for what transformers forgets: the losses since the last line of metrics."""
-
-
-def supervised_loss(
-    model: nn.Module, batch: Mapping[str, Any], num_items: torch.Tensor | int | None = None
-) -> torch.Tensor:
-    """Cross-entropy of the next token at supervised positions; no other logits are computed.
-
-    Args:
-        model: any causal language model of transformers; its `logits_to_keep` takes an index.
-        batch: what the model's forward takes, and `labels` [B, T], -100 where there is no loss.
-        num_items: what the sum is divided by; the batch's own supervised tokens when None.
-
-    Returns:
-        the loss, a scalar in float32 (float64 of a float64 model).
-    """
-    inputs = dict(batch)
-    targets = inputs.pop("labels")[:, 1:]
-    positions = (targets != IGNORED).any(0).nonzero().squeeze(1)  # [S], of any row
-    logits = model(**inputs, logits_to_keep=positions, use_cache=False).logits  # [B, S, V]
-    kept = targets[:, positions]
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    total = F.cross_entropy(
-        logits.flatten(0, 1), kept.flatten(), ignore_index=IGNORED, reduction="sum"
-    )
-    return total / (num_items if num_items is not None else (kept != IGNORED).sum().clamp_min(1))
 
 
 @dataclass
