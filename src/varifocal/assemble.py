@@ -25,6 +25,7 @@ from varifocal.data.packing import ImageLoader
 from varifocal.errors import ModelError, RunError
 from varifocal.models import GraftedForConditionalGeneration, GraftedProcessor, load_model
 from varifocal.models.features import FeatureStore
+from varifocal.models.load import load_processor
 from varifocal.recipe import Recipe, load_recipe
 from varifocal.run import RunDirectory
 
@@ -75,6 +76,15 @@ def assemble(recipe: Recipe) -> Assembly:
     return Assembly(
         loaded.model, loaded.processor, encoder, loaded.fingerprint, features, load_images
     )
+
+
+def load_encoder(recipe: Recipe) -> Encoder:
+    """Make the encoder that `assemble` gives, without loading any weights.
+
+    Raises:
+        ModelError: as `assemble`.
+    """
+    return _encoder(load_processor(recipe.model), recipe)
 
 
 def open_run(root: str | Path) -> tuple[Recipe, Assembly]:

@@ -1,7 +1,7 @@
 """From the model section of a recipe to a model and its processor."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import (
@@ -79,6 +79,19 @@ def load_model(section: ModelSection, *, meta: bool = False, seed: int = 0) -> L
     return LoadedModel(model.eval(), processor, base_ids, fingerprint(files))
 
 
+def load_processor(section: ModelSection) -> Any:
+    """Load the processor that `load_model` gives, from tokenizers and configs alone.
+
+    Raises:
+        ModelError: as `load_model`.
+    """
+    if section.vision_tower is None:
+        return _whole_processor(section.language_model)
+    shapes = cast(GraftedForConditionalGeneration, _load_meta(section, {}).model)
+    image_processor = load_image_processor(section.vision_tower)
+    return _processor(image_processor, _tokenizer(section.language_model), shapes.connector)
+
+
 def _freeze(model: PreTrainedModel) -> None:
     """Freeze everything but a connector."""
     model.requires_grad_(False)
@@ -94,9 +107,20 @@ def _load_whole(section: ModelSection) -> tuple[PreTrainedModel, Any]:
     kind = AutoModelForCausalLM if language else AutoModelForImageTextToText
     with clear_loading_errors(name):
         model = kind.from_pretrained(locate(name), **_language_options(section))
-        reader = AutoTokenizer if language else AutoProcessor
-        processor = reader.from_pretrained(locate(name), trust_remote_code=False)
-    return model, processor
+    return model, _whole_processor(name)
+
+
+def _whole_processor(name: str) -> Any:
+    """Load a language model's tokenizer, or a vision-language model's processor."""
+    if not sees(read_config(name), name):
+        return _tokenizer(name)
+    with clear_loading_errors(name):
+        return AutoProcessor.from_pretrained(locate(name), trust_remote_code=False)
+
+
+def _tokenizer(name: str) -> PreTrainedTokenizerBase:
+    with clear_loading_errors(name):
+        return AutoTokenizer.from_pretrained(locate(name), trust_remote_code=False)
 
 
 def sees(config: PreTrainedConfig, name: str) -> bool:
@@ -129,8 +153,8 @@ def _load_grafted(
 
 def _load_language(section: ModelSection) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     name = section.language_model
+    tokenizer = _tokenizer(name)
     with clear_loading_errors(name):
-        tokenizer = AutoTokenizer.from_pretrained(locate(name), trust_remote_code=False)
         options = _language_options(section)
         return AutoModelForCausalLM.from_pretrained(locate(name), **options), tokenizer
 
