@@ -53,7 +53,7 @@ def pack(
     >>> sorted(sorted(row) for row in pack([5, 3, 2, 4], row_length=7))
     [[0, 2], [1, 3]]
     """
-    if lengths and not 0 < min(lengths) <= max(lengths) <= row_length:
+    if len(lengths) and not 0 < min(lengths) <= max(lengths) <= row_length:
         raise ValueError(f"lengths must be 1 to row_length {row_length}, not {max(lengths)}")
     random = np.random.default_rng(seed)
     order = random.permutation(len(lengths))
@@ -100,6 +100,7 @@ class PackedDataset(Dataset[list[Encoded]]):
 
     Args:
         samples: encoded examples; one that is listed twice is seen twice.
+        lengths: their tokens, where they are known without reading them.
         row_length: most tokens of a row.
         seed: with the epoch's number it decides the rows and their order, in any process.
         packing: False gives each sample a row of its own, shuffled.
@@ -114,20 +115,21 @@ class PackedDataset(Dataset[list[Encoded]]):
         row_length: int,
         seed: int = 0,
         packing: bool = True,
+        lengths: Sequence[int] | None = None,
     ) -> None:
         if not samples:
             raise DataError("there is no example to train on")
-        for sample in samples:
-            if len(sample) > row_length:
+        self.lengths = [len(sample) for sample in samples] if lengths is None else lengths
+        for number, length in enumerate(self.lengths):
+            if length > row_length:
                 raise DataError(
-                    f"record '{sample.example_id}' takes {len(sample)} tokens, a row holds "
+                    f"record '{samples[number].example_id}' takes {length} tokens, a row holds "
                     f"{row_length}; raise row_length or lower max_length"
                 )
         self.samples = samples
         self.row_length = row_length
         self.seed = seed
         self.window = WINDOW if packing else 1
-        self.lengths = [len(sample) for sample in samples]
         self.epoch = 0
         self._first = self._pack(0, 0)
         self.rows = self._first

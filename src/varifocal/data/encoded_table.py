@@ -1,0 +1,99 @@
+"""Encoded records on disk, one table for each source and encoder: nothing is encoded twice.
+
+A table is two files. `index.bin` holds a 64-bit number a record, the place of its entry plus one or 0
+while it is unknown; `entries.bin` holds the entries in the order in which they were made. Both may be used by several processes.
+
+Letters: T tokens of a record, N its pictures.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from varifocal.data.encode import Encoded
+from varifocal.data.example import Example
+
+_HEADER = 5  # numbers in front of an entry: T, N, modality, was_cut, dropped_turns
+
+
+class EncodedTable:
+    """A memory-mapped table of encoded records.
+
+    Args:
+        directory: where it lies, named by the content of source and encoder; made if new.
+        num_records: of the source.
+    """
+
+    def __init__(self, directory: Path, num_records: int) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self._entries = directory / "entries.bin"
+        self._entries.touch()
+        index = directory / "index.bin"
+        size = max(num_records, 1) * 8
+        with index.open("ab") as file:
+            if file.tell() < size:
+                file.truncate(size)  # the new part reads as zeros: unknown
+        self._index = np.memmap(index, np.int64, "r+", shape=(max(num_records, 1),))
+
+    def __contains__(self, number: int) -> bool:
+        """Whether a record is encoded already."""
+        return bool(self._index[number])
+
+    def read(self, number: int, example: Example | None) -> Encoded:
+        """Return an encoded record.
+
+        Args:
+            number: of the record; it must be in the table.
+            example: the record itself, which brings the pictures; None for one without any.
+        """
+        with self._entries.open("rb") as file:
+            file.seek(int(self._index[number]) - 1)
+            header = np.frombuffer(file.read(_HEADER * 4), np.int32)
+            length, num_images, modality, was_cut, dropped_turns = map(int, header)
+            body = np.frombuffer(file.read((num_images + length) * 4), np.int32)
+            bits = np.frombuffer(file.read(-(-length // 8)), np.uint8)
+        every = example.images if example is not None else ()
+        return Encoded(
+            input_ids=body[num_images:],
+            prompt_mask=np.unpackbits(bits, count=length).astype(np.bool_),
+            modality=modality,
+            images=tuple(every[place] for place in body[:num_images]),
+            example_id=example.id if example is not None else "",
+            was_cut=bool(was_cut),
+            dropped_turns=dropped_turns,
+        )
+
+    def has_images(self, number: int) -> bool:
+        """Whether an encoded record has pictures, so that reading it takes its example."""
+        with self._entries.open("rb") as file:
+            file.seek(int(self._index[number]) - 1 + 4)
+            return bool(np.frombuffer(file.read(4), np.int32)[0])
+
+    def add(self, encoded: Sequence[tuple[int, Encoded, Example]]) -> None:
+        """Put records in, each with its number and its example; one that is there stays."""
+        with self._entries.open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.seek(0, os.SEEK_END)
+            for number, one, example in encoded:
+                if number in self:
+                    continue
+                place = file.tell()
+                file.write(_entry(one, example))
+                file.flush()
+                self._index[number] = place + 1  # only now: the entry is whole
+
+
+def _entry(one: Encoded, example: Example) -> bytes:
+    """Write an entry: header, the pictures' places in the example, ids, mask in bits."""
+    places = [
+        next(place for place, there in enumerate(example.images) if there is image)
+        for image in one.images
+    ]
+    header = [len(one), len(places), one.modality, int(one.was_cut), one.dropped_turns]
+    numbers = np.array([*header, *places], np.int32).tobytes()
+    return numbers + one.input_ids.tobytes() + np.packbits(one.prompt_mask).tobytes()
