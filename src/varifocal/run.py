@@ -1,6 +1,7 @@
 """The run directory: what a run writes, and how it is read back.
 
     runs/NAME/  recipe.yaml   metrics.jsonl   adapter/   processor/   checkpoints/   eval/   plots/
+    analysis/
 
 Every file is written whole or not at all: to a temporary name beside it, then renamed. This file
 knows paths and bytes only; models, adapters and scores are written by those who make them.
@@ -98,6 +99,11 @@ class RunDirectory:
     def plots(self) -> Path:
         """Pictures."""
         return self.root / "plots"
+
+    @property
+    def analysis(self) -> Path:
+        """What looking into the trained parameters found: JSON and pictures."""
+        return self.root / "analysis"
 
     def newest_checkpoint(self) -> Path | None:
         """The whole checkpoint with the most steps, or None; a partial one has another name."""

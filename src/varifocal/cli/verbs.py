@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
@@ -17,8 +16,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 import typer
 
 from varifocal import __version__
+from varifocal.cli.analyze_verbs import analyze_app
+from varifocal.cli.ready import ready
 from varifocal.errors import Stopped, VarifocalError, nearest
-from varifocal.registration import check_versions
 
 if TYPE_CHECKING:
     from varifocal.recipe import SourceSection
@@ -40,6 +40,7 @@ app = typer.Typer(
 data_app = typer.Typer(help="Make data sets.", no_args_is_help=True)
 make_app = typer.Typer(help="Make a procedural data set.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+app.add_typer(analyze_app, name="analyze")
 data_app.add_typer(make_app, name="make")
 
 RecipeArgument = Annotated[
@@ -93,7 +94,7 @@ def demo(
 
     An interrupted demo goes on where it stopped; a finished one is only shown again.
     """
-    _ready()
+    ready()
     from varifocal.cli.screen import print_demo, stage_bars
     from varifocal.demo import run_demo
 
@@ -112,7 +113,7 @@ def train(
     overrides: SetOption = None,
 ) -> None:
     """Train a recipe into a run directory; Ctrl-C saves what there is."""
-    _ready()
+    ready()
     from varifocal.cli.screen import stage_bars
     from varifocal.recipe import load_recipe
     from varifocal.training.train import train as run_training
@@ -144,7 +145,7 @@ def evaluate(
     blind: Annotated[bool, typer.Option("--blind", help="Leave the pictures out.")] = False,
 ) -> None:
     """Score a run by ScienceQA's protocol; scores and predictions stay in the run directory."""
-    _ready()
+    ready()
     from varifocal.assemble import open_run
     from varifocal.cli.screen import print_scores, stage_bars
     from varifocal.evaluation.suites import score_sources
@@ -179,7 +180,7 @@ def ask(
     max_new_tokens: MaxTokensOption = 256,
 ) -> None:
     """Ask a trained run one question, about pictures or not."""
-    _ready()
+    ready()
     from varifocal.cli.talk import Talk, readable_pictures
 
     pictures = readable_pictures(image or [])
@@ -196,7 +197,7 @@ def chat(
     max_new_tokens: MaxTokensOption = 256,
 ) -> None:
     """Talk with a trained run, about pictures or not, over several turns."""
-    _ready()
+    ready()
     from varifocal.cli.talk import Talk, readable_pictures, typed_lines
 
     pictures = readable_pictures(image or [])
@@ -220,7 +221,7 @@ def plan(
     overrides: SetOption = None,
 ) -> None:
     """Say what a recipe would train, from the models' shapes alone; nothing is loaded."""
-    _ready()
+    ready()
     from varifocal.recipe import load_recipe
     from varifocal.training.plan import plan as make_plan
 
@@ -286,15 +287,6 @@ def _instead(
 def _print_left_out(sentences: Sequence[str]) -> None:
     for sentence in sentences:
         print(f"left out: {sentence}", file=sys.stderr)
-
-
-def _ready() -> None:
-    """Check the libraries before their slow import, and keep their notices off the screen."""
-    check_versions()
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
 
 
 def main() -> None:

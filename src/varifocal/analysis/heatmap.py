@@ -1,0 +1,199 @@
+"""Heat maps of signed matrices between tasks: who helps whom, who harms whom."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from varifocal.analysis.plots import FAINT, INK, new_figure, save_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.image import AxesImage
+
+COLOURS = "RdBu"
+EMPTY = "#d8dce1"
+LONGEST_NAME = 24
+_CELL = 0.62  # inches
+_PANEL = 1.75  # inches
+_COLUMNS = 6
+
+Cells = npt.NDArray[np.float64]
+
+
+def interference_heatmap(
+    cells: npt.ArrayLike,
+    tasks: Sequence[str],
+    path: Path,
+    *,
+    sure: npt.ArrayLike | None = None,
+    title: str = "Task interference",
+) -> None:
+    """Draw an interference matrix with a number in every cell.
+
+    Colours are centred at 0: red harms, blue helps, grey is undefined. The title names the share of
+    negative pairs. A number whose sign is not sure stands in brackets.
+
+    Args:
+        cells: T [n, n]: row, whose loss; column, whose step.
+        tasks: n names.
+        path: the PNG to write.
+        sure: [n, n] bool; every cell when None.
+        title: what stands above it.
+
+    Raises:
+        ValueError: the matrix is not n by n.
+    """
+    matrix = _checked(cells, tasks)
+    certain = np.ones(matrix.shape, bool) if sure is None else np.asarray(sure, dtype=bool)
+    n = len(tasks)
+    figure = new_figure(3.4 + _CELL * n, 2.6 + _CELL * n)
+    figure.set_layout_engine("constrained")
+    axes = figure.subplots()
+    picture = _draw(axes, matrix, _reach([matrix]))
+    _name_axes(axes, tasks)
+    size = 9 if n <= 8 else 7.5
+    for (row, column), value in np.ndenumerate(matrix):
+        _write(axes, row, column, value, bool(certain[row, column]), _reach([matrix]), size)
+    axes.set_xlabel("a step on this task ...", color=INK)
+    axes.set_ylabel("... and the loss of this task", color=INK)
+    lines = [
+        f"{title}: {_share(matrix)}",
+        "1: helps like a step on the task itself; below 0: harms",
+    ]
+    if not certain.all():
+        lines.append("in brackets: two halves of the examples disagree on the sign")
+    axes.set_title(lines[0], loc="left", color=INK, fontsize=11, pad=12 * len(lines) + 2)
+    axes.text(0, 1.015, "\n".join(lines[1:]), transform=axes.transAxes, color="#57606a", fontsize=8)
+    figure.colorbar(picture, ax=axes, shrink=0.8, extend="both").outline.set_visible(False)  # type: ignore[operator]
+    save_figure(figure, path)
+
+
+def layer_heatmaps(
+    cells: Mapping[str, npt.ArrayLike],
+    tasks: Sequence[str],
+    path: Path,
+    *,
+    title: str = "Task interference by layer",
+) -> None:
+    """Draw the matrices of many blocks as small multiples, on one scale of colours.
+
+    Args:
+        cells: T [n, n] by block, as `interference_heatmap` takes it.
+        tasks: n names; they are numbered beside the panels, and the key stands below.
+        path: the PNG to write.
+        title: what stands above them.
+
+    Raises:
+        ValueError: there is no block, or a matrix is not n by n.
+    """
+    if not cells:
+        raise ValueError("there is no layer to draw")
+    matrices = {name: _checked(one, tasks) for name, one in cells.items()}
+    columns = min(_COLUMNS, len(matrices))
+    rows = -(-len(matrices) // columns)
+    key_lines = _key(tasks, width=max(40, 19 * columns))
+    height = 0.8 + (_PANEL + 0.42) * rows + 0.17 * len(key_lines)
+    figure = new_figure(max(5.5, 0.9 + (_PANEL + 0.2) * columns), height)
+    figure.set_layout_engine("constrained", rect=(0, 0.17 * (len(key_lines) + 1) / height, 1, 0.98))
+    grid = figure.subplots(rows, columns, squeeze=False)
+    reach = _reach(list(matrices.values()))
+    picture = None
+    for axes, (name, matrix) in zip(grid.flat, matrices.items(), strict=False):
+        picture = _draw(axes, matrix, reach)
+        axes.set_title(f"{name}\n{_share(matrix)}", fontsize=7.5, color=INK)
+        ticks = range(len(tasks))
+        labels = [str(number + 1) for number in ticks]
+        axes.set_xticks(ticks, labels, fontsize=5.5)
+        axes.set_yticks(ticks, labels, fontsize=5.5)
+    for axes in list(grid.flat)[len(matrices) :]:
+        axes.set_axis_off()
+    figure.suptitle(title, x=0.01, ha="left", color=INK, fontsize=11)
+    key = "\n".join([*key_lines, "columns: whose step; rows: whose loss; blue helps, red harms"])
+    figure.text(0.01, 0.01, key, fontsize=7.5, color=INK, va="bottom")
+    assert picture is not None
+    bar = figure.colorbar(picture, ax=grid, shrink=min(1.0, 0.9), aspect=30, extend="both")
+    bar.outline.set_visible(False)  # type: ignore[operator]
+    save_figure(figure, path)
+
+
+def shorten(name: str, longest: int = LONGEST_NAME) -> str:
+    """Cut a task's name to what fits beside a cell.
+
+    >>> shorten("Compare properties of objects made of wool", 12)
+    'Compare pro…'
+    """
+    return name if len(name) <= longest else f"{name[: longest - 1].rstrip()}…"
+
+
+def _checked(cells: npt.ArrayLike, tasks: Sequence[str]) -> Cells:
+    """Read a matrix; None, as JSON has it, becomes NaN."""
+    matrix = np.asarray(cells, dtype=np.float64)
+    if matrix.shape != (len(tasks), len(tasks)):
+        raise ValueError(f"{len(tasks)} tasks need a square matrix of them, it is {matrix.shape}")
+    return matrix
+
+
+def _off_diagonal(matrix: Cells) -> Cells:
+    cells = matrix[~np.eye(len(matrix), dtype=bool)]
+    return cells[~np.isnan(cells)]
+
+
+def _reach(matrices: Sequence[Cells]) -> float:
+    """Find the value of the strongest colour: 1, or less where nearly all pairs are weaker."""
+    pairs = np.abs(np.concatenate([_off_diagonal(matrix) for matrix in matrices]))
+    return float(np.clip(np.quantile(pairs, 0.95), 0.1, 1.0)) if pairs.size else 1.0
+
+
+def _share(matrix: Cells) -> str:
+    pairs = _off_diagonal(matrix)
+    return f"{(pairs < 0).mean():.0%} of pairs negative" if pairs.size else "undefined"
+
+
+def _draw(axes: Axes, matrix: Cells, reach: float) -> AxesImage:
+    from matplotlib import colormaps
+
+    colours = colormaps[COLOURS].with_extremes(bad=EMPTY)
+    picture = axes.imshow(matrix, cmap=colours, vmin=-reach, vmax=reach)
+    axes.tick_params(length=0, colors=INK)
+    axes.spines[:].set_color(FAINT)
+    return picture
+
+
+def _name_axes(axes: Axes, tasks: Sequence[str]) -> None:
+    names = [shorten(task) for task in tasks]
+    axes.set_xticks(range(len(tasks)), names, rotation=40, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(tasks)), names)
+    axes.tick_params(labelsize=9)
+    axes.set_xticks(np.arange(len(tasks) - 1) + 0.5, minor=True)
+    axes.set_yticks(np.arange(len(tasks) - 1) + 0.5, minor=True)
+    axes.grid(which="minor", color="white", linewidth=1.2)
+    axes.tick_params(which="minor", length=0)
+
+
+def _write(
+    axes: Axes, row: int, column: int, value: float, sure: bool, reach: float, size: float
+) -> None:
+    """Write a cell's number, dark on light and light on dark."""
+    if np.isnan(value):
+        text, colour = "-", INK
+    else:
+        number = f"{value:.2f}" if abs(value) < 9.995 else f"{value:.0f}"
+        text = number if sure or row == column else f"({number})"
+        colour = "white" if abs(value) > 0.65 * reach else INK
+    axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=size)
+
+
+def _key(tasks: Sequence[str], width: int) -> list[str]:
+    """Write the tasks' numbers and names in lines of a limited width."""
+    lines = [""]
+    for number, task in enumerate(tasks, start=1):
+        entry = f"{number} {shorten(task)}"
+        if lines[-1] and len(lines[-1]) + 3 + len(entry) > width:
+            lines.append("")
+        lines[-1] += f"   {entry}" if lines[-1] else entry
+    return lines

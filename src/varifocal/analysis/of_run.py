@@ -1,0 +1,143 @@
+"""The analyses of a trained run: from its directory to JSON and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from varifocal.analysis.gradients import AdapterGradient
+from varifocal.analysis.heatmap import interference_heatmap, layer_heatmaps
+from varifocal.analysis.interference import ALL, Estimator, Interference, measure_interference
+from varifocal.analysis.tasks import TaskExamples, encode_tasks, load_tasks
+from varifocal.assemble import Assembly, open_run
+from varifocal.recipe import Recipe
+from varifocal.run import RunDirectory, write_json
+
+
+class Progress(Protocol):
+    """How long work is told of."""
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Say that `done` of `total` of a stage are done."""
+        ...
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Which examples an analysis looks at.
+
+    Attributes:
+        tasks: their names; the most frequent ones when None.
+        path: other data than the run learned from.
+        split: another split of it.
+        per_task: at most so many examples of each task.
+        seed: of their draw.
+    """
+
+    tasks: Sequence[str] | None = None
+    path: Path | None = None
+    split: str | None = None
+    per_task: int = 16
+    seed: int = 0
+
+    def load(self, recipe: Recipe) -> TaskExamples:
+        """Draw the examples.
+
+        Raises:
+            RecipeError, DataError: as `load_tasks`.
+        """
+        return load_tasks(
+            recipe.data,
+            self.tasks,
+            path=self.path,
+            split=self.split,
+            per_task=self.per_task,
+            seed=self.seed,
+        )
+
+
+@dataclass(frozen=True)
+class Written:
+    """What an analysis leaves.
+
+    Attributes:
+        files: the JSON first, then the pictures.
+        left_out: one sentence for each record or group of tasks that was not looked at.
+    """
+
+    files: Sequence[Path]
+    left_out: Sequence[str] = field(default_factory=tuple)
+
+
+def interference_of_run(
+    root: str | Path,
+    asked: Asked,
+    *,
+    num_groups: int | None = None,
+    with_connector: bool = False,
+    estimator: Estimator = "ratio_of_means",
+    out: Path | None = None,
+    progress: Progress | None = None,
+) -> tuple[Interference, Written]:
+    """Measure how the tasks of a run interfere, and write it down.
+
+    Writes `interference.json`, `interference.png` and `interference-layers.png`.
+
+    Args:
+        root: the run directory.
+        asked: the examples.
+        num_groups: into how many blocks the layers are joined; None for one each.
+        with_connector: count the connector's parameters as well.
+        estimator: see `varifocal.analysis.interference`.
+        out: where to write; the run's `analysis` by default.
+        progress: told of every gradient.
+
+    Raises:
+        RunError, RecipeError, ModelError, DataError: the run has no adapter, its data is not there,
+            or a task is not in it.
+    """
+    recipe, parts = open_run(root)
+    gradient = AdapterGradient(
+        parts.model, parts.load_images, num_groups=num_groups, with_connector=with_connector
+    )
+    drawn = asked.load(recipe)
+    samples, left_out = encode_tasks(drawn, parts.encoder, recipe.data.on_bad_record)
+    _see(drawn, parts, progress)
+    found = measure_interference(
+        samples,
+        gradient,
+        gradient.blocks,
+        estimator=estimator,
+        progress=(lambda done, total: progress("gradients", done, total)) if progress else None,
+    )
+    out = out or RunDirectory(Path(root)).analysis
+    page = {
+        "run": str(root),
+        "tuner": recipe.tuner.type,
+        "with_connector": with_connector,
+        "data": list(drawn.places),
+        "split": asked.split,
+        "seed": asked.seed,
+        **found.as_json(),
+    }
+    files = [out / f"interference{end}" for end in (".json", ".png", "-layers.png")]
+    write_json(files[0], page)
+    _draw(found, files[1], files[2])
+    return found, Written(files, [*drawn.left_out, *left_out])
+
+
+def _see(drawn: TaskExamples, parts: Assembly, progress: Progress | None) -> None:
+    """Look at every picture once, before the first gradient."""
+    if parts.features is not None:
+        images = [image for own in drawn.by_task.values() for one in own for image in one.images]
+        tell = (lambda done, total: progress("pictures", done, total)) if progress else None
+        parts.features.fill(images, tell)
+
+
+def _draw(found: Interference, whole: Path, layers: Path) -> None:
+    matrix = found.matrices[ALL]
+    interference_heatmap(matrix.interference.numpy(), found.tasks, whole, sure=matrix.sure.numpy())
+    blocks = {name: one.interference.numpy() for name, one in found.matrices.items()}
+    layer_heatmaps({name: one for name, one in blocks.items() if name != ALL}, found.tasks, layers)

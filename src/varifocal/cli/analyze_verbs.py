@@ -1,0 +1,138 @@
+"""`varifocal analyze`: what a trained run's parameters do for its tasks."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from varifocal.cli.ready import ready
+from varifocal.errors import VarifocalError
+
+if TYPE_CHECKING:
+    from varifocal.analysis.interference import Interference
+    from varifocal.analysis.of_run import Asked, Written
+
+analyze_app = typer.Typer(
+    help="Look into a trained run: which tasks get in each other's way, and who uses what.",
+    no_args_is_help=True,
+)
+
+RunArgument = Annotated[
+    Path, typer.Argument(metavar="RUN", help="A run directory, such as runs/demo.")
+]
+TasksOption = Annotated[
+    str | None,
+    typer.Option(metavar="A,B,...", help="Only these tasks; the 12 most frequent by default."),
+]
+DataOption = Annotated[
+    Path | None, typer.Option(metavar="PATH", help="Look at this instead of data.train.")
+]
+SplitOption = Annotated[str | None, typer.Option(help="Another split than the recipe's.")]
+ExamplesOption = Annotated[int, typer.Option(min=2, help="At most so many of each task.")]
+SeedOption = Annotated[int, typer.Option(min=0, help="Same seed, same examples.")]
+OutOption = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Where to write; RUN/analysis by default.")
+]
+
+
+@analyze_app.command(
+    epilog="Example: varifocal analyze interference runs/demo --tasks magnets,counting,capitals",
+)
+def interference(
+    run: RunArgument,
+    tasks: TasksOption = None,
+    data: DataOption = None,
+    split: SplitOption = None,
+    examples: ExamplesOption = 16,
+    layers: Annotated[
+        str,
+        typer.Option(metavar="all|K", help="Each layer alone, or joined into K groups."),
+    ] = "all",
+    connector: Annotated[
+        bool, typer.Option("--connector", help="Count the connector's parameters as well.")
+    ] = False,
+    estimator: Annotated[
+        Literal["ratio_of_means", "mean_of_ratios"],
+        typer.Option(help="The stable ratio, or the paper's mean over single examples."),
+    ] = "ratio_of_means",
+    seed: SeedOption = 0,
+    out: OutOption = None,
+) -> None:
+    """Measure how a step on one task changes the loss of another, over all and by layer.
+
+    A cell below 0 is a conflict: what one task learns, the other loses.
+    """
+    num_groups = _groups(layers)
+    ready()
+    from varifocal.analysis.of_run import interference_of_run
+    from varifocal.cli.screen import stage_bars
+
+    with stage_bars() as progress:
+        found, written = interference_of_run(
+            run,
+            _asked(tasks, data, split, examples, seed),
+            num_groups=num_groups,
+            with_connector=connector,
+            estimator=estimator,
+            out=out,
+            progress=progress,
+        )
+    _print_interference(found)
+    _print_written(written)
+
+
+def _asked(
+    tasks: str | None, data: Path | None, split: str | None, examples: int, seed: int
+) -> Asked:
+    from varifocal.analysis.of_run import Asked
+
+    names = [name.strip() for name in tasks.split(",") if name.strip()] if tasks else None
+    return Asked(names, data, split, examples, seed)
+
+
+def _groups(layers: str) -> int | None:
+    """Read --layers: None for every layer alone."""
+    if layers == "all":
+        return None
+    if not layers.isdecimal() or int(layers) < 1:
+        raise VarifocalError(
+            f"--layers {layers}: give 'all', or into how many groups the layers are joined"
+        )
+    return int(layers)
+
+
+def _print_interference(found: Interference) -> None:
+    """Print the share of pairs in conflict, by layer, and the worst of them."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"Pairs of {len(found.tasks)} tasks in conflict", title_justify="left")
+    table.add_column("parameters")
+    for name in ("trained", "pairs", "negative", "share", "sure"):
+        table.add_column(name, justify="right")
+    for name, one in found.matrices.items():
+        share = "-" if one.negative_share is None else f"{one.negative_share:.0%}"
+        numbers = (one.num_pairs, one.num_negative, share, one.num_surely_negative)
+        table.add_row(name, f"{found.sizes[name]:,}", *map(str, numbers))
+    table.caption = "sure: negative in both halves of the examples"
+    console = Console()
+    console.print(table)
+    for value, loser, winner, sure in found.pairs()[:5]:
+        if value < 0:
+            note = "" if sure else " (not sure: the halves of the examples disagree)"
+            print(f"{value:6.2f}  a step on {winner} harms {loser}{note}")
+    for task in found.undefined:
+        print(
+            f"no numbers for {task}: its own examples contradict each other; raise --examples",
+            file=sys.stderr,
+        )
+
+
+def _print_written(written: Written) -> None:
+    for sentence in written.left_out:
+        print(f"left out: {sentence}", file=sys.stderr)
+    for file in written.files:
+        print(file)
