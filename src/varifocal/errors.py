@@ -23,6 +23,18 @@ class DataError(VarifocalError):
     """A record, a picture or a data folder cannot be used; the text names file and record."""
 
 
+class PlaceholderError(DataError):
+    """A record's image placeholders and its pictures disagree."""
+
+
+class PictureError(DataError):
+    """A record's picture is missing or cannot be opened."""
+
+
+class AnswerError(DataError):
+    """A record has no answer to learn from."""
+
+
 class ModelError(VarifocalError):
     """A model, tower, adapter or installed library version does not fit."""
 
