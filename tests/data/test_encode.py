@@ -88,8 +88,8 @@ def test_the_whole_is_the_templates_own_rendering(tokenizers, name, example):
         {"role": m.role, "content": IMAGE_TOKEN * (len(m.content) - 1) + m.text}
         for m in example.messages
     ]
-    plain = encoder.template.plain
-    text = tokenizer.apply_chat_template(turns, chat_template=plain, tokenize=False)
+    jinja = encoder.template.jinja
+    text = tokenizer.apply_chat_template(turns, chat_template=jinja, tokenize=False)
     whole = tokenizer.decode(encoder.encode(example).input_ids)
     assert whole == text.replace(IMAGE_TOKEN, IMAGE_TOKEN * 3)
 

@@ -5,87 +5,36 @@ Letters: T tokens of one example, V tokens an image takes.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
+from dataclasses import replace
+from functools import cached_property, partial
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 from transformers import PreTrainedTokenizerBase
 
-from varifocal.data.example import Example, Image, Message
+from varifocal.data.encoded import IGNORED as IGNORED
+from varifocal.data.encoded import Encoded, EncodedExamples, Ids
+from varifocal.data.example import Example, Message
+from varifocal.data.pieces import PieceTokenizer, fingerprint_tokenizer
 from varifocal.data.reading import OnBadRecord
-from varifocal.data.shorten import shorten
+from varifocal.data.shorten import drop_oldest, shorten
 from varifocal.data.template import AnswerSpan, ChatTemplate, Turn
 from varifocal.errors import DataError, ModelError
 
-Overflow = Literal["error", "drop", "truncate_prompt"]
+Overflow = Literal["error", "drop", "truncate_prompt", "drop_oldest_turns"]
 TrainOn = Literal["answers", "last_answer", "all"]
 Progress = Callable[[int, int], None]
-Ids = npt.NDArray[np.int32]
 
-IGNORED = -100
-"""Label of a token that is not trained, as transformers has it."""
+VERSION = 1
+"""Of the encoding itself; raised whenever the same example would get other ids or marks."""
 
 
 class TooLongError(DataError):
     """An example takes more tokens than the limit."""
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """One example as token ids.
-
-    Attributes:
-        input_ids: [T], each image's placeholder expanded to V copies.
-        prompt_mask: [T], False where a token is trained, True elsewhere; the first is never
-            trained, since nothing predicts it.
-        modality: 0 text alone, 1 with an image.
-        images: in the order of their placeholders.
-        example_id: the example's id.
-        was_cut: whether prompt text was taken out to meet the limit.
-    """
-
-    input_ids: Ids
-    prompt_mask: npt.NDArray[np.bool_]
-    modality: int = 0
-    images: tuple[Image, ...] = ()
-    example_id: str = ""
-    was_cut: bool = False
-
-    def __len__(self) -> int:
-        """Count the tokens."""
-        return len(self.input_ids)
-
-    @property
-    def labels(self) -> Ids:
-        """[T], the ids where they are trained and -100 elsewhere."""
-        return np.where(self.prompt_mask, np.int32(IGNORED), self.input_ids)
-
-    @property
-    def trained_ids(self) -> Ids:
-        """The trained ids alone."""
-        return self.input_ids[~self.prompt_mask]
-
-
-@dataclass
-class EncodedExamples:
-    """What `Encoder.encode_all` made of a list of examples.
-
-    Attributes:
-        samples: the encoded examples, in order.
-        skipped: one sentence for each broken example (`on_bad_record="skip"`).
-        dropped: one sentence for each example over the limit (`overflow="drop"`).
-    """
-
-    samples: list[Encoded] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)
-    dropped: list[str] = field(default_factory=list)
-
-    @property
-    def num_cut(self) -> int:
-        """Count the examples whose prompt was cut (`overflow="truncate_prompt"`)."""
-        return sum(sample.was_cut for sample in self.samples)
 
 
 class Encoder:
@@ -102,12 +51,15 @@ class Encoder:
         max_length: most tokens of an example, images included; None for no limit.
         overflow: what becomes of longer examples. "error" raises; "drop" makes `encode_all` leave
             them out and count them; "truncate_prompt" takes text out of the middle of the longest
-            user turns. Images, answers and the template's frame are never cut.
+            user turns; "drop_oldest_turns" leaves the oldest questions with their answers out
+            (see `varifocal.data.shorten.drop_oldest`). Images, answers and the template's frame
+            are never cut.
         system_prompt: None leaves the template's own default (SmolLM2's says who it is); a text
             is set in front of conversations that bring no system message; "" means none, as an
             empty system turn where the template would otherwise put its default.
         train_on: "answers" trains every assistant turn, "last_answer" the last one, "all" every
             token but the first and the images.
+        chat_template: a Jinja template to take instead of the tokenizer's own.
 
     Raises:
         ModelError: the placeholder is not one token, or the template cannot be used.
@@ -124,6 +76,7 @@ class Encoder:
         overflow: Overflow = "error",
         system_prompt: str | None = None,
         train_on: TrainOn = "answers",
+        chat_template: str | None = None,
     ) -> None:
         if overflow not in get_args(Overflow):
             raise ValueError(f"overflow is '{overflow}', not one of {get_args(Overflow)}")
@@ -134,7 +87,8 @@ class Encoder:
         if image_token is not None and tokens_per_image < 1:
             raise ValueError(f"tokens_per_image is {tokens_per_image}; an image takes at least 1")
         self.tokenizer = tokenizer
-        self.template = ChatTemplate(tokenizer)
+        self.template = ChatTemplate(tokenizer, image_token, chat_template)
+        self.pieces = PieceTokenizer(tokenizer)
         self.image_token = image_token
         self.image_token_id = _check_placeholder(tokenizer, image_token, image_token_id)
         self.tokens_per_image = tokens_per_image
@@ -155,7 +109,7 @@ class Encoder:
             Its ids and what of them is trained.
 
         Raises:
-            TooLongError: it is over `max_length` and may not or cannot be cut.
+            TooLongError: it is over `max_length` and may not or cannot be made shorter.
             DataError: the text holds the placeholder or one of the template's control tokens, a
                 picture meets a model without eyes, or an answer is missing or empty.
             ModelError: the chat template refuses the conversation.
@@ -164,7 +118,9 @@ class Encoder:
         encoded = self._encode(turns, example)
         if self._fits(encoded):
             return encoded
-        return replace(self._encode(self._shorten(turns, encoded, example), example), was_cut=True)
+        build = partial(self._turns, with_answer=with_answer)
+        turns, kept, how = self._shorten(example, encoded, build)
+        return replace(self._encode(turns, kept), **how)
 
     def encode_options(self, example: Example) -> tuple[Encoded, list[Ids]]:
         """Encode a multiple-choice question and each of its options, for scoring by likelihood.
@@ -185,13 +141,30 @@ class Encoder:
         turns = self._turns(example, with_answer=False)
         answers = [self._encode(_answer(turns, option), example) for option in example.options]
         longest = max(range(len(answers)), key=lambda index: len(answers[index]))
-        was_cut = not self._fits(answers[longest])
-        if was_cut:
-            full = _answer(turns, example.options[longest])
-            turns = self._shorten(full, answers[longest], example)[:-1]
-        prompt = replace(self._encode(turns, example), was_cut=was_cut)
+        how: dict[str, Any] = {}
+        if not self._fits(answers[longest]):
+            option = example.options[longest]
+            full, example, how = self._shorten(
+                example, answers[longest], lambda kept: _answer(self._turns(kept, False), option)
+            )
+            turns = full[:-1]
+        prompt = replace(self._encode(turns, example), **how)
         complete = example.is_option_complete
         return prompt, [self._option_ids(turns, option, complete) for option in example.options]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256, in hex, over everything that decides the ids of an example."""
+        told = {
+            "version": VERSION,
+            "tokenizer": fingerprint_tokenizer(self.tokenizer),
+            "chat_template": self.template.jinja,
+            "image": [self.image_token, self.image_token_id, self.tokens_per_image],
+            "limit": [self.max_length, self.overflow],
+            "system": self._system,
+            "train_on": self.train_on,
+        }
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
     @property
     def end_of_turn_id(self) -> int:
@@ -276,7 +249,7 @@ class Encoder:
         answered = turns[-1]["role"] == "assistant"
         text = self.template.render(turns, add_generation_prompt=not answered)
         spans = list(self._spans(turns, text))
-        pieces = self.template.tokenize(text, _cuts(spans))
+        pieces = self.pieces.split(text, _cuts(spans))
         ids: list[int] = []
         mask: list[bool] = []
         for number, piece in enumerate(pieces):
@@ -333,7 +306,7 @@ class Encoder:
         cuts = _cuts(spans)
         if not complete:
             cuts[-1] = spans[-1].words_end
-        ids = self.template.tokenize(text, cuts)[-2]
+        ids = self.pieces.split(text, cuts)[-2]
         if complete and not spans[-1].closed:
             ids.append(self._end_of_sequence())
         return np.array(ids, np.int32)
@@ -341,28 +314,49 @@ class Encoder:
     def _fits(self, encoded: Encoded) -> bool:
         return self.max_length is None or len(encoded) <= self.max_length
 
-    def _shorten(self, turns: Sequence[Turn], encoded: Encoded, example: Example) -> list[Turn]:
-        """Take text out of the longest user turns until the conversation fits.
+    def _shorten(
+        self, example: Example, encoded: Encoded, build: Callable[[Example], list[Turn]]
+    ) -> tuple[list[Turn], Example, dict[str, Any]]:
+        """Make a conversation fit, as the policy says.
+
+        Returns:
+            Its turns, the example they are of, and what of `Encoded` says how it was done.
 
         Raises:
-            TooLongError: that is not the policy, or what may not be cut is too long by itself.
+            TooLongError: that is not the policy, or what has to stay is too long by itself.
         """
         size = f"{example.name} takes {len(encoded)} tokens, max_length is {self.max_length}"
         if self.overflow == "drop":
             raise TooLongError(f"{size} (overflow: drop)")
         if self.overflow == "error":
             raise TooLongError(
-                f"{size}; raise max_length, or set overflow to 'drop' or 'truncate_prompt'"
+                f"{size}; raise max_length, or set overflow to 'drop', 'truncate_prompt' or "
+                "'drop_oldest_turns'"
             )
-        shorter = shorten(
-            turns, self.image_token, lambda turns: self._fits(self._encode(turns, example))
+        if self.overflow == "drop_oldest_turns":
+            return self._drop_turns(example, size, build)
+        turns = shorten(
+            build(example),
+            self.image_token,
+            lambda turns: self._fits(self._encode(turns, example)),
         )
-        if shorter is None:
+        if turns is None:
             raise TooLongError(
                 f"{size}, and its images, answer and the chat template's frame leave no room for "
                 "the question; raise max_length"
             )
-        return shorter
+        return turns, example, {"was_cut": True}
+
+    def _drop_turns(
+        self, example: Example, size: str, build: Callable[[Example], list[Turn]]
+    ) -> tuple[list[Turn], Example, dict[str, Any]]:
+        kept = drop_oldest(example, lambda kept: self._fits(self._encode(build(kept), kept)))
+        if kept is None:
+            raise TooLongError(
+                f"{size}, and its last question with its answer, and the turn of the picture it "
+                "may speak of, take more by themselves; raise max_length"
+            )
+        return build(kept), kept, {"dropped_turns": len(example.messages) - len(kept.messages)}
 
 
 def _cuts(spans: Sequence[AnswerSpan]) -> list[int]:

@@ -1,9 +1,11 @@
-"""Make a conversation fit by taking text out of what the user says, and nothing else."""
+"""Make a conversation fit: take text out of what the user says, or leave its oldest turns out."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
+from varifocal.data.example import Example, Image, Message
 from varifocal.data.template import Turn
 
 CUT_MARK = " ... "
@@ -80,3 +82,45 @@ def cut_middle(text: str, kept: int) -> str:
     if kept >= len(text):
         return text
     return text[: kept - kept // 2] + CUT_MARK + text[len(text) - kept // 2 :]
+
+
+def drop_oldest(example: Example, fits: Callable[[Example], bool]) -> Example | None:
+    """Leave out as few of the oldest questions, with their answers and pictures, as will do.
+
+    The system message stays, and so does the last question with its answer. Of the pictures the
+    latest stays, with the turns that brought it: everything said since may speak of it, even when
+    turns between are left out.
+
+    Args:
+        example: a conversation.
+        fits: whether a conversation is short enough.
+
+    Returns:
+        What is left, or None if it does not fit with the least that has to stay.
+    """
+    start = int(example.messages[0].role == "system")
+    pairs = [example.messages[at : at + 2] for at in range(start, len(example.messages), 2)]
+    pictured = [number for number, pair in enumerate(pairs) if _has_picture(pair)]
+    needed = {len(pairs) - 1, *pictured[-1:]}
+    old = [number for number in range(len(pairs)) if number not in needed]
+
+    def without(count: int) -> Example:
+        left_out = set(old[:count])
+        kept = [pair for number, pair in enumerate(pairs) if number not in left_out]
+        messages = (*example.messages[:start], *(message for pair in kept for message in pair))
+        return replace(example, messages=messages)
+
+    if not old or not fits(without(len(old))):
+        return None
+    too_few, enough = 0, len(old)
+    while enough - too_few > 1:
+        middle = (too_few + enough) // 2
+        if fits(without(middle)):
+            enough = middle
+        else:
+            too_few = middle
+    return without(enough)
+
+
+def _has_picture(pair: Sequence[Message]) -> bool:
+    return any(isinstance(part, Image) for message in pair for part in message.content)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
@@ -26,6 +27,9 @@ _PLAIN = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
+
+
+_PROBE = "Which one?"
 
 
 def plain_template(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -67,22 +71,40 @@ class AnswerSpan:
 class ChatTemplate:
     """A tokenizer's chat template, or `plain_template` where it has none.
 
-    Attributes:
+    Templates that take content parts instead of a text (LLaVA's) are given parts.
+
+    Args:
         tokenizer: any tokenizer of transformers.
-        plain: the Jinja template that stands in for a missing one, or None.
+        image_token: the placeholder that stands for a picture in a turn's text.
+        jinja: a template to take instead of the tokenizer's own, as processors bring one.
+
+    Attributes:
+        tokenizer: as given.
+        jinja: the template in use.
+        takes_parts: whether contents are lists, `{"type": "image"}` and `{"type": "text", ...}`.
         control_tokens: special tokens that text must not hold: what the template writes, and the
             tokenizer's begin and end of sequence.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        image_token: str | None = None,
+        jinja: str | None = None,
+    ) -> None:
         self.tokenizer = tokenizer
-        self.plain = None if tokenizer.chat_template else plain_template(tokenizer)
+        self.image_token = image_token
+        own = tokenizer.get_chat_template() if tokenizer.chat_template else None
+        self.jinja = jinja or own or plain_template(tokenizer)
         self._special_ids = frozenset(tokenizer.all_special_ids) | {
             number for number, token in tokenizer.added_tokens_decoder.items() if token.special
         }
         self._special_tokens = [
             token for number in self._special_ids if (token := self._spell(number))
         ]
+        self.takes_parts = False
+        self.takes_parts = not self._writes_text() and self._writes_text(as_parts=True)
+        self._frames: dict[tuple[str, ...], tuple[str, str]] = {}
         self.control_tokens = self._find_control_tokens()
 
     def render(self, turns: Sequence[Turn], add_generation_prompt: bool = False) -> str:
@@ -91,10 +113,11 @@ class ChatTemplate:
         Raises:
             ModelError: the template refuses it, for example its system message.
         """
+        contents = [self._parts(turn) for turn in turns] if self.takes_parts else list(turns)
         try:
             text = self.tokenizer.apply_chat_template(
-                list(turns),
-                chat_template=self.plain,
+                cast(Any, contents),
+                chat_template=self.jinja,
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
             )
@@ -105,6 +128,26 @@ class ChatTemplate:
             ) from error
         assert isinstance(text, str)
         return text
+
+    def _writes_text(self, as_parts: bool = False) -> bool:
+        """Whether what a user says comes out when it is given as a text, or as parts."""
+        turn: Turn = {"role": "user", "content": _PROBE}
+        try:
+            self.takes_parts = as_parts
+            return _PROBE in self.render([turn])
+        except ModelError:
+            return False
+
+    def _parts(self, turn: Turn) -> dict[str, Any]:
+        """Split a turn's text at its placeholders into content parts."""
+        text, token = turn["content"], self.image_token
+        parts: list[dict[str, str]] = []
+        for number, piece in enumerate(text.split(token) if token else [text]):
+            if number:
+                parts.append({"type": "image"})
+            if piece:
+                parts.append({"type": "text", "text": piece})
+        return {"role": turn["role"], "content": parts}
 
     def system_turn(self, system_prompt: str | None) -> str | None:
         """Decide what a conversation without a system message starts with.
@@ -137,9 +180,11 @@ class ChatTemplate:
             ModelError: the template writes earlier turns otherwise once later ones follow.
         """
         prompt = self.render(turns[:index], add_generation_prompt=True)
-        until = self.render(turns[: index + 1])
-        before, after = self._frame(turns[:index], len(prompt))
+        until = text if index == len(turns) - 1 else self.render(turns[: index + 1])
         inside = until[len(prompt) :]
+        before, after = self._usual_frame(turns[:index])
+        if not (inside.startswith(before) and inside.endswith(after)):
+            before, after = self._frame(turns[:index])
         words_end = len(prompt) + max(len(inside) - len(after), 0)
         stop, closed = self._end_of_turn(after)
         span = AnswerSpan(len(prompt), words_end, words_end + stop, closed)
@@ -151,8 +196,16 @@ class ChatTemplate:
             )
         return span
 
-    def _frame(self, turns: Sequence[Turn], start: int) -> tuple[str, str]:
+    def _usual_frame(self, turns: Sequence[Turn]) -> tuple[str, str]:
+        """Return the frame of an answer behind turns of these roles, whatever they say."""
+        roles = tuple(turn["role"] for turn in turns)
+        if roles not in self._frames:
+            self._frames[roles] = self._frame([{"role": role, "content": "a"} for role in roles])
+        return self._frames[roles]
+
+    def _frame(self, turns: Sequence[Turn]) -> tuple[str, str]:
         """Return what the template writes between the prompt and the answer, and behind it."""
+        start = len(self.render(turns, add_generation_prompt=True))
         one, other = (
             self.render([*turns, {"role": "assistant", "content": probe}])[start:]
             for probe in ("X", "Y")
@@ -187,49 +240,3 @@ class ChatTemplate:
         return tuple(
             sorted(token for token in self._special_tokens if token in written or token in own)
         )
-
-    def tokenize(self, text: str, cuts: Sequence[int]) -> list[list[int]]:
-        """Split a rendered text into token ids with borders at certain characters.
-
-        Text is tokenised as a whole. Where a token would lie across a border, both sides are
-        tokenised apart, because that is how they meet when the model is asked: a prompt first,
-        then what it writes.
-
-        Args:
-            text: the rendering.
-            cuts: characters at which a piece ends, ascending.
-
-        Returns:
-            The ids of `len(cuts) + 1` pieces.
-        """
-        pieces: list[list[int]] = []
-        base, used, last = 0, 0, 0
-        joint = self._ids(text)
-        for cut in cuts:
-            left = self._ids(text[base:cut]) if base == 0 else self._continue(text[base:cut])
-            if joint[: len(left)] == left and left[:used] == joint[:used]:
-                pieces.append(left[used:])
-                used = len(left)
-            else:
-                apart = left[used:] if left[:used] == joint[:used] else None
-                pieces.append(self._continue(text[last:cut]) if apart is None else apart)
-                base, used, joint = cut, 0, self._continue(text[cut:])
-            last = cut
-        return [*pieces, joint[used:]]
-
-    def _ids(self, text: str) -> list[int]:
-        encoding = self.tokenizer(text, add_special_tokens=False, verbose=False)
-        return list(encoding.input_ids)
-
-    def _continue(self, text: str) -> list[int]:
-        """Tokenise text that stands behind other text.
-
-        Some tokenizers (Llama-2's) set a blank in front of whatever they are given. So the text is
-        tokenised behind a stand-in, whose ids are taken off again where the two do not merge.
-        """
-        for stand_in in ("\n", ":", "x"):
-            begin = self._ids(stand_in)
-            joint = self._ids(stand_in + text)
-            if joint[: len(begin)] == begin:
-                return joint[len(begin) :]
-        return self._ids(text)
