@@ -76,6 +76,16 @@ class RunDirectory:
         return self.root / "metrics.jsonl"
 
     @property
+    def cost(self) -> Path:
+        """What the training took: tokens, pictures, operations, seconds; there once it is done."""
+        return self.root / "cost.json"
+
+    @property
+    def data(self) -> Path:
+        """What was asked of the mixture, what it held, and what was left out."""
+        return self.root / "data.json"
+
+    @property
     def adapter(self) -> Path:
         """PEFT's own files: every trained tensor and nothing else."""
         return self.root / "adapter"

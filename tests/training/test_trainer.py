@@ -13,7 +13,7 @@ from varifocal.errors import RunError
 from varifocal.recipe import LoraSection, MMASection, NoTunerSection
 from varifocal.run import RunDirectory
 from varifocal.training.train import train
-from varifocal.training.trainer import SupervisedTrainer, TokenCount, supervised_loss
+from varifocal.training.trainer import SupervisedTrainer, supervised_loss
 from varifocal.training.tuner import attach_tuner
 
 VOCABULARY = 41
@@ -134,17 +134,6 @@ def test_a_batch_without_labels_has_no_loss_and_a_gradient_of_zero(llama):
 
 def test_a_half_precision_model_has_a_float32_loss(llama):
     assert supervised_loss(llama.bfloat16(), one_row()).dtype == torch.float32
-
-
-def test_tokens_are_counted_without_padding():
-    count = TokenCount()
-    batch = {
-        "labels": torch.tensor([[-100, -100, 5, -100], [-100, 6, 7, -100]]),
-        "prompt_mask": torch.tensor([[1, 1, 0, 0], [1, 0, 0, 1]]).bool(),
-    }
-    for _ in range(2):
-        count.add(batch)
-    assert count == TokenCount(seen=14, supervised=6)
 
 
 # The optimiser

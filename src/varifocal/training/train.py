@@ -1,9 +1,9 @@
 """The main job: from a recipe to a trained run."""
 
 import importlib.metadata
+import os
 import platform
 import resource
-import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -13,12 +13,13 @@ from torch import nn
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 
 from varifocal.assemble import Assembly, assemble
-from varifocal.data.packing import Collator, PackedDataset
+from varifocal.data.packing import Collator
 from varifocal.errors import ModelError, RecipeError, RunError, Stopped
 from varifocal.recipe import Recipe, load_recipe
 from varifocal.recipe.sections import Provenance
 from varifocal.run import RunDirectory, checkpoint_step, whole_directory, write_json, write_text
 from varifocal.training.alignment import align_connector, build_vocabulary
+from varifocal.training.cost import Clock
 from varifocal.training.examples import (
     TrainingData,
     fingerprint_sources,
@@ -60,6 +61,7 @@ class TrainingResult:
         alignment_loss: of the last hundred alignment steps; None without alignment.
         alignment_seconds: of the alignment's steps alone.
         training_seconds: of the training's steps alone, checkpoints included.
+        cost: as `cost.json` has it: of all processes, and of those before a resumption too.
     """
 
     steps: int
@@ -77,6 +79,7 @@ class TrainingResult:
     alignment_loss: float | None = None
     alignment_seconds: float | None = None
     training_seconds: float = 0.0
+    cost: dict[str, Any] = field(default_factory=dict)
 
 
 def train(
@@ -95,32 +98,47 @@ def train(
         Stopped: Ctrl-C or SIGTERM; a checkpoint was written.
         DataError, ModelError, RecipeError: as their parts.
     """
-    started = time.monotonic()
+    clock = Clock()
     tell = progress or (lambda stage, done, total, note="": None)
     _check_connector_is_kept(recipe)
     run = RunDirectory.create(root, resume=resume)
     checkpoint = run.newest_checkpoint() if resume else None
     set_seed(recipe.seed)
-    parts = assemble(recipe)
+    with clock.stage("loading"):
+        parts = assemble(recipe)
     if checkpoint is not None:
         _check_same(run, recipe, parts.fingerprint)
-    data = load_training_data(recipe.data, parts.encoder, lambda *at: tell("encode", *at))
+    with clock.stage("encoding"):
+        data = load_training_data(
+            recipe.data,
+            parts.encoder,
+            seed=recipe.seed,
+            num_rows=_num_rows(recipe),
+            progress=lambda *at: tell("encode", *at),
+        )
     if recipe.model.connector is not None and recipe.model.connector.weights is not None:
         load_connector(parts.base, Path(recipe.model.connector.weights))
-    aligned = align(recipe, parts, tell) if aligns(recipe) and checkpoint is None else None
+    fresh = checkpoint is None
+    aligned = align(recipe, parts, tell, clock) if aligns(recipe) and fresh else None
     set_seed(recipe.seed)
     tuned = parts.with_model(
         attach_tuner(parts.base, recipe.tuner, base_fingerprint=parts.fingerprint)
     )
-    _fill_features(tuned, data, tell)
-    trainer = build_trainer(recipe, run, tuned, data, tell)
+    with clock.stage("vision_features"):
+        _fill_features(tuned, data, tell)
+    trainer = build_trainer(recipe, run, tuned, data, tell, clock)
+    if aligned is not None:
+        trainer.meter.add_alignment(aligned.num_pictures, aligned.num_words)
     # Only now: a mistake found on the way here must not leave what looks like a run.
     write_text(run.recipe, with_provenance(recipe, parts.fingerprint).dump_yaml())
-    _run(trainer, run, checkpoint)
-    result = _result(trainer, tuned, data, aligned, time.monotonic() - started)
+    with clock.stage("training"):
+        _run(trainer, run, checkpoint)
+    result = _result(trainer, tuned, data, aligned)
     if trainer.is_world_process_zero():
         _save(run, tuned)
         write_json(run.root / "training.json", asdict(result))
+        write_json(run.data, data.report())
+        write_json(run.cost, result.cost)
     return result
 
 
@@ -166,13 +184,22 @@ def aligns(recipe: Recipe) -> bool:
 
 @dataclass(frozen=True)
 class Aligned:
-    """What a word alignment came to: the mean loss of its last hundred steps, and its time."""
+    """What a word alignment came to.
+
+    Attributes:
+        loss: the mean of its last hundred steps.
+        seconds: of its steps.
+        num_pictures: that went through the connector, repeats included.
+        num_words: of its vocabulary.
+    """
 
     loss: float
     seconds: float
+    num_pictures: int
+    num_words: int
 
 
-def align(recipe: Recipe, parts: Assembly, tell: Progress) -> Aligned:
+def align(recipe: Recipe, parts: Assembly, tell: Progress, clock: Clock) -> Aligned:
     """Fit the connector to the words of its pictures; the language model is not run.
 
     Raises:
@@ -184,9 +211,10 @@ def align(recipe: Recipe, parts: Assembly, tell: Progress) -> Aligned:
     if section is None or parts.features is None:
         raise RecipeError("connector.alignment needs a vision tower that is frozen before training")
     pairs = load_captions(recipe.data)
-    keys = parts.features.fill(
-        [image for image, _ in pairs], lambda done, total: tell("see", done, total, "pictures")
-    )
+    with clock.stage("vision_features"):
+        keys = parts.features.fill(
+            [image for image, _ in pairs], lambda done, total: tell("see", done, total, "pictures")
+        )
     lookup = parts.features.lookup
     tokenizer = parts.encoder.tokenizer
     vocabulary = build_vocabulary(
@@ -194,23 +222,33 @@ def align(recipe: Recipe, parts: Assembly, tell: Progress) -> Aligned:
         lambda word: tokenizer(word, add_special_tokens=False)["input_ids"],
         model.get_input_embeddings().weight.detach(),
     )
-    started = time.monotonic()
-    losses = align_connector(
-        model.connector,
-        vocabulary,
-        lambda chosen: lookup([keys[index] for index in chosen]),
-        steps=section.alignment_steps,
-        batch_size=section.alignment_batch_size,
-        learning_rate=section.alignment_learning_rate,
-        scale=section.alignment_scale,
-        seed=recipe.seed,
-        progress=lambda done, total, loss: tell("align", done, total, f"loss {loss:.3f}"),
+    with clock.stage("alignment"):
+        losses = align_connector(
+            model.connector,
+            vocabulary,
+            lambda chosen: lookup([keys[index] for index in chosen]),
+            steps=section.alignment_steps,
+            batch_size=section.alignment_batch_size,
+            learning_rate=section.alignment_learning_rate,
+            scale=section.alignment_scale,
+            seed=recipe.seed,
+            progress=lambda done, total, loss: tell("align", done, total, f"loss {loss:.3f}"),
+        )
+    return Aligned(
+        loss=sum(losses[-100:]) / len(losses[-100:]),
+        seconds=clock.seconds()["alignment"],
+        num_pictures=section.alignment_steps * section.alignment_batch_size,
+        num_words=len(vocabulary.embeddings),
     )
-    return Aligned(sum(losses[-100:]) / len(losses[-100:]), time.monotonic() - started)
 
 
 def build_trainer(
-    recipe: Recipe, run: RunDirectory, parts: Assembly, data: TrainingData, tell: Progress
+    recipe: Recipe,
+    run: RunDirectory,
+    parts: Assembly,
+    data: TrainingData,
+    tell: Progress,
+    clock: Clock | None = None,
 ) -> SupervisedTrainer:
     """Join a tuned model and encoded samples into a Trainer.
 
@@ -220,23 +258,33 @@ def build_trainer(
     if not any(parameter.requires_grad for parameter in parts.model.parameters()):
         raise RunError("tuner: nothing is trained; set tuner.type or tuner.train_connector")
     row_length = recipe.data.row_length or recipe.data.max_length
-    rows = PackedDataset(data.samples, row_length, recipe.seed, recipe.data.packing)
     static = row_length if recipe.training.compile_layers else None
     if recipe.training.compile_layers:
         compile_layers(parts.base)
     trainer = SupervisedTrainer(
         model=parts.model,
-        args=training_arguments(recipe, run),
-        train_dataset=rows,
+        # Lazy rows are packed in this process; their samples are encoded in others.
+        args=training_arguments(recipe, run, 0 if data.is_lazy else recipe.data.num_workers),
+        train_dataset=data.rows,
         data_collator=Collator(_pad_id(parts), static, parts.load_images),
         connector_learning_rate=recipe.training.connector_learning_rate,
         callbacks=[_Metrics(run, tell)],
+        clock=clock,
     )
     trainer.remove_callback(PrinterCallback)  # only the command line prints
     return trainer
 
 
-def training_arguments(recipe: Recipe, run: RunDirectory) -> TrainingArguments:
+def _num_rows(recipe: Recipe) -> int | None:
+    """Rows that all processes take in the whole run, where `max_steps` decides it."""
+    training = recipe.training
+    if training.max_steps <= 0:
+        return None
+    rows = training.per_device_train_batch_size * training.gradient_accumulation_steps
+    return training.max_steps * rows * int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def training_arguments(recipe: Recipe, run: RunDirectory, num_workers: int) -> TrainingArguments:
     """The recipe's knobs as transformers takes them, and those that a run decides."""
     given = recipe.training.trainer_arguments()
     return TrainingArguments(
@@ -249,7 +297,7 @@ def training_arguments(recipe: Recipe, run: RunDirectory) -> TrainingArguments:
             "seed": recipe.seed,
             "remove_unused_columns": False,
             "train_sampling_strategy": "sequential",
-            "dataloader_num_workers": recipe.data.num_workers,
+            "dataloader_num_workers": num_workers,
         }
     )
 
@@ -284,8 +332,9 @@ def _pad_id(parts: Assembly) -> int:
 def _fill_features(parts: Assembly, data: TrainingData, tell: Progress) -> None:
     """Look at every picture once, before the first step."""
     if parts.features is not None:
-        images = [image for sample in data.samples for image in sample.images]
-        parts.features.fill(images, lambda done, total: tell("see", done, total, "pictures"))
+        parts.features.fill(
+            list(data.images()), lambda done, total: tell("see", done, total, "pictures")
+        )
 
 
 def _run(trainer: SupervisedTrainer, run: RunDirectory, checkpoint: Path | None) -> None:
@@ -314,26 +363,29 @@ def _result(
     parts: Assembly,
     data: TrainingData,
     aligned: Aligned | None,
-    seconds: float,
 ) -> TrainingResult:
+    cost = trainer.meter.page(
+        steps=trainer.state.global_step, peak_memory_gib=round(peak_memory_gib(), 3)
+    )
     losses = [record["loss"] for record in trainer.state.log_history if "loss" in record]
     rows: Any = trainer.train_dataset
     return TrainingResult(
         steps=trainer.state.global_step,
         loss=losses[-1] if losses else float("nan"),
         trained_parameters=count_trained(parts.model),
-        tokens=trainer.tokens.seen,
-        supervised_tokens=trainer.tokens.supervised,
-        vision_passes=getattr(parts.base, "vision_passes", 0),
-        minutes=seconds / 60,
+        tokens=cost["tokens"],
+        supervised_tokens=cost["tokens_trained"],
+        vision_passes=cost["vision_passes"],
+        minutes=trainer.meter.clock.own_seconds() / 60,
         peak_memory_gib=peak_memory_gib(),
         packing_efficiency=rows.efficiency,
-        skipped=data.skipped,
-        dropped=data.dropped,
-        num_cut=data.num_cut,
+        skipped=data.tally.skipped,
+        dropped=data.tally.dropped,
+        num_cut=data.tally.num_cut,
         alignment_loss=aligned.loss if aligned else None,
         alignment_seconds=aligned.seconds if aligned else None,
         training_seconds=trainer.state.log_history[-1].get("train_runtime", 0.0),
+        cost=cost,
     )
 
 

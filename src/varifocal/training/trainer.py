@@ -8,35 +8,21 @@ whole or not at all and hold no pickled arguments.
 import json
 import os
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from peft import PeftModel
 from torch import nn
-from transformers import Trainer, TrainerCallback
+from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 
-from varifocal.models.loss import IGNORED, supervised_loss
+from varifocal.models.loss import supervised_loss
 from varifocal.run import CHECKPOINT_PREFIX, disk_full_is_an_error, whole_directory, write_json
+from varifocal.training.cost import Clock, Meter
 
 UNLOGGED = "unlogged.json"
 """A checkpoint's file for what transformers forgets: the losses since the last line of metrics."""
-
-
-@dataclass
-class TokenCount:
-    """Tokens that went through a process's model, those before a resumption too, no padding."""
-
-    seen: int = 0
-    supervised: int = 0
-
-    def add(self, batch: Mapping[str, Any]) -> None:
-        """Count one batch: prompt tokens and supervised ones."""
-        supervised = int((batch["labels"] != IGNORED).sum())
-        self.supervised += supervised
-        self.seen += supervised + int(batch["prompt_mask"].sum())
 
 
 class SupervisedTrainer(Trainer):
@@ -44,15 +30,23 @@ class SupervisedTrainer(Trainer):
 
     Args:
         connector_learning_rate: the peak for the connector's parameters; the common one when None.
+        clock: of the stages before the training.
         kwargs: as for `transformers.Trainer`.
     """
 
-    def __init__(self, *, connector_learning_rate: float | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        connector_learning_rate: float | None = None,
+        clock: Clock | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.connector_learning_rate = connector_learning_rate
         self.model_accepts_loss_kwargs = True
-        self.tokens = TokenCount()
-        self._before = 0  # tokens that were seen before this process resumed
+        model = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        again = getattr(self.args, "activation_checkpointing", False)
+        self.meter = Meter(cast(PreTrainedModel, model), clock, checkpointing=again)
         self._staging: Path | None = None
         self.add_callback(_TakeUpUnlogged(self))
 
@@ -64,7 +58,7 @@ class SupervisedTrainer(Trainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The supervised loss, scaled so that its mean over processes is the global mean."""
-        self.tokens.add(inputs)
+        self.meter.step(inputs)
         loss = supervised_loss(model, inputs, num_items_in_batch)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes
@@ -73,10 +67,9 @@ class SupervisedTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """As transformers', with the tokens so far and their speed."""
         if "loss" in logs and start_time is not None:
-            logs["tokens"] = self.tokens.seen
-            logs["tokens_per_second"] = (self.tokens.seen - self._before) / (
-                time.time() - start_time
-            )
+            tokens, before = self.meter.spent.tokens, self.meter.resumed.tokens
+            logs["tokens"] = tokens
+            logs["tokens_per_second"] = (tokens - before) / (time.time() - start_time)
         super().log(logs, start_time)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -111,6 +104,7 @@ class SupervisedTrainer(Trainer):
         """
         name = f"{CHECKPOINT_PREFIX}{self.state.global_step}"
         final = Path(str(self.args.output_dir)) / name
+        spent = self.meter.state()
         if not self.args.should_save:
             aside = final.with_name(f".{name}.process{self.args.process_index}")
             self._write_aside(aside, model, trial)
@@ -119,7 +113,7 @@ class SupervisedTrainer(Trainer):
         with whole_directory(final) as staging:
             self._write_aside(staging, model, trial)
             self.accelerator.wait_for_everyone()
-            self._write_unlogged(staging / name)
+            self._write_unlogged(staging / name, spent)
             for path in [
                 *(staging / name).iterdir(),
                 *final.parent.glob(f".{name}.process*/{name}/*"),
@@ -138,10 +132,10 @@ class SupervisedTrainer(Trainer):
         finally:
             self._staging = None
 
-    def _write_unlogged(self, checkpoint: Path) -> None:
+    def _write_unlogged(self, checkpoint: Path, spent: dict[str, Any]) -> None:
         loss = cast(torch.Tensor, self._tr_loss).item()
         since = {"loss": loss, "logged_at": self._globalstep_last_logged}
-        write_json(checkpoint / UNLOGGED, {**since, "tokens": asdict(self.tokens)})
+        write_json(checkpoint / UNLOGGED, {**since, **spent})
 
     def take_up_unlogged(self) -> None:
         """Resume the sums of the checkpoint that training starts from, if it has them."""
@@ -152,8 +146,8 @@ class SupervisedTrainer(Trainer):
         since = json.loads(file.read_text())
         self._tr_loss += since["loss"]
         self._globalstep_last_logged = since["logged_at"]
-        self.tokens = TokenCount(**since["tokens"])
-        self._before = self.tokens.seen
+        if "spent" in since:  # a checkpoint of Varifocal 0.1 has only counts of tokens
+            self.meter.take_up(since, self.args.process_index, self.args.world_size)
 
     def _save(
         self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None

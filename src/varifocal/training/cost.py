@@ -1,0 +1,299 @@
+"""What a training has spent: tokens by modality, pictures, operations, seconds.
+
+The sums go into every checkpoint, so that a resumed run ends with those of an unbroken one, and
+into `cost.json`. `docs/cost.md` says what each number counts.
+
+Legend: B rows, T tokens.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from varifocal.models.sharding import in_world
+from varifocal.training.flops import FlopFormula
+
+IGNORED = -100
+
+
+@dataclass
+class Spent:
+    """What went through a process's model, before a resumption too.
+
+    Attributes:
+        tokens: without padding; `tokens_text + tokens_with_picture`.
+        tokens_text: of samples without a picture.
+        tokens_with_picture: of samples with one, the pictures' own included.
+        tokens_image: of them, those that stand for pictures.
+        tokens_trained: those with a loss.
+        tokens_padding: what filled up the rows.
+        vision_passes: pictures that went through the tower, those for the table included.
+        vision_lookups: pictures whose features were read from the table instead.
+        flops: operations of training, the tower's and the alignment's included.
+        flops_vision: of them, those of tower and connector.
+        flops_masked: further ones, on padding and on attention between samples of a row.
+    """
+
+    tokens: int = 0
+    tokens_text: int = 0
+    tokens_with_picture: int = 0
+    tokens_image: int = 0
+    tokens_trained: int = 0
+    tokens_padding: int = 0
+    vision_passes: int = 0
+    vision_lookups: int = 0
+    flops: int = 0
+    flops_vision: int = 0
+    flops_masked: int = 0
+
+    def add(
+        self,
+        batch: Mapping[str, Any],
+        formula: FlopFormula | None = None,
+        image_token_id: int | None = None,
+    ) -> None:
+        """Count one batch of a training step; the tower's forward passes are `add_passes`'s.
+
+        Args:
+            batch: as a collator makes it, on any device.
+            formula: of the model; None counts no operations.
+            image_token_id: the pictures' placeholder.
+        """
+        marks = {name: batch[name].cpu() for name in _MARKS if name in batch}
+        trained = marks["labels"] != IGNORED
+        real = trained | marks["prompt_mask"]
+        pictured = real & (marks.get("modality_ids", torch.zeros_like(trained)) == 1)
+        self.tokens += int(real.sum())
+        self.tokens_with_picture += int(pictured.sum())
+        self.tokens_text += int((real & ~pictured).sum())
+        self.tokens_trained += int(trained.sum())
+        self.tokens_padding += int((~real).sum())
+        if image_token_id is not None and "input_ids" in marks:
+            self.tokens_image += int((real & (marks["input_ids"] == image_token_id)).sum())
+        looked_up = len(batch.get("image_features", ()))
+        self.vision_lookups += looked_up
+        if formula is not None:
+            seen = len(batch.get("pixel_values", ()))
+            self._add_operations(formula, real, trained, marks.get("segment_ids"), seen, looked_up)
+
+    def _add_operations(
+        self,
+        formula: FlopFormula,
+        real: Tensor,
+        trained: Tensor,
+        segments: Tensor | None,
+        seen: int,
+        looked_up: int,
+    ) -> None:
+        rows, length = real.shape
+        needed = {
+            "tokens": int(real.sum()),
+            "pairs": _pairs(real, segments),
+            "positions": int(trained[:, 1:].sum()),
+        }
+        done = {
+            "tokens": rows * length,
+            "pairs": _pairs(torch.ones_like(real), segments)
+            if formula.decoder.fused
+            else rows * length**2,
+            "positions": rows * int(trained[:, 1:].any(0).sum()),
+        }
+        pictures = seen + looked_up
+        language = formula.language(**needed, num_pictures=pictures)
+        vision = formula.pictures(seen, looked_up)
+        self.flops += language + vision
+        self.flops_vision += vision
+        self.flops_masked += formula.language(**done, num_pictures=pictures) - language
+
+    def add_passes(self, num_pictures: int, formula: FlopFormula) -> None:
+        """Count pictures that went through the vision tower."""
+        self.vision_passes += num_pictures
+        self.flops += num_pictures * formula.picture.tower
+        self.flops_vision += num_pictures * formula.picture.tower
+
+    def add_vision(self, flops: int) -> None:
+        """Count operations of the connector outside a training step."""
+        self.flops += flops
+        self.flops_vision += flops
+
+    def __add__(self, other: Spent) -> Spent:
+        """Sum two processes'."""
+        mine, theirs = asdict(self), asdict(other)
+        return Spent(**{name: mine[name] + theirs[name] for name in mine})
+
+
+_MARKS = ("input_ids", "labels", "prompt_mask", "modality_ids", "segment_ids")
+
+
+def _pairs(real: Tensor, segments: Tensor | None) -> int:
+    """Count pairs of tokens in one segment: the sum of squared lengths.
+
+    Args:
+        real: [B, T], whether a token counts.
+        segments: [B, T] numbers of segments from 0 on; None for one a row.
+
+    >>> _pairs(torch.tensor([[1, 1, 1, 0]]).bool(), torch.tensor([[0, 0, 1, 2]]))
+    5
+    """
+    if segments is None:
+        return int(real.sum(1).square().sum())
+    rows, widest = len(segments), int(segments.max()) + 1
+    place = segments + widest * torch.arange(rows)[:, None]
+    lengths = torch.bincount(place[real], minlength=1)
+    return int(lengths.square().sum())
+
+
+@dataclass
+class Clock:
+    """Seconds by stage, those before a resumption too.
+
+    Attributes:
+        before: seconds of the processes that this one goes on from.
+    """
+
+    before: dict[str, float] = field(default_factory=dict)
+    _done: dict[str, float] = field(default_factory=dict)
+    _running: dict[str, float] = field(default_factory=dict)
+    _started: float = field(default_factory=time.monotonic)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Count the block's time to a stage."""
+        self._running[name] = time.monotonic()
+        try:
+            yield
+        finally:
+            spent = time.monotonic() - self._running.pop(name)
+            self._done[name] = self._done.get(name, 0.0) + spent
+
+    def own_seconds(self) -> float:
+        """Seconds since this process started, those before a resumption left out."""
+        return time.monotonic() - self._started
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds of every stage so far and in `total`."""
+        now = time.monotonic()
+        running = {name: now - since for name, since in self._running.items()}
+        own = {"total": self.own_seconds()}
+        names = dict.fromkeys((*STAGES, "total", *self.before))
+        parts = (self.before, self._done, running, own)
+        return {name: sum(part.get(name, 0.0) for part in parts) for name in names}
+
+
+STAGES = ("loading", "encoding", "vision_features", "alignment", "training")
+
+
+class Meter:
+    """Counts what one process of a training spends.
+
+    Args:
+        base: the model inside any PEFT wrapper, before a launcher wraps or shards it.
+        clock: that of the stages before the training; a new one by default.
+        checkpointing: whether the layers run again in the backward pass.
+    """
+
+    def __init__(
+        self, base: PreTrainedModel, clock: Clock | None = None, *, checkpointing: bool = False
+    ) -> None:
+        self.base = base
+        self.clock = clock or Clock()
+        self.formula = FlopFormula.of(base, checkpointing=checkpointing)
+        self.resumed = Spent()
+        self._spent = Spent()
+        self._passes = 0
+
+    @property
+    def spent(self) -> Spent:
+        """The sums so far."""
+        passes = getattr(self.base, "vision_passes", 0)
+        self._spent.add_passes(passes - self._passes, self.formula)
+        self._passes = passes
+        return self._spent
+
+    def step(self, batch: Mapping[str, Any]) -> None:
+        """Count one batch, as a collator makes it."""
+        config = self.base.config
+        token = getattr(config, "image_token_id", getattr(config, "image_token_index", None))
+        self._spent.add(batch, self.formula, token)
+        if not hasattr(self.base, "vision_passes"):  # a model of transformers does not count
+            self._spent.add_passes(len(batch.get("pixel_values", ())), self.formula)
+
+    def add_alignment(self, num_pictures: int, num_words: int) -> None:
+        """Count the connector's steps against words: forward, and backward for its weights.
+
+        Args:
+            num_pictures: that went through it, repeats included.
+            num_words: each visual token is compared with, forward and backward.
+        """
+        base: Any = self.base
+        width = base.get_input_embeddings().embedding_dim
+        compared = 2 * 2 * base.tokens_per_image * width * num_words
+        self._spent.add_vision(num_pictures * compared + self.formula.pictures(0, num_pictures))
+
+    def page(self, **more: Any) -> dict[str, Any]:
+        """What `cost.json` holds; all processes must call it.
+
+        Args:
+            more: what else stands there: `steps`, `peak_memory_gib`.
+        """
+        return cost_page(gathered(self.spent), self.clock.seconds(), **more)
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps: every process's sums, and the seconds. All must call it."""
+        return {"spent": gathered(self.spent), "seconds": self.clock.seconds()}
+
+    def take_up(self, state: Mapping[str, Any], rank: int = 0, num_processes: int = 1) -> None:
+        """Go on from a checkpoint's sums; what this process has spent since stays in."""
+        self.resumed = own_share(state["spent"], rank, num_processes)
+        self._spent = self.resumed + self._spent
+        self.clock.before = dict(state["seconds"])
+
+
+def gathered(spent: Spent) -> list[dict[str, int]]:
+    """The sums of every process, in the order of their ranks; all must call it."""
+    return gather_object([asdict(spent)]) if in_world() else [asdict(spent)]
+
+
+def own_share(saved: Sequence[Mapping[str, int]], rank: int, num_processes: int) -> Spent:
+    """Take up a checkpoint's sums: a process its own; the first one all where their number changed.
+
+    >>> saved = [{"tokens": 3}, {"tokens": 4}]
+    >>> [own_share(saved, rank, 2).tokens for rank in (0, 1)], own_share(saved, 0, 1).tokens
+    ([3, 4], 7)
+    """
+    known = {each.name for each in fields(Spent)}
+    each = [Spent(**{k: v for k, v in one.items() if k in known}) for one in saved]
+    if len(each) == num_processes:
+        return each[rank]
+    return sum(each, Spent()) if rank == 0 else Spent()
+
+
+def cost_page(
+    all_spent: Sequence[Mapping[str, int]], seconds: Mapping[str, float], **more: Any
+) -> dict[str, Any]:
+    """Write down what `cost.json` holds.
+
+    Args:
+        all_spent: of every process.
+        seconds: as `Clock.seconds`.
+        more: what else stands there: `steps`, `peak_memory_gib`.
+    """
+    spent = sum((Spent(**one) for one in all_spent), Spent())
+    training = seconds.get("training", 0.0)
+    return {
+        **asdict(spent),
+        **{f"seconds_{name}": round(value, 3) for name, value in seconds.items()},
+        "tokens_per_second": round(spent.tokens / training, 3) if training else None,
+        "flops_per_second": round(spent.flops / training) if training else None,
+        "num_processes": len(all_spent),
+        **more,
+    }
