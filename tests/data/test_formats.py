@@ -275,7 +275,7 @@ def test_a_broken_row_is_named_or_skipped_and_counted(table, line, said):
         ("question,answer\na\n", "line 2 has not the header's 2 columns"),
         ("question,answer\na,b,c\n", "line 2 has not the header's 2 columns"),
         ("question,answer,answer\na,b,c\n", "the header has column 'answer' twice"),
-        ('question,answer\n"a,b\n', "line 1 is not CSV"),
+        ('question,answer\n"a,b\n', "line 2 is not CSV"),
         ("question,answer\n", "has no row"),
         ("", "has no row"),
     ],
@@ -305,7 +305,7 @@ def test_a_source_is_detected(scienceqa, table):
     source = SourceSection(path=scienceqa.name, split="train")
     assert len(load_source(source, root=scienceqa.parent)) == 2
     assert len(load_source(SourceSection(path=str(table), columns=COLUMNS))) == 2
-    with pytest.raises(DataError, match="of no known format"):
+    with pytest.raises(DataError, match="cannot be read as rows"):
         load_source(SourceSection(path=str(scienceqa / "images")))
     with pytest.raises(DataError, match=r"no file or folder .*; did you mean 'rows\.jsonl'\?"):
         load_source(SourceSection(path="row.jsonl"), root=scienceqa)

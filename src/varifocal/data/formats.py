@@ -1,71 +1,23 @@
-"""The door to every data format: name it or have it detected, get examples."""
+"""The door to every data format, for what is wanted at once: examples in a list."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from varifocal.data.example import Example
-from varifocal.data.reading import (
-    TABLE_ENDINGS,
-    Examples,
-    OnBadRecord,
-    gather,
-)
-from varifocal.data.scienceqa import load_scienceqa
-from varifocal.data.table import load_table
+from varifocal.data.questions import AnswerAs
+from varifocal.data.reading import Examples, OnBadRecord, gather
+from varifocal.data.register import FORMATS
+from varifocal.data.scienceqa import PromptFormat
+from varifocal.data.source import open_source
 from varifocal.errors import DataError, nearest
 
 if TYPE_CHECKING:
     from varifocal.recipe import SourceSection
 
-__all__ = ["FORMATS", "Format", "check_images", "load_scienceqa", "load_source", "load_table"]
-
-
-@dataclass(frozen=True)
-class Format:
-    """One row of the register of formats.
-
-    Attributes:
-        detect: whether a file or folder looks like this format.
-        load: reads it as a recipe's source says.
-    """
-
-    detect: Callable[[Path], bool]
-    load: Callable[[Path, SourceSection, OnBadRecord], Examples]
-
-
-def _load_scienceqa(path: Path, source: SourceSection, on_bad_record: OnBadRecord) -> Examples:
-    return load_scienceqa(
-        path,
-        source.split,
-        prompt_format=source.prompt_format,
-        answer_as=source.answer_as,
-        skills=source.skills,
-        max_examples=source.max_examples,
-        on_bad_record=on_bad_record,
-    )
-
-
-def _load_table(path: Path, source: SourceSection, on_bad_record: OnBadRecord) -> Examples:
-    return load_table(
-        path,
-        source.columns,
-        split=source.split,
-        skills=source.skills,
-        answer_as=source.answer_as,
-        max_examples=source.max_examples,
-        on_bad_record=on_bad_record,
-    )
-
-
-FORMATS: dict[str, Format] = {
-    "scienceqa": Format(lambda path: (path / "problems.json").is_file(), _load_scienceqa),
-    "table": Format(lambda path: path.suffix.lower() in TABLE_ENDINGS, _load_table),
-}
+__all__ = ["FORMATS", "check_images", "load_scienceqa", "load_source", "load_table"]
 
 
 def load_source(
@@ -73,39 +25,88 @@ def load_source(
     *,
     root: str | Path | None = None,
     on_bad_record: OnBadRecord = "fail",
+    seed: int = 0,
 ) -> Examples:
     """Load what one `data.train` or `data.evaluate` entry of a recipe names.
 
     Args:
-        source: path, format and how to ask; `repeat` is the caller's business.
+        source: path, format and how to ask.
         root: folder at which a relative path starts; by default the working directory.
-        on_bad_record: "fail" or "skip".
+        on_bad_record: "fail" raises at the first broken record, "skip" notes it in `skipped`.
+        seed: of the wording of instructions.
 
     Returns:
-        The examples and the reasons of the skipped records.
+        The examples, `max_examples` usable ones at most, and the reasons of the skipped records.
 
     Raises:
-        DataError: there is nothing at the path, its format is not known, or the loader refuses it.
+        DataError: there is nothing at the path, its format is not known, or a record is broken.
     """
-    path = Path(root or ".") / Path(source.place).expanduser()
-    if not path.exists():
-        raise DataError(f"no file or folder '{path}'{_neighbour(path)}")
-    name = _detect(path) if source.format == "auto" else source.format
-    return FORMATS[name].load(path, source, on_bad_record)
+    whole = open_source(source.model_copy(update={"max_examples": None}), seed, root=root)
+    return gather(range(len(whole)), whole.example, on_bad_record, source.max_examples)
 
 
-def _neighbour(path: Path) -> str:
-    return nearest(path.name, os.listdir(path.parent)) if path.parent.is_dir() else ""
+def load_scienceqa(
+    directory: str | Path,
+    split: str | None = None,
+    *,
+    prompt_format: PromptFormat = "QCM-A",
+    answer_as: AnswerAs = "text",
+    skills: Iterable[str] | None = None,
+    max_examples: int | None = None,
+    on_bad_record: OnBadRecord = "fail",
+) -> Examples:
+    """Load questions in ScienceQA's layout; see `load_source` and `recipe.SourceSection`.
 
+    Raises:
+        DataError: as `load_source`.
+    """
+    from varifocal.recipe import SourceSection
 
-def _detect(path: Path) -> str:
-    for name, data_format in FORMATS.items():
-        if data_format.detect(path):
-            return name
-    raise DataError(
-        f"'{path}' is of no known format: a folder with problems.json (scienceqa) or a file "
-        f"ending with {', '.join(TABLE_ENDINGS)} (table)"
+    if prompt_format not in get_args(PromptFormat):
+        allowed = get_args(PromptFormat)
+        hint = nearest(prompt_format, allowed)
+        raise DataError(f"prompt format '{prompt_format}' is none of {', '.join(allowed)}{hint}")
+    source = SourceSection(
+        path=str(directory),
+        format="scienceqa",
+        split=split,
+        prompt_format=prompt_format,
+        answer_as=answer_as,
+        skills=None if skills is None else tuple(skills),
+        max_examples=max_examples,
     )
+    return load_source(source, on_bad_record=on_bad_record)
+
+
+def load_table(
+    path: str | Path,
+    columns: Mapping[str, str] | None = None,
+    *,
+    image_folder: str | Path | None = None,
+    split: str | None = None,
+    skills: tuple[str, ...] | None = None,
+    answer_as: AnswerAs = "text",
+    max_examples: int | None = None,
+    on_bad_record: OnBadRecord = "fail",
+) -> Examples:
+    """Load a table of questions and answers; see `load_source` and `table.parse_table_row`.
+
+    Raises:
+        DataError: as `load_source`.
+    """
+    from varifocal.recipe import SourceSection
+
+    source = SourceSection(
+        path=str(path),
+        format="table",
+        columns=dict(columns or {}),
+        image_folder=None if image_folder is None else str(image_folder),
+        split=split,
+        skills=skills,
+        answer_as=answer_as,
+        max_examples=max_examples,
+    )
+    return load_source(source, on_bad_record=on_bad_record)
 
 
 def check_images(examples: Examples, on_bad_record: OnBadRecord = "fail") -> Examples:

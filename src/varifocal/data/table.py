@@ -1,105 +1,56 @@
-"""Plain tables: JSONL, JSON, CSV and TSV with named columns."""
+"""Plain tables: rows with named columns."""
 
 from __future__ import annotations
 
 import string
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 from varifocal.data.example import Example, Message
-from varifocal.data.questions import LETTERS, AnswerAs, option_texts, question_text, user_turn
-from varifocal.data.reading import Examples, OnBadRecord, gather, read_table, resolve_image
+from varifocal.data.parsing import Asked, short
+from varifocal.data.pictures import find_picture
+from varifocal.data.questions import LETTERS, option_texts, question_text, user_turn
+from varifocal.data.records import Record
 from varifocal.errors import DataError, nearest
 
-COLUMNS = ("question", "answer", "context", "choices", "image", "id", "split", "skill")
+COLUMNS = ("question", "answer", "context", "choices", "image", "id", "task", "split", "skill")
 """What a table can be asked for; `question` and `answer` are needed, the others optional."""
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """What is wanted of a table."""
-
-    path: Path
-    columns: Mapping[str, str]
-    image_folder: Path
-    split: str | None
-    skills: frozenset[str] | None
-    answer_as: AnswerAs
-
-
-def load_table(
-    path: str | Path,
-    columns: Mapping[str, str] | None = None,
-    *,
-    image_folder: str | Path | None = None,
-    split: str | None = None,
-    skills: tuple[str, ...] | None = None,
-    answer_as: AnswerAs = "text",
-    max_examples: int | None = None,
-    on_bad_record: OnBadRecord = "fail",
-) -> Examples:
-    """Load a table of questions and answers.
-
-    Args:
-        path: a `.jsonl`, `.json` (list of objects), `.csv` or `.tsv` file with a header.
-        columns: our name -> the file's column, for `question`, `answer`, `context`, `choices`,
-            `image`, `id`, `split` and `skill`. One that is not mapped has the same name in the
-            file, or is absent. `question` may be a template with columns in braces ("True or
-            false? {sentence}"); `choices` may be the choices themselves ("true|false").
-        image_folder: where relative picture paths start, and the only place pictures are read
-            from; by default the table's folder.
-        split: take only rows whose column `split` says so.
-        skills: take only rows whose column `skill` is one of these.
-        answer_as: for rows with choices, answer with the choice's text or "The answer is B.".
-        max_examples: take at most so many, the first ones.
-        on_bad_record: "fail" raises at the first broken row, "skip" notes it in `skipped`.
-
-    Returns:
-        One example a row; with choices, `answer` is one of them, its letter in brackets or alone,
-        or for numbers in a JSON file its index.
+def check_columns(columns: Mapping[str, str], place: str) -> None:
+    """Refuse names that no table is asked for.
 
     Raises:
-        DataError: a file is missing or malformed, a mapped column is unknown, no row is left, or
-            a row is broken; the text names file and row.
+        DataError: with the nearest name.
     """
-    file = Path(path)
-    columns = dict(columns or {})
     for name in columns:
         if name not in COLUMNS:
             allowed = ", ".join(COLUMNS)
             hint = nearest(name, COLUMNS)
-            raise DataError(f"'{file}': column '{name}' is none of {allowed}{hint}")
-    asked = _Asked(
-        path=file,
-        columns=columns,
-        image_folder=Path(image_folder) if image_folder is not None else file.parent,
-        split=split,
-        skills=None if skills is None else frozenset(skills),
-        answer_as=answer_as,
-    )
-    examples = gather(read_table(file), partial(_parse, asked=asked), on_bad_record, max_examples)
-    if not examples and not examples.skipped:
-        which = "" if split is None else f" of split '{split}'"
-        raise DataError(f"'{file}' has no row{which}")
-    return examples
+            raise DataError(f"'{place}': column '{name}' is none of {allowed}{hint}")
 
 
-def _parse(item: tuple[str, Mapping[str, Any] | DataError], asked: _Asked) -> Example | None:
-    place, row = item
-    if isinstance(row, DataError):
-        raise row
-    record = str(_cell(row, "id", asked, place) or place)
-    where = f"{asked.path}: record '{record}'"
-    if asked.split is not None and _needed(row, "split", asked, where) != asked.split:
-        return None
-    if asked.skills is not None and _needed(row, "skill", asked, where) not in asked.skills:
-        return None
-    image = _cell(row, "image", asked, where)
-    picture = resolve_image(asked.image_folder, image, where) if image else None
-    context = _cell(row, "context", asked, where) or ""
+def is_table_row(record: Record) -> bool:
+    """Tell whether a row has a table's two columns under our own names."""
+    return "question" in record.row and "answer" in record.row
+
+
+def parse_table_row(record: Record, asked: Asked) -> Example:
+    """Make an example of a row.
+
+    `asked.columns` maps our names of `COLUMNS` to the file's; one that is not mapped has the same
+    name there, or is absent. `question` may be a template with columns in braces ("True or false?
+    {sentence}"); `choices` may be the choices themselves ("true|false"). With choices, `answer` is
+    one of them, its letter in brackets or alone, or for numbers in a JSON file its index.
+
+    Raises:
+        DataError: a mapped column is not there, or a value cannot be used.
+    """
+    row, where = record.row, record.where
+    value = _raw(row, "image", asked, where)
+    picture = find_picture(value, asked.image_folder, where) if value not in (None, "") else None
+    context = _cell(row, "context", asked, where)
     choices = _choices(row, asked, where)
     answer_index = _answer_index(row, choices, asked, where) if choices else 0
     options = option_texts(choices, asked.answer_as)
@@ -109,9 +60,9 @@ def _parse(item: tuple[str, Mapping[str, Any] | DataError], asked: _Asked) -> Ex
         prompt = question_text(prompt, context, choices)
     return Example(
         messages=(user_turn(prompt, picture), Message("assistant", (answer,))),
-        id=record,
-        source=str(asked.path),
-        task="table",
+        id=_cell(row, "id", asked, where) or record.place,
+        source=record.source,
+        task=_cell(row, "task", asked, where) or asked.format,
         choices=choices,
         answer_index=answer_index if choices else None,
         options=options,
@@ -119,7 +70,7 @@ def _parse(item: tuple[str, Mapping[str, Any] | DataError], asked: _Asked) -> Ex
     )
 
 
-def _raw(row: Mapping[str, Any], name: str, asked: _Asked, where: str) -> Any:
+def _raw(row: Mapping[str, Any], name: str, asked: Asked, where: str) -> Any:
     """Return a cell; None where the column is neither mapped nor there."""
     column = asked.columns.get(name, name)
     if column not in row and name in asked.columns:
@@ -130,11 +81,11 @@ def _raw(row: Mapping[str, Any], name: str, asked: _Asked, where: str) -> Any:
     return row.get(column)
 
 
-def _cell(row: Mapping[str, Any], name: str, asked: _Asked, where: str) -> str:
+def _cell(row: Mapping[str, Any], name: str, asked: Asked, where: str) -> str:
     return _as_text(_raw(row, name, asked, where), name, where)
 
 
-def _needed(row: Mapping[str, Any], name: str, asked: _Asked, where: str) -> str:
+def _needed(row: Mapping[str, Any], name: str, asked: Asked, where: str) -> str:
     value = _cell(row, name, asked, where)
     if not value:
         raise DataError(f"{where} has no {name}: column '{asked.columns.get(name, name)}' is empty")
@@ -152,11 +103,11 @@ def _as_text(value: Any, name: str, where: str) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if not isinstance(value, (str, int, float)):
-        raise DataError(f"{where}: {name} must be a text or a number, not {value!r}")
+        raise DataError(f"{where}: {name} must be a text or a number, not {short(value)}")
     return str(value).strip()
 
 
-def _question(row: Mapping[str, Any], asked: _Asked, where: str) -> str:
+def _question(row: Mapping[str, Any], asked: Asked, where: str) -> str:
     template = asked.columns.get("question", "")
     if "{" not in template:
         return _needed(row, "question", asked, where)
@@ -165,16 +116,14 @@ def _question(row: Mapping[str, Any], asked: _Asked, where: str) -> str:
         for text, column, _, _ in string.Formatter().parse(template):
             parts.append(text)
             if column is not None:
-                fields = _Asked(
-                    asked.path, {"question": column}, asked.image_folder, None, None, "text"
-                )
+                fields = replace(asked, columns={"question": column})
                 parts.append(_needed(row, "question", fields, where))
     except ValueError as error:
-        raise DataError(f"'{asked.path}': question template '{template}': {error}") from error
+        raise DataError(f"'{asked.source}': question template '{template}': {error}") from error
     return "".join(parts)
 
 
-def _choices(row: Mapping[str, Any], asked: _Asked, where: str) -> tuple[str, ...]:
+def _choices(row: Mapping[str, Any], asked: Asked, where: str) -> tuple[str, ...]:
     """Read the choices of a row: a list, a text with bars, or the same ones for every row."""
     fixed = asked.columns.get("choices", "")
     value = fixed if fixed not in row and "|" in fixed else _raw(row, "choices", asked, where)
@@ -182,7 +131,7 @@ def _choices(row: Mapping[str, Any], asked: _Asked, where: str) -> tuple[str, ..
         return ()
     parts = value.split("|") if isinstance(value, str) else value
     if not isinstance(parts, list):
-        raise DataError(f"{where}: choices must be a list or a text 'a|b', not {value!r}")
+        raise DataError(f"{where}: choices must be a list or a text 'a|b', not {short(value)}")
     choices = tuple(_as_text(part, "a choice", where) for part in parts)
     if not 2 <= len(choices) <= len(LETTERS) or not all(choices):
         raise DataError(f"{where}: 2 to {len(LETTERS)} choices are needed, not {list(choices)}")
@@ -190,7 +139,7 @@ def _choices(row: Mapping[str, Any], asked: _Asked, where: str) -> tuple[str, ..
 
 
 def _answer_index(
-    row: Mapping[str, Any], choices: tuple[str, ...], asked: _Asked, where: str
+    row: Mapping[str, Any], choices: tuple[str, ...], asked: Asked, where: str
 ) -> int:
     answer = _needed(row, "answer", asked, where)
     if choices.count(answer) == 1:

@@ -1,0 +1,52 @@
+"""Alpaca's rows: an instruction, an input it may need, and the output."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from varifocal.data.conversations import conversation
+from varifocal.data.example import Example
+from varifocal.data.parsing import Asked, short
+from varifocal.data.records import Record
+from varifocal.errors import DataError
+
+
+def is_alpaca(record: Record) -> bool:
+    """Tell whether a row has an instruction and an output."""
+    return "instruction" in record.row and "output" in record.row
+
+
+def parse_alpaca(record: Record, asked: Asked) -> Example:
+    r"""Make an example of {"instruction", "input", "output"}, with optional "history", "system".
+
+    The user's turn is the instruction, and on the next line the input if there is one; "history"
+    is a list of earlier [instruction, output] pairs; "image" or "images" belong to `<image>`.
+
+    Raises:
+        DataError: a text is missing or no text.
+    """
+    row, where = record.row, record.where
+    texts = {key: row.get(key) for key in ("instruction", "input", "output", "system")}
+    for key, value in texts.items():
+        if value is not None and not isinstance(value, str):
+            raise DataError(f"{where}: '{key}' must be a text, not {short(value)}")
+    question = "\n".join(text for key in ("instruction", "input") if (text := texts[key]))
+    if not question.strip():
+        raise DataError(f"{where}: 'instruction' is missing or empty")
+    turns: list[tuple[str, object]] = []
+    if texts["system"]:
+        turns.append(("system", texts["system"]))
+    for asked_before, said in _history(record):
+        turns += [("user", asked_before), ("assistant", said)]
+    turns += [("user", question), ("assistant", texts["output"])]
+    return conversation(turns, record, asked)
+
+
+def _history(record: Record) -> Iterator[tuple[str, str]]:
+    pairs = record.row.get("history") or []
+    if not isinstance(pairs, list):
+        raise DataError(f"{record.where}: 'history' must be a list of pairs, not {short(pairs)}")
+    for pair in pairs:
+        if not isinstance(pair, list) or [type(text) for text in pair] != [str, str]:
+            raise DataError(f"{record.where}: 'history' holds {short(pair)}, no pair of texts")
+        yield pair[0], pair[1]

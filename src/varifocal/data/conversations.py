@@ -1,0 +1,197 @@
+"""Conversations as LLaVA, ShareGPT and OpenAI write them, and what is the same in all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from varifocal.data.example import Example, Image, Message, Role
+from varifocal.data.parsing import Asked, id_of, short, task_of
+from varifocal.data.pictures import find_picture
+from varifocal.data.records import Record
+from varifocal.errors import DataError, nearest
+
+PLACEHOLDER = "<image>"
+"""Stands in a text where a picture belongs."""
+
+_ROLES: dict[str, Role] = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "chatgpt": "assistant",
+    "system": "system",
+    "developer": "system",
+}
+_OTHER_MEDIA = ("video", "videos", "audio", "audios")
+
+
+def parse_conversation(record: Record, asked: Asked) -> Example:
+    """Make an example of `conversations` or `messages`.
+
+    A turn names its speaker in `from` (human, gpt) or `role` (user, assistant), and says in `value`
+    or `content` a text or a list of OpenAI's parts. `<image>` in a text is the next of the row's
+    pictures, "image" or "images".
+
+    Raises:
+        DataError: the turns cannot be read, or their placeholders and the pictures disagree.
+    """
+    row, where = record.row, record.where
+    turns = _turns_of(row, where)
+    said: list[tuple[str, object]] = [_read_turn(turn, where) for turn in turns]
+    system = row.get("system")
+    if system and said and said[0][0] != "system":
+        said.insert(0, ("system", system))
+    return conversation(said, record, asked)
+
+
+def conversation(said: Sequence[tuple[str, object]], record: Record, asked: Asked) -> Example:
+    """Make an example of speakers and what they say; see `parse_conversation`."""
+    where = record.where
+    for key in _OTHER_MEDIA:
+        if record.row.get(key):
+            raise DataError(f"{where} has '{key}'; only text and pictures can be read")
+    pictures = _pictures_of(record.row, asked, where)
+    waiting = iter(pictures)
+    messages: list[Message] = []
+    placeholders = 0
+    for speaker, content in said:
+        parts = _parts_of(content, asked, where)
+        placeholders += sum(part is None for part in parts)
+        filled = (next(waiting, None) if part is None else part for part in parts)
+        message = Message(_role(speaker, where), tuple(part for part in filled if part))
+        if message.role == "assistant" and not message.text.strip():
+            raise DataError(f"{where}: the answer in turn {len(messages) + 1} is empty")
+        messages.append(message)
+    if placeholders != len(pictures):
+        raise DataError(
+            f"{where}: the text has {placeholders} placeholders {PLACEHOLDER}, "
+            f"but {len(pictures)} pictures are given"
+        )
+    return Example(
+        tuple(messages), id=id_of(record), source=record.source, task=task_of(record, asked)
+    )
+
+
+def _turns_of(row: Mapping[str, Any], where: str) -> list[Any]:
+    for key in ("conversations", "messages", "conversation"):
+        if key in row:
+            turns = row[key]
+            if not isinstance(turns, list) or not turns:
+                raise DataError(f"{where}: '{key}' must be a list of turns, not {short(turns)}")
+            return turns
+    raise DataError(f"{where} has neither 'conversations' nor 'messages' but {', '.join(row)}")
+
+
+def _read_turn(turn: Any, where: str) -> tuple[str, object]:
+    """Return a turn's speaker and what is said."""
+    if not isinstance(turn, dict):
+        raise DataError(f"{where}: a turn is {short(turn)}, no object")
+    speaker = turn.get("from") if turn.get("from") is not None else turn.get("role")
+    content = turn.get("value") if turn.get("value") is not None else turn.get("content")
+    if not isinstance(speaker, str):
+        raise DataError(f"{where}: a turn's speaker ('from' or 'role') is {short(speaker)}")
+    if turn.get("tool_calls") or turn.get("function_call"):
+        raise DataError(f"{where}: a turn calls tools; only text and pictures can be read")
+    return speaker, content
+
+
+def _role(speaker: str, where: str) -> Role:
+    role = _ROLES.get(speaker.strip().lower())
+    if role is None:
+        raise DataError(
+            f"{where}: speaker '{speaker[:40]}' is none of {', '.join(_ROLES)}"
+            f"{nearest(speaker, _ROLES)}"
+        )
+    return role
+
+
+def _pictures_of(row: Mapping[str, Any], asked: Asked, where: str) -> list[Image]:
+    """Find the pictures that a row gives beside its turns."""
+    found = [value for key in ("image", "images") if (value := row.get(key)) not in (None, "", [])]
+    if len(found) > 1:
+        raise DataError(f"{where} has both 'image' and 'images'")
+    values = found[0] if found else []
+    if not isinstance(values, list):
+        values = [values]
+    return [find_picture(value, asked.image_folder, where) for value in values]
+
+
+def _parts_of(content: object, asked: Asked, where: str) -> list[str | Image | None]:
+    """Return what is said as texts and pictures, None where a picture of the row belongs."""
+    if isinstance(content, str):
+        return list(_split(content))
+    if not isinstance(content, list):
+        raise DataError(f"{where}: a turn says {short(content)}, a text or a list is needed")
+    parts: list[str | Image | None] = []
+    for part in content:
+        parts += _part(part, asked, where)
+    return parts
+
+
+def _split(text: str) -> Iterator[str | None]:
+    for number, piece in enumerate(text.split(PLACEHOLDER)):
+        if number:
+            yield None
+        if piece:
+            yield piece
+
+
+def _part(part: Any, asked: Asked, where: str) -> list[str | Image | None]:
+    """Read one of OpenAI's parts: text, image_url, or image as transformers' templates have it."""
+    if isinstance(part, str):
+        return list(_split(part))
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind == "text" and isinstance(part.get("text"), str):
+        return list(_split(part["text"]))
+    if kind == "image_url":
+        value = part.get("image_url")
+        value = value.get("url") if isinstance(value, dict) else value
+        return [find_picture(value, asked.image_folder, where)]
+    if kind == "image":
+        keys = ("image", "path", "url")
+        value = next((part[key] for key in keys if part.get(key) is not None), None)
+        return [None if value is None else find_picture(value, asked.image_folder, where)]
+    raise DataError(
+        f"{where}: {short(part)} is no part that can be read: type text, image_url or image"
+    )
+
+
+def is_vision_flan(record: Record) -> bool:
+    """Tell whether a row is one of Vision-Flan's: LLaVA's, and `task_name`."""
+    return _speaks(record, "conversations", "from") and "task_name" in record.row
+
+
+def is_llava(record: Record) -> bool:
+    """Tell whether a row is one of LLaVA's: `conversations`, and a picture or its placeholder."""
+    turns = record.row.get("conversations")
+    return _speaks(record, "conversations", "from") and (
+        "image" in record.row or PLACEHOLDER in str(turns)
+    )
+
+
+def is_sharegpt(record: Record) -> bool:
+    """Tell whether a row's turns have `from` and `value`."""
+    return any(_speaks(record, key, "from") for key in ("conversations", "messages"))
+
+
+def is_openai(record: Record) -> bool:
+    """Tell whether a row's turns have `role` and `content`."""
+    return any(_speaks(record, key, "role") for key in ("messages", "conversations"))
+
+
+def _speaks(record: Record, key: str, speaker: str) -> bool:
+    turns = record.row.get(key)
+    first = turns[0] if isinstance(turns, list) and turns else None
+    return isinstance(first, dict) and first.get(speaker) is not None
+
+
+def parse_vision_flan(record: Record, asked: Asked) -> Example:
+    """Make an example of {"id", "image", "task_name", "conversations"}.
+
+    Raises:
+        DataError: as `parse_conversation`, or the task's name is missing.
+    """
+    if not record.row.get("task_name"):
+        raise DataError(f"{record.where} has no 'task_name'; a format without is llava")
+    return parse_conversation(record, asked)

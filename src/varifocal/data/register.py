@@ -1,0 +1,64 @@
+"""The register of formats, and which of them a source is in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import islice
+
+from varifocal.data.alpaca import is_alpaca, parse_alpaca
+from varifocal.data.captions import is_caption, parse_caption
+from varifocal.data.conversations import (
+    is_llava,
+    is_openai,
+    is_sharegpt,
+    is_vision_flan,
+    parse_conversation,
+    parse_vision_flan,
+)
+from varifocal.data.parsing import Format
+from varifocal.data.records import Record
+from varifocal.data.scienceqa import is_scienceqa, parse_scienceqa, wants_scienceqa
+from varifocal.data.table import is_table_row, parse_table_row
+from varifocal.errors import DataError
+
+FORMATS: dict[str, Format] = {
+    "vision_flan": Format("conversations, task_name", is_vision_flan, parse_vision_flan),
+    "llava": Format("conversations with <image>, image", is_llava, parse_conversation),
+    "sharegpt": Format("conversations of from and value", is_sharegpt, parse_conversation),
+    "mlan": Format("as llava; has to be named", lambda record: False, parse_conversation),
+    "openai": Format("messages of role and content", is_openai, parse_conversation),
+    "alpaca": Format("instruction, input, output", is_alpaca, parse_alpaca),
+    "scienceqa": Format(
+        "question, choices, answer, lecture", is_scienceqa, parse_scienceqa, wants_scienceqa
+    ),
+    "table": Format("question, answer, or mapped columns", is_table_row, parse_table_row),
+    "captions": Format("file_name or image, and caption or text", is_caption, parse_caption),
+}
+"""Every format by its name; the first that a record fits is taken."""
+
+_LOOKED_AT = 8
+
+
+def detect(rows: Iterable[Record | DataError], place: str) -> str:
+    """Return the format that the first rows are in.
+
+    Args:
+        rows: those of a source, in order.
+        place: for the error text.
+
+    Raises:
+        DataError: they fit none, or none of them can be read.
+    """
+    first: list[Record | DataError] = list(islice(rows, _LOOKED_AT))
+    records = [row for row in first if isinstance(row, Record)]
+    for error in first if not records else ():
+        raise error if isinstance(error, DataError) else AssertionError
+    for name, one in FORMATS.items():
+        if any(one.detect(record) for record in records):
+            return name
+    seen = ", ".join(map(str, records[0].row)) if records else "no row"
+    known = "; ".join(f"{name} ({one.about})" for name, one in FORMATS.items())
+    raise DataError(
+        f"'{place}' is of no known format: its first record has {seen}; name its format, one of "
+        f"{known}; or map its columns (columns: {{question: ..., answer: ...}})"
+    )

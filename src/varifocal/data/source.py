@@ -1,0 +1,321 @@
+"""A recipe's source as examples, each parsed when it is asked for."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from varifocal.cache import cache_root
+from varifocal.data.example import Example
+from varifocal.data.parallel import map_in_order
+from varifocal.data.parsing import Asked, Format
+from varifocal.data.records import (
+    Record,
+    Records,
+    StreamedRecords,
+    open_records,
+    read_in_order,
+)
+from varifocal.data.register import FORMATS, detect
+from varifocal.data.scienceqa import ScienceQARecords
+from varifocal.data.table import check_columns
+from varifocal.errors import DataError, nearest
+
+if TYPE_CHECKING:
+    from varifocal.recipe import SourceSection
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What every record is, without its text.
+
+    Attributes:
+        modalities: int8 [N], 0 text, 1 with a picture, -1 for a broken record.
+        tasks: int32 [N], places in `task_names`; -1 for a broken record.
+        task_names: in the order in which they are met.
+    """
+
+    modalities: npt.NDArray[np.int8]
+    tasks: npt.NDArray[np.int32]
+    task_names: tuple[str, ...]
+
+
+class Source:
+    """The records of a recipe's source, as examples.
+
+    Letters: N records, after `split`, `skills` and `max_examples`.
+
+    Args:
+        section: of the recipe.
+        records: the raw rows.
+        format_name: a name of `register.FORMATS`.
+        seed: of the wording of instructions.
+
+    Raises:
+        DataError: nothing is left of it.
+    """
+
+    def __init__(
+        self, section: SourceSection, records: Records, format_name: str, seed: int = 0
+    ) -> None:
+        self.section, self.records, self.format_name = section, records, format_name
+        self.name = name_of(section)
+        self._parser = _Parser(section, records, format_name, seed)
+        self._chosen = _choose(section, records, self._parser)
+
+    def __len__(self) -> int:
+        """Count the records, broken ones included."""
+        count = len(self.records) if self._chosen is None else len(self._chosen)
+        return min(count, self.section.max_examples or count)
+
+    def example(self, number: int) -> Example:
+        """Read one record.
+
+        Raises:
+            DataError: it is broken; the text names file and record.
+        """
+        if not 0 <= number < len(self):
+            raise IndexError(f"record {number} of {len(self)}")
+        row = number if self._chosen is None else int(self._chosen[number])
+        return self._parser.parse(self.records[row])
+
+    def __iter__(self) -> Iterator[Example | DataError]:
+        """Yield every record in order, a broken one as its error."""
+        for number in range(len(self)):
+            yield self._example_or_error(number)
+
+    def _example_or_error(self, number: int) -> Example | DataError:
+        try:
+            return self.example(number)
+        except DataError as error:
+            return error
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A digest of the records' content and of everything that decides what they become."""
+        return hashlib.sha256(
+            f"{self.records.fingerprint}\0{self._parser.identity}\0{len(self)}".encode()
+        ).hexdigest()
+
+    def scan(self, num_workers: int = 0, progress: Progress | None = None) -> Scan:
+        """Find every record's modality and task; no picture is opened.
+
+        What is found of many records is kept in the cache by `fingerprint`.
+
+        Args:
+            num_workers: processes that read.
+            progress: called with (done, all) after every record.
+        """
+        note = cache_root() / "scans" / f"{self.fingerprint}.npz"
+        if len(self) >= _SCANS_KEPT_FROM:
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                stored = np.load(note)
+                return Scan(
+                    stored["modalities"], stored["tasks"], tuple(map(str, stored["task_names"]))
+                )
+        scan = self._scan(num_workers, progress)
+        if len(self) >= _SCANS_KEPT_FROM:
+            with contextlib.suppress(OSError):  # costs time, nothing else
+                note.parent.mkdir(parents=True, exist_ok=True)
+                scratch = note.with_suffix(f".{os.getpid()}.npz")
+                np.savez(scratch, **vars(scan))
+                scratch.replace(note)
+        return scan
+
+    def _scan(self, num_workers: int, progress: Progress | None) -> Scan:
+        modalities = np.full(len(self), -1, np.int8)
+        tasks = np.full(len(self), -1, np.int32)
+        names: dict[str, int] = {}
+        found = map_in_order(self._modality_and_task, range(len(self)), num_workers)
+        for number, (modality, task) in enumerate(found):
+            if modality >= 0:
+                modalities[number] = modality
+                tasks[number] = names.setdefault(task, len(names))
+            if progress is not None:
+                progress(number + 1, len(self))
+        return Scan(modalities, tasks, tuple(names))
+
+    def _modality_and_task(self, number: int) -> tuple[int, str]:
+        found = self._example_or_error(number)
+        return (found.modality, found.task) if isinstance(found, Example) else (-1, "")
+
+
+_SCANS_KEPT_FROM = 10_000
+
+
+class StreamedSource:
+    """A source that is read in its order and not counted; see `Source`."""
+
+    def __init__(
+        self, section: SourceSection, records: StreamedRecords, format_name: str, seed: int = 0
+    ) -> None:
+        self.section, self.records, self.format_name = section, records, format_name
+        self.name = name_of(section)
+        self._parser = _Parser(section, records, format_name, seed)
+
+    def __iter__(self) -> Iterator[Example | DataError]:
+        """Yield the records that are asked for, a broken one as its error."""
+        count = 0
+        for record in self.records:
+            if count == self.section.max_examples:
+                return
+            found = self._parse(record)
+            if found is not None:
+                count += 1
+                yield found
+
+    def _parse(self, record: Record | DataError) -> Example | DataError | None:
+        if isinstance(record, DataError):
+            return record
+        try:
+            return self._parser.parse(record) if self._parser.wants(record) else None
+        except DataError as error:
+            return error
+
+
+class _Parser:
+    """Makes examples of records as a recipe's source asks."""
+
+    def __init__(
+        self,
+        section: SourceSection,
+        records: Records | StreamedRecords,
+        format_name: str,
+        seed: int,
+    ) -> None:
+        self.format: Format = FORMATS[format_name]
+        columns = dict(section.columns or {})
+        check_columns(columns, records.place)
+        folder = section.image_folder
+        self.asked = Asked(
+            source=records.place,
+            format=format_name,
+            image_folder=Path(folder).expanduser() if folder is not None else records.folder,
+            columns=columns,
+            answer_as=section.answer_as,
+            prompt_format=section.prompt_format,
+        )
+        self.is_split = records.is_split
+        self.section, self.seed = section, seed
+
+    @property
+    def identity(self) -> str:
+        """What decides, beside the records' content, what they become."""
+        section = self.section
+        asked = {
+            "format": self.asked.format,
+            "image_folder": str(self.asked.image_folder),
+            "seed": self.seed if section.instructions == "varied" else None,
+            **section.model_dump(
+                mode="json",
+                include={
+                    *("split", "skills", "columns", "answer_as", "prompt_format", "instructions"),
+                },
+            ),
+        }
+        return json.dumps(asked, sort_keys=True)
+
+    def wants(self, record: Record) -> bool:
+        """Tell whether a record is asked for.
+
+        Raises:
+            DataError: it does not say which split or skill it is of.
+        """
+        section, row = self.section, record.row
+        asks_split = section.split is not None and not self.is_split
+        if asks_split and self._needed(record, "split") != section.split:
+            return False
+        if section.skills is not None and self._needed(record, "skill") not in section.skills:
+            return False
+        return self.format.wants is None or self.format.wants(row, self.asked)
+
+    def _needed(self, record: Record, name: str) -> str:
+        column = self.asked.columns.get(name, name)
+        value = record.row.get(column)
+        if value is None or value == "":
+            raise DataError(f"{record.where} has no {name}: column '{column}' is empty or missing")
+        return str(value)
+
+    def parse(self, record: Record) -> Example:
+        """Make an example of a record.
+
+        Raises:
+            DataError: it is broken.
+        """
+        self.wants(record)
+        example = self.format.parse(record, self.asked)
+        if self.section.instructions == "varied":
+            from varifocal.data.instructions import vary
+
+            return vary(example, self.seed)
+        return example
+
+
+def _choose(
+    section: SourceSection, records: Records, parser: _Parser
+) -> npt.NDArray[np.int64] | None:
+    """Return the numbers of the records that are asked for; None for all of them."""
+    asks_split = section.split is not None and not records.is_split
+    filters = parser.format.wants is not None and section.prompt_format == "caption"
+    if not asks_split and section.skills is None and not filters:
+        return None
+    chosen: list[int] = []
+    skills: set[str] = set()
+    for number, record in enumerate(read_in_order(records)):
+        if isinstance(record, Record):
+            skills.add(str(record.row.get(parser.asked.columns.get("skill", "skill"))))
+        try:
+            if isinstance(record, DataError) or parser.wants(record):
+                chosen.append(number)
+        except DataError:  # it stays in: whoever asks for it gets the error
+            chosen.append(number)
+    known = records.skills if isinstance(records, ScienceQARecords) else skills
+    for skill in section.skills or ():
+        if skill not in known:
+            raise DataError(f"'{records.place}' has no skill '{skill}'{nearest(skill, known)}")
+    if not chosen:
+        what = "record with picture and caption" if filters else "record"
+        where = "any split" if section.split is None else f"split '{section.split}'"
+        raise DataError(f"'{records.place}' has no {what} in {where}")
+    return np.array(chosen, np.int64)
+
+
+def name_of(section: SourceSection) -> str:
+    """Return what reports call a source."""
+    return section.name or Path(section.place).name or section.place
+
+
+def open_source(section: SourceSection, seed: int = 0, *, root: str | Path | None = None) -> Source:
+    """Open a recipe's source; nothing but its index and first rows is read.
+
+    Args:
+        section: of the recipe.
+        seed: of the wording of instructions.
+        root: folder at which a relative path starts; by default the working directory.
+
+    Raises:
+        DataError: there is nothing at the place, its format is not known, or nothing is left of it.
+    """
+    records = open_records(section, root)
+    return Source(section, records, _format_of(section, records), seed)
+
+
+def _format_of(section: SourceSection, records: Records | StreamedRecords) -> str:
+    if section.format != "auto":
+        return section.format
+    if section.columns is not None:
+        return "table"
+    rows = read_in_order(records) if not isinstance(records, StreamedRecords) else iter(records)
+    return detect(rows, records.place)
