@@ -162,6 +162,19 @@ class Message:
 
 
 @dataclass(frozen=True)
+class Question:
+    """The parts of a question, from which its turn can be worded anew.
+
+    Attributes:
+        text: what is asked.
+        context: what has to be read first, or "".
+    """
+
+    text: str
+    context: str = ""
+
+
+@dataclass(frozen=True)
 class Example:
     """A conversation and where it came from.
 
@@ -176,6 +189,7 @@ class Example:
         options: what the assistant says to name each choice, as in training ("The answer is B.");
             by default the choices themselves.
         tags: subject, grade, skill and the like, for reports.
+        question: the parts of the last user turn, where a format knows them.
     """
 
     messages: tuple[Message, ...]
@@ -186,6 +200,7 @@ class Example:
     answer_index: int | None = None
     options: tuple[str, ...] = ()
     tags: Mapping[str, str] = field(default_factory=dict)
+    question: Question | None = None
 
     def __post_init__(self) -> None:
         """Refuse conversations that no chat template can render."""
