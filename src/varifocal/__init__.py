@@ -1,7 +1,7 @@
 """Varifocal: give a frozen language model eyes.
 
-Importing it registers `MMAConfig` with PEFT and the grafted model with transformers' Auto classes;
-torch is imported only when one of them, or a name below, is first used.
+Importing it registers `MMAConfig` and `MixLoraConfig` with PEFT and the grafted model with
+transformers' Auto classes; torch is imported only when one of them, or a name below, is first used.
 """
 
 import importlib
@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     )
     from varifocal.recipe import Recipe, load_recipe
     from varifocal.training.plan import plan
-    from varifocal.tuners import MMAConfig
+    from varifocal.tuners import MixLoraConfig, MMAConfig
 
 _HOMES = {
     "MMAConfig": "varifocal.tuners",
+    "MixLoraConfig": "varifocal.tuners",
     "GraftedConfig": "varifocal.models",
     "GraftedForConditionalGeneration": "varifocal.models",
     "GraftedProcessor": "varifocal.models",
@@ -40,6 +41,7 @@ __all__ = [
     "GraftedForConditionalGeneration",
     "GraftedProcessor",
     "MMAConfig",
+    "MixLoraConfig",
     "ModelError",
     "Recipe",
     "RecipeError",

@@ -1,0 +1,112 @@
+"""The settings of Conditional Mixture-of-LoRA as PEFT keeps them in `adapter_config.json`."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from peft import PeftConfig
+from peft.utils import PeftType
+
+SELECTIONS = ("hard", "weighted", "straight_through", "random")
+SCOPES = ("prompt", "sequence")
+
+
+@dataclass
+class MixLoraConfig(PeftConfig):
+    """Settings of Conditional Mixture-of-LoRA (arXiv 2402.15896).
+
+    What a choice of factors is worth, `selection`:
+
+    - "weighted": the normalised scores of the chosen factors, r times their softmax share, enter
+      the product. The routers learn; the update is a little more than a sum of plain factors.
+    - "straight_through": forward is "hard" bit for bit, backward is the gradient of "weighted".
+      The routers learn from a gradient that is biased.
+    - "hard": indices only, as the authors' public code. No gradient reaches a router, so routers
+      are fixed random maps, saved with the adapter and never trained. The cheapest routing.
+    - "random": factors are drawn anew for each instance, from torch's generator; there are no
+      routers. For comparison: batch mates, packing and a second run change the draw.
+
+    What is read to choose, `routing_scope`:
+
+    - "prompt": the prompt's valid tokens. With `prompt_mask` [B, T] and `segment_ids` [B, T] among
+      the model's arguments, each turn of a conversation uses the choice made from the prompt tokens
+      up to and including that turn. Without marks the prompt is every valid token of a row that has
+      no cache yet, and tokens behind a cache keep its choice (so hand `prompt_mask` over with a new
+      turn behind a cache, and when scoring answers).
+    - "sequence": all valid tokens of an instance in the current call, the answer's too, as the
+      public code (which also reads padding; this does not). Behind a cache the new tokens alone
+      choose, each call anew. Given up: an answer token moves earlier logits, cached decoding
+      differs from the full forward, and answers are scored with a choice that has read them.
+
+    Args:
+        num_factors: E, rank-1 factors in the pool for A and in the pool for B of each linear.
+        rank: r, factors chosen for an instance, at most E; "weighted" and "straight_through" need
+            at least 2, since the share of a single factor is always 1.
+        conditional: whether B's choice also reads the factors chosen for A (CFS); off: IFS alone.
+        selection: see above.
+        routing_scope: see above.
+        lora_alpha: the update is scaled by lora_alpha / rank; None: 2 E, as the public code.
+        dropout: probability of dropping an input of the factors in training, in [0, 1).
+        balance: weight of the load-balancing loss (`balance_loss`), 0 or more; 0 computes none.
+        target_modules: linears to adapt, as a list of name endings or a regular expression, as
+            everywhere in PEFT. None: every linear of the language model's blocks (LLaMA's q, k, v,
+            o, gate, up, down), found by structure; never a vision tower, connector or output head.
+        exclude_modules: names not to adapt, in the same two forms.
+        modules_to_save: modules trained whole and saved with the adapter, such as a connector.
+        base_fingerprint: content hash of the base model; carried along, for the loader to compare.
+
+    Raises:
+        ValueError: naming the value that is out of range.
+    """
+
+    num_factors: int = field(default=16)
+    rank: int = field(default=4)
+    conditional: bool = field(default=True)
+    selection: Literal["hard", "weighted", "straight_through", "random"] = field(default="weighted")
+    routing_scope: Literal["prompt", "sequence"] = field(default="prompt")
+    lora_alpha: float | None = field(default=None)
+    dropout: float = field(default=0.05)
+    balance: float = field(default=0.0)
+    target_modules: list[str] | str | None = field(default=None)
+    exclude_modules: list[str] | str | None = field(default=None)
+    modules_to_save: list[str] | None = field(default=None)
+    base_fingerprint: str | None = field(default=None)
+
+    @property
+    def routed_by_learning(self) -> bool:
+        """Whether gradients reach the routers."""
+        return self.selection in ("weighted", "straight_through")
+
+    @property
+    def scaling(self) -> float:
+        """Factor on the update, lora_alpha / r."""
+        alpha = 2 * self.num_factors if self.lora_alpha is None else self.lora_alpha
+        return alpha / self.rank
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = PeftType("MIXLORA")
+        _check_one_of("selection", self.selection, SELECTIONS)
+        _check_one_of("routing_scope", self.routing_scope, SCOPES)
+        if not 1 <= self.rank <= self.num_factors:
+            raise ValueError(
+                f"rank must lie between 1 and num_factors={self.num_factors}; got {self.rank}"
+            )
+        if self.rank == 1 and self.routed_by_learning:
+            raise ValueError(
+                f"selection='{self.selection}' needs a rank of at least 2: the share of a single "
+                "factor is always 1, and no gradient would reach the routers; got rank=1"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must lie in [0, 1); got {self.dropout}")
+        if self.balance < 0:
+            raise ValueError(f"balance must be 0 or more; got {self.balance}")
+        if self.balance and not self.routed_by_learning:
+            raise ValueError(
+                f"balance={self.balance} needs routers that learn: selection='weighted' or "
+                f"'straight_through'; got '{self.selection}'"
+            )
+
+
+def _check_one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}; got '{value}'")
