@@ -1,7 +1,8 @@
 """Encoded records on disk, one table for each source and encoder: nothing is encoded twice.
 
-A table is two files. `index.bin` holds a 64-bit number a record, the place of its entry plus one or 0
-while it is unknown; `entries.bin` holds the entries in the order in which they were made. Both may be used by several processes.
+A table is two files. `index.bin` holds a 64-bit number a record, the place of its entry plus one,
+or 0 while it is unknown; `entries.bin` holds the entries in the order in which they were made. Both
+may be used by several processes.
 
 Letters: T tokens of a record, N its pictures.
 """

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, overload
+from typing import overload
 
 import numpy as np
 
@@ -16,23 +16,10 @@ from varifocal.data.example import Example
 from varifocal.data.mixture import Draw
 from varifocal.data.parallel import CHUNK, map_in_order
 from varifocal.data.reading import OnBadRecord
+from varifocal.data.source import Source
 from varifocal.errors import DataError
 
 Progress = Callable[[int, int], None]
-
-
-class Source(Protocol):
-    """What is needed of a source of examples (see `varifocal.data.source`)."""
-
-    fingerprint: str
-
-    def __len__(self) -> int:
-        """Count the records."""
-        ...
-
-    def example(self, number: int) -> Example:
-        """Read one record; DataError if it is broken."""
-        ...
 
 
 @dataclass(frozen=True)

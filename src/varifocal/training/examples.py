@@ -1,69 +1,194 @@
-"""What a run learns from: the recipe's sources as encoded samples and as described pictures."""
+"""What a run learns from: the recipe's sources as rows of samples, and as described pictures."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-from varifocal.data.encode import Encoded, Encoder
+from varifocal.cache import cache_root
+from varifocal.data.encode import Encoder
 from varifocal.data.example import Example, Image
 from varifocal.data.formats import check_images, load_source
+from varifocal.data.lazy_rows import LazyRows, estimate_rows, shuffled_passes
+from varifocal.data.mixture import BROKEN, MODALITY_NAMES, Draw, Part, draw, needs_scan
+from varifocal.data.packing import PackedDataset
 from varifocal.data.reading import OnBadRecord
+from varifocal.data.samples import Samples, Tally, UsableSamples
+from varifocal.data.source import Source, StreamedSource, open_source
+from varifocal.data.streams import streamed_passes
 from varifocal.errors import DataError
 from varifocal.recipe import DataSection, SourceSection
-from varifocal.run import fingerprint_files
+
+LAZY_FROM = 20_000
+"""Examples of an epoch from which on they are encoded while training."""
+
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Encoded samples, and what was left out of them.
+    """The rows of a run, and what is known of them.
 
     Attributes:
-        samples: in the order of the sources.
-        skipped: one sentence for each broken record.
-        dropped: one sentence for each sample over the length limit.
-        num_cut: samples whose prompt was cut to the limit.
+        rows: what the trainer reads.
+        tally: what was left out so far; a lazy run goes on counting.
+        draw: which records of which source an epoch holds; None for streams.
+        samples: the samples, where they are all encoded before the first step; else None.
+        names: of the sources.
     """
 
-    samples: list[Encoded]
-    skipped: list[str] = field(default_factory=list)
-    dropped: list[str] = field(default_factory=list)
-    num_cut: int = 0
+    rows: PackedDataset | LazyRows
+    tally: Tally
+    names: list[str]
+    draw: Draw | None = None
+    samples: UsableSamples | None = None
 
+    @property
+    def is_lazy(self) -> bool:
+        """Whether samples are encoded while training."""
+        return self.samples is None
 
-def load_examples(
-    sources: Sequence[SourceSection], on_bad_record: OnBadRecord
-) -> tuple[list[Example], list[str]]:
-    """Read sources, each as often as it is repeated, and decode every picture once.
+    def images(self) -> Iterator[Image]:
+        """Walk through the pictures of samples that are encoded already."""
+        for sample in self.samples or ():
+            yield from sample.images
 
-    Returns:
-        the examples, and one sentence for each skipped record.
-    """
-    examples: list[Example] = []
-    skipped: list[str] = []
-    for source in sources:
-        found = check_images(load_source(source, on_bad_record=on_bad_record), on_bad_record)
-        examples += list(found) * int(source.epochs or 1)
-        skipped += found.skipped
-    return examples, skipped
+    def report(self) -> dict[str, Any]:
+        """What was asked for and what an epoch holds; `data.json` of the run directory."""
+        rows = [asdict(row) for row in self.draw.report] if self.draw else []
+        for row in rows:
+            row["modality"] = MODALITY_NAMES[row["modality"]]
+        return {
+            "mixture": rows,
+            "notes": list(self.draw.notes) if self.draw else [],
+            "realised": self._realised(),
+            "rows_per_epoch": len(self.rows),
+            "row_length": self.rows.row_length,
+            "packing_efficiency": self.rows.efficiency,
+            "encoded_while_training": self.is_lazy,
+            **asdict(self.tally),
+        }
+
+    def _realised(self) -> list[dict[str, Any]]:
+        """Samples and tokens of an epoch by source and modality, where all are encoded."""
+        if self.samples is None:
+            return []
+        counts: Counter[tuple[int, int]] = Counter()
+        tokens: Counter[tuple[int, int]] = Counter()
+        trained: Counter[tuple[int, int]] = Counter()
+        parts = self.samples.samples.draw.parts[self.samples.numbers]
+        for part, sample in zip(parts, self.samples, strict=True):
+            key = (int(part), sample.modality)
+            counts[key] += 1
+            tokens[key] += len(sample)
+            trained[key] += len(sample.trained_ids)
+        return [
+            {
+                "source": self.names[part],
+                "modality": MODALITY_NAMES[modality],
+                "samples": counts[part, modality],
+                "tokens": tokens[part, modality],
+                "trained_tokens": trained[part, modality],
+            }
+            for part, modality in sorted(counts)
+        ]
 
 
 def load_training_data(
-    data: DataSection, encoder: Encoder, progress: Callable[[int, int], None] | None = None
+    data: DataSection,
+    encoder: Encoder,
+    *,
+    seed: int = 0,
+    num_rows: int | None = None,
+    progress: Progress | None = None,
 ) -> TrainingData:
-    """Read and encode what is learned from.
+    """Open what is learned from, and encode it if it is little.
+
+    Args:
+        data: the recipe's section.
+        encoder: makes token ids.
+        seed: decides the mixture and the rows.
+        num_rows: rows that the run takes in all, if `max_steps` decides it; a stream needs it.
+        progress: told of encoding.
 
     Raises:
         DataError: nothing is left to train on, or a record is bad and `on_bad_record` is `fail`.
     """
     if not data.train:
         raise DataError("data.train names no source; there is nothing to train on")
-    examples, skipped = load_examples(data.train, data.on_bad_record)
-    encoded = encoder.encode_all(examples, data.on_bad_record, progress)
-    if not encoded.samples:
+    if any(source.streaming for source in data.train):
+        return _streamed(data, encoder, seed, num_rows)
+    samples = open_samples(data, encoder, seed=seed)
+    names = [source.name for source in samples.sources]
+    row_length = data.row_length or data.max_length
+    lazy = len(samples) >= LAZY_FROM if data.lazy is None else data.lazy
+    if lazy:
+        epoch = estimate_rows(samples, row_length, seed, data.packing)
+        passes = shuffled_passes(samples, seed)
+        rows = LazyRows(passes, row_length, seed, epoch, data.packing)
+        return TrainingData(rows, samples.tally, names, samples.draw)
+    usable = UsableSamples(samples, progress)
+    if not len(usable):
         raise DataError("there is no example to train on: all were skipped or dropped")
-    return TrainingData(
-        encoded.samples, [*skipped, *encoded.skipped], encoded.dropped, encoded.num_cut
+    rows = PackedDataset(usable, row_length, seed, data.packing, usable.lengths.tolist())
+    return TrainingData(rows, samples.tally, names, samples.draw, usable)
+
+
+def open_samples(data: DataSection, encoder: Encoder, *, seed: int = 0) -> Samples:
+    """Open the training sources and draw the records of an epoch; nothing is encoded yet."""
+    sources = [_sized(open_source(section, seed)) for section in data.train]
+    scan = needs_scan(data.train, data.mixture)
+    parts = [_part(source, scan, data.num_workers, data.on_bad_record) for source in sources]
+    return Samples(
+        sources,
+        draw(parts, data.mixture, seed),
+        encoder,
+        cache_root() / "encoded",
+        data.on_bad_record,
+        data.num_workers,
     )
+
+
+def _sized(source: Source | StreamedSource) -> Source:
+    if isinstance(source, StreamedSource):
+        raise DataError(f"{source.name} is a stream; it has no records to count or to draw from")
+    return source
+
+
+def _part(source: Source, scan: bool, num_workers: int, on_bad_record: OnBadRecord) -> Part:
+    """Describe a source to the mixture; with what each record is, where the mixture asks it."""
+    section = source.section
+    found = source.scan(num_workers) if scan else None
+    if found is not None and on_bad_record == "fail" and BROKEN in found.modalities:
+        source.example(int((found.modalities == BROKEN).argmax()))  # says what is wrong
+    return Part(
+        name=source.name,
+        size=len(source),
+        modalities=found.modalities if found else None,
+        tasks=found.tasks if found else None,
+        task_names=found.task_names if found else (),
+        epochs=section.epochs,
+        weight=section.weight,
+        max_per_task=section.max_per_task,
+    )
+
+
+def _streamed(data: DataSection, encoder: Encoder, seed: int, num_rows: int | None) -> TrainingData:
+    if num_rows is None:
+        raise DataError("a source with streaming: true has no end; set training.max_steps")
+    mixture = data.mixture
+    if mixture.total or mixture.max_per_task or mixture.language_fraction is not None:
+        raise DataError(
+            "data.mixture counts records, and a source with streaming: true cannot be counted; "
+            "give the sources a weight each, or streaming: false"
+        )
+    tally = Tally()
+    sources = [open_source(section, seed) for section in data.train]
+    weights = [section.weight or 1.0 for section in data.train]
+    passes = streamed_passes(sources, weights, encoder, tally, data.on_bad_record, seed)
+    rows = LazyRows(passes, data.row_length or data.max_length, seed, num_rows, data.packing)
+    return TrainingData(rows, tally, [source.name for source in sources])
 
 
 def load_captions(data: DataSection) -> list[tuple[Image, str]]:
@@ -74,7 +199,7 @@ def load_captions(data: DataSection) -> list[tuple[Image, str]]:
     """
     sources = data.captions or [source for source in data.train if _may_have_captions(source)]
     asked = [source.model_copy(update={"prompt_format": "caption"}) for source in sources]
-    examples, _ = load_examples(asked, data.on_bad_record)
+    examples = load_examples(asked, data.on_bad_record)
     pairs = [(one.images[0], one.messages[-1].text) for one in examples if one.images]
     if not pairs:
         raise DataError(
@@ -84,17 +209,26 @@ def load_captions(data: DataSection) -> list[tuple[Image, str]]:
     return pairs
 
 
+def load_examples(sources: Sequence[SourceSection], on_bad_record: OnBadRecord) -> list[Example]:
+    """Read sources whole and decode every picture once."""
+    return [
+        example
+        for source in sources
+        for example in check_images(load_source(source, on_bad_record=on_bad_record), on_bad_record)
+    ]
+
+
 def _may_have_captions(source: SourceSection) -> bool:
     """Only a ScienceQA folder keeps descriptions beside its questions."""
     return (Path(source.place) / "problems.json").is_file()
 
 
 def fingerprint_sources(data: DataSection) -> dict[str, str]:
-    """The sha256 of each source's table of records, by path (pictures are not read)."""
+    """A fingerprint of each source's records and how they are read, by place; pictures are not."""
     found = {}
-    for source in (*data.train, *data.captions, *data.evaluate):
-        path = Path(source.place)
-        names = ("problems.json", "pid_splits.json")
-        files = [path / name for name in names] if path.is_dir() else [path]
-        found[source.place] = fingerprint_files([file for file in files if file.is_file()])
+    for section in (*data.train, *data.captions, *data.evaluate):
+        source = open_source(section)
+        found[section.place] = (
+            "a stream" if isinstance(source, StreamedSource) else source.fingerprint
+        )
     return found
