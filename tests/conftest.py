@@ -5,3 +5,78 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+import pytest
+
+LLAVA_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ {'user': 'USER: ', 'assistant': 'ASSISTANT: '}.get(message['role'], '') }}"
+    "{% for part in message['content'] if part['type'] == 'image' %}{{ '<image>\n' }}{% endfor %}"
+    "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}"
+    "{{ '</s>' if message['role'] == 'assistant' else ' ' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT: ' }}{% endif %}"
+)
+
+
+def save_llava(directory, strategy="default", tower="clip", kind="Llava", template=LLAVA_TEMPLATE):
+    """Save a random LLaVA of 2 layers with its processor, as the hub has them."""
+    import torch
+    import transformers as hf
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(letters)}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    core.decoder = decoders.ByteLevel()
+    tokenizer = hf.PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        extra_special_tokens=["<image>"],
+    )
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 4, "initializer_range": 0.3}
+    text = hf.LlamaConfig(
+        vocab_size=len(tokenizer) + 3,
+        hidden_size=32,
+        intermediate_size=48,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **sizes,
+    )
+    towers = {"clip": hf.CLIPVisionConfig, "siglip": hf.SiglipVisionConfig}
+    vision = towers[tower](
+        hidden_size=16, intermediate_size=24, image_size=28, patch_size=7, **sizes
+    )
+    layers = {"Llava": -2, "VipLlava": [-2, -1]}[kind]
+    chosen = {"vision_feature_select_strategy": strategy} if kind == "Llava" else {}
+    config = getattr(hf, f"{kind}Config")(
+        vision_config=vision,
+        text_config=text,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        vision_feature_layer=layers,
+        **chosen,
+    )
+    torch.manual_seed(0)
+    getattr(hf, f"{kind}ForConditionalGeneration")(config).save_pretrained(directory)
+    hf.LlavaProcessor(
+        hf.CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}),
+        tokenizer,
+        patch_size=7,
+        vision_feature_select_strategy=strategy,
+        chat_template=template,
+        num_additional_image_tokens=int(tower == "clip"),
+    ).save_pretrained(directory)
+
+
+@pytest.fixture(scope="session")
+def make_llava():
+    return save_llava
+
+
+@pytest.fixture(scope="session")
+def llava(tmp_path_factory):
+    """The directory of a random LLaVA; nobody changes it."""
+    directory = tmp_path_factory.mktemp("llava")
+    save_llava(directory)
+    return directory

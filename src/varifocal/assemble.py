@@ -25,7 +25,9 @@ from varifocal.data.packing import ImageLoader
 from varifocal.errors import ModelError, RunError
 from varifocal.models import GraftedForConditionalGeneration, GraftedProcessor, load_model
 from varifocal.models.features import FeatureStore
-from varifocal.models.load import load_processor
+from varifocal.models.llava import is_llava, tokens_per_image
+from varifocal.models.load import load_processor, picture_side
+from varifocal.models.sources import read_config
 from varifocal.recipe import Recipe, load_recipe
 from varifocal.run import RunDirectory
 
@@ -67,8 +69,8 @@ def assemble(recipe: Recipe) -> Assembly:
     """Load a recipe's frozen parts.
 
     Raises:
-        ModelError: a part cannot be had, or it is a vision-language model, which this version
-            scores and trains only as a graft.
+        ModelError: a part cannot be had, or it is a vision-language model whose pictures take
+            more or fewer tokens by their size.
     """
     loaded = load_model(recipe.model, seed=recipe.seed)
     encoder = _encoder(loaded.processor, recipe)
@@ -151,40 +153,55 @@ def _encoder(processor: Any, recipe: Recipe) -> Encoder:
         "max_length": recipe.data.max_length,
         "overflow": recipe.data.overflow,
         "system_prompt": recipe.data.system_prompt,
+        "train_on": recipe.data.train_on,
     }
     if isinstance(processor, PreTrainedTokenizerBase):
         return Encoder(processor, **options)
     if isinstance(processor, GraftedProcessor):
-        return Encoder(
-            cast(Any, processor).tokenizer,
-            processor.image_token,
-            processor.image_token_id,
-            processor.tokens_per_image,
-            **options,
-        )
+        tokens = processor.tokens_per_image
+    else:
+        tokens = _tokens_of_whole(processor, recipe.model.language_model)
+        options["chat_template"] = processor.chat_template
+    image = processor.image_token, processor.image_token_id, tokens
+    return Encoder(cast(Any, processor).tokenizer, *image, **options)
+
+
+def _tokens_of_whole(processor: Any, name: str) -> int:
+    """Return how many tokens a picture takes in a vision-language model of transformers.
+
+    Raises:
+        ModelError: it depends on the picture.
+    """
+    config = read_config(name)
+    if is_llava(config):
+        return tokens_per_image(config, picture_side(processor.image_processor))
     raise ModelError(
-        f"{recipe.model.language_model} is a vision-language model; this version trains and asks "
-        "language models and grafts of them: name a language model, and a vision_tower"
+        f"{name} is a vision-language model of type {config.model_type}, whose pictures take more "
+        "or fewer tokens by their size; this version trains and asks language models, grafts of "
+        "them and LLaVA 1.5's kind: name a language model, and a vision_tower"
     )
 
 
 def _eyes(
     model: nn.Module, base: nn.Module, processor: Any, fingerprint: str | None
 ) -> tuple[FeatureStore | None, ImageLoader | None]:
-    """The way of pictures into the model: by a table of features where the tower is frozen."""
+    """The way of pictures into the model: by a table of features where the tower is frozen.
+
+    transformers' own models take no features, so they always get pixels.
+    """
+    if is_llava(cast(PreTrainedModel, base).config):
+        return None, _pixel_loader(processor, cast(Any, base).model.vision_tower.dtype)
     if not isinstance(base, GraftedForConditionalGeneration):
         return None, None
-    pixels = _pixel_loader(processor, base)
     tower = base.vision_tower
+    pixels = _pixel_loader(processor, tower.model.dtype)
     if fingerprint is None or any(isinstance(part, BaseTunerLayer) for part in tower.modules()):
         return None, pixels
     store = _store(base, pixels, processor, fingerprint)
     return store, lambda images: {"image_features": store(images)}
 
 
-def _pixel_loader(processor: Any, model: GraftedForConditionalGeneration) -> ImageLoader:
-    dtype = model.vision_tower.model.dtype
-
+def _pixel_loader(processor: Any, dtype: torch.dtype) -> ImageLoader:
     def load(images: Sequence[Image]) -> Mapping[str, Tensor]:
         pictures = [image.open() for image in images]
         pixels = processor.image_processor(images=pictures, return_tensors="pt")["pixel_values"]

@@ -1,15 +1,29 @@
 """transformers' own LLaVA models: where their parts are, and what a recipe needs to know of them.
 
 A LLaVA is a language model, a vision tower and a projector, as a grafted model is, and takes as
-many tokens for every picture. It is used as it is: no class of its own, no changed forward.
+many tokens for every picture. It is used as it is: no class of its own, no changed forward. What a
+graft does by itself is done here by hooks: count the pictures that go through the tower, and keep
+step with other processes on a batch without one.
+
+Letters: N images, B rows, T tokens, D language width.
 """
 
-from torch import nn
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from varifocal.models.grafted import GraftedForConditionalGeneration
+from varifocal.models.sharding import in_world, is_sharded, touch
+from varifocal.models.vision import PREFIX_TOKENS, VISION_MODELS
 
 PROJECTOR = "multi_modal_projector"
 """What transformers calls the connector of the LLaVA family."""
+LLAVAS = ("llava", "vipllava")
+"""The `model_type` of configs whose pictures take as many tokens each, given a tower that does."""
+_ZERO = "zero_of_vision"  # from the inner model's hook to its decoder's
 
 
 def connector_name(model: nn.Module) -> str | None:
@@ -26,3 +40,85 @@ def connector_name(model: nn.Module) -> str | None:
         return "connector"
     names = (name for name, _ in model.named_modules() if name.rpartition(".")[2] == PROJECTOR)
     return next(names, None)
+
+
+def is_llava(config: PreTrainedConfig) -> bool:
+    """Tell by its config a LLaVA whose pictures all take as many tokens from any other model.
+
+    A LLaVA with a tower that reads pictures of any size (Pixtral) is none of them.
+    """
+    vision: Any = getattr(config, "vision_config", None)
+    return config.model_type in LLAVAS and vision.model_type in VISION_MODELS
+
+
+def tokens_per_image(config: PreTrainedConfig, side: int) -> int:
+    """Count the tokens that a LLaVA's projector gives for a picture.
+
+    Args:
+        config: the model's.
+        side: of the pictures its image processor makes, in pixels.
+    """
+    vision: Any = config.vision_config
+    tower = VISION_MODELS[vision.model_type]
+    states = (side // vision.patch_size) ** 2 + PREFIX_TOKENS[tower]
+    # ViP-LLaVA has no choice of states: it always leaves the first out
+    strategy = getattr(config, "vision_feature_select_strategy", "default")
+    return states - 1 if strategy == "default" else states
+
+
+def prepare_llava(model: PreTrainedModel) -> None:
+    """Count a LLaVA's pictures, and keep it in step with other processes.
+
+    Args:
+        model: fresh from its checkpoint; it gets hooks and the attribute `vision_passes`, how many
+            images have gone through the tower.
+    """
+    inner: Any = model.model
+    counted: Any = model
+    counted.vision_passes = 0
+    inner.vision_tower.register_forward_pre_hook(partial(_count, model), with_kwargs=True)
+    inner.register_forward_pre_hook(partial(_note_zero, model), with_kwargs=True)
+    inner.language_model.register_forward_pre_hook(_add_zero, with_kwargs=True)
+
+
+def _count(model: Any, tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Before the tower runs: count its pictures [N, 3, H, W]."""
+    pixels = args[0] if args else kwargs["pixel_values"]
+    model.vision_passes += pixels.shape[0]
+
+
+def _note_zero(
+    model: Any, inner: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Before a batch without pictures: make what its decoder's input has to depend on."""
+    seen = ("pixel_values", "mm_encoder_outputs")
+    if not in_world() or any(kwargs.get(name) is not None for name in seen):
+        return None
+    zero = _zero(model, inner)
+    return None if zero is None else (args, {**kwargs, _ZERO: zero})
+
+
+def _zero(model: Any, inner: Any) -> Tensor | None:
+    """Return a zero that depends on tower and projector; see `varifocal.models.sharding`."""
+    parts = (inner.vision_tower, inner.multi_modal_projector)
+    if not is_sharded(*parts):
+        return touch(*parts) if inner.training else None
+    passes, vision = model.vision_passes, inner.config.vision_config
+    weight = inner.get_input_embeddings().weight
+    pixels = torch.zeros(
+        1, 3, vision.image_size, vision.image_size, dtype=weight.dtype, device=weight.device
+    )
+    features = inner.get_image_features(pixel_values=pixels, return_dict=True).pooler_output
+    model.vision_passes = passes  # there was no picture
+    return torch.stack([(feature * 0).sum() for feature in features]).sum()
+
+
+def _add_zero(
+    decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Before the decoder: add the zero to its input [B, T, D]."""
+    if _ZERO not in kwargs:
+        return None
+    zero = kwargs.pop(_ZERO)
+    embeds = kwargs["inputs_embeds"]
+    return args, {**kwargs, "inputs_embeds": embeds + zero.to(embeds.device, embeds.dtype)}

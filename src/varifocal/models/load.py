@@ -27,6 +27,7 @@ from varifocal.cache import fingerprint
 from varifocal.errors import ModelError
 from varifocal.models.connector import Connector, build_connector, embedding_scale
 from varifocal.models.grafted import GraftedForConditionalGeneration, graft
+from varifocal.models.llava import connector_name, is_llava, prepare_llava
 from varifocal.models.packaged import efficientnet_processor
 from varifocal.models.processor import GraftedProcessor
 from varifocal.models.published import PUBLISHED
@@ -95,8 +96,8 @@ def load_processor(section: ModelSection) -> Any:
 def _freeze(model: PreTrainedModel) -> None:
     """Freeze everything but a connector."""
     model.requires_grad_(False)
-    if isinstance(model, GraftedForConditionalGeneration):
-        model.connector.requires_grad_(True)
+    if (name := connector_name(model)) is not None:
+        model.get_submodule(name).requires_grad_(True)
 
 
 def _load_whole(section: ModelSection) -> tuple[PreTrainedModel, Any]:
@@ -107,15 +108,21 @@ def _load_whole(section: ModelSection) -> tuple[PreTrainedModel, Any]:
     kind = AutoModelForCausalLM if language else AutoModelForImageTextToText
     with clear_loading_errors(name):
         model = kind.from_pretrained(locate(name), **_language_options(section))
+    if is_llava(config):
+        prepare_llava(model)
     return model, _whole_processor(name)
 
 
 def _whole_processor(name: str) -> Any:
     """Load a language model's tokenizer, or a vision-language model's processor."""
-    if not sees(read_config(name), name):
+    config = read_config(name)
+    if not sees(config, name):
         return _tokenizer(name)
     with clear_loading_errors(name):
-        return AutoProcessor.from_pretrained(locate(name), trust_remote_code=False)
+        processor = AutoProcessor.from_pretrained(locate(name), trust_remote_code=False)
+        if is_llava(config):
+            processor.image_processor = load_image_processor(name)  # the PIL one, as for a graft
+    return processor
 
 
 def _tokenizer(name: str) -> PreTrainedTokenizerBase:
