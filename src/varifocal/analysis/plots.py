@@ -40,7 +40,7 @@ def loss_curve(metrics: Sequence[Mapping[str, Any]], path: Path, *, title: str =
     if not points:
         raise ValueError("no metrics row has both 'step' and 'loss'")
     steps, losses = np.array(points).T
-    figure, (axes,) = _panels(7.0, 3.8, [1])
+    figure, (axes,) = panels(7.0, 3.8, [1])
     axes.plot(steps, losses, color=TEXT_COLOUR, alpha=0.3, linewidth=1, label="each log")
     smooth = smoothed(losses)
     axes.plot(steps, smooth, color=TEXT_COLOUR, linewidth=2, label="smoothed")
@@ -87,7 +87,7 @@ def routing_plot(table: Mapping[str, Any], path: Path, *, title: str = "Routing 
     weights = np.array([np.asarray(of_layer, dtype=np.float64) for of_layer in table.values()])
     if weights.shape[1:] != (2, 2):
         raise ValueError(f"each layer needs [2, 2] routing weights, the table is {weights.shape}")
-    figure, (lines, heat) = _panels(7.0, 4.6, [3.2, 1])
+    figure, (lines, heat) = panels(7.0, 4.6, [3.2, 1])
     for modality, (name, colour) in enumerate((("text", TEXT_COLOUR), ("image", IMAGE_COLOUR))):
         lines.plot(layers, weights[:, modality, 0], "o-", color=colour, markersize=4, label=name)
     lines.axhline(0.5, color=FAINT, linewidth=1, linestyle=":")
@@ -125,16 +125,16 @@ def save_figure(figure: Figure, path: Path) -> None:
     os.replace(partial, path)
 
 
-def _panels(width: float, height: float, shares: Sequence[float]) -> tuple[Figure, list[Axes]]:
+def panels(width: float, height: float, shares: Sequence[float]) -> tuple[Figure, list[Axes]]:
     """Return a figure and its panels from top to bottom, with light frames."""
     figure = new_figure(width, height)
     figure.set_layout_engine("constrained")
     grid = figure.subplots(len(shares), 1, squeeze=False, sharex=True, height_ratios=list(shares))
-    panels = list(grid[:, 0])
-    for axes in panels:
+    every = list(grid[:, 0])
+    for axes in every:
         axes.spines[["top", "right"]].set_visible(False)
         axes.spines[["left", "bottom"]].set_color(FAINT)
         axes.tick_params(colors=INK, labelsize=9)
         axes.grid(axis="y", color=FAINT, alpha=0.25, linewidth=0.6)
         axes.set_axisbelow(True)
-    return figure, panels
+    return figure, every

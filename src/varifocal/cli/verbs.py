@@ -17,6 +17,8 @@ import typer
 
 from varifocal import __version__
 from varifocal.cli.analyze_verbs import analyze_app
+from varifocal.cli.data_verbs import data_app
+from varifocal.cli.options import RecipeArgument, SetOption
 from varifocal.cli.ready import ready
 from varifocal.errors import Stopped, VarifocalError, nearest
 
@@ -37,28 +39,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-data_app = typer.Typer(help="Make data sets.", no_args_is_help=True)
-make_app = typer.Typer(help="Make a procedural data set.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(analyze_app, name="analyze")
-data_app.add_typer(make_app, name="make")
 
-RecipeArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="RECIPE", help="A recipe's YAML file, or the name of one that ships with Varifocal."
-    ),
-]
 RunArgument = Annotated[
     Path, typer.Argument(metavar="RUN", help="A run directory, such as runs/demo.")
-]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Override a knob of the recipe by its dotted name; may be given several times.",
-    ),
 ]
 ResumeOption = Annotated[
     bool, typer.Option("--resume", help="Go on with an interrupted run as if it had not stopped.")
@@ -234,41 +219,6 @@ def plan(
     rows["frozen parameters"] = planned["frozen_parameters"]
     for name, count in rows.items():
         print(f"{name:<24}{count:>18,}")
-
-
-@make_app.command(
-    epilog="Example: varifocal data make sciencebook data/sciencebook --train 2000 --test 400",
-)
-def sciencebook(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write; made if new.")],
-    train: Annotated[int, typer.Option(min=0, help="Questions to train on.")] = 2000,
-    val: Annotated[int, typer.Option(min=0, help="Questions to choose settings by.")] = 200,
-    test: Annotated[int, typer.Option(min=0, help="Questions to score on.")] = 400,
-    seed: Annotated[int, typer.Option(min=0, help="Same seed, same questions.")] = 0,
-    skills: Annotated[
-        str | None, typer.Option(metavar="A,B,...", help="Only these skills; all by default.")
-    ] = None,
-) -> None:
-    """Make science questions, many of them about pictures, in ScienceQA's official layout."""
-    from varifocal.cli.screen import stage_bars
-    from varifocal.data.sciencebook import make_sciencebook
-
-    chosen = [skill.strip() for skill in skills.split(",")] if skills else None
-    with stage_bars() as progress:
-        summary = make_sciencebook(
-            directory,
-            train=train,
-            val=val,
-            test=test,
-            seed=seed,
-            skills=chosen,
-            progress=lambda done, total: progress("draw", done, total),
-        )
-    print(
-        f"{summary.directory}: {sum(summary.num_questions.values())} questions of "
-        f"{len(summary.skills)} skills, {summary.num_pictures} with a picture; a blind guess is "
-        f"right {summary.chance:.0%} of the time"
-    )
 
 
 def _instead(

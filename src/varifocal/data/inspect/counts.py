@@ -1,0 +1,153 @@
+"""Counts of one source, some 50 bytes a record: no example is kept."""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from varifocal.data.inspect.findings import Finding, Findings, Side
+from varifocal.data.inspect.look import Look
+
+
+def _numbers() -> array[int]:
+    return array("i")
+
+
+def _digests() -> array[int]:
+    return array("Q")
+
+
+@dataclass
+class SourceCounts:
+    """What the records of a source showed.
+
+    Attributes:
+        name: what reports call the source.
+        file: its path or hub id.
+        side: what it is for.
+        tasks: usable records of each task.
+        usable: usable records of each modality, 0 text, 1 image.
+        modalities: of each record; -1 for one that cannot be read.
+        task_codes: of each record, what `task_names` lists; -1 as above.
+        lengths: tokens of each record without a limit; 0 where it cannot be encoded.
+        kept: of those, what the recipe's limit leaves; 0 for one that gives no sample.
+        trained: of those kept, how many train.
+        image_tokens: records by their number of image tokens.
+        num_cut: records whose prompt is cut.
+        num_shortened: records whose oldest turns are left out.
+        num_left_out: records over the limit that give no sample.
+        content, question, id: digests of each record (see `Look`).
+    """
+
+    name: str
+    file: str
+    side: Side
+    tasks: Counter[str] = field(default_factory=Counter)
+    usable: Counter[int] = field(default_factory=Counter)
+    modalities: array[int] = field(default_factory=lambda: array("b"))
+    task_codes: array[int] = field(default_factory=_numbers)
+    lengths: array[int] = field(default_factory=_numbers)
+    kept: array[int] = field(default_factory=_numbers)
+    trained: array[int] = field(default_factory=_numbers)
+    image_tokens: Counter[int] = field(default_factory=Counter)
+    num_cut: int = 0
+    num_shortened: int = 0
+    num_left_out: int = 0
+    content: array[int] = field(default_factory=_digests)
+    question: array[int] = field(default_factory=_digests)
+    id: array[int] = field(default_factory=_digests)
+    _codes: dict[str, int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        """Count the records that were looked at."""
+        return len(self.lengths)
+
+    def add(self, look: Look, findings: Findings) -> None:
+        """Take in what the next record showed."""
+        for kind, text in look.findings:
+            findings.add(Finding(kind, self.side, self.name, self.file, len(self), text))
+        self.lengths.append(look.num_tokens)
+        self.kept.append(look.num_kept)
+        self.trained.append(look.num_trained)
+        self.content.append(look.content)
+        self.question.append(look.question)
+        self.id.append(look.id)
+        self.modalities.append(look.modality)
+        self.task_codes.append(self._code(look.task) if look.modality >= 0 else -1)
+        if look.is_usable:
+            self._count(look)
+
+    def _count(self, look: Look) -> None:
+        self.tasks[look.task] += 1
+        self.usable[look.modality] += 1
+        self.image_tokens[look.num_image_tokens] += 1
+        self.num_cut += look.was_cut
+        self.num_shortened += look.lost_turns
+        self.num_left_out += self.side != "captions" and look.num_kept == 0
+
+    def _code(self, task: str) -> int:
+        return self._codes.setdefault(task, len(self._codes))
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """What `task_codes` stand for."""
+        return tuple(self._codes)
+
+    @property
+    def num_usable(self) -> int:
+        """Count the records that nothing but the limit keeps from being a sample."""
+        return self.usable.total()
+
+    @property
+    def num_trained_tokens(self) -> int:
+        """Count the trained tokens of all that is kept."""
+        return int(as_numbers(self.trained).sum())
+
+    @property
+    def num_kept_tokens(self) -> int:
+        """Count the tokens that the limit leaves."""
+        return int(as_numbers(self.kept).sum())
+
+    @property
+    def num_lost_tokens(self) -> int:
+        """Count the tokens that the limit takes, whole records included."""
+        return int(as_numbers(self.lengths).sum()) - self.num_kept_tokens
+
+    def lengths_of(self, modality: int) -> npt.NDArray[np.int64]:
+        """Return the lengths without a limit of what can be encoded of a modality, [n]."""
+        lengths = as_numbers(self.lengths)
+        return lengths[(as_numbers(self.modalities) == modality) & (lengths > 0)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the counts as JSON takes them."""
+        lengths = np.concatenate([self.lengths_of(0), self.lengths_of(1)])
+        return {
+            "name": self.name,
+            "file": self.file,
+            "side": self.side,
+            "records": len(self),
+            "usable": self.num_usable,
+            "text": self.usable[0],
+            "image": self.usable[1],
+            "tasks": dict(self.tasks.most_common()),
+            "tokens": int(lengths.sum()),
+            "tokens_kept": self.num_kept_tokens,
+            "tokens_lost": self.num_lost_tokens,
+            "trained_tokens": self.num_trained_tokens,
+            "median_length": float(np.median(lengths)) if len(lengths) else None,
+            "longest": int(lengths.max(initial=0)),
+            "cut": self.num_cut,
+            "turns_left_out": self.num_shortened,
+            "over_limit_left_out": self.num_left_out,
+            "image_tokens": {str(n): count for n, count in sorted(self.image_tokens.items())},
+        }
+
+
+def as_numbers(values: array[int]) -> npt.NDArray[np.int64]:
+    """Return an array of any integer type as int64, [n]."""
+    return np.frombuffer(values, values.typecode).astype(np.int64) if values else np.zeros(0, int)

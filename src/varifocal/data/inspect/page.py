@@ -1,0 +1,161 @@
+"""A packed row as one HTML page that needs nothing beside it, neither a network nor a script."""
+
+from __future__ import annotations
+
+import base64
+import io
+from html import escape
+from pathlib import Path
+
+from varifocal.data.example import Image
+from varifocal.data.inspect.rows import Segment, ShownRow, Token
+from varifocal.errors import DataError
+
+MOST_PIXELS = 360
+"""Longest side of an embedded picture; its JPEG is then a few dozen kB."""
+
+_STYLE = Path(__file__).with_name("page.css")
+_MODALITIES = ("text", "image")
+_KINDS = {
+    "prompt": "read, not learned",
+    "trained": "learned: the loss is here",
+    "image": "a picture's tokens",
+    "pad": "padding, segment of its own",
+}
+
+
+def html_page(row: ShownRow, title: str) -> str:
+    """Write a row as a page.
+
+    Args:
+        row: what `show_row` gives.
+        title: the recipe's name.
+
+    Returns:
+        HTML whose texts are escaped and whose pictures are JPEGs of bounded size inside it.
+    """
+    body = "\n".join(
+        [
+            _header(row, title),
+            _legend(),
+            *(_segment(segment) for segment in row.segments),
+            _padding(row),
+        ]
+    )
+    name = escape(f"{title}: row {row.index}")
+    style = _STYLE.read_text(encoding="utf-8")
+    return (
+        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{name}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n{body}\n"
+        "</main>\n</body>\n</html>\n"
+    )
+
+
+def _header(row: ShownRow, title: str) -> str:
+    facts = (
+        (f"{row.index} <small>of {row.num_rows:,}</small>", "row"),
+        (f"{len(row.segments)}", "samples"),
+        (f"{row.length:,}", "tokens"),
+        (f"{row.num_trained / max(row.length - row.num_pad, 1):.0%}", "of them train"),
+        (f"{1 - row.num_pad / row.length:.0%}", "full"),
+    )
+    cells = "".join(f"<div><dt>{word}</dt><dd>{number}</dd></div>" for number, word in facts)
+    return f"<header>\n<h1>{escape(title)}</h1>\n<dl>{cells}</dl>\n{_strip(row)}\n</header>"
+
+
+def _strip(row: ShownRow) -> str:
+    """Draw the whole row as one bar, each segment as wide as its tokens."""
+    parts = [
+        f'<a class="{_MODALITIES[one.modality]}" href="#segment-{one.number}" '
+        f'style="flex-grow:{one.num_tokens}" title="segment {one.number}, {one.num_tokens} tokens">'
+        f"{_learned(one)}</a>"
+        for one in row.segments
+    ]
+    if row.num_pad:
+        title = f"padding, {row.num_pad} tokens"
+        parts.append(f'<a class="pad" style="flex-grow:{row.num_pad}" title="{title}"></a>')
+    return f'<nav class="strip">{"".join(parts)}</nav>'
+
+
+def _learned(segment: Segment) -> str:
+    """Mark where a segment trains, at its place inside the bar."""
+    first = segment.tokens[0].place
+    return "".join(
+        f'<i style="left:{(token.place - first) / segment.num_tokens:.2%};'
+        f'width:{len(token.ids) / segment.num_tokens:.2%}"></i>'
+        for token in segment.tokens
+        if token.kind == "trained"
+    )
+
+
+def _legend() -> str:
+    items = "".join(
+        f'<li><span class="t {kind}">{kind}</span> {words}</li>' for kind, words in _KINDS.items()
+    )
+    return f'<ul class="legend">{items}<li class="hint">point at a token for its id and position</li></ul>'
+
+
+def _segment(segment: Segment) -> str:
+    member, kind = segment.member, _MODALITIES[segment.modality]
+    facts = [
+        f"positions 0–{segment.num_tokens - 1}",
+        f"row {segment.tokens[0].place}–{segment.tokens[0].place + segment.num_tokens - 1}",
+        f"{segment.num_trained:,} of {segment.num_tokens:,} train",
+        *([f"task {member.task}"] if member.task else []),
+        *([f"id {member.encoded.example_id}"] if member.encoded.example_id else []),
+        *(["prompt cut"] if member.encoded.was_cut else []),
+        *(["oldest turns left out"] if member.encoded.dropped_turns else []),
+    ]
+    pictures = "".join(_picture(image) for image in segment.images)
+    figures = f'<div class="pictures">{pictures}</div>' if pictures else ""
+    tokens = "".join(_token(token) for token in segment.tokens)
+    details = "".join(f"<li>{escape(fact)}</li>" for fact in facts)
+    return (
+        f'<section id="segment-{segment.number}" class="{kind}">\n<h2><b>{segment.number}</b> '
+        f'{escape(member.name)} <span class="badge">{kind}</span></h2>\n<ul class="facts">{details}</ul>\n'
+        f"{figures}<pre>{tokens}</pre>\n</section>"
+    )
+
+
+def _token(token: Token) -> str:
+    ids = " ".join(map(str, token.ids)) if token.kind != "image" else f"{token.ids[0]} each"
+    title = f"id {ids} · position {token.position} · place {token.place}"
+    return f'<span class="t {token.kind}" title="{title}">{_visible(token.text)}</span>'
+
+
+def _visible(text: str) -> str:
+    """Escape a token's text; a line break is marked and then made.
+
+    >>> _visible("a <b>\\n")
+    'a &lt;b&gt;<em>↵</em>\\n'
+    """
+    if not text:
+        return "<em>∅</em>"
+    return escape(text).replace("\r", "<em>␍</em>").replace("\n", "<em>↵</em>\n")
+
+
+def _picture(image: Image) -> str:
+    name = escape(image.path.name if image.path else "embedded picture")
+    try:
+        picture = image.open()
+    except DataError as error:
+        return f"<figure><figcaption>{escape(str(error))}</figcaption></figure>"
+    width, height = picture.size
+    picture.thumbnail((MOST_PIXELS, MOST_PIXELS))
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=85)
+    data = base64.b64encode(file.getvalue()).decode("ascii")
+    return (
+        f'<figure><img alt="{name}" src="data:image/jpeg;base64,{data}">'
+        f"<figcaption>{name} <small>{width}×{height}</small></figcaption></figure>"
+    )
+
+
+def _padding(row: ShownRow) -> str:
+    if not row.num_pad:
+        return ""
+    return (
+        f'<section class="pad">\n<h2><b>{len(row.segments)}</b> padding</h2>\n'
+        f'<pre><span class="t pad">⟨pad ×{row.num_pad}⟩</span></pre>\n</section>'
+    )

@@ -1,0 +1,236 @@
+"""A packed row as the model gets it: what each token is to it, and which record it came from.
+
+Letters: T tokens of a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from varifocal.data.encoded import IGNORED, Encoded
+from varifocal.data.example import Image
+from varifocal.data.packing import Collator
+
+TokenKind = Literal["prompt", "trained", "image", "pad"]
+Decode = Callable[[Sequence[int]], str]
+
+_HALF_CHARACTER = "\ufffd"
+
+
+@dataclass(frozen=True)
+class Member:
+    """A sample of the row and the record it was made of.
+
+    Attributes:
+        encoded: the sample, as it is trained.
+        source: the name of its source.
+        record: its index there, from 0; None of a stream, whose records have no number.
+        task: the record's.
+    """
+
+    encoded: Encoded
+    source: str
+    record: int | None = None
+    task: str = ""
+
+    @property
+    def name(self) -> str:
+        """What a reader finds the record by."""
+        place = f"record {self.record}" if self.record is not None else "a record of the stream"
+        return f"{self.source}, {place}"
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token; or a few: the parts of one character, or an image's placeholders.
+
+    Attributes:
+        kind: what it is to the training.
+        text: decoded, special tokens written out; of an image how many tokens it takes.
+        ids: one, but for the cases above.
+        place: of the first in the row, from 0.
+        position: of the first, as `position_ids` has it.
+    """
+
+    kind: TokenKind
+    text: str
+    ids: tuple[int, ...]
+    place: int
+    position: int
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A sample inside the row.
+
+    Attributes:
+        number: its segment id.
+        member: sample, record and source.
+        modality: 0 text, 1 image, as `modality_ids` has it.
+        tokens: in reading order.
+        num_tokens: ids in them.
+        num_trained: of those, with a label.
+    """
+
+    number: int
+    member: Member
+    modality: int
+    tokens: tuple[Token, ...]
+    num_tokens: int
+    num_trained: int
+
+    @property
+    def images(self) -> tuple[Image, ...]:
+        """Its pictures, in the order of their placeholders."""
+        return self.member.encoded.images
+
+
+@dataclass(frozen=True)
+class ShownRow:
+    """A row of the first epoch.
+
+    Attributes:
+        index: of the row in the epoch.
+        num_rows: of the epoch.
+        length: T, padding included.
+        segments: its samples.
+        num_pad: tokens of padding at its end.
+    """
+
+    index: int
+    num_rows: int
+    length: int
+    segments: tuple[Segment, ...]
+    num_pad: int
+
+    @property
+    def num_trained(self) -> int:
+        """Count the tokens with a label."""
+        return sum(segment.num_trained for segment in self.segments)
+
+
+def show_row(
+    members: Sequence[Member],
+    collator: Collator,
+    decode: Decode,
+    image_token_id: int | None,
+    tokens_per_image: int,
+    index: int = 0,
+    num_rows: int = 1,
+) -> ShownRow:
+    """Build a row's tensors with the training's own collator and say what every token is.
+
+    Args:
+        members: the row's samples with their records.
+        collator: the training's; its pictures are not loaded here.
+        decode: ids -> text, special tokens written out.
+        image_token_id: the placeholder's id; None for a model without eyes.
+        tokens_per_image: V, placeholders an image takes.
+        index: of the row.
+        num_rows: of the epoch.
+    """
+    batch = Collator(collator.pad_id, collator.row_length, lambda images: {})(
+        [[member.encoded for member in members]]
+    )
+    row = {name: tensor[0].numpy() for name, tensor in batch.items()}  # each [T]
+    kinds = token_kinds(row, len(members), image_token_id)
+    segments = tuple(
+        _segment(number, member, row, kinds, decode, tokens_per_image)
+        for number, member in enumerate(members)
+    )
+    num_pad = int((kinds == "pad").sum())
+    return ShownRow(index, num_rows, len(kinds), segments, num_pad)
+
+
+def token_kinds(
+    row: Mapping[str, npt.NDArray[Any]], num_segments: int, image_token_id: int | None
+) -> npt.NDArray[np.str_]:
+    """Say what each token of a row is, by the tensors the model gets, [T].
+
+    Args:
+        row: `input_ids`, `labels` and `segment_ids`, each [T].
+        num_segments: samples in the row; what lies behind them is padding.
+        image_token_id: the placeholder's id.
+
+    >>> row = {"input_ids": np.array([5, 9, 6, 7, 0]), "segment_ids": np.array([0, 0, 0, 0, 1]),
+    ...        "labels": np.array([-100, -100, -100, 7, -100])}
+    >>> token_kinds(row, num_segments=1, image_token_id=9).tolist()
+    ['prompt', 'image', 'prompt', 'trained', 'pad']
+    """
+    kinds = np.where(row["labels"] != IGNORED, "trained", "prompt")
+    if image_token_id is not None:
+        kinds = np.where(row["input_ids"] == image_token_id, "image", kinds)
+    return np.where(row["segment_ids"] >= num_segments, "pad", kinds)
+
+
+def _segment(
+    number: int,
+    member: Member,
+    row: Mapping[str, npt.NDArray[Any]],
+    kinds: npt.NDArray[np.str_],
+    decode: Decode,
+    tokens_per_image: int,
+) -> Segment:
+    places = np.flatnonzero(row["segment_ids"] == number)
+    tokens = tuple(
+        token
+        for start, end in _runs(kinds, places)
+        for token in _tokens(row, kinds[start], start, end, decode, tokens_per_image)
+    )
+    trained = int((kinds[places] == "trained").sum())
+    return Segment(
+        number, member, int(row["modality_ids"][places[0]]), tokens, len(places), trained
+    )
+
+
+def _runs(kinds: npt.NDArray[np.str_], places: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """Yield where tokens of one kind begin and end."""
+    first, last = int(places[0]), int(places[-1]) + 1
+    borders = [n for n in range(first + 1, last) if kinds[n] != kinds[n - 1]]
+    yield from zip([first, *borders], [*borders, last], strict=True)
+
+
+def _tokens(
+    row: Mapping[str, npt.NDArray[Any]],
+    kind: TokenKind,
+    start: int,
+    end: int,
+    decode: Decode,
+    tokens_per_image: int,
+) -> Iterator[Token]:
+    """Yield the tokens of a run: readable pieces of text, or one for each image."""
+    ids = [int(number) for number in row["input_ids"][start:end]]
+    if kind == "image":
+        size = (
+            tokens_per_image if tokens_per_image and not len(ids) % tokens_per_image else len(ids)
+        )
+        pieces = [(n, n + size, f"⟨image ×{size}⟩") for n in range(0, len(ids), size)]
+    else:
+        pieces = readable(ids, decode)
+    for first, last, text in pieces:
+        place = start + first
+        position = int(row["position_ids"][place])
+        yield Token(kind, text, tuple(ids[first:last]), place, position)
+
+
+def readable(ids: Sequence[int], decode: Decode) -> list[tuple[int, int, str]]:
+    """Split ids into the smallest pieces that can be read, as (first, last + 1, text).
+
+    A token is decoded behind the one before it, since some tokenizers leave the blank in front of
+    a text's first word out; tokens that are bytes of one character stay together.
+    """
+    pieces: list[tuple[int, int, str]] = []
+    context = start = 0
+    for end in range(1, len(ids) + 1):
+        before = decode(ids[context:start]) if start > context else ""
+        text = decode(ids[context:end])
+        if text.endswith(_HALF_CHARACTER) and end < len(ids) and end - start < 4:
+            continue
+        pieces.append((start, end, text[len(before) :]))
+        context, start = start, end
+    return pieces

@@ -1,0 +1,118 @@
+"""Whether a run can start on its data, why not, and the mend: in one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from varifocal.data.inspect.counts import SourceCounts
+from varifocal.data.inspect.findings import STOPPING, Findings
+from varifocal.recipe import DataSection
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The last word on a recipe's data.
+
+    Attributes:
+        is_usable: whether a run on it gets through.
+        sentence: why, or why not and the mend.
+    """
+
+    is_usable: bool
+    sentence: str
+
+
+def judge(data: DataSection, all_counts: Sequence[SourceCounts], findings: Findings) -> Verdict:
+    """Say whether the training and the scoring would get through all records."""
+    if not data.train:
+        return Verdict(False, "not usable: data.train names no source; name one")
+    reasons = (
+        _bad_records(data, findings),
+        _too_long(data, all_counts),
+        _no_room(data, all_counts),
+        _too_long_to_score(data, all_counts),
+        _nothing_left(all_counts),
+    )
+    if reason := next(filter(None, reasons), ""):
+        return Verdict(False, f"not usable: {reason}")
+    return Verdict(True, _usable(data, all_counts, findings))
+
+
+def _bad_records(data: DataSection, findings: Findings) -> str:
+    bad = findings.count(*STOPPING)
+    if not bad or data.on_bad_record == "skip":
+        return ""
+    first = next(one[0] for kind in STOPPING if (one := findings.first[kind]))
+    return (
+        f"{_records(bad)} cannot be used and data.on_bad_record is fail, so the run would stop at "
+        f"the first ({first.text}); mend them, or leave them out with data.on_bad_record: skip"
+    )
+
+
+def _too_long(data: DataSection, all_counts: Sequence[SourceCounts]) -> str:
+    over = _left_out(all_counts, "train")
+    if not over or data.overflow != "error":
+        return ""
+    longest = max(max(one.lengths, default=0) for one in all_counts if one.side == "train")
+    return (
+        f"{_records(over)} to train on take more than data.max_length {data.max_length} tokens and "
+        f"data.overflow is error; set data.max_length to {longest}, or data.overflow to drop, "
+        "truncate_prompt or drop_oldest_turns"
+    )
+
+
+def _no_room(data: DataSection, all_counts: Sequence[SourceCounts]) -> str:
+    over = _left_out(all_counts, "train")
+    if not over or data.overflow in ("error", "drop") or data.on_bad_record == "skip":
+        return ""
+    return (
+        f"{_records(over)} to train on cannot be cut to data.max_length {data.max_length} without "
+        "losing the whole question, and data.on_bad_record is fail; raise data.max_length, or "
+        "leave them out with data.on_bad_record: skip"
+    )
+
+
+def _too_long_to_score(data: DataSection, all_counts: Sequence[SourceCounts]) -> str:
+    over = _left_out(all_counts, "evaluate")
+    if not over:
+        return ""
+    longest = max(max(one.lengths, default=0) for one in all_counts if one.side == "evaluate")
+    mend = "" if data.overflow == "truncate_prompt" else ", or data.overflow to truncate_prompt"
+    return (
+        f"{_records(over)} to score on take more than data.max_length {data.max_length} tokens, "
+        f"and a question may not be left out of a score; set data.max_length to {longest}{mend}"
+    )
+
+
+def _nothing_left(all_counts: Sequence[SourceCounts]) -> str:
+    if any(kept for one in all_counts if one.side == "train" for kept in one.kept):
+        return ""
+    return (
+        "no record of data.train gives an example to train on; look at what is listed above, and "
+        "at the sources' split, skills and max_examples"
+    )
+
+
+def _usable(data: DataSection, all_counts: Sequence[SourceCounts], findings: Findings) -> str:
+    trained = sum(kept > 0 for one in all_counts if one.side == "train" for kept in one.kept)
+    words = [f"usable: {trained:,} of {_held(all_counts):,} records train"]
+    if bad := findings.count(*STOPPING):
+        words.append(f"{_records(bad)} skipped as data.on_bad_record asks")
+    if over := findings.count("too_long", side="train"):
+        words.append(f"{over:,} over the limit treated as data.overflow: {data.overflow} asks")
+    if shared := findings.count("overlap"):
+        words.append(f"but {shared:,} questions to score on are trained on, so scores flatter")
+    return "; ".join(words)
+
+
+def _left_out(all_counts: Sequence[SourceCounts], side: str) -> int:
+    return sum(one.num_left_out for one in all_counts if one.side == side)
+
+
+def _held(all_counts: Sequence[SourceCounts]) -> int:
+    return sum(len(one) for one in all_counts if one.side == "train")
+
+
+def _records(count: int) -> str:
+    return f"{count:,} record{'s' if count != 1 else ''}"
