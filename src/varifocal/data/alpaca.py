@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from varifocal.data.conversations import conversation
 from varifocal.data.example import Example
 from varifocal.data.parsing import Asked, short
-from varifocal.data.records import Record
+from varifocal.data.record import Record
 from varifocal.errors import DataError
 
 

@@ -6,7 +6,7 @@ from varifocal.data.example import Example, Message
 from varifocal.data.parsing import Asked, id_of, short, task_of
 from varifocal.data.pictures import find_picture
 from varifocal.data.questions import CAPTION_PROMPT, user_turn
-from varifocal.data.records import Record
+from varifocal.data.record import Record
 from varifocal.errors import DataError
 
 _PICTURES = ("file_name", "image")

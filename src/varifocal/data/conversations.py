@@ -8,7 +8,7 @@ from typing import Any
 from varifocal.data.example import Example, Image, Message, Role
 from varifocal.data.parsing import Asked, id_of, short, task_of
 from varifocal.data.pictures import find_picture
-from varifocal.data.records import Record
+from varifocal.data.record import Record
 from varifocal.errors import DataError, nearest
 
 PLACEHOLDER = "<image>"
@@ -77,10 +77,21 @@ def _turns_of(row: Mapping[str, Any], where: str) -> list[Any]:
     for key in ("conversations", "messages", "conversation"):
         if key in row:
             turns = row[key]
+            if isinstance(turns, dict):  # older data sets of the hub keep columns of turns
+                turns = _rows_of(turns, f"{where}: '{key}'")
             if not isinstance(turns, list) or not turns:
                 raise DataError(f"{where}: '{key}' must be a list of turns, not {short(turns)}")
             return turns
     raise DataError(f"{where} has neither 'conversations' nor 'messages' but {', '.join(row)}")
+
+
+def _rows_of(columns: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
+    """Turn {"from": [...], "value": [...]} into a list of turns."""
+    lengths = {len(values) if isinstance(values, list) else -1 for values in columns.values()}
+    if len(lengths) != 1 or -1 in lengths:
+        raise DataError(f"{where} must be a list of turns, not {short(columns)}")
+    names = list(columns)
+    return [dict(zip(names, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
 def _read_turn(turn: Any, where: str) -> tuple[str, object]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from varifocal.data.example import Example
 from varifocal.data.questions import AnswerAs
-from varifocal.data.records import Record
+from varifocal.data.record import Record
 from varifocal.errors import DataError
 
 

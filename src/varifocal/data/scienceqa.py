@@ -14,7 +14,7 @@ from varifocal.data.parsing import Asked, id_of, short, text_of
 from varifocal.data.pictures import find_picture, resolve_image
 from varifocal.data.questions import CAPTION_PROMPT, LETTERS, option_texts, question_text, user_turn
 from varifocal.data.reading import read_json_object
-from varifocal.data.records import Record
+from varifocal.data.record import Record
 from varifocal.errors import DataError, nearest
 
 PromptFormat = Literal["QCM-A", "QCM-ALE", "caption"]

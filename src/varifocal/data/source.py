@@ -19,13 +19,8 @@ from varifocal.cache import cache_root
 from varifocal.data.example import Example
 from varifocal.data.parallel import map_in_order
 from varifocal.data.parsing import Asked, Format
-from varifocal.data.records import (
-    Record,
-    Records,
-    StreamedRecords,
-    open_records,
-    read_in_order,
-)
+from varifocal.data.record import Record, Records, StreamedRecords, read_in_order
+from varifocal.data.records import open_records
 from varifocal.data.register import FORMATS, detect
 from varifocal.data.scienceqa import ScienceQARecords
 from varifocal.data.table import check_columns
@@ -306,10 +301,29 @@ def open_source(section: SourceSection, seed: int = 0, *, root: str | Path | Non
         root: folder at which a relative path starts; by default the working directory.
 
     Raises:
-        DataError: there is nothing at the place, its format is not known, or nothing is left of it.
+        DataError: there is nothing at the place, its format is not known, nothing is left of it,
+            or it is `streaming`.
     """
     records = open_records(section, root)
+    if isinstance(records, StreamedRecords):
+        raise DataError(
+            f"'{records.place}' is streamed, and has to be counted here; set streaming: false"
+        )
     return Source(section, records, _format_of(section, records), seed)
+
+
+def open_stream(
+    section: SourceSection, seed: int = 0, *, root: str | Path | None = None
+) -> StreamedSource:
+    """Open a recipe's source to be read in its order; see `open_source`.
+
+    Raises:
+        DataError: there is nothing at the place, or its format is not known.
+    """
+    streamed = section.model_copy(update={"streaming": True})
+    records = open_records(streamed, root)
+    assert isinstance(records, StreamedRecords)
+    return StreamedSource(streamed, records, _format_of(streamed, records), seed)
 
 
 def _format_of(section: SourceSection, records: Records | StreamedRecords) -> str:

@@ -11,7 +11,7 @@ from varifocal.data.example import Example, Message
 from varifocal.data.parsing import Asked, short
 from varifocal.data.pictures import find_picture
 from varifocal.data.questions import LETTERS, option_texts, question_text, user_turn
-from varifocal.data.records import Record
+from varifocal.data.record import Record
 from varifocal.errors import DataError, nearest
 
 COLUMNS = ("question", "answer", "context", "choices", "image", "id", "task", "split", "skill")

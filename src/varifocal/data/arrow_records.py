@@ -1,0 +1,199 @@
+"""Rows that the `datasets` library reads: parquet, arrow, tar shards, saved and hub data sets."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from varifocal.cache import file_digest
+from varifocal.data.caption_records import PICTURE_ENDINGS
+from varifocal.data.record import Record, StreamedRecords
+from varifocal.errors import DataError, nearest
+
+if TYPE_CHECKING:
+    from datasets import Dataset, IterableDataset
+
+BUILDERS = {
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".tar": "webdataset",
+    ".jsonl.gz": "json",
+    ".json.gz": "json",
+    ".csv.gz": "csv",
+}
+"""A file's ending -> what reads it in the `datasets` library."""
+
+
+class ArrowRecords:
+    """The rows of a memory-mapped data set; pictures stay undecoded, as {"bytes", "path"}.
+
+    Args:
+        dataset: of the `datasets` library.
+        folder, place, is_split: as in `record.Records`.
+
+    Raises:
+        DataError: it has no row.
+    """
+
+    def __init__(self, dataset: Dataset, folder: Path, place: str, is_split: bool) -> None:
+        self.folder, self.place, self.is_split = folder, place, is_split
+        # As arrow, nothing is decoded: by default a picture would become Pillow's.
+        self._dataset = dataset.with_format("arrow")
+        if not len(dataset):
+            raise DataError(f"'{place}' has no row")
+
+    def __len__(self) -> int:
+        """Count the rows."""
+        return len(self._dataset)
+
+    def __getitem__(self, number: int) -> Record:
+        """Read a row."""
+        row: Any = self._dataset[number]
+        return Record(self.place, f"row {number}", _plain(row.to_pylist()[0]))
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of the mapped files, or where there are none of the library's own."""
+        files = [Path(each["filename"]) for each in self._dataset.cache_files]
+        if not files:
+            return hashlib.sha256(self._dataset._fingerprint.encode()).hexdigest()
+        return hashlib.sha256("\0".join(map(file_digest, files)).encode()).hexdigest()
+
+
+def _plain(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Give a row of a tar shard the columns of others: its JSON's, its text and its pictures."""
+    if "__key__" not in row:
+        return row
+    plain: dict[str, Any] = {"id": row["__key__"]}
+    pictures: list[Any] = []
+    for name, value in row.items():
+        ending = "." + name.rsplit(".", 1)[-1].lower()
+        if ending in PICTURE_ENDINGS:
+            pictures.append(value)
+        elif ending in (".json", ".jsn") and isinstance(value, dict):
+            plain.update(value)
+        elif not name.startswith("__"):
+            plain["text" if ending == ".txt" else name] = value
+    if pictures:
+        plain.pop("images", None)
+        plain["image"] = pictures[0] if len(pictures) == 1 else pictures
+    return plain
+
+
+def open_files(files: Sequence[Path], folder: Path, place: str, streaming: bool) -> Any:
+    """Open files of one ending of `BUILDERS`.
+
+    Returns:
+        ArrowRecords, or StreamedRecords.
+
+    Raises:
+        DataError: the library cannot read them.
+    """
+    from datasets import load_dataset
+
+    builder = next(BUILDERS[end] for end in BUILDERS if files[0].name.lower().endswith(end))
+    names = [str(file) for file in files]
+    dataset = _load(
+        partial(load_dataset, builder, data_files=names, split="train", streaming=streaming), place
+    )
+    return _wrap(dataset, folder, place, is_split=False)
+
+
+def open_saved(folder: Path, split: str | None) -> ArrowRecords:
+    """Open a folder that `save_to_disk` wrote.
+
+    Raises:
+        DataError: the library cannot read it, or there are several splits and none is named.
+    """
+    from datasets import load_from_disk
+
+    loaded = _load(partial(load_from_disk, str(folder)), str(folder))
+    is_split = isinstance(loaded, dict)
+    return _wrap(_take(loaded, split, str(folder)), folder, str(folder), is_split)
+
+
+def open_hub(name: str, subset: str | None, split: str | None, streaming: bool) -> Any:
+    """Open a data set of the Hugging Face hub.
+
+    Returns:
+        ArrowRecords, or StreamedRecords.
+
+    Raises:
+        DataError: there is none of that name, or there are several splits and none is named.
+    """
+    from datasets import config, load_dataset
+
+    loaded = _load(partial(load_dataset, name, name=subset, streaming=streaming), name)
+    # Pictures that come as files lie in the library's own folders.
+    return _wrap(_take(loaded, split, name), Path(config.HF_CACHE_HOME), name, is_split=True)
+
+
+def _load(load: Callable[[], Any], place: str) -> Any:
+    """Load without progress bars; whatever goes wrong becomes a sentence."""
+    try:
+        with _quiet():
+            return load()
+    # The library lets through pyarrow's, fsspec's, the hub's and the operating system's errors.
+    except Exception as error:
+        cause = error.__cause__ or error
+        reason = " ".join(str(cause).split())[:300] or type(cause).__name__
+        raise DataError(f"'{place}' cannot be read by the datasets library: {reason}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    from datasets.utils import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
+
+    were_shown = not are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if were_shown:
+            enable_progress_bars()
+
+
+def _take(loaded: Any, split: str | None, place: str) -> Any:
+    """Return the split that is asked for."""
+    if not isinstance(loaded, dict):
+        return loaded
+    if split is None and len(loaded) == 1:
+        return next(iter(loaded.values()))
+    known = ", ".join(map(str, loaded))
+    if split is None:
+        raise DataError(f"'{place}' has the splits {known}; say which one is meant (split: ...)")
+    if split not in loaded:
+        raise DataError(f"'{place}' has no split '{split}' but {known}{nearest(split, loaded)}")
+    return loaded[split]
+
+
+def _wrap(dataset: Any, folder: Path, place: str, is_split: bool) -> Any:
+    from datasets import IterableDataset
+
+    if isinstance(dataset, IterableDataset):
+        rows = partial(_stream, dataset.decode(False), place)
+        return StreamedRecords(rows, folder, place, is_split)
+    return ArrowRecords(dataset, folder, place, is_split)
+
+
+def _stream(dataset: IterableDataset, place: str) -> Iterator[Record | DataError]:
+    rows = iter(dataset)
+    number = 0
+    while True:
+        try:
+            row = next(rows, None)
+        except Exception as error:  # as in `_load`; the stream cannot go on behind it
+            reason = " ".join(str(error.__cause__ or error).split())[:300]
+            raise DataError(f"{place}: row {number} cannot be read: {reason}") from error
+        if row is None:
+            return
+        yield Record(place, f"row {number}", _plain(row))
+        number += 1
