@@ -21,6 +21,7 @@ LONGEST_NAME = 24
 _CELL = 0.62  # inches
 _PANEL = 1.75  # inches
 _COLUMNS = 6
+_TITLE = 0.4  # inches
 
 Cells = npt.NDArray[np.float64]
 
@@ -97,9 +98,12 @@ def layer_heatmaps(
     columns = min(_COLUMNS, len(matrices))
     rows = -(-len(matrices) // columns)
     key_lines = _key(tasks, width=max(40, 19 * columns))
-    height = 0.8 + (_PANEL + 0.42) * rows + 0.17 * len(key_lines)
+    below = 0.17 * (len(key_lines) + 1) + 0.15
+    height = _TITLE + (_PANEL + 0.42) * rows + below
     figure = new_figure(max(5.5, 0.9 + (_PANEL + 0.2) * columns), height)
-    figure.set_layout_engine("constrained", rect=(0, 0.17 * (len(key_lines) + 1) / height, 1, 0.98))
+    figure.set_layout_engine(
+        "constrained", rect=(0, below / height, 1, 1 - (below + _TITLE) / height)
+    )
     grid = figure.subplots(rows, columns, squeeze=False)
     reach = _reach(list(matrices.values()))
     picture = None
@@ -112,11 +116,11 @@ def layer_heatmaps(
         axes.set_yticks(ticks, labels, fontsize=5.5)
     for axes in list(grid.flat)[len(matrices) :]:
         axes.set_axis_off()
-    figure.suptitle(title, x=0.01, ha="left", color=INK, fontsize=11)
+    figure.text(0.01, 1 - 0.12 / height, title, color=INK, fontsize=11, va="top")
     key = "\n".join([*key_lines, "columns: whose step; rows: whose loss; blue helps, red harms"])
     figure.text(0.01, 0.01, key, fontsize=7.5, color=INK, va="bottom")
     assert picture is not None
-    bar = figure.colorbar(picture, ax=grid, shrink=min(1.0, 0.9), aspect=30, extend="both")
+    bar = figure.colorbar(picture, ax=grid, shrink=0.6, aspect=30, extend="both")
     bar.outline.set_visible(False)  # type: ignore[operator]
     save_figure(figure, path)
 

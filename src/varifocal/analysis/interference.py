@@ -12,28 +12,32 @@ task i itself does:
 
 T_ij < 0: a step on j undoes what a step on i does. T_ii = 1. lambda cancels.
 
-With a finite sample of examples, three things have to be decided.
+With a finite sample of n_i examples of each task, three things have to be decided.
 
-*Halves.* x_i and x_j are independent draws, also where i = j. If both came from one sample, every
-example of the diagonal would meet itself, D_i L_i would be too large by about ||g|| / n, and all
-T_ij too small. So each task's examples are dealt into two halves: steps are taken on one, losses
-read on the other, then the halves change places, and the two are added:
+*The ratio.* `ratio_of_means`, the default, is T_ij = D_ij / D_ii with
 
-    D_ij = u_j(1)^T m_i(2) + u_j(2)^T m_i(1)
+    D_ij = u_j^T m_i,   u_j = mean of g_j / ||g_j||,   m_i = mean of g_i
 
-with m_i(h) the mean gradient of half h. The same examples under two names still give exactly 1.
+over the same examples in both roles. `mean_of_ratios` is the paper's mean over x_i of the single
+ratios. One example's D_i L_i(x_i) is often near zero or below; its ratio is then huge or of the
+wrong sign, and a mean of such ratios settles slowly or never. The ratio of means has a positive
+denominator, so its sign is that of D_ij, and both have the diagonal 1.
 
-*The ratio.* `ratio_of_means`, the default, is T_ij = D_ij / D_ii. `mean_of_ratios` is the paper's
-mean over x_i of D_j L_i(x_i) / D_i L_i(x_i), u taken from the half that x_i is not in. Single
-examples often have D_i L_i near zero or below; their ratios are huge or of the wrong sign, and a
-mean of them settles slowly or never. Where D_ii <= 0 itself (a task's two halves contradict each
-other) the default gives no number, rather than a row of turned signs. A block in which an example
-has no gradient at all (a text in the vision tower) adds nothing to any sum.
+*The diagonal's own examples.* In D_ii every example meets itself, which adds ||g|| / n_i whatever
+the task; no D_ij has that. T_ij is therefore too near to 0 where n_i is small, never of another
+sign. `carried_over` says how much: the share of D_ii that is left over pairs of different examples,
+
+    carried_i = (n_i D_ii - mean ||g_i||) / ((n_i - 1) D_ii)
+
+T_ij / carried_i is the estimate without that bias. A task whose examples have no common direction
+(the answers are balanced and the model has not learned the skill) has carried_i near 0 or below,
+and then only the signs of its row mean something.
+
+*Noise.* A cell is `sure` where both halves of the examples, which share none, agree on its sign.
 
 *Blocks.* Each layer is measured alone: as if only its parameters took the step, the gradient
-divided by its norm in that layer. So the matrix over all parameters is no mean of the layers'.
-
-Sampling noise shows in the halves: a cell is `sure` where both give it the same sign.
+divided by its norm in that layer. So the matrix over all parameters is no mean of the layers'. An
+example without any gradient in a block (a text in the vision tower) takes a step of length 0.
 
 Legend: n tasks, P trained numbers; rows i (whose loss), columns j (whose step).
 """
@@ -50,6 +54,8 @@ from torch import Tensor
 
 Estimator = Literal["ratio_of_means", "mean_of_ratios"]
 ALL = "all"
+
+_VAGUE = 0.1  # of D_ii carried over to other examples; below, sizes are mostly an artefact
 
 SampleT = TypeVar("SampleT")
 
@@ -82,6 +88,7 @@ class StepEffects:
         self.blocks = {ALL: slice(0, size), **blocks}
         self._gradients, self._units, self._block_units = zeros(), zeros(), zeros()
         self._counts = torch.zeros(2, num_tasks, dtype=torch.long)
+        self._norms = {name: torch.zeros(num_tasks, dtype=torch.float64) for name in self.blocks}
 
     def add(self, task: int, half: int, gradient: Tensor) -> None:
         """Add an example's gradient [P]."""
@@ -90,27 +97,52 @@ class StepEffects:
         for name, place in self.blocks.items():
             part = gradient[place]
             norm = torch.linalg.vector_norm(part)
+            self._norms[name][task] += norm.item()
             if norm > 0:
                 self._of(name)[half, task, place].add_(part / norm)
 
     def _of(self, block: str) -> Tensor:
         return self._units if block == ALL else self._block_units
 
-    def steps(self, block: str, half: int) -> Tensor:
+    def steps(self, block: str) -> Tensor:
         """Return u, each task's mean unit gradient within a block, [n, numbers of the block]."""
-        sums = self._of(block)[half, :, self.blocks[block]]
-        return sums / self._counts[half, :, None].to(sums)
+        sums = self._of(block)[:, :, self.blocks[block]].sum(0)
+        return sums / self._counts.sum(0)[:, None].to(sums)
 
-    def of(self, block: str) -> Tensor:
-        """Return u_j^T m_i of a block, steps on the first half and then on the second: [2, n, n].
-
-        float64 on the CPU.
-        """
-        counts = self._counts[:, :, None].to(self._gradients)
+    def of(self, block: str) -> Effects:
+        """Return the effects of steps within a block."""
         place = self.blocks[block]
-        means = self._gradients[:, :, place] / counts
-        found = [means[1 - half] @ self.steps(block, half).T for half in (0, 1)]
-        return torch.stack(found).double().cpu()
+        counts = self._counts[:, :, None].to(self._gradients)
+        sums = self._gradients[:, :, place]
+        units = self._of(block)[:, :, place]
+        halves = (sums / counts) @ (units / counts).mT
+        total = (sums.sum(0) / counts.sum(0)) @ (units.sum(0) / counts.sum(0)).T
+        num = self._counts.sum(0)
+        norms = self._norms[block] / num
+        return Effects(total.double().cpu(), halves.double().cpu(), norms, num)
+
+
+@dataclass(frozen=True)
+class Effects:
+    """What steps within one block do: loss a unit of step length, in float64 on the CPU.
+
+    Attributes:
+        total: [n, n] D_ij.
+        halves: [2, n, n] the same from each half of the examples alone.
+        norms: [n] mean norm of an example's gradient.
+        counts: [n] examples.
+    """
+
+    total: Tensor
+    halves: Tensor
+    norms: Tensor
+    counts: Tensor
+
+    @property
+    def carried_over(self) -> Tensor:
+        """The share of D_ii that pairs of different examples have, [n]; NaN where D_ii is 0."""
+        own = self.total.diagonal()
+        return (self.counts * own - self.norms) / ((self.counts - 1) * own)
 
 
 class ExampleRatios:
@@ -122,17 +154,15 @@ class ExampleRatios:
 
     def __init__(self, effects: StepEffects) -> None:
         self._blocks = effects.blocks
-        self._steps = {
-            (name, half): effects.steps(name, half) for name in self._blocks for half in (0, 1)
-        }
-        n = len(self._steps[ALL, 0])
+        self._steps = {name: effects.steps(name) for name in self._blocks}
+        n = len(self._steps[ALL])
         self._sums = {name: torch.zeros(n, n, dtype=torch.float64) for name in self._blocks}
         self._counts = {name: torch.zeros(n, dtype=torch.float64) for name in self._blocks}
 
-    def add(self, task: int, half: int, gradient: Tensor) -> None:
+    def add(self, task: int, gradient: Tensor) -> None:
         """Add the ratios of an example; one whose own D is exactly 0 has none."""
         for name, place in self._blocks.items():
-            effects = (self._steps[name, 1 - half] @ gradient[place]).double().cpu()  # [n]
+            effects = (self._steps[name] @ gradient[place]).double().cpu()  # [n]
             if effects[task] != 0:
                 self._sums[name][task] += effects / effects[task]
                 self._counts[name][task] += 1
@@ -148,12 +178,12 @@ class Matrix:
 
     Attributes:
         interference: T [n, n]: row i, whose loss; column j, whose step; NaN where undefined.
-        effect: D [n, n], loss a unit of step length, the mean of the two halves.
-        sure: [n, n] whether both halves give the cell the same sign.
+        effects: what it comes from.
+        sure: [n, n] whether both halves of the examples give D_ij one sign.
     """
 
     interference: Tensor
-    effect: Tensor
+    effects: Effects
     sure: Tensor
 
     @property
@@ -183,7 +213,8 @@ class Matrix:
         """Return plain lists and numbers; None where a number is undefined."""
         return {
             "interference": _plain(self.interference),
-            "effect": _plain(self.effect),
+            "effect": _plain(self.effects.total),
+            "carried_over": _plain(self.effects.carried_over[None])[0],
             "sure": self.sure.tolist(),
             "pairs": self.num_pairs,
             "negative": self.num_negative,
@@ -192,24 +223,25 @@ class Matrix:
         }
 
 
-def matrix_from(effects: Tensor, ratios: Tensor | None = None) -> Matrix:
+def matrix_from(effects: Effects, ratios: Tensor | None = None) -> Matrix:
     """Turn effects into interference.
 
     Args:
-        effects: [2, n, n], as `StepEffects.of` gives them.
+        effects: as `StepEffects.of` gives them.
         ratios: [n, n] the paper's means of ratios, to be taken instead of the ratio of means.
 
-    >>> effects = torch.tensor([[[2.0, -1.0], [1.0, 1.0]], [[2.0, -3.0], [-3.0, 1.0]]])
+    >>> halves = torch.tensor([[[2.0, -1.0], [1.0, 1.0]], [[2.0, -3.0], [-3.0, 1.0]]])
+    >>> norms, counts = torch.tensor([2.0, 1.5]), torch.tensor([4, 4])
+    >>> effects = Effects(halves.mean(0), halves, norms, counts)
     >>> matrix = matrix_from(effects)
     >>> matrix.interference.tolist(), matrix.sure.tolist()
     ([[1.0, -1.0], [-1.0, 1.0]], [[True, True], [False, True]])
     """
-    total = effects.sum(0)
-    own = total.diagonal()[:, None]
-    undefined = torch.full_like(total, torch.nan)
-    interference = torch.where(own > 0, total / own, undefined) if ratios is None else ratios
-    sure = (effects[0].sign() == effects[1].sign()) & (effects[0] != 0)
-    return Matrix(interference, total / 2, sure)
+    own = effects.total.diagonal()[:, None]
+    nothing = torch.full_like(effects.total, torch.nan)
+    interference = torch.where(own > 0, effects.total / own, nothing) if ratios is None else ratios
+    first, second = effects.halves.sign()
+    return Matrix(interference, effects, (first == second) & (first != 0))
 
 
 @dataclass(frozen=True)
@@ -233,10 +265,10 @@ class Interference:
     seconds: float
 
     @property
-    def undefined(self) -> list[str]:
-        """Tasks whose row over all parameters has no numbers."""
-        empty = self.matrices[ALL].interference.isnan().all(1)
-        return [task for task, gone in zip(self.tasks, empty.tolist(), strict=True) if gone]
+    def vague(self) -> list[str]:
+        """Tasks whose examples share no direction: only the signs of their rows count."""
+        carried = self.matrices[ALL].effects.carried_over.tolist()
+        return [task for task, share in zip(self.tasks, carried, strict=True) if not share > _VAGUE]
 
     def pairs(self) -> list[tuple[float, str, str, bool]]:
         """List T over all parameters as (T, whose loss, whose step, sure), most negative first."""
@@ -265,7 +297,7 @@ class Interference:
             "tasks": list(self.tasks),
             "examples": dict(zip(self.tasks, self.counts, strict=True)),
             "estimator": self.estimator,
-            "undefined": self.undefined,
+            "vague": self.vague,
             "seconds": round(self.seconds, 2),
             ALL: blocks.pop(ALL),
             "layers": blocks,
@@ -309,8 +341,8 @@ def measure_interference(
     ratios = None
     if estimator == "mean_of_ratios":
         ratios = ExampleRatios(effects)
-        for task, half, found in _gradients(samples, gradient, tell):
-            ratios.add(task, half, found)
+        for task, _, found in _gradients(samples, gradient, tell):
+            ratios.add(task, found)
     return Interference(
         tasks=list(samples),
         counts=[len(own) for own in samples.values()],

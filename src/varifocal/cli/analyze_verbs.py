@@ -117,16 +117,17 @@ def _print_interference(found: Interference) -> None:
         share = "-" if one.negative_share is None else f"{one.negative_share:.0%}"
         numbers = (one.num_pairs, one.num_negative, share, one.num_surely_negative)
         table.add_row(name, f"{found.sizes[name]:,}", *map(str, numbers))
-    table.caption = "sure: negative in both halves of the examples"
+    table.caption = "sure: both halves of the examples agree"
     console = Console()
     console.print(table)
     for value, loser, winner, sure in found.pairs()[:5]:
         if value < 0:
             note = "" if sure else " (not sure: the halves of the examples disagree)"
             print(f"{value:6.2f}  a step on {winner} harms {loser}{note}")
-    for task in found.undefined:
+    if found.vague:
         print(
-            f"no numbers for {task}: its own examples contradict each other; raise --examples",
+            f"only the signs count in the rows of {', '.join(found.vague)}: their examples share "
+            "no direction; more --examples may show one",
             file=sys.stderr,
         )
 
