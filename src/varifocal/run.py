@@ -1,7 +1,7 @@
 """The run directory: what a run writes, and how it is read back.
 
     runs/NAME/  recipe.yaml   metrics.jsonl   adapter/   processor/   checkpoints/   eval/   plots/
-    analysis/
+    analysis/   model/ (in place of adapter/ after full tuning)
 
 Every file is written whole or not at all: to a temporary name beside it, then renamed. This file
 knows paths and bytes only; models, adapters and scores are written by those who make them.
@@ -23,6 +23,8 @@ from typing import Any
 from varifocal.errors import RunError
 
 CHECKPOINT_PREFIX = "checkpoint-"
+UNLOGGED = "unlogged.json"
+"""A checkpoint's file for what transformers forgets: losses since the last line, and the cost."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,11 @@ class RunDirectory:
     def adapter(self) -> Path:
         """PEFT's own files: every trained tensor and nothing else."""
         return self.root / "adapter"
+
+    @property
+    def model(self) -> Path:
+        """After full tuning, in place of an adapter: the whole model with its processor."""
+        return self.root / "model"
 
     @property
     def processor(self) -> Path:

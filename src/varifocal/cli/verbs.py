@@ -20,6 +20,7 @@ from varifocal.cli.analyze_verbs import analyze_app
 from varifocal.cli.data_verbs import data_app
 from varifocal.cli.options import RecipeArgument, SetOption
 from varifocal.cli.ready import ready
+from varifocal.cli.run_verbs import add_run_verbs
 from varifocal.errors import Stopped, VarifocalError, nearest
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(analyze_app, name="analyze")
+add_run_verbs(app)
 
 RunArgument = Annotated[
     Path, typer.Argument(metavar="RUN", help="A run directory, such as runs/demo.")

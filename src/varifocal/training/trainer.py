@@ -13,16 +13,26 @@ from typing import Any, cast
 
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 
+from varifocal.errors import RunError
 from varifocal.models.loss import supervised_loss
-from varifocal.run import CHECKPOINT_PREFIX, disk_full_is_an_error, whole_directory, write_json
+from varifocal.run import (
+    CHECKPOINT_PREFIX,
+    UNLOGGED,
+    disk_full_is_an_error,
+    whole_directory,
+    write_json,
+)
 from varifocal.training.cost import Clock, Meter
+from varifocal.training.full import trained_tensors
+from varifocal.training.plan import part_of
 
-UNLOGGED = "unlogged.json"
-"""A checkpoint's file for what transformers forgets: the losses since the last line of metrics."""
+TRAINED = "model.safetensors"
+"""A checkpoint's file for trained weights that are no adapter."""
 
 
 class SupervisedTrainer(Trainer):
@@ -78,7 +88,7 @@ class SupervisedTrainer(Trainer):
         if self.connector_learning_rate is None:
             return optimizer
         trained = cast(nn.Module, model or self.model).named_parameters()
-        connector = {id(p) for name, p in trained if ".connector." in f".{name}"}
+        connector = {id(p) for name, p in trained if part_of(name) == "connector"}
         for group in list(optimizer.param_groups):
             own = [p for p in group["params"] if id(p) in connector]
             group["params"] = [p for p in group["params"] if id(p) not in connector]
@@ -152,12 +162,32 @@ class SupervisedTrainer(Trainer):
     def _save(
         self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
     ) -> None:
-        """The adapter's safetensors only: the recipe holds the arguments, so nothing is pickled."""
+        """The trained tensors only: the recipe holds the arguments, so nothing is pickled."""
         if not self.args.should_save:
             return
         target = Path(output_dir or cast(str, self.args.output_dir))
         with disk_full_is_an_error(target):
-            cast(Any, self.model).save_pretrained(target, state_dict=state_dict)
+            if isinstance(self.model, PeftModel):
+                cast(Any, self.model).save_pretrained(target, state_dict=state_dict)
+            else:
+                target.mkdir(parents=True, exist_ok=True)
+                save_file(
+                    trained_tensors(cast(nn.Module, self.model), state_dict), target / TRAINED
+                )
+
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
+        """As transformers', which warns of every tensor that a checkpoint does not hold."""
+        file = Path(resume_from_checkpoint) / TRAINED
+        if self.is_fsdp_enabled or not file.is_file():
+            super()._load_from_checkpoint(resume_from_checkpoint, cast(Any, model))
+            return
+        into = cast(nn.Module, model or self.model)
+        tensors = load_file(file)
+        if tensors.keys() != trained_tensors(into, None).keys():
+            raise RunError(f"{file} holds other tensors than are trained; start the run anew")
+        into.load_state_dict(tensors, strict=False)
 
 
 class _TakeUpUnlogged(TrainerCallback):

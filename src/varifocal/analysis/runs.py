@@ -1,0 +1,150 @@
+"""Run directories as they stand, finished or not: recipe, cost, scores and losses.
+
+Reads files only, and takes what is there: a file that is missing, or that a kill cut short, leaves
+its place empty.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from varifocal.errors import RecipeError
+from varifocal.recipe.page import dotted, read_page
+from varifocal.run import UNLOGGED, RunDirectory, checkpoint_step
+
+_NOT_KNOBS = ("name", "provenance")
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """What one run directory tells.
+
+    Attributes:
+        name: the directory's own.
+        root: the directory.
+        state: `finished`, or in words how far it came.
+        finished: whether it is.
+        knobs: dotted key -> value of the recipe; empty when there is none.
+        trained_parameters: how many; None before the end.
+        loss: of the last line of metrics.
+        cost: as `cost.json`; of an unfinished run, as its newest checkpoint has it.
+        scores: suite -> column -> `accuracy`, `low`, `high`, `count`.
+        metrics: lines of `metrics.jsonl`.
+    """
+
+    name: str
+    root: Path
+    state: str
+    finished: bool
+    knobs: Mapping[str, Any] = field(default_factory=dict)
+    trained_parameters: int | None = None
+    loss: float | None = None
+    cost: Mapping[str, Any] = field(default_factory=dict)
+    scores: Mapping[str, Mapping[str, Mapping[str, Any]]] = field(default_factory=dict)
+    metrics: Sequence[Mapping[str, Any]] = ()
+
+
+def read_run(root: str | Path, name: str | None = None) -> RunSummary:
+    """Read what a run directory has; nothing missing is an error.
+
+    Args:
+        root: the directory.
+        name: what to call it; its own name by default.
+    """
+    run = RunDirectory(Path(root))
+    metrics = _metrics(run)
+    training = _json(run.root / "training.json")
+    finished = bool(training) and (run.adapter / "adapter_config.json").is_file()
+    counts = training.get("trained_parameters")
+    losses = [line["loss"] for line in metrics if isinstance(line.get("loss"), int | float)]
+    return RunSummary(
+        name=name or run.root.resolve().name,
+        root=run.root,
+        state="finished" if finished else _how_far(run, metrics),
+        finished=finished,
+        knobs=_knobs(run.recipe),
+        trained_parameters=sum(counts.values()) if isinstance(counts, dict) else None,
+        loss=losses[-1] if losses else None,
+        cost=_json(run.cost) or _cost_so_far(run),
+        scores=_scores(run.evaluations),
+        metrics=metrics,
+    )
+
+
+def _how_far(run: RunDirectory, metrics: Sequence[Mapping[str, Any]]) -> str:
+    if not run.recipe.is_file():
+        return "no run here"
+    saved = run.newest_checkpoint()
+    steps = [line["step"] for line in metrics if isinstance(line.get("step"), int)]
+    if saved is None:
+        return f"unfinished, step {steps[-1]}, not saved" if steps else "unfinished, not begun"
+    return f"unfinished, saved at step {checkpoint_step(saved)}"
+
+
+def _cost_so_far(run: RunDirectory) -> dict[str, Any]:
+    """Sum what the newest checkpoint says that its processes have spent."""
+    saved = run.newest_checkpoint()
+    state = _json(saved / UNLOGGED) if saved else {}
+    sums: dict[str, Any] = {}
+    for one in state.get("spent") or ():
+        for key, value in one.items():
+            sums[key] = sums.get(key, 0) + value
+    return sums | {f"seconds_{key}": value for key, value in state.get("seconds", {}).items()}
+
+
+def _knobs(path: Path) -> dict[str, Any]:
+    try:
+        page = read_page(path)
+    except RecipeError:
+        return {}
+    return flat({key: value for key, value in page.items() if key not in _NOT_KNOBS})
+
+
+def flat(page: Any, location: tuple[Any, ...] = ()) -> dict[str, Any]:
+    """Lay a page out as dotted keys and plain values.
+
+    >>> flat({"data": {"train": [{"path": "a"}], "max_length": 8}})
+    {'data.train[0].path': 'a', 'data.max_length': 8}
+    """
+    if isinstance(page, Mapping) and page:
+        parts: Any = page.items()
+    elif isinstance(page, list) and page:
+        parts = enumerate(page)
+    else:
+        return {dotted(location): page}
+    return {k: v for key, inner in parts for k, v in flat(inner, (*location, key)).items()}
+
+
+def _scores(directory: Path) -> dict[str, dict[str, dict[str, Any]]]:
+    """The columns of every suite that has a score."""
+    found = {}
+    for path in sorted(directory.glob("*.json")):
+        columns = _json(path).get("columns")
+        if isinstance(columns, dict):
+            scored = {
+                name: one
+                for name, one in columns.items()
+                if isinstance(one, dict) and isinstance(one.get("accuracy"), int | float)
+            }
+            found |= {path.stem: scored} if scored else {}
+    return found
+
+
+def _metrics(run: RunDirectory) -> list[dict[str, Any]]:
+    try:
+        return [line for line in run.read_metrics() if isinstance(line, dict)]
+    except (OSError, UnicodeDecodeError):
+        return []
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """A JSON object, or nothing where there is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,98 @@
+"""The verbs over several runs: `report` and `sweep`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from varifocal.cli.ready import ready
+
+if TYPE_CHECKING:
+    from varifocal.analysis.report import Report
+
+_SIDE_BY_SIDE = 5  # more runs than these stand below one another
+_SHORT = ("trained parameters", "tokens", "TFLOP", "minutes", "loss")
+
+
+def add_run_verbs(app: typer.Typer) -> None:
+    """Give an app the verbs of this file."""
+    app.command(epilog="Example: varifocal report runs/lora runs/mma --out runs/compared")(report)
+    app.command(epilog="Example: varifocal sweep sweeps/mlan-two-shares.yaml")(sweep)
+
+
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Run directories, finished or not.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Write report.md, report.json and report.png there."),
+    ] = None,
+) -> None:
+    """Lay runs side by side: how their recipes differ, what they took, what they scored."""
+    from varifocal.analysis.report import compare
+
+    found = compare(runs)
+    print_report(found)
+    if out is not None:
+        for file in found.write(out):
+            print(file)
+
+
+def sweep(
+    page: Annotated[Path, typer.Argument(metavar="SWEEP.yaml", help="A recipe and a grid.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where the runs go; runs/NAME by default.")
+    ] = None,
+) -> None:
+    """Train and score one recipe over a grid; the same command goes on with what is left."""
+    ready()
+    from varifocal.cli.screen import stage_bars
+    from varifocal.sweep import load_sweep, run_sweep
+
+    loaded = load_sweep(page)
+    root = out or Path("runs") / loaded.name
+    with stage_bars() as progress:
+        found = run_sweep(loaded, root, progress)
+    print_report(found)
+    print(root / "report.md")
+
+
+def print_report(found: Report) -> None:
+    """Print a report: runs as columns while they fit, and else as lines."""
+    from varifocal.analysis.report import group_rows
+
+    if found.groups:
+        _print("Over seeds", *group_rows(found))
+    names = [run.name for run in found.runs]
+    if len(names) <= _SIDE_BY_SIDE:
+        _print("Runs", ["", *names], [[row.label, *row.cells] for row in found.rows])
+        return
+    kept = [
+        row
+        for row in found.rows
+        if row.section in ("run", "recipe")
+        or row.label in _SHORT
+        or row.label.endswith(" average %")
+    ]
+    lines = zip(*(row.cells for row in kept), strict=True)
+    _print(
+        "Runs",
+        ["", *(row.label for row in kept)],
+        [[name, *cells] for name, cells in zip(names, lines, strict=True)],
+    )
+
+
+def _print(title: str, head: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for number, name in enumerate(head):
+        table.add_column(name, justify="right" if number else "left", overflow="fold")
+    for line in lines:
+        table.add_row(*line)
+    Console().print(table)

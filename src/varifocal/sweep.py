@@ -1,0 +1,284 @@
+"""One recipe over a grid: every point a run directory, one report at the end.
+
+A sweep is a strict page of its own. All its recipes are built and validated before the first one
+trains; a sweep that was killed goes on at the point, and the step, where it stopped.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field, model_validator
+
+from varifocal.analysis.runs import flat
+from varifocal.errors import RecipeError, RunError, Stopped
+from varifocal.recipe import Recipe, SourceSection, load_recipe
+from varifocal.recipe.page import WrongKeyError, read_page, validate
+from varifocal.recipe.section import Section
+from varifocal.run import RunDirectory, write_json
+
+if TYPE_CHECKING:
+    from varifocal.analysis.report import Report
+
+DONE = "point.json"
+"""A run's file that says its point is trained and scored."""
+
+Tell = Callable[..., None]
+Seeds = Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], Field(strict=False)]
+
+
+class PointSection(Section):
+    """One named point."""
+
+    label: str
+    """What its runs are called."""
+    set: dict[str, Any]
+    """Overrides by dotted key."""
+
+
+class SweepSection(Section):
+    """A recipe and the points at which it is trained and scored.
+
+    Overrides are those of `--set`: a relative path in them starts at the current directory.
+    """
+
+    name: str | None = None
+    """Name of the sweep; by default the file's."""
+    recipe: str
+    """A recipe's file, from the sweep's own folder or the current one, or a shipped one's name."""
+    set: dict[str, Any] = Field(default_factory=dict)
+    """Overrides of every point, by dotted key."""
+    grid: dict[str, list[Any]] = Field(default_factory=dict)
+    """Dotted key -> values; every combination is a point."""
+    points: Annotated[tuple[PointSection, ...], Field(strict=False)] = ()
+    """Instead of `grid`: named points."""
+    seeds: Seeds = ()
+    """Each point is run with each of these; by default with the recipe's own seed."""
+    evaluate: bool = True
+    """Score every run."""
+    sources: Annotated[tuple[SourceSection, ...], Field(strict=False)] | None = None
+    """Score on these instead of the recipe's `data.evaluate`."""
+
+    @model_validator(mode="after")
+    def _has_points(self) -> SweepSection:
+        if self.grid and self.points:
+            raise WrongKeyError("points", "grid says what the points are already; give one")
+        if not (self.grid or self.points or self.seeds):
+            raise WrongKeyError("grid", "there is no point: give grid, points or seeds")
+        for key, values in self.grid.items():
+            if not values:
+                raise WrongKeyError(f"grid.{key}", "has no value")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise WrongKeyError("seeds", "a seed stands twice")
+        return self
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run of a sweep.
+
+    Attributes:
+        label: its directory's name: the setting and the seed.
+        setting: what it shares with the runs of other seeds.
+        recipe: the whole page.
+    """
+
+    label: str
+    setting: str
+    recipe: Recipe
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A validated sweep.
+
+    Attributes:
+        name: of the sweep.
+        page: as written.
+        points: in the order in which they run.
+    """
+
+    name: str
+    page: SweepSection
+    points: tuple[Point, ...]
+
+    @property
+    def groups(self) -> dict[str, list[str]]:
+        """Setting -> the labels of its runs."""
+        groups: dict[str, list[str]] = {}
+        for point in self.points:
+            groups.setdefault(point.setting, []).append(point.label)
+        return groups
+
+
+def load_sweep(path: str | Path) -> Sweep:
+    """Read a sweep, and build and validate the recipe of every point.
+
+    Raises:
+        RecipeError: one sentence a line for each thing that is wrong, with its point.
+    """
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise RecipeError(f"no sweep '{path}'; give a YAML file")
+    page = validate(SweepSection, read_page(file))
+    beside = file.parent / page.recipe
+    base = str(beside) if beside.is_file() else page.recipe
+    points, wrong = [], []
+    for setting, overrides in _settings(page):
+        for seed in page.seeds or (None,):
+            label = setting if seed is None else ",".join(filter(None, (setting, f"seed={seed}")))
+            every = {**page.set, **overrides} | ({} if seed is None else {"seed": seed})
+            try:
+                recipe = load_recipe(base, {**every, "name": label})
+                _can_be_scored(page, recipe)
+            except RecipeError as error:
+                wrong += [f"{file}: point '{label}': {line}" for line in str(error).splitlines()]
+                continue
+            points.append(Point(label, setting or "all", recipe))
+    if wrong:
+        raise RecipeError("\n".join(dict.fromkeys(wrong)))
+    _check_labels(file, [point.label for point in points])
+    return Sweep(page.name or file.stem, page, tuple(points))
+
+
+def _settings(page: SweepSection) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield every point's name, seeds left out, and its overrides."""
+    if page.points:
+        yield from ((_word(point.label), dict(point.set)) for point in page.points)
+        return
+    names = _short_names(list(page.grid))
+    for values in itertools.product(*page.grid.values()):
+        overrides = dict(zip(page.grid, values, strict=True))
+        words = (f"{names[key]}={_word(value)}" for key, value in overrides.items())
+        yield ",".join(words), overrides
+
+
+def _short_names(keys: Sequence[str]) -> dict[str, str]:
+    """The last word of each dotted key, or the whole key where two end alike.
+
+    >>> _short_names(["tuner.rank", "data.mixture.total"])
+    {'tuner.rank': 'rank', 'data.mixture.total': 'total'}
+    """
+    short = {key: key.rpartition(".")[2] for key in keys}
+    return {
+        key: name if list(short.values()).count(name) == 1 else key for key, name in short.items()
+    }
+
+
+def _word(value: Any) -> str:
+    """Write a value so that it can stand in a file's name.
+
+    >>> _word(0.125), _word("a/b c"), _word(["q_proj", "v_proj"])
+    ('0.125', 'a-b-c', 'q_proj-v_proj')
+    """
+    text = value if isinstance(value, str) else json.dumps(value)
+    return re.sub(r"[^\w.+-]+", "-", text).strip("-.")[:60]
+
+
+def _can_be_scored(page: SweepSection, recipe: Recipe) -> None:
+    if page.evaluate and not (page.sources or recipe.data.evaluate):
+        raise RecipeError(
+            "data.evaluate names no source to score on; name one there or in the sweep's sources, "
+            "or set the sweep's evaluate to false"
+        )
+
+
+def _check_labels(file: Path, labels: Sequence[str]) -> None:
+    for label in labels:
+        if not label or labels.count(label) > 1:
+            raise RecipeError(
+                f"{file}: {labels.count(label)} points are called '{label}'; give points with "
+                "labels of their own"
+            )
+
+
+def run_sweep(sweep: Sweep, out: str | Path, progress: Tell | None = None) -> Report:
+    """Train and score every point that is not done yet, then lay all of them side by side.
+
+    Args:
+        sweep: from `load_sweep`.
+        out: where the points' run directories and the report go.
+        progress: told of every stage: (stage, done, total, note).
+
+    Raises:
+        RunError: a point's directory holds a run of another recipe.
+        Stopped: Ctrl-C or SIGTERM; the same sweep goes on where it stopped.
+        DataError, ModelError, RecipeError: as a point's training and scoring.
+    """
+    from varifocal.analysis.report import compare
+
+    out = Path(out)
+    tell = progress or (lambda *_: None)
+    for point in sweep.points:
+        _check_same(point, RunDirectory(out / point.label))
+    for number, point in enumerate(sweep.points):
+        tell("sweep", number, len(sweep.points), point.label)
+        run = RunDirectory(out / point.label)
+        if not (run.root / DONE).is_file():
+            _do(sweep.page, point, run, tell)
+            gc.collect()  # one point's model has to go before the next one comes
+    tell("sweep", len(sweep.points), len(sweep.points))
+    report = compare([out / point.label for point in sweep.points], sweep.groups)
+    report.write(out)
+    return report
+
+
+def _do(page: SweepSection, point: Point, run: RunDirectory, tell: Tell) -> None:
+    """Train a point, or what is left of it, score it, and say that it is done."""
+    from varifocal.training.train import train
+
+    try:
+        train(point.recipe, run.root, resume=run.recipe.exists(), progress=tell)
+    except Stopped as stop:
+        raise Stopped(
+            f"stopped in point '{point.label}'; what is done is saved. Go on with the same command"
+        ) from stop
+    if page.evaluate:
+        _score(page, run, tell)
+    write_json(run.root / DONE, {"label": point.label, "setting": point.setting})
+
+
+def _score(page: SweepSection, run: RunDirectory, tell: Tell) -> None:
+    from varifocal.assemble import open_run
+    from varifocal.evaluation.suites import score_sources
+
+    recipe, parts = open_run(run.root)
+    sources = None if page.sources is None else [_here(source) for source in page.sources]
+    for _ in score_sources(recipe, parts, run.evaluations, sources=sources, progress=tell):
+        pass  # each report is written as it comes
+
+
+def _here(source: SourceSection) -> SourceSection:
+    """Let a source's relative paths start at the current directory."""
+    places = {
+        key: os.path.abspath(Path(value).expanduser())
+        for key in ("path", "image_folder")
+        if (value := getattr(source, key)) is not None
+    }
+    return source.model_copy(update=places)
+
+
+def _check_same(point: Point, run: RunDirectory) -> None:
+    """Refuse to go on with, or to report, a run of another recipe."""
+    if not run.recipe.is_file():
+        return
+    before = _plain(load_recipe(run.recipe, check_paths=False))
+    now = _plain(point.recipe)
+    for key in dict.fromkeys((*now, *before)):
+        if before.get(key) != now.get(key):
+            raise RunError(
+                f"{run.root} holds a run with {key}: {before.get(key)}, and the sweep now says "
+                f"{now.get(key)}; give back the former sweep, or choose another --out"
+            )
+
+
+def _plain(recipe: Recipe) -> Mapping[str, Any]:
+    return flat(recipe.model_dump(mode="json", exclude={"provenance"}))
