@@ -13,6 +13,7 @@ from varifocal.analysis.plots import FAINT, IMAGE_COLOUR, INK, TEXT_COLOUR, pane
 Lengths = npt.NDArray[np.int64]
 
 _BINS = 48
+_FEW = 6  # bars that fill the width
 _COLOURS = {"text": TEXT_COLOUR, "image": IMAGE_COLOUR}
 
 
@@ -56,10 +57,10 @@ def length_histogram(
     save_figure(figure, path)
 
 
-def _edges(values: Lengths, limit: int | None) -> npt.NDArray[np.float64]:
+def _edges(values: Lengths, limit: int | None) -> list[float]:
     """Return bins from 0 over the longest and the limit."""
     most = max(int(values.max()), limit or 0)
-    return np.linspace(0, most * 1.02 + 1, _BINS + 1)
+    return np.linspace(0, most * 1.02 + 1, _BINS + 1).tolist()
 
 
 def image_token_histogram(
@@ -84,7 +85,8 @@ def image_token_histogram(
     if len(tokens) <= _BINS:
         places = range(len(tokens))
         axes.bar(places, heights, color=colours, width=0.7)
-        axes.set_xticks(places, [str(number) for number in tokens], rotation=0)
+        axes.set_xticks(places, [str(number) for number in tokens])
+        axes.set_xlim(-0.6, max(len(tokens), _FEW) - 0.4)
     else:
         edges = np.linspace(0, tokens[-1] + 1, _BINS + 1)
         axes.hist(tokens, bins=edges.tolist(), weights=heights, color=IMAGE_COLOUR)

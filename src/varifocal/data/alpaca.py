@@ -38,7 +38,7 @@ def parse_alpaca(record: Record, asked: Asked) -> Example:
         turns.append(("system", texts["system"]))
     for asked_before, said in _history(record):
         turns += [("user", asked_before), ("assistant", said)]
-    turns += [("user", question), ("assistant", texts["output"])]
+    turns += [("user", question), ("assistant", texts["output"] or "")]
     return conversation(turns, record, asked)
 
 

@@ -7,7 +7,7 @@ from varifocal.data.parsing import Asked, id_of, short, task_of
 from varifocal.data.pictures import find_picture
 from varifocal.data.questions import CAPTION_PROMPT, user_turn
 from varifocal.data.record import Record
-from varifocal.errors import DataError
+from varifocal.errors import AnswerError, PictureError
 
 _PICTURES = ("file_name", "image")
 _CAPTIONS = ("caption", "captions", "text")
@@ -31,12 +31,12 @@ def parse_caption(record: Record, asked: Asked) -> Example:
     row, where = record.row, record.where
     picture = next((row[key] for key in _PICTURES if row.get(key)), None)
     if picture is None:
-        raise DataError(f"{where} names no picture: {' or '.join(_PICTURES)} is needed")
+        raise PictureError(f"{where} names no picture: {' or '.join(_PICTURES)} is needed")
     caption = next((row[key] for key in _CAPTIONS if row.get(key)), None)
     if isinstance(caption, list):
         caption = caption[0]
     if not isinstance(caption, str) or not caption.strip():
-        raise DataError(
+        raise AnswerError(
             f"{where}: its caption ({' or '.join(_CAPTIONS)}) is {short(caption)}, a text is needed"
         )
     image = find_picture(picture, asked.image_folder, where)

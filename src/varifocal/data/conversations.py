@@ -9,7 +9,7 @@ from varifocal.data.example import Example, Image, Message, Role
 from varifocal.data.parsing import Asked, id_of, short, task_of
 from varifocal.data.pictures import find_picture
 from varifocal.data.record import Record
-from varifocal.errors import DataError, nearest
+from varifocal.errors import AnswerError, DataError, PlaceholderError, nearest
 
 PLACEHOLDER = "<image>"
 """Stands in a text where a picture belongs."""
@@ -61,10 +61,10 @@ def conversation(said: Sequence[tuple[str, object]], record: Record, asked: Aske
         filled = (next(waiting, None) if part is None else part for part in parts)
         message = Message(_role(speaker, where), tuple(part for part in filled if part))
         if message.role == "assistant" and not message.text.strip():
-            raise DataError(f"{where}: the answer in turn {len(messages) + 1} is empty")
+            raise AnswerError(f"{where}: the answer in turn {len(messages) + 1} is empty")
         messages.append(message)
     if placeholders != len(pictures):
-        raise DataError(
+        raise PlaceholderError(
             f"{where}: the text has {placeholders} placeholders {PLACEHOLDER}, "
             f"but {len(pictures)} pictures are given"
         )

@@ -23,7 +23,7 @@ from varifocal.data.pieces import PieceTokenizer, fingerprint_tokenizer
 from varifocal.data.reading import OnBadRecord
 from varifocal.data.shorten import drop_oldest, shorten
 from varifocal.data.template import AnswerSpan, ChatTemplate, Turn
-from varifocal.errors import DataError, ModelError
+from varifocal.errors import DataError, ModelError, PlaceholderError
 
 Overflow = Literal["error", "drop", "truncate_prompt", "drop_oldest_turns"]
 TrainOn = Literal["answers", "last_answer", "all"]
@@ -233,7 +233,7 @@ class Encoder:
 
     def _check_text(self, text: str, example: Example) -> None:
         if self.image_token is not None and self.image_token in text:
-            raise DataError(
+            raise PlaceholderError(
                 f"{example.name}: the text holds the image placeholder '{self.image_token}'; "
                 "pictures are given as pictures"
             )

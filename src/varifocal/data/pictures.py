@@ -11,7 +11,7 @@ from typing import Any
 
 from varifocal.data.byte_index import MAX_RECORD_BYTES
 from varifocal.data.example import Image
-from varifocal.errors import DataError
+from varifocal.errors import PictureError
 
 
 def find_picture(value: Any, folder: Path, where: str) -> Image:
@@ -24,7 +24,7 @@ def find_picture(value: Any, folder: Path, where: str) -> Image:
         where: file and place of the record, for the error text.
 
     Raises:
-        DataError: it is none of these, a URL, a path that leaves the folder, or no such file.
+        PictureError: it is none of these, a URL, a path that leaves the folder, or no such file.
     """
     if isinstance(value, Mapping):
         content = value.get("bytes")
@@ -42,18 +42,18 @@ def _decode(uri: str, where: str) -> bytes:
     """Decode `data:image/png;base64,...`."""
     head, comma, body = uri.partition(",")
     if not comma or not head.lower().endswith(";base64"):
-        raise DataError(f"{where}: '{uri[:40]}' is no data: URI with ';base64,' and a picture")
+        raise PictureError(f"{where}: '{uri[:40]}' is no data: URI with ';base64,' and a picture")
     if len(body) > MAX_RECORD_BYTES:
-        raise DataError(
+        raise PictureError(
             f"{where}: a data: URI of {len(body):,} characters; "
             f"at most {MAX_RECORD_BYTES:,} are read"
         )
     try:
         content = base64.b64decode("".join(body.split()), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise DataError(f"{where}: the data: URI '{uri[:40]}' is not base64: {error}") from error
+        raise PictureError(f"{where}: the data: URI '{uri[:40]}' is not base64: {error}") from error
     if not content:
-        raise DataError(f"{where}: the data: URI '{uri[:40]}' holds no picture")
+        raise PictureError(f"{where}: the data: URI '{uri[:40]}' holds no picture")
     return content
 
 
@@ -69,20 +69,20 @@ def resolve_image(folder: Path, name: Any, where: str) -> Image:
         The picture, not opened yet.
 
     Raises:
-        DataError: no text, a URL, a path that leaves the folder, or no such file.
+        PictureError: no text, a URL, a path that leaves the folder, or no such file.
     """
     if not isinstance(name, str) or not name.strip():
-        raise DataError(f"{where}: the picture's path is {repr(name)[:80]}, a text is needed")
+        raise PictureError(f"{where}: the picture's path is {repr(name)[:80]}, a text is needed")
     if "://" in name:
-        raise DataError(f"{where}: '{name[:80]}' is a URL; pictures are read from local files only")
+        raise PictureError(f"{where}: '{name[:80]}' is a URL; pictures are read from local files only")
     root = os.path.abspath(folder)
     path = os.path.abspath(os.path.join(root, name))
     if not path.startswith(os.path.join(root, "")):
-        raise DataError(f"{where}: picture '{name}' leads out of the folder '{folder}'")
+        raise PictureError(f"{where}: picture '{name}' leads out of the folder '{folder}'")
     try:
         found = os.path.isfile(path)
     except ValueError:  # a zero byte in the name
         found = False
     if not found:
-        raise DataError(f"{where}: no picture '{path}'")
+        raise PictureError(f"{where}: no picture '{path}'")
     return Image(Path(path))

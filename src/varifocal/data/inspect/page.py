@@ -5,10 +5,11 @@ from __future__ import annotations
 import base64
 import io
 from html import escape
+from itertools import groupby
 from pathlib import Path
 
 from varifocal.data.example import Image
-from varifocal.data.inspect.rows import Segment, ShownRow, Token
+from varifocal.data.inspect.rows import Segment, ShownRow, Token, collapsed
 from varifocal.errors import DataError
 
 MOST_PIXELS = 360
@@ -80,27 +81,30 @@ def _strip(row: ShownRow) -> str:
 
 def _learned(segment: Segment) -> str:
     """Mark where a segment trains, at its place inside the bar."""
-    first = segment.tokens[0].place
-    return "".join(
-        f'<i style="left:{(token.place - first) / segment.num_tokens:.2%};'
-        f'width:{len(token.ids) / segment.num_tokens:.2%}"></i>'
-        for token in segment.tokens
-        if token.kind == "trained"
-    )
+    first, total = segment.tokens[0].place, segment.num_tokens
+    marks: list[str] = []
+    for kind, run in groupby(segment.tokens, lambda token: token.kind):
+        tokens = list(run)
+        if kind == "trained":
+            width = sum(len(token.ids) for token in tokens)
+            left = (tokens[0].place - first) / total
+            marks.append(f'<i style="left:{left:.2%};width:{width / total:.2%}"></i>')
+    return "".join(marks)
 
 
 def _legend() -> str:
     items = "".join(
         f'<li><span class="t {kind}">{kind}</span> {words}</li>' for kind, words in _KINDS.items()
     )
-    return f'<ul class="legend">{items}<li class="hint">point at a token for its id and position</li></ul>'
+    hint = '<li class="hint">point at a token for its id and position</li>'
+    return f'<ul class="legend">{items}{hint}</ul>'
 
 
 def _segment(segment: Segment) -> str:
     member, kind = segment.member, _MODALITIES[segment.modality]
     facts = [
-        f"positions 0–{segment.num_tokens - 1}",
-        f"row {segment.tokens[0].place}–{segment.tokens[0].place + segment.num_tokens - 1}",
+        f"positions 0 to {segment.num_tokens - 1}",
+        f"row {segment.tokens[0].place} to {segment.tokens[0].place + segment.num_tokens - 1}",
         f"{segment.num_trained:,} of {segment.num_tokens:,} train",
         *([f"task {member.task}"] if member.task else []),
         *([f"id {member.encoded.example_id}"] if member.encoded.example_id else []),
@@ -113,8 +117,8 @@ def _segment(segment: Segment) -> str:
     details = "".join(f"<li>{escape(fact)}</li>" for fact in facts)
     return (
         f'<section id="segment-{segment.number}" class="{kind}">\n<h2><b>{segment.number}</b> '
-        f'{escape(member.name)} <span class="badge">{kind}</span></h2>\n<ul class="facts">{details}</ul>\n'
-        f"{figures}<pre>{tokens}</pre>\n</section>"
+        f'{escape(member.name)} <span class="badge">{kind}</span></h2>\n'
+        f'<ul class="facts">{details}</ul>\n{figures}<pre>{tokens}</pre>\n</section>'
     )
 
 
@@ -127,8 +131,8 @@ def _token(token: Token) -> str:
 def _visible(text: str) -> str:
     """Escape a token's text; a line break is marked and then made.
 
-    >>> _visible("a <b>\\n")
-    'a &lt;b&gt;<em>↵</em>\\n'
+    >>> _visible("a <b>")
+    'a &lt;b&gt;'
     """
     if not text:
         return "<em>∅</em>"
@@ -148,7 +152,7 @@ def _picture(image: Image) -> str:
     data = base64.b64encode(file.getvalue()).decode("ascii")
     return (
         f'<figure><img alt="{name}" src="data:image/jpeg;base64,{data}">'
-        f"<figcaption>{name} <small>{width}×{height}</small></figcaption></figure>"
+        f"<figcaption>{name} <small>{width} by {height}</small></figcaption></figure>"
     )
 
 
@@ -157,5 +161,5 @@ def _padding(row: ShownRow) -> str:
         return ""
     return (
         f'<section class="pad">\n<h2><b>{len(row.segments)}</b> padding</h2>\n'
-        f'<pre><span class="t pad">⟨pad ×{row.num_pad}⟩</span></pre>\n</section>'
+        f'<pre><span class="t pad">{collapsed("pad", row.num_pad)}</span></pre>\n</section>'
     )

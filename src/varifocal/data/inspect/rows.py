@@ -206,16 +206,24 @@ def _tokens(
     """Yield the tokens of a run: readable pieces of text, or one for each image."""
     ids = [int(number) for number in row["input_ids"][start:end]]
     if kind == "image":
-        size = (
-            tokens_per_image if tokens_per_image and not len(ids) % tokens_per_image else len(ids)
-        )
-        pieces = [(n, n + size, f"⟨image ×{size}⟩") for n in range(0, len(ids), size)]
+        whole = tokens_per_image and not len(ids) % tokens_per_image
+        size = tokens_per_image if whole else len(ids)
+        pieces = [(n, n + size, collapsed("image", size)) for n in range(0, len(ids), size)]
     else:
         pieces = readable(ids, decode)
     for first, last, text in pieces:
         place = start + first
         position = int(row["position_ids"][place])
         yield Token(kind, text, tuple(ids[first:last]), place, position)
+
+
+def collapsed(name: str, count: int) -> str:
+    r"""Write many equal tokens as one.
+
+    >>> ascii(collapsed("pad", 3))
+    "'\\u27e8pad \\xd73\\u27e9'"
+    """
+    return f"⟨{name} \u00d7{count}⟩"
 
 
 def readable(ids: Sequence[int], decode: Decode) -> list[tuple[int, int, str]]:
