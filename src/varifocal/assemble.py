@@ -93,11 +93,13 @@ def open_run(root: str | Path) -> tuple[Recipe, Assembly]:
     """Read a trained run back.
 
     Raises:
-        RunError: there is no run here, or it has no adapter yet.
+        RunError: there is no run here, or it has neither an adapter nor a model yet.
         ModelError: its adapter was trained on other weights than the recipe names now.
     """
     run = RunDirectory.open(root)
     recipe = load_recipe(run.recipe, check_paths=False)  # its data may have moved since
+    if (run.model / "config.json").is_file():
+        return recipe, assemble(_with_whole_model(recipe, run.model))
     if not (run.adapter / "adapter_config.json").is_file():
         raise RunError(
             f"{run.root} has no adapter yet; finish it with: "
@@ -106,6 +108,12 @@ def open_run(root: str | Path) -> tuple[Recipe, Assembly]:
     base = assemble(recipe)
     check_base(run, recipe, base.fingerprint)
     return recipe, base.with_model(load_adapter(base.base, run.adapter))
+
+
+def _with_whole_model(recipe: Recipe, directory: Path) -> Recipe:
+    """The recipe around the model that its full tuning has saved, tower and connector inside."""
+    whole = {"language_model": str(directory), "vision_tower": None, "connector": None}
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update=whole)})
 
 
 def load_adapter(model: PreTrainedModel, directory: Path) -> PeftModel:

@@ -90,6 +90,8 @@ class FullSection(Section):
     """Full fine-tuning of the language model; the vision tower stays frozen."""
 
     type: Literal["full"] = "full"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number format the trained weights are held in; bfloat16 halves them, and rounds updates."""
     train_connector: bool = True
     """Train the connector with the language model."""
 

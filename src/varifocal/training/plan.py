@@ -6,8 +6,16 @@ from typing import Any
 from torch import nn
 
 from varifocal.models import load_model
+from varifocal.models.llava import PROJECTOR
 from varifocal.recipe import Recipe
 from varifocal.training.tuner import attach_tuner
+
+_PARTS = {
+    "connector": "connector",
+    PROJECTOR: "connector",
+    "vision_tower": "vision_tower",
+    "modality_embedding": "modality_embedding",
+}
 
 
 def plan(recipe: Recipe) -> dict[str, Any]:
@@ -59,7 +67,7 @@ def part_of(name: str) -> str:
     >>> part_of("base_model.model.model.layers.0.input_layernorm.mma_up.default.bias")
     'language_model'
     """
-    for part in ("connector", "vision_tower", "modality_embedding"):
-        if f".{part}." in f".{name}.":
+    for mark, part in _PARTS.items():
+        if f".{mark}." in f".{name}.":
             return part
     return "language_model"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
+from peft import PeftModel
 from torch import nn
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 
@@ -26,6 +27,7 @@ from varifocal.training.examples import (
     load_captions,
     load_training_data,
 )
+from varifocal.training.full import save_whole
 from varifocal.training.interrupt import StopWish, stop_wish
 from varifocal.training.plan import count_trained
 from varifocal.training.trainer import SupervisedTrainer
@@ -134,8 +136,9 @@ def train(
     with clock.stage("training"):
         _run(trainer, run, checkpoint)
     result = _result(trainer, tuned, data, aligned)
+    gathered = None if isinstance(tuned.model, PeftModel) else _gather(trainer)
     if trainer.is_world_process_zero():
-        _save(run, tuned)
+        _save(run, recipe, tuned, gathered)
         write_json(run.root / "training.json", asdict(result))
         write_json(run.data, data.report())
         write_json(run.cost, result.cost)
@@ -145,7 +148,7 @@ def train(
 def _check_connector_is_kept(recipe: Recipe) -> None:
     """Refuse to fit a connector that the adapter would then leave out."""
     connector = recipe.model.connector
-    if connector is None or recipe.tuner.train_connector:
+    if connector is None or recipe.tuner.train_connector or recipe.tuner.type == "full":
         return
     for key in ("alignment", "weights"):
         if getattr(connector, key) is not None:
@@ -350,9 +353,24 @@ def _run(trainer: SupervisedTrainer, run: RunDirectory, checkpoint: Path | None)
         )
 
 
-def _save(run: RunDirectory, parts: Assembly) -> None:
-    """Write adapter and processor, each whole or not at all."""
-    written: dict[Path, Any] = {run.adapter: parts.model, run.processor: parts.processor}
+def _gather(trainer: SupervisedTrainer) -> dict[str, torch.Tensor] | None:
+    """Put the weights together that are spread over processes; None where none are."""
+    if not (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled):
+        return None
+    return cast(Any, trainer.accelerator).get_state_dict(trainer.model_wrapped)
+
+
+def _save(
+    run: RunDirectory, recipe: Recipe, parts: Assembly, gathered: dict[str, torch.Tensor] | None
+) -> None:
+    """Write adapter and processor, or the whole model, each whole or not at all."""
+    written: dict[Path, Any] = {run.processor: parts.processor}
+    if isinstance(parts.model, PeftModel):
+        written[run.adapter] = parts.model
+    else:
+        dtype = getattr(torch, recipe.model.dtype)
+        with whole_directory(run.model) as staging:
+            save_whole(parts.base, parts.processor, staging, dtype, gathered)
     for target, part in written.items():
         with whole_directory(target) as staging:
             part.save_pretrained(staging)

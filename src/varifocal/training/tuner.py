@@ -1,4 +1,4 @@
-"""From a recipe's `tuner` section to a PEFT model: the one place where a tuner is attached."""
+"""From a recipe's `tuner` section to a model to train: the one place where a tuner is attached."""
 
 import re
 from pathlib import Path
@@ -10,8 +10,17 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from varifocal.errors import RecipeError
-from varifocal.recipe import LoraSection, MMASection, NoTunerSection, TunerSection
-from varifocal.tuners import MMAConfig
+from varifocal.models.llava import connector_name
+from varifocal.recipe import (
+    FullSection,
+    LoraSection,
+    MixLoraSection,
+    MMASection,
+    NoTunerSection,
+    TunerSection,
+)
+from varifocal.training.full import hold_in_float32, train_whole
+from varifocal.tuners import MixLoraConfig, MMAConfig
 
 CONNECTOR = "connector"
 
@@ -24,33 +33,47 @@ def attach_tuner(
     tuner: TunerSection,
     *,
     base_fingerprint: str | None = None,
-) -> PeftModel:
+) -> PeftModel | PreTrainedModel:
     """Freeze a model and put a recipe's tuner into it.
+
+    A connector that is trained is held in float32, whatever the model is held in.
 
     Args:
         model: a grafted model, or any model of transformers; changed in place.
         tuner: the recipe's section. The connector is trained, and saved with the adapter, where
             the section asks for it and the model has one.
-        base_fingerprint: content hash of the frozen weights, kept in an MMA adapter's config.
+        base_fingerprint: content hash of the frozen weights, kept in our own adapters' configs.
 
     Returns:
-        The PEFT model, on the model's device (`meta` too), its adapter named "default".
+        The PEFT model, on the model's device (`meta` too), its adapter named "default". With
+        `tuner.type: full` the model itself.
 
     Raises:
         RecipeError: PEFT refuses the settings for this model.
     """
-    saved = [CONNECTOR] if tuner.train_connector and hasattr(model, CONNECTOR) else None
+    if isinstance(tuner, FullSection):
+        return train_whole(model, tuner)
+    connector = connector_name(model) if tuner.train_connector else None
+    saved = None if connector is None else [connector.rpartition(".")[2]]
     try:
         sees = any(re.fullmatch(_INSIDE_A_TOWER, name) for name, _ in model.named_modules())
         config = _config(tuner, saved, sees)
-        if isinstance(config, MMAConfig):
+        if isinstance(config, MMAConfig | MixLoraConfig):
             config.base_fingerprint = base_fingerprint
-        return cast(PeftModel, get_peft_model(model, config))
+        tuned = cast(PeftModel, get_peft_model(model, config))
     except ValueError as error:
         raise RecipeError(f"tuner: {error}") from error
+    if connector is not None:
+        wrapper: Any = model.get_submodule(connector)
+        hold_in_float32(wrapper.modules_to_save["default"])
+    return tuned
 
 
-def _config(tuner: TunerSection, modules_to_save: list[str] | None, sees: bool) -> PeftConfig:
+def _config(
+    tuner: MMASection | MixLoraSection | LoraSection | NoTunerSection,
+    modules_to_save: list[str] | None,
+    sees: bool,
+) -> PeftConfig:
     if isinstance(tuner, MMASection):
         return MMAConfig(
             bottleneck_dim=tuner.bottleneck_dim,
@@ -60,20 +83,24 @@ def _config(tuner: TunerSection, modules_to_save: list[str] | None, sees: bool) 
             vision_tower=tuner.adapt_vision_tower,
             modules_to_save=modules_to_save,
         )
-    if not isinstance(tuner, LoraSection | NoTunerSection):
-        raise RecipeError(f"tuner.type: {tuner.type} cannot be trained by this version")
-    lora: dict[str, Any] = {"modules_to_save": modules_to_save}
     if isinstance(tuner, NoTunerSection):
         # A LoRA that matches nothing: PEFT's way to train and save whole modules alone.
-        return LoraConfig(target_modules=DUMMY_TARGET_MODULES, **lora)
+        return LoraConfig(target_modules=DUMMY_TARGET_MODULES, modules_to_save=modules_to_save)
+    shared: dict[str, Any] = {
+        "target_modules": list(tuner.target_modules),
+        # PEFT warns of an exclusion that excludes nothing.
+        "exclude_modules": _INSIDE_A_TOWER if sees and not tuner.adapt_vision_tower else None,
+        "modules_to_save": modules_to_save,
+    }
+    if isinstance(tuner, MixLoraSection):
+        own = ("num_factors", "rank", "conditional", "selection", "routing_scope", "lora_alpha")
+        options = {name: getattr(tuner, name) for name in (*own, "balance", "dropout")}
+        return MixLoraConfig(**options, **shared)
     return LoraConfig(
         r=tuner.rank,
         lora_alpha=cast(int, tuner.lora_alpha),  # PEFT says int and only divides by it
         lora_dropout=tuner.dropout,
-        target_modules=list(tuner.target_modules),
-        # PEFT warns of an exclusion that excludes nothing.
-        exclude_modules=_INSIDE_A_TOWER if sees and not tuner.adapt_vision_tower else None,
-        **lora,
+        **shared,
     )
 
 
@@ -82,20 +109,22 @@ def load_connector(model: PreTrainedModel, run: Path) -> None:
 
     Args:
         model: a grafted model without a tuner; changed in place.
-        run: a run directory with an adapter.
+        run: a run directory with an adapter, or with a whole model.
 
     Raises:
-        RecipeError: the run has no adapter with a connector, or its connector does not fit.
+        RecipeError: the run has no trained connector, or its connector does not fit.
     """
     where = f"model.connector.weights: '{run}'"
-    file = run / "adapter" / "adapter_model.safetensors"
-    if not file.is_file():
+    adapter = run / "adapter" / "adapter_model.safetensors"
+    files = [adapter] if adapter.is_file() else sorted((run / "model").glob("*.safetensors"))
+    if not files:
         raise RecipeError(f"{where} holds no trained adapter")
     marker = f".{CONNECTOR}."
     tensors = {
-        name.split(marker, 1)[1]: tensor
+        f".{name}".split(marker, 1)[1]: tensor
+        for file in files
         for name, tensor in load_file(file).items()
-        if marker in name
+        if marker in f".{name}"
     }
     try:
         cast(Any, model).connector.load_state_dict(tensors)
