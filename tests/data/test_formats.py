@@ -305,7 +305,7 @@ def test_a_source_is_detected(scienceqa, table):
     source = SourceSection(path=scienceqa.name, split="train")
     assert len(load_source(source, root=scienceqa.parent)) == 2
     assert len(load_source(SourceSection(path=str(table), columns=COLUMNS))) == 2
-    with pytest.raises(DataError, match="cannot be read as rows"):
+    with pytest.raises(DataError, match="holds neither records nor pictures"):
         load_source(SourceSection(path=str(scienceqa / "images")))
     with pytest.raises(DataError, match=r"no file or folder .*; did you mean 'rows\.jsonl'\?"):
         load_source(SourceSection(path="row.jsonl"), root=scienceqa)

@@ -97,8 +97,9 @@ def open_files(files: Sequence[Path], folder: Path, place: str, streaming: bool)
 
     builder = next(BUILDERS[end] for end in BUILDERS if files[0].name.lower().endswith(end))
     names = [str(file) for file in files]
+    load: Callable[..., Any] = load_dataset
     dataset = _load(
-        partial(load_dataset, builder, data_files=names, split="train", streaming=streaming), place
+        partial(load, builder, data_files=names, split="train", streaming=streaming), place
     )
     return _wrap(dataset, folder, place, is_split=False)
 
@@ -127,7 +128,8 @@ def open_hub(name: str, subset: str | None, split: str | None, streaming: bool) 
     """
     from datasets import config, load_dataset
 
-    loaded = _load(partial(load_dataset, name, name=subset, streaming=streaming), name)
+    load: Callable[..., Any] = load_dataset
+    loaded = _load(partial(load, name, name=subset, streaming=streaming), name)
     # Pictures that come as files lie in the library's own folders.
     return _wrap(_take(loaded, split, name), Path(config.HF_CACHE_HOME), name, is_split=True)
 

@@ -75,7 +75,8 @@ def index_lines(file: Path) -> Index:
             firsts.append(block[found])
             place, before = place + len(block), int(block[-1])
         start = np.concatenate(starts)
-        end = np.append(start[1:] - 1, place)[: len(start)]
+        last = place - 1 if before == ord("\n") else place
+        end = np.append(start[1:] - 1, last)[: len(start)]
         keep = ~_are_blank(stream, start, end, np.concatenate(firsts))
     number = np.arange(1, len(start) + 1)
     return np.stack([start, end, number], axis=1)[keep]

@@ -42,7 +42,13 @@ def load_source(
         DataError: there is nothing at the path, its format is not known, or a record is broken.
     """
     whole = open_source(source.model_copy(update={"max_examples": None}), seed, root=root)
-    return gather(range(len(whole)), whole.example, on_bad_record, source.max_examples)
+    return gather(whole, _or_raise, on_bad_record, source.max_examples)
+
+
+def _or_raise(found: Example | DataError) -> Example:
+    if isinstance(found, DataError):
+        raise found
+    return found
 
 
 def load_scienceqa(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from varifocal.cache import file_digest
-from varifocal.data.example import Example, Image, Message
+from varifocal.data.example import Example, Image, Message, Question
 from varifocal.data.parsing import Asked, id_of, short, text_of
 from varifocal.data.pictures import find_picture, resolve_image
 from varifocal.data.questions import CAPTION_PROMPT, LETTERS, option_texts, question_text, user_turn
@@ -233,6 +233,7 @@ def _ask(problem: _Problem, record: Record, asked: Asked) -> Example:
         answer_index=problem.answer,
         options=options,
         tags=problem.tags,
+        question=Question(problem.question, problem.hint),
     )
 
 

@@ -121,7 +121,8 @@ class Source:
                     stored["modalities"], stored["tasks"], tuple(map(str, stored["task_names"]))
                 )
         scan = self._scan(num_workers, progress)
-        if len(self) >= _SCANS_KEPT_FROM:
+        # What is broken may be mended, a picture put in its place: that is looked at anew.
+        if len(self) >= _SCANS_KEPT_FROM and not (scan.modalities < 0).any():
             with contextlib.suppress(OSError):  # costs time, nothing else
                 note.parent.mkdir(parents=True, exist_ok=True)
                 scratch = note.with_suffix(f".{os.getpid()}.npz")
@@ -211,12 +212,12 @@ class _Parser:
         section = self.section
         asked = {
             "format": self.asked.format,
-            "image_folder": str(self.asked.image_folder),
             "seed": self.seed if section.instructions == "varied" else None,
             **section.model_dump(
                 mode="json",
                 include={
-                    *("split", "skills", "columns", "answer_as", "prompt_format", "instructions"),
+                    *("split", "skills", "columns", "image_folder"),
+                    *("answer_as", "prompt_format", "instructions"),
                 },
             ),
         }
@@ -292,7 +293,9 @@ def name_of(section: SourceSection) -> str:
     return section.name or Path(section.place).name or section.place
 
 
-def open_source(section: SourceSection, seed: int = 0, *, root: str | Path | None = None) -> Source:
+def open_source(
+    section: SourceSection, seed: int = 0, *, root: str | Path | None = None
+) -> Source | StreamedSource:
     """Open a recipe's source; nothing but its index and first rows is read.
 
     Args:
@@ -300,30 +303,17 @@ def open_source(section: SourceSection, seed: int = 0, *, root: str | Path | Non
         seed: of the wording of instructions.
         root: folder at which a relative path starts; by default the working directory.
 
+    Returns:
+        A Source, or with `streaming` a StreamedSource.
+
     Raises:
-        DataError: there is nothing at the place, its format is not known, nothing is left of it,
-            or it is `streaming`.
+        DataError: there is nothing at the place, its format is not known, or nothing is left of it.
     """
     records = open_records(section, root)
+    format_name = _format_of(section, records)
     if isinstance(records, StreamedRecords):
-        raise DataError(
-            f"'{records.place}' is streamed, and has to be counted here; set streaming: false"
-        )
-    return Source(section, records, _format_of(section, records), seed)
-
-
-def open_stream(
-    section: SourceSection, seed: int = 0, *, root: str | Path | None = None
-) -> StreamedSource:
-    """Open a recipe's source to be read in its order; see `open_source`.
-
-    Raises:
-        DataError: there is nothing at the place, or its format is not known.
-    """
-    streamed = section.model_copy(update={"streaming": True})
-    records = open_records(streamed, root)
-    assert isinstance(records, StreamedRecords)
-    return StreamedSource(streamed, records, _format_of(streamed, records), seed)
+        return StreamedSource(section, records, format_name, seed)
+    return Source(section, records, format_name, seed)
 
 
 def _format_of(section: SourceSection, records: Records | StreamedRecords) -> str:

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from varifocal.data.example import Example, Message
+from varifocal.data.example import Example, Message, Question
 from varifocal.data.parsing import Asked, short
 from varifocal.data.pictures import find_picture
 from varifocal.data.questions import LETTERS, option_texts, question_text, user_turn
 from varifocal.data.record import Record
-from varifocal.errors import DataError, nearest
+from varifocal.errors import AnswerError, DataError, nearest
 
 COLUMNS = ("question", "answer", "context", "choices", "image", "id", "task", "split", "skill")
 """What a table can be asked for; `question` and `answer` are needed, the others optional."""
@@ -55,9 +55,9 @@ def parse_table_row(record: Record, asked: Asked) -> Example:
     answer_index = _answer_index(row, choices, asked, where) if choices else 0
     options = option_texts(choices, asked.answer_as)
     answer = options[answer_index] if choices else _needed(row, "answer", asked, where)
-    prompt = _question(row, asked, where)
-    if context or choices:
-        prompt = question_text(prompt, context, choices)
+    question = _question(row, asked, where)
+    listed = bool(context or choices)
+    prompt = question_text(question, context, choices) if listed else question
     return Example(
         messages=(user_turn(prompt, picture), Message("assistant", (answer,))),
         id=_cell(row, "id", asked, where) or record.place,
@@ -66,6 +66,7 @@ def parse_table_row(record: Record, asked: Asked) -> Example:
         choices=choices,
         answer_index=answer_index if choices else None,
         options=options,
+        question=Question(question, context),
         tags={key: value for key in ("split", "skill") if (value := _cell(row, key, asked, where))},
     )
 
@@ -88,7 +89,8 @@ def _cell(row: Mapping[str, Any], name: str, asked: Asked, where: str) -> str:
 def _needed(row: Mapping[str, Any], name: str, asked: Asked, where: str) -> str:
     value = _cell(row, name, asked, where)
     if not value:
-        raise DataError(f"{where} has no {name}: column '{asked.columns.get(name, name)}' is empty")
+        error = AnswerError if name == "answer" else DataError
+        raise error(f"{where} has no {name}: column '{asked.columns.get(name, name)}' is empty")
     return value
 
 
