@@ -8,10 +8,13 @@ from .mixlora import (
     MixLoraConfig,
     MixLoraLayer,
     MixLoraModel,
+    RoutedLora,
     RoutingRecord,
     balance_loss,
     factor_load,
     record_routing,
+    route,
+    save_routed,
 )
 from .mma import MMAConfig, MMALayer, MMAModel, routing_table
 
@@ -23,9 +26,12 @@ __all__ = [
     "MixLoraConfig",
     "MixLoraLayer",
     "MixLoraModel",
+    "RoutedLora",
     "RoutingRecord",
     "balance_loss",
     "factor_load",
     "record_routing",
+    "route",
     "routing_table",
+    "save_routed",
 ]

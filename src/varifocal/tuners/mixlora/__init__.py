@@ -8,6 +8,7 @@ from .config import MixLoraConfig
 from .layer import MixLoraLayer
 from .model import MixLoraModel, balance_loss
 from .record import Load, RoutingRecord, factor_load, record_routing
+from .routed import RoutedLora, route, save_routed
 
 register("mixlora", MixLoraConfig, MixLoraModel)
 
@@ -16,8 +17,11 @@ __all__ = [
     "MixLoraConfig",
     "MixLoraLayer",
     "MixLoraModel",
+    "RoutedLora",
     "RoutingRecord",
     "balance_loss",
     "factor_load",
     "record_routing",
+    "route",
+    "save_routed",
 ]

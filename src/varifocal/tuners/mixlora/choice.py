@@ -83,24 +83,27 @@ class Router(nn.Module):
         """Choose for routing means h [B, G, D], with A's pool [E, D]."""
         dtype = torch.promote_types(h.dtype, torch.float32)
         with torch.autocast(h.device.type, enabled=False):
-            h = h.to(dtype)
-            scores_a = torch.softmax(F.linear(h, self.independent_a.to(dtype)), dim=-1)
+            flat = h.flatten(0, 1).to(dtype)
+            scores_a = torch.softmax(F.linear(flat, self.independent_a.to(dtype)), dim=-1)
             factors_a = scores_a.topk(rank, dim=-1).indices
-            scores_b = torch.softmax(F.linear(h, self.independent_b.to(dtype)), dim=-1)
+            scores_b = torch.softmax(F.linear(flat, self.independent_b.to(dtype)), dim=-1)
             if self.conditional is not None:
                 scores_b = scores_b + self._conditioned(factors_a, pool.to(dtype))
             factors_b = scores_b.topk(rank, dim=-1).indices
+        found = (factors_a, factors_b, scores_a, scores_b)
+        factors_a, factors_b, scores_a, scores_b = (t.unflatten(0, h.shape[:2]) for t in found)
         return Choice(factors_a, factors_b, None, scores_a, scores_b)
 
     def _conditioned(self, factors_a: Tensor, pool: Tensor) -> Tensor:
-        """Sum the conditional scores [B, G, E] of chosen factors [B, G, R].
+        """Sum the conditional scores [N, E] of chosen factors [N, R].
 
         A factor's scores in a place i do not depend on the instance: they are a table [R, E, E],
         computed once, in which each instance looks its R rows up.
         """
         assert self.conditional is not None
-        table = torch.softmax(pool @ self.conditional.to(pool.dtype), dim=-1)
-        picked = F.one_hot(factors_a, len(pool)).to(pool.dtype)  # [B, G, R, E]
+        pools = pool.expand(len(self.conditional), -1, -1)
+        table = torch.softmax(torch.bmm(pools, self.conditional.to(pool.dtype)), dim=-1)
+        picked = F.one_hot(factors_a, len(pool)).to(pool.dtype)  # [N, R, E]
         return picked.flatten(-2) @ table.flatten(0, 1)
 
     def _hold(self, name: str, tensor: Tensor | None, config: MixLoraConfig) -> None:

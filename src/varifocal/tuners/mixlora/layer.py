@@ -5,6 +5,7 @@ chosen ones (r).
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from .choice import Choice, Router, draw, weigh
 from .config import MixLoraConfig
 from .groups import Groups, whole_rows
-from .routing import Context, Kept
+from .routing import Chosen, Context, Kept
 
 NO_MERGE = (
     "MixLoRA cannot be merged into the base weights: every prompt chooses its own factors. "
@@ -72,6 +73,7 @@ class MixLoraLayer(nn.Module, BaseTunerLayer):
         self.mixlora_dropout = nn.ModuleDict()
         self.mixlora_config: dict[str, MixLoraConfig] = {}
         self.context: Context | None = None
+        self.listeners: list[Callable[[Chosen], None]] = []
         self.merged_adapters: list[str] = []
 
     def update_layer(self, adapter_name: str, config: MixLoraConfig) -> None:
@@ -141,7 +143,7 @@ class MixLoraLayer(nn.Module, BaseTunerLayer):
                     "and spread over devices with torchrun, not nn.DataParallel"
                 )
             valid = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-            context = Context(adapter, whole_rows(valid))
+            context = Context(adapter, whole_rows(valid), listeners=self.listeners)
         groups = context.groups
         kept = None if context.kept is None else context.kept[self.name]
         if groups is None:
@@ -186,7 +188,8 @@ class MixLoraLayer(nn.Module, BaseTunerLayer):
         def per_token(values: Tensor) -> Tensor:
             return values.expand(-1, x.shape[1], -1) if groups is None else groups.per_token(values)
 
-        products = F.linear(self.mixlora_dropout[adapter](x), cast(Tensor, pool_a).to(x.dtype))
+        tokens = self.mixlora_dropout[adapter](x).flatten(0, 1)
+        products = F.linear(tokens, cast(Tensor, pool_a).to(x.dtype)).unflatten(0, x.shape[:2])
         chosen = products.gather(-1, per_token(choice.factors_a))  # [B, T, R]
         if choice.weights is not None:
             chosen = chosen * per_token(choice.weights.to(chosen.dtype))

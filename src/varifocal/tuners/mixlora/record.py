@@ -1,13 +1,14 @@
 """Which factors were chosen: written down while a model runs, and summed up as load and entropy."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from .layer import MixLoraLayer
 from .model import routed_decoders
 from .routing import Chosen
 
@@ -60,7 +61,7 @@ def record_routing(model: nn.Module) -> Iterator[list[RoutingRecord]]:
     """Collect what every forward pass inside the block chooses afresh, without changing it.
 
     Behind a cache only new turns choose; tokens that go on with a choice add no record. Groups
-    that nobody decides for, such as padding, are left out. Linears outside a decoder are too.
+    that nobody decides for, such as padding, are left out. In a vision tower a row is an image.
 
     Args:
         model: a model with a MixLoRA adapter, as a `PeftModel` or not.
@@ -69,28 +70,32 @@ def record_routing(model: nn.Module) -> Iterator[list[RoutingRecord]]:
         The records: one a linear and forward pass, in the order in which they run.
 
     Raises:
-        ValueError: if no decoder holds a MixLoRA adapter.
+        ValueError: if the model holds no MixLoRA adapter.
 
     Example:
         with record_routing(model) as records:
             model(**batch)
         factor_load(records, num_factors=16)["model.layers.0.mlp.up_proj"]
     """
-    routings = [routing for _, routing in routed_decoders(model)]
-    if not routings:
-        raise ValueError("no language model here holds a MixLoRA adapter")
     records: list[RoutingRecord] = []
-
-    def listen(chosen: Chosen) -> None:
-        records.append(_record(chosen))
-
-    for routing in routings:
-        routing.listeners.append(listen)
-    try:
+    with listening(model, lambda chosen: records.append(_record(chosen))):
         yield records
+
+
+@contextmanager
+def listening(model: nn.Module, listener: Callable[[Chosen], None]) -> Iterator[None]:
+    """Call a function with every fresh choice; see `record_routing`."""
+    outside = [m for m in model.modules() if isinstance(m, MixLoraLayer) and not m.in_decoder]
+    places = [*(routing for _, routing in routed_decoders(model)), *outside]
+    if not places:
+        raise ValueError("no module of this model holds a MixLoRA adapter")
+    for place in places:
+        place.listeners.append(listener)
+    try:
+        yield
     finally:
-        for routing in routings:
-            routing.listeners.remove(listen)
+        for place in places:
+            place.listeners.remove(listener)
 
 
 def factor_load(records: Sequence[RoutingRecord], num_factors: int) -> dict[str, tuple[Load, Load]]:
