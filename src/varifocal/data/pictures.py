@@ -74,7 +74,9 @@ def resolve_image(folder: Path, name: Any, where: str) -> Image:
     if not isinstance(name, str) or not name.strip():
         raise PictureError(f"{where}: the picture's path is {repr(name)[:80]}, a text is needed")
     if "://" in name:
-        raise PictureError(f"{where}: '{name[:80]}' is a URL; pictures are read from local files only")
+        raise PictureError(
+            f"{where}: '{name[:80]}' is a URL; pictures are read from local files only"
+        )
     root = os.path.abspath(folder)
     path = os.path.abspath(os.path.join(root, name))
     if not path.startswith(os.path.join(root, "")):
