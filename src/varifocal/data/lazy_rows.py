@@ -99,7 +99,7 @@ def shuffled_passes(samples: Samples, seed: int) -> Pass:
         order = _order(len(samples), seed, number)
         starts = [0, *range(FIRST_WINDOW, len(order), WINDOW)]
         for start, end in zip(starts, [*starts[1:], len(order)], strict=True):
-            yield [one for _, one in samples.usable(order[start:end])]
+            yield [one for _, one in samples.usable(order[start:end].tolist())]
 
     return one_pass
 
@@ -111,7 +111,7 @@ def estimate_rows(samples: Samples, row_length: int, seed: int, packing: bool = 
         DataError: nothing in the first window can be trained on.
     """
     head = _order(len(samples), seed, 0)[:FIRST_WINDOW]
-    lengths = [len(one) for _, one in samples.usable(head)]
+    lengths = [len(one) for _, one in samples.usable(head.tolist())]
     if not lengths:
         raise DataError("there is no example to train on: all were skipped or dropped")
     rows = pack(lengths, row_length, (seed, 0, 0), len(lengths) if packing else 1)
