@@ -1,11 +1,14 @@
 """Real questions and pictures, where the folder of them is at hand."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from varifocal.data.encode import Encoder
 from varifocal.data.formats import check_images, load_scienceqa, load_table
+from varifocal.data.source import open_source
+from varifocal.recipe import SourceSection
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 NLVR = {
@@ -47,3 +50,23 @@ def test_nlvr_loads_with_its_pictures(tokenizers):
         "true<|im_end|>",
         "false<|im_end|>",
     ]
+
+
+def test_alpaca_loads_as_it_is():
+    source = open_source(SourceSection(path=str(folder("alpaca") / "alpaca_999.json")))
+    rows = json.loads((folder("alpaca") / "alpaca_999.json").read_text())
+    assert source.format_name == "alpaca"
+    assert len(source) == len(rows) == 999
+    for row, example in zip(rows, source, strict=True):
+        asked = "\n".join(filter(None, [row["instruction"], row["input"]]))
+        assert [message.role for message in example.messages] == ["user", "assistant"]
+        assert [message.text for message in example.messages] == [asked, row["output"]]
+
+
+def test_folders_of_real_data_load_by_split():
+    dev = SourceSection(path=str(folder("nlvr")), split="dev", columns=NLVR)
+    assert len(open_source(dev)) == 989
+    assert open_source(dev).scan().modalities.tolist() == [1] * 989
+    questions = SourceSection(path=str(folder("scienceqa-text")), split="val")
+    assert open_source(questions).format_name == "scienceqa"
+    assert open_source(questions).scan().modalities.tolist() == [0] * 180
