@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import weakref
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -76,7 +77,8 @@ class Findings:
     def __init__(self) -> None:
         self.counts: Counter[tuple[Kind, Side]] = Counter()
         self.first: dict[Kind, list[Finding]] = {kind: [] for kind in KINDS}
-        self._all = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115 - held open
+        self._all = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115
+        weakref.finalize(self, self._all.close)
 
     def add(self, finding: Finding) -> None:
         """Take one in."""
@@ -97,7 +99,3 @@ class Findings:
         self._all.seek(0)
         yield from (line.rstrip("\n") for line in self._all)
         self._all.seek(0, 2)
-
-    def close(self) -> None:
-        """Let go of the scratch file."""
-        self._all.close()

@@ -6,8 +6,8 @@ import copy
 import hashlib
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Protocol
 
 from varifocal.data.encode import Encoder, TooLongError
@@ -79,6 +79,7 @@ class Looker:
 
     encoder: Encoder
     side: Side = "train"
+    _opened: dict[Path, tuple[str, str]] = field(default_factory=dict, repr=False)
 
     def read_and_look(self, source: Readable, plain: Readable | None, number: int) -> Look:
         """Read one record and look at it; what is wrong is returned, never raised.
@@ -99,7 +100,7 @@ class Looker:
         """Look at a record that has been read, or at what came instead of it."""
         if isinstance(example, DataError):
             return Look(findings=((_kind(example), str(example)),))
-        digests, findings = _see(example.images, example.name)
+        digests, findings = self._see(example)
         if reason := self._lacks_answer(example):
             findings.append(("no_answer", reason))
         question = _question(plain or example, digests)
@@ -116,6 +117,24 @@ class Looker:
             seen, more = self._measure(seen, example)
             findings += more
         return replace(seen, findings=tuple(findings))
+
+    def _see(self, example: Example) -> tuple[list[str], list[tuple[Kind, str]]]:
+        """Open every picture; return digests of their contents, and what is wrong."""
+        opened = [self._open_once(image) for image in example.images]
+        findings: list[tuple[Kind, str]] = [
+            ("picture", f"{example.name}: {reason}") for _, reason in opened if reason
+        ]
+        return [content for content, _ in opened], findings
+
+    def _open_once(self, image: Image) -> tuple[str, str]:
+        """Remember the last files' digests and states: a picture often stands in many records."""
+        if image.path is None:
+            return _open(image)
+        if image.path not in self._opened:
+            if len(self._opened) >= _PICTURES_REMEMBERED:
+                self._opened.clear()
+            self._opened[image.path] = _open(image)
+        return self._opened[image.path]
 
     def _lacks_answer(self, example: Example) -> str:
         if self.side == "evaluate":
@@ -195,24 +214,6 @@ def _without_limit(encoder: Encoder) -> Encoder:
     unlimited = copy.copy(encoder)
     unlimited.max_length = None
     return unlimited
-
-
-def _see(images: Iterable[Image], name: str) -> tuple[list[str], list[tuple[Kind, str]]]:
-    """Open every picture; return digests of their contents, and what is wrong."""
-    digests: list[str] = []
-    findings: list[tuple[Kind, str]] = []
-    for image in images:
-        content, reason = _open_file(image) if image.path else _open(image)
-        digests.append(content)
-        if reason:
-            findings.append(("picture", f"{name}: {reason}"))
-    return digests, findings
-
-
-@lru_cache(_PICTURES_REMEMBERED)
-def _open_file(image: Image) -> tuple[str, str]:
-    """Remember a file's digest and state: one picture often stands in several records."""
-    return _open(image)
 
 
 def _open(image: Image) -> tuple[str, str]:
