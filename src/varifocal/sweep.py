@@ -11,7 +11,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 from varifocal.analysis.runs import flat
 from varifocal.errors import RecipeError, RunError, Stopped
 from varifocal.recipe import Recipe, SourceSection, load_recipe
-from varifocal.recipe.page import WrongKeyError, read_page, validate
+from varifocal.recipe.page import WrongKeyError, as_overrides, read_page, validate
 from varifocal.recipe.section import Section
 from varifocal.run import RunDirectory, write_json
 
@@ -119,8 +119,12 @@ class Sweep:
         return groups
 
 
-def load_sweep(path: str | Path) -> Sweep:
+def load_sweep(path: str | Path, overrides: Iterable[str] = ()) -> Sweep:
     """Read a sweep, and build and validate the recipe of every point.
+
+    Args:
+        path: the sweep's YAML file.
+        overrides: of every point beside its `set`, as texts `data.root=FOLDER`.
 
     Raises:
         RecipeError: one sentence a line for each thing that is wrong, with its point.
@@ -131,11 +135,12 @@ def load_sweep(path: str | Path) -> Sweep:
     page = validate(SweepSection, read_page(file))
     beside = file.parent / page.recipe
     base = str(beside) if beside.is_file() else page.recipe
+    given = as_overrides(overrides)
     points, wrong = [], []
-    for setting, overrides in _settings(page):
+    for setting, setting_of in _settings(page):
         for seed in page.seeds or (None,):
             label = setting if seed is None else ",".join(filter(None, (setting, f"seed={seed}")))
-            every = {**page.set, **overrides} | ({} if seed is None else {"seed": seed})
+            every = {**page.set, **given, **setting_of} | ({} if seed is None else {"seed": seed})
             try:
                 recipe = load_recipe(base, {**every, "name": label})
                 _can_be_scored(page, recipe)
@@ -176,9 +181,11 @@ def _short_names(keys: Sequence[str]) -> dict[str, str]:
 def _word(value: Any) -> str:
     """Write a value so that it can stand in a file's name.
 
-    >>> _word(0.125), _word("a/b c"), _word(["q_proj", "v_proj"])
-    ('0.125', 'a-b-c', 'q_proj-v_proj')
+    >>> _word(-0.5), _word("a/b c"), _word(["q_proj", "v_proj"])
+    ('-0.5', 'a-b-c', 'q_proj-v_proj')
     """
+    if isinstance(value, int | float):
+        return json.dumps(value)
     text = value if isinstance(value, str) else json.dumps(value)
     return re.sub(r"[^\w.+-]+", "-", text).strip("-.")[:60]
 

@@ -127,12 +127,12 @@ def differences(runs: Sequence[RunSummary]) -> dict[str, list[Any]]:
         dotted key -> one value a run, None where it has none.
     """
     known = [run for run in runs if run.knobs]
-    keys = dict.fromkeys(key for run in known for key in run.knobs)
-    absent = object()
+    keys = dict.fromkeys(key for run in known for key in run.knobs if key in run.chosen)
+    found = {key: [run.knobs.get(key) for run in runs] for key in keys}
     return {
-        key: [run.knobs.get(key) for run in runs]
-        for key in keys
-        if any(run.knobs.get(key, absent) != known[0].knobs.get(key, absent) for run in known)
+        key: values
+        for key, values in found.items()
+        if any(run.knobs.get(key) != known[0].knobs.get(key) for run in known)
     }
 
 
@@ -147,7 +147,8 @@ def _rows(runs: Sequence[RunSummary]) -> list[Row]:
         *((label, _cost_cell(key, say)) for label, key, say in _COST),
         ("loss", lambda run: NONE if run.loss is None else f"{run.loss:.3f}"),
     ]
-    rows += [Row("cost", label, tuple(cell(run) for run in runs)) for label, cell in cost]
+    told = (Row("cost", label, tuple(cell(run) for run in runs)) for label, cell in cost)
+    rows += [row for row in told if set(row.cells) != {NONE}]
     suites = dict.fromkeys(suite for run in runs for suite in run.scores)
     for suite in suites:
         columns = dict.fromkeys(column for run in runs for column in run.scores.get(suite, {}))

@@ -45,6 +45,8 @@ def report_plot(
     if not suites and not curves:
         return False
     axes_of = [*_AXES, *([(knob, knob, 1.0)] if knob else [])]
+    axes_of = [one for one in axes_of if any(_amount(run, one[0]) is not None for run in runs)]
+    axes_of = axes_of or [_AXES[0]]
     rows = len(suites) + bool(curves)
     figure = new_figure(4.2 * (len(axes_of) if suites else 2), 3.4 * rows)
     figure.set_layout_engine("constrained")
@@ -79,8 +81,8 @@ def _against(
     """Put a point with its interval for every run that has a score and this cost."""
     for run in runs:
         one = headline(run.scores.get(suite, {}))
-        amount = run.cost.get(key, run.knobs.get(key))
-        if one is None or not isinstance(amount, int | float):
+        amount = _amount(run, key)
+        if one is None or amount is None:
             continue
         right = one["accuracy"]
         ends = [one.get("low"), one.get("high")]
@@ -97,6 +99,12 @@ def _against(
             label=run.name,
         )
     panel.margins(x=0.12)
+
+
+def _amount(run: RunSummary, key: str) -> float | None:
+    """A run's cost, or its knob, of that name."""
+    value = run.cost.get(key, run.knobs.get(key))
+    return value if isinstance(value, int | float) else None
 
 
 def headline(columns: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any] | None:

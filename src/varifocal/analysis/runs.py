@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from varifocal.errors import RecipeError
+from varifocal.recipe import load_recipe
 from varifocal.recipe.page import dotted, read_page
 from varifocal.run import UNLOGGED, RunDirectory, checkpoint_step
 
@@ -28,7 +29,8 @@ class RunSummary:
         root: the directory.
         state: `finished`, or in words how far it came.
         finished: whether it is.
-        knobs: dotted key -> value of the recipe; empty when there is none.
+        knobs: dotted key -> value of the recipe, defaults included; empty when there is none.
+        chosen: those keys that say something else than the default.
         trained_parameters: how many; None before the end.
         loss: of the last line of metrics.
         cost: as `cost.json`; of an unfinished run, as its newest checkpoint has it.
@@ -41,6 +43,7 @@ class RunSummary:
     state: str
     finished: bool
     knobs: Mapping[str, Any] = field(default_factory=dict)
+    chosen: frozenset[str] = frozenset()
     trained_parameters: int | None = None
     loss: float | None = None
     cost: Mapping[str, Any] = field(default_factory=dict)
@@ -60,16 +63,18 @@ def read_run(root: str | Path, name: str | None = None) -> RunSummary:
     training = _json(run.root / "training.json")
     finished = bool(training) and (run.adapter / "adapter_config.json").is_file()
     counts = training.get("trained_parameters")
+    knobs, chosen = _knobs(run.recipe)
     losses = [line["loss"] for line in metrics if isinstance(line.get("loss"), int | float)]
     return RunSummary(
         name=name or run.root.resolve().name,
         root=run.root,
         state="finished" if finished else _how_far(run, metrics),
         finished=finished,
-        knobs=_knobs(run.recipe),
+        knobs=knobs,
+        chosen=frozenset(chosen),
         trained_parameters=sum(counts.values()) if isinstance(counts, dict) else None,
         loss=losses[-1] if losses else None,
-        cost=_json(run.cost) or _cost_so_far(run),
+        cost=_json(run.cost) or _cost_of(training) or _cost_so_far(run),
         scores=_scores(run.evaluations),
         metrics=metrics,
     )
@@ -96,7 +101,33 @@ def _cost_so_far(run: RunDirectory) -> dict[str, Any]:
     return sums | {f"seconds_{key}": value for key, value in state.get("seconds", {}).items()}
 
 
-def _knobs(path: Path) -> dict[str, Any]:
+def _cost_of(training: Mapping[str, Any]) -> dict[str, Any]:
+    """What `training.json` alone tells: runs of Varifocal 0.1 have no `cost.json`."""
+    named = {
+        "tokens": training.get("tokens"),
+        "tokens_trained": training.get("supervised_tokens"),
+        "vision_passes": training.get("vision_passes"),
+        "seconds_training": training.get("training_seconds"),
+        "peak_memory_gib": training.get("peak_memory_gib"),
+    }
+    return {key: value for key, value in named.items() if isinstance(value, int | float)}
+
+
+def _knobs(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A recipe's knobs, all and those chosen; of a page that is no recipe now, what it says."""
+    try:
+        recipe = load_recipe(path, check_paths=False)
+    except RecipeError:
+        page = _page(path)
+        return page, page
+    full, chosen = (
+        flat(recipe.model_dump(mode="json", exclude=set(_NOT_KNOBS), exclude_defaults=only))
+        for only in (False, True)
+    )
+    return full, chosen
+
+
+def _page(path: Path) -> dict[str, Any]:
     try:
         page = read_page(path)
     except RecipeError:

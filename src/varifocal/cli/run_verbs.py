@@ -47,13 +47,17 @@ def sweep(
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where the runs go; runs/NAME by default.")
     ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a knob of every point."),
+    ] = None,
 ) -> None:
     """Train and score one recipe over a grid; the same command goes on with what is left."""
     ready()
     from varifocal.cli.screen import stage_bars
     from varifocal.sweep import load_sweep, run_sweep
 
-    loaded = load_sweep(page)
+    loaded = load_sweep(page, overrides or ())
     root = out or Path("runs") / loaded.name
     with stage_bars() as progress:
         found = run_sweep(loaded, root, progress)
@@ -69,7 +73,8 @@ def print_report(found: Report) -> None:
         _print("Over seeds", *group_rows(found))
     names = [run.name for run in found.runs]
     if len(names) <= _SIDE_BY_SIDE:
-        _print("Runs", ["", *names], [[row.label, *row.cells] for row in found.rows])
+        seen = [row for row in found.rows if row.section != "scores" or _is_main(row.label)]
+        _print("Runs", ["", *names], [[row.label, *row.cells] for row in seen])
         return
     kept = [
         row
@@ -84,6 +89,11 @@ def print_report(found: Report) -> None:
         ["", *(row.label for row in kept)],
         [[name, *cells] for name, cells in zip(names, lines, strict=True)],
     )
+
+
+def _is_main(label: str) -> bool:
+    """Whether a score stands on the screen too; the files have all."""
+    return label.split()[-2] in ("average", "TXT", "IMG", "NO")
 
 
 def _print(title: str, head: Sequence[str], lines: Sequence[Sequence[str]]) -> None:

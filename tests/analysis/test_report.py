@@ -1,0 +1,188 @@
+"""Runs side by side: what differs, what it took, what it scored; nothing missing is an error."""
+
+import json
+import sys
+
+import pytest
+import yaml
+
+from varifocal import cli
+from varifocal.analysis.report import compare, differences, mean_of
+from varifocal.analysis.runs import flat, read_run
+
+PAGE = {
+    "model": {"language_model": "smollm2-135m-instruct"},
+    "tuner": {"type": "lora", "rank": 4},
+    "data": {"train": [{"path": "/data/a.json"}]},
+    "training": {"max_steps": 2},
+}
+COST = {
+    "tokens": 3000,
+    "tokens_text": 1000,
+    "tokens_with_picture": 2000,
+    "tokens_image": 160,
+    "tokens_trained": 500,
+    "vision_passes": 8,
+    "vision_lookups": 12,
+    "flops": 2_500_000_000_000,
+    "seconds_total": 90.0,
+    "seconds_training": 60.0,
+    "tokens_per_second": 50.0,
+    "peak_memory_gib": 1.25,
+}
+
+
+def score(accuracy):
+    return {
+        "count": 100, "correct": round(accuracy), "unparsed": 0, "accuracy": accuracy,
+        "low": accuracy - 9, "high": accuracy + 8, "chance": 25.0,
+    }  # fmt: skip
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Write a run directory: `make("a", rank=8, accuracy=50.0)`; `finished=False` is killed."""
+
+    def make(name, accuracy=50.0, finished=True, seed=0, **tuner):
+        root = tmp_path / name
+        (root / "eval").mkdir(parents=True)
+        page = {**PAGE, "seed": seed, "tuner": {**PAGE["tuner"], **tuner}}
+        (root / "recipe.yaml").write_text(yaml.safe_dump(page))
+        lines = [{"step": step, "loss": 3.0 / step} for step in (1, 2)]
+        (root / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        if finished:
+            (root / "adapter").mkdir()
+            (root / "adapter" / "adapter_config.json").write_text("{}")
+            result = {"trained_parameters": {"language_model": 1000, "connector": 234}}
+            (root / "training.json").write_text(json.dumps(result))
+            (root / "cost.json").write_text(json.dumps(COST))
+            empty = {**score(0.0), "count": 0, "accuracy": None, "low": None, "high": None}
+            columns = {"IMG": empty, "TXT": score(accuracy + 1), "average": score(accuracy)}
+            report = {"suite": "book", "protocol": {}, "columns": columns}
+            (root / "eval" / "book.json").write_text(json.dumps(report))
+        else:
+            saved = root / "checkpoints" / "checkpoint-1"
+            saved.mkdir(parents=True)
+            state = {"spent": [{"tokens": 5}, {"tokens": 6}], "seconds": {"total": 30.0}}
+            (saved / "unlogged.json").write_text(json.dumps(state))
+        return root
+
+    return make
+
+
+def cells(report, label):
+    (row,) = [row for row in report.rows if row.label == label]
+    return row.cells
+
+
+def test_two_runs_show_what_differs_what_they_took_and_what_they_scored(make):
+    report = compare([make("a", rank=4, accuracy=50.0), make("b", rank=16, accuracy=62.5)])
+    assert differences(report.runs) == {"tuner.rank": [4, 16]}
+    assert cells(report, "state") == ("finished", "finished")
+    assert cells(report, "trained parameters") == ("1,234", "1,234")
+    assert cells(report, "tokens of rows with pictures") == ("2,000", "2,000")
+    assert cells(report, "TFLOP") == ("2.5", "2.5")
+    assert cells(report, "minutes") == ("1.5", "1.5")
+    assert cells(report, "loss") == ("1.500", "1.500")
+    assert cells(report, "book average %") == ("50.0 (41.0 to 58.0)", "62.5 (53.5 to 70.5)")
+    assert "book IMG %" not in [row.label for row in report.rows]  # no question has a picture
+
+
+def test_a_default_that_is_written_out_is_no_difference(make):
+    first, second = make("a", rank=8), make("b", rank=8)
+    page = yaml.safe_load((second / "recipe.yaml").read_text())
+    del page["tuner"]["rank"]  # eight by default
+    (second / "recipe.yaml").write_text(yaml.safe_dump(page))
+    assert differences(compare([first, second]).runs) == {}
+
+
+def test_an_unfinished_run_tells_how_far_it_came_and_what_that_took(make):
+    report = compare([make("a"), make("b", finished=False)])
+    assert cells(report, "state") == ("finished", "unfinished, saved at step 1")
+    assert cells(report, "tokens") == ("3,000", "11")  # of two processes
+    assert cells(report, "minutes") == ("1.5", "0.5")
+    assert cells(report, "book average %")[1] == "-"
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", "null", '{"columns": {"average": 3}}', "\x00"])
+def test_nothing_missing_or_torn_stops_a_report(make, tmp_path, damage):
+    torn = make("torn")
+    for name in ("recipe.yaml", "metrics.jsonl", "training.json", "cost.json", "eval/book.json"):
+        (torn / name).write_text(damage)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("no run")
+    roots = [make("whole"), torn, tmp_path / "empty", tmp_path / "nowhere", tmp_path / "file"]
+    report = compare(roots)
+    assert [run.finished for run in report.runs if run.name != "torn"] == [True, *3 * [False]]
+    assert {path.name for path in report.write(tmp_path / "out")} >= {"report.md", "report.json"}
+
+
+def test_a_report_is_a_page_a_record_and_a_picture(make, tmp_path):
+    roots = [make(f"run{number}", rank=number + 1, accuracy=40.0 + number) for number in range(20)]
+    files = compare(roots).write(tmp_path / "out")
+    assert [path.name for path in files] == ["report.md", "report.json", "report.png"]
+    page = files[0].read_text()
+    heads = [line for line in page.splitlines() if line.startswith("|  |")]
+    assert heads == ["|  | " + " | ".join(f"run{number}" for number in range(20)) + " |"]
+    assert "| tuner.rank | 1 | 2 |" in page
+    assert "![accuracy against cost, and losses](report.png)" in page
+    record = json.loads(files[1].read_text())
+    assert record["differences"] == {"tuner.rank": list(range(1, 21))}
+    assert record["runs"][3]["scores"]["book"]["average"]["accuracy"] == 43.0
+    assert record["runs"][3]["cost"]["flops"] == COST["flops"]
+    assert files[2].read_bytes().startswith(b"\x89PNG")
+    assert files[2].stat().st_size > 20_000
+
+
+def test_one_run_without_scores_has_a_report(make, tmp_path):
+    files = compare([make("only", finished=False)]).write(tmp_path / "out")
+    assert len(files) == 3  # its losses are drawn
+    assert "| state | unfinished, saved at step 1 |" in files[0].read_text()
+
+
+def test_seeds_are_averaged_over_the_runs_that_are_done(make, tmp_path):
+    roots = [make(f"s{seed}", accuracy=50.0 + 2 * seed, seed=seed) for seed in range(3)]
+    roots.append(make("s3", finished=False, seed=3))
+    report = compare(roots, {"lora": ["s0", "s1", "s2", "s3"]})
+    files = report.write(tmp_path / "out")
+    group = json.loads(files[1].read_text())["groups"]["lora"]
+    assert (group["finished"], group["runs"]) == (3, ["s0", "s1", "s2", "s3"])
+    average = group["scores"]["book average"]
+    assert average["mean"] == pytest.approx(52.0)
+    # Student's t with two degrees of freedom, 4.303, times 2 / sqrt(3)
+    assert average["high"] - average["mean"] == pytest.approx(4.303 * 2 / 3**0.5)
+    assert (average["least"], average["most"]) == (50.0, 54.0)
+    assert "| lora | 3 of 4 | 3,000 | 2.5 | 1.5 | 52.0 (47.0 to 57.0) |" in files[0].read_text()
+
+
+def test_a_mean_of_one_claims_no_interval():
+    assert str(mean_of([61.25])) == "61.2"
+    with pytest.raises(ValueError, match="nothing to average"):
+        mean_of([])
+
+
+def test_runs_of_one_name_are_told_apart(make, tmp_path):
+    roots = [make("x/demo"), make("y/demo")]
+    assert [run.name for run in compare(roots).runs] == [str(root) for root in roots]
+
+
+def test_a_page_is_laid_out_by_dotted_keys(make):
+    assert flat({"a": [], "b": {"c": [1, {"d": None}]}}) == {"a": [], "b.c[0]": 1, "b.c[1].d": None}
+    run = read_run(make("a"))
+    assert run.knobs["data.train[0].path"] == "/data/a.json"
+    assert run.knobs["training.max_steps"] == 2
+
+
+@pytest.mark.parametrize("number", [1, 2, 9])
+def test_the_verb_prints_a_table_and_writes_the_files(make, tmp_path, monkeypatch, capsys, number):
+    monkeypatch.setenv("COLUMNS", "200")
+    roots = [str(make(f"r{n}", rank=n + 1)) for n in range(number)]
+    monkeypatch.setattr(sys, "argv", ["varifocal", "report", *roots, "--out", str(tmp_path / "o")])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    out = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert all(f"r{n}" in out for n in range(number))
+    assert "50.0 (41.0 to 58.0)" in out
+    assert ("tuner.rank" in out) == (number > 1)
+    assert str(tmp_path / "o" / "report.md") in out.replace("\n", "")
