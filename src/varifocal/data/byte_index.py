@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import os
+from array import array
 from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -120,7 +121,7 @@ def index_csv(file: Path, separator: str) -> Index:
         DataError: a quotation mark is left open or stands where none may.
     """
     csv.field_size_limit(max(csv.field_size_limit(), MAX_RECORD_BYTES))
-    rows: list[tuple[int, int, int]] = []
+    rows = array("q")
     begin = place = behind_mark(file)
     number = line = 0
 
@@ -137,8 +138,8 @@ def index_csv(file: Path, separator: str) -> Index:
     try:
         for cells in reader:
             if cells:
-                rows.append((start, place, number + 1))
+                rows.extend((start, place, number + 1))
             start, number = place, line
     except csv.Error as error:
         raise DataError(f"{file}: line {number + 1} is not CSV: {error}") from error
-    return np.array(rows, np.int64).reshape(-1, 3)
+    return np.array(rows, dtype=np.int64).reshape(-1, 3)

@@ -16,6 +16,7 @@ from varifocal.data.byte_index import BLANKS, MAX_RECORD_BYTES, Index, behind_ma
 from varifocal.errors import DataError
 
 _QUOTE, _BACKSLASH, _COMMA = b'"\\,'
+_Places = npt.NDArray[np.intp]
 _STEPS = np.zeros(256, np.int8)
 _STEPS[list(b"[{")] = 1
 _STEPS[list(b"]}")] = -1
@@ -90,8 +91,8 @@ class _Scan:
         if self.closed:
             self.is_clean = self.is_clean and not block.tobytes().strip(BLANKS)
             return
-        inside = self._inside_texts(block)
-        marks = np.flatnonzero(_MARKS[block] & ~inside)
+        marks = np.flatnonzero(_MARKS.take(block))
+        marks = marks[self._are_outside(block, marks)]
         steps = _STEPS[block[marks]]
         depths = self.depth + np.cumsum(steps, dtype=np.int64)
         ended = np.flatnonzero((depths == 0) & (steps < 0))
@@ -107,32 +108,26 @@ class _Scan:
         if len(depths):
             self.depth = int(depths[-1])
 
-    def _inside_texts(self, block: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
-        """Tell for each byte whether quotation marks stand around it."""
-        quotes = block == _QUOTE
-        slashes = np.flatnonzero(block == _BACKSLASH)
-        if self.escaped or len(slashes):
-            quotes &= ~self._escaped(block, slashes)
-        # The parity of the count is all that is needed, so that a byte may overflow.
-        count = np.cumsum(quotes, dtype=np.uint8)
-        inside = ((count + np.uint8(self.in_text)) & 1).astype(np.bool_)
-        self.in_text = bool(inside[-1])
-        return inside
+    def _are_outside(self, block: npt.NDArray[np.uint8], marks: _Places) -> npt.NDArray[np.bool_]:
+        """Tell which bytes have no quotation marks around them."""
+        is_quote = block == _QUOTE
+        is_quote[self._escaped(block)] = False
+        quotes = np.flatnonzero(is_quote)
+        outside = (np.searchsorted(quotes, marks) + self.in_text) % 2 == 0
+        self.in_text = (len(quotes) + self.in_text) % 2 == 1
+        return outside
 
-    def _escaped(
-        self, block: npt.NDArray[np.uint8], slashes: npt.NDArray[np.intp]
-    ) -> npt.NDArray[np.bool_]:
-        """Tell which bytes follow an odd run of backslashes."""
-        escaped = np.zeros(len(block) + 1, np.bool_)
+    def _escaped(self, block: npt.NDArray[np.uint8]) -> _Places:
+        """Return the bytes that follow an odd run of backslashes."""
+        slashes = np.flatnonzero(block == _BACKSLASH)
+        first = [0] if self.escaped else []
         if self.escaped:
-            escaped[0] = True
             slashes = slashes[slashes > 0]
         run_starts = np.flatnonzero(np.diff(slashes, prepend=-2) != 1)
         lengths = np.diff(np.append(run_starts, len(slashes)))
-        ends = slashes[run_starts] + lengths
-        escaped[ends[lengths % 2 == 1]] = True
-        self.escaped = bool(escaped[-1])
-        return escaped[:-1]
+        behind = (slashes[run_starts] + lengths)[lengths % 2 == 1]
+        self.escaped = bool(len(behind)) and int(behind[-1]) == len(block)
+        return np.append(np.array(first, np.intp), behind[: len(behind) - self.escaped])
 
 
 def _read(file: Path, row: Index) -> bytes:
