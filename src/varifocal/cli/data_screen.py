@@ -18,6 +18,7 @@ from rich.text import Text
 
 from varifocal.data.inspect.bins import binned
 from varifocal.data.inspect.findings import HEADINGS, KINDS, NUM_LISTED, SIDES
+from varifocal.data.inspect.rows import collapsed
 from varifocal.errors import VarifocalError
 
 if TYPE_CHECKING:
@@ -280,7 +281,7 @@ def print_row(row: ShownRow) -> None:
         _print_segment(console, segment)
     if row.num_pad:
         _print_border(console, f"segment {len(row.segments)}: padding")
-        console.print(_styled(console, "pad", f"⟨pad ×{row.num_pad}⟩"))
+        console.print(_styled(console, "pad", collapsed("pad", row.num_pad)))
 
 
 def _legend(console: Console) -> Text:

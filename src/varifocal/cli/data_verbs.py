@@ -81,7 +81,7 @@ def show(
     ] = None,
     overrides: SetOption = None,
 ) -> None:
-    """Show a packed row as the model gets it: what it reads, what it learns, where a sample ends."""
+    """Show a packed row as the model gets it: what it reads and learns, and where samples end."""
     if at_random and index is not None:
         raise VarifocalError("--index and --random: give one of them")
     if seed is not None and not at_random:
