@@ -61,8 +61,11 @@ def test_lavin_trains_as_many_parameters_as_the_paper(size, total, monkeypatch, 
 
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
 def test_every_recipe_can_be_built(file):
-    planned = plan(load_recipe(file, check_paths=False))
-    assert 0 < planned["trained_parameters"] < planned["frozen_parameters"] / 10
+    recipe = load_recipe(file, check_paths=False)
+    planned = plan(recipe)
+    assert planned["trained_parameters"] > 0
+    if recipe.tuner.type != "full":
+        assert planned["trained_parameters"] < planned["frozen_parameters"] / 10
 
 
 def test_mma_takes_every_setting_of_the_recipe(llama):
