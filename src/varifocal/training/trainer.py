@@ -30,6 +30,8 @@ from varifocal.run import (
 from varifocal.training.cost import Clock, Meter
 from varifocal.training.full import trained_tensors
 from varifocal.training.plan import part_of
+from varifocal.training.routing_watch import RoutingWatch
+from varifocal.tuners import balance_loss
 
 TRAINED = "model.safetensors"
 """A checkpoint's file for trained weights that are no adapter."""
@@ -57,6 +59,7 @@ class SupervisedTrainer(Trainer):
         model = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         again = getattr(self.args, "activation_checkpointing", False)
         self.meter = Meter(cast(PreTrainedModel, model), clock, checkpointing=again)
+        self.routing = RoutingWatch(cast(nn.Module, self.model))
         self._staging: Path | None = None
         self.add_callback(_TakeUpUnlogged(self))
 
@@ -69,9 +72,13 @@ class SupervisedTrainer(Trainer):
     ) -> torch.Tensor | tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The supervised loss, scaled so that its mean over processes is the global mean."""
         self.meter.step(inputs)
-        loss = supervised_loss(model, inputs, num_items_in_batch)
+        with self.routing.step(model, self._is_logged()):
+            loss = supervised_loss(model, inputs, num_items_in_batch)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes
+        balance = balance_loss(model)
+        if balance is not None:
+            loss = loss + balance / self.args.gradient_accumulation_steps
         return (loss, {"loss": loss}) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -80,7 +87,12 @@ class SupervisedTrainer(Trainer):
             tokens, before = self.meter.spent.tokens, self.meter.resumed.tokens
             logs["tokens"] = tokens
             logs["tokens_per_second"] = (tokens - before) / (time.time() - start_time)
+            logs |= self.routing.figures()
         super().log(logs, start_time)
+
+    def _is_logged(self) -> bool:
+        """Whether a line of metrics follows the step in hand."""
+        return (self.state.global_step + 1) % max(int(self.state.logging_steps), 1) == 0
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Make transformers' optimiser, the connector's parameters in groups of their own."""
