@@ -1,6 +1,7 @@
 """Rows are found by their place in bytes, and read one by one."""
 
 import csv
+import gzip
 import io
 import json
 import pickle
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from varifocal.data import byte_index, file_records
+from varifocal.data import source as source_module
 from varifocal.data.byte_index import index_csv, index_lines
 from varifocal.data.file_records import FileRecords
 from varifocal.data.json_index import index_list
@@ -243,6 +245,10 @@ def make_place(kind, folder):
         (folder / "a.jsonl").write_text(json.dumps(ROWS[0]))
         (folder / "b.json").write_text(json.dumps(ROWS[1:]))
         return {"path": str(folder)}
+    if kind == "compressed lines":
+        with gzip.open(folder / "a.jsonl.gz", "wt") as file:
+            file.write("\n".join(map(json.dumps, ROWS)))
+        return {"path": str(folder / "a.jsonl.gz")}
     (folder / "hub").mkdir()
     quiet.to_parquet(folder / "hub" / "train-0.parquet")
     quiet.select([0]).to_parquet(folder / "hub" / "test-0.parquet")
@@ -252,7 +258,7 @@ def make_place(kind, folder):
 
 KINDS = (
     *("parquet", "pictures in parquet", "saved", "arrow", "saved splits", "shards"),
-    *("files of a folder", "splits of a folder", "hub"),
+    *("files of a folder", "splits of a folder", "compressed lines", "hub"),
 )
 
 
@@ -282,6 +288,35 @@ def test_splits_are_never_mixed_in_silence(folder, kind, split, said):
     with pytest.raises(DataError, match=said):
         open_source(SourceSection(**place))
     assert len(open_source(SourceSection(**{**place, "split": "test"}))) == 1
+
+
+def test_a_split_may_be_a_folder_with_its_own_pictures(folder):
+    for split in ("train", "test"):
+        (folder / split).mkdir()
+        row = {"file_name": "p.png", "text": f"For {split}."}
+        (folder / split / "metadata.jsonl").write_text(json.dumps(row))
+    (folder / "p.png").rename(folder / "test" / "p.png")
+    (example,) = open_source(SourceSection(path=str(folder), split="test"))
+    assert example.images[0].path == folder / "test" / "p.png"
+    assert example.messages[1].text == "For test."
+
+
+def test_a_scan_is_kept_unless_something_is_broken(tmp_path, monkeypatch):
+    monkeypatch.setattr(source_module, "_SCANS_KEPT_FROM", 1)
+    path = tmp_path / "a.jsonl"
+    rows = [{"question": "a", "answer": "b", "task": task} for task in "xyx"]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    section = SourceSection(path=str(path))
+    first = open_source(section).scan()
+    assert first.tasks.tolist() == [0, 1, 0]
+    with monkeypatch.context() as patch:
+        patch.setattr(Source, "example", None)
+        again = open_source(section).scan()
+    assert (again.task_names, again.tasks.tolist()) == (("x", "y"), [0, 1, 0])
+    path.write_text(json.dumps({"question": "a", "answer": "b", "image": "p.png"}))
+    assert open_source(section).scan().modalities.tolist() == [-1]
+    Image.new("RGB", (6, 4)).save(tmp_path / "p.png")
+    assert open_source(section).scan().modalities.tolist() == [1]
 
 
 def test_what_the_library_cannot_read_is_a_sentence(tmp_path):
