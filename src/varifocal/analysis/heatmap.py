@@ -13,6 +13,7 @@ from varifocal.analysis.plots import FAINT, INK, new_figure, save_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
 
 COLOURS = "RdBu"
@@ -56,7 +57,7 @@ def interference_heatmap(
     figure.set_layout_engine("constrained")
     axes = figure.subplots()
     picture = _draw(axes, matrix, _reach([matrix]))
-    _name_axes(axes, tasks)
+    name_cells(axes, tasks)
     size = 9 if n <= 8 else 7.5
     for (row, column), value in np.ndenumerate(matrix):
         _write(axes, row, column, value, bool(certain[row, column]), _reach([matrix]), size)
@@ -70,7 +71,7 @@ def interference_heatmap(
         lines.append("in brackets: two halves of the examples disagree on the sign")
     axes.set_title(lines[0], loc="left", color=INK, fontsize=11, pad=12 * len(lines) + 2)
     axes.text(0, 1.015, "\n".join(lines[1:]), transform=axes.transAxes, color="#57606a", fontsize=8)
-    figure.colorbar(picture, ax=axes, shrink=0.8, extend="both").outline.set_visible(False)  # type: ignore[operator]
+    figure.colorbar(picture, ax=axes, shrink=0.8, extend="both")
     save_figure(figure, path)
 
 
@@ -95,34 +96,56 @@ def layer_heatmaps(
     if not cells:
         raise ValueError("there is no layer to draw")
     matrices = {name: _checked(one, tasks) for name, one in cells.items()}
-    columns = min(_COLUMNS, len(matrices))
-    rows = -(-len(matrices) // columns)
-    key_lines = _key(tasks, width=max(40, 19 * columns))
-    below = 0.17 * (len(key_lines) + 1) + 0.15
+    note = "columns: whose step; rows: whose loss; blue helps, red harms"
+    figure, panels = numbered_panels(len(matrices), tasks, title=title, note=note)
+    reach = _reach(list(matrices.values()))
+    pictures = []
+    for axes, (name, matrix) in zip(panels, matrices.items(), strict=True):
+        pictures.append(_draw(axes, matrix, reach))
+        axes.set_title(f"{name}\n{_share(matrix)}", fontsize=7.5, color=INK)
+        number_ticks(axes, len(tasks), rows_only=False)
+    bar = figure.colorbar(pictures[0], ax=panels, shrink=0.6, aspect=30, extend="both")
+    bar.ax.tick_params(labelsize=7.5)
+    save_figure(figure, path)
+
+
+def numbered_panels(
+    count: int, tasks: Sequence[str], *, title: str, note: str
+) -> tuple[Figure, list[Axes]]:
+    """Return a figure of small panels, below them the key to the tasks' numbers.
+
+    Args:
+        count: panels, at least 1.
+        tasks: their names stand in the key, numbered from 1.
+        title: what stands above them.
+        note: one line below the key.
+    """
+    columns = min(_COLUMNS, count)
+    rows = -(-count // columns)
+    key = [*_key(tasks, width=max(60, 22 * columns)), note]
+    below = 0.17 * len(key) + 0.2
+    width = max(5.5, 0.9 + (_PANEL + 0.2) * columns)
     height = _TITLE + (_PANEL + 0.42) * rows + below
-    figure = new_figure(max(5.5, 0.9 + (_PANEL + 0.2) * columns), height)
+    figure = new_figure(width, height)
     figure.set_layout_engine(
         "constrained", rect=(0, below / height, 1, 1 - (below + _TITLE) / height)
     )
-    grid = figure.subplots(rows, columns, squeeze=False)
-    reach = _reach(list(matrices.values()))
-    picture = None
-    for axes, (name, matrix) in zip(grid.flat, matrices.items(), strict=False):
-        picture = _draw(axes, matrix, reach)
-        axes.set_title(f"{name}\n{_share(matrix)}", fontsize=7.5, color=INK)
-        ticks = range(len(tasks))
-        labels = [str(number + 1) for number in ticks]
-        axes.set_xticks(ticks, labels, fontsize=5.5)
-        axes.set_yticks(ticks, labels, fontsize=5.5)
-    for axes in list(grid.flat)[len(matrices) :]:
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in panels[count:]:
         axes.set_axis_off()
     figure.text(0.01, 1 - 0.12 / height, title, color=INK, fontsize=11, va="top")
-    key = "\n".join([*key_lines, "columns: whose step; rows: whose loss; blue helps, red harms"])
-    figure.text(0.01, 0.01, key, fontsize=7.5, color=INK, va="bottom")
-    assert picture is not None
-    bar = figure.colorbar(picture, ax=grid, shrink=0.6, aspect=30, extend="both")
-    bar.outline.set_visible(False)  # type: ignore[operator]
-    save_figure(figure, path)
+    figure.text(0.01, 0.08 / height, "\n".join(key), fontsize=7.5, color=INK, va="bottom")
+    return figure, panels[:count]
+
+
+def number_ticks(axes: Axes, count: int, *, rows_only: bool) -> None:
+    """Number a small panel's rows, and columns, from 1."""
+    labels = [str(number + 1) for number in range(count)]
+    axes.set_yticks(range(count), labels)
+    if not rows_only:
+        axes.set_xticks(range(count), labels)
+    axes.tick_params(labelsize=5.5, length=0, colors=INK)
+    axes.spines[:].set_color(FAINT)
 
 
 def shorten(name: str, longest: int = LONGEST_NAME) -> str:
@@ -168,7 +191,8 @@ def _draw(axes: Axes, matrix: Cells, reach: float) -> AxesImage:
     return picture
 
 
-def _name_axes(axes: Axes, tasks: Sequence[str]) -> None:
+def name_cells(axes: Axes, tasks: Sequence[str]) -> None:
+    """Name a matrix's rows and columns after tasks, white lines between the cells."""
     names = [shorten(task) for task in tasks]
     axes.set_xticks(range(len(tasks)), names, rotation=40, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(tasks)), names)

@@ -20,18 +20,20 @@ With a finite sample of n_i examples of each task, three things have to be decid
 
 over the same examples in both roles. `mean_of_ratios` is the paper's mean over x_i of the single
 ratios. One example's D_i L_i(x_i) is often near zero or below; its ratio is then huge or of the
-wrong sign, and a mean of such ratios settles slowly or never. The ratio of means has a positive
-denominator, so its sign is that of D_ij, and both have the diagonal 1.
+wrong sign, and a mean of such ratios settles slowly or never. Both have the diagonal 1. D_ii is
+positive as a rule, and T_ij then has the sign of D_ij; but unit gradients count every example
+alike, so where a few large gradients stand against many small ones, a step on the task raises its
+own mean loss. The row of such a task is left undefined, rather than given with its signs turned.
 
-*The diagonal's own examples.* In D_ii every example meets itself, which adds ||g|| / n_i whatever
-the task; no D_ij has that. T_ij is therefore too near to 0 where n_i is small, never of another
-sign. `carried_over` says how much: the share of D_ii that is left over pairs of different examples,
+*The diagonal's own examples.* In D_ii every example meets itself, which adds mean ||g_i|| / n_i
+whatever the task; no D_ij has that. So T_ij is too near to 0 where n_i is small. `carried_over`
+says how much: the share of D_ii that is left over pairs of different examples,
 
     carried_i = (n_i D_ii - mean ||g_i||) / ((n_i - 1) D_ii)
 
 T_ij / carried_i is the estimate without that bias. A task whose examples have no common direction
-(the answers are balanced and the model has not learned the skill) has carried_i near 0 or below,
-and then only the signs of its row mean something.
+(the answers are balanced and the model has not learned the skill) has carried_i near 0 or below;
+it is `vague`, and of its row only the signs mean something.
 
 *Noise.* A cell is `sure` where both halves of the examples, which share none, agree on its sign.
 
@@ -140,8 +142,9 @@ class Effects:
 
     @property
     def carried_over(self) -> Tensor:
-        """The share of D_ii that pairs of different examples have, [n]; NaN where D_ii is 0."""
+        """The share of D_ii that pairs of different examples have, [n]; NaN where D_ii <= 0."""
         own = self.total.diagonal()
+        own = own.where(own > 0, torch.nan)
         return (self.counts * own - self.norms) / ((self.counts - 1) * own)
 
 
@@ -267,8 +270,15 @@ class Interference:
     @property
     def vague(self) -> list[str]:
         """Tasks whose examples share no direction: only the signs of their rows count."""
-        carried = self.matrices[ALL].effects.carried_over.tolist()
-        return [task for task, share in zip(self.tasks, carried, strict=True) if not share > _VAGUE]
+        return self._where(self.matrices[ALL].effects.carried_over <= _VAGUE)
+
+    @property
+    def undefined(self) -> list[str]:
+        """Tasks on which a step raises their own mean loss: their rows have no numbers."""
+        return self._where(self.matrices[ALL].interference.isnan().all(1))
+
+    def _where(self, marked: Tensor) -> list[str]:
+        return [task for task, mark in zip(self.tasks, marked.tolist(), strict=True) if mark]
 
     def pairs(self) -> list[tuple[float, str, str, bool]]:
         """List T over all parameters as (T, whose loss, whose step, sure), most negative first."""
@@ -298,6 +308,7 @@ class Interference:
             "examples": dict(zip(self.tasks, self.counts, strict=True)),
             "estimator": self.estimator,
             "vague": self.vague,
+            "undefined": self.undefined,
             "seconds": round(self.seconds, 2),
             ALL: blocks.pop(ALL),
             "layers": blocks,

@@ -10,6 +10,9 @@ from typing import Protocol
 from varifocal.analysis.gradients import AdapterGradient
 from varifocal.analysis.heatmap import interference_heatmap, layer_heatmaps
 from varifocal.analysis.interference import ALL, Estimator, Interference, measure_interference
+from varifocal.analysis.plots import routing_plot
+from varifocal.analysis.routing import Routing, measure_routing
+from varifocal.analysis.routing_plots import overlap_heatmap, usage_panels
 from varifocal.analysis.tasks import TaskExamples, encode_tasks, load_tasks
 from varifocal.assemble import Assembly, open_run
 from varifocal.recipe import Recipe
@@ -141,3 +144,69 @@ def _draw(found: Interference, whole: Path, layers: Path) -> None:
     interference_heatmap(matrix.interference.numpy(), found.tasks, whole, sure=matrix.sure.numpy())
     blocks = {name: one.interference.numpy() for name, one in found.matrices.items()}
     layer_heatmaps({name: one for name, one in blocks.items() if name != ALL}, found.tasks, layers)
+
+
+def routing_of_run(
+    root: str | Path,
+    asked: Asked,
+    *,
+    out: Path | None = None,
+    progress: Progress | None = None,
+) -> tuple[Routing, Written]:
+    """Find out which factors of a run's adapter which task uses, and write it down.
+
+    Writes `routing.json`, `routing-overlap.png`, `routing-usage.png` (in each layer the router that
+    tells the tasks apart most) and for MMA `routing.png`.
+
+    Args:
+        root: the run directory.
+        asked: the examples.
+        out: where to write; the run's `analysis` by default.
+        progress: told of every example.
+
+    Raises:
+        RunError, RecipeError, ModelError, DataError: the run has no adapter that routes, its data
+            is not there, or a task is not in it.
+    """
+    recipe, parts = open_run(root)
+    drawn = asked.load(recipe)
+    samples, left_out = encode_tasks(drawn, parts.encoder, recipe.data.on_bad_record)
+    found = measure_routing(
+        parts.model,
+        samples,
+        parts.load_images,
+        (lambda done, total: progress("examples", done, total)) if progress else None,
+    )
+    out = out or RunDirectory(Path(root)).analysis
+    page = {
+        "run": str(root),
+        "tuner": recipe.tuner.type,
+        "data": list(drawn.places),
+        "split": asked.split,
+        "seed": asked.seed,
+        **found.as_json(),
+    }
+    write_json(out / "routing.json", page)
+    pictures = _draw_routing(found, out)
+    return found, Written([out / "routing.json", *pictures], [*drawn.left_out, *left_out])
+
+
+def _draw_routing(found: Routing, out: Path) -> list[Path]:
+    overlap, usage = out / "routing-overlap.png", out / "routing-usage.png"
+    overlap_heatmap(found.overlap.numpy(), found.tasks, overlap, "Overlap of the factors in use")
+    telling = {
+        f"{layer}\n{_router_name(key)}": one.shares.numpy()
+        for layer, routers in found.by_layer().items()
+        for key, one in [min(routers.items(), key=lambda pair: pair[1].mean_overlap)]
+    }
+    title = "Shares of the factors, where tasks differ most in each layer"
+    usage_panels(telling, found.tasks, usage, title)
+    if not found.tables:
+        return [overlap, usage]
+    routing_plot(found.tables, out / "routing.png")
+    return [overlap, usage, out / "routing.png"]
+
+
+def _router_name(key: tuple[str, str]) -> str:
+    module, pool = key
+    return f"{module.rpartition('.')[2]} {pool}"

@@ -11,9 +11,10 @@ import numpy as np
 
 from varifocal.data.encode import Encoded, Encoder
 from varifocal.data.example import Example
-from varifocal.data.formats import load_source
-from varifocal.data.reading import OnBadRecord
+from varifocal.data.formats import check_images
+from varifocal.data.reading import Examples, OnBadRecord
 from varifocal.data.sciencebook import SKILLS
+from varifocal.data.source import open_source
 from varifocal.errors import DataError, RecipeError, nearest
 from varifocal.recipe import DataSection, SourceSection
 
@@ -152,7 +153,7 @@ def load_tasks(
     """
     sources = _sources(data, path, split)
     skipped: list[str] = []
-    stream = _read(sources, data.on_bad_record, skipped)
+    stream = _read(sources, seed, data.on_bad_record, skipped)
     drawn = draw_tasks(stream, wanted, per_task=per_task, seed=seed)
     places = [source.place for source in sources]
     return TaskExamples(drawn.by_task, drawn.counts, places, [*skipped, *drawn.left_out])
@@ -169,12 +170,17 @@ def _sources(data: DataSection, path: Path | None, split: str | None) -> list[So
 
 
 def _read(
-    sources: Sequence[SourceSection], on_bad_record: OnBadRecord, skipped: list[str]
+    sources: Sequence[SourceSection], seed: int, on_bad_record: OnBadRecord, skipped: list[str]
 ) -> Iterable[Example]:
+    """Yield the examples of all sources as they are parsed."""
     for source in sources:
-        found = load_source(source, on_bad_record=on_bad_record)
-        skipped += found.skipped
-        yield from found
+        for found in open_source(source, seed):
+            if not isinstance(found, DataError):
+                yield found
+            elif on_bad_record == "fail":
+                raise found
+            else:
+                skipped.append(str(found))
 
 
 def encode_tasks(
@@ -191,8 +197,9 @@ def encode_tasks(
     samples: dict[str, list[Encoded]] = {}
     left_out: list[str] = []
     for task, examples in drawn.by_task.items():
-        encoded = encoder.encode_all(examples, on_bad_record)
-        left_out += [*encoded.skipped, *encoded.dropped]
+        whole = check_images(Examples(examples), on_bad_record)
+        encoded = encoder.encode_all(whole, on_bad_record)
+        left_out += [*whole.skipped, *encoded.skipped, *encoded.dropped]
         if len(encoded.samples) < least:
             raise DataError(
                 f"task '{task}': {len(encoded.samples)} of {len(examples)} examples can be used, "

@@ -14,6 +14,7 @@ from varifocal.errors import VarifocalError
 if TYPE_CHECKING:
     from varifocal.analysis.interference import Interference
     from varifocal.analysis.of_run import Asked, Written
+    from varifocal.analysis.routing import Routing
 
 analyze_app = typer.Typer(
     help="Look into a trained run: which tasks get in each other's way, and who uses what.",
@@ -84,6 +85,31 @@ def interference(
     _print_written(written)
 
 
+@analyze_app.command(
+    epilog="Example: varifocal analyze routing runs/demo --tasks magnets,counting,capitals",
+)
+def routing(
+    run: RunArgument,
+    tasks: TasksOption = None,
+    data: DataOption = None,
+    split: SplitOption = None,
+    examples: ExamplesOption = 16,
+    seed: SeedOption = 0,
+    out: OutOption = None,
+) -> None:
+    """Show which factors which task uses: MMA's branches, MixLoRA's pools."""
+    ready()
+    from varifocal.analysis.of_run import routing_of_run
+    from varifocal.cli.screen import stage_bars
+
+    with stage_bars() as progress:
+        found, written = routing_of_run(
+            run, _asked(tasks, data, split, examples, seed), out=out, progress=progress
+        )
+    _print_routing(found)
+    _print_written(written)
+
+
 def _asked(
     tasks: str | None, data: Path | None, split: str | None, examples: int, seed: int
 ) -> Asked:
@@ -124,12 +150,50 @@ def _print_interference(found: Interference) -> None:
         if value < 0:
             note = "" if sure else " (not sure: the halves of the examples disagree)"
             print(f"{value:6.2f}  a step on {winner} harms {loser}{note}")
+    if found.undefined:
+        print(
+            f"no numbers for {', '.join(found.undefined)}: a step on it raises its own mean loss",
+            file=sys.stderr,
+        )
     if found.vague:
         print(
             f"only the signs count in the rows of {', '.join(found.vague)}: their examples share "
             "no direction; more --examples may show one",
             file=sys.stderr,
         )
+
+
+def _print_routing(found: Routing) -> None:
+    """Print load, entropy and overlap of each layer, and the tasks that share least and most."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(
+        title=f"Routing of {len(found.tasks)} tasks ({found.method})", title_justify="left"
+    )
+    table.add_column("layer")
+    table.add_column("routers of")
+    for name in ("factors", "largest load", "entropy", "overlap"):
+        table.add_column(name, justify="right")
+    for layer, routers in found.by_layer().items():
+        for pool in dict.fromkeys(pool for _, pool in routers):
+            own = [usage for (_, other), usage in routers.items() if other == pool]
+            means = (
+                sum(float(one.load.max()) for one in own) / len(own),
+                sum(one.entropy for one in own) / len(own),
+                sum(one.mean_overlap for one in own) / len(own),
+            )
+            numbers = (f"{mean:.2f}" for mean in means)
+            table.add_row(layer, pool, str(len(own[0].load)), *numbers)
+    table.caption = (
+        "means over the layer's modules; entropy 1: all factors alike; overlap of two tasks, "
+        "1: the same factors"
+    )
+    Console().print(table)
+    n = len(found.tasks)
+    pairs = sorted((float(found.overlap[i, j]), i, j) for i in range(n) for j in range(i))
+    for word, (value, i, j) in (("least", pairs[0]), ("most", pairs[-1])):
+        print(f"{found.tasks[j]} and {found.tasks[i]} share {word}: {value:.2f}")
 
 
 def _print_written(written: Written) -> None:
