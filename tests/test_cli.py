@@ -12,7 +12,17 @@ from varifocal import cli
 from varifocal.cli.screen import stage_bars
 from varifocal.errors import DataError, Stopped
 
-VERBS = ("demo", "train", "eval", "ask", "chat", "plan", "data make sciencebook")
+VERBS = (
+    "demo",
+    "train",
+    "eval",
+    "ask",
+    "chat",
+    "plan",
+    "data check",
+    "data show",
+    "data make sciencebook",
+)
 
 
 @pytest.fixture
