@@ -238,13 +238,14 @@ def test_an_alignment_costs_operations_and_seconds(recipe, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_add_up(recipe, recipe_file, tmp_path):
-    """Two processes with a row each take the same rows as one process with two."""
-    train(recipe({"training.per_device_train_batch_size": 2}), tmp_path / "one")
+    """Two processes with a row each take the same four rows as one process with two."""
+    few = {"training.max_steps": 2}
+    train(recipe({**few, "training.per_device_train_batch_size": 2}), tmp_path / "one")
     script = tmp_path / "train.py"
     script.write_text(
         "import sys\nfrom varifocal.recipe import load_recipe\n"
         "from varifocal.training.train import train\n"
-        "train(load_recipe(sys.argv[1]), sys.argv[2])\n"
+        "train(load_recipe(sys.argv[1], {'training.max_steps': 2}), sys.argv[2])\n"
     )
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
