@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
@@ -29,7 +30,8 @@ FUSED = ("flash_attention_2", "flash_attention_3", "flex_attention")
 """Attention implementations that never form a pair of tokens from two segments."""
 
 _SIDES = ("vision_tower", "vision_model", "visual")
-_FROZEN_COPY = ".original_module."  # PEFT keeps it beside a module that it trains whole
+# PEFT's frozen copy of a module that it trains whole, and what runs once a prompt.
+_APART = (".original_module.", ".mixlora_router.")
 
 
 @dataclass(frozen=True)
@@ -194,7 +196,9 @@ def _products(root: nn.Module) -> Iterator[tuple[int, bool]]:
     """Yield the multiply-adds a token of each matrix product, and whether its weight is trained."""
     inside: list[str] = []
     for name, module in root.named_modules():
-        if _FROZEN_COPY in f".{name}." or any(name.startswith(prefix) for prefix in inside):
+        if any(part in f".{name}." for part in _APART):
+            continue
+        if any(name.startswith(prefix) for prefix in inside):
             continue
         if isinstance(module, MMALayer):
             inside.append(f"{name}.")
@@ -210,18 +214,20 @@ def _spared(layer: nn.Module) -> int:
     """The multiply-adds that recomputing a layer leaves out: its last product, if it is frozen.
 
     Recomputation ends with the last state that the backward pass reads, and a frozen product's
-    backward pass reads its weight alone.
+    backward pass reads its weight alone. One that a tuner has wrapped is not the last.
     """
-    adapters = {
-        id(part)
-        for each in layer.modules()
-        if isinstance(each, MMALayer)
-        for part in each.modules()
-    }
-    last = [
-        part for part in layer.modules() if isinstance(part, nn.Linear) and id(part) not in adapters
-    ][-1:]
-    return sum(part.in_features * part.out_features for part in last if not _trains(part))
+    adapters = [part for part in layer.modules() if isinstance(part, BaseTunerLayer)]
+    wrapped = {id(part) for each in adapters for part in cast(nn.Module, each).modules()}
+    of_mma = [each for each in adapters if isinstance(each, MMALayer)]
+    beside = {id(part) for each in of_mma for part in each.modules()}
+    products = [
+        part for part in layer.modules() if isinstance(part, nn.Linear) and id(part) not in beside
+    ]
+    return sum(
+        part.in_features * part.out_features
+        for part in products[-1:]
+        if id(part) not in wrapped and not _trains(part)
+    )
 
 
 def _of_mma(layer: MMALayer) -> Iterator[tuple[int, bool]]:
