@@ -1,0 +1,150 @@
+"""The ordinary LoRA that one prompt chooses, as PEFT's own files."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from .layer import Factors, MixLoraLayer
+from .record import listening
+from .routing import Chosen
+
+
+@dataclass(frozen=True)
+class RoutedLora:
+    """A LoRA with the rank, scaling and linears of the MixLoRA adapter it was taken from.
+
+    Attributes:
+        config: for `get_peft_model` or a file.
+        weights: by name, as `adapter_model.safetensors` holds them: A [r, inputs] and B
+            [outputs, r] of each linear, and what the adapter trained whole.
+    """
+
+    config: LoraConfig
+    weights: dict[str, Tensor]
+
+    def save(self, directory: str | Path) -> None:
+        """Write `adapter_config.json` and `adapter_model.safetensors`."""
+        folder = Path(directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.config.save_pretrained(str(folder))
+        weights = {name: weight.cpu().contiguous() for name, weight in self.weights.items()}
+        save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def route(model: nn.Module, prompt: Tensor | Mapping[str, Any]) -> RoutedLora:
+    """Take the ordinary LoRA that a prompt chooses.
+
+    On the prompt and whatever follows it, that LoRA gives the logits of the MixLoRA adapter: A's
+    rows are the chosen factors, B's columns their partners times the pair's weight. In a
+    conversation it is the choice of the last turn, which differs from what earlier turns used.
+
+    Args:
+        model: a model with an active MixLoRA adapter, as a `PeftModel` or not.
+        prompt: `input_ids` [T] or [1, T], or the model's arguments for one row, such as
+            `input_ids`, `pixel_values`, `prompt_mask`.
+
+    Returns:
+        The LoRA; nothing is written.
+
+    Raises:
+        ValueError: if the prompt is not one row, or a linear made no choice or several (a vision
+            tower's, with several images), or no adapter is active.
+    """
+    arguments = {"input_ids": prompt} if isinstance(prompt, Tensor) else dict(prompt)
+    ids = arguments.get("input_ids")
+    if ids is not None and ids.dim() == 1:
+        arguments["input_ids"] = ids = ids[None]
+    if ids is not None and len(ids) != 1:
+        raise ValueError(f"route takes the prompt of one row; got {len(ids)} rows")
+    chosen: dict[str, Chosen] = {}
+    with torch.no_grad(), _evaluating(model), listening(model, lambda c: _add(chosen, c)):
+        model(**arguments, use_cache=False)
+    layers = {
+        module.name: module
+        for module in model.modules()
+        if isinstance(module, MixLoraLayer) and module.adapter() is not None
+    }
+    if not layers:
+        raise ValueError("no MixLoRA adapter is active")
+    if missing := [name for name in layers if name not in chosen]:
+        raise ValueError(f"the prompt did not run through {missing[0]}, so it chose nothing there")
+    weights: dict[str, Tensor] = {}
+    for name, layer in layers.items():
+        weights |= _lora_weights(name, layer, chosen[name])
+    return RoutedLora(_lora_config(model, layers), weights | _trained_whole(model, layers))
+
+
+def save_routed(
+    model: nn.Module, prompt: Tensor | Mapping[str, Any], directory: str | Path
+) -> None:
+    """Write the ordinary LoRA that a prompt chooses as PEFT files; see `route`."""
+    route(model, prompt).save(directory)
+
+
+def _add(chosen: dict[str, Chosen], one: Chosen) -> None:
+    if one.layer in chosen or len(one.groups.segments) != 1:
+        raise ValueError(
+            f"{one.layer} chose factors several times for one prompt; an ordinary LoRA has room "
+            "for one choice"
+        )
+    chosen[one.layer] = one
+
+
+def _lora_weights(name: str, layer: MixLoraLayer, chosen: Chosen) -> dict[str, Tensor]:
+    adapter = cast(str, layer.adapter())
+    groups = torch.nonzero(chosen.groups.decided[0])
+    last = int(groups[-1]) if len(groups) else 0
+    choice = chosen.choice
+    pool_a = cast(Factors, layer.mixlora_a[adapter]).weight.detach()
+    pool_b = cast(Factors, layer.mixlora_b[adapter]).weight.detach()
+    partners = pool_b[choice.factors_b[0, last]]  # [r, outputs]
+    if choice.weights is not None:
+        partners = partners * choice.weights[0, last, :, None].to(partners.dtype)
+    return {
+        f"base_model.model.{name}.lora_A.weight": pool_a[choice.factors_a[0, last]],
+        f"base_model.model.{name}.lora_B.weight": partners.T.contiguous(),
+    }
+
+
+def _lora_config(model: nn.Module, layers: dict[str, MixLoraLayer]) -> LoraConfig:
+    layer = next(iter(layers.values()))
+    config = layer.mixlora_config[cast(str, layer.adapter())]
+    return LoraConfig(
+        r=config.rank,
+        lora_alpha=cast(int, config.scaling * config.rank),
+        lora_dropout=0.0,
+        target_modules=sorted(layers),
+        modules_to_save=config.modules_to_save,
+        fan_in_fan_out=any(isinstance(one.base_layer, Conv1D) for one in layers.values()),
+        task_type=config.task_type,
+        base_model_name_or_path=config.base_model_name_or_path,
+        inference_mode=True,
+    )
+
+
+def _trained_whole(model: nn.Module, layers: dict[str, MixLoraLayer]) -> dict[str, Tensor]:
+    """Copy the modules that the adapter trained whole, such as a connector."""
+    if not isinstance(model, PeftModel):
+        return {}
+    adapter = next(iter(layers.values())).adapter()
+    saved = get_peft_model_state_dict(model, adapter_name=cast(str, adapter))
+    return {name: weight for name, weight in saved.items() if ".mixlora_" not in name}
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    modes = [(m, m.training) for m in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for m, training in modes:
+            m.training = training
