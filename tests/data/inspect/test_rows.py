@@ -2,6 +2,7 @@
 
 import html.parser
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -189,6 +190,24 @@ def test_the_page_is_well_formed_and_escapes_records(shown):
     assert XSS in "".join(reader.texts)
     assert reader.tags.count("section") == 6  # five segments and the padding
     assert reader.tags.count("img") == 2
+
+
+def test_markup_in_any_word_of_a_record_stays_text(shown):
+    row = shown([GOOD[2]])[0]
+    segment = row.segments[0]
+    member = replace(
+        segment.member,
+        source=f"source {XSS}",
+        task=f"task {XSS}",
+        encoded=replace(segment.member.encoded, example_id=f"id {XSS}"),
+    )
+    tokens = (replace(segment.tokens[0], text=f"token {XSS}"), *segment.tokens[1:])
+    row = replace(row, segments=(replace(segment, member=member, tokens=tokens),))
+    reader = read(html_page(row, f"title {XSS}"))
+    assert not {"script", "img"} & set(reader.tags)
+    texts = "".join(reader.texts)
+    for word in ("source", "task", "id", "token", "title"):
+        assert f"{word} {XSS}" in texts
 
 
 def test_the_page_needs_nothing_beside_it(shown):

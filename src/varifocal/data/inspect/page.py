@@ -140,7 +140,7 @@ def _visible(text: str) -> str:
 
 
 def _picture(image: Image) -> str:
-    name = escape(image.path.name if image.path else "embedded picture")
+    name = escape("/".join(image.path.parts[-2:]) if image.path else "embedded picture")
     try:
         picture = image.open()
     except DataError as error:
