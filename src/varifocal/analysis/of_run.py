@@ -155,8 +155,8 @@ def routing_of_run(
 ) -> tuple[Routing, Written]:
     """Find out which factors of a run's adapter which task uses, and write it down.
 
-    Writes `routing.json`, `routing-overlap.png`, `routing-usage.png` (in each layer the router that
-    tells the tasks apart most) and for MMA `routing.png`.
+    Writes `routing.json` and `routing-overlap.png`; for MMA `routing.png`, the weights by modality;
+    for MixLoRA `routing-usage.png`, in each layer the router that tells the tasks apart most.
 
     Args:
         root: the run directory.
@@ -192,19 +192,19 @@ def routing_of_run(
 
 
 def _draw_routing(found: Routing, out: Path) -> list[Path]:
-    overlap, usage = out / "routing-overlap.png", out / "routing-usage.png"
+    overlap = out / "routing-overlap.png"
     overlap_heatmap(found.overlap.numpy(), found.tasks, overlap, "Overlap of the factors in use")
+    if found.tables:
+        routing_plot(found.tables, out / "routing.png")
+        return [overlap, out / "routing.png"]
     telling = {
         f"{layer}\n{_router_name(key)}": one.shares.numpy()
         for layer, routers in found.by_layer().items()
         for key, one in [min(routers.items(), key=lambda pair: pair[1].mean_overlap)]
     }
     title = "Shares of the factors, where tasks differ most in each layer"
-    usage_panels(telling, found.tasks, usage, title)
-    if not found.tables:
-        return [overlap, usage]
-    routing_plot(found.tables, out / "routing.png")
-    return [overlap, usage, out / "routing.png"]
+    usage_panels(telling, found.tasks, out / "routing-usage.png", title)
+    return [overlap, out / "routing-usage.png"]
 
 
 def _router_name(key: tuple[str, str]) -> str:
