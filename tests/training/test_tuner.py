@@ -1,0 +1,62 @@
+"""MixLoRA attached as a recipe says, on models with and without eyes."""
+
+import pytest
+
+from varifocal.assemble import assemble
+from varifocal.errors import RecipeError
+from varifocal.recipe import MixLoraSection
+from varifocal.training.plan import count_trained
+from varifocal.training.tuner import attach_tuner
+from varifocal.tuners import MixLoraLayer
+
+SETTINGS = {
+    "num_factors": 4,
+    "rank": 2,
+    "conditional": False,
+    "selection": "straight_through",
+    "routing_scope": "sequence",
+    "lora_alpha": 3.0,
+    "balance": 0.1,
+    "dropout": 0.2,
+}
+
+
+@pytest.fixture
+def whole(recipe, llava):
+    """A tiny LLaVA of transformers, not tuned yet."""
+    changes = {"model.vision_tower": None, "model.connector": None, "data.max_length": 200}
+    return assemble(recipe({"model.language_model": str(llava), **changes})).base
+
+
+def adapted(model):
+    return [name for name, part in model.named_modules() if isinstance(part, MixLoraLayer)]
+
+
+def test_mixlora_takes_every_setting_of_the_recipe(whole):
+    section = MixLoraSection(**SETTINGS, target_modules=("q_proj", "up_proj"))
+    assert set(MixLoraSection.model_fields) == {
+        *SETTINGS,
+        "type",
+        "target_modules",
+        "adapt_vision_tower",
+        "train_connector",
+    }
+    config = attach_tuner(whole, section, base_fingerprint="abc").peft_config["default"]
+    assert {name: getattr(config, name) for name in SETTINGS} == SETTINGS
+    assert config.base_fingerprint == "abc"
+
+
+@pytest.mark.parametrize("tower", [False, True])
+def test_mixlora_leaves_the_tower_alone_unless_asked(whole, tower):
+    section = MixLoraSection(num_factors=4, rank=2, adapt_vision_tower=tower)
+    model = attach_tuner(whole, section)
+    names = adapted(model)
+    assert len([name for name in names if "language_model" in name]) == 2 * 7
+    assert any("vision_tower" in name for name in names) == tower
+    assert count_trained(model)["connector"] > 0
+    assert ("vision_tower" in count_trained(model)) == tower
+
+
+def test_settings_that_mixlora_refuses_are_named_as_the_recipes(whole):
+    with pytest.raises(RecipeError, match=r"^tuner: rank must lie between 1 and num_factors=2"):
+        attach_tuner(whole, MixLoraSection(num_factors=2, rank=4))
