@@ -4,6 +4,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import pickle
 import tarfile
 import tracemalloc
@@ -163,7 +164,7 @@ def test_the_index_of_a_large_file_is_kept_and_made_anew_when_it_changes(tmp_pat
     monkeypatch.setattr(file_records, "index_lines", lambda file: made.append(file) or 1 / 0)
     assert FileRecords(path)[0].row == {"a": 1}
     assert made == []
-    path.write_text('{"a": 1}\n{"a": 2}\n')
+    os.utime(path, (1, 1))  # the same size, another time
     with pytest.raises(ZeroDivisionError):
         FileRecords(path)
 
