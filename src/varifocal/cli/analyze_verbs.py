@@ -146,7 +146,9 @@ def _print_interference(found: Interference) -> None:
     table.caption = "sure: both halves of the examples agree"
     console = Console()
     console.print(table)
-    for value, loser, winner, sure in found.pairs()[:5]:
+    vague = set(found.vague)  # the sizes in their rows would head the list and say nothing
+    telling = [pair for pair in found.pairs() if pair[1] not in vague]
+    for value, loser, winner, sure in telling[:5]:
         if value < 0:
             note = "" if sure else " (not sure: the halves of the examples disagree)"
             print(f"{value:6.2f}  a step on {winner} harms {loser}{note}")
