@@ -188,13 +188,13 @@ def forbid_language_model(monkeypatch):
     def run(*_):
         raise LanguageModelRanError
 
-    def align(recipe, parts, tell):
+    def align(recipe, parts, *rest):
         watched = list(parts.base.language_model.modules())
         for module in parts.base.language_model.model.embed_tokens.modules():
             watched.remove(module)
         hooks = [module.register_forward_pre_hook(run) for module in watched]
         try:
-            return original(recipe, parts, tell)
+            return original(recipe, parts, *rest)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -230,7 +230,7 @@ def test_alignment_never_runs_the_language_model(
 def test_the_watch_for_the_language_model_sees_it(aligned_recipe, tmp_path, monkeypatch):
     forbid_language_model(monkeypatch)
 
-    def run_it(_, parts, tell):
+    def run_it(_, parts, *rest):
         parts.base(torch.tensor([[1, 2]]))
 
     monkeypatch.setattr(train_module, "align", run_it)

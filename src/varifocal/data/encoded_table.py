@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from varifocal.data.encode import Encoded
-from varifocal.data.example import Example
+from varifocal.data.example import Example, Image
 
 _HEADER = 5  # numbers in front of an entry: T, N, modality, was_cut, dropped_turns
 
@@ -58,7 +58,7 @@ class EncodedTable:
             length, num_images, modality, was_cut, dropped_turns = map(int, header)
             body = np.frombuffer(file.read((num_images + length) * 4), np.int32)
             bits = np.frombuffer(file.read(-(-length // 8)), np.uint8)
-        every = example.images if example is not None else ()
+        every: tuple[Image, ...] = example.images if example is not None else ()
         return Encoded(
             input_ids=body[num_images:],
             prompt_mask=np.unpackbits(bits, count=length).astype(np.bool_),

@@ -6,7 +6,7 @@ import platform
 import resource
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
@@ -19,29 +19,21 @@ from varifocal.errors import ModelError, RecipeError, RunError, Stopped
 from varifocal.recipe import Recipe, load_recipe
 from varifocal.recipe.sections import Provenance
 from varifocal.run import RunDirectory, checkpoint_step, whole_directory, write_json, write_text
-from varifocal.training.alignment import align_connector, build_vocabulary
+from varifocal.training.aligning import Aligned, align, aligns
 from varifocal.training.cost import Clock
 from varifocal.training.examples import (
     TrainingData,
     fingerprint_sources,
-    load_captions,
     load_training_data,
 )
 from varifocal.training.full import save_whole
 from varifocal.training.interrupt import StopWish, stop_wish
 from varifocal.training.plan import count_trained
+from varifocal.training.progress import Progress
 from varifocal.training.trainer import SupervisedTrainer
 from varifocal.training.tuner import attach_tuner, load_connector
 
 RECORDED = ("varifocal", "torch", "transformers", "peft", "accelerate", "tokenizers")
-
-
-class Progress(Protocol):
-    """How long work is told of."""
-
-    def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
-        """Say that `done` of `total` of a stage are done; `note` is a word on how it goes."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -178,71 +170,6 @@ def _check_same(run: RunDirectory, recipe: Recipe, base_fingerprint: str | None)
                 f"{run.root} was started with another {key}; resume it with the recipe it keeps "
                 f"({run.recipe}), or choose another --out"
             )
-
-
-def aligns(recipe: Recipe) -> bool:
-    """Whether the recipe fits the connector to words first."""
-    return recipe.model.connector is not None and recipe.model.connector.alignment == "words"
-
-
-@dataclass(frozen=True)
-class Aligned:
-    """What a word alignment came to.
-
-    Attributes:
-        loss: the mean of its last hundred steps.
-        seconds: of its steps.
-        num_pictures: that went through the connector, repeats included.
-        num_words: of its vocabulary.
-    """
-
-    loss: float
-    seconds: float
-    num_pictures: int
-    num_words: int
-
-
-def align(recipe: Recipe, parts: Assembly, tell: Progress, clock: Clock) -> Aligned:
-    """Fit the connector to the words of its pictures; the language model is not run.
-
-    Raises:
-        RecipeError: the tower is not frozen.
-        DataError: there are no described pictures.
-    """
-    section = recipe.model.connector
-    model: Any = parts.base
-    if section is None or parts.features is None:
-        raise RecipeError("connector.alignment needs a vision tower that is frozen before training")
-    pairs = load_captions(recipe.data)
-    with clock.stage("vision_features"):
-        keys = parts.features.fill(
-            [image for image, _ in pairs], lambda done, total: tell("see", done, total, "pictures")
-        )
-    lookup = parts.features.lookup
-    tokenizer = parts.encoder.tokenizer
-    vocabulary = build_vocabulary(
-        [caption for _, caption in pairs],
-        lambda word: tokenizer(word, add_special_tokens=False)["input_ids"],
-        model.get_input_embeddings().weight.detach(),
-    )
-    with clock.stage("alignment"):
-        losses = align_connector(
-            model.connector,
-            vocabulary,
-            lambda chosen: lookup([keys[index] for index in chosen]),
-            steps=section.alignment_steps,
-            batch_size=section.alignment_batch_size,
-            learning_rate=section.alignment_learning_rate,
-            scale=section.alignment_scale,
-            seed=recipe.seed,
-            progress=lambda done, total, loss: tell("align", done, total, f"loss {loss:.3f}"),
-        )
-    return Aligned(
-        loss=sum(losses[-100:]) / len(losses[-100:]),
-        seconds=clock.seconds()["alignment"],
-        num_pictures=section.alignment_steps * section.alignment_batch_size,
-        num_words=len(vocabulary.embeddings),
-    )
 
 
 def build_trainer(

@@ -1,0 +1,11 @@
+"""How long work is told of."""
+
+from typing import Protocol
+
+
+class Progress(Protocol):
+    """How long work is told of."""
+
+    def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
+        """Say that `done` of `total` of a stage are done; `note` is a word on how it goes."""
+        ...
