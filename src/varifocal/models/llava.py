@@ -23,7 +23,6 @@ PROJECTOR = "multi_modal_projector"
 """What transformers calls the connector of the LLaVA family."""
 LLAVAS = ("llava", "vipllava")
 """The `model_type` of configs whose pictures take as many tokens each, given a tower that does."""
-_ZERO = "zero_of_vision"  # from the inner model's hook to its decoder's
 
 
 def connector_name(model: nn.Module) -> str | None:
@@ -77,8 +76,7 @@ def prepare_llava(model: PreTrainedModel) -> None:
     counted: Any = model
     counted.vision_passes = 0
     inner.vision_tower.register_forward_pre_hook(partial(_count, model), with_kwargs=True)
-    inner.register_forward_pre_hook(partial(_note_zero, model), with_kwargs=True)
-    inner.language_model.register_forward_pre_hook(_add_zero, with_kwargs=True)
+    inner.register_forward_pre_hook(partial(_keep_in_step, model), with_kwargs=True)
 
 
 def _count(model: Any, tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -87,15 +85,24 @@ def _count(model: Any, tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str
     model.vision_passes += pixels.shape[0]
 
 
-def _note_zero(
-    model: Any, inner: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+def _keep_in_step(
+    model: Any, inner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """Before a batch without pictures: make what its decoder's input has to depend on."""
+    """Before a batch without pictures: let the decoder's input depend on tower and projector.
+
+    Words are embedded first, as with pictures: sharded parts must run in one order everywhere.
+    """
     seen = ("pixel_values", "mm_encoder_outputs")
     if not in_world() or any(kwargs.get(name) is not None for name in seen):
         return None
+    embeds = kwargs.get("inputs_embeds")
+    if embeds is None:
+        embeds = inner.get_input_embeddings()(kwargs["input_ids"])
     zero = _zero(model, inner)
-    return None if zero is None else (args, {**kwargs, _ZERO: zero})
+    if zero is None:
+        return None
+    embeds = embeds + zero.to(embeds.device, embeds.dtype)
+    return args, {**kwargs, "input_ids": None, "inputs_embeds": embeds}
 
 
 def _zero(model: Any, inner: Any) -> Tensor | None:
@@ -111,14 +118,3 @@ def _zero(model: Any, inner: Any) -> Tensor | None:
     features = inner.get_image_features(pixel_values=pixels, return_dict=True).pooler_output
     model.vision_passes = passes  # there was no picture
     return torch.stack([(feature * 0).sum() for feature in features]).sum()
-
-
-def _add_zero(
-    decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """Before the decoder: add the zero to its input [B, T, D]."""
-    if _ZERO not in kwargs:
-        return None
-    zero = kwargs.pop(_ZERO)
-    embeds = kwargs["inputs_embeds"]
-    return args, {**kwargs, "inputs_embeds": embeds + zero.to(embeds.device, embeds.dtype)}
