@@ -277,3 +277,9 @@ def test_a_full_disk_under_the_adapter_keeps_the_checkpoints(recipe, tmp_path, m
     assert not list(run.processor.parent.glob(".processor*"))
     train(recipe(SAVING), run.root, resume=True)
     assert (run.processor / "tokenizer.json").is_file()
+
+
+def test_a_connector_alone_passes_over_rows_without_pictures(tmp_path, recipe):
+    text = {"data.train": [{**recipe().data.train[0].model_dump(), "skills": ["letters"]}]}
+    result = train(recipe({**text, "tuner": {"type": "none"}, "training.max_steps": 2}), tmp_path)
+    assert result.steps == 2

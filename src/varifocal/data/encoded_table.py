@@ -63,7 +63,7 @@ class EncodedTable:
             input_ids=body[num_images:],
             prompt_mask=np.unpackbits(bits, count=length).astype(np.bool_),
             modality=modality,
-            images=tuple(every[place] for place in body[:num_images]),
+            images=tuple(every[int(place)] for place in body[:num_images]),
             example_id=example.id if example is not None else "",
             was_cut=bool(was_cut),
             dropped_turns=dropped_turns,

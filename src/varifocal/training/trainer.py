@@ -79,6 +79,8 @@ class SupervisedTrainer(Trainer):
         balance = balance_loss(model)
         if balance is not None:
             loss = loss + balance / self.args.gradient_accumulation_steps
+        if not loss.requires_grad and torch.is_grad_enabled():
+            loss = loss + _nothing(model)  # a connector alone learns nothing from text
         return (loss, {"loss": loss}) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
@@ -200,6 +202,12 @@ class SupervisedTrainer(Trainer):
         if tensors.keys() != trained_tensors(into, None).keys():
             raise RunError(f"{file} holds other tensors than are trained; start the run anew")
         into.load_state_dict(tensors, strict=False)
+
+
+def _nothing(model: nn.Module) -> torch.Tensor:
+    """Return a zero with a graph to one trained parameter, so that a backward pass can run."""
+    trained = next(parameter for parameter in model.parameters() if parameter.requires_grad)
+    return (trained * 0).sum().float()
 
 
 class _TakeUpUnlogged(TrainerCallback):
