@@ -1,0 +1,1 @@
+"""The benchmarks, one small file a family; `table` lists them all."""

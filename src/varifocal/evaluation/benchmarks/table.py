@@ -1,0 +1,40 @@
+"""Every benchmark and every suite by its name."""
+
+from __future__ import annotations
+
+from varifocal.errors import RecipeError, nearest
+from varifocal.evaluation.benchmarks import questions
+from varifocal.evaluation.benchmarks.row import Benchmark
+
+BENCHMARKS: dict[str, Benchmark] = {row.name: row for row in (*questions.ROWS,)}
+"""One row a benchmark; each family's file lists its own."""
+
+SUITES: dict[str, tuple[str, ...]] = {
+    "scienceqa": ("scienceqa",),
+    "sciencebook": ("sciencebook",),
+}
+"""Benchmarks that a paper reports together."""
+
+
+def find_benchmarks(names: str) -> list[Benchmark]:
+    """Return the rows that a comma-separated list of suites and benchmarks names, each once.
+
+    Raises:
+        RecipeError: a name is neither; the text has the nearest one and the list.
+
+    >>> [row.name for row in find_benchmarks("scienceqa, sciencebook")]
+    ['scienceqa', 'sciencebook']
+    """
+    found: dict[str, Benchmark] = {}
+    for name in filter(None, (part.strip() for part in names.split(","))):
+        if name not in SUITES and name not in BENCHMARKS:
+            known = sorted({*SUITES, *BENCHMARKS})
+            raise RecipeError(
+                f"no suite or benchmark '{name}'{nearest(name, known)} (suites: "
+                f"{', '.join(SUITES)}; benchmarks: {', '.join(BENCHMARKS)})"
+            )
+        for one in SUITES.get(name, (name,)):
+            found[one] = BENCHMARKS[one]
+    if not found:
+        raise RecipeError(f"no suite is named; suites: {', '.join(SUITES)}")
+    return list(found.values())
