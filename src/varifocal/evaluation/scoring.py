@@ -65,6 +65,19 @@ class Question:
 
 
 @dataclass(frozen=True)
+class Rating:
+    """How likely an option is.
+
+    Attributes:
+        score: its log-probability given the prompt, in nats, or the mean over its tokens.
+        greedy: whether each of its tokens is the likeliest one at its place.
+    """
+
+    score: float
+    greedy: bool
+
+
+@dataclass(frozen=True)
 class TreeRows:
     """A batch of tree rows, padded on the right.
 
@@ -140,6 +153,32 @@ def score_options(
 ) -> list[list[float]]:
     """Return each option's log-probability given its prompt, in nats.
 
+    Args and errors are those of `rate_options`, which also says what greedy decoding would write.
+    """
+    rated = rate_options(
+        model,
+        questions,
+        load_images,
+        normalisation=normalisation,
+        token_budget=token_budget,
+        tree=tree,
+        progress=progress,
+    )
+    return [[one.score for one in of_question] for of_question in rated]
+
+
+def rate_options(
+    model: nn.Module,
+    questions: Sequence[Question],
+    load_images: ImageLoader | None = None,
+    *,
+    normalisation: Normalisation = "sum",
+    token_budget: int = 4096,
+    tree: bool | None = None,
+    progress: Progress | None = None,
+) -> list[list[Rating]]:
+    """Rate each option given its prompt.
+
     Args:
         model: a causal language model of transformers, bare, grafted or wrapped by PEFT, in
             evaluation mode.
@@ -157,18 +196,18 @@ def score_options(
     if load_images is None and any(question.images for question in questions):
         raise ValueError("questions have images, but load_images is None")
     tree = reads_tree_rows(model) if tree is None else tree
-    scores: list[list[float]] = [[] for _ in questions]
+    ratings: list[list[Rating]] = [[] for _ in questions]
     done = 0
     for batch in batch_by_length([question.length for question in questions], token_budget):
         chosen = [questions[index] for index in batch]
         planted = chosen if tree else [part for question in chosen for part in question.branches()]
-        flat = iter(_score(model, planted, load_images, normalisation, tree).tolist())
+        flat = iter(_rate(model, planted, load_images, normalisation, tree))
         for index, question in zip(batch, chosen, strict=True):
-            scores[index] = [next(flat) for _ in question.option_ids]
+            ratings[index] = [next(flat) for _ in question.option_ids]
         done += len(batch)
         if progress is not None:
             progress(done, len(questions))
-    return scores
+    return ratings
 
 
 def best_option(scores: Sequence[float]) -> int:
@@ -207,14 +246,14 @@ def reads_tree_rows(model: nn.Module) -> bool:
 
 
 @torch.inference_mode()
-def _score(
+def _rate(
     model: nn.Module,
     questions: Sequence[Question],
     load_images: ImageLoader | None,
     normalisation: Normalisation,
     tree: bool,
-) -> Tensor:
-    """Run one batch: [number of options] scores in the order of `questions`, on the CPU."""
+) -> list[Rating]:
+    """Run one batch: one rating an option, in the order of `questions`."""
     device = next(model.parameters()).device
     planted = plant(questions)
     keep, kept = torch.unique(planted.columns, return_inverse=True)
@@ -230,7 +269,11 @@ def _score(
     log_probs = (picked - logits.logsumexp(dim=1)).to("cpu", torch.float64)
     scores = torch.zeros(len(planted.num_tokens), dtype=torch.float64)
     scores.index_add_(0, planted.options, log_probs)
-    return scores / planted.num_tokens if normalisation == "mean" else scores
+    if normalisation == "mean":
+        scores /= planted.num_tokens
+    missed = (logits.argmax(dim=1).cpu() != planted.targets).to(torch.int64)
+    misses = torch.zeros(len(scores), dtype=torch.int64).index_add_(0, planted.options, missed)
+    return [Rating(*pair) for pair in zip(scores.tolist(), (misses == 0).tolist(), strict=True)]
 
 
 def _inputs(model: nn.Module, planted: TreeRows, tree: bool) -> dict[str, Tensor]:
