@@ -17,8 +17,9 @@ STAMP   = $(VENV)/installed
 demo: $(STAMP)
 	$(BIN)/varifocal demo
 
+# One thread a test process: several that fight over the cores are slower than one.
 test: $(STAMP)
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist worksteal
 
 lint: $(STAMP)
 	$(BIN)/ruff check
