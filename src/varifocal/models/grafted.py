@@ -24,7 +24,7 @@ from varifocal.errors import ModelError
 from varifocal.models.connector import Connector, build_connector
 from varifocal.models.generation import GraftedGenerationMixin, RowMemory
 from varifocal.models.rows import check_images
-from varifocal.models.sharding import is_sharded, touch
+from varifocal.models.sharding import in_world, is_sharded, touch
 from varifocal.models.vision import Selection, VisionTower, tower_from_config
 
 
@@ -259,27 +259,31 @@ class GraftedForConditionalGeneration(PreTrainedModel, GraftedGenerationMixin):
         images = image_features if pixel_values is None else pixel_values
         num_images = 0 if images is None else images.shape[0]
         check_images(int(is_image.sum()), num_images, self.tokens_per_image)
-        if not num_images:
-            zero = self._zero(image_features)
-            return None if zero is None else self.get_input_embeddings()(input_ids) + zero
+        if not num_images and not in_world():
+            return None
+        # words first, with pictures or without: sharded parts must run in one order everywhere
         # the placeholder's id may lie past the vocabulary: look up another in its place
         embeds = self.get_input_embeddings()(input_ids.masked_fill(is_image, 0))
+        if not num_images:
+            zero = self._zero(embeds, image_features)
+            return embeds if zero is None else embeds + zero.to(embeds.dtype)
         visual = self.encode_images(pixel_values, image_features).flatten(0, 1)
         visual = visual.to(embeds.device, embeds.dtype)
         return embeds.masked_scatter(is_image.unsqueeze(-1), visual)
 
-    def _zero(self, image_features: Tensor | None) -> Tensor | None:
-        """Keep step with the other processes on a batch without pictures; None when alone."""
+    def _zero(self, embeds: Tensor, image_features: Tensor | None) -> Tensor | None:
+        """Keep step with the other processes on a batch without pictures; None in evaluation.
+
+        No weight is looked at here: ZeRO-3 would gather it, and wait for processes with pictures.
+        """
         if is_sharded(self.vision_tower, self.connector):
-            embeddings = self.get_input_embeddings().weight
             if image_features is None:
                 side = self.vision_tower.image_size
-                image_features = self._run_tower(embeddings.new_zeros(1, 3, side, side))
+                image_features = self._run_tower(embeds.new_zeros(1, 3, side, side))
             else:
                 image_features = image_features.new_zeros(1, *image_features.shape[1:])
-            return (self.connector(image_features) * 0).sum().to(embeddings.dtype)
-        zero = touch(self.vision_tower, self.connector) if self.training else None
-        return None if zero is None else zero.to(self.get_input_embeddings().weight.dtype)
+            return (self.connector(image_features) * 0).sum()
+        return touch(self.vision_tower, self.connector) if self.training else None
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -1,13 +1,14 @@
 """transformers' own LLaVA models: where their parts are, and what a recipe needs to know of them.
 
 A LLaVA is a language model, a vision tower and a projector, as a grafted model is, and takes as
-many tokens for every picture. It is used as it is: no class of its own, no changed forward. What a
-graft does by itself is done here by hooks: count the pictures that go through the tower, and keep
-step with other processes on a batch without one.
+many tokens for every picture. It is used as it is: no class of its own. What a graft does by itself
+is done here from outside: count the pictures that go through the tower, and keep step with other
+processes on a batch without one.
 
 Letters: N images, B rows, T tokens, D language width.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -76,7 +77,8 @@ def prepare_llava(model: PreTrainedModel) -> None:
     counted: Any = model
     counted.vision_passes = 0
     inner.vision_tower.register_forward_pre_hook(partial(_count, model), with_kwargs=True)
-    inner.register_forward_pre_hook(partial(_keep_in_step, model), with_kwargs=True)
+    # no hook: ZeRO-3 writes down the order of modules, and a hook would run before `inner` itself
+    inner.forward = partial(_forward_in_step, model, inner.forward)
 
 
 def _count(model: Any, tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -85,36 +87,34 @@ def _count(model: Any, tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str
     model.vision_passes += pixels.shape[0]
 
 
-def _keep_in_step(
-    model: Any, inner: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    """Before a batch without pictures: let the decoder's input depend on tower and projector.
+def _forward_in_step(model: Any, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Run a LLaVA without its head; lacking pictures, its decoder's input depends on the tower.
 
     Words are embedded first, as with pictures: sharded parts must run in one order everywhere.
     """
     seen = ("pixel_values", "mm_encoder_outputs")
     if not in_world() or any(kwargs.get(name) is not None for name in seen):
-        return None
+        return forward(*args, **kwargs)
+    inner = model.model
     embeds = kwargs.get("inputs_embeds")
     if embeds is None:
         embeds = inner.get_input_embeddings()(kwargs["input_ids"])
-    zero = _zero(model, inner)
-    if zero is None:
-        return None
-    embeds = embeds + zero.to(embeds.device, embeds.dtype)
-    return args, {**kwargs, "input_ids": None, "inputs_embeds": embeds}
+    zero = _zero(model, inner, embeds)
+    if zero is not None:
+        embeds = embeds + zero.to(embeds.device, embeds.dtype)
+    return forward(*args, **{**kwargs, "input_ids": None, "inputs_embeds": embeds})
 
 
-def _zero(model: Any, inner: Any) -> Tensor | None:
-    """Return a zero that depends on tower and projector; see `varifocal.models.sharding`."""
+def _zero(model: Any, inner: Any, embeds: Tensor) -> Tensor | None:
+    """Return a zero that depends on tower and projector; see `varifocal.models.sharding`.
+
+    No weight is looked at: ZeRO-3 would gather it, and wait for the processes with pictures.
+    """
     parts = (inner.vision_tower, inner.multi_modal_projector)
     if not is_sharded(*parts):
         return touch(*parts) if inner.training else None
-    passes, vision = model.vision_passes, inner.config.vision_config
-    weight = inner.get_input_embeddings().weight
-    pixels = torch.zeros(
-        1, 3, vision.image_size, vision.image_size, dtype=weight.dtype, device=weight.device
-    )
+    passes, side = model.vision_passes, inner.config.vision_config.image_size
+    pixels = embeds.new_zeros(1, 3, side, side)
     features = inner.get_image_features(pixel_values=pixels, return_dict=True).pooler_output
     model.vision_passes = passes  # there was no picture
     return torch.stack([(feature * 0).sum() for feature in features]).sum()
