@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from varifocal.cache import cache_root
+from varifocal.cache import cache_root, file_digest
 from varifocal.data.encode import Encoder
 from varifocal.data.example import Image
 from varifocal.data.packing import ImageLoader
@@ -27,8 +27,9 @@ from varifocal.models import GraftedForConditionalGeneration, GraftedProcessor, 
 from varifocal.models.features import FeatureStore
 from varifocal.models.llava import is_llava, tokens_per_image
 from varifocal.models.load import load_processor, picture_side
-from varifocal.models.sources import read_config
-from varifocal.recipe import Recipe, load_recipe
+from varifocal.models.packaged import PACKAGED
+from varifocal.models.sources import locate, read_config
+from varifocal.recipe import ModelSection, NoTunerSection, Recipe, load_recipe
 from varifocal.run import RunDirectory
 
 
@@ -89,8 +90,12 @@ def load_encoder(recipe: Recipe) -> Encoder:
     return _encoder(load_processor(recipe.model), recipe)
 
 
-def open_run(root: str | Path) -> tuple[Recipe, Assembly]:
+def open_run(root: str | Path, *, dtype: str | None = None) -> tuple[Recipe, Assembly]:
     """Read a trained run back.
+
+    Args:
+        root: the run directory.
+        dtype: another number format of the frozen weights than the recipe's.
 
     Raises:
         RunError: there is no run here, or it has neither an adapter nor a model yet.
@@ -98,6 +103,9 @@ def open_run(root: str | Path) -> tuple[Recipe, Assembly]:
     """
     run = RunDirectory.open(root)
     recipe = load_recipe(run.recipe, check_paths=False)  # its data may have moved since
+    if dtype is not None:
+        model = ModelSection.model_validate({**recipe.model.model_dump(), "dtype": dtype})
+        recipe = recipe.model_copy(update={"model": model})
     if (run.model / "config.json").is_file():
         return recipe, assemble(_with_whole_model(recipe, run.model))
     if not (run.adapter / "adapter_config.json").is_file():
@@ -108,6 +116,91 @@ def open_run(root: str | Path) -> tuple[Recipe, Assembly]:
     base = assemble(recipe)
     check_base(run, recipe, base.fingerprint)
     return recipe, base.with_model(load_adapter(base.base, run.adapter))
+
+
+def open_model(
+    name: str | Path, adapter: str | Path | None = None, *, dtype: str | None = None
+) -> tuple[Recipe, Assembly]:
+    """Open a run, or any language model or vision-language model, for use.
+
+    Args:
+        name: a run directory, a packaged model, a local directory, or a hub id.
+        adapter: a directory of PEFT's files to put around a model; a run has its own.
+        dtype: number format of the frozen weights; by default a run's own, and float32 for a model.
+
+    Returns:
+        The run's recipe, or one with the model's name and defaults, and the parts. The prompts of
+        both may be as long as the model's window; longer ones lose text from their middle.
+
+    Raises:
+        RunError: there is nothing of that name, or the run is not finished.
+        ModelError: the model or its adapter cannot be had, or they do not fit.
+    """
+    path = Path(name).expanduser()
+    if (path / "recipe.yaml").is_file():
+        if adapter is not None:
+            raise RunError(
+                f"{path} is a run and has its own adapter; give --adapter with a model's name"
+            )
+        recipe, parts = open_run(path, dtype=dtype)
+        return _with_window(recipe, parts)
+    _check_place(str(name), path)
+    model = ModelSection.model_validate({"language_model": str(name), "dtype": dtype or "float32"})
+    recipe = Recipe(model=model, tuner=NoTunerSection(train_connector=False))
+    recipe, parts = _with_window(recipe, assemble(recipe))
+    if adapter is None:
+        return recipe, parts
+    place = Path(adapter).expanduser()
+    if not (place / "adapter_config.json").is_file():
+        raise ModelError(f"'{place}' is no adapter: it has no adapter_config.json")
+    return recipe, parts.with_model(load_adapter(parts.base, place).eval())
+
+
+def weights_fingerprint(name: str | Path, parts: Assembly, adapter: Path | None) -> str | None:
+    """Return a SHA-256, in hex, over all weights behind a name of `open_model`.
+
+    Args:
+        name: as `open_model` was given it.
+        parts: what it returned.
+        adapter: as it was given; a run's own is found.
+    """
+    run = RunDirectory(Path(name).expanduser())
+    place = run.adapter if run.recipe.is_file() and run.adapter.is_dir() else adapter
+    if parts.fingerprint is None:
+        return None
+    told = [parts.fingerprint]
+    if place is not None:
+        files = sorted(file for file in Path(place).expanduser().rglob("*") if file.is_file())
+        told += [file_digest(file) for file in files if file.suffix in (".json", ".safetensors")]
+    return hashlib.sha256("\0".join(told).encode()).hexdigest()
+
+
+def _check_place(name: str, path: Path) -> None:
+    """Say what a name is not, before anything is loaded."""
+    if name in PACKAGED or (path / "config.json").is_file():
+        return
+    if (path / "adapter_config.json").is_file():
+        raise ModelError(
+            f"{path} holds an adapter alone; name the model that it was trained on, and give "
+            f"--adapter {path}"
+        )
+    if path.exists():
+        raise RunError(
+            f"{path} is no run directory and no model: it has no recipe.yaml and no config.json"
+        )
+    try:
+        locate(name)
+    except ModelError as error:
+        raise RunError(f"{name} is no run directory; {error}") from error
+
+
+def _with_window(recipe: Recipe, parts: Assembly) -> tuple[Recipe, Assembly]:
+    """Let prompts be as long as the model can read."""
+    text = parts.base.config.get_text_config(decoder=True)
+    window = getattr(text, "max_position_embeddings", None) or recipe.data.max_length
+    wider = {"max_length": window, "row_length": None, "overflow": "truncate_prompt"}
+    recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update=wider)})
+    return recipe, replace(parts, encoder=_encoder(parts.processor, recipe))
 
 
 def _with_whole_model(recipe: Recipe, directory: Path) -> Recipe:

@@ -1,7 +1,7 @@
 """What long work and its results look like on the terminal."""
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from rich.progress import (
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from varifocal.evaluation.running import Result
     from varifocal.evaluation.scienceqa import Report
 
 
@@ -109,3 +110,27 @@ def print_scores(report: "Report") -> None:
             numbers = (f"{one.accuracy:.1f}", f"{one.low:.1f} to {one.high:.1f}")
             table.add_row(name, *numbers, f"{one.chance:.1f}", f"{one.count}", f"{one.unparsed}")
     Console().print(table)
+
+
+def print_result(result: "Result") -> None:
+    """Print a benchmark's measures as a table, the headline first."""
+    table = Table(title=result.name, title_justify="left", caption=result.benchmark.protocol)
+    table.add_column("")
+    for name in ("score %", "95 % interval", "items", "unparsed"):
+        table.add_column(name, justify="right")
+    main = result.benchmark.main
+    for one in sorted(result.measures, key=lambda measure: measure.name != main):
+        low_high = "" if one.low is None or one.high is None else f"{one.low:.1f} to {one.high:.1f}"
+        table.add_row(one.name, f"{one.value:.1f}", low_high, f"{one.count}", f"{one.unparsed}")
+    Console().print(table)
+    if result.num_cut:
+        print(f"{result.num_cut} prompts were shortened to fit into the model's window")
+    if result.kept:
+        print(f"{result.kept} of {len(result.answered)} answers were there already")
+    print(result.file)
+
+
+def print_left_out(sentences: Sequence[str]) -> None:
+    """Say which records were left out, on stderr."""
+    for sentence in sentences:
+        print(f"left out: {sentence}", file=sys.stderr)

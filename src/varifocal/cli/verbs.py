@@ -9,22 +9,19 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import Annotated, Any, cast
 
 import typer
 
 from varifocal import __version__
 from varifocal.cli.analyze_verbs import analyze_app
 from varifocal.cli.data_verbs import data_app
+from varifocal.cli.eval_verbs import add_eval_verb
 from varifocal.cli.options import RecipeArgument, SetOption
 from varifocal.cli.ready import ready
 from varifocal.cli.run_verbs import add_run_verbs
 from varifocal.errors import Stopped, VarifocalError, nearest
-
-if TYPE_CHECKING:
-    from varifocal.recipe import SourceSection
 
 INTERRUPTED = 130
 MISTAKE = 2
@@ -42,6 +39,7 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(analyze_app, name="analyze")
+add_eval_verb(app)
 add_run_verbs(app)
 
 RunArgument = Annotated[
@@ -101,7 +99,7 @@ def train(
 ) -> None:
     """Train a recipe into a run directory; Ctrl-C saves what there is."""
     ready()
-    from varifocal.cli.screen import stage_bars
+    from varifocal.cli.screen import print_left_out, stage_bars
     from varifocal.recipe import load_recipe
     from varifocal.training.train import train as run_training
 
@@ -109,53 +107,13 @@ def train(
     root = out or RUNS / str(page.name)
     with stage_bars() as progress:
         result = run_training(page, root, resume=resume, progress=progress)
-    _print_left_out([*result.skipped, *result.dropped])
+    print_left_out([*result.skipped, *result.dropped])
     print(
         f"{root}: {result.steps} steps, {sum(result.trained_parameters.values()):,} trained "
         f"parameters, loss {result.loss:.3f}, {result.minutes:.1f} min, peak memory "
         f"{result.peak_memory_gib:.1f} GiB"
     )
     print(f"next: varifocal eval {root}")
-
-
-@app.command("eval", epilog="Example: varifocal eval runs/demo --score both")
-def evaluate(
-    run: RunArgument,
-    score: Annotated[
-        Literal["options", "generate", "both"] | None,
-        typer.Option(help="By likelihood, by what is written, or both; the recipe's by default."),
-    ] = None,
-    data: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="Score on this instead of data.evaluate.")
-    ] = None,
-    split: Annotated[str | None, typer.Option(help="Another split than the recipe's.")] = None,
-    blind: Annotated[bool, typer.Option("--blind", help="Leave the pictures out.")] = False,
-) -> None:
-    """Score a run by ScienceQA's protocol; scores and predictions stay in the run directory."""
-    ready()
-    from varifocal.assemble import open_run
-    from varifocal.cli.screen import print_scores, stage_bars
-    from varifocal.evaluation.suites import score_sources
-    from varifocal.run import RunDirectory
-
-    recipe, parts = open_run(run)
-    sources = _instead(recipe.data.evaluate, data, split) if data or split else None
-    with stage_bars() as progress:
-        results = list(
-            score_sources(
-                recipe,
-                parts,
-                RunDirectory(run).evaluations,
-                sources=sources,
-                score=score,
-                blind=blind,
-                progress=progress,
-            )
-        )
-    for result in results:
-        print_scores(result.report)
-        _print_left_out(result.skipped)
-        print(result.file)
 
 
 @app.command(epilog='Example: varifocal ask runs/demo "Will they attract?" --image magnets.png')
@@ -223,24 +181,6 @@ def plan(
         print(f"{name:<24}{count:>18,}")
 
 
-def _instead(
-    given: Sequence[SourceSection], data: Path | None, split: str | None
-) -> list[SourceSection]:
-    """Return what --data and --split name, asked for as the recipe's first source is."""
-    from varifocal.recipe import SourceSection
-
-    if data is None and not given:
-        raise VarifocalError("the run's recipe has no data.evaluate; name something with --data")
-    like = given[0] if given else SourceSection(path=str(data))
-    path = str(data.expanduser()) if data else like.place
-    return [like.model_copy(update={"path": path, "split": split})]
-
-
-def _print_left_out(sentences: Sequence[str]) -> None:
-    for sentence in sentences:
-        print(f"left out: {sentence}", file=sys.stderr)
-
-
 def main() -> None:
     """Run a command line: a user's mistake is one sentence and exit code 2, never a traceback."""
     try:
@@ -264,6 +204,8 @@ def _complain(text: str, code: int = MISTAKE) -> int:
 
 
 def _how_to_go_on(arguments: list[str]) -> str:
+    if arguments[:1] == ["eval"] and "--suite" in arguments:
+        return f"stopped; the answers are kept; to go on: varifocal {shlex.join(arguments)}"
     if not arguments or arguments[0] not in ("train", "demo"):
         return "stopped"
     again = arguments if "--resume" in arguments else [*arguments, "--resume"]

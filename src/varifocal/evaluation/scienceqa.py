@@ -8,8 +8,7 @@ both), NO for those with neither; G1-6 and G7-12 by grade; and the average over 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +18,7 @@ from torch import nn
 from varifocal.data.encode import Encoder
 from varifocal.data.example import Example, Message
 from varifocal.errors import DataError
-from varifocal.evaluation.answering import greedy_answers, parse_answer
+from varifocal.evaluation.answering import evaluation_mode, greedy_answers, parse_answer
 from varifocal.evaluation.scoring import (
     ImageLoader,
     Normalisation,
@@ -211,7 +210,7 @@ def evaluate(
     questions = [ask(encoder, example, blind=blind) for example in examples]
     batching: dict[str, Any] = {"token_budget": token_budget, "progress": progress}
     protocol: dict[str, Any] = {"method": method, "blind": blind}
-    with _evaluation_mode(model):
+    with evaluation_mode(model):
         if method == "likelihood":
             protocol["normalisation"] = normalisation
             scores = score_options(
@@ -294,15 +293,3 @@ def _predict(example: Example, answer: _Answer) -> Prediction:
         scores=answer.scores,
         text=answer.text,
     )
-
-
-@contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Switch dropout off for the while."""
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, flag in training.items():
-            module.training = flag

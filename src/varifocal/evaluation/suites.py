@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -11,6 +11,10 @@ from typing import Literal
 from varifocal.assemble import Assembly
 from varifocal.data.formats import check_images, load_source
 from varifocal.errors import RecipeError
+from varifocal.evaluation.asking import Asker
+from varifocal.evaluation.benchmarks.row import Benchmark
+from varifocal.evaluation.items import Item
+from varifocal.evaluation.running import About, Result, Tell, Way, run
 from varifocal.evaluation.scienceqa import Method, Report, evaluate
 from varifocal.recipe import Recipe, SourceSection
 
@@ -85,6 +89,37 @@ def score_sources(
             )
             scores, _ = report.write(directory)
             yield Scored(report, scores, examples.skipped)
+
+
+def score_benchmarks(
+    asked: Sequence[tuple[Benchmark, Sequence[Item]]],
+    asker: Asker,
+    directory: Path,
+    way: Way,
+    about: About,
+    score: ScoreBy | None = None,
+    progress: Tell | None = None,
+) -> Iterator[Result]:
+    """Score a model on benchmarks, and write each one's scores as soon as they are there.
+
+    Args:
+        asked: rows of the table with their items.
+        asker: the model.
+        directory: where the files go.
+        way: how they are asked.
+        about: who is asked.
+        score: another method than the rows' own; see `running.Way`.
+        progress: told of every batch.
+
+    Raises:
+        DataError, RunError: as `running.run`.
+    """
+    for benchmark, items in asked:
+        for method in (None,) if score is None else _METHODS[score]:
+            chosen = replace(way, method=method)
+            yield run(
+                benchmark, items, asker, directory, way=chosen, about=about, progress=progress
+            )
 
 
 def suite_name(source: SourceSection, method: Method, *, blind: bool = False) -> str:

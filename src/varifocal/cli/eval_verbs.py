@@ -1,0 +1,211 @@
+"""The verb `eval`: score a run on its own sources, or any model on named benchmarks."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from varifocal.cli.ready import ready
+from varifocal.errors import VarifocalError
+
+if TYPE_CHECKING:
+    from varifocal.evaluation.running import Way
+    from varifocal.recipe import SourceSection
+
+_DATA = Path("data")
+_RUNS = Path("runs")
+
+
+def add_eval_verb(app: typer.Typer) -> None:
+    """Give an app the verb of this file."""
+    app.command("eval", epilog="Example: varifocal eval runs/demo --suite sciencebook")(evaluate)
+
+
+def evaluate(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN_OR_MODEL",
+            help="A run directory; with --suite also a model: packaged, a directory, or a hub id.",
+        ),
+    ],
+    suite: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,...", help="Suites or benchmarks; without it, the recipe's data.evaluate."
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="With --suite the folder that holds one folder a benchmark (default: the run's "
+            "data, or 'data'); without it, score on this instead of data.evaluate.",
+        ),
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Another split than the usual one.")] = None,
+    score: Annotated[
+        Literal["options", "generate", "both"] | None,
+        typer.Option(help="By likelihood, by what is written, or both; the usual way by default."),
+    ] = None,
+    blind: Annotated[bool, typer.Option("--blind", help="Leave the pictures out.")] = False,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="With --suite: only the first so many items.")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="With --suite: questions of a forward pass (8).")
+    ] = None,
+    adapter: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="With --suite: PEFT's files for a model.")
+    ] = None,
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None,
+        typer.Option(
+            help="With --suite: number format of the frozen weights; float32 by default, in which "
+            "scores do not depend on the batch size."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="With --suite: where scores go; RUN/eval or runs/MODEL/eval."
+        ),
+    ] = None,
+) -> None:
+    """Score a run or a model; scores and predictions stay on disk, and a stopped call goes on."""
+    ready()
+    only_with_suite = {
+        "--limit": limit,
+        "--batch-size": batch_size,
+        "--adapter": adapter,
+        "--dtype": dtype,
+        "--out": out,
+    }
+    if suite is None:
+        for option, value in only_with_suite.items():
+            if value is not None:
+                raise VarifocalError(f"{option} belongs to --suite; name one")
+        _score_sources(model, data, split, score, blind)
+        return
+    from varifocal.evaluation.running import Way
+
+    way = Way(None, blind, split, limit, batch_size or 8)
+    _score_suite(model, suite, data, way, score, adapter, dtype or "float32", out)
+
+
+def _score_sources(
+    model: str,
+    data: Path | None,
+    split: str | None,
+    score: Literal["options", "generate", "both"] | None,
+    blind: bool,
+) -> None:
+    """Score a run on its recipe's sources by ScienceQA's protocol."""
+    from varifocal.assemble import open_run
+    from varifocal.cli.screen import print_left_out, print_scores, stage_bars
+    from varifocal.evaluation.suites import score_sources
+    from varifocal.run import RunDirectory
+
+    recipe, parts = open_run(model)
+    sources = _instead(recipe.data.evaluate, data, split) if data or split else None
+    with stage_bars() as progress:
+        results = list(
+            score_sources(
+                recipe,
+                parts,
+                RunDirectory(Path(model)).evaluations,
+                sources=sources,
+                score=score,
+                blind=blind,
+                progress=progress,
+            )
+        )
+    for result in results:
+        print_scores(result.report)
+        print_left_out(result.skipped)
+        print(result.file)
+
+
+def _score_suite(
+    model: str,
+    suite: str,
+    data: Path | None,
+    way: Way,
+    score: Literal["options", "generate", "both"] | None,
+    adapter: Path | None,
+    dtype: str,
+    out: Path | None,
+) -> None:
+    """Score a run or a model on benchmarks; what is missing is said before anything is loaded."""
+    from varifocal.cli.screen import print_result, stage_bars
+    from varifocal.evaluation.benchmarks.table import find_benchmarks
+    from varifocal.evaluation.folders import find_folders, load_items
+
+    benchmarks = find_benchmarks(suite)
+    folders = find_folders(benchmarks, data or _data_of(model))
+    items = {
+        one.name: load_items(one, folders[one.name], way.split, way.limit) for one in benchmarks
+    }
+    from varifocal.assemble import open_model, weights_fingerprint
+    from varifocal.evaluation.asking import EncodedAsker
+    from varifocal.evaluation.running import About
+    from varifocal.evaluation.suites import score_benchmarks
+
+    recipe, parts = open_model(model, adapter, dtype=dtype)
+    about = About(
+        model=model,
+        adapter=None if adapter is None else str(adapter),
+        fingerprint=weights_fingerprint(model, parts, adapter),
+        seed=recipe.seed,
+        dtype=dtype,
+        command=shlex.join(["varifocal", *sys.argv[1:]]),
+    )
+    with stage_bars() as progress:
+        asked = [(one, items[one.name]) for one in benchmarks]
+        where = out or _scores_of(model, adapter)
+        asker = EncodedAsker(parts)
+        for result in score_benchmarks(asked, asker, where, way, about, score, progress):
+            print_result(result)
+
+
+def _data_of(model: str) -> Path:
+    """Return where a run's recipe keeps its data; `data` for anything else."""
+    from varifocal.recipe import load_recipe
+    from varifocal.run import RunDirectory
+
+    run = RunDirectory(Path(model).expanduser())
+    if not run.recipe.is_file():
+        return _DATA
+    root = load_recipe(run.recipe, check_paths=False).data.root
+    return Path(root) if root else _DATA
+
+
+def _scores_of(model: str, adapter: Path | None) -> Path:
+    """Return where scores go: into the run, or `runs/MODEL/eval`."""
+    from varifocal.run import RunDirectory
+
+    run = RunDirectory(Path(model).expanduser())
+    if run.recipe.is_file():
+        return run.evaluations
+    words = [model] if adapter is None else [model, str(adapter)]
+    name = "-".join(re.sub(r"[^\w.]+", "-", word).strip("-") for word in words)
+    return RunDirectory(_RUNS / name).evaluations
+
+
+def _instead(
+    given: Sequence[SourceSection], data: Path | None, split: str | None
+) -> list[SourceSection]:
+    """Return what --data and --split name, asked for as the recipe's first source is."""
+    from varifocal.recipe import SourceSection
+
+    if data is None and not given:
+        raise VarifocalError("the run's recipe has no data.evaluate; name something with --data")
+    like = given[0] if given else SourceSection(path=str(data))
+    path = str(data.expanduser()) if data else like.place
+    return [like.model_copy(update={"path": path, "split": split})]

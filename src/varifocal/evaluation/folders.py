@@ -1,0 +1,61 @@
+"""Where the data of benchmarks lies, and what is said when it does not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+
+from varifocal.errors import DataError, nearest
+from varifocal.evaluation.benchmarks.row import Benchmark
+from varifocal.evaluation.items import Item
+
+
+def find_folders(benchmarks: Sequence[Benchmark], root: Path) -> dict[str, Path]:
+    """Return each benchmark's folder: `root/NAME`, or `root` itself where one alone is asked.
+
+    Raises:
+        DataError: folders are missing; a line each says what files they need.
+    """
+    folders = {one.name: root / one.name for one in benchmarks}
+    if len(benchmarks) == 1 and not folders[benchmarks[0].name].is_dir() and _has_files(root):
+        return {benchmarks[0].name: root}
+    missing = [one for one in benchmarks if not folders[one.name].is_dir()]
+    if missing:
+        raise DataError("\n".join(_missing(one, folders[one.name], root) for one in missing))
+    return folders
+
+
+def load_items(
+    benchmark: Benchmark, folder: Path, split: str | None = None, limit: int | None = None
+) -> list[Item]:
+    """Read a benchmark's items, the first `limit` of them.
+
+    Raises:
+        DataError: a file is missing or broken; the text says what the folder has to hold.
+    """
+    try:
+        return list(islice(benchmark.load(folder, split), limit))
+    except DataError as error:
+        raise DataError(f"{benchmark.name}: {error}; {_needs(benchmark, folder)}") from error
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{benchmark.name}: no file '{error.filename}'; {_needs(benchmark, folder)}"
+        ) from error
+
+
+def _has_files(root: Path) -> bool:
+    return root.is_dir() and any(child.is_file() for child in root.iterdir())
+
+
+def _missing(benchmark: Benchmark, folder: Path, root: Path) -> str:
+    if not root.is_dir():
+        there = f"there is no folder '{root}' (name one with --data)"
+    else:
+        others = sorted(child.name for child in root.iterdir() if child.is_dir())
+        there = f"there is no folder '{folder}'{nearest(folder.name, others).rstrip('?')}"
+    return f"no data for {benchmark.name}: {there}; {_needs(benchmark, folder)}"
+
+
+def _needs(benchmark: Benchmark, folder: Path) -> str:
+    return f"'{folder}' has to hold {benchmark.files}; from {benchmark.source}"
