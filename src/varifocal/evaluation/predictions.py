@@ -1,0 +1,164 @@
+"""Prediction files as they stand in a run's `eval`, whichever part wrote them.
+
+Two kinds of line are read: those of `scienceqa.Report` (`question`, `options`, `prediction` as an
+index) and those of the benchmarks (`prompt_sha`, `text` or `choice`, `parsed`). What a line does
+not say stays empty.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from varifocal.errors import DataError, RunError
+
+ENDING = ".predictions.jsonl"
+
+
+@dataclass(frozen=True)
+class Line:
+    """One answered question.
+
+    Attributes:
+        id: the item's.
+        credit: what the answer earned, 0 to 1; None where an item alone earns nothing.
+        answer: the option chosen, the answer read from the text, or the text itself.
+        is_read: False where the text named no answer.
+        gold: the right answer, or several, joined by " | ".
+        prompt_sha: of the prompt; None in files that do not have it.
+        question: the user's turn; "" where the file does not say.
+        options: what could be answered.
+        images: files of the pictures.
+        columns: ScienceQA's columns in which it counts.
+        tags: skill, category and the like.
+        group: what is scored together.
+    """
+
+    id: str
+    credit: float | None
+    answer: str
+    is_read: bool
+    gold: str
+    prompt_sha: str | None = None
+    question: str = ""
+    options: tuple[str, ...] = ()
+    images: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
+    tags: Mapping[str, str] = field(default_factory=dict)
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """A suite's predictions.
+
+    Attributes:
+        suite: its name.
+        file: where they stand.
+        lines: id -> line, in the file's order.
+        protocol: how the answers were made, as the score file says; empty without one.
+    """
+
+    suite: str
+    file: Path
+    lines: Mapping[str, Line]
+    protocol: Mapping[str, Any]
+
+
+def find_predictions(place: Path) -> dict[str, Path]:
+    """Find the prediction files of a run, of an `eval` folder, or take the one that is named.
+
+    Returns:
+        suite -> file.
+
+    Raises:
+        RunError: there are none.
+    """
+    if place.is_file() and place.name.endswith(ENDING):
+        return {place.name.removesuffix(ENDING): place}
+    for folder in (place / "eval", place):
+        if files := sorted(folder.glob(f"*{ENDING}")):
+            return {file.name.removesuffix(ENDING): file for file in files}
+    raise RunError(
+        f"no predictions at {place}: neither eval/*{ENDING} nor *{ENDING}; "
+        f"make some with: varifocal eval {place}"
+    )
+
+
+def read_predictions(file: Path) -> Predictions:
+    """Read one file; a last line that a kill cut short is left out.
+
+    Raises:
+        DataError: a line is no prediction, or an id stands there twice.
+    """
+    lines: dict[str, Line] = {}
+    texts = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    for number, text in enumerate(texts, start=1):
+        if not text.strip():
+            continue
+        try:
+            line = _line(json.loads(text))
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+            if number == len(texts) and not text.endswith("\n"):
+                break
+            raise DataError(f"{file}: line {number} is no prediction ({error!r})") from error
+        if line.id in lines:
+            raise DataError(f"{file}: line {number}: the id '{line.id}' stands there twice")
+        lines[line.id] = line
+    suite = file.name.removesuffix(ENDING)
+    return Predictions(suite, file, lines, _protocol(file.with_name(f"{suite}.json")))
+
+
+def _line(row: Mapping[str, Any]) -> Line:
+    """Read either kind of line."""
+    options = tuple(str(option) for option in row.get("options") or ())
+    chosen = row["prediction"] if "prediction" in row else row.get("choice")
+    parsed = row.get("parsed")
+    is_read = chosen is not None or parsed is not None
+    if isinstance(chosen, int) and chosen < len(options):
+        answer = options[chosen]
+    else:
+        answer = str(
+            next((one for one in (parsed, row.get("text"), chosen) if one is not None), "")
+        )
+    pictures = row.get("image") or row.get("images") or ()
+    return Line(
+        id=str(row["id"]),
+        credit=_credit(row),
+        answer=answer,
+        is_read=is_read,
+        gold=_gold(row["gold"], options),
+        prompt_sha=row.get("prompt_sha"),
+        question=str(row.get("question") or ""),
+        options=options,
+        images=(pictures,) if isinstance(pictures, str) else tuple(map(str, pictures)),
+        columns=tuple(row.get("columns") or ()),
+        tags={str(key): str(value) for key, value in (row.get("tags") or {}).items()},
+        group=str(row.get("group") or ""),
+    )
+
+
+def _credit(row: Mapping[str, Any]) -> float | None:
+    value = row.get("correct", row.get("credit"))
+    return None if value is None else float(value)
+
+
+def _gold(gold: object, options: Sequence[str]) -> str:
+    if isinstance(gold, int) and not isinstance(gold, bool) and gold < len(options):
+        return options[gold]
+    if isinstance(gold, list | tuple):
+        return " | ".join(dict.fromkeys(map(str, gold)))
+    return str(gold)
+
+
+def _protocol(file: Path) -> dict[str, Any]:
+    """What the score file says of the making: our reports have a table, benchmarks a sentence."""
+    try:
+        page = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    said = page.get("protocol", {}) if isinstance(page, dict) else {}
+    return dict(said) if isinstance(said, dict) else {"protocol": said}
