@@ -339,6 +339,34 @@ def test_positions_that_start_again_are_segments(awake):
     torch.testing.assert_close(found[:, :4], logits(model, input_ids=tokens[:, :4]))
 
 
+def test_an_answer_keeps_its_draw_while_a_row_beside_it_starts_a_new_turn(awake):
+    model, tokens = awake(selection="random"), ids(tokens=6)
+    cache = hf.DynamicCache()
+    logits(model, input_ids=tokens[:, :4], past_key_values=cache)
+    twin = copy.deepcopy(cache)
+    expected = logits(model, input_ids=tokens[:, 4:], past_key_values=twin)
+    turns = torch.tensor([[False, False], [True, True]])
+    found = logits(model, input_ids=tokens[:, 4:], past_key_values=cache, prompt_mask=turns)
+    torch.testing.assert_close(found[0], expected[0])
+    assert (found[1] - expected[1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["bool", "float"])
+def test_padding_is_read_from_prepared_masks_too(awake, kind):
+    model, tokens = awake(), ids()
+    valid = torch.ones(2, 9, dtype=torch.bool)
+    valid[0, :3] = False
+    places = (valid.long().cumsum(dim=1) - 1).clamp(min=0)
+    inputs = {"input_ids": tokens, "position_ids": places}
+    expected = logits(model, **inputs, attention_mask=valid.long())
+    mask = torch.ones(9, 9).tril().bool() & valid[:, None, None]
+    mask = mask | torch.eye(9).bool()  # padding sees itself, as transformers has it
+    if kind == "float":
+        mask = torch.zeros(mask.shape).double().masked_fill(~mask, torch.finfo(torch.double).min)
+    found = logits(model, **inputs, attention_mask=mask)
+    torch.testing.assert_close(found[valid], expected[valid], rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("move", "rows"),
     [
