@@ -1,7 +1,7 @@
 """Configs of a few published models, to count them where neither their files nor a hub is near.
 
 Only meta builds (`plan`) use these, and only when the real config cannot be had. Values are those
-of the models' papers and model cards: LLaMA (arXiv 2302.13971, table 2), Llama 2 and Vicuna v1.5
+of the models' papers and model cards: LLaMA and Vicuna v1.3 (arXiv 2302.13971, table 2), Llama 2 and Vicuna v1.5
 (the same shapes, 4,096 positions), CLIP (arXiv 2103.00020, table 20; OpenAI's released ViT-L/14),
 LLaVA 1.5 (Vicuna's shapes, and 64 more words in its vocabulary).
 """
@@ -55,6 +55,7 @@ PUBLISHED: dict[str, PreTrainedConfig] = {
     "huggyllama/llama-7b": _LLAMA_7B,
     "huggyllama/llama-13b": _LLAMA_13B,
     "meta-llama/Llama-2-7b-hf": _LLAMA2_7B,
+    "lmsys/vicuna-7b-v1.3": _LLAMA_7B,
     "lmsys/vicuna-7b-v1.5": _LLAMA2_7B,
     "llava-hf/llava-1.5-7b-hf": _LLAVA_7B,
     "openai/clip-vit-large-patch14": _CLIP_L14,
