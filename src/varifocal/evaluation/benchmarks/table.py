@@ -3,15 +3,39 @@
 from __future__ import annotations
 
 from varifocal.errors import RecipeError, nearest
-from varifocal.evaluation.benchmarks import questions
+from varifocal.evaluation.benchmarks import (
+    captions,
+    classes,
+    mme,
+    pictures,
+    questions,
+    text,
+    vision,
+)
 from varifocal.evaluation.benchmarks.row import Benchmark
 
-BENCHMARKS: dict[str, Benchmark] = {row.name: row for row in (*questions.ROWS,)}
+_FAMILIES = (questions, text, pictures, vision, classes, mme, captions)
+
+BENCHMARKS: dict[str, Benchmark] = {row.name: row for one in _FAMILIES for row in one.ROWS}
 """One row a benchmark; each family's file lists its own."""
 
 SUITES: dict[str, tuple[str, ...]] = {
     "scienceqa": ("scienceqa",),
     "sciencebook": ("sciencebook",),
+    "mlan": (
+        "race",
+        "openbookqa",
+        "boolq",
+        "hellaswag",
+        "realworldqa",
+        "ai2d",
+        "pope",
+        "gqa",
+        "scienceqa",
+    ),
+    "mixlora": ("textvqa", "vsr", "snli_ve", "cifar10", "cifar100", "mnist", "pope"),
+    "mme": ("mme",),
+    "caption": ("coco_captions",),
 }
 """Benchmarks that a paper reports together."""
 

@@ -141,7 +141,5 @@ def _orders() -> range:
 def _grams(tokens: Tokens) -> Grams:
     """Count the n-grams of 1 to 4 words."""
     return Counter(
-        tuple(tokens[start : start + k])
-        for k in _orders()
-        for start in range(len(tokens) - k + 1)
+        tuple(tokens[start : start + k]) for k in _orders() for start in range(len(tokens) - k + 1)
     )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+_WORDS = "zero one two three four five six seven eight nine ten"
+NUMBER_WORDS = {word: str(value) for value, word in enumerate(_WORDS.split())}
+
 
 def plain(text: str) -> str:
     """Drop case, blanks around and within, and the final full stop.
@@ -13,9 +16,9 @@ def plain(text: str) -> str:
 
 
 def read_short(text: str) -> str | None:
-    """Return a written answer's first line made plain; None when nothing is left.
+    r"""Return a written answer's first line made plain; None when nothing is left.
 
-    >>> read_short("Left.\\nBecause it is."), read_short(" .")
+    >>> read_short("Left.\nBecause it is."), read_short(" .")
     ('left', None)
     """
     lines = text.strip().splitlines()

@@ -15,9 +15,9 @@ import re
 _LEFT_OUT = frozenset(("''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"))
 _BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
 
-_ABBREVIATIONS = "mr mrs ms dr st vs jr sr co inc etc no ave".split()
+_ABBREVIATIONS = "mr|mrs|ms|dr|st|vs|jr|sr|co|inc|etc|no|ave"
 _TOKEN = re.compile(
-    r"(?:" + "|".join(_ABBREVIATIONS) + r")\.(?=\s+\S)"  # "mr. smith"
+    rf"(?:{_ABBREVIATIONS})\.(?=\s+\S)"  # "mr. smith"
     r"|(?:[a-z]\.){2,}"  # "u.s."
     r"|\d+(?:[.,:/]\d+)*(?:st|nd|rd|th|s)?(?![^\W_]|-[^\W_])"  # "1,000", "3:30", "2nd"
     r"|[^\W_]+(?:[-_/&'][^\W_]+)*(?:'(?=\s|$))?"  # "t-shirt", "don't"

@@ -11,12 +11,13 @@ import re
 from collections.abc import Sequence
 from typing import Literal
 
+from varifocal.evaluation.metrics.exact import NUMBER_WORDS
+
 Dialect = Literal["textvqa", "vqa2"]
 
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _ARTICLES = frozenset(("a", "an", "the"))
-_NUMBERS = "zero one two three four five six seven eight nine ten".split()
-_DIGITS = {"none": "0", **{word: str(value) for value, word in enumerate(_NUMBERS)}}
+_DIGITS = {"none": "0", **NUMBER_WORDS}
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
 # The official pattern means to spare "3." as well, but its look-behind is misspelt and never holds.
 _PERIOD = re.compile(r"\.(?!\d)")
@@ -31,7 +32,7 @@ _CONTRACTED = """
     what'll what're what's what've when's where'd where's where've who'd who'd've who'll who's
     who've why'll why're why's won't would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd
     you'd've you'll you're you've
-""".split()
+"""
 
 
 def _misspellings(word: str) -> list[str]:
@@ -40,7 +41,7 @@ def _misspellings(word: str) -> list[str]:
     return [word[:place] + word[place + 1 :] for place in places]
 
 
-_CONTRACTIONS = {wrong: word for word in _CONTRACTED for wrong in _misspellings(word)}
+_CONTRACTIONS = {wrong: word for word in _CONTRACTED.split() for wrong in _misspellings(word)}
 _CONTRACTIONS["somebody'd"] = "somebodyd"  # the wrong way round in the official table
 
 

@@ -1,0 +1,142 @@
+"""COCO captions of Karpathy's split: BLEU-4 and CIDEr."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from varifocal.data.example import Image
+from varifocal.data.parsing import short
+from varifocal.data.pictures import find_picture
+from varifocal.data.questions import CAPTION_PROMPT
+from varifocal.data.reading import read_json_object
+from varifocal.errors import DataError
+from varifocal.evaluation.benchmarks.files import (
+    ask,
+    find_image,
+    first_file,
+    read_table,
+    text_of,
+    value_of,
+)
+from varifocal.evaluation.benchmarks.row import Answered, Benchmark, Measure
+from varifocal.evaluation.items import Answer, Item
+from varifocal.evaluation.metrics.captions import (
+    NGRAMS,
+    BleuCounts,
+    bleu,
+    bleu_counts,
+    cider,
+    tokenise,
+)
+from varifocal.evaluation.statistics import Interval, bootstrap, bootstrap_mean
+
+_FILES = "Karpathy's dataset_coco.json and COCO's val2014/"
+_CAPTIONS = ("sentences", "captions", "caption", "answer")
+_NAMES = ("cocoid", "imgid", "question_id", "id")
+
+
+def load_captions(folder: Path, split: str | None) -> Iterator[Item]:
+    """Yield the pictures of a split with their captions, five or more each.
+
+    Raises:
+        DataError: a file is missing or malformed.
+    """
+    split = split or "test"
+    file = first_file(folder, "dataset_coco.json", "*/dataset_coco.json")
+    if file is None:
+        for record in read_table(folder, (split, "validation", "val"), _FILES):
+            yield _item(record.row, record.where, folder, record.place)
+        return
+    rows = value_of(read_json_object(file), "images", str(file))
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise DataError(f"'{file}': 'images' must be a list of objects, not {short(rows)}")
+    for number, row in enumerate(rows):
+        if row.get("split") == split:
+            yield _item(row, f"{file}: image {number}", folder, f"image {number}")
+
+
+def _item(row: Mapping[str, Any], where: str, folder: Path, place: str) -> Item:
+    name = next((str(row[key]) for key in _NAMES if row.get(key) is not None), place)
+    references = _captions_of(row, where)
+    return ask(name, where, CAPTION_PROMPT, _picture(row, where, folder), references=references)
+
+
+def _picture(row: Mapping[str, Any], where: str, folder: Path) -> Image:
+    """Return the picture inside a row, or the file that it names."""
+    if row.get("image") is not None:
+        return find_picture(row["image"], folder, where)
+    name, inside = text_of(row, "filename", where), str(row.get("filepath") or "val2014")
+    folders = [folder / inside, folder / "images" / inside, folder / "images", folder]
+    return find_image(folders, name, where)
+
+
+def _captions_of(row: Mapping[str, Any], where: str) -> list[str]:
+    """Return a row's captions: texts, or objects with the text under `raw`."""
+    key = next((key for key in _CAPTIONS if row.get(key)), None)
+    found = row[key] if key else None
+    found = [found] if isinstance(found, str) else found
+    texts = [one.get("raw") if isinstance(one, dict) else one for one in found or ()]
+    if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+        raise DataError(f"{where}: captions ({', '.join(_CAPTIONS)}) are {short(found)}")
+    return [str(text).strip() for text in texts]
+
+
+def _read_caption(text: str, item: Item) -> str | None:
+    """Return the first line that is written."""
+    return next((line.strip() for line in text.splitlines() if line.strip()), None)
+
+
+def _no_credit(item: Item, answer: Answer) -> float | None:
+    return None
+
+
+def measure_captions(answered: Sequence[Answered]) -> list[Measure]:
+    """Score the corpus; an empty caption counts as one without words."""
+    captions = [tokenise(answer.parsed or "") for _, answer in answered]
+    references = [[tokenise(text) for text in item.references] for item, _ in answered]
+    counts = [bleu_counts(*pair) for pair in zip(captions, references, strict=True)]
+    table = np.array([[c.length, c.reference_length, *c.matches, *c.guesses] for c in counts])
+    by_bleu = bootstrap(len(table), lambda picked: _bleu_of(table[picked]))
+    # CIDEr weighs words by all pictures; a resample keeps these weights.
+    by_cider = bootstrap_mean(cider(captions, references))
+    unparsed = sum(answer.parsed is None for _, answer in answered)
+    return [
+        _measure_of("CIDEr (x100)", by_cider, len(table), unparsed),
+        _measure_of("BLEU-4", by_bleu, len(table), unparsed),
+    ]
+
+
+def _bleu_of(table: np.ndarray) -> float:
+    """Score the sum of the counts of [pictures, (words, reference's, matches x 4, guesses x 4)]."""
+    sums = table.sum(axis=0).tolist()
+    first = 2 + NGRAMS
+    return bleu(BleuCounts(sums[0], sums[1], tuple(sums[2:first]), tuple(sums[first:])))
+
+
+def _measure_of(name: str, found: Interval, count: int, unparsed: int) -> Measure:
+    return Measure(name, 100 * found.value, 100 * found.low, 100 * found.high, count, unparsed)
+
+
+ROWS = (
+    Benchmark(
+        name="coco_captions",
+        load=load_captions,
+        measure=measure_captions,
+        method="generate",
+        parse=_read_caption,
+        credit=_no_credit,
+        max_new_tokens=40,
+        files=f"{_FILES}; or a directory of test-*.parquet with captions and pictures",
+        protocol=(
+            "'Describe the picture.'; greedy answer's first line; BLEU-4 and CIDEr-D as COCO's "
+            "caption script defines them, on words parted much as its PTB tokeniser does, against "
+            "all captions of Karpathy's test pictures (Karpathy and Fei-Fei 2015)"
+        ),
+        source="https://cs.stanford.edu/people/karpathy/deepimagesent (captions: COCO, CC BY 4.0)",
+        main="CIDEr (x100)",
+    ),
+)

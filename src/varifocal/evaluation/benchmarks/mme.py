@@ -1,0 +1,164 @@
+"""MME: fourteen subtasks of yes-or-no questions, two an image."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from varifocal.data.example import Image
+from varifocal.data.pictures import find_picture
+from varifocal.data.reading import read_text
+from varifocal.errors import DataError, nearest
+from varifocal.evaluation.benchmarks.files import ask, find_image, read_table, text_of, value_of
+from varifocal.evaluation.benchmarks.row import Answered, Benchmark, Measure, accuracy, exact
+from varifocal.evaluation.items import Item
+from varifocal.evaluation.metrics.mme import COGNITION, PERCEPTION, SUBTASKS, pair_up
+from varifocal.evaluation.metrics.yes_no import read_prefix
+from varifocal.evaluation.statistics import bootstrap, wilson
+
+_FILES = "MME's SUBTASK/*.txt beside its pictures, or SUBTASK/questions_answers_YN and images"
+_INSIDE = "questions_answers_YN"
+
+
+def load_mme(folder: Path, split: str | None) -> Iterator[Item]:
+    """Yield MME's questions; `group` is SUBTASK/IMAGE, tag `subtask` the subtask.
+
+    Args:
+        folder: has the subtasks, itself or in a folder of the official archive.
+        split: a subtask, or None for all that are there.
+
+    Raises:
+        DataError: a file is missing or malformed.
+    """
+    if split not in (None, *SUBTASKS):
+        raise DataError(f"MME has no subtask '{split}'{nearest(str(split), SUBTASKS)}")
+    wanted = SUBTASKS if split is None else (split,)
+    found = {one: _folder_of(folder, one) for one in wanted}
+    if any(found.values()):
+        for one, place in found.items():
+            if place is not None:
+                yield from _official(place, one)
+        return
+    for record in read_table(folder, ("test",), _FILES):
+        row, where = record.row, record.where
+        subtask, name = text_of(row, "category", where), text_of(row, "question_id", where)
+        if subtask in wanted:
+            image = find_picture(value_of(row, "image", where), folder, where)
+            asked, gold = text_of(row, "question", where), text_of(row, "answer", where)
+            group = f"{subtask}/{Path(name).stem}"
+            yield _item(f"{name} {record.place}", where, asked, gold, image, subtask, group)
+
+
+def _folder_of(folder: Path, subtask: str) -> Path | None:
+    """Find the folder of a subtask that has question files."""
+    for place in (folder / subtask, *sorted(folder.glob(f"*/{subtask}"))):
+        if any(place.glob("*.txt")) or any((place / _INSIDE).glob("*.txt")):
+            return place
+    return None
+
+
+def _official(place: Path, subtask: str) -> Iterator[Item]:
+    """Yield the lines "question<TAB>Yes" of a subtask's files, one file an image."""
+    inside = (place / _INSIDE).is_dir()
+    folders = [place / "images"] if inside else [place]
+    for file in sorted((place / _INSIDE if inside else place).glob("*.txt")):
+        image = find_image(folders, file.stem, str(file))
+        lines = [line for line in read_text(file).splitlines() if line.strip()]
+        for number, line in enumerate(lines, 1):
+            where = f"{file}: line {number}"
+            asked, tab, gold = line.rpartition("\t")
+            if not tab or not asked.strip():
+                raise DataError(f"{where}: a question, a tab and Yes or No are needed: {line!r}")
+            group = f"{subtask}/{file.stem}"
+            yield _item(f"{group}-{number}", where, asked.strip(), gold, image, subtask, group)
+
+
+def _item(
+    name: str, where: str, asked: str, gold: str, image: Image, subtask: str, group: str
+) -> Item:
+    gold = gold.strip().lower().rstrip(".")
+    if gold not in ("yes", "no"):
+        raise DataError(f"{where}: the answer must be Yes or No, not {gold!r}")
+    return ask(
+        name, where, asked, image, references=(gold,), group=group, tags={"subtask": subtask}
+    )
+
+
+def measure_mme(answered: Sequence[Answered]) -> list[Measure]:
+    """Score the sums first, then each subtask: accuracy, accuracy+ and their sum."""
+    by_subtask: dict[str, list[Answered]] = {}
+    for pair in answered:
+        by_subtask.setdefault(pair[0].tags["subtask"], []).append(pair)
+    ordered = [one for one in SUBTASKS if one in by_subtask]
+    measures = []
+    for name, members in (("perception", PERCEPTION), ("cognition", COGNITION)):
+        present = [by_subtask[one] for one in members if one in by_subtask]
+        found = _sum(f"{name} (points of {200 * len(members)})", present)
+        measures += [found] if found else []
+    for one in ordered:
+        part = by_subtask[one]
+        measures.append(accuracy(part, f"{one} accuracy"))
+        found = _sum(f"{one} (points of 200)", [part])
+        measures += [_plus(part, one), found] if found else []
+    return measures
+
+
+def _plus(part: Sequence[Answered], subtask: str) -> Measure:
+    """Score accuracy+ over the images with two answered questions."""
+    pairs = pair_up((item.group, bool(exact(item, answer))) for item, answer in part)
+    low, high = wilson(pairs.both_right, pairs.images)
+    value = 100 * pairs.both_right / pairs.images
+    return Measure(f"{subtask} accuracy+", value, 100 * low, 100 * high, pairs.images)
+
+
+def _sum(name: str, parts: Sequence[Sequence[Answered]]) -> Measure | None:
+    """Add the scores of subtasks, with a bootstrap over images; None without a complete pair."""
+    images = [image for subtask, part in enumerate(parts) for image in _images(part, subtask)]
+    if not images:
+        return None
+    table = np.array(images, np.int64)  # [images, (subtask, right, both right)]
+
+    def value(picked: np.ndarray) -> float:
+        total = 0.0
+        for subtask in range(len(parts)):
+            rows = table[picked][table[picked, 0] == subtask]
+            total += 100 * (rows[:, 1].mean() / 2 + rows[:, 2].mean()) if len(rows) else np.nan
+        return float(total)
+
+    found = bootstrap(len(table), value)
+    flat = [pair for part in parts for pair in part]
+    unparsed = sum(answer.parsed is None for _, answer in flat)
+    return Measure(name, found.value, found.low, found.high, len(flat), unparsed)
+
+
+def _images(part: Sequence[Answered], subtask: int) -> Iterator[tuple[int, int, int]]:
+    """Yield (subtask, questions right, both right) of the images with two answered questions."""
+    right: dict[str, list[bool]] = {}
+    for item, answer in part:
+        right.setdefault(item.group, []).append(bool(exact(item, answer)))
+    for found in right.values():
+        if len(found) == 2:
+            yield subtask, sum(found), int(all(found))
+
+
+ROWS = (
+    Benchmark(
+        name="mme",
+        load=load_mme,
+        measure=measure_mme,
+        method="generate",
+        parse=lambda text, item: read_prefix(text),
+        files=f"{_FILES}; or lmms-lab/MME: data/test-*.parquet",
+        protocol=(
+            "the question as it is written (it asks for yes or no); greedy answer, yes or no by "
+            "its first four letters; a subtask's score is accuracy + accuracy+ (both questions "
+            "of an image right), summed over ten perception and four cognition subtasks "
+            "(Fu et al. 2023)"
+        ),
+        source="https://github.com/BradyFU/Awesome-Multimodal-Large-Language-Models (Fu et al. "
+        "2023), for research only",
+        main="perception (points of 2000)",
+    ),
+)

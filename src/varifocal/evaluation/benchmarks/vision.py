@@ -1,0 +1,290 @@
+"""Short written answers about pictures: POPE, GQA, TextVQA."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from varifocal.data.example import Image
+from varifocal.data.parsing import short
+from varifocal.data.pictures import find_picture
+from varifocal.data.reading import read_json_object
+from varifocal.errors import DataError
+from varifocal.evaluation.benchmarks.files import (
+    ask,
+    find_image,
+    first_file,
+    read_records,
+    read_table,
+    text_of,
+    texts_of,
+    value_of,
+)
+from varifocal.evaluation.benchmarks.row import Answered, Benchmark, Measure, accuracy
+from varifocal.evaluation.items import Answer, Item
+from varifocal.evaluation.metrics.exact import plain, read_short
+from varifocal.evaluation.metrics.vqa import normalise, soft_accuracy
+from varifocal.evaluation.metrics.yes_no import Confusion, confusion, read_yes_no
+from varifocal.evaluation.statistics import Interval, bootstrap, bootstrap_mean
+
+_POPE_FILES = "POPE's coco_pope_random.json, _popular and _adversarial, and COCO's val2014/"
+_GQA_FILES = "GQA's testdev_balanced_questions.json and images/"
+_TEXTVQA_FILES = "TextVQA_0.5.1_val.json and train_images/"
+
+POPE_SPLITS = ("random", "popular", "adversarial")
+
+
+def load_pope(folder: Path, split: str | None) -> Iterator[Item]:
+    """Yield POPE's questions; `group` is the split, all three unless one is named.
+
+    Raises:
+        DataError: a file is missing or malformed.
+    """
+    if split not in (None, *POPE_SPLITS):
+        raise DataError(f"POPE has no split '{split}' but {', '.join(POPE_SPLITS)}")
+    folders = [folder / name for name in ("val2014", "images", "images/val2014", "")]
+    wanted = POPE_SPLITS if split is None else (split,)
+    files = [
+        first_file(
+            folder, f"coco_pope_{one}.json", f"*/coco_pope_{one}.json", f"*/*/coco_pope_{one}.json"
+        )
+        for one in wanted
+    ]
+    for one, file in zip(wanted, files, strict=True):
+        if file is None:
+            if any(files):
+                raise DataError(f"'{folder}' has no coco_pope_{one}.json, but others of the three")
+            yield from _pope_table(folder, wanted)
+            return
+        for record in read_records(file):
+            row, where = record.row, record.where
+            image = find_image(folders, text_of(row, "image", where), where)
+            asked, gold = text_of(row, "text", where), text_of(row, "label", where)
+            yield _pope_item(
+                f"{one}-{value_of(row, 'question_id', where)}", where, asked, image, gold, one
+            )
+
+
+def _pope_table(folder: Path, wanted: Sequence[str]) -> Iterator[Item]:
+    """Yield the rows of lmms-lab/POPE: `Full` with a file a split, or `data` with a column."""
+    full = first_file(folder, "Full/*.parquet") is not None
+    for splits in [(one,) for one in wanted] if full else [("test",)]:
+        for record in read_table(folder, splits, _POPE_FILES, "Full" if full else "*"):
+            row, where = record.row, record.where
+            one = splits[0] if full else text_of(row, "category", where)
+            if one not in wanted:
+                continue
+            image = find_picture(value_of(row, "image", where), folder, where)
+            name = f"{one}-{value_of(row, 'question_id', where)}"
+            asked, gold = text_of(row, "question", where), text_of(row, "answer", where)
+            yield _pope_item(name, where, asked, image, gold, one)
+
+
+def _pope_item(name: str, where: str, asked: str, image: Image, gold: str, split: str) -> Item:
+    gold = gold.lower()
+    if gold not in ("yes", "no"):
+        raise DataError(f"{where}: the answer must be yes or no, not {gold!r}")
+    prompt = f"{asked} Answer yes or no."
+    return ask(name, where, prompt, image, references=(gold,), group=split)
+
+
+def measure_pope(answered: Sequence[Answered]) -> list[Measure]:
+    """Score each split, and the splits' mean F1; an unparsed answer is wrong and no yes."""
+    by_split = {one: [pair for pair in answered if pair[0].group == one] for one in POPE_SPLITS}
+    found = {one: part for one, part in by_split.items() if part}
+    measures = [_mean_f1(answered)]
+    for split, part in found.items():
+        measures.append(accuracy(part, f"accuracy {split}"))
+        for name, value in _POPE_SCORES.items():
+            measures.append(_pope_measure(part, f"{name} {split}", value))
+    return measures
+
+
+_POPE_SCORES: dict[str, Callable[[Confusion], float]] = {
+    "precision": lambda counts: counts.precision,
+    "recall": lambda counts: counts.recall,
+    "f1": lambda counts: counts.f1,
+    "yes ratio": lambda counts: counts.yes_ratio,
+}
+
+
+def _pope_measure(
+    part: Sequence[Answered], name: str, value: Callable[[Confusion], float]
+) -> Measure:
+    cells = _cells(part)
+    found = bootstrap(len(part), lambda picked: value(_added(cells[picked])))
+    return _measure_of(found, name, part)
+
+
+def _mean_f1(answered: Sequence[Answered]) -> Measure:
+    """Average the splits' F1, as papers report POPE in one number."""
+    cells = _cells(answered)
+    groups = np.array([POPE_SPLITS.index(item.group) for item, _ in answered])
+    present = sorted(set(groups.tolist()))
+
+    def value(picked: Any) -> float:
+        parts = [_added(cells[picked[groups[picked] == group]]).f1 for group in present]
+        return sum(parts) / len(parts)
+
+    return _measure_of(bootstrap(len(answered), value), "f1", answered)
+
+
+def _cells(answered: Sequence[Answered]) -> Any:
+    """[N, 5], for each question the one cell of `Confusion` that it counts in."""
+    counts = [confusion([(item.references[0], answer.parsed)]) for item, answer in answered]
+    rows = [(one.hits, one.misses, one.alarms, one.passes, one.silences) for one in counts]
+    return np.array(rows, np.int64).reshape(len(rows), 5)
+
+
+def _added(cells: Any) -> Confusion:
+    return Confusion(*cells.sum(axis=0).tolist())
+
+
+def load_gqa(folder: Path, split: str | None) -> Iterator[Item]:
+    """Yield GQA's balanced test-dev questions; tag `kind` is "binary" or "open".
+
+    Raises:
+        DataError: a file is missing or malformed.
+    """
+    split = split or "testdev_balanced"
+    file = first_file(folder, f"{split}_questions.json", f"*/{split}_questions.json")
+    images: dict[str, Any] = {}
+    if file is None:
+        short_name = split.split("_")[0]
+        tables = (f"{split}_instructions", f"{split}_images")
+        rows = read_table(folder, (short_name,), _GQA_FILES, tables[0])
+        if (folder / tables[1]).is_dir():
+            for record in read_table(folder / tables[1], (short_name,), _GQA_FILES):
+                images[text_of(record.row, "id", record.where)] = record.row.get("image")
+        found = ((text_of(one.row, "id", one.where), one.where, one.row) for one in rows)
+    else:
+        found = ((name, f"{file}: '{name}'", row) for name, row in read_json_object(file).items())
+    for name, where, row in found:
+        if not isinstance(row, dict):
+            raise DataError(f"{where} is no object")
+        picture = text_of(row, "imageId", where)
+        image = (
+            find_picture(images[picture], folder, where)
+            if picture in images
+            else find_image([folder / "images", folder], picture, where)
+        )
+        prompt = f"{text_of(row, 'question', where)} Answer with one word or a short phrase."
+        gold = plain(text_of(row, "answer", where))
+        types = row.get("types")
+        structure = types.get("structural") if isinstance(types, dict) else None
+        tags = {"kind": "open" if structure == "query" else "binary"} if structure else {}
+        yield ask(name, where, prompt, image, references=(gold,), tags=tags)
+
+
+def measure_gqa(answered: Sequence[Answered]) -> list[Measure]:
+    """Count exact matches, over all questions and over the binary and the open ones."""
+    measures = [accuracy(answered)]
+    for kind in ("binary", "open"):
+        part = [pair for pair in answered if pair[0].tags.get("kind") == kind]
+        if part:
+            measures.append(accuracy(part, f"accuracy {kind}"))
+    return measures
+
+
+def load_textvqa(folder: Path, split: str | None) -> Iterator[Item]:
+    """Yield TextVQA's validation questions with their ten answers, without any OCR tokens.
+
+    Raises:
+        DataError: a file is missing or malformed.
+    """
+    split = split or "val"
+    file = first_file(folder, f"TextVQA_*_{split}.json", f"*/TextVQA_*_{split}.json")
+    if file is None:
+        names = (split, "validation") if split == "val" else (split,)
+        for record in read_table(folder, names, _TEXTVQA_FILES):
+            row, where = record.row, record.where
+            image = find_picture(value_of(row, "image", where), folder, where)
+            yield _textvqa_item(row, where, image)
+        return
+    rows = value_of(read_json_object(file), "data", str(file))
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise DataError(f"'{file}': 'data' must be a list of objects, not {short(rows)}")
+    folders = [folder / name for name in ("train_images", "train_val_images", "images", "")]
+    for number, row in enumerate(rows):
+        where = f"{file}: row {number}"
+        yield _textvqa_item(row, where, find_image(folders, text_of(row, "image_id", where), where))
+
+
+def _textvqa_item(row: Any, where: str, image: Image) -> Item:
+    references = texts_of(row, "answers", where)
+    if len(references) < 2:
+        raise DataError(f"{where}: 'answers' must hold two answers or more, ten are usual")
+    prompt = f"{text_of(row, 'question', where)} Answer with a word or a short phrase."
+    name = str(value_of(row, "question_id", where))
+    return ask(name, where, prompt, image, references=references)
+
+
+def _vqa_credit(item: Item, answer: Answer) -> float:
+    return 0.0 if answer.parsed is None else soft_accuracy(answer.parsed, item.references)
+
+
+def measure_textvqa(answered: Sequence[Answered]) -> list[Measure]:
+    """Average the soft accuracy."""
+    credits = [_vqa_credit(item, answer) for item, answer in answered]
+    return [_measure_of(bootstrap_mean(credits), "accuracy", answered)]
+
+
+def _measure_of(found: Interval, name: str, answered: Sequence[Answered]) -> Measure:
+    """Turn shares into a measure in percent."""
+    value, low, high = (100 * part for part in (found.value, found.low, found.high))
+    unparsed = sum(answer.parsed is None for _, answer in answered)
+    return Measure(name, value, low, high, len(answered), unparsed)
+
+
+ROWS = (
+    Benchmark(
+        name="pope",
+        load=load_pope,
+        measure=measure_pope,
+        method="generate",
+        parse=lambda text, item: read_yes_no(text),
+        files=f"{_POPE_FILES}; or lmms-lab/POPE: Full/*.parquet or data/test-*.parquet",
+        protocol=(
+            "is there such a thing in the picture; greedy answer, its first sentence's yes or no "
+            "(no or not); accuracy, precision, recall and F1 of yes and the ratio of yes by "
+            "split, and the splits' mean F1 (Li et al. 2023); what says neither or both is wrong "
+            "and no yes, where the official script takes it for a yes"
+        ),
+        source="https://github.com/AoiDragon/POPE (Li et al. 2023), MIT; pictures of COCO",
+        main="f1",
+    ),
+    Benchmark(
+        name="gqa",
+        load=load_gqa,
+        measure=measure_gqa,
+        method="generate",
+        parse=lambda text, item: read_short(text),
+        files=f"{_GQA_FILES}; or lmms-lab/GQA: testdev_balanced_instructions and "
+        "testdev_balanced_images",
+        protocol=(
+            "greedy answer, its first line without case and final full stop; exact match on the "
+            "balanced test-dev questions (Hudson and Manning 2019)"
+        ),
+        source="https://cs.stanford.edu/people/dorarad/gqa (Hudson and Manning 2019), CC BY 4.0",
+        main="accuracy",
+    ),
+    Benchmark(
+        name="textvqa",
+        load=load_textvqa,
+        measure=measure_textvqa,
+        method="generate",
+        parse=lambda text, item: normalise(read_short(text) or "") or None,
+        credit=_vqa_credit,
+        files=f"{_TEXTVQA_FILES}; or lmms-lab/textvqa: data/validation-*.parquet",
+        protocol=(
+            "greedy answer's first line, without OCR tokens in the prompt; VQA soft accuracy "
+            "against ten answers with TextVQA's normalisation, on the validation set "
+            "(Singh et al. 2019)"
+        ),
+        source="https://textvqa.org (Singh et al. 2019), CC BY 4.0; pictures of Open Images",
+        main="accuracy",
+    ),
+)
