@@ -1,5 +1,7 @@
 """Keeping the processes of one training run in step when only some of them see a picture."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -37,3 +39,41 @@ def touch(*modules: nn.Module) -> Tensor | None:
     if not trainable or not torch.is_grad_enabled() or not in_world():
         return None
     return torch.stack([(parameter * 0).sum().float() for parameter in trainable]).sum()
+
+
+def is_spread(model: nn.Module) -> bool:
+    """Tell whether a model's parameters lie in parts, under FSDP2 or ZeRO-3: in one process too."""
+    return any(isinstance(p, DTensor) or hasattr(p, "ds_id") for p in model.parameters())
+
+
+def whole_tensors(model: nn.Module, *, trained_only: bool) -> dict[str, Tensor]:
+    """Put a model's tensors together from their parts; every process has to call this.
+
+    Args:
+        model: its parameters whole, or spread by FSDP2 or ZeRO-3.
+        trained_only: leave frozen parameters where they are.
+
+    Returns:
+        Parameters and buffers by name, on the CPU, one tensor for tied ones. Those of ZeRO-3 are
+        in the precision that it computes in.
+    """
+    named = list(model.named_parameters(remove_duplicate=False))
+    chosen = [(name, each) for name, each in named if each.requires_grad or not trained_only]
+    found: dict[int, Tensor] = {}
+    for _, each in chosen:
+        if id(each) not in found:
+            found[id(each)] = _whole(each)
+    buffers = {name: each.detach().cpu() for name, each in model.named_buffers()}
+    return {**buffers, **{name: found[id(each)] for name, each in chosen}}
+
+
+def _whole(parameter: Any) -> Tensor:
+    """Return a parameter that may lie in parts, whole and on the CPU."""
+    if isinstance(parameter, DTensor):
+        return parameter.detach().full_tensor().cpu()
+    if not hasattr(parameter, "ds_id"):
+        return parameter.detach().cpu()
+    from deepspeed.runtime.zero import GatheredParameters  # pyright: ignore[reportMissingImports]
+
+    with GatheredParameters([parameter]):
+        return parameter.detach().cpu().clone()

@@ -46,7 +46,8 @@ def count_trained(model: nn.Module) -> dict[str, int]:
     counts: Counter[str] = Counter()
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            counts[part_of(name)] += parameter.numel()
+            # ZeRO-3 leaves an empty parameter behind
+            counts[part_of(name)] += getattr(parameter, "ds_numel", parameter.numel())
     return dict(counts.most_common())
 
 

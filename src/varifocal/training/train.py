@@ -16,6 +16,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments, se
 from varifocal.assemble import Assembly, assemble
 from varifocal.data.packing import Collator
 from varifocal.errors import ModelError, RecipeError, RunError, Stopped
+from varifocal.models.sharding import is_spread, whole_tensors
 from varifocal.recipe import Recipe, load_recipe
 from varifocal.recipe.sections import Provenance
 from varifocal.run import RunDirectory, checkpoint_step, whole_directory, write_json, write_text
@@ -128,7 +129,7 @@ def train(
     with clock.stage("training"):
         _run(trainer, run, checkpoint)
     result = _result(trainer, tuned, data, aligned)
-    gathered = None if isinstance(tuned.model, PeftModel) else _gather(trainer)
+    gathered = _gather(trainer)
     if trainer.is_world_process_zero():
         _save(run, recipe, tuned, gathered)
         write_json(run.root / "training.json", asdict(result))
@@ -282,7 +283,10 @@ def _run(trainer: SupervisedTrainer, run: RunDirectory, checkpoint: Path | None)
 
 def _gather(trainer: SupervisedTrainer) -> dict[str, torch.Tensor] | None:
     """Put the weights together that are spread over processes; None where none are."""
-    if not (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled):
+    model = cast(nn.Module, trainer.model)
+    if is_spread(model):
+        return whole_tensors(model, trained_only=isinstance(model, PeftModel))
+    if not trainer.is_fsdp_enabled:
         return None
     return cast(Any, trainer.accelerator).get_state_dict(trainer.model_wrapped)
 
@@ -291,16 +295,15 @@ def _save(
     run: RunDirectory, recipe: Recipe, parts: Assembly, gathered: dict[str, torch.Tensor] | None
 ) -> None:
     """Write adapter and processor, or the whole model, each whole or not at all."""
-    written: dict[Path, Any] = {run.processor: parts.processor}
     if isinstance(parts.model, PeftModel):
-        written[run.adapter] = parts.model
+        with whole_directory(run.adapter) as staging:
+            cast(Any, parts.model).save_pretrained(staging, state_dict=gathered)
     else:
         dtype = getattr(torch, recipe.model.dtype)
         with whole_directory(run.model) as staging:
             save_whole(parts.base, parts.processor, staging, dtype, gathered)
-    for target, part in written.items():
-        with whole_directory(target) as staging:
-            part.save_pretrained(staging)
+    with whole_directory(run.processor) as staging:
+        cast(Any, parts.processor).save_pretrained(staging)
 
 
 def _result(

@@ -20,6 +20,7 @@ from transformers.trainer_utils import rotate_checkpoints
 
 from varifocal.errors import RunError
 from varifocal.models.loss import supervised_loss
+from varifocal.models.sharding import is_spread, whole_tensors
 from varifocal.run import (
     CHECKPOINT_PREFIX,
     UNLOGGED,
@@ -138,11 +139,8 @@ class SupervisedTrainer(Trainer):
             self._write_aside(staging, model, trial)
             self.accelerator.wait_for_everyone()
             self._write_unlogged(staging / name, spent)
-            for path in [
-                *(staging / name).iterdir(),
-                *final.parent.glob(f".{name}.process*/{name}/*"),
-            ]:
-                os.replace(path, staging / path.name)
+            for part in [staging / name, *final.parent.glob(f".{name}.process*/{name}")]:
+                _move_into(part, staging)
             (staging / name).rmdir()
         rotate_checkpoints(
             output_dir=str(self.args.output_dir), save_total_limit=self.args.save_total_limit
@@ -173,6 +171,14 @@ class SupervisedTrainer(Trainer):
         if "spent" in since:  # a checkpoint of Varifocal 0.1 has only counts of tokens
             self.meter.take_up(since, self.args.process_index, self.args.world_size)
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As transformers', with what is spread over processes put together, the trained alone."""
+        model = cast(nn.Module, self.model)
+        if is_spread(model):
+            self._save(output_dir, whole_tensors(model, trained_only=True))
+        else:
+            super().save_model(output_dir, _internal_call)
+
     def _save(
         self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
     ) -> None:
@@ -202,6 +208,16 @@ class SupervisedTrainer(Trainer):
         if tensors.keys() != trained_tensors(into, None).keys():
             raise RunError(f"{file} holds other tensors than are trained; start the run anew")
         into.load_state_dict(tensors, strict=False)
+
+
+def _move_into(source: Path, target: Path) -> None:
+    """Move a folder's files into another, into folders of one name too: DeepSpeed's, FSDP's."""
+    for path in list(source.iterdir()):
+        moved = target / path.name
+        if path.is_dir() and moved.is_dir():
+            _move_into(path, moved)
+        else:
+            os.replace(path, moved)
 
 
 def _nothing(model: nn.Module) -> torch.Tensor:
