@@ -61,6 +61,9 @@ class Encoder:
             token but the first and the images.
         chat_template: a Jinja template to take instead of the tokenizer's own.
 
+    Attributes:
+        system: what a conversation without a system message starts with; None for no such turn.
+
     Raises:
         ModelError: the placeholder is not one token, or the template cannot be used.
         ValueError: a number or a word that is not allowed.
@@ -95,7 +98,7 @@ class Encoder:
         self.max_length = max_length
         self.overflow: Overflow = overflow
         self.train_on: TrainOn = train_on
-        self._system = self.template.system_turn(system_prompt)
+        self.system = self.template.system_turn(system_prompt)
 
     def encode(self, example: Example, with_answer: bool = True) -> Encoded:
         """Encode one example.
@@ -161,7 +164,7 @@ class Encoder:
             "chat_template": self.template.jinja,
             "image": [self.image_token, self.image_token_id, self.tokens_per_image],
             "limit": [self.max_length, self.overflow],
-            "system": self._system,
+            "system": self.system,
             "train_on": self.train_on,
         }
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
@@ -212,8 +215,8 @@ class Encoder:
         if not with_answer and messages[-1].role == "assistant":
             del messages[-1]
         turns = [{"role": m.role, "content": self._content(m, example)} for m in messages]
-        if turns[0]["role"] != "system" and self._system is not None:
-            turns.insert(0, {"role": "system", "content": self._system})
+        if turns[0]["role"] != "system" and self.system is not None:
+            turns.insert(0, {"role": "system", "content": self.system})
         return turns
 
     def _content(self, message: Message, example: Example) -> str:
