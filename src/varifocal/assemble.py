@@ -26,7 +26,7 @@ from varifocal.errors import ModelError, RunError
 from varifocal.models import GraftedForConditionalGeneration, GraftedProcessor, load_model
 from varifocal.models.features import FeatureStore
 from varifocal.models.llava import is_llava, tokens_per_image
-from varifocal.models.load import load_processor, picture_side
+from varifocal.models.load import load_processor, picture_side, sees
 from varifocal.models.packaged import PACKAGED
 from varifocal.models.sources import locate, read_config
 from varifocal.recipe import ModelSection, NoTunerSection, Recipe, load_recipe
@@ -150,18 +150,68 @@ def open_model(
     recipe, parts = _with_window(recipe, assemble(recipe))
     if adapter is None:
         return recipe, parts
-    place = Path(adapter).expanduser()
+    return recipe, parts.with_model(_with_adapter(parts.base, Path(adapter)))
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A vision-language model of transformers that is asked as it is.
+
+    Attributes:
+        model: the model, or the PEFT model around it.
+        processor: its own.
+        fingerprint: SHA-256 over its weights' files.
+    """
+
+    model: nn.Module
+    processor: Any
+    fingerprint: str | None
+
+
+def is_whole(name: str | Path) -> bool:
+    """Tell whether a name is a vision-language model that `open_model` has no encoder for.
+
+    Raises:
+        RunError, ModelError: as `open_model`.
+    """
+    path = Path(name).expanduser()
+    if (path / "recipe.yaml").is_file():
+        return False
+    _check_place(str(name), path)
+    config = read_config(str(name))
+    grafted = isinstance(config, GraftedForConditionalGeneration.config_class)
+    return not grafted and not is_llava(config) and sees(config, str(name))
+
+
+def open_whole(
+    name: str | Path, adapter: str | Path | None = None, *, dtype: str = "float32"
+) -> Whole:
+    """Open a vision-language model for use; see `open_model`.
+
+    Raises:
+        ModelError: the model or its adapter cannot be had, or they do not fit.
+    """
+    section = {"language_model": str(name), "dtype": dtype}
+    loaded = load_model(ModelSection.model_validate(section))
+    model = loaded.model if adapter is None else _with_adapter(loaded.model, Path(adapter))
+    return Whole(model, loaded.processor, loaded.fingerprint)
+
+
+def _with_adapter(model: PreTrainedModel, adapter: Path) -> nn.Module:
+    place = adapter.expanduser()
     if not (place / "adapter_config.json").is_file():
         raise ModelError(f"'{place}' is no adapter: it has no adapter_config.json")
-    return recipe, parts.with_model(load_adapter(parts.base, place).eval())
+    return load_adapter(model, place).eval()
 
 
-def weights_fingerprint(name: str | Path, parts: Assembly, adapter: Path | None) -> str | None:
+def weights_fingerprint(
+    name: str | Path, parts: Assembly | Whole, adapter: Path | None
+) -> str | None:
     """Return a SHA-256, in hex, over all weights behind a name of `open_model`.
 
     Args:
         name: as `open_model` was given it.
-        parts: what it returned.
+        parts: what it, or `open_whole`, returned.
         adapter: as it was given; a run's own is found.
     """
     run = RunDirectory(Path(name).expanduser())

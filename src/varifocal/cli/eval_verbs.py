@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from varifocal.cli.ready import ready
+from varifocal.cli.run_verbs import renew_card
 from varifocal.errors import VarifocalError
 
 if TYPE_CHECKING:
@@ -126,6 +127,7 @@ def _score_sources(
                 progress=progress,
             )
         )
+    renew_card(Path(model))
     for result in results:
         print_scores(result.report)
         print_left_out(result.skipped)
@@ -152,26 +154,26 @@ def _score_suite(
     items = {
         one.name: load_items(one, folders[one.name], way.split, way.limit) for one in benchmarks
     }
-    from varifocal.assemble import open_model, weights_fingerprint
-    from varifocal.evaluation.asking import EncodedAsker
+    from varifocal.evaluation.opening import open_asker
     from varifocal.evaluation.running import About
     from varifocal.evaluation.suites import score_benchmarks
 
-    recipe, parts = open_model(model, adapter, dtype=dtype)
+    opened = open_asker(model, adapter, dtype)
     about = About(
         model=model,
         adapter=None if adapter is None else str(adapter),
-        fingerprint=weights_fingerprint(model, parts, adapter),
-        seed=recipe.seed,
+        fingerprint=opened.fingerprint,
+        seed=opened.seed,
         dtype=dtype,
         command=shlex.join(["varifocal", *sys.argv[1:]]),
     )
     with stage_bars() as progress:
         asked = [(one, items[one.name]) for one in benchmarks]
         where = out or _scores_of(model, adapter)
-        asker = EncodedAsker(parts)
-        for result in score_benchmarks(asked, asker, where, way, about, score, progress):
+        for result in score_benchmarks(asked, opened.asker, where, way, about, score, progress):
             print_result(result)
+    if out is None:
+        renew_card(Path(model).expanduser())
 
 
 def _data_of(model: str) -> Path:

@@ -81,6 +81,11 @@ class EncodedAsker:
         Raises:
             DataError: it cannot be encoded, or a picture cannot be read.
         """
+        if example.images and self._load_images is None:
+            raise DataError(
+                f"{example.name} has a picture, but the model has no vision tower; "
+                "leave the pictures out with --blind"
+            )
         if with_options:
             encoded, options = self._encoder.encode_options(example)
         else:
@@ -89,7 +94,7 @@ class EncodedAsker:
         question = Question(
             encoded.input_ids, tuple(options), encoded.modality, tuple(encoded.images)
         )
-        key = _key([encoded.input_ids, *options], encoded.images, example)
+        key = key_of([encoded.input_ids, *options], encoded.images, example)
         return Prompt(key, question.length, encoded.was_cut, question)
 
     def score(self, prompts: Sequence[Prompt], normalisation: Normalisation) -> list[list[float]]:
@@ -126,7 +131,7 @@ def _without(message: Message) -> Message:
     return replace(message, content=texts)
 
 
-def _key(arrays: Sequence[Any], images: Sequence[Image], example: Example) -> bytes:
+def key_of(arrays: Sequence[Any], images: Sequence[Image], example: Example) -> bytes:
     """Join arrays of ids, each behind its length, and the digests of pictures."""
     parts = [part for ids in arrays for part in (len(ids).to_bytes(4, "little"), ids.tobytes())]
     try:

@@ -37,10 +37,10 @@ def load_items(
     try:
         return list(islice(benchmark.load(folder, split), limit))
     except DataError as error:
-        raise DataError(f"{benchmark.name}: {error}; {_needs(benchmark, folder)}") from error
+        raise DataError(f"{benchmark.name}: {error}; {_needs(benchmark, str(folder))}") from error
     except FileNotFoundError as error:
         raise DataError(
-            f"{benchmark.name}: no file '{error.filename}'; {_needs(benchmark, folder)}"
+            f"{benchmark.name}: no file '{error.filename}'; {_needs(benchmark, str(folder))}"
         ) from error
 
 
@@ -54,8 +54,8 @@ def _missing(benchmark: Benchmark, folder: Path, root: Path) -> str:
     else:
         others = sorted(child.name for child in root.iterdir() if child.is_dir())
         there = f"there is no folder '{folder}'{nearest(folder.name, others).rstrip('?')}"
-    return f"no data for {benchmark.name}: {there}; {_needs(benchmark, folder)}"
+    return f"no data for {benchmark.name}: {there}; {_needs(benchmark, 'it')}"
 
 
-def _needs(benchmark: Benchmark, folder: Path) -> str:
-    return f"'{folder}' has to hold {benchmark.files}; from {benchmark.source}"
+def _needs(benchmark: Benchmark, folder: str) -> str:
+    return f"{folder} has to hold {benchmark.files}; from {benchmark.source}"

@@ -28,7 +28,7 @@ def asker(tokenizer):
     )
     encoder = Encoder(tokenizer, "<|image|>", tokens_per_image=2)
     model = LlamaForCausalLM(config).eval()
-    return EncodedAsker(Assembly(model, None, encoder, None, None, None))
+    return EncodedAsker(Assembly(model, None, encoder, None, None, lambda images: {}))
 
 
 @pytest.fixture

@@ -1,0 +1,153 @@
+"""Ask a vision-language model of transformers through its own processor and its own `generate`.
+
+For models whose pictures take more or fewer tokens by their size, which Varifocal does not train.
+One question is asked at a time: such models lay pictures and positions out in ways of their own,
+and a row alone needs no padding to be agreed on.
+
+Letters: K options, P prompt tokens, A tokens of an option.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from varifocal.assemble import Whole
+from varifocal.data.example import Example, Image
+from varifocal.errors import DataError, ModelError
+from varifocal.evaluation.asking import Prompt, key_of
+from varifocal.evaluation.scoring import Normalisation
+
+
+@dataclass(frozen=True)
+class _Question:
+    """A rendered prompt, its pictures, and the options' ids."""
+
+    text: str
+    images: tuple[Image, ...]
+    options: tuple[list[int], ...]
+
+
+class WholeAsker:
+    """Asks a vision-language model as it is.
+
+    Args:
+        whole: the model, with or without an adapter, and its processor.
+
+    Raises:
+        ModelError: its processor has no chat template.
+    """
+
+    def __init__(self, whole: Whole) -> None:
+        self.model, self._processor = whole.model, whole.processor
+        self._tokenizer = whole.processor.tokenizer
+        if not (getattr(whole.processor, "chat_template", None) or self._tokenizer.chat_template):
+            raise ModelError("this model's processor has no chat template; it cannot be asked")
+
+    def prepare(self, example: Example, *, with_options: bool) -> Prompt:
+        """Render a question, and its options when they are to be scored.
+
+        Raises:
+            DataError: a picture cannot be read, or the processor refuses the question.
+        """
+        turns = [_turn(message.role, message.content) for message in example.messages]
+        text = self._render(turns, prompt=True)
+        options = tuple(
+            self._option(turns, text, option) for option in example.options if with_options
+        )
+        question = _Question(text, example.images, options)
+        try:
+            ids = self._inputs(question)["input_ids"][0]
+        except (DataError, ValueError) as error:
+            raise DataError(f"{example.name}: {error}") from error
+        arrays = [ids.int().numpy(), *(torch.tensor(one).int().numpy() for one in options)]
+        length = len(ids) + sum(map(len, options))
+        return Prompt(key_of(arrays, example.images, example), length, False, question)
+
+    @torch.inference_mode()
+    def score(self, prompts: Sequence[Prompt], normalisation: Normalisation) -> list[list[float]]:
+        """Return each option's log-probability in nats."""
+        return [self._score(prompt.question, normalisation) for prompt in prompts]
+
+    @torch.inference_mode()
+    def write(self, prompts: Sequence[Prompt], max_new_tokens: int) -> list[str]:
+        """Write the likeliest answer to each prompt."""
+        return [self._write(prompt.question, max_new_tokens) for prompt in prompts]
+
+    def _render(self, turns: Sequence[dict[str, Any]], *, prompt: bool) -> str:
+        options = {"add_generation_prompt": prompt, "tokenize": False}
+        return str(self._processor.apply_chat_template(list(turns), **options))
+
+    def _option(self, turns: Sequence[dict[str, Any]], prompt: str, option: str) -> list[int]:
+        """Return the ids of an option and its end of turn, as the template writes them."""
+        answered = self._render([*turns, _turn("assistant", (option,))], prompt=False)
+        said = answered.removeprefix(prompt).rstrip() if answered.startswith(prompt) else option
+        return list(self._tokenizer(said, add_special_tokens=False).input_ids)
+
+    def _inputs(self, question: _Question) -> dict[str, Tensor]:
+        pictures = [image.open() for image in question.images]
+        images = {"images": pictures} if pictures else {}
+        special = {"add_special_tokens": False} if self._has_start(question.text) else {}
+        return dict(self._processor(text=[question.text], **images, return_tensors="pt", **special))
+
+    def _has_start(self, text: str) -> bool:
+        """Whether the template wrote the begin-of-sequence token already."""
+        start = self._tokenizer.bos_token
+        return bool(start) and text.startswith(start)
+
+    def _score(self, question: _Question, normalisation: Normalisation) -> list[float]:
+        inputs = self._inputs(question)
+        prompt = inputs["input_ids"].shape[1]
+        rows = len(question.options)
+        answers = torch.nn.utils.rnn.pad_sequence(
+            [torch.tensor(option) for option in question.options], batch_first=True
+        )  # [K, A], padded with 0
+        real = torch.nn.utils.rnn.pad_sequence(
+            [torch.ones(len(option)) for option in question.options], batch_first=True
+        )
+        logits = self._logits(inputs, answers, real, rows)[:, prompt - 1 : -1].float()  # [K, A, V]
+        picked = logits.log_softmax(dim=-1).gather(2, answers.to(logits.device)[..., None])[..., 0]
+        sums = (picked.cpu().double() * real).sum(dim=1)
+        return (sums / real.sum(dim=1) if normalisation == "mean" else sums).tolist()
+
+    def _logits(
+        self, inputs: dict[str, Tensor], answers: Tensor, real: Tensor, rows: int
+    ) -> Tensor:
+        """Run one row an option; pictures come once a row: [K, P + A, V]."""
+        shape, longer = inputs["input_ids"].shape, {}
+        for name, value in inputs.items():
+            longer[name] = value.repeat(rows, *[1] * (value.dim() - 1))
+            if value.shape == shape:
+                behind = {"input_ids": answers, "attention_mask": real}.get(name, answers * 0)
+                longer[name] = torch.cat([longer[name], behind.to(value.dtype)], dim=1)
+        return self.model(**self._placed(longer), use_cache=False).logits
+
+    def _write(self, question: _Question, max_new_tokens: int) -> str:
+        inputs = self._placed(self._inputs(question))
+        greedy = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None}
+        pad = self._tokenizer.pad_token_id
+        pad = self._tokenizer.eos_token_id if pad is None else pad
+        ids = self.model.generate(
+            **inputs, **greedy, top_k=None, max_new_tokens=max_new_tokens, pad_token_id=pad
+        )
+        written = ids[0, inputs["input_ids"].shape[1] :]
+        return str(self._tokenizer.decode(written, skip_special_tokens=True))
+
+    def _placed(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        parameter = next(self.model.parameters())
+        return {
+            name: value.to(parameter.device, parameter.dtype if value.is_floating_point() else None)
+            for name, value in inputs.items()
+        }
+
+
+def _turn(role: str, content: Sequence[str | Image]) -> dict[str, Any]:
+    parts = [
+        {"type": "text", "text": part} if isinstance(part, str) else {"type": "image"}
+        for part in content
+    ]
+    return {"role": role, "content": parts}
