@@ -1,0 +1,362 @@
+"""What a model's text skills lost while it learned: base, adapter off, adapter on.
+
+Three skills, each measured the same way in every column: perplexity of held-out text; accuracy on
+multiple-choice questions without pictures, by likelihood; and how far greedy answers to
+instructions stay those of the base. For the last the base writes its answer once, and each model
+reads it: a token agrees where the model would have written it too behind the same beginning, and an
+answer is the same where all its tokens and its end agree, which is when greedy decoding writes it.
+The base's own agreement is measured like the others', so that rounding shows.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peft import PeftModel
+from torch import nn
+
+from varifocal.assemble import Assembly, assemble, open_run
+from varifocal.data.encode import Encoder
+from varifocal.evaluation.answering import greedy_answers
+from varifocal.evaluation.retention_material import Material, gather_material
+from varifocal.evaluation.scienceqa import evaluate
+from varifocal.evaluation.scoring import Question, batch_by_length, plant
+from varifocal.evaluation.statistics import (
+    Interval,
+    bootstrap_ratio,
+    mcnemar,
+    paired_bootstrap,
+    wilson,
+)
+from varifocal.models.decoding import reads_marks, stop_ids
+from varifocal.recipe import Recipe, load_recipe
+from varifocal.run import RunDirectory, write_json
+
+LIMIT = 100
+"""Texts, questions and instructions of each kind, unless another number is asked for."""
+
+MAX_NEW_TOKENS = 48
+"""Of the base's answers to instructions."""
+
+COLUMNS = ("base", "off", "on")
+PERPLEXITY, RIGHT, TOKENS, SAME = (
+    "perplexity",
+    "questions right %",
+    "answer tokens agreeing %",
+    "answers the same %",
+)
+
+_TOKEN_BUDGET = 1024  # of a batch; logits of every token are held at once
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """One line of the table.
+
+    Attributes:
+        name: `PERPLEXITY`, `RIGHT`, `TOKENS` or `SAME`.
+        count: texts, questions or instructions.
+        base, off, on: the three models, with 95 % intervals.
+        change: from base to on, on the same items: of a perplexity the factor, else points.
+        p: McNemar's exact test of right answers won and lost.
+    """
+
+    name: str
+    count: int
+    base: Interval
+    off: Interval
+    on: Interval
+    change: Interval | None
+    p: float | None = None
+
+
+@dataclass(frozen=True)
+class Retention:
+    """The table of a run.
+
+    Attributes:
+        run: its directory.
+        base: the base model's name.
+        tuner: `mma`, `lora`, `full` and so on.
+        rows: one a measure.
+        sources: what was measured on, in words.
+        notes: what has to be known to read it.
+        seed: of the bootstrap.
+    """
+
+    run: str
+    base: str
+    tuner: str
+    rows: Sequence[Kept]
+    sources: Mapping[str, str]
+    notes: Sequence[str]
+    seed: int = 0
+
+    def write(self, directory: Path, command: str | None = None) -> Path:
+        """Write `retention.json`.
+
+        Args:
+            directory: the run's `eval`.
+            command: what makes it again.
+        """
+        file = directory / "retention.json"
+        write_json(file, {**asdict(self), "command": command})
+        return file
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a model reads a text that somebody else wrote.
+
+    Attributes:
+        nats: of all its tokens.
+        tokens: how many.
+        hits: of them, those that the model would have written itself.
+    """
+
+    nats: float
+    tokens: int
+    hits: int
+
+
+@dataclass(frozen=True)
+class _Column:
+    """One model's results, in the order of the material."""
+
+    texts: Sequence[Reading]
+    right: Sequence[float]
+    answers: Sequence[Reading]
+
+
+def retention(
+    root: str | Path,
+    *,
+    data: Path | None = None,
+    text: Path | None = None,
+    limit: int = LIMIT,
+    progress: Progress | None = None,
+) -> Retention:
+    """Measure a run's text skills against those of its base.
+
+    The models are held in float32 and take the same token ids; a graft takes them by its text
+    route. They are loaded one after the other.
+
+    Args:
+        root: the run.
+        data: where questions and instructions lie, see `gather_material`.
+        text: held-out text, see there.
+        limit: of each kind.
+        progress: called with (stage, done, total).
+
+    Raises:
+        RunError: the run is not finished.
+        DataError: there is nothing to measure on, or it cannot be read.
+        ModelError: the base has changed since.
+    """
+    tell = progress or (lambda stage, done, total: None)
+    recipe = load_recipe(RunDirectory.open(root).recipe, check_paths=False)
+    base = assemble(_without_eyes(recipe))
+    material = gather_material(recipe, base.encoder, data, text, limit)
+    written = _write(base, material, partial(tell, "base writes"))
+    measure = partial(_measure, encoder=base.encoder, material=material, written=written, tell=tell)
+    columns = {"base": measure(base.model, stage="base")}
+    encoder = base.encoder
+    del base
+    gc.collect()
+    notes = [
+        f"prompts over {encoder.max_length} tokens lose text from their middle, for all alike",
+    ]
+    _, parts = open_run(root, dtype="float32")
+    if isinstance(parts.model, PeftModel):
+        with parts.model.disable_adapter():
+            columns["off"] = measure(parts.model, stage="off")
+    else:
+        columns["off"] = columns["base"]
+        notes.append("full tuning has no adapter to switch off: off is the base model itself")
+    columns["on"] = measure(parts.model, stage="on")
+    name = recipe.model.language_model
+    rows = _rows(columns, recipe.seed)
+    return Retention(str(root), name, recipe.tuner.type, rows, material.sources, notes, recipe.seed)
+
+
+def _without_eyes(recipe: Recipe) -> Recipe:
+    """The recipe of the language model alone, in float32; nothing too long for it is left out."""
+    alone = {"vision_tower": None, "connector": None, "dtype": "float32"}
+    return recipe.model_copy(
+        update={
+            "model": recipe.model.model_copy(update=alone),
+            "data": recipe.data.model_copy(update={"overflow": "truncate_prompt"}),
+        }
+    )
+
+
+def _write(base: Assembly, material: Material, tell: Callable[[int, int], None]) -> list[Question]:
+    """Let the base answer the instructions: each prompt, and its answer as the only option."""
+    encoder = base.encoder
+    prompts = [encoder.encode(one, with_answer=False).input_ids for one in material.instructions]
+    end = encoder.end_of_turn_id
+    probes = [Question(ids, (np.array([end], np.int32),)) for ids in prompts]
+    base.model.eval()
+    answers = greedy_answers(
+        base.model,
+        probes,
+        None,
+        stop_ids=stop_ids(base.model, end),
+        max_new_tokens=MAX_NEW_TOKENS,
+        progress=tell,
+    )
+    whole = (ids if len(ids) == MAX_NEW_TOKENS else [*ids, end] for ids in answers)
+    return [
+        Question(prompt, (np.array(ids, np.int32),))
+        for prompt, ids in zip(prompts, whole, strict=True)
+    ]
+
+
+def _measure(
+    model: nn.Module,
+    *,
+    encoder: Encoder,
+    material: Material,
+    written: Sequence[Question],
+    tell: Progress,
+    stage: str,
+) -> _Column:
+    """Measure one model on everything."""
+    model.eval()
+    texts = read(model, material.texts, progress=partial(tell, f"{stage}: text"))
+    right: list[float] = []
+    if material.questions:
+        asked = evaluate(
+            model, encoder, material.questions, progress=partial(tell, f"{stage}: questions")
+        )
+        right = [float(one.correct) for one in asked.predictions]
+    ends = stop_ids(model, encoder.end_of_turn_id)
+    answers = read(model, written, ends=ends, progress=partial(tell, f"{stage}: answers"))
+    return _Column(texts, right, answers)
+
+
+@torch.inference_mode()
+def read(
+    model: nn.Module,
+    questions: Sequence[Question],
+    *,
+    ends: Collection[int] = (),
+    token_budget: int = _TOKEN_BUDGET,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Reading]:
+    """Read what follows each prompt, its tokens given one after the other.
+
+    Args:
+        model: a causal language model in evaluation mode.
+        questions: text alone, with one option each.
+        ends: ids that end an answer; one is as good as another.
+        token_budget: most tokens of a batch, padding included.
+        progress: called with (done, all) after every batch.
+
+    Returns:
+        In the order of `questions`.
+    """
+    found: list[Reading] = [Reading(0.0, 0, 0)] * len(questions)
+    done, ending = 0, torch.tensor(sorted(ends), dtype=torch.long)
+    for batch in batch_by_length([one.length for one in questions], token_budget):
+        rows = plant([questions[index] for index in batch])
+        logits = _logits(model, rows)[rows.rows, rows.columns].double()  # [M, V]
+        nats = logits.logsumexp(dim=1) - logits.gather(1, rows.targets[:, None])[:, 0]
+        picked = logits.argmax(dim=1)
+        both_end = torch.isin(picked, ending) & torch.isin(rows.targets, ending)
+        hits = (picked == rows.targets) | both_end
+        for place, index in enumerate(batch):
+            own = rows.options == place
+            found[index] = Reading(float(nats[own].sum()), int(own.sum()), int(hits[own].sum()))
+        done += len(batch)
+        if progress is not None:
+            progress(done, len(questions))
+    return found
+
+
+def _logits(model: nn.Module, rows: Any) -> torch.Tensor:
+    """[B, T, V] on the CPU, of rows padded on the right."""
+    device = next(model.parameters()).device
+    inputs = {"input_ids": rows.input_ids, "position_ids": rows.position_ids}
+    inputs["attention_mask"] = (rows.segment_ids == 0).long()
+    if reads_marks(model):
+        for name in ("modality_ids", "segment_ids", "prompt_mask"):
+            inputs[name] = getattr(rows, name)
+    moved = {name: value.to(device) for name, value in inputs.items()}
+    return model(**moved, use_cache=False).logits.float().cpu()
+
+
+def _rows(columns: Mapping[str, _Column], seed: int) -> list[Kept]:
+    """Lay the columns side by side, a line a measure that has items."""
+    base, off, on = (columns[name] for name in COLUMNS)
+    rows = []
+    if base.texts:
+        rows.append(_perplexities(base, off, on, seed))
+    if base.right:
+        won = sum(b > a for a, b in zip(base.right, on.right, strict=True))
+        lost = sum(b < a for a, b in zip(base.right, on.right, strict=True))
+        change = _times(paired_bootstrap(base.right, on.right, seed=seed), 100)
+        shares = [_share(column.right) for column in (base, off, on)]
+        rows.append(_kept(RIGHT, len(base.right), shares, change, mcnemar(won, lost)))
+    if base.answers:
+        tokens = [
+            _times(
+                bootstrap_ratio(
+                    [one.hits for one in column.answers],
+                    [one.tokens for one in column.answers],
+                    seed=seed,
+                ),
+                100,
+            )
+            for column in (base, off, on)
+        ]
+        same = [
+            _share([float(one.hits == one.tokens) for one in column.answers])
+            for column in (base, off, on)
+        ]
+        rows.append(_kept(TOKENS, len(base.answers), tokens))
+        rows.append(_kept(SAME, len(base.answers), same))
+    return rows
+
+
+def _perplexities(base: _Column, off: _Column, on: _Column, seed: int) -> Kept:
+    """Perplexities a token, and the factor between the first and the last."""
+    tokens = [one.tokens for one in base.texts]
+    nats = [[one.nats for one in column.texts] for column in (base, off, on)]
+    each = [_exp(bootstrap_ratio(one, tokens, seed=seed)) for one in nats]
+    more = [after - before for before, after in zip(nats[0], nats[2], strict=True)]
+    return _kept(PERPLEXITY, len(tokens), each, _exp(bootstrap_ratio(more, tokens, seed=seed)))
+
+
+def _kept(
+    name: str,
+    count: int,
+    columns: Sequence[Interval],
+    change: Interval | None = None,
+    p: float | None = None,
+) -> Kept:
+    base, off, on = columns
+    return Kept(name, count, base, off, on, change, p)
+
+
+def _share(values: Sequence[float]) -> Interval:
+    right = int(sum(values))
+    return _times(Interval(right / len(values), *wilson(right, len(values))), 100)
+
+
+def _times(one: Interval, factor: float) -> Interval:
+    return Interval(factor * one.value, factor * one.low, factor * one.high)
+
+
+def _exp(one: Interval) -> Interval:
+    return Interval(math.exp(one.value), math.exp(one.low), math.exp(one.high))
