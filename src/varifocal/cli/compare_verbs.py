@@ -1,14 +1,18 @@
-"""The verb over two models on the same items: `compare`."""
+"""The verb over two models on the same items, `compare`, and the table of text skills kept."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from varifocal.cli.ready import ready
+from varifocal.errors import RunError, VarifocalError
 
 if TYPE_CHECKING:
     from varifocal.evaluation.compare import SuiteComparison
@@ -18,10 +22,6 @@ if TYPE_CHECKING:
 _SHOWN = 5  # items of a kind on the screen
 _MOST_CHARACTERS = 70  # of a question or an answer there
 
-PlaceArgument = Annotated[
-    Path, typer.Argument(help="A run, its eval folder, or one file of predictions.")
-]
-
 
 def add_compare_verbs(app: typer.Typer) -> None:
     """Give an app the verbs of this file."""
@@ -29,8 +29,12 @@ def add_compare_verbs(app: typer.Typer) -> None:
 
 
 def compare(
-    first: PlaceArgument,
-    second: PlaceArgument,
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="A B", help="Two runs, their eval folders, or two files of predictions."
+        ),
+    ],
     suite: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="Only this suite; may be given several times."),
@@ -41,15 +45,26 @@ def compare(
     any_prompt: Annotated[
         bool, typer.Option("--any-prompt", help="Compare items asked in other words too.")
     ] = False,
+    retention: Annotated[
+        bool,
+        typer.Option(
+            "--retention", help="Text skills of any number of runs, as eval --retention left them."
+        ),
+    ] = False,
 ) -> None:
     """Compare two runs on the items that both answered: intervals, a test, and what differs."""
+    if retention:
+        _print_retention([_read_retention(run) for run in runs])
+        return
+    if len(runs) != 2:
+        raise VarifocalError(f"compare takes two runs, not {len(runs)} (more: --retention)")
     ready()
     from varifocal.analysis.compare_page import write_page
     from varifocal.evaluation.compare import compare as compare_runs
     from varifocal.evaluation.recall import recall
     from varifocal.run import write_json
 
-    found = compare_runs(first, second, suite or (), any_prompt=any_prompt, enrich=recall)
+    found = compare_runs(*runs, suite or (), any_prompt=any_prompt, enrich=recall)
     for one in found.suites:
         _print_suite(one, found.first, found.second)
     for note in found.notes:
@@ -125,3 +140,62 @@ def _differing(one: SuiteComparison, first: str, second: str) -> Iterator[str]:
 def _short(text: str) -> str:
     line = " ".join(text.partition("\nOptions:")[0].split()).removeprefix("Question: ")
     return line if len(line) <= _MOST_CHARACTERS else f"{line[: _MOST_CHARACTERS - 4]} ..."
+
+
+def show_retention(run: Path, data: Path | None, text: Path | None, limit: int | None) -> None:
+    """Measure a run's text skills against its base's, show the table and keep it in the run."""
+    from varifocal.cli.screen import stage_bars
+    from varifocal.evaluation.retention import LIMIT, retention
+    from varifocal.run import RunDirectory
+
+    with stage_bars() as progress:
+        found = retention(run, data=data, text=text, limit=limit or LIMIT, progress=progress)
+    command = shlex.join(["varifocal", *sys.argv[1:]])
+    file = found.write(RunDirectory(run).evaluations, command)
+    _print_retention([_read_retention(run)])
+    print(file)
+
+
+def _read_retention(run: Path) -> dict[str, Any]:
+    """Read what `eval --retention` has left in a run."""
+    file = run / "eval" / "retention.json"
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(
+            f"{file} is not there or damaged; make it with: varifocal eval {run} --retention"
+        ) from error
+
+
+def _print_retention(found: Sequence[Mapping[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="Text skills: the base, the adapter off and on", title_justify="left")
+    for name in ("", "run", "base", "off", "on", "change", "p"):
+        table.add_column(name, justify="left" if name in ("", "run") else "right", overflow="fold")
+    for measure in dict.fromkeys(row["name"] for one in found for row in one["rows"]):
+        for one in found:
+            for row in (row for row in one["rows"] if row["name"] == measure):
+                run = f"{Path(one['run']).name} ({one['tuner']})"
+                table.add_row(f"{measure}, {row['count']}", run, *_retained(row))
+    Console().print(table)
+    for sentence in dict.fromkeys(note for one in found for note in one["notes"]):
+        print(f"note: {sentence}")
+    for part, place in dict.fromkeys(item for one in found for item in one["sources"].items()):
+        print(f"{part}: {place}")
+
+
+def _retained(row: Mapping[str, Any]) -> Iterator[str]:
+    from varifocal.analysis.compare_page import say_p
+
+    for name in ("base", "off", "on"):
+        yield _said(row[name], ".1f")
+    form = ".3f" if row["name"] == "perplexity" else "+.1f"
+    yield "" if row["change"] is None else _said(row["change"], form)
+    yield "" if row["p"] is None else say_p(row["p"])
+
+
+def _said(one: Mapping[str, float], form: str) -> str:
+    low, high = format(one["low"], form), format(one["high"], form)
+    return f"{format(one['value'], form)}\n{low} to {high}"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from varifocal.cli.compare_verbs import add_compare_verbs, show_retention
 from varifocal.cli.ready import ready
 from varifocal.cli.run_verbs import renew_card
 from varifocal.errors import VarifocalError
@@ -24,8 +25,9 @@ _RUNS = Path("runs")
 
 
 def add_eval_verb(app: typer.Typer) -> None:
-    """Give an app the verb of this file."""
+    """Give an app the verb of this file, and `compare`, which reads what it writes."""
     app.command("eval", epilog="Example: varifocal eval runs/demo --suite sciencebook")(evaluate)
+    add_compare_verbs(app)
 
 
 def evaluate(
@@ -57,7 +59,8 @@ def evaluate(
     ] = None,
     blind: Annotated[bool, typer.Option("--blind", help="Leave the pictures out.")] = False,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="With --suite: only the first so many items.")
+        int | None,
+        typer.Option(min=1, help="With --suite or --retention: only the first so many items."),
     ] = None,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="With --suite: questions of a forward pass (8).")
@@ -78,9 +81,27 @@ def evaluate(
             metavar="DIR", help="With --suite: where scores go; RUN/eval or runs/MODEL/eval."
         ),
     ] = None,
+    retention: Annotated[
+        bool,
+        typer.Option(
+            "--retention",
+            help="Text skills instead: the base, the adapter off, the adapter on; --data holds "
+            "scienceqa-text and alpaca.",
+        ),
+    ] = False,
+    text: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="With --retention: held-out text.")
+    ] = None,
 ) -> None:
     """Score a run or a model; scores and predictions stay on disk, and a stopped call goes on."""
     ready()
+    if retention:
+        if suite is not None:
+            raise VarifocalError("--retention has its own measures; leave out --suite")
+        show_retention(Path(model), data, text, limit)
+        return
+    if text is not None:
+        raise VarifocalError("--text belongs to --retention; add it")
     only_with_suite = {
         "--limit": limit,
         "--batch-size": batch_size,
