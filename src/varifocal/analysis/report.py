@@ -144,7 +144,7 @@ def _rows(runs: Sequence[RunSummary]) -> list[Row]:
     ]
     cost: list[tuple[str, Callable[[RunSummary], str]]] = [
         ("trained parameters", lambda run: _count(run.trained_parameters)),
-        *((label, _cost_cell(key, say)) for label, key, say in _COST),
+        *((label, _cost_cell(key, say)) for label, key, say in COST_ROWS),
         ("loss", lambda run: NONE if run.loss is None else f"{run.loss:.3f}"),
     ]
     told = (Row("cost", label, tuple(cell(run) for run in runs)) for label, cell in cost)
@@ -170,7 +170,7 @@ def _scaled(factor: float, form: str) -> Callable[[Any], str]:
     return lambda value: format(value * factor, form) if isinstance(value, int | float) else NONE
 
 
-_COST: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
+COST_ROWS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("tokens", "tokens", _count),
     ("tokens of text rows", "tokens_text", _count),
     ("tokens of rows with pictures", "tokens_with_picture", _count),

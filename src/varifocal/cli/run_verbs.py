@@ -1,4 +1,4 @@
-"""The verbs over several runs: `report` and `sweep`."""
+"""The verbs that tell of runs: `report`, of one or side by side, and `sweep`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from varifocal.cli.ready import ready
+from varifocal.errors import VarifocalError
 
 if TYPE_CHECKING:
     from varifocal.analysis.report import Report
@@ -19,7 +20,7 @@ _SHORT = ("trained parameters", "tokens", "TFLOP", "minutes", "loss")
 
 def add_run_verbs(app: typer.Typer) -> None:
     """Give an app the verbs of this file."""
-    app.command(epilog="Example: varifocal report runs/lora runs/mma --out runs/compared")(report)
+    app.command(epilog="Example: varifocal report runs/demo --html card.html")(report)
     app.command(epilog="Example: varifocal sweep sweeps/mlan-two-shares.yaml")(sweep)
 
 
@@ -31,15 +32,35 @@ def report(
         Path | None,
         typer.Option(metavar="DIR", help="Write report.md, report.json and report.png there."),
     ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Of one run: write its card as one page, too."),
+    ] = None,
 ) -> None:
-    """Lay runs side by side: how their recipes differ, what they took, what they scored."""
+    """Write a run's model card (RUN/README.md); lay several runs side by side."""
     from varifocal.analysis.report import compare
 
+    if html is not None and len(runs) > 1:
+        raise VarifocalError(f"--html is the card of one run; {len(runs)} are named")
     found = compare(runs)
     print_report(found)
+    if len(runs) == 1:
+        from varifocal.analysis.card import write_card
+
+        for file in write_card(runs[0], html):
+            print(file)
     if out is not None:
         for file in found.write(out):
             print(file)
+
+
+def renew_card(root: Path) -> None:
+    """Write a run's model card again, since the run has changed; a model is no run and has none."""
+    from varifocal.analysis.card import write_card
+    from varifocal.run import RunDirectory
+
+    if RunDirectory(root).recipe.is_file():
+        write_card(root)
 
 
 def sweep(
@@ -61,6 +82,8 @@ def sweep(
     root = out or Path("runs") / loaded.name
     with stage_bars() as progress:
         found = run_sweep(loaded, root, progress)
+    for run in found.runs:
+        renew_card(run.root)
     print_report(found)
     print(root / "report.md")
 

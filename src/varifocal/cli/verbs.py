@@ -20,7 +20,7 @@ from varifocal.cli.data_verbs import data_app
 from varifocal.cli.eval_verbs import add_eval_verb
 from varifocal.cli.options import RecipeArgument, SetOption
 from varifocal.cli.ready import ready
-from varifocal.cli.run_verbs import add_run_verbs
+from varifocal.cli.run_verbs import add_run_verbs, renew_card
 from varifocal.errors import Stopped, VarifocalError, nearest
 
 INTERRUPTED = 130
@@ -85,6 +85,7 @@ def demo(
 
     with stage_bars() as progress:
         result = run_demo(out, quick=quick, progress=progress)
+    renew_card(out)
     print_demo(result, out)
 
 
@@ -107,6 +108,7 @@ def train(
     root = out or RUNS / str(page.name)
     with stage_bars() as progress:
         result = run_training(page, root, resume=resume, progress=progress)
+    renew_card(root)
     print_left_out([*result.skipped, *result.dropped])
     print(
         f"{root}: {result.steps} steps, {sum(result.trained_parameters.values()):,} trained "

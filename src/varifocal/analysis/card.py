@@ -1,0 +1,367 @@
+"""The model card of one run: what it is, what it cost, what it scored, and what nobody tested.
+
+Reads the files of the run directory alone; no model is opened. The front matter is what the Hugging
+Face hub reads from a README.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from varifocal.analysis.blocks import (
+    Block,
+    Bullets,
+    Code,
+    Grid,
+    Heading,
+    Paragraph,
+    Picture,
+    to_html,
+    to_markdown,
+)
+from varifocal.analysis.card_limits import limits
+from varifocal.analysis.card_scores import (
+    Sample,
+    ScoreLine,
+    read_object,
+    read_samples,
+    read_scores,
+)
+from varifocal.analysis.plots import loss_curve
+from varifocal.analysis.report import COST_ROWS
+from varifocal.analysis.runs import RunSummary, read_run
+from varifocal.run import RunDirectory, write_text
+
+CARD = "README.md"
+SAMPLES = 6
+
+_SIDE = 320  # pixels of a sample's longer side
+_HUB_NAMES = {"smollm2-135m-instruct": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_METHODS = {
+    "mma": "Mixture-of-Modality Adaptation (MMA, LaVIN)",
+    "mixlora": "Conditional Mixture-of-LoRA (MixLoRA)",
+    "lora": "LoRA",
+    "full": "full tuning",
+    "none": "its connector alone",
+}
+
+
+@dataclass(frozen=True)
+class Card:
+    """A run's model card.
+
+    Attributes:
+        metadata: the front matter.
+        blocks: the page.
+        folder: the run's directory, where pictures are.
+    """
+
+    metadata: Mapping[str, Any]
+    blocks: Sequence[Block]
+    folder: Path
+
+    def markdown(self) -> str:
+        """The card as the hub reads it."""
+        front = yaml.safe_dump(dict(self.metadata), sort_keys=False, allow_unicode=True)
+        return f"---\n{front}---\n\n{to_markdown(self.blocks, self.folder)}"
+
+    def html(self) -> str:
+        """The card as one page with its pictures inside."""
+        return to_html(self.blocks, str(self.metadata["model_name"]))
+
+
+def write_card(root: str | Path, html: Path | None = None) -> tuple[Path, ...]:
+    """Write `README.md` into a run directory, and the page if one is wanted.
+
+    Args:
+        root: the run directory, finished or not.
+        html: where the page goes.
+
+    Raises:
+        RunError: there is no run here.
+    """
+    card = make_card(root)
+    files = [card.folder / CARD]
+    write_text(files[0], card.markdown())
+    if html is not None:
+        write_text(html, card.html())
+        files.append(html)
+    return tuple(files)
+
+
+def make_card(root: str | Path) -> Card:
+    """Read a run and lay out its card; its loss plot and small sample pictures are written.
+
+    Raises:
+        RunError: there is no run here.
+    """
+    run = RunDirectory.open(root)
+    summary = read_run(run.root)
+    scores = read_scores(run.evaluations)
+    blocks = [
+        *_head(summary),
+        *_how_to_load(run, summary),
+        *_scores(scores),
+        *_retention(read_object(run.evaluations / "retention.json")),
+        *_samples(run, summary, scores),
+        *_cost(run, summary),
+        *_data(run),
+        *_recipe(summary),
+        *_plots(run, summary),
+        Heading("Limits"),
+        Bullets(limits(run, summary, scores)),
+    ]
+    return Card(metadata(summary, scores), blocks, run.root)
+
+
+def metadata(run: RunSummary, scores: Sequence[ScoreLine]) -> dict[str, Any]:
+    """Return the front matter: fields and forms of the hub's model cards.
+
+    A base model or a data set that is no hub's is left out, because the hub refuses a path there.
+    """
+    whole = run.knobs.get("tuner.type") == "full"
+    eyes = bool(run.knobs.get("model.vision_tower"))
+    bases = [_hub_name(run.knobs.get(key)) for key in _PART_KEYS]
+    sources = [value for key, value in run.knobs.items() if re.search(r"train\[\d+\]\.hub$", key)]
+    hub = dict.fromkeys(name for name in map(_hub_name, sources) if name)
+    found: dict[str, Any] = {
+        "base_model": [name for name in dict.fromkeys(bases) if name],
+        "library_name": "transformers" if whole else "peft",
+        "pipeline_tag": "image-text-to-text" if eyes else "text-generation",
+        "license": "other",
+        "license_name": "as-its-base-models",
+        "datasets": [*hub],
+        "tags": ["varifocal", str(run.knobs.get("tuner.type", "adapter"))],
+        "model_name": run.name,
+    }
+    results = [_result(one) for one in scores if one.main]
+    if results:
+        found["model-index"] = [{"name": run.name, "results": results}]
+    return {key: value for key, value in found.items() if value}
+
+
+_PART_KEYS = ("model.language_model", "model.vision_tower")
+
+
+def _hub_name(name: Any) -> str | None:
+    """A name that the hub takes: `owner/name`, and no directory here."""
+    text = _HUB_NAMES.get(str(name), str(name))
+    return text if _HUB_NAME.fullmatch(text) and not Path(text).exists() else None
+
+
+def _result(one: ScoreLine) -> dict[str, Any]:
+    """One entry of `model-index`."""
+    kind = "accuracy" if one.measure.startswith("accuracy") else one.measure
+    return {
+        "task": {"type": "question-answering"},
+        "dataset": {"name": one.suite, "type": one.suite},
+        "metrics": [
+            {"type": kind, "value": round(one.value, 2), "name": f"{one.measure} ({one.protocol})"}
+        ],
+    }
+
+
+def _head(run: RunSummary) -> Iterator[Block]:
+    yield Heading(run.name, 1)
+    language, tower = (run.knobs.get(key) for key in _PART_KEYS)
+    method = _METHODS.get(str(run.knobs.get("tuner.type")), str(run.knobs.get("tuner.type")))
+    sees = f" and sees through {tower}" if tower else ""
+    trained = f"{run.trained_parameters:,} parameters were trained." if run.finished else ""
+    if not run.finished:
+        trained = f"The run is not finished ({run.state})."
+    yield Paragraph(f"{language}, adapted by {method}{sees}. {trained}")
+
+
+def _how_to_load(run: RunDirectory, summary: RunSummary) -> Iterator[Block]:
+    yield Heading("How to use it")
+    if not summary.finished:
+        yield Code(f"varifocal train {run.recipe} --out {run.root} --resume", "bash")
+        return
+    eyes = bool(summary.knobs.get("model.vision_tower"))
+    picture = ' --image "picture.png"' if eyes else ""
+    yield Code(f'varifocal ask {run.root} "What is this?"{picture}', "bash")
+    turn = 'Image(Path("picture.png")), "What is this?"' if eyes else '"What is this?",'
+    names = "Image, Message" if eyes else "Message"
+    lines = ["from pathlib import Path\n"] if eyes else []
+    lines += [
+        "from varifocal.assemble import open_run",
+        f"from varifocal.data.example import {names}",
+        "from varifocal.serving.engine import Engine\n",
+        f"_, parts = open_run({str(run.root)!r})",
+        "engine = Engine(parts.model, parts.encoder, parts.load_images)",
+        f'print(engine.answer([Message("user", ({turn}))]))',
+    ]
+    yield Code("\n".join(lines), "python")
+
+
+def _scores(scores: Sequence[ScoreLine]) -> Iterator[Block]:
+    yield Heading("Scores")
+    if not scores:
+        yield Paragraph("Nothing has been scored yet.")
+        return
+    yield Paragraph(
+        "Percent unless a measure says otherwise, with 95 % intervals over the items. An answer "
+        "that cannot be read counts as wrong and is told as unparsed."
+    )
+    lines = [
+        [one.suite, one.measure, f"{one.value:.1f}", one.interval, f"{one.count:,}",
+         f"{one.unparsed:,}", one.protocol]
+        for one in scores
+    ]  # fmt: skip
+    head = ["suite", "measure", "score", "95 % interval", "items", "unparsed", "protocol"]
+    yield Grid(head, lines)
+
+
+def _retention(page: Mapping[str, Any]) -> Iterator[Block]:
+    rows = page.get("rows")
+    if not isinstance(rows, list) or not rows:
+        return
+    yield Heading("What was kept of the language model")
+    cells = [
+        [str(row.get("name")), *(_of_interval(row.get(key)) for key in _STATES), str(row["count"])]
+        for row in rows
+        if isinstance(row, dict)
+    ]
+    yield Grid(["measure", "base", "adapter off", "adapter on", "items"], cells)
+    notes = page.get("notes")
+    if isinstance(notes, list) and notes:
+        yield Bullets([str(note) for note in notes])
+
+
+_STATES = ("base", "off", "on")
+
+
+def _of_interval(one: Any) -> str:
+    if not isinstance(one, dict) or not isinstance(one.get("value"), int | float):
+        return "-"
+    ends = [one.get(end) for end in ("low", "high")]
+    known = all(isinstance(end, int | float) for end in ends)
+    return f"{one['value']:.2f}" + (f" ({ends[0]:.2f} to {ends[1]:.2f})" if known else "")
+
+
+def _samples(
+    run: RunDirectory, summary: RunSummary, scores: Sequence[ScoreLine]
+) -> Iterator[Block]:
+    sources = [
+        value
+        for key, value in summary.knobs.items()
+        if re.search(r"data\.evaluate\[\d+\]\.path$", key) and value
+    ]
+    finals = [one.suite for one in scores if one.suite in ("after",)]
+    found = read_samples(
+        run.evaluations, [Path(str(one)) for one in sources], SAMPLES, next(iter(finals), None)
+    )
+    if not found:
+        return
+    yield Heading("Sample answers")
+    yield Paragraph(f"From the first predictions of {found[0].suite}: right and wrong ones.")
+    for number, one in enumerate(found):
+        yield Heading(_verdict(one), 3)
+        small = _small(one, run.plots / "samples" / f"{number}.png")
+        if small is not None:
+            yield Picture(small, f"item {one.id}", width=240)
+        yield Bullets(
+            [
+                f"asked: {one.question}",
+                f"answered: {one.answer if one.answer is not None else 'nothing that can be read'}",
+                f"right: {one.gold}",
+            ]
+        )
+
+
+def _verdict(one: Sample) -> str:
+    words = {True: "right", False: "wrong", None: "not judged alone"}
+    return f"{words[one.correct]} (item {one.id})"
+
+
+def _small(sample: Sample, path: Path) -> Path | None:
+    """Write a sample's picture, smaller, into the run."""
+    from varifocal.data.example import Image
+    from varifocal.errors import DataError
+
+    if sample.picture is None:
+        return None
+    try:
+        picture = Image(sample.picture).open()
+    except DataError:
+        return None
+    picture.thumbnail((_SIDE, _SIDE))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path)
+    return path
+
+
+def _cost(run: RunDirectory, summary: RunSummary) -> Iterator[Block]:
+    planned = read_object(run.root / "plan.json")
+    lines = [
+        [label, say(summary.cost.get(key)), say(planned.get(key))]
+        for label, key, say in COST_ROWS
+        if key in summary.cost or key in planned
+    ]
+    if not lines:
+        return
+    yield Heading("Cost")
+    known = any(cells[2] != "-" for cells in lines)
+    head = ["", "measured", "predicted"] if known else ["", "measured"]
+    yield Grid(head, [cells[: len(head)] for cells in lines])
+
+
+def _data(run: RunDirectory) -> Iterator[Block]:
+    yield Heading("Data")
+    page = read_object(run.data)
+    realised = [one for one in page.get("realised") or [] if isinstance(one, dict)]
+    if realised:
+        keys = ("source", "modality", "samples", "tokens", "trained_tokens")
+        yield Grid(
+            ["source", "modality", "samples", "tokens", "trained tokens"],
+            [[_cell(one.get(key)) for key in keys] for one in realised],
+        )
+    prints = _provenance(run).get("data") or {}
+    if prints:
+        rows = [[str(place), str(digest)] for place, digest in prints.items()]
+        yield Grid(["data", "content hash (SHA-256)"], rows)
+    if not realised and not prints:
+        yield Paragraph("The run has not written down its data yet.")
+
+
+def _provenance(run: RunDirectory) -> Mapping[str, Any]:
+    try:
+        page = yaml.safe_load(run.recipe.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    found = page.get("provenance") if isinstance(page, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+def _cell(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _recipe(summary: RunSummary) -> Iterator[Block]:
+    yield Heading("Recipe")
+    yield Paragraph("What differs from the defaults; recipe.yaml in the run directory has all.")
+    yield Grid(
+        ["knob", "value"],
+        [[key, str(value)] for key, value in summary.knobs.items() if key in summary.chosen],
+    )
+
+
+def _plots(run: RunDirectory, summary: RunSummary) -> Iterator[Block]:
+    losses = [line for line in summary.metrics if {"step", "loss"} <= set(line)]
+    found: list[Block] = []
+    if losses:
+        path = run.plots / "loss.png"
+        loss_curve(losses, path)
+        found.append(Picture(path, "training loss"))
+    places = (run.plots / "routing.png", *sorted(run.analysis.glob("routing*.png")))
+    found += [Picture(path, f"routing ({path.stem})") for path in places if path.is_file()]
+    if found:
+        yield Heading("Plots")
+        yield from found

@@ -1,0 +1,200 @@
+"""What the files of `eval/` tell a model card: every score, and some of the answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_LINES_READ = 200  # of a predictions file; samples are taken from its beginning
+
+
+@dataclass(frozen=True)
+class ScoreLine:
+    """One number of a score file.
+
+    Attributes:
+        suite: the file's name.
+        measure: what was measured.
+        value: percent, unless the name says otherwise.
+        low, high: its 95 % interval, or None.
+        count: items it is over.
+        unparsed: of them, answers that could not be read.
+        protocol: how it was measured, in words.
+        main: whether it stands for the suite.
+    """
+
+    suite: str
+    measure: str
+    value: float
+    low: float | None
+    high: float | None
+    count: int
+    unparsed: int
+    protocol: str
+    main: bool
+
+    @property
+    def interval(self) -> str:
+        """The interval in words."""
+        if self.low is None or self.high is None:
+            return "none"
+        return f"{self.low:.1f} to {self.high:.1f}"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An answered question.
+
+    Attributes:
+        suite, id: where it is from.
+        question, gold, answer: in words; `answer` is None when it could not be read.
+        correct: the verdict, or None where there is none for one item.
+        picture: its file, if it has one and it is known.
+    """
+
+    suite: str
+    id: str
+    question: str
+    gold: str
+    answer: str | None
+    correct: bool | None
+    picture: Path | None
+
+
+def read_scores(directory: Path) -> list[ScoreLine]:
+    """Read every score file of a run's `eval`; files that are none of ours are passed over."""
+    found: list[ScoreLine] = []
+    for path in sorted(directory.glob("*.json")):
+        page = read_object(path)
+        if isinstance(page.get("columns"), dict):
+            found += _of_columns(path.stem, page)
+        elif isinstance(page.get("measures"), list):
+            found += _of_measures(path.stem, page)
+    return found
+
+
+def _of_columns(suite: str, page: Mapping[str, Any]) -> list[ScoreLine]:
+    """ScienceQA's protocol: one line a column that has questions."""
+    protocol = page.get("protocol")
+    words = _in_words(protocol if isinstance(protocol, dict) else {})
+    columns = sorted(page["columns"].items(), key=lambda item: item[0] != "average")
+    return [
+        ScoreLine(
+            suite, f"accuracy, {name}", one["accuracy"], one.get("low"), one.get("high"),
+            one.get("count", 0), one.get("unparsed", 0), words, name == "average",
+        )
+        for name, one in columns
+        if isinstance(one, dict) and _is_number(one.get("accuracy"))
+    ]  # fmt: skip
+
+
+def _of_measures(suite: str, page: Mapping[str, Any]) -> list[ScoreLine]:
+    """A benchmark of the table: one line a measure."""
+    words = str(page.get("protocol", ""))
+    marks = [word for word in ("blind",) if page.get(word)]
+    limit = page.get("limit")
+    marks += [f"first {limit} items"] if limit else []
+    protocol = "; ".join([words, *marks])
+    return [
+        ScoreLine(
+            suite, str(one.get("name")), one["value"], one.get("low"), one.get("high"),
+            one.get("count", 0), one.get("unparsed", 0), protocol, one.get("name") == page["main"],
+        )
+        for one in page["measures"]
+        if isinstance(one, dict) and _is_number(one.get("value"))
+    ]  # fmt: skip
+
+
+def _in_words(protocol: Mapping[str, Any]) -> str:
+    method = protocol.get("method")
+    norm, most = protocol.get("normalisation", "sum"), protocol.get("max_new_tokens")
+    words = {
+        "likelihood": f"likeliest option ({norm} over its tokens)",
+        "generate": f"greedy answer of up to {most} tokens, read strictly",
+    }.get(str(method), str(method or "unknown"))
+    return f"ScienceQA; {words}" + ("; pictures left out" if protocol.get("blind") else "")
+
+
+def read_samples(
+    directory: Path, places: Sequence[Path], count: int, suite: str | None = None
+) -> list[Sample]:
+    """Take a few answers of each kind: right and wrong ones in turn, those with pictures first.
+
+    Args:
+        directory: the run's `eval`.
+        places: folders with ScienceQA's pictures, `images/SPLIT/ID/image.png`.
+        count: most samples.
+        suite: whose predictions; by default those of the first file that is not blind.
+    """
+    files = sorted(directory.glob("*.predictions.jsonl"))
+    names = [path.name.removesuffix(".predictions.jsonl") for path in files]
+    shown = [one for one in names if "blind" not in one and one != "start"]
+    if suite is None and not shown:
+        return []
+    chosen = suite or shown[0]
+    samples = [
+        _sample(chosen, line, places) for line in _lines(directory / f"{chosen}.predictions.jsonl")
+    ]
+    known = [one for one in samples if one.question or one.picture]
+    known.sort(key=lambda one: one.picture is None)
+    right = [one for one in known if one.correct is not False]
+    wrong = [one for one in known if one.correct is False]
+    wanted = right[: max(count - len(wrong), -(-count // 2))]
+    return [*wanted, *wrong[: count - len(wanted)]]
+
+
+def _sample(suite: str, line: Mapping[str, Any], places: Sequence[Path]) -> Sample:
+    name = str(line.get("id", ""))
+    options = line.get("options")
+    gold, answer = line.get("gold"), line.get("prediction", line.get("parsed"))
+    if isinstance(options, list):
+        gold, answer = (_option(options, one) for one in (gold, answer))
+    if isinstance(gold, list):
+        gold = " / ".join(map(str, dict.fromkeys(gold)))
+    correct, own = line.get("correct"), line.get("image")
+    candidates = [Path(own)] if isinstance(own, str) else []
+    candidates += [
+        found for place in places for found in sorted(place.glob(f"images/*/{name}/image.png"))
+    ]
+    return Sample(
+        suite=suite,
+        id=name,
+        question=str(line.get("question") or ""),
+        gold="" if gold is None else str(gold),
+        answer=None if answer is None else str(answer),
+        correct=correct >= 0.5 if isinstance(correct, int | float) else None,
+        picture=next((path for path in candidates if path.is_file()), None),
+    )
+
+
+def _option(options: Sequence[Any], index: Any) -> str | None:
+    known = isinstance(index, int) and 0 <= index < len(options)
+    return str(options[index]) if known else None
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    found = []
+    try:
+        with path.open(encoding="utf-8") as file:
+            for _, text in zip(range(_LINES_READ), file, strict=False):
+                line = json.loads(text)
+                found += [line] if isinstance(line, dict) else []
+    except (OSError, ValueError):
+        pass
+    return found
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Return a JSON object, or nothing where there is none."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,172 @@
+"""A run's model card: every number with its interval and protocol, and what the hub reads."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import PIL.Image
+import pytest
+import yaml
+from huggingface_hub import ModelCard
+from typer.testing import CliRunner
+
+from varifocal.analysis.card import make_card, write_card
+from varifocal.cli.verbs import app
+from varifocal.errors import RunError
+
+INTERVAL = {"low": 40.0, "high": 61.0}
+
+
+def give_results(root):
+    """Let a run have ended and been scored in both protocols, with pictures."""
+    (root / "training.json").write_text(
+        json.dumps({"trained_parameters": {"language_model": 1234}})
+    )
+    (root / "metrics.jsonl").write_text(
+        "".join(json.dumps({"step": step, "loss": 2.0 - step / 10}) + "\n" for step in range(1, 6))
+    )
+    (root / "cost.json").write_text(json.dumps({"tokens": 3000, "flops": 2.5e12}))
+    (root / "plan.json").write_text(json.dumps({"tokens": 2900, "flops": 2.0e12}))
+    realised = {"source": "book", "modality": "text", "samples": 14, "tokens": 700}
+    (root / "data.json").write_text(json.dumps({"realised": [{**realised, "trained_tokens": 70}]}))
+    scores = root / "eval"
+    scores.mkdir(exist_ok=True)
+    column = {"count": 80, "correct": 40, "unparsed": 8, "accuracy": 50.0, **INTERVAL}
+    protocol = {"method": "generate", "blind": False, "max_new_tokens": 9}
+    page = {"suite": "book", "protocol": protocol, "columns": {"TXT": column, "average": column}}
+    (scores / "book.json").write_text(json.dumps(page))
+    measures = [{"name": "F1", "value": 70.0, **INTERVAL, "count": 9000, "unparsed": 0}]
+    page = {"benchmark": "pope", "main": "F1", "measures": measures, "protocol": "yes or no | POPE"}
+    (scores / "pope.json").write_text(json.dumps(page))
+    picture = root / "seen.png"
+    PIL.Image.fromarray(np.full((640, 400, 3), 200, np.uint8)).save(picture)
+    asked = {"question": "Is it <b>grey</b>?", "gold": ["yes"], "image": str(picture)}
+    lines = [
+        {"id": "7", **asked, "parsed": "yes", "correct": 1.0},
+        {"id": "8", **asked, "parsed": None, "correct": 0.0},
+    ]
+    (scores / "book.predictions.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    kept = {"name": "right answers %", "count": 20, "base": {"value": 55.0, **INTERVAL}}
+    kept |= {"off": {"value": 55.0, **INTERVAL}, "on": {"value": 52.5, **INTERVAL}}
+    (scores / "retention.json").write_text(json.dumps({"rows": [kept], "notes": ["read so"]}))
+    recipe = yaml.safe_load((root / "recipe.yaml").read_text())
+    recipe["provenance"] = {"data": {"book": "abc123"}}
+    (root / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    return root
+
+
+def test_every_number_stands_with_its_interval_and_protocol(make_run):
+    page = make_card(give_results(make_run("lora"))).markdown()
+    greedy = "ScienceQA; greedy answer of up to 9 tokens, read strictly"
+    assert f"| book | accuracy, average | 50.0 | 40.0 to 61.0 | 80 | 8 | {greedy} |" in page
+    assert "| pope | F1 | 70.0 | 40.0 to 61.0 | 9,000 | 0 | yes or no \\| POPE |" in page
+    assert "| right answers % | 55.00 (40.00 to 61.00) | 55.00 " in page
+    assert "| tokens | 3,000 | 2,900 |" in page
+    assert "| TFLOP | 2.5 | 2 |" in page
+    assert "| book | text | 14 | 700 | 70 |" in page
+    assert "| book | abc123 |" in page
+    assert "| data.max\\_length | 160 |" in page
+    assert "model.attn" not in page  # it is as by default
+
+
+def test_the_front_matter_is_what_the_hub_reads(make_run):
+    card = ModelCard(make_card(give_results(make_run("mma"))).markdown())
+    data = card.data
+    assert (data.library_name, data.license) == ("peft", "other")
+    assert data.to_dict()["license_name"] == "as-its-base-models"  # the hub asks for it by `other`
+    assert data.tags == ["varifocal", "mma"]
+    assert data.base_model is None  # a directory is no name of the hub's
+    assert [(one.dataset_name, one.metric_type, one.metric_value) for one in data.eval_results] == [
+        ("book", "accuracy", 50.0),
+        ("pope", "F1", 70.0),
+    ]
+
+
+def test_names_of_the_hub_are_named_as_the_hub_does(make_run):
+    root = make_run("lora")
+    page = yaml.safe_load((root / "recipe.yaml").read_text())
+    page["model"] |= {
+        "language_model": "smollm2-135m-instruct",
+        "vision_tower": "openai/clip-vit-base-patch32",
+    }
+    page["data"]["train"].append({"hub": "owner/rows", "format": "auto"})
+    (root / "recipe.yaml").write_text(yaml.safe_dump(page))
+    data = ModelCard(make_card(root).markdown()).data
+    assert data.base_model == [
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
+        "openai/clip-vit-base-patch32",
+    ]
+    assert data.datasets == ["owner/rows"]
+    assert data.pipeline_tag == "image-text-to-text"
+
+
+def test_limits_are_said(make_run):
+    root = make_run("lora")
+    page = make_card(root).markdown()
+    assert "No score has been measured." in page
+    assert "language skills was not measured" in page
+    page = make_card(give_results(root)).markdown()
+    assert "trained on 14 samples; that is little" in page
+    assert "book: 8 of 80 answers (10%) could not be read." in page
+    assert "language skills was not measured" not in page
+
+
+class Sources(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.found = []
+        self.tags = []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.found += [value for key, value in attrs if key in ("src", "href")]
+
+
+def test_the_page_is_one_file(make_run, tmp_path):
+    readme, page = write_card(give_results(make_run("lora")), tmp_path / "card.html")
+    reader = Sources()
+    reader.feed(page.read_text())
+    assert len(reader.found) == 3  # the loss, and the picture of two answers
+    assert all(one.startswith("data:image/png;base64,") for one in reader.found)
+    assert "b" not in reader.tags  # what a question says is no markup
+    assert "Is it \\<b\\>grey" in readme.read_text()
+    places = re.findall(r"!\[.*?\]\((.*?)\)", readme.read_text())
+    assert len(places) == 3
+    for place in places:
+        assert max(PIL.Image.open(readme.parent / place).size) > 100
+    assert max(PIL.Image.open(readme.parent / "plots/samples/0.png").size) == 320
+
+
+def test_the_code_that_loads_it_works(make_run, capsys):
+    (code,) = re.findall(
+        r"```python\n(.*?)```", make_card(give_results(make_run("lora"))).markdown(), re.DOTALL
+    )
+    exec(
+        code.replace("]))", "], Sampling(3)))").replace("import Engine", "import Engine, Sampling")
+    )
+    assert capsys.readouterr().out.endswith("\n")
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", "null", '{"rows": [1], "columns": {"a": 3}}'])
+def test_nothing_torn_stops_a_card(make_run, damage):
+    root = give_results(make_run("lora"))
+    names = ["training.json", "cost.json", "data.json", "metrics.jsonl", "plan.json"]
+    for name in [*names, *(f"eval/{path.name}" for path in (root / "eval").iterdir())]:
+        (root / name).write_text(damage)
+    assert "## Limits" in make_card(root).markdown()
+
+
+def test_the_verb_writes_one_runs_card_and_several_runs_have_none(make_run, tmp_path):
+    root = give_results(make_run("lora"))
+    page = tmp_path / "page.html"
+    said = CliRunner().invoke(app, ["report", str(root), "--html", str(page)])
+    assert said.exit_code == 0
+    assert {str(root / "README.md"), str(page)} <= set(said.output.splitlines())
+    other = make_run("mma")
+    assert CliRunner().invoke(app, ["report", str(root), str(other)]).exit_code == 0
+    assert not (other / "README.md").exists()
+    said = CliRunner().invoke(app, ["report", str(root), str(other), "--html", str(page)])
+    assert "--html is the card of one run; 2 are named" in str(said.exception)
+    with pytest.raises(RunError, match="is no run directory"):
+        write_card(tmp_path)
