@@ -172,13 +172,13 @@ def _print_retention(found: Sequence[Mapping[str, Any]]) -> None:
     from rich.table import Table
 
     table = Table(title="Text skills: the base, the adapter off and on", title_justify="left")
-    for name in ("", "run", "base", "off", "on", "change", "p"):
-        table.add_column(name, justify="left" if name in ("", "run") else "right", overflow="fold")
+    for name in ("", "base", "off", "on", "change", "p"):
+        table.add_column(name, justify="right" if name else "left")
     for measure in dict.fromkeys(row["name"] for one in found for row in one["rows"]):
         for one in found:
             for row in (row for row in one["rows"] if row["name"] == measure):
-                run = f"{Path(one['run']).name} ({one['tuner']})"
-                table.add_row(f"{measure}, {row['count']}", run, *_retained(row))
+                run = f"{Path(one['run']).name}, {one['tuner']}"
+                table.add_row(f"{measure} ({row['count']})\n{run}", *_retained(row))
     Console().print(table)
     for sentence in dict.fromkeys(note for one in found for note in one["notes"]):
         print(f"note: {sentence}")
