@@ -51,7 +51,8 @@ def give_results(root):
     kept |= {"off": {"value": 55.0, **INTERVAL}, "on": {"value": 52.5, **INTERVAL}}
     (scores / "retention.json").write_text(json.dumps({"rows": [kept], "notes": ["read so"]}))
     recipe = yaml.safe_load((root / "recipe.yaml").read_text())
-    recipe["provenance"] = {"data": {"book": "abc123"}}
+    whence = {"versions": {}, "base_fingerprint": None}
+    recipe["provenance"] = {"data": {"book": "abc123"}, **whence}
     (root / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     return root
 
@@ -134,8 +135,8 @@ def test_the_page_is_one_file(make_run, tmp_path):
     places = re.findall(r"!\[.*?\]\((.*?)\)", readme.read_text())
     assert len(places) == 3
     for place in places:
-        assert max(PIL.Image.open(readme.parent / place).size) > 100
-    assert max(PIL.Image.open(readme.parent / "plots/samples/0.png").size) == 320
+        with PIL.Image.open(readme.parent / place) as picture:
+            assert max(picture.size) >= 320
 
 
 def test_the_code_that_loads_it_works(make_run, capsys):

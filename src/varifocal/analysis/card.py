@@ -173,7 +173,8 @@ def _head(run: RunSummary) -> Iterator[Block]:
     language, tower = (run.knobs.get(key) for key in _PART_KEYS)
     method = _METHODS.get(str(run.knobs.get("tuner.type")), str(run.knobs.get("tuner.type")))
     sees = f" and sees through {tower}" if tower else ""
-    trained = f"{run.trained_parameters:,} parameters were trained." if run.finished else ""
+    count = run.trained_parameters
+    trained = "" if count is None else f"{count:,} parameters were trained."
     if not run.finished:
         trained = f"The run is not finished ({run.state})."
     yield Paragraph(f"{language}, adapted by {method}{sees}. {trained}")

@@ -21,12 +21,9 @@ def limits(run: RunDirectory, summary: RunSummary, scores: Sequence[ScoreLine]) 
     realised = read_object(run.data).get("realised") or []
     samples = sum(one.get("samples", 0) for one in realised if isinstance(one, dict))
     if samples:
-        size = (
-            "little: expect no more than what it was shown"
-            if samples < FEW_SAMPLES
-            else "its only data"
-        )
-        found.append(f"It was trained on {samples:,} samples, {size}.")
+        small = "; that is little: expect no more than what it was shown"
+        said = small if samples < FEW_SAMPLES else ""
+        found.append(f"It was trained on {samples:,} samples{said}.")
     if not summary.finished:
         found.append(f"Training has not ended ({summary.state}); scores are of what there was.")
     found += [
