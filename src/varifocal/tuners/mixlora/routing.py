@@ -191,7 +191,12 @@ class DecoderRouting(nn.Module):
         if "segment_ids" not in marks and mask is None and not past:
             found = segments_of_positions(kwargs.get("position_ids"), shape)
             marks |= {} if found is None else {"segment_ids": found}
-        groups = find_groups(config, marks, valid_tokens(mask, shape, device), past=past)
+        valid = valid_tokens(mask, shape, device)
+        if isinstance(mask, Tensor) and mask.dim() == 4 and "prompt_mask" in marks:
+            # A mask of branches (options behind one prompt) says of most keys only who may not
+            # see them; what is marked as a prompt is no padding.
+            valid = valid | marks["prompt_mask"].to(device).bool()
+        groups = find_groups(config, marks, valid, past=past)
         kept = None
         if past and config.routing_scope == "prompt":
             kept = _recall(cache, adapter, past)
