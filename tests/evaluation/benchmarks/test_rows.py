@@ -202,11 +202,12 @@ def test_classes_have_their_names(load, tmp_path):
 def test_pixels_are_those_of_the_files(load, tmp_path):
     picture = np.asarray(load("mnist")[1].example.images[0].open())
     np.testing.assert_array_equal(picture[..., 0], np.arange(16, 32).reshape(4, 4))
-    record = bytes([3]) + bytes([1]) * 1024 + bytes([2]) * 1024 + bytes([4]) * 1024
+    planes = np.stack([np.full((32, 32), 1), np.full((32, 32), 2), np.arange(1024).reshape(32, 32)])
+    record = bytes([3]) + planes.astype(np.uint8).tobytes()
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "test_batch.bin").write_bytes(record)
     (one,) = BENCHMARKS["cifar10"].load(tmp_path / "c", None)
-    assert np.asarray(one.example.images[0].open())[5, 7].tolist() == [1, 2, 4]
+    assert np.asarray(one.example.images[0].open())[5, 7].tolist() == [1, 2, 5 * 32 + 7]
     digit = np.asarray(load("digits", folder=tmp_path / "d")[0].example.images[0].open())
     assert digit.shape == (8, 8, 3)
     assert digit[2, 0, 0] == 255  # the seventeenth pixel is 16
