@@ -1,9 +1,9 @@
 """Configs of a few published models, to count them where neither their files nor a hub is near.
 
 Only meta builds (`plan`) use these, and only when the real config cannot be had. Values are those
-of the models' papers and model cards: LLaMA and Vicuna v1.3 (arXiv 2302.13971, table 2), Llama 2 and Vicuna v1.5
-(the same shapes, 4,096 positions), CLIP (arXiv 2103.00020, table 20; OpenAI's released ViT-L/14),
-LLaVA 1.5 (Vicuna's shapes, and 64 more words in its vocabulary).
+of the models' papers and model cards: LLaMA (arXiv 2302.13971, table 2) and Vicuna v1.3 (the same
+shapes), Llama 2 and Vicuna v1.5 (the same, 4,096 positions), CLIP (arXiv 2103.00020, table 20;
+OpenAI's released ViT-L/14), LLaVA 1.5 (Vicuna's shapes, and 64 more words in its vocabulary).
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""Multiple-choice questions in the formats that training reads too: ScienceQA, sciencebook, NLVR."""
+"""Multiple-choice questions in formats that training reads too: ScienceQA, sciencebook, NLVR."""
 
 from __future__ import annotations
 
