@@ -300,6 +300,11 @@ def test_pictures_come_in_the_forms_that_tasks_give(pictures):
         images_of(3)
 
 
+def test_a_model_stays_where_it_is_when_there_is_no_cuda(parts, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert Asked(parts, device="cuda:0").parts.base.device.type == "cpu"
+
+
 def test_sampling_is_refused(parts):
     asked = Asked(parts)
     with pytest.raises(ModelError, match="do_sample=False,temperature=0"):

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
+import torch
 from tqdm import tqdm
 
 from varifocal.assemble import Assembly, open_model
@@ -39,7 +40,8 @@ class Asked:
             assembly.
         adapter: an adapter's directory, around a model that is no run.
         batch_size: most rows of a batch; "auto" takes 8.
-        device: where to, such as "cuda:0"; where the model is by default.
+        device: where to, such as "cuda:0"; where the model is by default, and where there is no
+            CUDA, which both command lines ask for unasked.
     """
 
     def __init__(
@@ -53,7 +55,7 @@ class Asked:
         self.parts = parts
         self.encoder = parts.encoder
         self.rows = int(batch_size) if str(batch_size).isdecimal() else 8
-        if device:
+        if device and (torch.cuda.is_available() or not device.startswith("cuda")):
             parts.model.to(device)
         parts.model.eval()
 
