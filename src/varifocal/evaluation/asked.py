@@ -42,6 +42,8 @@ class Asked:
         batch_size: most rows of a batch; "auto" takes 8.
         device: where to, such as "cuda:0"; where the model is by default, and where there is no
             CUDA, which both command lines ask for unasked.
+        dtype: number format of the frozen weights; in float32 scores depend neither on the batch
+            size nor on which pictures are looked at together.
     """
 
     def __init__(
@@ -50,8 +52,10 @@ class Asked:
         adapter: str | Path | None = None,
         batch_size: int | str = 8,
         device: str | None = None,
+        dtype: str = "float32",
     ) -> None:
-        parts = model if isinstance(model, Assembly) else open_model(model, adapter=adapter)[1]
+        built = isinstance(model, Assembly)
+        parts = model if built else open_model(model, adapter=adapter, dtype=dtype)[1]
         self.parts = parts
         self.encoder = parts.encoder
         self.rows = int(batch_size) if str(batch_size).isdecimal() else 8

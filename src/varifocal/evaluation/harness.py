@@ -40,7 +40,7 @@ class LmEvalRequests(Asked):
     prompts are split as lm-eval splits them: blanks at their end belong to what follows.
 
     Args:
-        model, adapter, batch_size, device: as `Asked`.
+        model, adapter, batch_size, device, dtype: as `Asked`.
         close_answers: an option has to end its turn too, as in this project's own scores.
         max_length: tokens a row may have in rolling likelihoods; the model's own by default.
         max_batch_size: lm-eval passes it; not used.
@@ -57,8 +57,9 @@ class LmEvalRequests(Asked):
         close_answers: bool = False,
         max_length: int | None = None,
         max_batch_size: int | None = None,
+        dtype: str = "float32",
     ) -> None:
-        Asked.__init__(self, model, adapter, batch_size, device)
+        Asked.__init__(self, model, adapter, batch_size, device, dtype)
         import_module("lm_eval.api.model").LM.__init__(self)
         del max_batch_size
         self.close_answers = close_answers
@@ -157,7 +158,7 @@ class LmmsEvalRequests(Asked):
     the smallest loss, so `loglikelihood` gives the negative log-probability, in nats.
 
     Args:
-        model, adapter, batch_size, device: as `Asked`.
+        model, adapter, batch_size, device, dtype: as `Asked`.
         max_batch_size: lmms-eval passes it; not used.
     """
 
@@ -170,10 +171,11 @@ class LmmsEvalRequests(Asked):
         batch_size: int | str = 8,
         device: str | None = None,
         max_batch_size: int | None = None,
+        dtype: str = "float32",
     ) -> None:
         import_module("lmms_eval.api.model").lmms.__init__(self)
         del max_batch_size
-        Asked.__init__(self, model, adapter, batch_size, device)
+        Asked.__init__(self, model, adapter, batch_size, device, dtype)
         self.task_dict: dict[str, Any]
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[Any]:
