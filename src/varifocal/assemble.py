@@ -23,7 +23,12 @@ from varifocal.data.encode import Encoder
 from varifocal.data.example import Image
 from varifocal.data.packing import ImageLoader
 from varifocal.errors import ModelError, RunError
-from varifocal.models import GraftedForConditionalGeneration, GraftedProcessor, load_model
+from varifocal.models import (
+    GraftedConfig,
+    GraftedForConditionalGeneration,
+    GraftedProcessor,
+    load_model,
+)
 from varifocal.models.features import FeatureStore
 from varifocal.models.llava import is_llava, tokens_per_image
 from varifocal.models.load import load_processor, picture_side, sees
@@ -179,7 +184,7 @@ def is_whole(name: str | Path) -> bool:
         return False
     _check_place(str(name), path)
     config = read_config(str(name))
-    grafted = isinstance(config, GraftedForConditionalGeneration.config_class)
+    grafted = isinstance(config, GraftedConfig)
     return not grafted and not is_llava(config) and sees(config, str(name))
 
 

@@ -241,4 +241,3 @@ def test_streams_are_mixed_by_weight(encoder):
     one = encoder.encode(sources[0][0]).input_ids.tolist()
     share = np.mean([sample.input_ids.tolist() == one for sample in window])
     assert share == pytest.approx(0.75, abs=0.04)
-

@@ -8,9 +8,15 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from varifocal.models import grafted as grafted_module
 from varifocal.models import sharding
 
 IMAGE, V = 61, 5
+
+
+def among_others(monkeypatch):
+    for module in (sharding, grafted_module):
+        monkeypatch.setattr(module, "in_world", lambda: True)
 
 
 def gradients(model):
@@ -24,7 +30,7 @@ def test_alone_a_text_batch_leaves_the_connector_alone(grafted):
 
 
 def test_among_others_a_text_batch_touches_what_trains(grafted, monkeypatch):
-    monkeypatch.setattr(sharding, "in_world", lambda: True)
+    among_others(monkeypatch)
     grafted.requires_grad_(False)
     grafted.connector.requires_grad_(True)
     grafted.vision_tower.model.encoder.layers[0].mlp.fc1.requires_grad_(True)
@@ -45,7 +51,7 @@ def test_among_others_a_text_batch_touches_what_trains(grafted, monkeypatch):
 
 
 def test_sharded_parts_run_with_every_process(grafted, monkeypatch):
-    monkeypatch.setattr(sharding, "in_world", lambda: True)
+    among_others(monkeypatch)
     monkeypatch.setattr(sharding, "is_deepspeed_zero3_enabled", lambda: True)
     ran = []
     for part in (grafted.vision_tower, grafted.connector):

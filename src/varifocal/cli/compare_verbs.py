@@ -64,7 +64,8 @@ def compare(
     from varifocal.evaluation.recall import recall
     from varifocal.run import write_json
 
-    found = compare_runs(*runs, suite or (), any_prompt=any_prompt, enrich=recall)
+    first, second = runs
+    found = compare_runs(first, second, suite or (), any_prompt=any_prompt, enrich=recall)
     for one in found.suites:
         _print_suite(one, found.first, found.second)
     for note in found.notes:

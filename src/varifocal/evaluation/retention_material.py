@@ -11,7 +11,7 @@ import numpy as np
 
 from varifocal.data.encode import Encoder, TooLongError
 from varifocal.data.example import Example
-from varifocal.data.record import read_in_order
+from varifocal.data.record import Record, StreamedRecords, read_in_order
 from varifocal.data.records import open_records
 from varifocal.data.source import open_source
 from varifocal.errors import DataError
@@ -156,9 +156,14 @@ def _texts(file: Path) -> Iterator[str]:
     if file.suffix not in (".jsonl", ".json", ".csv", ".tsv", ".parquet"):
         yield file.read_text(encoding="utf-8")
         return
-    for record in read_in_order(open_records(SourceSection(path=str(file)))):
+    for record in _read(file):
         if isinstance(record, DataError):
             raise record
         if not isinstance(record.row.get("text"), str):
             raise DataError(f"{record.where}: no column 'text' (it has: {', '.join(record.row)})")
         yield record.row["text"]
+
+
+def _read(file: Path) -> Iterator[Record | DataError]:
+    records = open_records(SourceSection(path=str(file)))
+    return iter(records) if isinstance(records, StreamedRecords) else read_in_order(records)

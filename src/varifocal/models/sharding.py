@@ -70,7 +70,7 @@ def whole_tensors(model: nn.Module, *, trained_only: bool) -> dict[str, Tensor]:
 def _whole(parameter: Any) -> Tensor:
     """Return a parameter that may lie in parts, whole and on the CPU."""
     if isinstance(parameter, DTensor):
-        return parameter.detach().full_tensor().cpu()
+        return parameter.full_tensor().detach().cpu()
     if not hasattr(parameter, "ds_id"):
         return parameter.detach().cpu()
     from deepspeed.runtime.zero import GatheredParameters  # pyright: ignore[reportMissingImports]

@@ -39,7 +39,7 @@ class Recipe(Section):
 
     name: str | None = None
     """Name of the run; by default the recipe file's."""
-    seed: int = Field(0, ge=0, lt=2**32)
+    seed: int = Field(default=0, ge=0, lt=2**32)
     """Seed of everything random in the run."""
     model: ModelSection
     tuner: TunerSection = MMASection()
