@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -131,7 +131,7 @@ class WholeAsker:
         greedy = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None}
         pad = self._tokenizer.pad_token_id
         pad = self._tokenizer.eos_token_id if pad is None else pad
-        ids = self.model.generate(
+        ids = cast(Any, self.model).generate(
             **inputs, **greedy, top_k=None, max_new_tokens=max_new_tokens, pad_token_id=pad
         )
         written = ids[0, inputs["input_ids"].shape[1] :]
