@@ -233,10 +233,10 @@ def linear_step(model: PeftModel, x: Tensor) -> Any:
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", type=int, default=4)
+    parser.add_argument("--rows", type=int, default=2)
     parser.add_argument("--tokens", type=int, default=256)
     parser.add_argument("--segments", type=int, default=1, help="instances packed into a row")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dropout", type=float, default=0.05)
     parser.add_argument("--width", type=int, default=2048)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
