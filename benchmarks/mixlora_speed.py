@@ -1,6 +1,6 @@
 """What MixLoRA costs: step time, peak memory and trained parameters beside LoRA and a dense form.
 
-    OMP_NUM_THREADS=1 python benchmarks/mixlora_speed.py        # about four minutes, 4 GiB
+    OMP_NUM_THREADS=1 python benchmarks/mixlora_speed.py        # three to four minutes, 5 GiB
 
 One command, one model (SmolLM2-135M's shape, random weights), one batch. In each round every method
 takes one training step (forward, backward, AdamW), in turn, so that other work on the machine falls
