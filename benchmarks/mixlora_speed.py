@@ -16,7 +16,6 @@ import copy
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -191,7 +190,9 @@ def print_peak(options: argparse.Namespace) -> None:
     if options.device == "cuda":
         print(torch.cuda.max_memory_allocated() / 2**30)
     else:
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+        # Not getrusage's ru_maxrss: a child inherits its parent's.
+        status = Path("/proc/self/status").read_text()
+        print(int(status.split("VmHWM:")[1].split()[0]) / 2**20)
 
 
 def measure_linear(options: argparse.Namespace) -> dict[str, Any]:
