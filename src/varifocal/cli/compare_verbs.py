@@ -54,6 +54,9 @@ def compare(
 ) -> None:
     """Compare two runs on the items that both answered: intervals, a test, and what differs."""
     if retention:
+        refuse_beside_retention(
+            {"--suite": suite or None, "--out": out, "--any-prompt": any_prompt or None}
+        )
         _print_retention([_read_retention(run) for run in runs])
         return
     if len(runs) != 2:
@@ -143,16 +146,33 @@ def _short(text: str) -> str:
     return line if len(line) <= _MOST_CHARACTERS else f"{line[: _MOST_CHARACTERS - 4]} ..."
 
 
+def refuse_beside_retention(given: Mapping[str, Any]) -> None:
+    """Refuse options that the table of text skills would not heed.
+
+    Args:
+        given: option -> its value; None where it was not given.
+
+    Raises:
+        VarifocalError: one is given.
+    """
+    for option, value in given.items():
+        if value is not None:
+            raise VarifocalError(f"--retention has its own measures; leave out {option}")
+
+
 def show_retention(run: Path, data: Path | None, text: Path | None, limit: int | None) -> None:
     """Measure a run's text skills against its base's, show the table and keep it in the run."""
     from varifocal.cli.screen import stage_bars
+    from varifocal.cli.run_verbs import renew_card
     from varifocal.evaluation.retention import LIMIT, retention
     from varifocal.run import RunDirectory
 
+    run = run.expanduser()
     with stage_bars() as progress:
         found = retention(run, data=data, text=text, limit=limit or LIMIT, progress=progress)
     command = shlex.join(["varifocal", *sys.argv[1:]])
     file = found.write(RunDirectory(run).evaluations, command)
+    renew_card(run)
     _print_retention([_read_retention(run)])
     print(file)
 
@@ -169,17 +189,20 @@ def _read_retention(run: Path) -> dict[str, Any]:
 
 
 def _print_retention(found: Sequence[Mapping[str, Any]]) -> None:
+    from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="Text skills: the base, the adapter off and on", title_justify="left")
-    for name in ("", "base", "off", "on", "change", "p"):
-        table.add_column(name, justify="right" if name else "left")
+    title = "Text skills: the base, the adapter off and on"
+    table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1))
+    for name in ("", "base", "off", "on", "change"):
+        table.add_column(name, justify="right" if name else "left", overflow="fold")
     for measure in dict.fromkeys(row["name"] for one in found for row in one["rows"]):
         for one in found:
             for row in (row for row in one["rows"] if row["name"] == measure):
-                run = f"{Path(one['run']).name}, {one['tuner']}"
-                table.add_row(f"{measure} ({row['count']})\n{run}", *_retained(row))
+                words = dict.fromkeys((Path(one["run"]).name, one["tuner"]))
+                table.add_row(f"{measure}\n{', '.join(words)} ({row['count']})", *_retained(row))
+        table.add_section()
     Console().print(table)
     for sentence in dict.fromkeys(note for one in found for note in one["notes"]):
         print(f"note: {sentence}")
@@ -188,13 +211,20 @@ def _print_retention(found: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _retained(row: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the cells behind the name; a perplexity changes by a factor, all else by points."""
     from varifocal.analysis.compare_page import say_p
 
-    for name in ("base", "off", "on"):
-        yield _said(row[name], ".1f")
-    form = ".3f" if row["name"] == "perplexity" else "+.1f"
-    yield "" if row["change"] is None else _said(row["change"], form)
-    yield "" if row["p"] is None else say_p(row["p"])
+    is_factor = row["name"] == "perplexity"
+    form = ".2f" if is_factor else ".1f"
+    yield _said(row["base"], form)
+    yield "= base" if row["off"] == row["base"] else _said(row["off"], form)
+    yield _said(row["on"], form)
+    change = [] if row["change"] is None else [_said(row["change"], ".3f" if is_factor else "+.1f")]
+    if is_factor and change:
+        change = [f"x {change[0]}"]
+    if row["p"] is not None:
+        change.append(f"p {say_p(row['p'])}")
+    yield "\n".join(change)
 
 
 def _said(one: Mapping[str, float], form: str) -> str:

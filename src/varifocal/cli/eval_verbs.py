@@ -11,7 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from varifocal.cli.compare_verbs import add_compare_verbs, show_retention
+from varifocal.cli.compare_verbs import (
+    add_compare_verbs,
+    refuse_beside_retention,
+    show_retention,
+)
 from varifocal.cli.ready import ready
 from varifocal.cli.run_verbs import renew_card
 from varifocal.errors import VarifocalError
@@ -86,7 +90,7 @@ def evaluate(
         typer.Option(
             "--retention",
             help="Text skills instead: the base, the adapter off, the adapter on; --data holds "
-            "scienceqa-text and alpaca.",
+            "scienceqa-text and alpaca, without it the run's own questions are asked.",
         ),
     ] = False,
     text: Annotated[
@@ -96,8 +100,18 @@ def evaluate(
     """Score a run or a model; scores and predictions stay on disk, and a stopped call goes on."""
     ready()
     if retention:
-        if suite is not None:
-            raise VarifocalError("--retention has its own measures; leave out --suite")
+        refuse_beside_retention(
+            {
+                "--suite": suite,
+                "--split": split,
+                "--score": score,
+                "--blind": blind or None,
+                "--batch-size": batch_size,
+                "--adapter": adapter,
+                "--dtype": dtype,
+                "--out": out,
+            }
+        )
         show_retention(Path(model), data, text, limit)
         return
     if text is not None:

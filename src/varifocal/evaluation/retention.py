@@ -56,6 +56,13 @@ PERPLEXITY, RIGHT, TOKENS, SAME = (
 
 _TOKEN_BUDGET = 1024  # of a batch; logits of every token are held at once
 
+_ROUTES = {
+    "mma": [
+        "mma, on: texts take its text route, the one of rows without a picture in training and in "
+        "chat; the route of rows with a picture is not measured here"
+    ]
+}
+
 Progress = Callable[[str, int, int], None]
 
 
@@ -175,6 +182,8 @@ def retention(
     gc.collect()
     notes = [
         f"prompts over {encoder.max_length} tokens lose text from their middle, for all alike",
+        *material.notes,
+        *_ROUTES.get(recipe.tuner.type, ()),
     ]
     _, parts = open_run(root, dtype="float32")
     if isinstance(parts.model, PeftModel):
@@ -182,7 +191,9 @@ def retention(
             columns["off"] = measure(parts.model, stage="off")
     else:
         columns["off"] = columns["base"]
-        notes.append("full tuning has no adapter to switch off: off is the base model itself")
+        notes.append(
+            f"tuner '{recipe.tuner.type}' has no adapter to switch off: off is the base model itself"
+        )
     columns["on"] = measure(parts.model, stage="on")
     name = recipe.model.language_model
     rows = _rows(columns, recipe.seed)

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from varifocal.data.encode import Encoder, TooLongError
-from varifocal.data.example import Example
+from varifocal.data.example import Example, Message
 from varifocal.data.record import Record, StreamedRecords, read_in_order
 from varifocal.data.records import open_records
 from varifocal.data.source import open_source
 from varifocal.errors import DataError
+from varifocal.evaluation.retention_prompts import PROMPTS
 from varifocal.evaluation.scoring import Question
 from varifocal.recipe import Recipe, SourceSection
 
@@ -24,6 +25,11 @@ WINDOW = 256
 _QUESTIONS = ("scienceqa-text", "scienceqa")
 _INSTRUCTIONS = ("alpaca*/*.json*", "alpaca*.json*")
 _SPLITS = ("test", "val", "minival")
+_OWN = "the run's own data.evaluate, those without pictures"
+_OF_ITS_TASK = (
+    "what comes from data.evaluate is the run's own task: there a change is mostly what it learned; "
+    "--data and --text give other material"
+)
 
 
 @dataclass(frozen=True)
@@ -35,12 +41,14 @@ class Material:
         questions: multiple-choice questions without pictures.
         instructions: conversations without pictures whose last turn is an instruction's answer.
         sources: part -> where it came from, in words.
+        notes: where it is not what it should be.
     """
 
     texts: Sequence[Question]
     questions: Sequence[Example]
     instructions: Sequence[Example]
     sources: Mapping[str, str]
+    notes: Sequence[str] = ()
 
 
 def gather_material(
@@ -51,42 +59,62 @@ def gather_material(
     Args:
         recipe: of the run.
         encoder: for the base model.
-        data: a folder with `scienceqa-text` (or `scienceqa`) and `alpaca`; what it does not have
-            comes from the recipe's own `data.evaluate`.
-        text: plain text, or rows with a column `text`; by default the answers of the recipe's own
-            text examples in `data.evaluate` that no training source holds.
+        data: a folder with `scienceqa-text` (or `scienceqa`) and `alpaca`. Without questions there,
+            the recipe's own of `data.evaluate` are asked; without instructions, `PROMPTS`.
+        text: plain text, or rows with a column `text`; by default the answers to the instructions
+            of `data`, else those of the recipe's own text examples in `data.evaluate` that no
+            training source holds.
         limit: at most so many texts, questions and instructions each, the first ones.
 
     Raises:
-        DataError: a file cannot be read, or there is nothing at all to measure on.
+        DataError: a file or folder is not there or cannot be read.
     """
-    own = list(islice(_held_out(recipe), 4 * limit))
-    asked = [one for one in own if one.answer_index is not None]
-    told = [one for one in own if one.answer_index is None]
+    if data is not None and not data.is_dir():
+        raise DataError(f"--data: no folder '{data}'; it holds scienceqa-text and alpaca")
+    found = _questions_in(data), _instructions_in(data)
+    if data is not None and not any(found):
+        raise DataError(
+            f"--data: '{data}' has neither scienceqa-text/problems.json nor alpaca/*.json"
+        )
+    is_given = found[0] and (found[1] or text)
+    own = [] if is_given else list(islice(_held_out(recipe), 4 * limit))
     sources: dict[str, str] = {}
+    if section := found[0]:
+        asked = list(islice(_text_only(section), limit))
+        sources["questions"] = f"{section.path}, split {section.split}, questions without pictures"
+    else:
+        asked = [one for one in own if one.answer_index is not None][:limit]
+        sources["questions"] = (
+            f"questions of {_OWN}" if asked else "none: --data has scienceqa-text"
+        )
+    if file := found[1]:
+        told = list(islice(_text_only(SourceSection(path=str(file))), limit))
+        sources["instructions"] = str(file)
+    else:
+        told = [Example((Message("user", (prompt,)),)) for prompt in PROMPTS[:limit]]
+        sources["instructions"] = f"{len(told)} plain instructions that come with varifocal"
     if text is not None:
         texts = list(islice(_windows(encoder, text), limit))
         sources["text"] = f"{text}, windows of {WINDOW} tokens"
     else:
-        texts = list(islice(_answers(encoder, own), limit))
-        sources["text"] = "answers of the recipe's data.evaluate without pictures"
-    if section := _questions_in(data):
-        asked = list(islice(_text_only(section), limit))
-        sources["questions"] = f"{section.path}, split {section.split}, questions without pictures"
-    else:
-        sources["questions"] = "questions of the recipe's data.evaluate without pictures"
-    if file := _instructions_in(data):
-        told = list(islice(_text_only(SourceSection(path=str(file))), limit))
-        sources["instructions"] = str(file)
-    else:
-        sources["instructions"] = "instructions of the recipe's data.evaluate without pictures"
-    if not (texts or asked or told):
-        raise DataError(
-            "nothing to measure text skills on: the recipe's data.evaluate has no example without "
-            "a picture that was not trained on; give --data DIR (with scienceqa-text or alpaca in "
-            "it) or --text FILE"
-        )
-    return Material(texts, asked[:limit], told[:limit], sources)
+        texts = list(_answers(encoder, told if found[1] else own[:limit]))
+        sources["text"] = f"answers of {found[1] or _OWN}" if texts else "none: give --text FILE"
+    notes = list(_not_held_out(recipe, *found, text))
+    if any(_OWN in place for place in sources.values()):
+        notes.append(_OF_ITS_TASK)
+    return Material(texts, asked, told, sources, notes)
+
+
+def _not_held_out(
+    recipe: Recipe, section: SourceSection | None, *files: Path | None
+) -> Iterator[str]:
+    """Say which of the material tells of the run's own task rather than of what it kept."""
+    trained = {(Path(one.place).resolve(), one.split) for one in recipe.data.train if one.path}
+    places = [(Path(section.place), section.split)] if section else []
+    places += [(file, None) for file in files if file is not None]
+    for place, split in places:
+        if (place.resolve(), split) in trained or (place.resolve(), None) in trained:
+            yield f"{place} is a training source of this run: it is not held out"
 
 
 def _held_out(recipe: Recipe) -> Iterator[Example]:
