@@ -162,8 +162,8 @@ def refuse_beside_retention(given: Mapping[str, Any]) -> None:
 
 def show_retention(run: Path, data: Path | None, text: Path | None, limit: int | None) -> None:
     """Measure a run's text skills against its base's, show the table and keep it in the run."""
-    from varifocal.cli.screen import stage_bars
     from varifocal.cli.run_verbs import renew_card
+    from varifocal.cli.screen import stage_bars
     from varifocal.evaluation.retention import LIMIT, retention
     from varifocal.run import RunDirectory
 

@@ -191,9 +191,8 @@ def retention(
             columns["off"] = measure(parts.model, stage="off")
     else:
         columns["off"] = columns["base"]
-        notes.append(
-            f"tuner '{recipe.tuner.type}' has no adapter to switch off: off is the base model itself"
-        )
+        kind = recipe.tuner.type
+        notes.append(f"tuner '{kind}' has no adapter to switch off: off is the base model itself")
     columns["on"] = measure(parts.model, stage="on")
     name = recipe.model.language_model
     rows = _rows(columns, recipe.seed)
