@@ -27,8 +27,8 @@ _INSTRUCTIONS = ("alpaca*/*.json*", "alpaca*.json*")
 _SPLITS = ("test", "val", "minival")
 _OWN = "the run's own data.evaluate, those without pictures"
 _OF_ITS_TASK = (
-    "what comes from data.evaluate is the run's own task: there a change is mostly what it learned; "
-    "--data and --text give other material"
+    "what comes from data.evaluate is the run's own task: there a change is mostly what it "
+    "learned; --data and --text give other material"
 )
 
 

@@ -48,7 +48,7 @@ PROMPTS = (
     "Suggest a plan for a Saturday with two children.",
     "What is photosynthesis?",
     "Write three questions for an interview with a baker.",
-    "Sum up in one sentence: The meeting was moved from Monday to Tuesday, since the room was full.",
+    "Sum up in one sentence: The meeting is on Tuesday, since the room was full.",
     "How do I boil an egg?",
     "What makes a good friend?",
     "Convert 5 kilometres into metres.",
