@@ -84,9 +84,7 @@ def gather_material(
         sources["questions"] = f"{section.path}, split {section.split}, questions without pictures"
     else:
         asked = [one for one in own if one.answer_index is not None][:limit]
-        sources["questions"] = (
-            f"questions of {_OWN}" if asked else "none: --data has scienceqa-text"
-        )
+        sources["questions"] = f"questions of {_OWN}" if asked else "none; --data can hold some"
     if file := found[1]:
         told = list(islice(_text_only(SourceSection(path=str(file))), limit))
         sources["instructions"] = str(file)
@@ -98,7 +96,8 @@ def gather_material(
         sources["text"] = f"{text}, windows of {WINDOW} tokens"
     else:
         texts = list(_answers(encoder, told if found[1] else own[:limit]))
-        sources["text"] = f"answers of {found[1] or _OWN}" if texts else "none: give --text FILE"
+        kept = f"answers of at most {encoder.max_length} tokens of {found[1] or _OWN}"
+        sources["text"] = kept if texts else "none; --text FILE gives some"
     notes = list(_not_held_out(recipe, *found, text))
     if any(_OWN in place for place in sources.values()):
         notes.append(_OF_ITS_TASK)
@@ -108,12 +107,13 @@ def gather_material(
 def _not_held_out(
     recipe: Recipe, section: SourceSection | None, *files: Path | None
 ) -> Iterator[str]:
-    """Say which of the material tells of the run's own task rather than of what it kept."""
+    """Say which of the material the run was trained on: a file, its folder, or its split."""
     trained = {(Path(one.place).resolve(), one.split) for one in recipe.data.train if one.path}
     places = [(Path(section.place), section.split)] if section else []
     places += [(file, None) for file in files if file is not None]
     for place, split in places:
-        if (place.resolve(), split) in trained or (place.resolve(), None) in trained:
+        whole = place.resolve()
+        if {(whole, split), (whole, None), (whole.parent, None)} & trained:
             yield f"{place} is a training source of this run: it is not held out"
 
 

@@ -1,0 +1,182 @@
+"""`eval --retention` and `compare --retention` on a tiny trained graft, whose base is known."""
+
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from varifocal import cli
+from varifocal.evaluation.retention_material import gather_material
+from varifocal.evaluation.retention_prompts import PROMPTS
+from varifocal.training.train import train
+
+# peft 0.21 reads a name that transformers 5.23 has renamed
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is dep:FutureWarning")
+
+MEASURES = [
+    "perplexity",
+    "questions right %",
+    "answer tokens agreeing %",
+    "answers the same %",
+]
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["varifocal", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        captured = capsys.readouterr()
+        return ended.value.code, " ".join(captured.out.split()), captured.err
+
+    return run
+
+
+@pytest.fixture
+def trained(recipe, rewrite, book, tmp_path):
+    """Train on the book's pictures and ask its texts: `trained("mma")` gives the run."""
+
+    def split(problems, splits):
+        plain = [pid for pid in splits["train"] if problems[pid]["image"] is None]
+        splits["train"] = [pid for pid in splits["train"] if pid not in plain]
+        splits["test"] = plain
+
+    rewrite(split)
+
+    def make(kind):
+        test = {"path": str(book), "format": "scienceqa", "split": "test"}
+        page = recipe(
+            {
+                "tuner": {"type": kind},
+                "data.evaluate": [test],
+                "training.max_steps": 3,
+            }
+        )
+        train(page, tmp_path / kind)
+        return tmp_path / kind
+
+    return make
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Another task's questions and instructions, as --data takes them."""
+    questions = tmp_path / "data" / "scienceqa-text"
+    questions.mkdir(parents=True)
+    problem = {"question": "Up?", "choices": ["yes", "no"], "answer": 0, "hint": "", "image": None}
+    extra = {"subject": "natural science", "grade": "grade3", "lecture": "", "solution": ""}
+    problems = {str(n): {**problem, **extra} for n in range(4)}
+    (questions / "problems.json").write_text(json.dumps(problems))
+    (questions / "pid_splits.json").write_text(json.dumps({"train": [], "val": list(problems)}))
+    rows = [{"instruction": f"Say {n}.", "input": "", "output": f"It is {n}."} for n in range(3)]
+    (tmp_path / "data" / "alpaca").mkdir()
+    (tmp_path / "data" / "alpaca" / "some.json").write_text(json.dumps(rows))
+    return tmp_path / "data"
+
+
+def rows_of(root):
+    page = json.loads((root / "eval" / "retention.json").read_text())
+    return page, {row["name"]: row for row in page["rows"]}
+
+
+def test_one_table_of_what_was_kept(run, trained, data):
+    """Off is the base bit for bit; the base agrees with what it wrote; on has moved."""
+    root = trained("mma")
+    code, out, _ = run("eval", root, "--retention", "--data", data)
+    assert code == 0
+    page, rows = rows_of(root)
+    assert list(rows) == MEASURES
+    assert [row["count"] for row in rows.values()] == [3, 4, 3, 3]
+    for row in rows.values():
+        assert row["off"] == row["base"]
+        assert row["base"]["low"] <= row["base"]["value"] <= row["base"]["high"]
+    assert rows["answers the same %"]["base"]["value"] == 100
+    assert rows["perplexity"]["on"]["value"] != rows["perplexity"]["base"]["value"]
+    assert page["command"] == f"varifocal eval {root} --retention --data {data}"
+    assert "scienceqa-text, split val" in page["sources"]["questions"]
+    assert "some.json" in page["sources"]["text"]
+    assert page["sources"]["instructions"].endswith("some.json")
+    assert not any("own task" in note for note in page["notes"])
+    assert "mma, on: texts take its text route" in out
+    assert "= base" in out
+    assert "What was kept of the language model" in (root / "README.md").read_text()
+
+
+def test_without_data_the_run_has_what_it_takes(run, trained):
+    """Its own text questions, which is said, and the package's instructions."""
+    root = trained("full")
+    code, out, _ = run("eval", root, "--retention", "--limit", 2)
+    assert code == 0
+    page, rows = rows_of(root)
+    assert [row["count"] for row in rows.values()] == [2, 2, 2, 2]
+    assert page["sources"]["instructions"] == "2 plain instructions that come with varifocal"
+    assert "what comes from data.evaluate is the run's own task" in out
+    assert "tuner 'full' has no adapter to switch off" in out
+
+
+def test_text_of_ones_own_and_what_was_trained_on(run, trained, data, tmp_path):
+    (tmp_path / "words.txt").write_text("Some words. " * 60)  # 720 tokens: windows of 256
+    root = trained("lora")
+    told = ("--data", data / "scienceqa-text", "--text", tmp_path / "words.txt")
+    code, out, _ = run("eval", root, "--retention", *told)
+    assert code == 0
+    page, rows = rows_of(root)
+    assert rows["perplexity"]["count"] == 3
+    assert page["sources"]["text"].endswith("words.txt, windows of 256 tokens")
+
+
+def test_a_training_source_is_not_held_out(recipe, data):
+    section = {"path": str(data / "alpaca"), "format": "alpaca"}
+    page = recipe({"data.train": [section]})
+    encoder = SimpleNamespace(max_length=160, encode=None)
+    found = gather_material(page, encoder, data, data / "alpaca" / "some.json", 0)
+    assert (
+        found.notes
+        == [f"{data}/alpaca/some.json is a training source of this run: it is not held out"] * 2
+    )
+
+
+def test_tables_of_several_runs_stand_together(run, trained, data):
+    mma, full = trained("mma"), trained("full")
+    for root in (mma, full):
+        assert run("eval", root, "--retention", "--data", data, "--limit", 2)[0] == 0
+    code, out, _ = run("compare", mma, full, "--retention")
+    assert code == 0
+    names = [out.index("perplexity"), out.index("mma (2)"), out.index("full (2)")]
+    assert names == sorted(names)
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["--suite=pope", "--split=val", "--score=both", "--blind", "--dtype=bfloat16", "--out=x"],
+)
+def test_options_it_would_not_heed_are_refused(run, option):
+    code, _, err = run("eval", "runs/any", "--retention", option)
+    assert code != 0
+    assert f"--retention has its own measures; leave out {option.partition('=')[0]}" in err
+
+
+@pytest.mark.parametrize("option", ["--suite=pope", "--out=x", "--any-prompt"])
+def test_compare_refuses_them_too(run, option):
+    code, _, err = run("compare", "a", "b", "--retention", option)
+    assert code != 0
+    assert f"leave out {option.partition('=')[0]}" in err
+
+
+def test_what_is_missing_is_said(run, trained, tmp_path):
+    root = trained("lora")
+    _, _, err = run("eval", root, "--retention", "--data", tmp_path / "nowhere")
+    assert "--data: no folder" in err
+    (tmp_path / "empty").mkdir()
+    _, _, err = run("eval", root, "--retention", "--data", tmp_path / "empty")
+    assert "has neither scienceqa-text/problems.json nor alpaca/*.json" in err
+    _, _, err = run("compare", root, root, "--retention")
+    assert f"make it with: varifocal eval {root} --retention" in " ".join(err.split())
+    _, _, err = run("eval", root, "--text", "x.txt")
+    assert "--text belongs to --retention; add it" in err
+
+
+def test_the_prompts_are_all_different():
+    assert len(set(PROMPTS)) == len(PROMPTS)
