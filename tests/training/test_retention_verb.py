@@ -120,7 +120,7 @@ def test_text_of_ones_own_and_what_was_trained_on(run, trained, data, tmp_path):
     (tmp_path / "words.txt").write_text("Some words. " * 60)  # 720 tokens: windows of 256
     root = trained("lora")
     told = ("--data", data / "scienceqa-text", "--text", tmp_path / "words.txt")
-    code, out, _ = run("eval", root, "--retention", *told)
+    code, _, _ = run("eval", root, "--retention", *told)
     assert code == 0
     page, rows = rows_of(root)
     assert rows["perplexity"]["count"] == 3
