@@ -1,6 +1,7 @@
 # make demo    the main job on real weights, from nothing but Python
 # make test    the tests
 # make lint    style and types
+# make bench   speed and memory beside the paper's loop and transformers' Trainer, ten minutes
 #
 # Each makes .venv first when it is missing or pyproject.toml or constraints.txt has changed.
 
@@ -12,7 +13,7 @@ BIN     = $(VENV)/bin
 PIP     = $(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
 STAMP   = $(VENV)/installed
 
-.PHONY: demo test lint install clean
+.PHONY: demo test lint bench install clean
 
 demo: $(STAMP)
 	$(BIN)/varifocal demo
@@ -25,6 +26,9 @@ lint: $(STAMP)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks.side_by_side
 
 install: $(STAMP)
 

@@ -1,0 +1,64 @@
+"""A process for each arm, which takes a step when it is asked to."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, TextIO, cast
+
+ROOT = Path(__file__).parents[2]
+
+
+class Child:
+    """An arm in a process of its own.
+
+    Args:
+        arm: its name.
+        recipe: the recipe's file.
+        directory: for what it writes; its feature table and its compiled code stay there, too.
+        threads: that it computes with.
+
+    Attributes:
+        start: what its gate said when all was loaded.
+    """
+
+    def __init__(self, arm: str, recipe: Path, directory: Path, threads: int) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        own = {
+            "OMP_NUM_THREADS": str(threads),
+            "VARIFOCAL_CACHE": str(directory / "cache"),
+            "TORCHINDUCTOR_CACHE_DIR": str(directory / "compiled"),
+            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        }
+        command = [sys.executable, "-m", "benchmarks.side_by_side.child", arm, str(recipe)]
+        self.arm = arm
+        self.log = directory / f"{arm}.log"
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [*command, str(directory)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env={**os.environ, **own},
+                text=True,
+            )
+        self.start = self._hear()
+
+    def step(self) -> dict[str, Any]:
+        """Let it take a step; return what was measured."""
+        asked = cast(TextIO, self.process.stdin)
+        asked.write("go\n")
+        asked.flush()
+        return self._hear()
+
+    def _hear(self) -> dict[str, Any]:
+        line = cast(TextIO, self.process.stdout).readline()
+        if not line:
+            raise SystemExit(f"{self.arm} ended:\n{self.log.read_text()[-3000:]}")
+        return json.loads(line)
+
+    def close(self) -> None:
+        """End it."""
+        cast(TextIO, self.process.stdin).close()
+        self.process.wait()
