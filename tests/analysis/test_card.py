@@ -3,6 +3,7 @@
 import json
 import re
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import PIL.Image
@@ -12,6 +13,7 @@ from huggingface_hub import ModelCard
 from typer.testing import CliRunner
 
 from varifocal.analysis.card import make_card, write_card
+from varifocal.cli.run_verbs import renew_card
 from varifocal.cli.verbs import app
 from varifocal.errors import RunError
 
@@ -27,7 +29,9 @@ def give_results(root):
         "".join(json.dumps({"step": step, "loss": 2.0 - step / 10}) + "\n" for step in range(1, 6))
     )
     (root / "cost.json").write_text(json.dumps({"tokens": 3000, "flops": 2.5e12}))
-    (root / "plan.json").write_text(json.dumps({"tokens": 2900, "flops": 2.0e12}))
+    predicted = {"tokens": 2900, "flops": 2.0e12, "dollars": 0.125, "parts": {"a": 1}}
+    plan = {"predicted": predicted, "measured": {"tokens": 1, "dollars": 0.25, "seconds_total": 60}}
+    (root / "plan.json").write_text(json.dumps(plan))
     realised = {"source": "book", "modality": "text", "samples": 14, "tokens": 700}
     (root / "data.json").write_text(json.dumps({"realised": [{**realised, "trained_tokens": 70}]}))
     scores = root / "eval"
@@ -49,7 +53,9 @@ def give_results(root):
     (scores / "book.predictions.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
     kept = {"name": "right answers %", "count": 20, "base": {"value": 55.0, **INTERVAL}}
     kept |= {"off": {"value": 55.0, **INTERVAL}, "on": {"value": 52.5, **INTERVAL}}
-    (scores / "retention.json").write_text(json.dumps({"rows": [kept], "notes": ["read so"]}))
+    kept |= {"change": {"value": -2.5, "low": -9.0, "high": 4.0}, "p": 0.375}
+    page = {"rows": [kept], "notes": ["read so"], "sources": {"questions": "a folder"}}
+    (scores / "retention.json").write_text(json.dumps(page))
     recipe = yaml.safe_load((root / "recipe.yaml").read_text())
     whence = {"versions": {}, "base_fingerprint": None}
     recipe["provenance"] = {"data": {"book": "abc123"}, **whence}
@@ -60,10 +66,16 @@ def give_results(root):
 def test_every_number_stands_with_its_interval_and_protocol(make_run):
     page = make_card(give_results(make_run("lora"))).markdown()
     greedy = "ScienceQA; greedy answer of up to 9 tokens, read strictly"
-    assert f"| book | accuracy, average | 50.0 | 40.0 to 61.0 | 80 | 8 | {greedy} |" in page
-    assert "| pope | F1 | 70.0 | 40.0 to 61.0 | 9,000 | 0 | yes or no \\| POPE |" in page
+    assert "| book | accuracy, average | 50.0 | 40.0 to 61.0 | 80 | 8 |" in page
+    assert f"| book | {greedy} |" in page
+    assert "| pope | F1 | 70.0 | 40.0 to 61.0 | 9,000 | 0 |" in page
+    assert "| pope | yes or no \\| POPE |" in page
     assert "| right answers % | 55.00 (40.00 to 61.00) | 55.00 " in page
-    assert "| tokens | 3,000 | 2,900 |" in page
+    assert "| -2.50 (-9.00 to 4.00) | 0.375 | 20 |" in page
+    assert "- questions: a folder\n- read so" in page
+    assert "| tokens | 3,000 | 2,900 |" in page  # cost.json's own count, not the plan's copy
+    assert "| minutes | 1.0 | - |" in page
+    assert "| dollars | 0.25 | 0.125 |" in page
     assert "| TFLOP | 2.5 | 2 |" in page
     assert "| book | text | 14 | 700 | 70 |" in page
     assert "| book | abc123 |" in page
@@ -171,3 +183,73 @@ def test_the_verb_writes_one_runs_card_and_several_runs_have_none(make_run, tmp_
     assert "--html is the card of one run; 2 are named" in str(said.exception)
     with pytest.raises(RunError, match="is no run directory"):
         write_card(tmp_path)
+
+
+def test_every_verb_that_changes_a_run_renews_its_card(make_run, tmp_path, monkeypatch):
+    """What makes the run is stood in for; the verb around it, and the card, are the real ones."""
+    roots = {name: make_run(kind) for name, kind in zip(VERBS, ("lora", "mma", "mixlora"))}
+
+    def changed(name):
+        give_results(roots[name])
+        return SimpleNamespace(
+            steps=1, trained_parameters={"a": 1}, loss=1.0, minutes=1.0, peak_memory_gib=1.0,
+            skipped=(), dropped=(), runs=[SimpleNamespace(root=roots["sweep"])],
+            alignment_loss=None,
+        )  # fmt: skip
+
+    monkeypatch.setattr("varifocal.training.train.train", lambda *_, **__: changed("train"))
+    monkeypatch.setattr("varifocal.demo.run_demo", lambda *_, **__: changed("demo"))
+    monkeypatch.setattr("varifocal.sweep.run_sweep", lambda *_, **__: changed("sweep"))
+    monkeypatch.setattr("varifocal.sweep.load_sweep", lambda *_: SimpleNamespace(name="s"))
+    monkeypatch.setattr("varifocal.cli.screen.print_demo", lambda *_: None)
+    monkeypatch.setattr("varifocal.cli.run_verbs.print_report", lambda *_: None)
+    recipe = str(roots["train"] / "recipe.yaml")
+    for name, arguments in VERBS.items():
+        told = [recipe if one == "RECIPE" else one for one in arguments]
+        said = CliRunner().invoke(app, [*told, "--out", str(roots[name])])
+        assert said.exit_code == 0, said.exception
+        assert "| pope | F1 | 70.0" in (roots[name] / "README.md").read_text()
+
+
+VERBS = {"train": ["train", "RECIPE"], "demo": ["demo"], "sweep": ["sweep", "any.yaml"]}
+
+
+def test_scoring_and_retention_renew_the_card_of_a_run_and_of_no_model(
+    make_run, language, tmp_path, monkeypatch
+):
+    root = make_run("lora")
+    page = yaml.safe_load((root / "recipe.yaml").read_text())
+    page["data"]["evaluate"] = [page["data"]["train"][0]]
+    (root / "recipe.yaml").write_text(yaml.safe_dump(page))
+    scored = CliRunner().invoke(app, ["eval", str(root)])
+    assert scored.exit_code == 0, scored.exception
+    assert "| accuracy, average |" in (root / "README.md").read_text()
+
+    class Kept:
+        def write(self, evaluations, command):
+            row = {"name": "right %", "count": 3, "p": None, "change": None}
+            row |= {key: {"value": 1.0, "low": 0.0, "high": 2.0} for key in ("base", "off", "on")}
+            page = {"run": str(root), "tuner": "lora", "rows": [row], "notes": [], "sources": {}}
+            file = evaluations / "retention.json"
+            file.write_text(json.dumps(page))
+            return file
+
+    monkeypatch.setattr("varifocal.evaluation.retention.retention", lambda *_, **__: Kept())
+    said = CliRunner().invoke(app, ["eval", str(root), "--retention"])
+    assert said.exit_code == 0, said.exception
+    assert "| right % | 1.00 (0.00 to 2.00) |" in (root / "README.md").read_text()
+    renew_card(language)
+    assert not (language / "README.md").exists()
+
+
+def test_a_fully_tuned_run_is_finished(make_run):
+    root = give_results(make_run(None))
+    page = yaml.safe_load((root / "recipe.yaml").read_text())
+    page["tuner"] = {"type": "full"}
+    (root / "recipe.yaml").write_text(yaml.safe_dump(page))
+    assert "The run is not finished" in make_card(root).markdown()
+    (root / "model").mkdir()
+    (root / "model" / "config.json").write_text("{}")
+    card = make_card(root)
+    assert "varifocal ask" in card.markdown()
+    assert card.metadata["library_name"] == "transformers"

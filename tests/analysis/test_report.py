@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from varifocal import cli
-from varifocal.analysis.report import compare, differences, mean_of
+from varifocal.analysis.report import compare, differences, group_rows, mean_of
 from varifocal.analysis.runs import flat, read_run
 
 PAGE = {
@@ -128,7 +128,7 @@ def test_a_report_is_a_page_a_record_and_a_picture(make, tmp_path):
     assert "![accuracy against cost, and losses](report.png)" in page
     record = json.loads(files[1].read_text())
     assert record["differences"] == {"tuner.rank": list(range(1, 21))}
-    assert record["runs"][3]["scores"]["book"]["average"]["accuracy"] == 43.0
+    assert record["runs"][3]["scores"]["book"]["average"]["value"] == 43.0
     assert record["runs"][3]["cost"]["flops"] == COST["flops"]
     assert files[2].read_bytes().startswith(b"\x89PNG")
     assert files[2].stat().st_size > 20_000
@@ -186,3 +186,25 @@ def test_the_verb_prints_a_table_and_writes_the_files(make, tmp_path, monkeypatc
     assert "50.0 (41.0 to 58.0)" in out
     assert ("tuner.rank" in out) == (number > 1)
     assert str(tmp_path / "o" / "report.md") in out.replace("\n", "")
+
+
+def test_scores_of_benchmarks_stand_beside_those_of_scienceqa(make, tmp_path, capsys, monkeypatch):
+    roots = [make("a"), make("b", rank=8)]
+    cider = {"name": "CIDEr (x100)", "value": 61.25, "low": 50.5, "high": 70.0, "count": 9}
+    f1 = {"name": "f1", "value": 40.0, "low": None, "high": None, "count": 9}
+    for root, main in zip(roots, ("f1", "f1"), strict=True):
+        page = {"benchmark": "pope", "main": main, "measures": [cider, f1, {"name": "torn"}, 3]}
+        (root / "eval" / "pope.json").write_text(json.dumps(page))
+    report = compare(roots, {"both": ["a", "b"]})
+    assert cells(report, "pope f1 %") == ("40.0", "40.0")
+    assert cells(report, "pope CIDEr (x100)") == ("61.2 (50.5 to 70.0)",) * 2
+    assert [row.label for row in report.rows if row.main] == ["book average %", "pope f1 %"]
+    assert group_rows(report)[0][-2:] == ["book average %", "pope f1 %"]
+    assert [*report.runs[0].scores["pope"]] == ["f1", "CIDEr (x100)"]
+    assert tmp_path / "report.png" in report.write(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["varifocal", "report", *map(str, roots)])
+    with pytest.raises(SystemExit):
+        cli.main()
+    shown = capsys.readouterr().out
+    assert "pope f1 %" in shown
+    assert "CIDEr" not in shown

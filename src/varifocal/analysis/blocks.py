@@ -56,6 +56,8 @@ class Picture:
     width: int | None = None
 
 
+_SHORT_CELL = 24  # characters
+
 Block = Heading | Paragraph | Bullets | Grid | Code | Picture
 
 
@@ -98,7 +100,9 @@ h1{font-size:1.9rem;margin:0 0 .6rem}h2{font-size:1.25rem;margin:2.2rem 0 .6rem;
 padding-bottom:.3rem;border-bottom:1px solid #d8dee4}h3{font-size:1rem;margin:1.4rem 0 .4rem}
 .wide{overflow-x:auto}table{border-collapse:collapse;font-size:.87rem;margin:.5rem 0}
 th,td{padding:.32rem .8rem;border-bottom:1px solid #e6eaee;text-align:left;vertical-align:top}
-th{color:#57606a;font-weight:600}td{font-variant-numeric:tabular-nums;overflow-wrap:anywhere}
+th{color:#57606a;font-weight:600}td{font-variant-numeric:tabular-nums;overflow-wrap:break-word}
+.s{white-space:nowrap}
+@media (max-width:40rem){body{margin:1.2rem auto;padding:0 .9rem}th,td{padding:.3rem .5rem}}
 pre{background:#f6f7f9;padding:.9rem 1rem;border-radius:6px;overflow-x:auto;font-size:.85rem}
 figure{margin:1rem 0}img{max-width:100%;height:auto;border:1px solid #e6eaee;border-radius:4px}
 figcaption{color:#57606a;font-size:.85rem}
@@ -111,9 +115,17 @@ def to_html(blocks: Iterable[Block], title: str) -> str:
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta http-equiv="Content-Security-Policy" '
+        "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">\n"
         f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style></head>\n"
         f"<body>\n{body}\n</body></html>\n"
     )
+
+
+def _cell(text: str) -> str:
+    """Keep a short cell, such as an interval, on one line; long ones break."""
+    short = ' class="s"' if len(text) <= _SHORT_CELL else ""
+    return f"<td{short}>{html.escape(text)}</td>"
 
 
 def _html(block: Block) -> str:
@@ -134,7 +146,7 @@ def _html(block: Block) -> str:
             f"<figcaption>{caption}</figcaption></figure>"
         )
     head = "".join(f"<th>{html.escape(cell)}</th>" for cell in block.head)
-    rows = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in block.lines)
+    rows = ("".join(map(_cell, row)) for row in block.lines)
     lines = "".join(f"<tr>{row}</tr>" for row in rows)
     return (
         f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody>'

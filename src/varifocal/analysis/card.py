@@ -26,6 +26,7 @@ from varifocal.analysis.blocks import (
     to_markdown,
 )
 from varifocal.analysis.card_limits import limits
+from varifocal.analysis.card_retention import retention_blocks
 from varifocal.analysis.card_scores import (
     Sample,
     ScoreLine,
@@ -109,7 +110,7 @@ def make_card(root: str | Path) -> Card:
         *_head(summary),
         *_how_to_load(run, summary),
         *_scores(scores),
-        *_retention(read_object(run.evaluations / "retention.json")),
+        *retention_blocks(read_object(run.evaluations / "retention.json")),
         *_samples(run, summary, scores),
         *_cost(run, summary),
         *_data(run),
@@ -172,7 +173,7 @@ def _head(run: RunSummary) -> Iterator[Block]:
     yield Heading(run.name, 1)
     language, tower = (run.knobs.get(key) for key in _PART_KEYS)
     method = _METHODS.get(str(run.knobs.get("tuner.type")), str(run.knobs.get("tuner.type")))
-    sees = f" and sees through {tower}" if tower else ""
+    sees = f", seeing through {tower}" if tower else ""
     count = run.trained_parameters
     trained = "" if count is None else f"{count:,} parameters were trained."
     if not run.finished:
@@ -213,38 +214,12 @@ def _scores(scores: Sequence[ScoreLine]) -> Iterator[Block]:
     )
     lines = [
         [one.suite, one.measure, f"{one.value:.1f}", one.interval, f"{one.count:,}",
-         f"{one.unparsed:,}", one.protocol]
+         f"{one.unparsed:,}"]
         for one in scores
     ]  # fmt: skip
-    head = ["suite", "measure", "score", "95 % interval", "items", "unparsed", "protocol"]
-    yield Grid(head, lines)
-
-
-def _retention(page: Mapping[str, Any]) -> Iterator[Block]:
-    rows = page.get("rows")
-    if not isinstance(rows, list) or not rows:
-        return
-    yield Heading("What was kept of the language model")
-    cells = [
-        [str(row.get("name")), *(_of_interval(row.get(key)) for key in _STATES), str(row["count"])]
-        for row in rows
-        if isinstance(row, dict)
-    ]
-    yield Grid(["measure", "base", "adapter off", "adapter on", "items"], cells)
-    notes = page.get("notes")
-    if isinstance(notes, list) and notes:
-        yield Bullets([str(note) for note in notes])
-
-
-_STATES = ("base", "off", "on")
-
-
-def _of_interval(one: Any) -> str:
-    if not isinstance(one, dict) or not isinstance(one.get("value"), int | float):
-        return "-"
-    ends = [one.get(end) for end in ("low", "high")]
-    known = all(isinstance(end, int | float) for end in ends)
-    return f"{one['value']:.2f}" + (f" ({ends[0]:.2f} to {ends[1]:.2f})" if known else "")
+    yield Grid(["suite", "measure", "score", "95 % interval", "items", "unparsed"], lines)
+    protocols = {one.suite: one.protocol for one in scores}
+    yield Grid(["suite", "protocol"], [[*one] for one in protocols.items()])
 
 
 def _samples(
@@ -300,11 +275,19 @@ def _small(sample: Sample, path: Path) -> Path | None:
 
 
 def _cost(run: RunDirectory, summary: RunSummary) -> Iterator[Block]:
-    planned = read_object(run.root / "plan.json")
+    plan = read_object(run.root / "plan.json")
+    planned, measured = (_part(plan, key) for key in ("predicted", "measured"))
+    measured = {**measured, **summary.cost}
     lines = [
-        [label, say(summary.cost.get(key)), say(planned.get(key))]
+        [label, say(measured.get(key)), say(planned.get(key))]
         for label, key, say in COST_ROWS
-        if key in summary.cost or key in planned
+        if key in measured or key in planned
+    ]
+    known_rows = {key for _, key, _ in COST_ROWS}
+    lines += [
+        [key.replace("_", " "), _number(measured.get(key)), _number(planned[key])]
+        for key in planned
+        if key not in known_rows and _number(planned[key]) != "-"
     ]
     if not lines:
         return
@@ -312,6 +295,16 @@ def _cost(run: RunDirectory, summary: RunSummary) -> Iterator[Block]:
     known = any(cells[2] != "-" for cells in lines)
     head = ["", "measured", "predicted"] if known else ["", "measured"]
     yield Grid(head, [cells[: len(head)] for cells in lines])
+
+
+def _part(page: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    found = page.get(key)
+    return found if isinstance(found, dict) else {}
+
+
+def _number(value: Any) -> str:
+    known = isinstance(value, int | float) and not isinstance(value, bool)
+    return f"{value:,}" if isinstance(value, int) and known else f"{value:,.4g}" if known else "-"
 
 
 def _data(run: RunDirectory) -> Iterator[Block]:

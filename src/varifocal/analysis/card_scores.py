@@ -95,13 +95,13 @@ def _of_measures(suite: str, page: Mapping[str, Any]) -> list[ScoreLine]:
     """A benchmark of the table: one line a measure."""
     words = str(page.get("protocol", ""))
     marks = [word for word in ("blind",) if page.get(word)]
-    limit = page.get("limit")
+    limit, main = page.get("limit"), page.get("main")
     marks += [f"first {limit} items"] if limit else []
     protocol = "; ".join([words, *marks])
     return [
         ScoreLine(
             suite, str(one.get("name")), one["value"], one.get("low"), one.get("high"),
-            one.get("count", 0), one.get("unparsed", 0), protocol, one.get("name") == page["main"],
+            one.get("count", 0), one.get("unparsed", 0), protocol, one.get("name") == main,
         )
         for one in page["measures"]
         if isinstance(one, dict) and _is_number(one.get("value"))

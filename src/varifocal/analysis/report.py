@@ -16,9 +16,6 @@ from varifocal.run import write_json, write_text
 NONE = "-"
 """What stands where a run has nothing to say."""
 
-HEADLINE = "average"
-"""The column of a suite that stands for it."""
-
 # Student's t, 97.5 % quantile, for 1, 2, ... degrees of freedom.
 _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.16)
 _NORMAL = 1.96
@@ -32,11 +29,13 @@ class Row:
         section: `run`, `recipe`, `cost` or `scores`.
         label: what it tells.
         cells: one text for each run.
+        main: of a score, whether it stands for its suite.
     """
 
     section: str
     label: str
     cells: tuple[str, ...]
+    main: bool = False
 
 
 @dataclass(frozen=True)
@@ -151,11 +150,18 @@ def _rows(runs: Sequence[RunSummary]) -> list[Row]:
     rows += [row for row in told if set(row.cells) != {NONE}]
     suites = dict.fromkeys(suite for run in runs for suite in run.scores)
     for suite in suites:
-        columns = dict.fromkeys(column for run in runs for column in run.scores.get(suite, {}))
-        for column in sorted(columns, key=lambda name: name != HEADLINE):
-            cells = (_score(run.scores.get(suite, {}).get(column)) for run in runs)
-            rows.append(Row("scores", f"{suite} {column} %", tuple(cells)))
+        of_suite = [run.scores.get(suite, {}) for run in runs]
+        names = dict.fromkeys(name for scores in of_suite for name in scores)
+        mains = {name for scores in of_suite for name, one in scores.items() if one["main"]}
+        for name in sorted(names, key=lambda name: name not in mains):
+            cells = tuple(_score(scores.get(name)) for scores in of_suite)
+            rows.append(Row("scores", _called(f"{suite} {name}"), cells, main=name in mains))
     return rows
+
+
+def _called(score: str) -> str:
+    """Name a score; one that says its own unit in brackets is not in percent."""
+    return score if score.endswith(")") else f"{score} %"
 
 
 def _cost_cell(key: str, say: Callable[[Any], str]) -> Callable[[RunSummary], str]:
@@ -192,7 +198,7 @@ def _score(one: Mapping[str, Any] | None) -> str:
     low, high = one.get("low"), one.get("high")
     known = isinstance(low, int | float) and isinstance(high, int | float)
     interval = f" ({low:.1f} to {high:.1f})" if known else ""
-    return f"{one['accuracy']:.1f}{interval}"
+    return f"{one['value']:.1f}{interval}"
 
 
 def _one_number(runs: Sequence[RunSummary]) -> str | None:
@@ -231,7 +237,7 @@ def _of_group(report: Report, names: Sequence[str]) -> dict[str, Any]:
     for run in runs:
         for suite, columns in run.scores.items():
             for column, one in columns.items():
-                scores.setdefault(f"{suite} {column}", []).append(one["accuracy"])
+                scores.setdefault(f"{suite} {column}", []).append(one["value"])
     costs = {
         key: [run.cost[key] for run in runs if isinstance(run.cost.get(key), int | float)]
         for key in ("tokens", "tokens_trained", "flops", "seconds_total")
@@ -247,12 +253,13 @@ def _of_group(report: Report, names: Sequence[str]) -> dict[str, Any]:
 def group_rows(report: Report) -> tuple[list[str], list[list[str]]]:
     """The table over seeds: its head, and one line for each group.
 
-    Only the suites' headline columns stand in it; `report.json` has all.
+    Only the suites' main measures stand in it; `report.json` has all.
     """
     found = {name: _of_group(report, names) for name, names in report.groups.items()}
     all_scores = dict.fromkeys(name for one in found.values() for name in one["scores"])
-    scores = [name for name in all_scores if name.endswith(f" {HEADLINE}")] or [*all_scores]
-    head = ["", "seeds", "tokens", "TFLOP", "minutes", *(f"{name} %" for name in scores)]
+    mains = {row.label for row in report.rows if row.main}
+    scores = [name for name in all_scores if _called(name) in mains] or [*all_scores]
+    head = ["", "seeds", "tokens", "TFLOP", "minutes", *map(_called, scores)]
     lines = []
     for name, one in found.items():
         cost = one["cost"]
@@ -295,8 +302,8 @@ def markdown(report: Report, picture: str | None = None) -> str:
 
 _OVER_SEEDS = "Means over finished seeds, with Student's 95 % interval where there are several."
 _NOTE = (
-    "Scores with 95 % Wilson intervals over questions. The cost of an unfinished run is that up to "
-    "its newest checkpoint; a resumed run's minutes count all its parts."
+    "Scores with 95 % intervals over items. The cost of an unfinished run is that up to its newest "
+    "checkpoint; a resumed run's minutes count all its parts."
 )
 
 

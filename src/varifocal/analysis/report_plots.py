@@ -1,4 +1,4 @@
-"""The report's picture: accuracy against what it took, and the losses on the way."""
+"""The report's picture: scores against what it took, and the losses on the way."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from varifocal.analysis.plots import FAINT, INK, new_figure, save_figure, smoothed
-from varifocal.analysis.runs import RunSummary
+from varifocal.analysis.runs import HEADLINE, RunSummary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,7 +56,7 @@ def report_plot(
         for column, (key, label, factor) in enumerate(axes_of):
             panel = _panel(figure.add_subplot(grid[row, column]))
             _against(panel, runs, suite, key, factor, colours)
-            panel.set(xlabel=label, ylabel="% right" if column == 0 else "")
+            panel.set(xlabel=label, ylabel=_axis(runs, suite) if column == 0 else "")
             panel.set_title(suite if column == 0 else "", loc="left", color=INK, fontsize=10)
     if curves:
         panel = _panel(figure.add_subplot(grid[rows - 1, :]))
@@ -84,7 +84,7 @@ def _against(
         amount = _amount(run, key)
         if one is None or amount is None:
             continue
-        right = one["accuracy"]
+        right = one["value"]
         ends = [one.get("low"), one.get("high")]
         low, high = (right if end is None else end for end in ends)
         panel.errorbar(
@@ -107,9 +107,15 @@ def _amount(run: RunSummary, key: str) -> float | None:
     return value if isinstance(value, int | float) else None
 
 
-def headline(columns: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any] | None:
-    """The column that stands for a suite: its average, or the first one."""
-    return columns.get("average") or next(iter(columns.values()), None)
+def headline(scores: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    """The measure that stands for a suite, which leads, or the first one."""
+    return next(iter(scores.values()), None)
+
+
+def _axis(runs: Sequence[RunSummary], suite: str) -> str:
+    """What a suite's panel shows: the main measure's name, in percent unless it says otherwise."""
+    name = next(name for run in runs for name in run.scores.get(suite, {}))
+    return "% right" if name == HEADLINE else name if name.endswith(")") else f"{name} %"
 
 
 def _colours(runs: Sequence[RunSummary], groups: Mapping[str, Sequence[str]]) -> dict[str, Any]:

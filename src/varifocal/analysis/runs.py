@@ -7,7 +7,7 @@ its place empty.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,9 @@ from varifocal.errors import RecipeError
 from varifocal.recipe import load_recipe
 from varifocal.recipe.page import dotted, read_page
 from varifocal.run import UNLOGGED, RunDirectory, checkpoint_step
+
+HEADLINE = "average"
+"""The column of ScienceQA's protocol that stands for a suite."""
 
 _NOT_KNOBS = ("name", "provenance")
 
@@ -34,7 +37,8 @@ class RunSummary:
         trained_parameters: how many; None before the end.
         loss: of the last line of metrics.
         cost: as `cost.json`; of an unfinished run, as its newest checkpoint has it.
-        scores: suite -> column -> `accuracy`, `low`, `high`, `count`.
+        scores: suite -> measure -> `value` (percent, unless the measure's name says otherwise),
+            `low`, `high`, `count`, and `main`: whether it stands for the suite; that one is first.
         metrics: lines of `metrics.jsonl`.
     """
 
@@ -61,7 +65,8 @@ def read_run(root: str | Path, name: str | None = None) -> RunSummary:
     run = RunDirectory(Path(root))
     metrics = _metrics(run)
     training = _json(run.root / "training.json")
-    finished = bool(training) and (run.adapter / "adapter_config.json").is_file()
+    saved = (run.adapter / "adapter_config.json", run.model / "config.json")
+    finished = bool(training) and any(path.is_file() for path in saved)
     counts = training.get("trained_parameters")
     knobs, chosen = _knobs(run.recipe)
     losses = [line["loss"] for line in metrics if isinstance(line.get("loss"), int | float)]
@@ -151,18 +156,34 @@ def flat(page: Any, location: tuple[Any, ...] = ()) -> dict[str, Any]:
 
 
 def _scores(directory: Path) -> dict[str, dict[str, dict[str, Any]]]:
-    """The columns of every suite that has a score."""
+    """The measures of every suite that has a score, the main one first."""
     found = {}
     for path in sorted(directory.glob("*.json")):
-        columns = _json(path).get("columns")
+        page = _json(path)
+        columns, measures = page.get("columns"), page.get("measures")
         if isinstance(columns, dict):
-            scored = {
-                name: one
-                for name, one in columns.items()
-                if isinstance(one, dict) and isinstance(one.get("accuracy"), int | float)
-            }
-            found |= {path.stem: scored} if scored else {}
+            read = _measures(columns.items(), "accuracy", HEADLINE)
+        elif isinstance(measures, list):
+            named = [(one.get("name"), one) for one in measures if isinstance(one, dict)]
+            read = _measures(named, "value", page.get("main"))
+        else:
+            continue
+        found |= {path.stem: read} if read else {}
     return found
+
+
+def _measures(pages: Iterable[tuple[Any, Any]], key: str, main: Any) -> dict[str, dict[str, Any]]:
+    """Take what has a number; `key` is what the file calls it."""
+    read = {
+        str(name): {
+            "value": one[key],
+            **{end: one.get(end) for end in ("low", "high", "count")},
+            "main": name == main,
+        }
+        for name, one in pages
+        if isinstance(one, dict) and isinstance(one.get(key), int | float)
+    }
+    return dict(sorted(read.items(), key=lambda item: not item[1]["main"]))
 
 
 def _metrics(run: RunDirectory) -> list[dict[str, Any]]:

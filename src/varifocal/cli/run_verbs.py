@@ -12,9 +12,10 @@ from varifocal.cli.ready import ready
 from varifocal.errors import VarifocalError
 
 if TYPE_CHECKING:
-    from varifocal.analysis.report import Report
+    from varifocal.analysis.report import Report, Row
 
 _SIDE_BY_SIDE = 5  # more runs than these stand below one another
+_COLUMNS = (" TXT %", " IMG %", " NO %")  # of ScienceQA, that stand on the screen too
 _SHORT = ("trained parameters", "tokens", "TFLOP", "minutes", "loss")
 
 
@@ -42,13 +43,15 @@ def report(
 
     if html is not None and len(runs) > 1:
         raise VarifocalError(f"--html is the card of one run; {len(runs)} are named")
-    found = compare(runs)
-    print_report(found)
+    written: Sequence[Path] = ()
     if len(runs) == 1:
         from varifocal.analysis.card import write_card
 
-        for file in write_card(runs[0], html):
-            print(file)
+        written = write_card(runs[0], html)
+    found = compare(runs)
+    print_report(found)
+    for file in written:
+        print(file)
     if out is not None:
         for file in found.write(out):
             print(file)
@@ -96,15 +99,13 @@ def print_report(found: Report) -> None:
         _print("Over seeds", *group_rows(found))
     names = [run.name for run in found.runs]
     if len(names) <= _SIDE_BY_SIDE:
-        seen = [row for row in found.rows if row.section != "scores" or _is_main(row.label)]
+        seen = [row for row in found.rows if row.section != "scores" or _is_shown(row)]
         _print("Runs", ["", *names], [[row.label, *row.cells] for row in seen])
         return
     kept = [
         row
         for row in found.rows
-        if row.section in ("run", "recipe")
-        or row.label in _SHORT
-        or row.label.endswith(" average %")
+        if row.section in ("run", "recipe") or row.label in _SHORT or row.main
     ]
     lines = zip(*(row.cells for row in kept), strict=True)
     _print(
@@ -114,9 +115,9 @@ def print_report(found: Report) -> None:
     )
 
 
-def _is_main(label: str) -> bool:
+def _is_shown(row: Row) -> bool:
     """Whether a score stands on the screen too; the files have all."""
-    return label.split()[-2] in ("average", "TXT", "IMG", "NO")
+    return row.main or row.label.endswith(_COLUMNS)
 
 
 def _print(title: str, head: Sequence[str], lines: Sequence[Sequence[str]]) -> None:

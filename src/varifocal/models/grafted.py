@@ -207,8 +207,7 @@ class GraftedForConditionalGeneration(PreTrainedModel, GraftedGenerationMixin):
             pixel_values: [N, 3, H, W], images in the row-major order of their placeholders; or
             image_features: [N, K, C], what the frozen tower gave for them.
             modality_ids: [B, T], 1 in samples with an image; derived from `input_ids` when None.
-            segment_ids: [B, T], handed on to tuners.
-            prompt_mask: [B, T], handed on to tuners.
+            segment_ids, prompt_mask: [B, T], handed on to tuners.
             kwargs: handed on to the language model.
 
         Returns:
@@ -217,22 +216,12 @@ class GraftedForConditionalGeneration(PreTrainedModel, GraftedGenerationMixin):
         Raises:
             ModelError: placeholders and images do not match.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ModelError("give either input_ids or inputs_embeds, and not both")
-        if input_ids is not None:
+        inputs_embeds = self._enter(input_ids, inputs_embeds, pixel_values, image_features)
+        if input_ids is not None and modality_ids is None:
             is_image = input_ids == self.config.image_token_id
-            inputs_embeds = self._embed(input_ids, is_image, pixel_values, image_features)
-            if modality_ids is None:
-                modality_ids = self._row_modality.extend(
-                    past_key_values, is_image, segment_ids, position_ids, attention_mask
-                )
-        elif pixel_values is not None or image_features is not None:
-            raise ModelError("images need input_ids, whose placeholders say where they go")
-        routing = {
-            "modality_ids": modality_ids,
-            "segment_ids": segment_ids,
-            "prompt_mask": prompt_mask,
-        }
+            modality_ids = self._row_modality.extend(
+                past_key_values, is_image, segment_ids, position_ids, attention_mask
+            )
         output = self.language_model(
             input_ids=input_ids if inputs_embeds is None else None,
             inputs_embeds=inputs_embeds,
@@ -242,20 +231,37 @@ class GraftedForConditionalGeneration(PreTrainedModel, GraftedGenerationMixin):
             labels=labels,
             use_cache=use_cache,
             logits_to_keep=logits_to_keep,
-            **{name: mark for name, mark in routing.items() if mark is not None},
+            **_given(modality_ids=modality_ids, segment_ids=segment_ids, prompt_mask=prompt_mask),
             **kwargs,
         )
         self._row_modality.note(getattr(output, "past_key_values", None), modality_ids)
         return output
 
-    def _embed(
+    def _enter(
         self,
-        input_ids: Tensor,
-        is_image: Tensor,
+        input_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
         pixel_values: Tensor | None,
         image_features: Tensor | None,
     ) -> Tensor | None:
+        """Return what goes into the decoder [B, T, D]; None when the ids can go down as they are.
+
+        Raises:
+            ModelError: both or neither are given, or images without ids.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ModelError("give either input_ids or inputs_embeds, and not both")
+        if input_ids is not None:
+            return self._embed(input_ids, pixel_values, image_features)
+        if pixel_values is not None or image_features is not None:
+            raise ModelError("images need input_ids, whose placeholders say where they go")
+        return inputs_embeds
+
+    def _embed(
+        self, input_ids: Tensor, pixel_values: Tensor | None, image_features: Tensor | None
+    ) -> Tensor | None:
         """Embed text and pictures [B, T, D]; None when the ids can go down as they are."""
+        is_image = input_ids == self.config.image_token_id
         images = image_features if pixel_values is None else pixel_values
         num_images = 0 if images is None else images.shape[0]
         check_images(int(is_image.sum()), num_images, self.tokens_per_image)
@@ -338,6 +344,11 @@ def graft(
         suppressed = model.generation_config.suppress_tokens or []
         model.generation_config.suppress_tokens = [*suppressed, image_token_id]
     return model
+
+
+def _given(**marks: Tensor | None) -> dict[str, Tensor]:
+    """Those of a batch's marks that it carries."""
+    return {name: mark for name, mark in marks.items() if mark is not None}
 
 
 def _mark_initialised(part: nn.Module) -> None:

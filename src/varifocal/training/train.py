@@ -3,7 +3,6 @@
 import importlib.metadata
 import os
 import platform
-import resource
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -29,6 +28,7 @@ from varifocal.training.examples import (
 )
 from varifocal.training.full import save_whole
 from varifocal.training.interrupt import StopWish, stop_wish
+from varifocal.training.memory import peak_memory_gib
 from varifocal.training.plan import count_trained
 from varifocal.training.progress import Progress
 from varifocal.training.trainer import SupervisedTrainer
@@ -335,13 +335,6 @@ def _result(
         training_seconds=trainer.state.log_history[-1].get("train_runtime", 0.0),
         cost=cost,
     )
-
-
-def peak_memory_gib() -> float:
-    """The most memory this process has held: on the GPU where there is one, else resident."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 class _Metrics(TrainerCallback):

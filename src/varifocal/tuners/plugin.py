@@ -160,6 +160,18 @@ def remember_in_recomputation(
 
 
 @contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put a module in evaluation mode; each of its parts has its own mode back afterwards."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+@contextmanager
 def plain_execution(decoder: nn.Module) -> Iterator[None]:
     """Run a decoder's blocks without checkpoints and without their compiled forms.
 

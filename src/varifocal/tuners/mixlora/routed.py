@@ -1,7 +1,6 @@
 """The ordinary LoRA that one prompt chooses, as PEFT's own files."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -12,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from ..plugin import evaluating
 from .layer import Factors, MixLoraLayer
 from .record import listening
 from .routing import Chosen
@@ -65,7 +65,7 @@ def route(model: nn.Module, prompt: Tensor | Mapping[str, Any]) -> RoutedLora:
     if ids is not None and len(ids) != 1:
         raise ValueError(f"route takes the prompt of one row; got {len(ids)} rows")
     chosen: dict[str, Chosen] = {}
-    with torch.no_grad(), _evaluating(model), listening(model, lambda c: _add(chosen, c)):
+    with torch.no_grad(), evaluating(model), listening(model, lambda c: _add(chosen, c)):
         model(**arguments, use_cache=False)
     layers = {
         module.name: module
@@ -137,14 +137,3 @@ def _trained_whole(model: nn.Module, layers: dict[str, MixLoraLayer]) -> dict[st
     adapter = next(iter(layers.values())).adapter()
     saved = get_peft_model_state_dict(model, adapter_name=cast(str, adapter))
     return {name: weight for name, weight in saved.items() if ".mixlora_" not in name}
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    modes = [(m, m.training) for m in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for m, training in modes:
-            m.training = training

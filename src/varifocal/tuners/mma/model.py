@@ -1,7 +1,6 @@
 """MMA put into a model: layers around its norms, modality tokens into its decoders."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -9,6 +8,7 @@ from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
+from ..plugin import evaluating
 from .config import MMAConfig
 from .layer import NO_MERGE, MMALayer
 from .routing import ModalityEmbedding
@@ -115,24 +115,13 @@ def routing_table(model: nn.Module, adapter_name: str | None = None) -> dict[str
         tokens = cast(ModalityEmbedding, decoder.modality_embedding)
         adapter = adapter_name or next(iter(tokens.active_adapters), "")
         if adapter in tokens.layer_names:
-            with torch.no_grad(), _evaluating(decoder):
+            with torch.no_grad(), evaluating(decoder):
                 found = tokens.tables(decoder, adapter)
             layers = cast(list[MMALayer], tokens.layers(decoder, adapter))
             tables |= {lay.name: t.float().cpu() for lay, t in zip(layers, found, strict=True)}
     if not tables:
         raise ValueError(f"no language model here holds an MMA adapter '{adapter_name or ''}'")
     return tables
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    modes = [(m, m.training) for m in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for m, training in modes:
-            m.training = training
 
 
 def _shortest(names: list[str], model: nn.Module) -> list[str]:
