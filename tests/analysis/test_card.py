@@ -187,7 +187,7 @@ def test_the_verb_writes_one_runs_card_and_several_runs_have_none(make_run, tmp_
 
 def test_every_verb_that_changes_a_run_renews_its_card(make_run, tmp_path, monkeypatch):
     """What makes the run is stood in for; the verb around it, and the card, are the real ones."""
-    roots = {name: make_run(kind) for name, kind in zip(VERBS, ("lora", "mma", "mixlora"))}
+    roots = {name: make_run(kind) for name, kind in zip(VERBS, ADAPTERS, strict=True)}
 
     def changed(name):
         give_results(roots[name])
@@ -211,6 +211,7 @@ def test_every_verb_that_changes_a_run_renews_its_card(make_run, tmp_path, monke
         assert "| pope | F1 | 70.0" in (roots[name] / "README.md").read_text()
 
 
+ADAPTERS = ("lora", "mma", "mixlora")
 VERBS = {"train": ["train", "RECIPE"], "demo": ["demo"], "sweep": ["sweep", "any.yaml"]}
 
 

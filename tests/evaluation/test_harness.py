@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from importlib.metadata import entry_points
 from types import SimpleNamespace
@@ -174,19 +177,6 @@ def test_lm_eval_rates_options_as_we_do(ask_lm_eval, parts, pictures, eyes):
 
 @pytest.mark.parametrize("eyes", [False, True])
 @pytest.mark.filterwarnings("ignore")
-def test_lm_eval_reads_what_we_write(ask_lm_eval, parts, pictures, eyes):
-    model = harness.lm_eval_model()(parts, batch_size=2)
-    _, samples = ask_lm_eval(model, f"write_{'image' if eyes else 'text'}")
-    ours = evaluate(
-        parts.model, parts.encoder, questions(pictures, eyes), parts.load_images,
-        method="generate", max_new_tokens=5,
-    )  # fmt: skip
-    for sample, prediction in zip(samples, ours.predictions, strict=True):
-        assert sample["filtered_resps"][0] == (prediction.text or "").split("\n")[0]
-
-
-@pytest.mark.parametrize("eyes", [False, True])
-@pytest.mark.filterwarnings("ignore")
 def test_lmms_eval_rates_options_as_we_do(ask_lmms_eval, parts, pictures, eyes):
     model = harness.lmms_eval_model()(parts, batch_size=2)
     results, samples = ask_lmms_eval(model, f"choose_{'image' if eyes else 'text'}")
@@ -197,17 +187,49 @@ def test_lmms_eval_rates_options_as_we_do(ask_lmms_eval, parts, pictures, eyes):
     assert 100 * results["acc,none"] == pytest.approx(ours.columns["average"].accuracy)
 
 
-@pytest.mark.parametrize("eyes", [False, True])
+@pytest.mark.parametrize("eyes", ["text", "image"])
+@pytest.mark.parametrize("name", ["lm", "lmms"])
 @pytest.mark.filterwarnings("ignore")
-def test_lmms_eval_reads_what_we_write(ask_lmms_eval, parts, pictures, eyes):
-    model = harness.lmms_eval_model()(parts, batch_size=2)
-    _, samples = ask_lmms_eval(model, f"write_{'image' if eyes else 'text'}")
+def test_a_harness_reads_what_we_write(request, parts, pictures, name, eyes):
+    ask = request.getfixturevalue(f"ask_{name}_eval")
+    model = getattr(harness, f"{name}_eval_model")()(parts, batch_size=2)
+    _, samples = ask(model, f"write_{eyes}")
     ours = evaluate(
-        parts.model, parts.encoder, questions(pictures, eyes), parts.load_images,
+        parts.model, parts.encoder, questions(pictures, eyes == "image"), parts.load_images,
         method="generate", max_new_tokens=5,
     )  # fmt: skip
     for sample, prediction in zip(samples, ours.predictions, strict=True):
         assert sample["filtered_resps"][0] == (prediction.text or "").split("\n")[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lm", "lmms"])
+def test_a_command_line_of_its_own_gives_our_scores(llava, parts, pictures, tasks, tmp_path, name):
+    """A fresh process, offline, on local task files: the command that the module's head tells."""
+    pytest.importorskip(f"{name}_eval")
+    how = ["--model", "varifocal", "--include_path", str(tasks / name), "--log_samples"]
+    how += ["--tasks", "choose_text,choose_image", "--output_path", str(tmp_path)]
+    if name == "lm":
+        start = ["-m", "varifocal.evaluation.harness", "run", "--apply_chat_template"]
+        how += ["--model_args", f"model={llava},close_answers=True"]
+    else:
+        start = ["-m", "lmms_eval"]
+        how += ["--model_args", f"model={llava}"]
+    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
+    done = subprocess.run(
+        [sys.executable, *start, *how], env=os.environ | offline, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    for eyes in ("text", "image"):
+        (file,) = tmp_path.rglob(f"*samples_choose_{eyes}*.jsonl")
+        samples = sorted(map(json.loads, file.read_text().splitlines()), key=lambda s: s["doc_id"])
+        asked = questions(pictures, eyes == "image")
+        ours = evaluate(parts.model, parts.encoder, asked, parts.load_images)
+        for sample, prediction in zip(samples, ours.predictions, strict=True):
+            theirs = [abs(float(one[0])) for one in sample["filtered_resps"]]
+            assert theirs == pytest.approx([-score for score in prediction.scores], abs=1e-5)
+        right = [sample["acc"] for sample in samples]
+        assert 100 * np.mean(right) == pytest.approx(ours.columns["average"].accuracy)
 
 
 @pytest.mark.slow
@@ -316,5 +338,9 @@ def test_a_missing_harness_is_named_with_its_mend(monkeypatch):
         raise ModuleNotFoundError(f"No module named '{name}'")
 
     monkeypatch.setattr(harness, "import_module", missing)
-    with pytest.raises(ModelError, match=r"lmms-eval cannot be imported .*varifocal\[eval\]"):
+    with pytest.raises(
+        ModelError, match=r"lmms-eval cannot be imported .* install 'lmms-eval>=0.7'"
+    ):
         harness.lmms_eval_model.__wrapped__()
+    with pytest.raises(ModelError, match=r"lm-eval cannot be imported .* 'varifocal\[eval\]'"):
+        harness.lm_eval_model.__wrapped__()

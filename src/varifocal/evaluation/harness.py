@@ -1,14 +1,22 @@
-"""The field's harnesses ask our models: lm-eval (EleutherAI) and lmms-eval (LMMs-Lab).
+r"""The field's harnesses ask our models: lm-eval (EleutherAI) and lmms-eval (LMMs-Lab).
 
 Both ask for the same three things, and both get them from this project's own scoring and decoding,
 so that a score of theirs is one of ours on the same prompts. Neither harness is imported before a
-model for it is asked for: they come with the extra `eval`.
+model for it is asked for. lm-eval comes with the extra `eval`; lmms-eval asks for fifty packages
+(OpenCV, PyAV, wandb, ...) and is installed beside it:
 
-    python -m varifocal.evaluation.harness run --model varifocal --model_args model=runs/demo ...
-    lmms-eval --model varifocal --model_args model=runs/demo ...
+    pip install 'varifocal[eval]'
+    pip install 'lmms-eval>=0.7'
 
-The first line is lm-eval's own command line behind a registration; lmms-eval finds `manifest` by
-the entry point group `lmms_eval.models`.
+    python -m varifocal.evaluation.harness run --model varifocal \
+        --model_args model=runs/demo,close_answers=True --apply_chat_template \
+        --include_path TASKS --tasks NAME --output_path OUT --log_samples
+    lmms-eval --model varifocal --model_args model=runs/demo \
+        --include_path TASKS --tasks NAME --output_path OUT --log_samples
+
+lm-eval's line is its own command line behind a registration; lmms-eval finds `manifest` by the
+entry point group `lmms_eval.models`. With HF_HUB_OFFLINE=1 neither asks the network for tasks whose
+data are local files.
 """
 
 from __future__ import annotations
@@ -27,6 +35,8 @@ from varifocal.data.example import Image
 from varifocal.errors import ModelError, VarifocalError
 from varifocal.evaluation.asked import PICTURE, Asked, images_of
 from varifocal.evaluation.scoring import Question
+
+_INSTALL = {"lm-eval": "'varifocal[eval]'", "lmms-eval": "'lmms-eval>=0.7'"}
 
 NAME = "varifocal"
 """What both harnesses call our model."""
@@ -260,7 +270,7 @@ def _harness(module: str, package: str) -> Any:
         return import_module(module)
     except ImportError as error:
         raise ModelError(
-            f"{package} cannot be imported ({error}); it comes with: pip install 'varifocal[eval]'"
+            f"{package} cannot be imported ({error}); it comes with: pip install {_INSTALL[package]}"
         ) from error
 
 

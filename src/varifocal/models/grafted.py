@@ -207,7 +207,8 @@ class GraftedForConditionalGeneration(PreTrainedModel, GraftedGenerationMixin):
             pixel_values: [N, 3, H, W], images in the row-major order of their placeholders; or
             image_features: [N, K, C], what the frozen tower gave for them.
             modality_ids: [B, T], 1 in samples with an image; derived from `input_ids` when None.
-            segment_ids, prompt_mask: [B, T], handed on to tuners.
+            segment_ids: [B, T], handed on to tuners.
+            prompt_mask: [B, T], handed on to tuners.
             kwargs: handed on to the language model.
 
         Returns:
