@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from varifocal.cli.ready import ready
-from varifocal.cli.run_verbs import renew_card
 from varifocal.errors import RunError, VarifocalError
 
 if TYPE_CHECKING:

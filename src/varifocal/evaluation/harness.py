@@ -270,7 +270,8 @@ def _harness(module: str, package: str) -> Any:
         return import_module(module)
     except ImportError as error:
         raise ModelError(
-            f"{package} cannot be imported ({error}); it comes with: pip install {_INSTALL[package]}"
+            f"{package} cannot be imported ({error}); "
+            f"it comes with: pip install {_INSTALL[package]}"
         ) from error
 
 
