@@ -73,6 +73,10 @@ class TrainingSection(Section):
     """Checkpoints that are kept, the newest."""
     compile_layers: bool = False
     """Our own: compile each decoder layer, for rows of one length; it pays in long runs."""
+    loss_chunk: Count | None = 1024
+    """Our own: logits of so many supervised tokens at once, the rest in turn; null: all at once."""
+    loss_kernel: Literal["liger"] | None = None
+    """Our own: `liger` fuses head and loss into one kernel without logits (CUDA, liger-kernel)."""
 
     @model_validator(mode="after")
     def _extras_are_trainer_arguments(self) -> "TrainingSection":
@@ -83,12 +87,14 @@ class TrainingSection(Section):
 
     def trainer_arguments(self) -> dict[str, Any]:
         """Return what goes to `transformers.TrainingArguments`: all but our own knobs."""
-        arguments = self.model_dump(exclude={"connector_learning_rate", "compile_layers"})
+        arguments = self.model_dump(exclude=_OWN_KNOBS)
         # transformers 5.21 renamed it and warns about the old name, which 5.20 alone knows.
         if "activation_checkpointing" in _trainer_argument_names():
             arguments["activation_checkpointing"] = arguments.pop("gradient_checkpointing")
         return arguments
 
+
+_OWN_KNOBS = {"connector_learning_rate", "compile_layers", "loss_chunk", "loss_kernel"}
 
 # What the run itself decides; a recipe that set these would be overruled without a word.
 _OURS = {
@@ -99,6 +105,7 @@ _OURS = {
     "per_device_eval_batch_size": "set evaluation.batch_size",
     "dataloader_num_workers": "set data.num_workers",
     "remove_unused_columns": "Varifocal needs it as it is",
+    "use_liger_kernel": "Varifocal computes the loss; set training.loss_kernel to liger",
     "warmup_ratio": "set warmup_steps to the share, a number below 1",
 }
 

@@ -60,6 +60,7 @@ class Spent:
         batch: Mapping[str, Any],
         formula: FlopFormula | None = None,
         image_token_id: int | None = None,
+        loss_chunk: int | None = None,
     ) -> None:
         """Count one batch of a training step; the tower's forward passes are `add_passes`'s.
 
@@ -67,6 +68,7 @@ class Spent:
             batch: as a collator makes it, on any device.
             formula: of the model; None counts no operations.
             image_token_id: the pictures' placeholder.
+            loss_chunk: as `supervised_loss` takes it.
         """
         marks = {name: batch[name].cpu() for name in _MARKS if name in batch}
         trained = marks["labels"] != IGNORED
@@ -83,29 +85,33 @@ class Spent:
         self.vision_lookups += looked_up
         if formula is not None:
             seen = len(batch.get("pixel_values", ()))
-            self._add_operations(formula, real, trained, marks.get("segment_ids"), seen, looked_up)
+            logits = _logits(trained, loss_chunk)
+            self._add_operations(formula, real, logits, marks.get("segment_ids"), seen, looked_up)
 
     def _add_operations(
         self,
         formula: FlopFormula,
         real: Tensor,
-        trained: Tensor,
+        logits: tuple[int, int, int],
         segments: Tensor | None,
         seen: int,
         looked_up: int,
     ) -> None:
         rows, length = real.shape
+        supervised, computed, again = logits
         needed = {
             "tokens": int(real.sum()),
             "pairs": _pairs(real, segments),
-            "positions": int(trained[:, 1:].sum()),
+            "positions": supervised,
+            "positions_again": again,
         }
         done = {
             "tokens": rows * length,
             "pairs": _pairs(torch.ones_like(real), segments)
             if formula.decoder.fused
             else rows * length**2,
-            "positions": rows * int(trained[:, 1:].any(0).sum()),
+            "positions": computed,
+            "positions_again": again,
         }
         pictures = seen + looked_up
         language = formula.language(**needed, num_pictures=pictures)
@@ -132,6 +138,20 @@ class Spent:
 
 
 _MARKS = ("input_ids", "labels", "prompt_mask", "modality_ids", "segment_ids")
+
+
+def _logits(trained: Tensor, chunk: int | None) -> tuple[int, int, int]:
+    """Count tokens with a loss, the logits `supervised_loss` computes, and those it computes again.
+
+    >>> trained = torch.tensor([[0, 1, 1, 0], [0, 0, 1, 1]]).bool()
+    >>> _logits(trained, None), _logits(trained, 5), _logits(trained, 3)
+    ((4, 6, 0), (4, 4, 0), (4, 4, 4))
+    """
+    supervised = int(trained[:, 1:].sum())
+    whole = len(trained) * int(trained[:, 1:].any(0).sum())
+    if chunk is None or whole <= chunk:
+        return supervised, whole, 0
+    return supervised, supervised, supervised if supervised > chunk else 0
 
 
 def _pairs(real: Tensor, segments: Tensor | None) -> int:
@@ -199,12 +219,19 @@ class Meter:
         base: the model inside any PEFT wrapper, before a launcher wraps or shards it.
         clock: that of the stages before the training; a new one by default.
         checkpointing: whether the layers run again in the backward pass.
+        loss_chunk: as `supervised_loss` takes it.
     """
 
     def __init__(
-        self, base: PreTrainedModel, clock: Clock | None = None, *, checkpointing: bool = False
+        self,
+        base: PreTrainedModel,
+        clock: Clock | None = None,
+        *,
+        checkpointing: bool = False,
+        loss_chunk: int | None = None,
     ) -> None:
         self.base = base
+        self.loss_chunk = loss_chunk
         self.clock = clock or Clock()
         self.formula = FlopFormula.of(base, checkpointing=checkpointing)
         self.resumed = Spent()
@@ -223,7 +250,7 @@ class Meter:
         """Count one batch, as a collator makes it."""
         config = self.base.config
         token = getattr(config, "image_token_id", getattr(config, "image_token_index", None))
-        self._spent.add(batch, self.formula, token)
+        self._spent.add(batch, self.formula, token, self.loss_chunk)
         if not hasattr(self.base, "vision_passes"):  # a model of transformers does not count
             self._spent.add_passes(len(batch.get("pixel_values", ())), self.formula)
 

@@ -114,7 +114,14 @@ class FlopFormula:
         return cls(decoder_shape(base), picture_flops(base), checkpointing)
 
     def language(
-        self, *, tokens: int, pairs: int, positions: int, num_pictures: int, forwards: int = 1
+        self,
+        *,
+        tokens: int,
+        pairs: int,
+        positions: int,
+        num_pictures: int,
+        positions_again: int = 0,
+        forwards: int = 1,
     ) -> int:
         """Count the language model's operations, forward and backward.
 
@@ -123,6 +130,7 @@ class FlopFormula:
             pairs: of tokens that attention compares: for a segment of n tokens n * n, as torch's
                 counter has it, with the half that causality masks.
             positions: whose logits are computed.
+            positions_again: of them, those whose logits the backward pass computes again.
             num_pictures: among these tokens; a trained connector wants their gradient.
             forwards: forward passes; each runs the tuner's own tokens once.
         """
@@ -141,6 +149,7 @@ class FlopFormula:
         attention = 2 * pairs * shape.attention_width * (runs + shape.attention_backward * layers)
         trains = to_input or shape.num_behind > 0
         logits = positions * shape.head * (1 + int(trains) + int(shape.head_trains))
+        logits += positions_again * shape.head * int(trains)
         return 2 * (products + round(attention) + logits)
 
     def pictures(self, num_from_pixels: int, num_from_features: int) -> int:

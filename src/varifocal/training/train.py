@@ -199,6 +199,8 @@ def build_trainer(
         train_dataset=data.rows,
         data_collator=Collator(_pad_id(parts), static, parts.load_images),
         connector_learning_rate=recipe.training.connector_learning_rate,
+        loss_chunk=recipe.training.loss_chunk,
+        loss_kernel=recipe.training.loss_kernel,
         callbacks=[_Metrics(run, tell)],
         clock=clock,
     )

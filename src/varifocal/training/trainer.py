@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 
 from varifocal.errors import RunError
-from varifocal.models.loss import supervised_loss
+from varifocal.models.loss import LossKernel, supervised_loss
 from varifocal.models.sharding import is_spread, whole_tensors
 from varifocal.run import (
     CHECKPOINT_PREFIX,
@@ -43,6 +43,7 @@ class SupervisedTrainer(Trainer):
 
     Args:
         connector_learning_rate: the peak for the connector's parameters; the common one when None.
+        loss_chunk, loss_kernel: as `supervised_loss` takes them.
         clock: of the stages before the training.
         kwargs: as for `transformers.Trainer`.
     """
@@ -51,15 +52,20 @@ class SupervisedTrainer(Trainer):
         self,
         *,
         connector_learning_rate: float | None = None,
+        loss_chunk: int | None = None,
+        loss_kernel: LossKernel | None = None,
         clock: Clock | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.connector_learning_rate = connector_learning_rate
+        self.loss_options: dict[str, Any] = {"chunk": loss_chunk, "kernel": loss_kernel}
         self.model_accepts_loss_kwargs = True
         model = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         again = getattr(self.args, "activation_checkpointing", False)
-        self.meter = Meter(cast(PreTrainedModel, model), clock, checkpointing=again)
+        self.meter = Meter(
+            cast(PreTrainedModel, model), clock, checkpointing=again, loss_chunk=loss_chunk
+        )
         self.routing = RoutingWatch(cast(nn.Module, self.model))
         self._staging: Path | None = None
         self.add_callback(_TakeUpUnlogged(self))
@@ -74,7 +80,7 @@ class SupervisedTrainer(Trainer):
         """The supervised loss, scaled so that its mean over processes is the global mean."""
         self.meter.step(inputs)
         with self.routing.step(model, self._is_logged()):
-            loss = supervised_loss(model, inputs, num_items_in_batch)
+            loss = supervised_loss(model, inputs, num_items_in_batch, **self.loss_options)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
             loss = loss * self.accelerator.num_processes
         balance = balance_loss(model)
