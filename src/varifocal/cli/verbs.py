@@ -18,6 +18,7 @@ from varifocal import __version__
 from varifocal.cli.analyze_verbs import analyze_app
 from varifocal.cli.data_verbs import data_app
 from varifocal.cli.eval_verbs import add_eval_verb
+from varifocal.cli.export_verb import add_export_verb
 from varifocal.cli.options import RecipeArgument, SetOption
 from varifocal.cli.ready import ready
 from varifocal.cli.run_verbs import add_run_verbs, renew_card
@@ -41,6 +42,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(analyze_app, name="analyze")
 add_eval_verb(app)
 add_run_verbs(app)
+add_export_verb(app)
 
 RunArgument = Annotated[
     Path, typer.Argument(metavar="RUN", help="A run directory, such as runs/demo.")

@@ -16,9 +16,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ..plugin import Contextual, contexts_set, plain_execution
+from ..plugin import Contextual, contexts_set, evaluating, plain_execution
 from .layer import BranchUp, MMALayer, _block_matrix
-from .model import _evaluating, decoders
+from .model import decoders
 from .routing import ModalityEmbedding, TokenRouting, _token_weight
 
 
@@ -58,7 +58,7 @@ def fold_maps(
     maps = {}
     with torch.no_grad():
         for decoder, tokens, adapter in _holders(model, adapter_name):
-            with _evaluating(decoder):
+            with evaluating(decoder):
                 tables = tokens.tables(decoder, adapter)
             layers = cast(list[MMALayer], tokens.layers(decoder, adapter))
             for layer, table in zip(layers, tables, strict=True):
@@ -175,14 +175,14 @@ def _watch(
         return None
 
     like = _token_weight(decoder)
-    with torch.no_grad(), _evaluating(decoder):
+    with torch.no_grad(), evaluating(decoder):
         tables = tokens.tables(decoder, adapter)
     contexts = [TokenRouting(adapter, table.detach(), None) for table in tables]
     adapters = {id(part) for layer in layers for part in layer.modules()}
     linears = [m for m in decoder.modules() if is_plain_linear(m) and id(m) not in adapters]
     with ExitStack() as stack:
         stack.enter_context(torch.enable_grad())
-        stack.enter_context(_evaluating(decoder))
+        stack.enter_context(evaluating(decoder))
         stack.enter_context(contexts_set(cast(list[Contextual], layers), contexts))
         stack.enter_context(plain_execution(decoder))
         for layer in layers:
