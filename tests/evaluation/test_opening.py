@@ -210,7 +210,7 @@ def test_eval_scores_a_model_with_an_adapter(run, language_model, adapter, book,
     options = ("--suite", "scienceqa", "--data", book, "--adapter", adapter, "--score", "both")
     code, out, _ = run("eval", language_model, *options, "--out", tmp_path / "eval", "--limit", 2)
     assert code == 0
-    names = sorted(file.name for file in (tmp_path / "eval").iterdir())
+    names = sorted(file.name for file in (tmp_path / "eval").glob("[!.]*"))
     assert names == [
         f"scienceqa-{way}{end}"
         for way in ("first2", "generate-first2")
@@ -238,7 +238,7 @@ def test_scores_of_a_model_go_into_runs(run, language_model, book, tmp_path, mon
         (
             ["--suite", "scienceqa", "--data", "/nowhere"],
             "no data for scienceqa: there is no folder '/nowhere' (name one with --data); it has "
-            "to hold problems.json, pid_splits.json",
+            "to hold ScienceQA's problems.json, pid_splits.json",
         ),
         (["--suite", "nlvr", "--data", "DATA"], "nlvr: "),
         (

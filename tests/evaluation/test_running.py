@@ -216,6 +216,19 @@ def test_a_full_disk_says_that_answers_are_kept(tmp_path):
         book._append(Full(), {"id": "a"})
 
 
+def test_a_second_call_keeps_off_the_file_of_the_first(asker, tmp_path):
+    class Impatient(Watched):
+        def score(self, prompts, normalisation):
+            if not self.batches:
+                with pytest.raises(RunError, match=r"another 'varifocal eval' is writing .*--out"):
+                    run(benchmark(), items(), Watched(asker), tmp_path, about=ABOUT)
+            return super().score(prompts, normalisation)
+
+    run(benchmark(), items(), Impatient(asker), tmp_path, way=Way(batch_size=4), about=ABOUT)
+    assert len(lines(tmp_path)) == 9
+    assert run(benchmark(), items(), asker, tmp_path, about=ABOUT).kept == 9
+
+
 def test_odd_line_breaks_in_an_answer_survive(asker, tmp_path):
     class Odd(Watched):
         def write(self, prompts, max_new_tokens):

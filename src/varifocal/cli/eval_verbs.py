@@ -28,6 +28,67 @@ _DATA = Path("data")
 _RUNS = Path("runs")
 
 
+_ModelArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN_OR_MODEL",
+        help="A run directory; with --suite also a model: packaged, a directory, or a hub id.",
+    ),
+]
+_SuiteOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME,...", help="Suites or benchmarks; without it, the recipe's data.evaluate."
+    ),
+]
+_DataOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="PATH",
+        help="With --suite the folder that holds one folder a benchmark (default: the run's "
+        "data, or 'data'); without it, score on this instead of data.evaluate.",
+    ),
+]
+_SplitOption = Annotated[str | None, typer.Option(help="Another split than the usual one.")]
+_ScoreOption = Annotated[
+    Literal["options", "generate", "both"] | None,
+    typer.Option(help="By likelihood, by what is written, or both; the usual way by default."),
+]
+_BlindOption = Annotated[bool, typer.Option("--blind", help="Leave the pictures out.")]
+_LimitOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="With --suite or --retention: only the first so many items."),
+]
+_BatchOption = Annotated[
+    int | None, typer.Option(min=1, help="With --suite: questions of a forward pass (8).")
+]
+_AdapterOption = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="With --suite: PEFT's files for a model.")
+]
+_DtypeOption = Annotated[
+    Literal["float32", "bfloat16", "float16"] | None,
+    typer.Option(
+        help="With --suite: number format of the frozen weights; float32 by default, in which "
+        "scores do not depend on the batch size."
+    ),
+]
+_OutOption = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="With --suite: where scores go; RUN/eval or runs/MODEL/eval."),
+]
+_RetentionOption = Annotated[
+    bool,
+    typer.Option(
+        "--retention",
+        help="Text skills instead: the base, the adapter off, the adapter on; --data holds "
+        "scienceqa-text and alpaca, without it the run's own questions are asked.",
+    ),
+]
+_TextOption = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="With --retention: held-out text.")
+]
+
+
 def add_eval_verb(app: typer.Typer) -> None:
     """Give an app the verb of this file, and `compare`, which reads what it writes."""
     app.command("eval", epilog="Example: varifocal eval runs/demo --suite sciencebook")(evaluate)
@@ -35,67 +96,19 @@ def add_eval_verb(app: typer.Typer) -> None:
 
 
 def evaluate(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="RUN_OR_MODEL",
-            help="A run directory; with --suite also a model: packaged, a directory, or a hub id.",
-        ),
-    ],
-    suite: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME,...", help="Suites or benchmarks; without it, the recipe's data.evaluate."
-        ),
-    ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="PATH",
-            help="With --suite the folder that holds one folder a benchmark (default: the run's "
-            "data, or 'data'); without it, score on this instead of data.evaluate.",
-        ),
-    ] = None,
-    split: Annotated[str | None, typer.Option(help="Another split than the usual one.")] = None,
-    score: Annotated[
-        Literal["options", "generate", "both"] | None,
-        typer.Option(help="By likelihood, by what is written, or both; the usual way by default."),
-    ] = None,
-    blind: Annotated[bool, typer.Option("--blind", help="Leave the pictures out.")] = False,
-    limit: Annotated[
-        int | None,
-        typer.Option(min=1, help="With --suite or --retention: only the first so many items."),
-    ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(min=1, help="With --suite: questions of a forward pass (8).")
-    ] = None,
-    adapter: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="With --suite: PEFT's files for a model.")
-    ] = None,
-    dtype: Annotated[
-        Literal["float32", "bfloat16", "float16"] | None,
-        typer.Option(
-            help="With --suite: number format of the frozen weights; float32 by default, in which "
-            "scores do not depend on the batch size."
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR", help="With --suite: where scores go; RUN/eval or runs/MODEL/eval."
-        ),
-    ] = None,
-    retention: Annotated[
-        bool,
-        typer.Option(
-            "--retention",
-            help="Text skills instead: the base, the adapter off, the adapter on; --data holds "
-            "scienceqa-text and alpaca, without it the run's own questions are asked.",
-        ),
-    ] = False,
-    text: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="With --retention: held-out text.")
-    ] = None,
+    model: _ModelArgument,
+    suite: _SuiteOption = None,
+    data: _DataOption = None,
+    split: _SplitOption = None,
+    score: _ScoreOption = None,
+    blind: _BlindOption = False,
+    limit: _LimitOption = None,
+    batch_size: _BatchOption = None,
+    adapter: _AdapterOption = None,
+    dtype: _DtypeOption = None,
+    out: _OutOption = None,
+    retention: _RetentionOption = False,
+    text: _TextOption = None,
 ) -> None:
     """Score a run or a model; scores and predictions stay on disk, and a stopped call goes on."""
     ready()
@@ -116,23 +129,28 @@ def evaluate(
         return
     if text is not None:
         raise VarifocalError("--text belongs to --retention; add it")
-    only_with_suite = {
-        "--limit": limit,
-        "--batch-size": batch_size,
-        "--adapter": adapter,
-        "--dtype": dtype,
-        "--out": out,
-    }
     if suite is None:
-        for option, value in only_with_suite.items():
-            if value is not None:
-                raise VarifocalError(f"{option} belongs to --suite; name one")
+        _refuse_without_suite(limit, batch_size, adapter, dtype, out)
         _score_sources(model, data, split, score, blind)
         return
     from varifocal.evaluation.running import Way
 
     way = Way(None, blind, split, limit, batch_size or 8)
     _score_suite(model, suite, data, way, score, adapter, dtype or "float32", out)
+
+
+def _refuse_without_suite(
+    limit: int | None,
+    batch_size: int | None,
+    adapter: Path | None,
+    dtype: str | None,
+    out: Path | None,
+) -> None:
+    """Refuse what a run's own sources are not scored by."""
+    given = {"limit": limit, "batch-size": batch_size, "adapter": adapter, "dtype": dtype}
+    for option, value in {**given, "out": out}.items():
+        if value is not None:
+            raise VarifocalError(f"--{option} belongs to --suite; name one")
 
 
 def _score_sources(

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from varifocal.errors import RunError
 from varifocal.evaluation.asking import Prompt
 from varifocal.evaluation.items import Answer
@@ -48,6 +50,29 @@ class Ledger:
                 scores = tuple(line.get("scores") or ())
                 answers[name] = Answer(name, text=line.get("text"), scores=scores)
         return answers
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep others from the file for the while; a kill lets go of it.
+
+        Raises:
+            RunError: another process has it, or the disk does not take the lock's file.
+        """
+        lock = FileLock(self._path.parent / f".{self._path.name}.lock")
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire(blocking=False)
+        except Timeout:
+            raise RunError(
+                f"another 'varifocal eval' is writing {self._path}; wait for it, or give this one "
+                "a folder of its own with --out"
+            ) from None
+        except OSError as error:
+            raise RunError(f"{self._path} cannot be written: {error.strerror}") from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     @contextmanager
     def open(self) -> Iterator[Callable[[Line], None]]:

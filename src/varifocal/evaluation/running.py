@@ -133,7 +133,7 @@ def run(
 
     Raises:
         DataError: there are no items, two have one id, or one cannot be asked.
-        RunError: the predictions cannot be written.
+        RunError: the predictions cannot be written, or another call writes them.
     """
     way, about, items = way or Way(), about or About(), list(items)
     name = way.stem(benchmark)
@@ -141,18 +141,19 @@ def run(
     session = _Session(benchmark, asker, way, progress or _silent)
     prompts = session.prepare(items)
     ledger = Ledger(directory / f"{name}.predictions.jsonl", _identity(benchmark, way, about))
-    answers = ledger.read(prompts, about.fingerprint is not None)
-    kept = len(answers)
-    with ledger.open() as write, evaluation_mode(asker.model):
-        for item, answer in session.ask(items, prompts, answers):
-            answers[item.id] = answer
-            write(_line(benchmark, item, prompts[item.id], answer))
-    answered = [(item, _read(benchmark, item, answers[item.id])) for item in items]
-    ledger.finish([_line(benchmark, item, prompts[item.id], one) for item, one in answered])
-    cut = sum(prompt.was_cut for prompt in prompts.values())
-    measures = benchmark.measure(answered)
     file = directory / f"{name}.json"
-    write_json(file, _page(benchmark, way, about, measures, answered, prompts))
+    with ledger.alone():
+        answers = ledger.read(prompts, about.fingerprint is not None)
+        kept = len(answers)
+        with ledger.open() as write, evaluation_mode(asker.model):
+            for item, answer in session.ask(items, prompts, answers):
+                answers[item.id] = answer
+                write(_line(benchmark, item, prompts[item.id], answer))
+        answered = [(item, _read(benchmark, item, answers[item.id])) for item in items]
+        ledger.finish([_line(benchmark, item, prompts[item.id], one) for item, one in answered])
+        measures = benchmark.measure(answered)
+        write_json(file, _page(benchmark, way, about, measures, answered, prompts))
+    cut = sum(prompt.was_cut for prompt in prompts.values())
     return Result(name, benchmark, measures, answered, file, kept, cut)
 
 

@@ -1,4 +1,7 @@
-"""Small data folders in every benchmark's official files, written by the tests."""
+"""Small data folders in every benchmark's official files, written by the tests.
+
+Each writer names where its layout was looked up.
+"""
 
 import gzip
 import json
@@ -62,7 +65,11 @@ def write_picture(file, color="red"):
 
 
 def write_race(folder, turn):
-    """A passage of each level; the official files are JSON in spite of their ending."""
+    """A passage of each level; the official files are JSON in spite of their ending.
+
+    RACE.tar.gz (Lai et al. 2017): RACE/SPLIT/LEVEL/N.txt; keys as `datasets`' old race.py reads
+    them.
+    """
     for level, name in (("middle", 7), ("high", 12)):
         passage = {
             "id": f"{level}{name}.txt",
@@ -75,7 +82,7 @@ def write_race(folder, turn):
 
 
 def write_openbookqa(folder, turn):
-    """Two lines of OpenBookQA-V1-Sep2018's Data/Main/test.jsonl."""
+    """Two lines of OpenBookQA-V1-Sep2018.zip's Data/Main/test.jsonl."""
     texts = ["a magnet", "a cup", "a book", "a leaf"]
     choices = [{"text": t, "label": x} for t, x in zip(texts, "ABCD", strict=True)]
     rows = [
@@ -86,6 +93,7 @@ def write_openbookqa(folder, turn):
 
 
 def write_boolq(folder, turn):
+    """google-research-datasets/boolean-questions: dev.jsonl, keys as its README names them."""
     rows = [
         {"question": asked, "title": "Sky", "answer": bool(n ^ turn), "passage": "It is blue."}
         for n, asked in enumerate(("is the sky blue", "is the sky red"))
@@ -94,6 +102,7 @@ def write_boolq(folder, turn):
 
 
 def write_hellaswag(folder, turn):
+    """rowanzellers/hellaswag: data/hellaswag_val.jsonl; one row of each of its two sources."""
     row = {
         "ind": 24,
         "activity_label": "Roof shingle removal",
@@ -106,12 +115,20 @@ def write_hellaswag(folder, turn):
         "split_type": "indomain",
         "label": 2 + turn,
     }
-    write_lines(folder / "hellaswag_val.jsonl", [row, row])
+    how_to = "[header] How to wash a car [title] Find a place. [step] Park it there."
+    other = {"activity_label": "Cars & Other Vehicles", "ctx_a": how_to, "ctx_b": "", "ctx": how_to}
+    other |= {"source_id": "wikihow~63", "split_type": "zeroshot"}
+    write_lines(folder / "hellaswag_val.jsonl", [row, row | other])
 
 
 def write_realworldqa(folder, turn):
-    """annotations.json: most questions list their options, some are open."""
-    listed = "Which way is the car?\n\nA. Left\nB. Right\n\nPlease answer with the letter."
+    """annotations.json: most questions list their options, some are open.
+
+    The questions' form is that of xai-org/RealworldQA, as lmms-eval's realworldqa/utils.py reads
+    them; the JSON's keys are not documented anywhere.
+    """
+    tail = "Please answer directly with only the letter of the correct option and nothing else."
+    listed = f"Which way is the car?\n\nA. Left\nB. Right\n{tail}"
     rows = [
         {"image": "0.webp", "question": listed, "answer": "AB"[turn]},
         {"image": "0.webp", "question": "How many cars are there?", "answer": "23"[turn]},
@@ -121,7 +138,11 @@ def write_realworldqa(folder, turn):
 
 
 def write_ai2d(folder, turn):
-    """Diagram 0 is in the test list, diagram 1 is not."""
+    """Diagram 0 is in the test list, diagram 1 is not; one of two questions goes by letters.
+
+    ai2d-all.zip: images/, abc_images/ (words replaced by letters), questions/, annotations/; the
+    list is prior-datasets/ai2d_test_ids.csv, a number a line.
+    """
     for name in ("0.png", "1.png"):
         question = {
             "abcLabel": False,
@@ -129,14 +150,21 @@ def write_ai2d(folder, turn):
             "correctAnswer": turn,
             "questionId": f"{name}-0",
         }
-        content = {"imageName": name, "questions": {"What eats the fly?": question}}
-        write_json(folder / "questions" / f"{name}.json", content)
-        write_picture(folder / "images" / name)
+        lettered = question | {"abcLabel": True, "answerTexts": ["A", "B", "C", "D"]}
+        lettered["questionId"] = f"{name}-1"
+        questions = {"What eats the fly?": question, "Which is the fly?": lettered}
+        content = {"imageName": name, "questions": questions}
+        write_json(folder / "ai2d" / "questions" / f"{name}.json", content)
+        write_picture(folder / "ai2d" / "images" / name)
+        write_picture(folder / "ai2d" / "abc_images" / name, "blue")
     (folder / "ai2d_test_ids.csv").write_text("0\n77\n")
 
 
 def write_pope(folder, turn):
-    """Two questions of each split; the files are lines of JSON in spite of their ending."""
+    """Two questions of each split; the files are lines of JSON in spite of their ending.
+
+    AoiDragon/POPE (now RUCAIBox/POPE): output/coco/coco_pope_SPLIT.json.
+    """
     for split in ("random", "popular", "adversarial"):
         rows = [
             {
@@ -152,7 +180,10 @@ def write_pope(folder, turn):
 
 
 def write_gqa(folder, turn):
-    """An object of questions by their id."""
+    """An object of questions by their id.
+
+    questions1.2.zip; keys as the official eval.py reads them.
+    """
     rows = {
         "201307251": {
             "semantic": [],
@@ -178,6 +209,7 @@ def write_gqa(folder, turn):
 
 
 def write_textvqa(folder, turn):
+    """TextVQA_0.5.1_val.json, keys as textvqa.org's download page describes them."""
     answers = [["nokia"] * 8 + ["toshiba"] * 2, ["dakota"] * 3 + ["clos culombu"] * 7][turn]
     row = {
         "question": "what is the brand of this camera?",
@@ -197,6 +229,7 @@ def write_textvqa(folder, turn):
 
 
 def write_vsr(folder, turn):
+    """cambridgeltl/visual-spatial-reasoning: data/splits/random/test.jsonl, as its lines are."""
     rows = [
         {
             "image": "000000050403.jpg",
@@ -205,17 +238,21 @@ def write_vsr(folder, turn):
             "label": n ^ turn,
             "relation": relation,
             "annotator_id": 31,
-            "vote_true_validator_id": [2, 6],
-            "vote_false_validator_id": [],
+            "vote_true_validator_id": "[2, 6]",
+            "vote_false_validator_id": "[]",
+            "reference_frame": None,
         }
         for n, relation in enumerate(("in front of", "behind"))
     ]
-    write_lines(folder / "splits" / "random" / "test.jsonl", rows)
-    write_picture(folder / "images" / "000000050403.jpg")
+    write_lines(folder / "data" / "splits" / "random" / "test.jsonl", rows)
+    write_picture(folder / "data" / "trainval2017" / "000000050403.jpg")
 
 
 def write_snli_ve(folder, turn):
-    """Three hypotheses, the last without an agreed label."""
+    """Three hypotheses, the last without an agreed label.
+
+    SNLI's own keys and Flickr30K_ID, which necla-ml/SNLI-VE's snli_ve_generator.py adds.
+    """
     rows = [
         {
             "Flickr30K_ID": "4705552913",
@@ -235,6 +272,7 @@ def write_snli_ve(folder, turn):
 
 
 def write_cifar10(folder, turn):
+    """cifar-10-binary.tar.gz: a label byte, then the planes (cs.toronto.edu/~kriz/cifar.html)."""
     rows = [bytes([label + turn]) + bytes([9 * label]) * 3072 for label in (3, 8)]
     (folder / "cifar-10-batches-bin").mkdir(parents=True, exist_ok=True)
     (folder / "cifar-10-batches-bin" / "test_batch.bin").write_bytes(b"".join(rows))
@@ -248,7 +286,7 @@ def write_cifar100(folder, turn):
 
 
 def write_idx(folder, turn):
-    """Two pictures of 4 x 4 and their classes, the pictures compressed."""
+    """Two pictures of 4 x 4 and their classes, the pictures compressed (LeCun's page on IDX)."""
     folder.mkdir(parents=True, exist_ok=True)
     header = bytes([0, 0, 8, 3]) + b"".join(n.to_bytes(4, "big") for n in (2, 4, 4))
     pictures = gzip.compress(header + bytes(range(32)), mtime=0)
@@ -266,9 +304,13 @@ def write_digits(folder, turn):
 
 
 def write_mme(folder, turn):
-    """A subtask of each official layout: all in one folder, and pictures and questions apart."""
+    """A subtask of each official layout: all in one folder, and pictures and questions apart.
+
+    MME_Benchmark_release_version.zip, whose subtasks lie in MME_Benchmark/ since its second
+    release, as LLaVA's convert_answer_to_mme.py walks them.
+    """
     for inside, pictures in (("OCR", "OCR"), ("artwork/questions_answers_YN", "artwork/images")):
-        place = folder / "MME_Benchmark_release_version"
+        place = folder / "MME_Benchmark_release_version" / "MME_Benchmark"
         write_picture(place / pictures / "0001.png")
         golds = ("Yes", "No") if turn == 0 else ("No", "Yes")
         asked = ("Is it in Italian?", "Is it in German?")
@@ -280,7 +322,7 @@ def write_mme(folder, turn):
 
 
 def write_coco_captions(folder, turn):
-    """dataset_coco.json: two pictures of the test, with words of their own, and one of training.
+    """Karpathy's dataset_coco.json (caption_datasets.zip): two test pictures and one of training.
 
     (With one picture every word is in all pictures' captions, and every CIDEr is 0.)
     """

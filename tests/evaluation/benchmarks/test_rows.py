@@ -60,9 +60,23 @@ def test_hellaswag_shows_no_ending_and_takes_the_marks_out(load):
     assert one.tags["source"] == "activitynet"
 
 
+def test_hellaswag_begins_as_lm_eval_writes_it(load):
+    # lm-eval's hellaswag/utils.py on paper: ctx_b gets a capital, " [title]" becomes ". ".
+    texts = [one.asked.messages[-1].text.partition("\n")[2] for one in load("hellaswag")]
+    assert texts == [
+        "Roof shingle removal: A man sits on a roof. He",
+        "Cars & Other Vehicles: How to wash a car. Find a place. Park it there.",
+    ]
+
+
 def test_ai2d_takes_the_diagrams_of_the_test_list(load):
-    assert [one.id for one in load("ai2d")] == ["0.png-0"]
-    assert len(load("ai2d", "all")) == 2
+    assert [one.id for one in load("ai2d")] == ["0.png-0", "0.png-1"]
+    assert len(load("ai2d", "all")) == 4
+
+
+def test_ai2d_shows_the_letters_where_a_question_goes_by_them(load):
+    colours = [one.example.images[0].open().getpixel((4, 4)) for one in load("ai2d")]
+    assert colours == [(255, 0, 0), (0, 0, 255)]
 
 
 def test_ai2d_without_its_list_says_so(load, tmp_path):
@@ -171,9 +185,13 @@ def test_mme_sums_what_is_there():
     assert found["perception (points of 2000)"].unparsed == 1
 
 
-def test_mme_cut_short_leaves_half_pairs_out_of_the_score(load):
+def test_mme_cut_short_leaves_half_pairs_out_of_the_score(load, tmp_path):
     items = load("mme")
     assert {one.tags["subtask"] for one in items} == {"OCR", "artwork"}
+    shallow = tmp_path / "MME_Benchmark_release_version"  # its first release
+    (shallow / "MME_Benchmark").rename(tmp_path / "old")
+    shallow.rmdir()
+    assert [one.id for one in BENCHMARKS["mme"].load(tmp_path, None)] == [one.id for one in items]
     answered = said([(one, one.references[0]) for one in items[:3]])
     found = by_name("mme", answered)
     names = [name for name in found if name.endswith("(points of 200)")]
@@ -241,7 +259,7 @@ BROKEN = {
     "hellaswag": ("hellaswag_val.jsonl", {"label": 4}, "'label' must be 0 to 3, not 4"),
     "openbookqa": ("Data/Main/test.jsonl", {"answerKey": "E"}, "'E', none of A, B, C, D"),
     "pope": ("coco_pope_random.json", {"label": "maybe"}, "must be yes or no, not 'maybe'"),
-    "vsr": ("splits/random/test.jsonl", {"image": "no.jpg"}, "no picture 'no.jpg'"),
+    "vsr": ("data/splits/random/test.jsonl", {"image": "no.jpg"}, "no picture 'no.jpg'"),
     "snli_ve": ("snli_ve_test.jsonl", {"gold_label": "true"}, "'gold_label' must be 0 to 2"),
 }
 

@@ -1,4 +1,9 @@
-"""Hugging Face directories give the same questions as the official files."""
+"""Hugging Face directories give the same questions as the official files.
+
+Columns and files are those of the data sets' cards; lm-eval's and lmms-eval's tasks read the same
+ones (race, openbookqa, hellaswag, super_glue/boolq; pope, gqa, mme, ai2d, realworldqa, textvqa,
+scienceqa, coco_cap). lmms-lab's sets are also to be had as lmms-lab-encoder's.
+"""
 
 import datasets
 import PIL.Image
@@ -6,6 +11,7 @@ import pytest
 
 from varifocal.errors import DataError
 from varifocal.evaluation.benchmarks.table import BENCHMARKS
+from varifocal.evaluation.scienceqa import columns_of
 
 IMAGE = datasets.Image()
 RED = PIL.Image.new("RGB", (8, 8), "red")
@@ -15,8 +21,8 @@ def table(path, rows, **features):
     """Write rows as parquet, the named columns as other types than guessed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     data = datasets.Dataset.from_list(rows)
-    for name, feature in features.items():
-        data = data.cast_column(name, feature)
+    if features:
+        data = data.cast(datasets.Features({**data.features, **features}))
     data.to_parquet(str(path))
 
 
@@ -49,6 +55,8 @@ def hellaswag(folder):
     row = {
         "ind": 24,
         "activity_label": "Roof shingle removal",
+        "ctx_a": "A man sits on a roof.",
+        "ctx_b": "he",
         "ctx": "A man sits on a roof. he",
         "endings": ["sings.", "rips up tiles.", "eats [step] soup.", "sleeps."],
         "source_id": "activitynet~v_-JhWjGDPHMY",
@@ -58,7 +66,8 @@ def hellaswag(folder):
 
 
 def realworldqa(folder):
-    listed = "Which way is the car?\n\nA. Left\nB. Right\n\nPlease answer with the letter."
+    tail = "Please answer directly with only the letter of the correct option and nothing else."
+    listed = f"Which way is the car?\n\nA. Left\nB. Right\n{tail}"
     row = {"question": listed, "answer": "A", "image": RED}
     for part in (0, 1):
         table(folder / "data" / f"test-0000{part}-of-00002.parquet", [row], image=IMAGE)
@@ -158,7 +167,28 @@ def coco_captions(folder):
     table(folder / "data" / "test-00000-of-00001.parquet", [row], image=IMAGE)
 
 
+def scienceqa(folder):
+    row = {
+        "image": RED,
+        "question": "Which attracts?",
+        "choices": ["iron", "wood", "a stone"],
+        "answer": 0,
+        "hint": "",
+        "task": "closed choice",
+        "grade": "grade3",
+        "subject": "natural science",
+        "topic": "physics",
+        "category": "Magnets",
+        "skill": "Magnets",
+        "lecture": "",
+        "solution": "",
+    }
+    rows = [row, row | {"image": None, "hint": "Metals shine."}]
+    table(folder / "data" / "test-00000-of-00001.parquet", rows, image=IMAGE)
+
+
 WRITERS = {
+    "scienceqa": (scienceqa, 0),
     "race": (race, 2),  # the official fixture's third question: RACE-H comes second there
     "openbookqa": (openbookqa, 0),
     "boolq": (boolq, 0),
@@ -202,7 +232,8 @@ def text(item):
 
 def test_all_shards_and_one_configuration_are_read(tmp_path):
     realworldqa(tmp_path / "realworldqa")
-    assert len(list(BENCHMARKS["realworldqa"].load(tmp_path / "realworldqa", None))) == 2
+    items = list(BENCHMARKS["realworldqa"].load(tmp_path / "realworldqa", None))
+    assert len({item.id for item in items}) == len(items) == 2
     race(tmp_path / "race")
     assert len(list(BENCHMARKS["race"].load(tmp_path / "race", None))) == 1
 
@@ -213,6 +244,40 @@ def test_pope_in_one_table_has_its_splits_in_a_column(tmp_path):
     load = BENCHMARKS["pope"].load
     assert [item.group for item in load(tmp_path, None)] == ["adversarial", "random"]
     assert [item.group for item in load(tmp_path, "random")] == ["random"]
+
+
+def test_scienceqa_in_a_table_has_ids_columns_and_questions_without_pictures(tmp_path):
+    scienceqa(tmp_path)
+    (tmp_path / "data").rename(tmp_path / "ScienceQA-FULL")  # lmms-lab/ScienceQA
+    first, second = BENCHMARKS["scienceqa"].load(tmp_path, None)
+    assert first.id != second.id
+    assert second.example.images == ()
+    assert columns_of(second.example) == ("NAT", "TXT", "G1-6", "average")
+
+
+def test_boolq_of_super_glue_has_labels(tmp_path):
+    rows = [{"question": "is it", "passage": "It is.", "idx": n, "label": n} for n in (0, 1)]
+    table(tmp_path / "boolq" / "validation-00000-of-00001.parquet", rows)
+    assert [one.references for one in BENCHMARKS["boolq"].load(tmp_path, None)] == [
+        ("no",),
+        ("yes",),
+    ]
+
+
+def test_captions_with_a_row_each_come_together_by_picture(tmp_path):
+    rows = [
+        {"image": RED, "cocoid": coco, "sentences": {"tokens": ["a"], "raw": raw, "sentid": 1}}
+        for coco, raw in ((7, "A cat."), (8, "A dog."), (7, "The cat sits."))
+    ]
+    table(tmp_path / "data" / "test-00000-of-00001.parquet", rows, image=IMAGE)
+    found = {one.id: one.references for one in BENCHMARKS["coco_captions"].load(tmp_path, None)}
+    assert found == {"7": ("A cat.", "The cat sits."), "8": ("A dog.",)}
+
+
+def test_a_test_split_that_is_missing_is_not_replaced_by_another(tmp_path):
+    table(tmp_path / "data" / "val-00000-of-00001.parquet", [{"cocoid": 1, "caption": ["A."]}])
+    with pytest.raises(DataError, match="holds neither"):
+        list(BENCHMARKS["coco_captions"].load(tmp_path, None))
 
 
 def test_a_saved_data_set_is_read(tmp_path):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from varifocal.data.parsing import short
 from varifocal.data.pictures import find_picture
 from varifocal.data.questions import CAPTION_PROMPT
 from varifocal.data.reading import read_json_object
+from varifocal.data.record import Record
 from varifocal.errors import DataError
 from varifocal.evaluation.benchmarks.files import (
     ask,
@@ -48,8 +50,8 @@ def load_captions(folder: Path, split: str | None) -> Iterator[Item]:
     split = split or "test"
     file = first_file(folder, "dataset_coco.json", "*/dataset_coco.json")
     if file is None:
-        for record in read_table(folder, (split, "validation", "val"), _FILES):
-            yield _item(record.row, record.where, folder, record.place)
+        names = ("val", "validation") if split in ("val", "validation") else (split,)
+        yield from _from_table(read_table(folder, names, _FILES), folder)
         return
     rows = value_of(read_json_object(file), "images", str(file))
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
@@ -59,10 +61,26 @@ def load_captions(folder: Path, split: str | None) -> Iterator[Item]:
             yield _item(row, f"{file}: image {number}", folder, f"image {number}")
 
 
+def _from_table(records: Iterable[Record], folder: Path) -> Iterator[Item]:
+    """Yield the pictures of a table; some tables have a row a caption, five rows a picture."""
+    items: dict[str, Item] = {}
+    for record in records:
+        name = _name_of(record.row, record.place)
+        if name in items:
+            more = _captions_of(record.row, record.where)
+            items[name] = replace(items[name], references=(*items[name].references, *more))
+        else:
+            items[name] = _item(record.row, record.where, folder, record.place)
+    yield from items.values()
+
+
 def _item(row: Mapping[str, Any], where: str, folder: Path, place: str) -> Item:
-    name = next((str(row[key]) for key in _NAMES if row.get(key) is not None), place)
-    references = _captions_of(row, where)
-    return ask(name, where, CAPTION_PROMPT, _picture(row, where, folder), references=references)
+    references, picture = _captions_of(row, where), _picture(row, where, folder)
+    return ask(_name_of(row, place), where, CAPTION_PROMPT, picture, references=references)
+
+
+def _name_of(row: Mapping[str, Any], place: str) -> str:
+    return next((str(row[key]) for key in _NAMES if row.get(key) is not None), place)
 
 
 def _picture(row: Mapping[str, Any], where: str, folder: Path) -> Image:
@@ -75,10 +93,10 @@ def _picture(row: Mapping[str, Any], where: str, folder: Path) -> Image:
 
 
 def _captions_of(row: Mapping[str, Any], where: str) -> list[str]:
-    """Return a row's captions: texts, or objects with the text under `raw`."""
+    """Return a row's captions: one or more, each a text or an object with the text as `raw`."""
     key = next((key for key in _CAPTIONS if row.get(key)), None)
     found = row[key] if key else None
-    found = [found] if isinstance(found, str) else found
+    found = [found] if isinstance(found, str | dict) else found
     texts = [one.get("raw") if isinstance(one, dict) else one for one in found or ()]
     if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
         raise DataError(f"{where}: captions ({', '.join(_CAPTIONS)}) are {short(found)}")
@@ -130,7 +148,8 @@ ROWS = (
         parse=_read_caption,
         credit=_no_credit,
         max_new_tokens=40,
-        files=f"{_FILES}; or a directory of test-*.parquet with captions and pictures",
+        files=f"{_FILES}; or yerevann/coco-karpathy: data/test-*.parquet and the pictures, "
+        "or any test-*.parquet with captions and pictures",
         protocol=(
             "'Describe the picture.'; greedy answer's first line; BLEU-4 and CIDEr-D as COCO's "
             "caption script defines them, on words parted much as its PTB tokeniser does, against "

@@ -70,7 +70,8 @@ def read_table(
         for name in (f"{split}{part}.{ending}" for ending in _TABLES for part in ("", "-*")):
             file = first_file(folder, *(place + name for place in places))
             if file is not None:
-                yield from _rows(SourceSection(path=f"{escape(str(file.parent))}/{name}"))
+                path = f"{escape(str(file.parent))}/{name}"
+                yield from _rows(SourceSection(path=path, streaming=True))  # no copy in a cache
                 return
     raise nothing_found(folder, needed)
 

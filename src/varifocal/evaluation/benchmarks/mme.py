@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -53,7 +54,8 @@ def load_mme(folder: Path, split: str | None) -> Iterator[Item]:
 
 def _folder_of(folder: Path, subtask: str) -> Path | None:
     """Find the folder of a subtask that has question files."""
-    for place in (folder / subtask, *sorted(folder.glob(f"*/{subtask}"))):
+    inside = (sorted(folder.glob(f"{depth}{subtask}")) for depth in ("", "*/", "*/*/"))
+    for place in chain.from_iterable(inside):
         if any(place.glob("*.txt")) or any((place / _INSIDE).glob("*.txt")):
             return place
     return None

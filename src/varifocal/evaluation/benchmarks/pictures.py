@@ -31,7 +31,7 @@ from varifocal.evaluation.items import Item
 from varifocal.evaluation.metrics.exact import NUMBER_WORDS, read_short
 
 _REALWORLDQA_FILES = "RealWorldQA's annotations.json and images/"
-_AI2D_FILES = "AI2D's questions/, images/ and ai2d_test_ids.csv"
+_AI2D_FILES = "AI2D's questions/, images/, abc_images/ and ai2d_test_ids.csv"
 _VSR_FILES = "VSR's splits/random/test.jsonl and images/"
 _SNLI_VE_FILES = "SNLI-VE's snli_ve_test.jsonl and flickr30k_images/"
 
@@ -57,7 +57,7 @@ def load_ai2d(folder: Path, split: str | None) -> Iterator[Item]:
     chosen = None if split == "all" else _ai2d_test(folder, root)
     for file in sorted((root / "questions").glob("*.json"), key=lambda f: (len(f.name), f.name)):
         if chosen is None or file.name.split(".")[0] in chosen:
-            yield from _ai2d_file(file, root / "images")
+            yield from _ai2d_file(file, root)
 
 
 def _ai2d_test(folder: Path, root: Path) -> frozenset[str]:
@@ -67,8 +67,11 @@ def _ai2d_test(folder: Path, root: Path) -> frozenset[str]:
     return frozenset(line.strip().split(".")[0] for line in read_text(file).splitlines())
 
 
-def _ai2d_file(file: Path, images: Path) -> Iterator[Item]:
-    """Yield the questions of one official file: an object of questions about one diagram."""
+def _ai2d_file(file: Path, root: Path) -> Iterator[Item]:
+    """Yield the questions of one official file: an object of questions about one diagram.
+
+    Those with `abcLabel` name places by letters, which only the diagrams of abc_images/ show.
+    """
     row = read_json_object(file)
     name, questions = text_of(row, "imageName", str(file)), value_of(row, "questions", str(file))
     if not isinstance(questions, dict):
@@ -79,6 +82,7 @@ def _ai2d_file(file: Path, images: Path) -> Iterator[Item]:
             raise DataError(f"{where} is no object")
         choices = texts_of(parts, "answerTexts", where)
         gold = index_of(value_of(parts, "correctAnswer", where), len(choices), where, "answer")
+        images = root / ("abc_images" if parts.get("abcLabel") else "images")
         record = Record(str(file), asked, {"image": find_image([images], name, where)})
         yield _diagram(
             text_of(parts, "questionId", where), where, asked, choices, gold, record, images
@@ -106,10 +110,11 @@ def load_vsr(folder: Path, split: str | None) -> Iterator[Item]:
         DataError: a file is missing or malformed.
     """
     split = split or "random"
-    places = (f"splits/{split}", f"data/splits/{split}", split, ".")
-    file = first_file(folder, *(f"{place}/test.jsonl" for place in places))
+    held = (f"splits/{split}", f"data/splits/{split}", split, ".")
+    file = first_file(folder, *(f"{place}/test.jsonl" for place in held))
     found = read_records(file) if file else read_table(folder, ("test",), _VSR_FILES, split)
-    folders = [folder / name for name in ("images", "data/images", "trainval2017", "")]
+    places = ("images", "trainval2017", "data/images", "data/trainval2017", "")
+    folders = [folder / name for name in places]
     for record in found:
         row, where = record.row, record.where
         label = index_of(value_of(row, "label", where), 2, where, "label")

@@ -6,12 +6,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from varifocal.data.example import Example
+from varifocal.data.parsing import Asked
+from varifocal.data.scienceqa import parse_scienceqa
 from varifocal.data.source import open_source
 from varifocal.errors import DataError
+from varifocal.evaluation.benchmarks.files import read_table
 from varifocal.evaluation.benchmarks.row import Answered, Benchmark, Measure, accuracy
 from varifocal.evaluation.items import Item
 from varifocal.evaluation.scienceqa import COLUMNS, columns_of
 from varifocal.recipe import SourceSection
+
+_SCIENCEQA_FILES = "ScienceQA's problems.json, pid_splits.json and images/SPLIT/ID/image.png"
+_FULL = "ScienceQA-FULL"
 
 
 def items_of(section: SourceSection) -> Iterator[Item]:
@@ -23,9 +30,7 @@ def items_of(section: SourceSection) -> Iterator[Item]:
     for found in open_source(section):
         if isinstance(found, DataError):
             raise found
-        if found.answer_index is None:
-            raise DataError(f"{found.name}: no choices, or no gold answer to compare with")
-        yield Item(found.id, found, (found.choices[found.answer_index],), tags=found.tags)
+        yield _item_of(found)
 
 
 def by_column(answered: Sequence[Answered]) -> list[Measure]:
@@ -38,7 +43,29 @@ def by_column(answered: Sequence[Answered]) -> list[Measure]:
 
 
 def _load_scienceqa(folder: Path, split: str | None) -> Iterator[Item]:
-    return items_of(SourceSection(path=str(folder), format="scienceqa", split=split or "test"))
+    """Yield ScienceQA's questions, of its official files or of a Hugging Face directory."""
+    split = split or "test"
+    if (folder / "problems.json").is_file():
+        return items_of(SourceSection(path=str(folder), format="scienceqa", split=split))
+    return _scienceqa_table(folder, split)
+
+
+def _scienceqa_table(folder: Path, split: str) -> Iterator[Item]:
+    """Yield the rows of derek-thomas/ScienceQA or lmms-lab/ScienceQA, which have no ids."""
+    names = ("val", "validation") if split in ("val", "validation") else (split,)
+    configuration = _FULL if (folder / _FULL).is_dir() else "*"
+    for record in read_table(folder, names, _SCIENCEQA_FILES, configuration):
+        row = {**record.row, "id": record.row.get("id") or record.place}
+        asked = Asked(source=record.source, format="scienceqa", image_folder=folder)
+        example = parse_scienceqa(replace(record, row=row), asked)
+        yield _item_of(example)
+
+
+def _item_of(example: Example) -> Item:
+    if example.answer_index is None:
+        raise DataError(f"{example.name}: no choices, or no gold answer to compare with")
+    gold = example.choices[example.answer_index]
+    return Item(example.id, example, (gold,), tags=example.tags)
 
 
 def _load_nlvr(folder: Path, split: str | None) -> Iterator[Item]:
@@ -60,7 +87,8 @@ _SCIENCEQA = Benchmark(
     name="scienceqa",
     load=_load_scienceqa,
     measure=by_column,
-    files="problems.json, pid_splits.json and images/SPLIT/ID/image.png, as ScienceQA has them",
+    files=f"{_SCIENCEQA_FILES}; or derek-thomas/ScienceQA: data/test-*.parquet, or "
+    "lmms-lab/ScienceQA: ScienceQA-FULL/test-*.parquet",
     protocol=(
         "question, context and lettered choices; the likeliest choice's text, by the sum over its "
         "tokens; accuracy by subject, context and grade (Lu et al. 2022, section 5)"

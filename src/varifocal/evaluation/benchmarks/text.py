@@ -31,7 +31,7 @@ _BOOLQ_FILES = "BoolQ's dev.jsonl"
 _HELLASWAG_FILES = "hellaswag_val.jsonl"
 
 _LEVELS = ("middle", "high")
-_MARK = re.compile(r"\[[a-z]+\]")
+_MARK = re.compile(r"\[.*?\]")
 
 
 def _choose(
@@ -147,7 +147,7 @@ def load_boolq(folder: Path, split: str | None) -> Iterator[Item]:
     names = (split, "validation") if split == "dev" else (split,)
     for record in read_records(file) if file else read_table(folder, names, _BOOLQ_FILES):
         row, where = record.row, record.where
-        answer = value_of(row, "answer", where)
+        answer = row["label"] == 1 if row.get("label") in (0, 1) else value_of(row, "answer", where)
         if not isinstance(answer, bool):
             raise DataError(f"{where}: 'answer' must be true or false, not {answer!r}")
         asked = text_of(row, "question", where).rstrip("?") + "?"
@@ -174,25 +174,30 @@ def load_hellaswag(folder: Path, split: str | None) -> Iterator[Item]:
     for record in read_records(file) if file else read_table(folder, names, _HELLASWAG_FILES):
         row, where = record.row, record.where
         endings = tuple(map(_without_marks, texts_of(row, "endings", where)))
-        start = _without_marks(text_of(row, "ctx", where))
-        topic = _without_marks(text_of(row, "activity_label", where))
+        start = f"{text_of(row, 'activity_label', where)}: {_beginning(row, where)}"
         yield ask(
             f"{row.get('source_id', '')} {record.place}".strip(),
             where,
-            f"Go on with this text.\n{topic}: {start}",
+            f"Go on with this text.\n{_without_marks(start)}",
             choices=endings,
             gold=index_of(value_of(row, "label", where), len(endings), where, "label"),
             tags={"source": str(row.get("source_id", "")).split("~")[0]},
         )
 
 
-def _without_marks(text: str) -> str:
-    """Take WikiHow's marks out of a text.
+def _beginning(row: Any, where: str) -> str:
+    """Join the first sentence to the begun second one, which is written in small letters."""
+    first, second = (str(row.get(key) or "").strip() for key in ("ctx_a", "ctx_b"))
+    return f"{first} {second.capitalize()}" if first else text_of(row, "ctx", where)
 
-    >>> _without_marks("Cut it. [step] Use scissors.")
-    'Cut it. Use scissors.'
+
+def _without_marks(text: str) -> str:
+    """Take WikiHow's marks out of a text, as lm-eval does: a title ends a sentence.
+
+    >>> _without_marks("How to cut [title] Take it. [step] Use scissors.")
+    'How to cut. Take it. Use scissors.'
     """
-    return " ".join(_MARK.sub(" ", text).split())
+    return " ".join(_MARK.sub("", text.replace(" [title]", ". ")).split())
 
 
 def _measure(answered: Sequence[Answered]) -> list[Measure]:
@@ -240,7 +245,8 @@ ROWS = (
         name="boolq",
         load=load_boolq,
         measure=_measure,
-        files=f"{_BOOLQ_FILES}; or google/boolq: data/validation-*.parquet",
+        files=f"{_BOOLQ_FILES}; or google/boolq: data/validation-*.parquet, or "
+        "aps/super_glue: boolq/validation-*.parquet",
         protocol=(
             "passage and question; the likelier of yes and no; accuracy on the development set, "
             "as the test answers are not published (Clark et al. 2019)"
@@ -255,8 +261,9 @@ ROWS = (
         measure=_measure,
         files=f"{_HELLASWAG_FILES}; or Rowan/hellaswag: data/validation-*.parquet",
         protocol=(
-            "topic and beginning; the likeliest of four endings, none of them shown, by the mean "
-            "over its tokens; accuracy on the validation set (Zellers et al. 2019)"
+            "topic and beginning, WikiHow's marks taken out; the likeliest of four endings, none "
+            "of them shown, by the mean over its tokens; accuracy on the validation set "
+            "(Zellers et al. 2019)"
         ),
         source="https://rowanzellers.com/hellaswag (Zellers et al. 2019), MIT",
         main="accuracy",
