@@ -45,6 +45,9 @@ class WholeAsker:
     def __init__(self, whole: Whole) -> None:
         self.model, self._processor = whole.model, whole.processor
         self._tokenizer = whole.processor.tokenizer
+        # PaliGemma's type 0 is read in both directions: an answer of that type would see itself.
+        kind = getattr(getattr(whole.model, "config", None), "model_type", "")
+        self._answer_type = int(kind == "paligemma")
         if not (getattr(whole.processor, "chat_template", None) or self._tokenizer.chat_template):
             raise ModelError("this model's processor has no chat template; it cannot be asked")
 
@@ -119,10 +122,12 @@ class WholeAsker:
     ) -> Tensor:
         """Run one row an option; pictures come once a row: [K, P + A, V]."""
         shape, longer = inputs["input_ids"].shape, {}
+        types = torch.full_like(answers, self._answer_type)
+        known = {"input_ids": answers, "attention_mask": real, "token_type_ids": types}
         for name, value in inputs.items():
             longer[name] = value.repeat(rows, *[1] * (value.dim() - 1))
             if value.shape == shape:
-                behind = {"input_ids": answers, "attention_mask": real}.get(name, answers * 0)
+                behind = known.get(name, answers * 0)
                 longer[name] = torch.cat([longer[name], behind.to(value.dtype)], dim=1)
         return self.model(**self._placed(longer), use_cache=False).logits
 
