@@ -1,0 +1,91 @@
+"""The verb that lets a run leave the house."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from varifocal.cli.ready import ready
+from varifocal.errors import VarifocalError
+
+
+def add_export_verb(app: typer.Typer) -> None:
+    """Give an app the verb of this file."""
+    app.command(epilog="Example: varifocal export runs/demo --to merged --dtype float32")(export)
+
+
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
+    to: Annotated[
+        Literal["merged", "lora", "route"],
+        typer.Option(
+            help="merged: plain transformers checkpoints; lora: PEFT LoRAs; route: the LoRA that "
+            "one prompt chooses (MixLoRA)."
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="By default RUN/export/KIND.")
+    ] = None,
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None,
+        typer.Option(help="Number format of the weights; by default the run's."),
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="For --to route: the prompt.")
+    ] = None,
+    image: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="For --to route: its pictures.")
+    ] = None,
+    prompts: Annotated[
+        int, typer.Option(min=1, help="Prompts that both models answer before it leaves.")
+    ] = 16,
+    max_gap: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="Largest difference of two logits; by default as rounding allows."
+        ),
+    ] = None,
+    shard_gib: Annotated[float, typer.Option(min=0.001, help="Most GiB a file.")] = 4.0,
+    push_to_hub: Annotated[
+        str | None, typer.Option(metavar="OWNER/NAME", help="Upload it, too.")
+    ] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="Of a hub repository made now: everybody may see it.")
+    ] = False,
+) -> None:
+    """Write a run as plain checkpoints or LoRAs, each held against the trained model."""
+    if image and prompt is None:
+        raise VarifocalError("--image belongs to --prompt: give the prompt that shows the picture")
+    ready()
+    from varifocal.export.exporting import Order
+    from varifocal.export.exporting import export as run_export
+    from varifocal.export.push import push
+    from varifocal.export.routed import prompt_example
+    from varifocal.run import RunDirectory
+
+    order = Order(
+        RunDirectory.open(run),
+        to,
+        dtype,
+        prompts,
+        max_gap,
+        shard_gib,
+        None if prompt is None else prompt_example(prompt, image or ()),
+        f"varifocal {shlex.join(sys.argv[1:])}",
+    )
+    target = out or run / "export" / to
+    for done in run_export(order, target, lambda text: print(text, flush=True)):
+        parity = done.parity
+        print(
+            f"{done.directory}: passed; {parity.prompts} prompts, largest gap "
+            f"{parity.largest_gap:.2g} (allowed {parity.bound:.2g}), in the mean "
+            f"{parity.relative_gap:.3%}, {parity.agreement:.1%} of {parity.tokens} tokens agree"
+        )
+        for note in done.notes:
+            print(f"  {note}")
+    if push_to_hub is not None:
+        print(push(target, push_to_hub, private=not public))

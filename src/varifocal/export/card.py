@@ -1,0 +1,76 @@
+"""The card that goes with an export: what it is, how it is loaded, how near it is."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+
+from varifocal.export.parity import Parity
+
+_VERSIONS = ("varifocal", "torch", "transformers", "peft")
+
+
+def write_card(
+    title: str,
+    *,
+    base: str,
+    library: str,
+    load: str,
+    parity: Parity,
+    notes: Sequence[str],
+    command: str,
+) -> str:
+    """Write a Hugging Face model card.
+
+    Args:
+        title: what was exported.
+        base: the language model that the run was trained on.
+        library: `transformers` or `peft`.
+        load: Python that loads it.
+        parity: the gate's result.
+        notes: what a user has to know, a sentence each.
+        command: that made it.
+    """
+    told = "\n".join(f"- {note}" for note in notes)
+    return f"""---
+base_model: {base}
+library_name: {library}
+tags:
+- varifocal
+---
+
+# {title}
+
+```python
+{load}
+```
+
+{told}
+
+## Parity with the trained model
+
+{_table(parity)}
+
+Made by `{command}` with {_versions()}.
+"""
+
+
+def _table(parity: Parity) -> str:
+    rows: Mapping[str, str] = {
+        "prompts": f"{parity.prompts} ({parity.tokens} tokens)",
+        "number format": parity.dtype,
+        "largest gap of two logits": f"{parity.largest_gap:.3g} (allowed: {parity.bound:.3g}; "
+        f"the largest logit is {parity.largest_logit:.3g})",
+        "root mean square of the gaps, by that of the logits": f"{parity.relative_gap:.3%} "
+        f"(allowed: {parity.relative_bound:.3g})",
+        "same next token": f"{parity.agreement:.2%} (needed: {parity.least_agreement:.0%})",
+        "verdict": "passed" if parity.passed else "failed",
+    }
+    lines = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    return f"| | |\n|---|---|\n{lines}"
+
+
+def _versions() -> str:
+    named = ", ".join(f"{name} {version(name)}" for name in _VERSIONS)
+    return f"{named}, Python {platform.python_version()}"

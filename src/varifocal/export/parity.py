@@ -1,0 +1,214 @@
+"""The gate: the same prompts through the trained model and through what was written.
+
+Letters: T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from varifocal.assemble import Assembly
+from varifocal.data.example import Example, Image, Message
+from varifocal.data.sciencebook import SKILLS, compose, draw
+from varifocal.errors import ModelError
+from varifocal.models.decoding import pad_left, reads_marks
+
+SEED = 20_231_224  # of the prompts; no training data of ours has it
+_LM_INPUTS = ("input_ids", "inputs_embeds", "pixel_values")
+
+# A gap may be so many units in the last place of the largest logit, since rounding adds up over a
+# deep model; in the mean over all logits it is far smaller. transformers' norms compute in float32.
+_UNITS = {torch.float64: 2e8, torch.float32: 512.0, torch.bfloat16: 16.0, torch.float16: 32.0}
+_RELATIVE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 0.08, torch.float16: 0.02}
+_AGREEMENT = {torch.float64: 1.0, torch.float32: 0.99, torch.bfloat16: 0.9, torch.float16: 0.95}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One prompt and what the trained model says to it.
+
+    Attributes:
+        inputs: what its language model was given: ids, or embeddings with the visual tokens in.
+        logits: [T, V], float32 (float64 for a float64 model), on the CPU.
+    """
+
+    inputs: dict[str, Tensor]
+    logits: Tensor
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far an export is from the model it was made of.
+
+    Attributes:
+        prompts: how many were put to both.
+        tokens: positions that were compared.
+        largest_gap: largest absolute difference of two logits.
+        largest_logit: largest absolute logit, the gap's yardstick.
+        relative_gap: root mean square of the gaps over that of the logits.
+        agreement: share of positions where both would write the same token, 0 to 1.
+        bound: the largest gap that passes.
+        relative_bound: the largest relative gap that passes.
+        least_agreement: the smallest agreement that passes.
+        dtype: number format of both.
+    """
+
+    prompts: int
+    tokens: int
+    largest_gap: float
+    largest_logit: float
+    relative_gap: float
+    agreement: float
+    bound: float
+    relative_bound: float
+    least_agreement: float
+    dtype: str
+
+    @property
+    def passed(self) -> bool:
+        """Whether the export may leave."""
+        near = self.largest_gap <= self.bound and self.relative_gap <= self.relative_bound
+        return near and self.agreement >= self.least_agreement
+
+    def check(self, what: str) -> None:
+        """Refuse an export that says something else.
+
+        Raises:
+            ModelError: it does.
+        """
+        if not self.passed:
+            raise ModelError(
+                f"{what} is not the trained model: over {self.prompts} prompts its logits differ "
+                f"by up to {self.largest_gap:.3g} (allowed: {self.bound:.3g}), in the mean by "
+                f"{self.relative_gap:.2%} (allowed: {self.relative_bound:.2%}), and "
+                f"{self.agreement:.1%} of the tokens agree (needed: {self.least_agreement:.0%}); "
+                "nothing was written. "
+                "Export in float32 (--dtype float32), or report this with the run's recipe"
+            )
+
+
+def prompts(num: int, *, pictures: bool) -> Iterator[Example]:
+    """Compose questions with their answers; every second one shows a picture where they may."""
+    seen = [name for name, skill in SKILLS.items() if compose(skill, "test", 0, SEED)[1].draw]
+    read = [name for name in SKILLS if name not in seen]
+    for index in range(num):
+        names = seen if pictures else read
+        yield _question(names[index % len(names)], index)
+
+
+def references(parts: Assembly, examples: Sequence[Example], modality: int) -> list[Case]:
+    """Put prompts to the trained model.
+
+    Args:
+        parts: the trained model and its encoder.
+        examples: conversations; their pictures are shown where the model has eyes.
+        modality: the route that the rows take, 0 text or 1 image.
+    """
+    parts.model.eval()
+    return [_reference(parts, example, modality) for example in examples]
+
+
+def compare(
+    cases: Sequence[Case], model: nn.Module, dtype: torch.dtype, bound: float | None = None
+) -> Parity:
+    """Put the same prompts to an export.
+
+    Args:
+        cases: what the trained model said.
+        model: the export, as transformers or PEFT has loaded it.
+        dtype: number format of both; it sets how far rounding may carry them apart.
+        bound: largest gap that passes, instead.
+    """
+    gap = largest = missed = power = 0.0
+    same = total = 0
+    for case in cases:
+        found = _logits(model, case.inputs)
+        gap = max(gap, float((found - case.logits).abs().max()))
+        missed += float((found - case.logits).double().square().sum())
+        power += float(case.logits.double().square().sum())
+        largest = max(largest, float(case.logits.abs().max()))
+        same += int((found.argmax(-1) == case.logits.argmax(-1)).sum())
+        total += len(found)
+    return Parity(
+        prompts=len(cases),
+        tokens=total,
+        largest_gap=gap,
+        largest_logit=largest,
+        relative_gap=(missed / max(power, 1e-30)) ** 0.5,
+        agreement=same / max(total, 1),
+        bound=bound if bound is not None else _UNITS[dtype] * torch.finfo(dtype).eps * largest,
+        relative_bound=_RELATIVE[dtype],
+        least_agreement=_AGREEMENT[dtype],
+        dtype=str(dtype).removeprefix("torch."),
+    )
+
+
+def _question(skill: str, index: int) -> Example:
+    record, question = compose(skill, "test", index, SEED)
+    text = f"{record['question']}\n{record['hint']}".strip()
+    content: tuple[Any, ...] = (text,)
+    if question.draw:
+        file = BytesIO()
+        draw(skill, "test", index, SEED, question).save(file, format="PNG")
+        content = (Image(data=file.getvalue()), text)
+    answer = Message("assistant", (question.answer,))
+    return Example(messages=(Message("user", content), answer))
+
+
+@torch.no_grad()
+def _reference(parts: Assembly, example: Example, modality: int) -> Case:
+    encoded = parts.encoder.encode(example)
+    row = pad_left([encoded.input_ids.tolist()], [modality])
+    if encoded.images and parts.load_images is not None:
+        row |= parts.load_images(encoded.images)
+    marks = {"modality_ids": row.pop("modality_ids")}
+    marks["prompt_mask"] = torch.as_tensor(encoded.prompt_mask)[None]
+    row.pop("attention_mask")
+    base: Any = parts.base
+    device = next(parts.model.parameters()).device
+    given = {name: value.to(device) for name, value in row.items()}
+    if reads_marks(parts.model):
+        given |= {name: value.to(device) for name, value in marks.items()}
+    with _overheard(getattr(base, "language_model", base)) as inputs:
+        logits = parts.model(**given, use_cache=False).logits[0]
+    return Case(inputs, _wide(logits))
+
+
+@contextmanager
+def _overheard(model: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Note what a language model is given."""
+    inputs: dict[str, Tensor] = {}
+
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        for name in _LM_INPUTS:
+            if kwargs.get(name) is not None:
+                inputs[name] = kwargs[name].detach()
+
+    handle = model.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        yield inputs
+    finally:
+        handle.remove()
+
+
+@torch.no_grad()
+def _logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    first = next(model.parameters())
+    given = {
+        name: value.to(first.device, first.dtype)
+        if value.is_floating_point()
+        else value.to(first.device)
+        for name, value in inputs.items()
+    }
+    return _wide(model.eval()(**given, use_cache=False).logits[0])
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits.to("cpu", torch.promote_types(logits.dtype, torch.float32))
