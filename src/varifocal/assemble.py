@@ -112,12 +112,14 @@ def open_run(root: str | Path, *, dtype: str | None = None) -> tuple[Recipe, Ass
         model = ModelSection.model_validate({**recipe.model.model_dump(), "dtype": dtype})
         recipe = recipe.model_copy(update={"model": model})
     if (run.model / "config.json").is_file():
+        run.check_whole(run.model)
         return recipe, assemble(_with_whole_model(recipe, run.model))
     if not (run.adapter / "adapter_config.json").is_file():
         raise RunError(
             f"{run.root} has no adapter yet; finish it with: "
             f"varifocal train {run.recipe} --out {run.root} --resume"
         )
+    run.check_whole(run.adapter)
     base = assemble(recipe)
     check_base(run, recipe, base.fingerprint)
     return recipe, base.with_model(load_adapter(base.base, run.adapter))
@@ -299,7 +301,11 @@ def check_base(run: RunDirectory, recipe: Recipe, fingerprint: str | None) -> No
 
 def _trained_on(run: RunDirectory, recipe: Recipe) -> str | None:
     """The base's content hash: an MMA adapter's config has it, and the recipe's provenance."""
-    config = json.loads((run.adapter / "adapter_config.json").read_text())
+    file = run.adapter / "adapter_config.json"
+    try:
+        config = json.loads(file.read_text())
+    except ValueError as error:
+        raise ModelError(f"'{file}' is damaged: {error}; bring it back from a copy") from error
     recorded = recipe.provenance.base_fingerprint if recipe.provenance else None
     return config.get("base_fingerprint") or recorded
 

@@ -17,10 +17,12 @@ def file_digest(file: Path) -> str:
     """Return the SHA-256 of a file's content, in hex.
 
     Hashing gigabytes at every start would be felt, so the result is kept in the cache under the
-    file's path, size and time of change.
+    file's path, size and times. The time of modification can be set by whoever writes the file
+    (`cp -p`, `rsync -t`, a restored backup); the inode and its own time of change cannot.
     """
     stat = file.stat()
-    identity = f"{file.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}"
+    times = f"{stat.st_mtime_ns}\0{stat.st_ctime_ns}\0{stat.st_ino}"
+    identity = f"{file.resolve()}\0{stat.st_size}\0{times}"
     note = cache_root() / "digests" / sha256(identity.encode()).hexdigest()
     with contextlib.suppress(OSError):
         known = note.read_text()

@@ -12,6 +12,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -20,11 +21,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from varifocal.errors import RunError
+from varifocal.cache import cache_root
+from varifocal.errors import ModelError, RunError
+from varifocal.manifest import MANIFEST, damage, write_manifest
 
 CHECKPOINT_PREFIX = "checkpoint-"
 UNLOGGED = "unlogged.json"
 """A checkpoint's file for what transformers forgets: losses since the last line, and the cost."""
+
+
+_STAGED = re.compile(r"\..+\.[a-z0-9_]{8}")  # as `tempfile` names what is not whole yet
 
 
 @dataclass(frozen=True)
@@ -123,13 +129,70 @@ class RunDirectory:
         return self.root / "analysis"
 
     def newest_checkpoint(self) -> Path | None:
-        """The whole checkpoint with the most steps, or None; a partial one has another name."""
+        """The checkpoint with the most steps, or None; one that is being written is not there."""
+        return next(iter(self._checkpoints()), None)
+
+    def newest_whole_checkpoint(self) -> tuple[Path | None, dict[Path, str]]:
+        """Find the newest checkpoint whose files hold what was written, by its manifest.
+
+        Returns:
+            it, or None where there are no checkpoints; and what is wrong with each newer one.
+
+        Raises:
+            RunError: there are checkpoints, and all are damaged.
+        """
+        passed_over: dict[Path, str] = {}
+        for path in self._checkpoints():
+            wrong = damage(path)
+            if wrong is None:
+                return path, passed_over
+            passed_over[path] = wrong
+        if not passed_over:
+            return None, passed_over
+        each = "; ".join(f"{path.name}: {wrong}" for path, wrong in passed_over.items())
+        raise RunError(
+            f"every checkpoint in {self.checkpoints} is damaged ({each}); bring one back from a "
+            "copy, or delete that folder to start from the beginning with --resume"
+        )
+
+    def _checkpoints(self) -> list[Path]:
+        """All checkpoints, newest first; a partial one has another name."""
         found = [
             path
             for path in self.checkpoints.glob(f"{CHECKPOINT_PREFIX}*")
             if path.name[len(CHECKPOINT_PREFIX) :].isdigit()
         ]
-        return max(found, key=checkpoint_step, default=None)
+        return sorted(found, key=checkpoint_step, reverse=True)
+
+    def sweep(self) -> None:
+        """Delete what a killed process left half written; nothing else may be writing here."""
+        staged = [path for path in self.root.glob(".*.*") if _STAGED.fullmatch(path.name)]
+        for left in [*staged, *self.checkpoints.glob(f".{CHECKPOINT_PREFIX}*")]:
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
+
+    def set_aside(self, checkpoint: Path) -> Path:
+        """Rename a damaged checkpoint, so that it is neither resumed nor counted."""
+        target = checkpoint.with_name(f"damaged-{checkpoint.name}")
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(checkpoint, target)
+        return target
+
+    def check_whole(self, weights: Path) -> None:
+        """Refuse the run's adapter or model if its weights are not what the training wrote.
+
+        Raises:
+            ModelError: a file is cut short, missing, or holds other bytes.
+        """
+        # One from Varifocal 0.1 has no manifest.
+        wrong = damage(weights) if (weights / MANIFEST).exists() else None
+        if wrong is not None:
+            raise ModelError(
+                f"{weights} is damaged: {wrong}; bring it back from a copy, or write it anew with: "
+                f"varifocal train {self.recipe} --out {self.root} --resume"
+            )
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The logged steps; a last line that a kill cut short is left out."""
@@ -168,8 +231,8 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         RunError: the disk is full.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     with disk_full_is_an_error(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with os.fdopen(handle, "w") as file:
@@ -186,17 +249,23 @@ def write_json(path: Path, value: object) -> None:
 
 
 @contextmanager
-def whole_directory(target: Path) -> Iterator[Path]:
+def whole_directory(target: Path, noted: str | None = None) -> Iterator[Path]:
     """Yield a directory to fill; it takes the place of `target` only when the block ends well.
+
+    Args:
+        target: what it will be called.
+        noted: the pattern of the files whose checksums are kept in a manifest; None keeps none.
 
     Raises:
         RunError: the disk is full; what stood at `target` is still there.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
     with disk_full_is_an_error(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
         try:
             yield staging
+            if noted is not None:
+                write_manifest(staging, noted)
             staging.chmod(0o755)
             _swap(staging, target)
         finally:
@@ -215,7 +284,7 @@ def _swap(staging: Path, target: Path) -> None:
 
 @contextmanager
 def disk_full_is_an_error(path: Path) -> Iterator[None]:
-    """Turn 'no space left' (OSError, or safetensors' own error) into a sentence.
+    """Turn 'no space left' (OSError, safetensors' own error, torch's) into a sentence.
 
     Raises:
         RunError: the disk is full.
@@ -223,13 +292,24 @@ def disk_full_is_an_error(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-        if not full and "No space left" not in str(error):
+        if not _is_full(error):
             raise
+        mend = "free some space"
+        if path.is_relative_to(cache_root()):
+            mend += " or set VARIFOCAL_CACHE to a folder on another disk,"
         raise RunError(
             f"the disk is full: {path} was not written, and what was saved before is untouched; "
-            "free some space and repeat the command with --resume"
+            f"{mend} and repeat the command with --resume"
         ) from error
+
+
+def _is_full(error: Exception) -> bool:
+    """Whether an error is a full disk's, a used-up quota's or a file size limit's."""
+    number = getattr(error, "errno", None)
+    if number is not None:
+        return number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    # torch.save counts the bytes that went out, and says no more than that they are too few.
+    return any(text in str(error) for text in ("No space left", "unexpected pos"))
 
 
 def fingerprint_files(paths: list[Path]) -> str:

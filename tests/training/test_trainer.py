@@ -217,8 +217,16 @@ def test_the_other_processes_of_a_run_leave_no_half_checkpoint(recipe, tmp_path,
     aside = run.checkpoints / ".checkpoint-1.process0" / "checkpoint-1"
     assert [path.name for path in aside.iterdir()] == ["rng_state.pth"]
     assert run.newest_checkpoint() is None
-    (aside / "rng_state.pth").rename(aside / "rng_state_1.pth")
-    train(page, run.root, resume=True)
+    written = (aside / "rng_state.pth").read_bytes()
+    save = SupervisedTrainer._save_rng_state
+
+    def another_saves_too(self, output_dir):
+        save(self, output_dir)
+        aside.mkdir(parents=True)
+        (aside / "rng_state_1.pth").write_bytes(written)
+
+    monkeypatch.setattr(SupervisedTrainer, "_save_rng_state", another_saves_too)
+    train(page, run.root, resume=True)  # deletes what the former call left
     assert {path.name for path in run.checkpoints.iterdir()} == {"checkpoint-1"}
     names = {path.name for path in run.newest_checkpoint().iterdir()}
     assert {"rng_state.pth", "rng_state_1.pth", "adapter_model.safetensors"} <= names

@@ -112,6 +112,8 @@ def train(
         result = run_training(page, root, resume=resume, progress=progress)
     renew_card(root)
     print_left_out([*result.skipped, *result.dropped])
+    for note in result.passed_over:
+        print(note, file=sys.stderr)
     print(
         f"{root}: {result.steps} steps, {sum(result.trained_parameters.values()):,} trained "
         f"parameters, loss {result.loss:.3f}, {result.minutes:.1f} min, peak memory "

@@ -2,7 +2,8 @@
 
 A table is two files. `index.bin` holds a 64-bit number a record, the place of its entry plus one,
 or 0 while it is unknown; `entries.bin` holds the entries in the order in which they were made. Both
-may be used by several processes.
+may be used by several processes. Neither is mapped into memory: a page that a full disk cannot hold
+would end the process without a word, where a write says what is wrong.
 
 Letters: T tokens of a record, N its pictures.
 """
@@ -18,6 +19,7 @@ import numpy as np
 
 from varifocal.data.encode import Encoded
 from varifocal.data.example import Example, Image
+from varifocal.run import disk_full_is_an_error
 
 _HEADER = 5  # numbers in front of an entry: T, N, modality, was_cut, dropped_turns
 
@@ -27,23 +29,27 @@ class EncodedTable:
 
     Args:
         directory: where it lies, named by the content of source and encoder; made if new.
-        num_records: of the source.
     """
 
-    def __init__(self, directory: Path, num_records: int) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
-        self._entries = directory / "entries.bin"
-        self._entries.touch()
-        index = directory / "index.bin"
-        size = max(num_records, 1) * 8
-        with index.open("ab") as file:
-            if file.tell() < size:
-                file.truncate(size)  # the new part reads as zeros: unknown
-        self._index = np.memmap(index, np.int64, "r+", shape=(max(num_records, 1),))
+    def __init__(self, directory: Path) -> None:
+        self._entries, self._index = directory / "entries.bin", directory / "index.bin"
+        with disk_full_is_an_error(directory):
+            directory.mkdir(parents=True, exist_ok=True)
+            self._entries.touch()
+            self._index.touch()
 
     def __contains__(self, number: int) -> bool:
         """Whether a record is encoded already."""
-        return bool(self._index[number])
+        return bool(self._place(number))
+
+    def _place(self, number: int) -> int:
+        """Read where a record's entry starts, plus one; 0 while it is unknown."""
+        handle = os.open(self._index, os.O_RDONLY)
+        try:
+            # Behind the file's end nothing is read, and in a hole zeros: both are unknown.
+            return int.from_bytes(os.pread(handle, 8, number * 8), "little")
+        finally:
+            os.close(handle)
 
     def read(self, number: int, example: Example | None) -> Encoded:
         """Return an encoded record.
@@ -53,7 +59,7 @@ class EncodedTable:
             example: the record itself, which brings the pictures; None for one without any.
         """
         with self._entries.open("rb") as file:
-            file.seek(int(self._index[number]) - 1)
+            file.seek(self._place(number) - 1)
             header = np.frombuffer(file.read(_HEADER * 4), np.int32)
             length, num_images, modality, was_cut, dropped_turns = map(int, header)
             body = np.frombuffer(file.read((num_images + length) * 4), np.int32)
@@ -72,12 +78,20 @@ class EncodedTable:
     def has_images(self, number: int) -> bool:
         """Whether an encoded record has pictures, so that reading it takes its example."""
         with self._entries.open("rb") as file:
-            file.seek(int(self._index[number]) - 1 + 4)
+            file.seek(self._place(number) - 1 + 4)
             return bool(np.frombuffer(file.read(4), np.int32)[0])
 
     def add(self, encoded: Sequence[tuple[int, Encoded, Example]]) -> None:
-        """Put records in, each with its number and its example; one that is there stays."""
-        with self._entries.open("ab") as file:
+        """Put records in, each with its number and its example; one that is there stays.
+
+        Raises:
+            RunError: the disk is full.
+        """
+        with (
+            disk_full_is_an_error(self._entries),
+            self._index.open("r+b", buffering=0) as index,
+            self._entries.open("ab") as file,
+        ):
             fcntl.flock(file, fcntl.LOCK_EX)
             file.seek(0, os.SEEK_END)
             for number, one, example in encoded:
@@ -86,7 +100,8 @@ class EncodedTable:
                 place = file.tell()
                 file.write(_entry(one, example))
                 file.flush()
-                self._index[number] = place + 1  # only now: the entry is whole
+                index.seek(number * 8)
+                index.write((place + 1).to_bytes(8, "little"))  # only now: the entry is whole
 
 
 def _entry(one: Encoded, example: Example) -> bytes:

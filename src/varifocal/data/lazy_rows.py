@@ -64,6 +64,12 @@ class LazyRows(Dataset[list[Encoded]]):
             self._window = next(self._windows)
         return self._window[number - self._start]
 
+    def names(self, index: int) -> list[str]:
+        """The ids of one row's records, as far as they are known; of the window in hand alone."""
+        place = self.epoch * self.num_rows + index - self._start
+        row = self._window[place] if 0 <= place < len(self._window) else []
+        return [sample.example_id or "a record without pictures" for sample in row]
+
     @property
     def efficiency(self) -> float:
         """Share of the tokens that are no padding, of the rows packed so far, 0 to 1."""

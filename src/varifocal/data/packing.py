@@ -168,6 +168,11 @@ class PackedDataset(Dataset[list[Encoded]]):
         """Return one row's samples."""
         return [self.samples[number] for number in self.rows[index]]
 
+    def names(self, index: int) -> list[str]:
+        """What an error text calls one row's records."""
+        name = getattr(self.samples, "name", lambda number: self.samples[number].example_id)
+        return [name(number) for number in self.rows[index]]
+
 
 def _split_rows(rows: list[list[int]], num_rows: int) -> list[list[int]]:
     """Split rows in two, from the last one on, until there are enough.

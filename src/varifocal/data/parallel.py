@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
 from torch.utils.data import DataLoader, Dataset
+
+from varifocal.errors import RunError
 
 Result = TypeVar("Result")
 
@@ -32,6 +36,29 @@ class _Chunks(Dataset[Any], Generic[Result]):
         return [self.function(int(item)) for item in self.items[start : start + self.size]]
 
 
+@contextmanager
+def lost_worker_is_an_error() -> Iterator[None]:
+    """Turn torch's error about a loader's process that was killed into a sentence.
+
+    Raises:
+        RunError: a worker ended before its work did.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        lost = re.search(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\)(.*)", str(error))
+        if lost is None:
+            raise
+        how = re.search(r"killed by signal: ([^.]*)", lost[2])
+        raise RunError(
+            f"a process that prepares data (pid {lost[1]}) "
+            f"{f'was killed ({how[1].strip()})' if how else 'ended too early'}, often for want of "
+            "memory, or of room in /dev/shm; nothing that was saved is lost: free memory or lower "
+            "data.num_workers (0 works without such processes), and repeat the command with "
+            "--resume"
+        ) from error
+
+
 def map_in_order(
     function: Callable[[int], Result], items: Sequence[int], num_workers: int = 0
 ) -> Iterator[Result]:
@@ -52,5 +79,6 @@ def map_in_order(
     loader = DataLoader(
         chunks, batch_size=None, num_workers=min(num_workers, len(chunks)), prefetch_factor=4
     )
-    for chunk in loader:
-        yield from chunk
+    with lost_worker_is_an_error():
+        for chunk in loader:
+            yield from chunk

@@ -240,8 +240,12 @@ class UsableSamples(Sequence[Encoded]):
             return [self[each] for each in range(len(self))[number]]
         return self.samples[int(self.numbers[number])]
 
+    def name(self, number: int) -> str:
+        """What an error text calls a sample's record."""
+        return self.samples.example(int(self.numbers[number])).name
+
 
 def _table(source: Source, encoder: Encoder, directory: Path) -> EncodedTable:
     told = f"{source.fingerprint} {encoder.fingerprint}"
     key = hashlib.sha256(told.encode()).hexdigest()[:24]
-    return EncodedTable(directory / key, len(source))
+    return EncodedTable(directory / key)

@@ -48,7 +48,8 @@ class FeatureStore:
     ) -> None:
         self._compute, self._shape, self._dtype = compute, shape, dtype
         self._batch_size = batch_size
-        directory.mkdir(parents=True, exist_ok=True)
+        with disk_full_is_an_error(directory):
+            directory.mkdir(parents=True, exist_ok=True)
         self._keys_path, self._table_path = directory / "keys.bin", directory / "features.bin"
         self._slots: dict[bytes, int] = {}
         self._table = torch.empty(0)

@@ -22,6 +22,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from varifocal.errors import DataError
+from varifocal.training.finite import is_finite, not_finite
 
 WORD = re.compile(r"[^\W\d_]+|\d+")
 
@@ -145,6 +146,9 @@ def align_connector(
 
     Returns:
         the loss at every step.
+
+    Raises:
+        RunError: the loss or its gradient is no number; the connector is as before that step.
     """
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(connector.parameters(), lr=learning_rate, weight_decay=0.01)
@@ -160,6 +164,17 @@ def align_connector(
         loss = alignment_loss(tokens, vocabulary.embeddings, vocabulary.targets[chosen], scale)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        norm = nn.utils.clip_grad_norm_(connector.parameters(), math.inf)
+        if not is_finite(loss.detach(), norm):
+            raise not_finite(
+                f"alignment step {step + 1} of {steps}: the loss is {loss.item()} and the norm of "
+                f"its gradient {norm.item()}",
+                f"pictures {chosen.tolist()[:8]}",
+                mends=[
+                    f"lower model.connector.alignment_learning_rate (it is {learning_rate:g})",
+                    "look for infinite numbers in the vision tower's weights",
+                ],
+            )
         optimizer.step()
         schedule.step()
         losses.append(loss.item())

@@ -14,11 +14,12 @@ from transformers import PrinterCallback, TrainerCallback, TrainingArguments, se
 
 from varifocal.assemble import Assembly, assemble
 from varifocal.data.packing import Collator
-from varifocal.errors import ModelError, RecipeError, RunError, Stopped
+from varifocal.data.parallel import lost_worker_is_an_error
+from varifocal.errors import RecipeError, RunError, Stopped
 from varifocal.models.sharding import is_spread, whole_tensors
-from varifocal.recipe import Recipe, load_recipe
+from varifocal.recipe import Recipe
 from varifocal.recipe.sections import Provenance
-from varifocal.run import RunDirectory, checkpoint_step, whole_directory, write_json, write_text
+from varifocal.run import RunDirectory, whole_directory, write_json, write_text
 from varifocal.training.aligning import Aligned, align, aligns
 from varifocal.training.cost import Clock
 from varifocal.training.examples import (
@@ -31,6 +32,7 @@ from varifocal.training.interrupt import StopWish, stop_wish
 from varifocal.training.memory import peak_memory_gib
 from varifocal.training.plan import count_trained
 from varifocal.training.progress import Progress
+from varifocal.training.resuming import Start, check_same, clear_the_way, find_start
 from varifocal.training.trainer import SupervisedTrainer
 from varifocal.training.tuner import attach_tuner, load_connector
 
@@ -53,6 +55,7 @@ class TrainingResult:
         packing_efficiency: share of the rows' tokens that are no padding.
         skipped, dropped: what was left out of the data, one sentence each.
         num_cut: samples whose prompt was cut.
+        passed_over: what was wrong with the checkpoints that were too damaged to go on from.
         alignment_loss: of the last hundred alignment steps; None without alignment.
         alignment_seconds: of the alignment's steps alone.
         training_seconds: of the training's steps alone, checkpoints included.
@@ -71,12 +74,14 @@ class TrainingResult:
     skipped: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
     num_cut: int = 0
+    passed_over: list[str] = field(default_factory=list)
     alignment_loss: float | None = None
     alignment_seconds: float | None = None
     training_seconds: float = 0.0
     cost: dict[str, Any] = field(default_factory=dict)
 
 
+@lost_worker_is_an_error()
 def train(
     recipe: Recipe, root: str | Path, *, resume: bool = False, progress: Progress | None = None
 ) -> TrainingResult:
@@ -89,7 +94,8 @@ def train(
         progress: told of every stage.
 
     Raises:
-        RunError: the directory holds another run, or the disk is full.
+        RunError: the directory holds another run, or the disk is full; a loss or a gradient is no
+            number; a process that prepares data was killed; every checkpoint is damaged.
         Stopped: Ctrl-C or SIGTERM; a checkpoint was written.
         DataError, ModelError, RecipeError: as their parts.
     """
@@ -97,12 +103,14 @@ def train(
     tell = progress or (lambda stage, done, total, note="": None)
     _check_connector_is_kept(recipe)
     run = RunDirectory.create(root, resume=resume)
-    checkpoint = run.newest_checkpoint() if resume else None
+    start = find_start(run, resume)
+    for note in start.notes():
+        tell("resume", 1, 1, note)
     set_seed(recipe.seed)
     with clock.stage("loading"):
         parts = assemble(recipe)
-    if checkpoint is not None:
-        _check_same(run, recipe, parts.fingerprint)
+    if start.checkpoint is not None:
+        check_same(run, recipe, parts.fingerprint)
     with clock.stage("encoding"):
         data = load_training_data(
             recipe.data,
@@ -113,7 +121,7 @@ def train(
         )
     if recipe.model.connector is not None and recipe.model.connector.weights is not None:
         load_connector(parts.base, Path(recipe.model.connector.weights))
-    fresh = checkpoint is None
+    fresh = start.checkpoint is None
     aligned = align(recipe, parts, tell, clock) if aligns(recipe) and fresh else None
     set_seed(recipe.seed)
     tuned = parts.with_model(
@@ -127,8 +135,8 @@ def train(
     # Only now: a mistake found on the way here must not leave what looks like a run.
     write_text(run.recipe, with_provenance(recipe, parts.fingerprint).dump_yaml())
     with clock.stage("training"):
-        _run(trainer, run, checkpoint)
-    result = _result(trainer, tuned, data, aligned)
+        _run(trainer, run, start)
+    result = _result(trainer, tuned, data, aligned, start)
     gathered = _gather(trainer)
     if trainer.is_world_process_zero():
         _save(run, recipe, tuned, gathered)
@@ -148,28 +156,6 @@ def _check_connector_is_kept(recipe: Recipe) -> None:
             raise RecipeError(
                 f"model.connector.{key} changes the connector, and tuner.train_connector: false "
                 "would not save it; set tuner.train_connector to true"
-            )
-
-
-def _check_same(run: RunDirectory, recipe: Recipe, base_fingerprint: str | None) -> None:
-    """Refuse to resume with other parts than the checkpoint was made with."""
-    before = load_recipe(run.recipe, check_paths=False)
-    trained_on = before.provenance.base_fingerprint if before.provenance else None
-    if trained_on and base_fingerprint and trained_on != base_fingerprint:
-        raise ModelError(
-            f"{run.root} was started on a base with content hash {trained_on[:12]}, and now it "
-            f"has {base_fingerprint[:12]}: give back the former files, or choose another --out"
-        )
-    pairs = {
-        "seed": (before.seed, recipe.seed),
-        "tuner": (before.tuner, recipe.tuner),
-        "model.connector": (before.model.connector, recipe.model.connector),
-    }
-    for key, (was, now) in pairs.items():
-        if was != now:
-            raise RunError(
-                f"{run.root} was started with another {key}; resume it with the recipe it keeps "
-                f"({run.recipe}), or choose another --out"
             )
 
 
@@ -225,6 +211,9 @@ def training_arguments(recipe: Recipe, run: RunDirectory, num_workers: int) -> T
             "report_to": "none",
             "disable_tqdm": True,
             "use_cpu": not torch.cuda.is_available(),
+            # A loss that is no number ends the run; this would leave it out of the mean, and wait
+            # for the device after every micro-batch to know it.
+            "logging_nan_inf_filter": False,
             **given,
             "output_dir": str(run.checkpoints),
             "seed": recipe.seed,
@@ -270,12 +259,14 @@ def _fill_features(parts: Assembly, data: TrainingData, tell: Progress) -> None:
         )
 
 
-def _run(trainer: SupervisedTrainer, run: RunDirectory, checkpoint: Path | None) -> None:
+def _run(trainer: SupervisedTrainer, run: RunDirectory, start: Start) -> None:
     """Train, from a checkpoint when there is one; a wish to stop ends in a checkpoint."""
-    run.cut_metrics(checkpoint_step(checkpoint) if checkpoint else 0)
+    if trainer.is_world_process_zero():
+        clear_the_way(run, start)
+    whence = str(start.checkpoint) if start.checkpoint else None
     with stop_wish() as wish:
         trainer.add_callback(_Stop(wish))
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        trainer.train(resume_from_checkpoint=whence)
     if wish.given:
         raise Stopped(
             f"stopped after step {trainer.state.global_step} of {trainer.state.max_steps}; it is "
@@ -298,11 +289,11 @@ def _save(
 ) -> None:
     """Write adapter and processor, or the whole model, each whole or not at all."""
     if isinstance(parts.model, PeftModel):
-        with whole_directory(run.adapter) as staging:
+        with whole_directory(run.adapter, noted="*.safetensors") as staging:
             cast(Any, parts.model).save_pretrained(staging, state_dict=gathered)
     else:
         dtype = getattr(torch, recipe.model.dtype)
-        with whole_directory(run.model) as staging:
+        with whole_directory(run.model, noted="*.safetensors") as staging:
             save_whole(parts.base, parts.processor, staging, dtype, gathered)
     with whole_directory(run.processor) as staging:
         cast(Any, parts.processor).save_pretrained(staging)
@@ -313,6 +304,7 @@ def _result(
     parts: Assembly,
     data: TrainingData,
     aligned: Aligned | None,
+    start: Start,
 ) -> TrainingResult:
     cost = trainer.meter.page(
         steps=trainer.state.global_step, peak_memory_gib=round(peak_memory_gib(), 3)
@@ -331,6 +323,7 @@ def _result(
         packing_efficiency=rows.efficiency,
         skipped=data.tally.skipped,
         dropped=data.tally.dropped,
+        passed_over=start.notes(),
         num_cut=data.tally.num_cut,
         alignment_loss=aligned.loss if aligned else None,
         alignment_seconds=aligned.seconds if aligned else None,

@@ -24,11 +24,13 @@ from varifocal.models.sharding import is_spread, whole_tensors
 from varifocal.run import (
     CHECKPOINT_PREFIX,
     UNLOGGED,
+    RunDirectory,
     disk_full_is_an_error,
     whole_directory,
     write_json,
 )
 from varifocal.training.cost import Clock, Meter
+from varifocal.training.finite import is_finite, not_finite
 from varifocal.training.full import trained_tensors
 from varifocal.training.plan import part_of
 from varifocal.training.routing_watch import RoutingWatch
@@ -119,6 +121,66 @@ class SupervisedTrainer(Trainer):
                 )
         return optimizer
 
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """As transformers', which asks for it before every update; refuse one that is no number."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        loss = cast(torch.Tensor, self._tr_loss)
+        if not is_finite(loss, norm, self.accelerator.scaler):
+            raise self._not_finite(loss.item(), float(norm))
+        return norm
+
+    def _not_finite(self, loss: float, norm: float) -> RunError:
+        """Say which step, from which rows, and what would help."""
+        args, epoch, rows = self.args, *self._rows_in_hand()
+        kept = RunDirectory(Path(str(args.output_dir)).parent).newest_checkpoint()
+        names = getattr(self.train_dataset, "names", lambda row: [])
+        mends = [f"lower training.learning_rate (it is {args.learning_rate:g})"]
+        if not 0 < args.max_grad_norm <= 1:
+            mends.append(f"set training.max_grad_norm to 1 (it is {args.max_grad_norm:g})")
+        if args.fp16:
+            mends.append("set training.bf16 in place of training.fp16")
+        if getattr(self.meter.base, "is_quantized", False):
+            mends.append("leave out model.quantization")
+        return not_finite(
+            f"step {self.state.global_step + 1} of {self.state.max_steps}: the loss is {loss:g} "
+            f"and the norm of its gradient {norm:g}",
+            f"row{'s' if len(rows) > 1 else ''} {', '.join(map(str, rows))} of epoch {epoch + 1}",
+            mends,
+            [name for row in rows for name in names(row)],
+            f"{kept.name} is kept, and --resume goes on from it" if kept else "",
+        )
+
+    def _rows_in_hand(self) -> tuple[int, list[int]]:
+        """The epoch, from 0, and the rows of it that this process's step in hand is made from."""
+        args, size = self.args, self._train_batch_size
+        num_rows = len(cast(Any, self.train_dataset))
+        batches = -(-num_rows // (size * args.world_size))
+        epoch, step = divmod(
+            self.state.global_step, -(-batches // args.gradient_accumulation_steps)
+        )
+        first = step * args.gradient_accumulation_steps
+        rows = [
+            (batch * args.world_size + args.process_index) * size + place
+            for batch in range(first, min(first + args.gradient_accumulation_steps, batches))
+            for place in range(size)
+        ]
+        return epoch, [row for row in rows if row < num_rows]
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """As transformers', which would go on with the checkpoint's learning rate, not the given.
+
+        A run that broke off because it was too high is to be resumed with a lower one.
+        """
+        schedule: Any = self.lr_scheduler
+        given = list(getattr(schedule, "base_lrs", []))
+        super()._load_optimizer_and_scheduler(checkpoint)
+        groups = getattr(self.optimizer, "param_groups", [])
+        for number, (group, now) in enumerate(zip(groups, given, strict=False)):
+            was = schedule.base_lrs[number]
+            if was != now:
+                group["initial_lr"] = schedule.base_lrs[number] = now
+                group["lr"] *= now / was
+
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """Run what is left of an epoch; transformers takes one step of a finished run, too."""
         if self.state.global_step < self.state.max_steps:
@@ -141,7 +203,7 @@ class SupervisedTrainer(Trainer):
             self._write_aside(aside, model, trial)
             self.accelerator.wait_for_everyone()
             return
-        with whole_directory(final) as staging:
+        with whole_directory(final, noted="*") as staging:
             self._write_aside(staging, model, trial)
             self.accelerator.wait_for_everyone()
             self._write_unlogged(staging / name, spent)
