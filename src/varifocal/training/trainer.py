@@ -180,6 +180,7 @@ class SupervisedTrainer(Trainer):
             if was != now:
                 group["initial_lr"] = schedule.base_lrs[number] = now
                 group["lr"] *= now / was
+                schedule._last_lr[number] = group["lr"]
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """Run what is left of an epoch; transformers takes one step of a finished run, too."""

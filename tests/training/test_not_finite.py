@@ -1,0 +1,141 @@
+"""A loss or a gradient that is no number: no weight learns from it, and the sentence says why."""
+
+import math
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from varifocal.errors import RunError
+from varifocal.run import RunDirectory
+from varifocal.training.finite import is_finite
+from varifocal.training.train import train
+from varifocal.training.trainer import SupervisedTrainer
+
+SAVING = {"training.max_steps": 4, "training.save_steps": 2, "training.save_total_limit": 3}
+
+
+@pytest.fixture
+def poison(monkeypatch):
+    """Put a number into one gradient of one step: `poison(3, nan)`; gives the weights before it."""
+    before = {}
+
+    def poison(at, number):
+        step = SupervisedTrainer.training_step
+
+        def training_step(self, model, *args, **kwargs):
+            loss = step(self, model, *args, **kwargs)
+            if self.state.global_step + 1 == at:
+                named = [(n, p) for n, p in model.named_parameters() if p.grad is not None]
+                before.update({name: each.detach().clone() for name, each in named}, model=model)
+                named[-1][1].grad.view(-1)[0] = number
+            return loss
+
+        monkeypatch.setattr(SupervisedTrainer, "training_step", training_step)
+        return before
+
+    return poison
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_a_gradient_that_is_no_number_is_not_learned_from(recipe, tmp_path, poison, number):
+    before = poison(3, number)
+    run = RunDirectory(tmp_path / "run")
+    with pytest.raises(RunError) as caught:
+        train(recipe(SAVING), run.root)
+    text = str(caught.value)
+    assert re.match(
+        rf"step 3 of 4: the loss is [\d.]+ and the norm of its gradient {number}, on row 2 of epoch"
+        r" 1 \(.*record '\d+'.*\); it was not learned from\. lower training\.learning_rate "
+        r"\(it is 0\.01\); checkpoint-2 is kept, and --resume goes on from it$",
+        text,
+    ), text
+    weights = dict(before.pop("model").named_parameters())
+    assert before
+    assert all(torch.equal(weights[name], tensor) for name, tensor in before.items())
+    assert [path.name for path in run.checkpoints.iterdir()] == ["checkpoint-2"]
+
+
+def test_the_named_rows_are_those_of_the_step(recipe, tmp_path, poison, monkeypatch):
+    """With two rows a batch and two batches a step, in the second epoch, unevenly."""
+    poison(4, math.nan)
+    rows = []
+    measure = SupervisedTrainer._not_finite
+
+    def look(self, *args):
+        data = self.train_dataset
+        rows.append((data.epoch, self._rows_in_hand(), len(data)))
+        return measure(self, *args)
+
+    monkeypatch.setattr(SupervisedTrainer, "_not_finite", look)
+    pace = {
+        "training.per_device_train_batch_size": 2,
+        "training.gradient_accumulation_steps": 2,
+        "training.num_train_epochs": 4,
+    }
+    with pytest.raises(RunError, match=r"row 4 of epoch 2 \("):
+        train(recipe(pace), tmp_path / "run")
+    epoch, in_hand, count = rows[0]
+    assert (epoch, in_hand, count) == (1, (1, [4]), 5)
+
+
+def test_a_learning_rate_beyond_all_bounds_is_named_and_lowered(recipe, tmp_path):
+    wild = {**SAVING, "training.learning_rate": 1e30, "training.save_steps": 1}
+    wild |= {"training.max_grad_norm": 0}
+    run = RunDirectory(tmp_path / "run")
+    with pytest.raises(RunError) as caught:
+        train(recipe(wild), run.root)
+    text = str(caught.value)
+    assert "lower training.learning_rate (it is 1e+30); or set training.max_grad_norm to 1" in text
+    assert not run.adapter.exists()
+    for record in run.read_metrics():
+        assert math.isfinite(record["loss"])
+
+
+def test_a_resumed_run_takes_the_learning_rate_it_is_given(recipe, tmp_path, poison, monkeypatch):
+    """The mend that the sentence names; transformers would go on with the checkpoint's own."""
+    constant = {**SAVING, "training.logging_steps": 1, "training.lr_scheduler_type": "constant"}
+    run = RunDirectory(tmp_path / "run")
+    with monkeypatch.context():
+        poison(3, math.nan)
+        with pytest.raises(RunError, match="checkpoint-2 is kept"):
+            train(recipe(constant), run.root)
+    monkeypatch.undo()
+    monkeypatch.setenv("VARIFOCAL_CACHE", str(tmp_path / "cache"))
+    lower = {**constant, "training.learning_rate": 1e-4, "training.connector_learning_rate": 2e-5}
+    train(recipe(lower), run.root, resume=True)
+    rates = [record["learning_rate"] for record in run.read_metrics()]
+    assert rates == pytest.approx([1e-2, 1e-2, 1e-4, 1e-4])
+
+
+def test_an_alignment_stops_at_a_loss_that_is_no_number(recipe, tmp_path):
+    aligned = {
+        **SAVING,
+        "model.connector.alignment": "words",
+        "model.connector.alignment_steps": 60,
+        "model.connector.alignment_learning_rate": 1e30,
+    }
+    with pytest.raises(RunError) as caught:
+        train(recipe(aligned), tmp_path / "run")
+    assert re.match(
+        r"alignment step \d+ of 60: the loss is .* lower model\.connector\.alignment_learning_rate "
+        r"\(it is 1e\+30\)",
+        str(caught.value),
+    )
+    RunDirectory.create(tmp_path / "run")  # no run is left that a mended try stumbles over
+
+
+def test_an_overflow_under_fp16_is_the_scalers_business():
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    weight = nn.Parameter(torch.ones(1))
+    scaler.scale((weight * 1.0).sum()).backward()
+    one, infinite = torch.tensor(1.0), torch.tensor(math.inf)
+    assert is_finite(one, infinite, scaler)
+    assert not is_finite(one, infinite)
+    assert not is_finite(torch.tensor(math.nan), one, scaler)
+    assert not is_finite(torch.tensor(math.nan), one)
+    spent = torch.amp.GradScaler("cpu", init_scale=1e-5)
+    spent.scale(weight.sum())
+    assert not is_finite(one, infinite, spent)
+    assert is_finite(one, infinite.new_tensor(3.0), torch.amp.GradScaler("cpu", enabled=False))
