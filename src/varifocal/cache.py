@@ -1,10 +1,16 @@
 """What can be made again and where it lies; and what a file is, by its content."""
 
 import contextlib
+import math
 import os
+import shutil
+import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+
+_FOLDERS = ("digests", "encoded", "features", "indexes", "scans")
 
 
 def cache_root() -> Path:
@@ -51,3 +57,75 @@ def fingerprint(files: Iterable[Path]) -> str:
     for file in files:
         digest.update(bytes.fromhex(file_digest(file)))
     return digest.hexdigest()
+
+
+ALL = "all"
+"""What `clear_cache` takes for every kind."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What is kept of one kind.
+
+    Attributes:
+        num_entries: files or folders that stand or go as one.
+        num_bytes: on the disk.
+    """
+
+    num_entries: int
+    num_bytes: int
+
+
+def cache_kinds() -> dict[str, Kept]:
+    """Measure what is kept by kind; a kind is a folder of the cache, `models` the rest of them."""
+    return {kind: _measure(entries) for kind, entries in _entries().items()}
+
+
+def clear_cache(kind: str, older_than: float | None = None) -> Kept:
+    """Delete what is kept of a kind; a run that reads it meanwhile keeps what it has open.
+
+    Args:
+        kind: as `cache_kinds` names it, or `ALL`.
+        older_than: days since an entry was last read or written; younger ones stay.
+
+    Returns:
+        what was deleted.
+    """
+    latest = math.inf if older_than is None else time.time() - 86400 * older_than
+    chosen = [e for name, es in _entries().items() if kind in (name, ALL) for e in es]
+    gone = [entry for entry in chosen if _last_used(entry) <= latest]
+    measured = _measure(gone)
+    for entry in gone:
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
+    return measured
+
+
+def _entries() -> dict[str, list[Path]]:
+    """Sort the cache's entries by kind: those of its kinds' folders, and converted models."""
+    root = cache_root()
+    found: dict[str, list[Path]] = {}
+    for path in sorted(root.iterdir()) if root.is_dir() else ():
+        if path.name in _FOLDERS:
+            found[path.name] = sorted(path.iterdir())
+        elif (path / "config.json").is_file():
+            found.setdefault("models", []).append(path)
+    return found
+
+
+def _files(entry: Path) -> list[Path]:
+    return [file for file in entry.rglob("*") if file.is_file()] if entry.is_dir() else [entry]
+
+
+def _measure(entries: Iterable[Path]) -> Kept:
+    entries = list(entries)
+    sizes = [file.stat().st_size for entry in entries for file in _files(entry)]
+    return Kept(len(entries), sum(sizes))
+
+
+def _last_used(entry: Path) -> float:
+    """Return when any file of an entry was last read or written (many disks note reads daily)."""
+    stats = [file.stat() for file in _files(entry)] or [entry.stat()]
+    return max(max(stat.st_atime, stat.st_mtime) for stat in stats)

@@ -16,6 +16,7 @@ import typer
 
 from varifocal import __version__
 from varifocal.cli.analyze_verbs import analyze_app
+from varifocal.cli.cache_verbs import add_cache_verb
 from varifocal.cli.data_verbs import data_app
 from varifocal.cli.eval_verbs import add_eval_verb
 from varifocal.cli.export_verb import add_export_verb
@@ -43,6 +44,7 @@ app.add_typer(analyze_app, name="analyze")
 add_eval_verb(app)
 add_run_verbs(app)
 add_export_verb(app)
+add_cache_verb(app)
 
 RunArgument = Annotated[
     Path, typer.Argument(metavar="RUN", help="A run directory, such as runs/demo.")
