@@ -1,170 +1,331 @@
-"""Answer a conversation of text and pictures, one piece of text at a time."""
+"""The one generation engine: conversations of text and pictures in, pieces of answers out.
+
+`ask`, `chat` and the server use it. Requests may come from any thread; one thread of the engine's
+own runs the model while there is work, and ends when there is none.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass
+import atexit
+import threading
+import weakref
+from collections import Counter, deque
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from varifocal.data.encode import Encoder
-from varifocal.data.example import Example, Image, Message
-from varifocal.models.decoding import Choose, decode, greedy, pad_left, sampler, stop_ids
+from varifocal.data.example import Example, Message
+from varifocal.errors import DataError, VarifocalError
+from varifocal.models.decoding import stop_ids
+from varifocal.models.grafted import GraftedForConditionalGeneration
+from varifocal.serving.lanes import Lanes
+from varifocal.serving.prefix import PrefixCache
+from varifocal.serving.request import (
+    EngineClosed,
+    FinishReason,
+    Piece,
+    QueueFull,
+    Request,
+    Route,
+    Sampling,
+    TokenLogprob,
+)
+from varifocal.serving.scheduler import EngineFault, LoadImages, Scheduler
+from varifocal.serving.text_stream import TextStream
+from varifocal.serving.writing import Writing
+from varifocal.tuners import routing_table
 
-REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+__all__ = [
+    "Engine",
+    "EngineClosed",
+    "EngineFault",
+    "EngineStats",
+    "Piece",
+    "QueueFull",
+    "Request",
+    "Sampling",
+    "TextStream",
+    "TokenLogprob",
+]
+
+GIB = 2**30
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen, and how many there may be.
+class EngineStats:
+    """What an engine does, and what it has done since it was made.
 
     Attributes:
-        max_new_tokens: most tokens of an answer.
-        temperature: 0 takes the likeliest token; above 0, chance grows with it.
-        top_p: with a temperature: sample from the likeliest tokens that hold this probability.
-        seed: with a temperature: the same seed gives the same answer; None is different every time.
+        running: requests being answered.
+        waiting: requests in the queue.
+        prompt_tokens: tokens of the prompts that were read, those from the prefix cache included.
+        completion_tokens: tokens written.
+        cached_tokens: prompt tokens that were not read again.
+        requests: how many ended in each way: "stop", "length", "cancelled", "error".
+        prefix_cache_bytes: held now.
+        is_folded: whether all requests share one batch at the base model's cost.
+        unfolded_reason: why not; empty where they do.
     """
 
-    max_new_tokens: int = 256
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be sampled."""
-        if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}")
-        if self.temperature < 0:
-            raise ValueError(f"temperature must be at least 0, not {self.temperature}")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must be above 0 and at most 1, not {self.top_p}")
-
-    def chooser(self) -> Choose:
-        """Return the function from logits to ids, with a chance of its own."""
-        if self.temperature == 0:
-            return greedy
-        generator = torch.Generator()
-        if self.seed is None:
-            generator.seed()
-        else:
-            generator.manual_seed(self.seed)
-        return sampler(self.temperature, self.top_p, generator)
+    running: int
+    waiting: int
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    requests: dict[str, int]
+    prefix_cache_bytes: int
+    is_folded: bool
+    unfolded_reason: str
 
 
 class Engine:
     """Answers conversations with a model.
 
-    The whole conversation is read again at each turn; within a turn keys and values are cached.
+    The engine owns the model until it is closed: it folds what can be folded (see `lanes.py`), so
+    nobody else should run the model meanwhile.
 
     Args:
         model: a causal language model of transformers, bare, grafted or wrapped by PEFT; it is put
             into evaluation mode.
-        encoder: for its tokenizer.
+        encoder: conversations -> token ids.
         load_images: pictures -> the model's image tensors; None for a model without eyes.
+        max_batch: most requests that are answered at once.
+        max_queue: most requests that wait.
+        prefix_cache_gib: memory for keys and values of earlier turns; 0 keeps none.
+        fold: False runs adapters as they are.
+
+    Attributes:
+        has_adapter: whether a request may leave an adapter out.
+        routing: MMA's branch weights, text and image, by norm (`routing_table`); None for others.
     """
 
     def __init__(
         self,
         model: nn.Module,
         encoder: Encoder,
-        load_images: Callable[[Sequence[Image]], Mapping[str, Tensor]] | None = None,
+        load_images: LoadImages | None = None,
+        *,
+        max_batch: int = 8,
+        max_queue: int = 64,
+        prefix_cache_gib: float = 0.5,
+        fold: bool = True,
     ) -> None:
-        self.model = model.eval()
+        if max_batch < 1 or max_queue < 1:
+            raise ValueError(f"max_batch and max_queue are at least 1, not {max_batch, max_queue}")
+        self.model: Any = model.eval()
         self.encoder = encoder
         self.load_images = load_images
+        self.max_batch, self.max_queue = max_batch, max_queue
         self.stop_ids = stop_ids(model, encoder.end_of_turn_id)
+        self.routing = _routing(model)
+        self._lanes = Lanes(model, fold=fold)
+        self.has_adapter = self._lanes.has_adapter
+        base = model.get_base_model() if self.has_adapter else model  # type: ignore[operator]
+        self._is_graft = isinstance(base, GraftedForConditionalGeneration)
+        text: Any = self.model.config.get_text_config(decoder=True)
+        self._window: int | None = getattr(text, "max_position_embeddings", None)
+        self._prefixes = PrefixCache(int(prefix_cache_gib * GIB))
+        self._scheduler = Scheduler(
+            model,
+            self._lanes,
+            load_images,
+            self._prefixes,
+            self._writing,
+            self._finished,
+            tokens_per_image=encoder.tokens_per_image,
+            image_token_id=encoder.image_token_id,
+        )
+        self._changed = threading.Condition(threading.RLock())
+        self._encoding = threading.Lock()
+        self._waiting: deque[Request] = deque()
+        self._num_running = 0
+        self._worker: threading.Thread | None = None
+        self._is_closed = False
+        self._tokens: Counter[str] = Counter()
+        self._outcomes: Counter[str] = Counter()
+        _ENGINES.add(self)
 
-    def answer(self, messages: Sequence[Message], sampling: Sampling | None = None) -> str:
-        """Return the whole answer; arguments and errors as in `stream`."""
-        return "".join(self.stream(messages, sampling))
-
-    def stream(
-        self, messages: Sequence[Message], sampling: Sampling | None = None
-    ) -> Generator[str, None, None]:
-        """Read a conversation at once, then yield the answer as it is written.
+    def submit(
+        self, messages: Sequence[Message], sampling: Sampling | None = None, *, adapter: bool = True
+    ) -> Request:
+        """Encode a conversation and put it into the queue; any thread may call it.
 
         Args:
             messages: turns of text and pictures, the user's last.
             sampling: greedy and 256 tokens by default.
+            adapter: False answers with the model as it was before training. A grafted model is
+                then a language model without eyes: pictures are left out of the prompt.
 
         Returns:
-            Pieces of text, none empty. Closing the generator stops the model.
+            The request, whose pieces come as they are written.
 
         Raises:
-            DataError: a picture cannot be read, or the conversation cannot be encoded.
+            DataError: the conversation cannot be encoded, is too long, or there is no adapter to
+                leave out.
+            QueueFull: too many wait.
+            EngineClosed: the engine is closed.
         """
-        sampling = sampling or Sampling()
-        encoded = self.encoder.encode(Example(messages=tuple(messages)), with_answer=False)
-        prompts = pad_left([encoded.input_ids.tolist()], [encoded.modality])
-        images: Mapping[str, Tensor] = {}
-        if encoded.images and self.load_images is not None:
-            images = self.load_images(encoded.images)
-        return self._write(prompts, images, sampling)
+        request = self._request(messages, sampling or Sampling(), adapter)
+        self._enqueue(request)
+        return request
 
-    def _write(
-        self, prompts: Mapping[str, Tensor], images: Mapping[str, Tensor], sampling: Sampling
+    def answer(
+        self, messages: Sequence[Message], sampling: Sampling | None = None, *, adapter: bool = True
+    ) -> str:
+        """Return the whole answer; arguments and errors as in `stream`."""
+        return "".join(self.stream(messages, sampling, adapter=adapter))
+
+    def stream(
+        self, messages: Sequence[Message], sampling: Sampling | None = None, *, adapter: bool = True
     ) -> Generator[str, None, None]:
-        """Yield text as soon as its characters are whole."""
-        text = TextStream(self.encoder.tokenizer)
-        tokens = decode(
-            self.model,
-            prompts,
-            images,
-            max_new_tokens=sampling.max_new_tokens,
-            choose=sampling.chooser(),
-        )
-        with closing(tokens):
-            for ids in tokens:
-                if int(ids[0]) in self.stop_ids:
-                    break
-                if piece := text.push(int(ids[0])):
-                    yield piece
-        if rest := text.flush():
-            yield rest
+        """Encode a conversation at once, then yield the answer as it is written.
+
+        Arguments are those of `submit`.
+
+        Returns:
+            Pieces of text, none empty. Closing the generator stops the answer.
+
+        Raises:
+            VarifocalError: at once as `submit` where the conversation is at fault; with the first
+                piece where a picture cannot be read, the queue is full or the model fails.
+        """
+        return self._pieces(self._request(messages, sampling or Sampling(), adapter))
+
+    def stats(self) -> EngineStats:
+        """Return what the engine does and has done; any thread may call it."""
+        with self._changed:
+            return EngineStats(
+                running=self._num_running,
+                waiting=len(self._waiting),
+                prompt_tokens=self._tokens["prompt"],
+                completion_tokens=self._tokens["completion"],
+                cached_tokens=self._tokens["cached"],
+                requests=dict(self._outcomes),
+                prefix_cache_bytes=self._prefixes.num_bytes,
+                is_folded=self._lanes.is_folded,
+                unfolded_reason=self._lanes.reason,
+            )
+
+    def close(self, drain: bool = False) -> None:
+        """Take no more requests, and wait until none is left; the model is given back unfolded.
+
+        Args:
+            drain: answer what was asked; False cancels it.
+        """
+        with self._changed:
+            self._is_closed = True
+            if not drain:
+                for request in [*self._waiting, *self._scheduler.running]:
+                    request.cancel()
+            worker = self._worker
+        if worker is not None:
+            worker.join()
+        self._lanes.close()
+
+    def _request(self, messages: Sequence[Message], sampling: Sampling, adapter: bool) -> Request:
+        if not adapter and not self.has_adapter:
+            raise DataError("this model has no adapter that could be left out")
+        if not adapter and self._is_graft:
+            messages = _without_pictures(messages)
+        with self._encoding:
+            encoded = self.encoder.encode(Example(messages=tuple(messages)), with_answer=False)
+        if self._window is not None and len(encoded) > self._window:
+            raise DataError(
+                f"the conversation takes {len(encoded)} tokens, the model reads at most "
+                f"{self._window}; make it shorter or begin a new one"
+            )
+        route: Route = "base" if not adapter else "image" if encoded.modality else "text"
+        return Request(encoded, sampling, route)
+
+    def _enqueue(self, request: Request) -> None:
+        with self._changed:
+            if self._is_closed:
+                raise EngineClosed("the engine is closed and takes no more requests")
+            if len(self._waiting) >= self.max_queue:
+                raise QueueFull(
+                    f"{len(self._waiting)} requests wait already, at most {self.max_queue} may; "
+                    "ask again later"
+                )
+            request.on_cancel = self._cancelled
+            self._waiting.append(request)
+            if self._worker is None:
+                self._worker = threading.Thread(target=self._work, name="engine", daemon=True)
+                self._worker.start()
+
+    def _pieces(self, request: Request) -> Generator[str, None, None]:
+        self._enqueue(request)
+        try:
+            for piece in request:
+                if piece.text:
+                    yield piece.text
+        finally:
+            request.cancel()
+
+    def _cancelled(self, request: Request) -> None:
+        """Take a request that waits out of the queue; one that runs leaves at its next token."""
+        with self._changed:
+            if request in self._waiting:
+                self._waiting.remove(request)
+                self._finished(request, "cancelled", None)
+
+    def _finished(
+        self, request: Request, reason: FinishReason, error: VarifocalError | None
+    ) -> None:
+        with self._changed:
+            if request.finish_reason is None:
+                self._outcomes[reason] += 1
+                self._tokens["completion"] += request.completion_tokens
+                if request.completion_tokens:
+                    self._tokens["prompt"] += request.prompt_tokens
+                    self._tokens["cached"] += request.cached_tokens
+        request.finish(reason, error)
+
+    def _writing(self, request: Request) -> Writing:
+        most = request.sampling.max_new_tokens
+        if self._window is not None:  # the last token is written, but not read
+            most = min(most, self._window - request.prompt_tokens + 1)
+        return Writing(request, self.encoder.tokenizer, self.stop_ids, most)
+
+    @torch.inference_mode()
+    def _work(self) -> None:
+        """Answer until there is nothing left to do."""
+        while True:
+            with self._changed:
+                running = len(self._scheduler.running)
+                new = None
+                if running < self.max_batch and self._waiting:
+                    new = self._waiting.popleft()
+                self._num_running = running + (new is not None)
+                if not self._num_running:
+                    self._worker = None
+                    return
+            if new is not None:
+                self._scheduler.start(new)
+            self._scheduler.step()
 
 
-class TextStream:
-    """Turns token ids into text as they come, without ever splitting a character.
+_ENGINES: weakref.WeakSet[Engine] = weakref.WeakSet()
 
-    A tokenizer may spread one character over several tokens, and may write a token differently
-    at the start of a text. So each token is decoded together with those of the last piece that
-    was given out, and held back while its text ends in half a character.
 
-    Args:
-        tokenizer: any tokenizer of transformers.
-    """
+@atexit.register
+def _close_all() -> None:
+    """Stop the threads before the interpreter takes the model from under them."""
+    for engine in list(_ENGINES):
+        engine.close()
 
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
-        self._ids: list[int] = []
-        self._before = 0  # where the last piece that was given out begins
-        self._given = 0  # how many tokens have been given out
 
-    def push(self, token: int) -> str:
-        """Take a token and return the text that is now whole, perhaps none."""
-        self._ids.append(token)
-        piece = self._pending()
-        return "" if piece.endswith(REPLACEMENT) else self._give(piece)
+def _routing(model: nn.Module) -> dict[str, Tensor] | None:
+    try:
+        return routing_table(model)
+    except ValueError:
+        return None
 
-    def flush(self) -> str:
-        """Return what was held back: half characters, as replacement characters."""
-        return self._give(self._pending())
 
-    def _pending(self) -> str:
-        """Return the text beyond what was given."""
-        context = self._text(self._ids[self._before : self._given])
-        return self._text(self._ids[self._before :])[len(context) :]
-
-    def _give(self, piece: str) -> str:
-        """Note that all tokens are given out, if they have text."""
-        if piece:
-            self._before, self._given = self._given, len(self._ids)
-        return piece
-
-    def _text(self, ids: list[int]) -> str:
-        return self.tokenizer.decode(
-            ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
-        )
+def _without_pictures(messages: Sequence[Message]) -> list[Message]:
+    """Leave the pictures out of a conversation."""
+    kept = [tuple(part for part in one.content if isinstance(part, str)) for one in messages]
+    return [replace(one, content=parts) for one, parts in zip(messages, kept, strict=True)]

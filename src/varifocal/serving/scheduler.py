@@ -1,0 +1,282 @@
+"""Continuous batching: one thread owns the model, and rows join and leave its batches.
+
+A new request's prompt is read alone, then its row joins the batch that its lane may share; rows
+leave when they are done. transformers' own continuous batching needs paged attention and knows
+neither modalities nor adapters, so this is a small one over the ordinary cache.
+
+Letters: B rows, T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from varifocal.data.example import Image
+from varifocal.errors import VarifocalError
+from varifocal.models.decoding import reads_marks
+from varifocal.serving import kv_rows
+from varifocal.serving.lanes import Lanes
+from varifocal.serving.prefix import PrefixCache, Seen
+from varifocal.serving.request import FinishReason, Request
+from varifocal.serving.writing import Writing
+
+LoadImages = Callable[[Sequence[Image]], Mapping[str, Tensor]]
+
+
+class EngineFault(VarifocalError):  # noqa: N818 - the name says what is wrong
+    """The model or the engine failed, not the request; asking again may go well."""
+
+    exit_code = 1
+
+
+@dataclass
+class Row:
+    """A request that is being answered.
+
+    Attributes:
+        request: the request.
+        writing: its answer so far.
+        ids: of its tokens in the cache, [T].
+        token: the next one to read.
+    """
+
+    request: Request
+    writing: Writing
+    ids: list[int]
+    token: int = 0
+
+
+@dataclass
+class Batch:
+    """Rows that go through the model together.
+
+    Attributes:
+        shares: the name of the batch; None for a row that stays alone.
+        rows: B.
+        cache: their keys and values, left-padded.
+        mask: [B, T], 1 where a row has a token in the cache.
+    """
+
+    shares: str | None
+    rows: list[Row]
+    cache: Any
+    mask: Tensor
+
+
+class Scheduler:
+    """Answers requests a token at a time; one thread calls it.
+
+    Args:
+        model: in evaluation mode.
+        lanes: of the model.
+        load_images: pictures -> the model's image tensors; None for a model without eyes.
+        prefixes: what was read before.
+        make_writing: a request -> how its answer is written.
+        finished: is told of each request that is done, with the reason and the error.
+        tokens_per_image: how many tokens an image takes.
+        image_token_id: their id.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        lanes: Lanes,
+        load_images: LoadImages | None,
+        prefixes: PrefixCache,
+        make_writing: Callable[[Request], Writing],
+        finished: Callable[[Request, FinishReason, VarifocalError | None], None],
+        *,
+        tokens_per_image: int = 0,
+        image_token_id: int | None = None,
+    ) -> None:
+        self.model: Any = model
+        self.lanes = lanes
+        self.load_images = load_images
+        self.prefixes = prefixes
+        self.make_writing = make_writing
+        self.finished = finished
+        self.tokens_per_image = tokens_per_image
+        self.image_token_id = image_token_id
+        self.batches: list[Batch] = []
+        self.alone_because = kv_rows.rows_can_join(self.model.config.get_text_config(decoder=True))
+        self._device = next(model.parameters()).device
+        self._reads_marks = reads_marks(model)
+
+    @property
+    def running(self) -> list[Request]:
+        """The requests that are being answered."""
+        return [row.request for batch in self.batches for row in batch.rows]
+
+    def start(self, request: Request) -> None:
+        """Read a request's prompt and write its first token; a failure is the request's own."""
+        if request.is_cancelled:
+            return self.finished(request, "cancelled", None)
+        try:
+            row = Row(request, self.make_writing(request), request.encoded.input_ids.tolist())
+            cache, logits = self._read(row)
+            batch = Batch(self._shares(request), [row], cache, self._ones(len(row.ids)))
+            if self._write(batch, logits):
+                self._join(batch)
+        except VarifocalError as error:
+            self.finished(request, "error", error)
+        except Exception as error:
+            self.finished(request, "error", _fault(error))
+
+    def step(self) -> None:
+        """Write one token of every row."""
+        for batch in list(self.batches):
+            self._leave(batch, [row for row in batch.rows if row.request.is_cancelled])
+            if not batch.rows:
+                continue
+            try:
+                self._write(batch, self._next(batch))
+            except Exception as error:
+                self.batches.remove(batch)
+                for row in batch.rows:
+                    self.finished(row.request, "error", _fault(error))
+
+    def _shares(self, request: Request) -> str | None:
+        return None if self.alone_because else self.lanes.shares(request.route)
+
+    def _read(self, row: Row) -> tuple[Any, Tensor]:
+        """Read a prompt behind what is known of it: its cache, and its last logits [1, V]."""
+        request = row.request
+        cache, start = None, 0
+        if self._shares(request) is not None:
+            start, keys = self.prefixes.find(self._seen(row))
+            cache = kv_rows.filled(keys) if start else None
+        request.cached_tokens = start
+        ids = torch.tensor([row.ids[start:]], device=self._device)
+        inputs = {
+            "input_ids": ids,
+            "position_ids": torch.arange(start, len(row.ids), device=self._device)[None],
+            "attention_mask": self._ones(len(row.ids)),
+            **self._images(row, start),
+        }
+        with self.lanes.running([request.route]):
+            return self._run(inputs, cache, [request], is_prompt=True)
+
+    def _images(self, row: Row, start: int) -> dict[str, Tensor]:
+        """Load the pictures that stand behind a place."""
+        encoded = row.request.encoded
+        if not encoded.images or self.load_images is None or self.image_token_id is None:
+            return {}
+        known = row.ids[:start].count(self.image_token_id) // self.tokens_per_image
+        if known == len(encoded.images):
+            return {}
+        with self.lanes.running([row.request.route]):
+            loaded = self.load_images(encoded.images[known:])
+        return {name: value.to(self._device) for name, value in loaded.items()}
+
+    def _next(self, batch: Batch) -> Tensor:
+        """Read every row's token: [B, V] logits."""
+        positions = batch.mask.sum(dim=1, keepdim=True)
+        batch.mask = F.pad(batch.mask, (0, 1), value=1)
+        tokens = [[row.token] for row in batch.rows]
+        inputs = {
+            "input_ids": torch.tensor(tokens, device=self._device),
+            "position_ids": positions,
+            "attention_mask": batch.mask,
+        }
+        requests = [row.request for row in batch.rows]
+        with self.lanes.running([request.route for request in requests]):
+            batch.cache, logits = self._run(inputs, batch.cache, requests, is_prompt=False)
+        for row in batch.rows:
+            row.ids.append(row.token)
+        return logits
+
+    def _run(
+        self, inputs: dict[str, Tensor], cache: Any, requests: list[Request], *, is_prompt: bool
+    ) -> tuple[Any, Tensor]:
+        marks = {}
+        if self._reads_marks:
+            like = inputs["input_ids"]
+            modality = [[request.encoded.modality] for request in requests]
+            marks["modality_ids"] = torch.tensor(modality, device=self._device).expand_as(like)
+            marks["prompt_mask"] = torch.full_like(like, is_prompt, dtype=torch.bool)
+        output = self.model(
+            **inputs, **marks, past_key_values=cache, use_cache=True, logits_to_keep=1
+        )
+        return output.past_key_values, output.logits[:, -1]
+
+    def _write(self, batch: Batch, logits: Tensor) -> bool:
+        """Choose every row's next token; the rows that are done leave. False if none is left."""
+        likeliest = logits.argmax(dim=-1).tolist()
+        done = []
+        for index, row in enumerate(batch.rows):
+            try:
+                row.token, reason = row.writing.choose(logits[index : index + 1], likeliest[index])
+                error = None
+            except Exception as raised:
+                reason, error = "error", _fault(raised)
+            if reason is not None:
+                self.finished(row.request, reason, error)
+                done.append(row)
+        self._leave(batch, done)
+        return bool(batch.rows)
+
+    def _join(self, batch: Batch) -> None:
+        """Put a new row into the batch that it shares, the rows of a lane beside one another."""
+        into = next(
+            (one for one in self.batches if batch.shares and one.shares == batch.shares), None
+        )
+        if into is None:
+            self.batches.append(batch)
+            return
+        into.cache, into.mask = kv_rows.join(into.cache, into.mask, batch.cache, batch.mask)
+        into.rows += batch.rows
+        order = sorted(range(len(into.rows)), key=lambda row: into.rows[row].request.route)
+        if order != list(range(len(order))):
+            into.rows = [into.rows[row] for row in order]
+            into.cache, into.mask = kv_rows.keep(into.cache, into.mask, order)
+
+    def _leave(self, batch: Batch, leaving: list[Row]) -> None:
+        """Take rows out of a batch, and remember what they have read."""
+        if not leaving:
+            return
+        gone = {id(row) for row in leaving}
+        for index, row in enumerate(batch.rows):
+            if id(row) in gone:
+                self._remember(batch, index, row)
+                if row.request.is_cancelled:
+                    self.finished(row.request, "cancelled", None)
+        stay = [index for index, row in enumerate(batch.rows) if id(row) not in gone]
+        batch.rows = [batch.rows[index] for index in stay]
+        if stay:
+            batch.cache, batch.mask = kv_rows.keep(batch.cache, batch.mask, stay)
+        elif batch in self.batches:
+            self.batches.remove(batch)
+
+    def _remember(self, batch: Batch, index: int, row: Row) -> None:
+        if batch.shares is None or not self.prefixes.max_bytes:
+            return
+        seen = self._seen(row)
+        if not self.prefixes.holds(seen):
+            start = batch.mask.shape[1] - len(row.ids)
+            self.prefixes.put(seen, kv_rows.read(batch.cache, index, start))
+
+    def _seen(self, row: Row) -> Seen:
+        ids = np.asarray(row.ids, dtype=np.int64)
+        starts: list[int] = []
+        if row.request.encoded.images:
+            starts = np.flatnonzero(ids == self.image_token_id)[:: self.tokens_per_image].tolist()
+        names = [image.fingerprint() for image in row.request.encoded.images]
+        pictures = tuple(zip(starts, names, strict=True))
+        return Seen(self.lanes.lane(row.request.route), ids, pictures, self.tokens_per_image)
+
+    def _ones(self, length: int) -> Tensor:
+        return torch.ones(1, length, dtype=torch.long, device=self._device)
+
+
+def _fault(error: Exception) -> EngineFault:
+    what = str(error).strip().splitlines()
+    return EngineFault(
+        f"the model failed while it answered: {type(error).__name__}: {what[0] if what else ''}"
+    )

@@ -1,0 +1,126 @@
+"""The writing of one answer: from a row's logits to tokens, text, log-probabilities and the end.
+
+Letters: V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from varifocal.serving.request import FinishReason, Piece, Request, TokenLogprob
+from varifocal.serving.text_stream import REPLACEMENT, StopWords, TextStream
+
+
+class Writing:
+    """Writes a request's answer.
+
+    Args:
+        request: the request; gets the pieces.
+        tokenizer: any tokenizer of transformers.
+        stop_ids: ids at which an answer ends.
+        max_tokens: most tokens of this answer.
+    """
+
+    def __init__(
+        self, request: Request, tokenizer: Any, stop_ids: frozenset[int], max_tokens: int
+    ) -> None:
+        self.request = request
+        self.tokenizer = tokenizer
+        self.stop_ids = stop_ids
+        self.max_tokens = max_tokens
+        self._choose = request.sampling.chooser()
+        self._text = TextStream(tokenizer)
+        self._stop = StopWords(request.sampling.stop)
+        self._written = 0  # characters that came out of the tokens
+        self._told: deque[tuple[int, TokenLogprob]] = deque()  # where each begins
+
+    def choose(self, logits: Tensor, likeliest: int) -> tuple[int, FinishReason | None]:
+        """Choose the next token and hand its text on.
+
+        Args:
+            logits: [1, V].
+            likeliest: the id of the largest one.
+
+        Returns:
+            The token, and why the answer ends with it; None if it does not.
+        """
+        sampling = self.request.sampling
+        token = likeliest if sampling.temperature == 0 else int(self._choose(logits)[0])
+        self.request.completion_tokens += 1
+        if token in self.stop_ids:
+            self._end()
+            return token, "stop"
+        if sampling.logprobs is not None:
+            told = tell_logprob(logits[0], token, sampling.logprobs, self.tokenizer)
+            self._told.append((self._written, told))
+        self._hand_on(self._text.push(token))
+        if self._stop.found:
+            return token, "stop"
+        if self.request.completion_tokens >= self.max_tokens:
+            self._end()
+            return token, "stop" if self._stop.found else "length"
+        return token, None
+
+    def _hand_on(self, text: str, *, is_last: bool = False) -> None:
+        self._written += len(text)
+        passed = self._stop.push(text)
+        if is_last:
+            passed += self._stop.flush()
+        told = []
+        while self._told and (
+            self._told[0][0] < self._stop.passed or (is_last and not self._stop.found)
+        ):
+            told.append(self._told.popleft()[1])
+        if passed or told:
+            self.request.give(Piece(passed, tuple(told)))
+
+    def _end(self) -> None:
+        self._hand_on(self._text.flush(), is_last=True)
+
+
+def tell_logprob(logits: Tensor, token: int, top: int, tokenizer: Any) -> TokenLogprob:
+    """Tell a token's log-probability and the likeliest tokens', from logits [V]."""
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    logprobs = logits.to(wide).log_softmax(dim=-1)
+    best = logprobs.topk(top).indices.tolist() if top else []
+    texts = [(*token_text(tokenizer, one), float(logprobs[one])) for one in best]
+    text, content = token_text(tokenizer, token)
+    return TokenLogprob(
+        text,
+        float(logprobs[token]),
+        content,
+        tuple((text, logprob, content) for text, content, logprob in texts),
+    )
+
+
+def token_text(tokenizer: Any, token: int) -> tuple[str, bytes]:
+    """Return a token's text and bytes, special ones in full.
+
+    A byte-level tokenizer may cut a character in two; its tokens then have no text, but bytes.
+    """
+    text = tokenizer.decode([token], clean_up_tokenization_spaces=False)
+    if REPLACEMENT not in text:
+        return text, text.encode()
+    letters = tokenizer.convert_ids_to_tokens(token)
+    try:
+        return text, bytes(_BYTES[letter] for letter in letters)
+    except KeyError:
+        pass
+    if letters.startswith("<0x") and letters.endswith(">"):
+        return text, bytes([int(letters[3:-1], 16)])
+    return text, text.encode()
+
+
+def _byte_letters() -> dict[str, int]:
+    """Return GPT-2's table of printable stand-ins for bytes, the other way round."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    moved = [byte for byte in range(256) if byte not in plain]
+    letters = {chr(byte): byte for byte in plain}
+    return letters | {chr(256 + place): byte for place, byte in enumerate(moved)}
+
+
+_BYTES = _byte_letters()
