@@ -23,6 +23,7 @@ from varifocal.cli.export_verb import add_export_verb
 from varifocal.cli.options import RecipeArgument, SetOption
 from varifocal.cli.ready import ready
 from varifocal.cli.run_verbs import add_run_verbs, renew_card
+from varifocal.cli.serve_verb import add_serve_verb
 from varifocal.errors import Stopped, VarifocalError, nearest
 
 INTERRUPTED = 130
@@ -45,6 +46,7 @@ add_eval_verb(app)
 add_run_verbs(app)
 add_export_verb(app)
 add_cache_verb(app)
+add_serve_verb(app)
 
 RunArgument = Annotated[
     Path, typer.Argument(metavar="RUN", help="A run directory, such as runs/demo.")
