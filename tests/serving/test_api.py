@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import socket
 import threading
 import urllib.error
@@ -12,6 +13,7 @@ import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import openai
@@ -261,7 +263,7 @@ def test_metrics_count(address, client) -> None:
     ask(client)
     after = figures()
     name = 'varifocal_http_requests_total{status="200"}'
-    assert after[name] == before[name] + 1
+    assert after[name] == before.get(name, 0) + 1
     assert after["varifocal_completion_tokens_total"] > before["varifocal_completion_tokens_total"]
     assert answered(f"{address}/health")[1]["status"] == "ok"
 
@@ -434,6 +436,12 @@ def test_a_client_that_leaves_frees_its_place(gated) -> None:
 # Many at once, and anything at all
 
 
+def resident_mib() -> float:
+    """Memory of this process, the server's as well."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
 @pytest.mark.parametrize("num", [32, pytest.param(200, marks=pytest.mark.slow)])
 def test_none_is_lost_and_none_is_crossed(address, client, engine, num) -> None:
     """Sixteen at a time, texts and pictures, the run and its base, whole and streamed."""
@@ -454,10 +462,13 @@ def test_none_is_lost_and_none_is_crossed(address, client, engine, num) -> None:
         return told, engine.answer([Message("user", content)], Sampling(12), adapter=adapter)
 
     with ThreadPoolExecutor(16) as pool:
-        answers = list(pool.map(one, range(num)))
+        answers = list(pool.map(one, range(num // 2)))
+        half = resident_mib()
+        answers += pool.map(one, range(num // 2, num))
+    assert resident_mib() < half + 64
     assert [told for told, _ in answers] == [alone for _, alone in answers]
     assert len({told for told, _ in answers}) > 8
-    assert engine.stats().running == engine.stats().waiting == 0
+    wait_for(lambda: engine.stats().running == engine.stats().waiting == 0)
 
 
 def test_whatever_is_sent_gets_an_answer_of_the_schema(address) -> None:
