@@ -48,12 +48,19 @@ def write_page(
     """
     directory.mkdir(parents=True, exist_ok=True)
     samples = write_material(directory / "material", shape)
-    length = {"max_length": shape.longest, "row_length": shape.longest, "system_prompt": ""}
+    data = {
+        "train": [{"path": str(samples), "format": "llava"}],
+        "max_length": shape.longest,
+        "row_length": shape.longest,
+        "overflow": "truncate_prompt",
+        "system_prompt": "",
+        **(data or {}),
+    }
     page = {
         "seed": 0,
         "model": {**MODEL, **(model or {})},
         "tuner": {**TUNER, **(tuner or {})},
-        "data": {"train": [{"path": str(samples), "format": "llava"}], **length, **(data or {})},
+        "data": data,
         "training": {**TRAINING, "per_device_train_batch_size": rows, **(training or {})},
     }
     file = directory / "recipe.yaml"
