@@ -31,7 +31,7 @@ def options() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="side_by_side", description=__doc__.splitlines()[0])
     parser.add_argument("--kind", choices=("QCM-ALE", "QCM-A"), default="QCM-ALE")
-    parser.add_argument("--rows", type=int, default=5, help="packed rows a step")
+    parser.add_argument("--rows", type=int, default=2, help="packed rows a step")
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--max-seconds", type=float, default=600.0)
     parser.add_argument("--threads", type=int, default=os.cpu_count())

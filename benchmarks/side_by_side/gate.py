@@ -49,9 +49,7 @@ class Gate:
             for tensor in [*model.parameters(), *model.buffers()]:
                 tensor.sum()  # weights may be files that nobody has read yet
         gc.collect()
-        ctypes.CDLL(None).malloc_trim(
-            0
-        )  # give back what loading freed
+        ctypes.CDLL(None).malloc_trim(0)  # give back what loading freed
         Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
         self._level = _memory("VmRSS")
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)

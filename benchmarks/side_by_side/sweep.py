@@ -75,6 +75,7 @@ def measure(name: str, given: dict[str, Any], directory: Path, threads: int) -> 
     training = {"max_steps": 3, "warmup_steps": 0, "compile_layers": False}
     recipe = write_page(directory / name, training=training, **given)
     child = Child("varifocal_eager", recipe, directory / name, threads)
+    child.wait()
     steps = [child.step() for _ in range(3)][1:]
     child.close()
     line = {"point": name, **child.start, "peak_mib": steps[-1]["peak_mib"]}
