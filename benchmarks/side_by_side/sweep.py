@@ -28,19 +28,19 @@ LLAMAS = {"llama-11m": (256, 8), "llama-38m": (384, 16), "llama-135m": (576, 30)
 
 def points(chosen: list[str], directory: Path) -> dict[str, dict[str, Any]]:
     """Name every point and what it changes."""
-    few = {"samples": 80}
+    few = {"samples": 64}
     found: dict[str, dict[str, Any]] = {}
     for length in (128, 256, 512, 1024):
         shape = Shape(**few, stretch=length / 512, longest=length)
-        found[f"length={length}"] = {"shape": shape, "rows": 2048 // length}
+        found[f"length={length}"] = {"shape": shape, "rows": 1024 // length}
     for share in (0.0, 0.5, 1.0):
-        found[f"pictures={share}"] = {"shape": Shape(**few, pictures=share), "rows": 4}
-    for rank in (2, 8, 32, 128):
+        found[f"pictures={share}"] = {"shape": Shape(**few, pictures=share), "rows": 2}
+    for rank in (2, 16, 128):
         tuner = {"rank": rank, "target_modules": SEVEN}
-        found[f"rank={rank}"] = {"shape": Shape(**few), "rows": 4, "tuner": tuner}
+        found[f"rank={rank}"] = {"shape": Shape(**few), "rows": 2, "tuner": tuner}
     for name in LLAMAS:
         model = {"language_model": str(directory / name)}
-        found[f"model={name}"] = {"shape": Shape(**few), "rows": 4, "model": model}
+        found[f"model={name}"] = {"shape": Shape(**few), "rows": 2, "model": model}
     for samples in (1_000, 10_000, 100_000):
         shape = Shape(samples=samples, kind="QCM-A", pictures=0.0, longest=256)
         found[f"samples={samples}"] = {"shape": shape, "rows": 1}
