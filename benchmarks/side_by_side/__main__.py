@@ -62,11 +62,18 @@ def main() -> None:
         )
     setting = {"shape": asdict(shape), "recipe": yaml.safe_load(recipe.read_text())}
     setting |= {"threads": given.threads}
-    sizes = list(samples_per_step(load_recipe(recipe)))
+    sizes = known_sizes(given.dir / "sizes.json", recipe)
     page = summarise(read_lines(given.dir), sizes, setting)
     given.out.write_text(json.dumps(page, indent=2) + "\n")
     draw_losses(page["losses"], given.out.with_name(f"{given.out.stem}-loss.png"))
     print_page(page)
+
+
+def known_sizes(file: Path, recipe: Path) -> list[tuple[int, int]]:
+    """Samples and tokens of each step; counted once."""
+    if not file.is_file():
+        file.write_text(json.dumps(list(samples_per_step(load_recipe(recipe)))))
+    return [(samples, tokens) for samples, tokens in json.loads(file.read_text())]
 
 
 def print_page(page: dict) -> None:
