@@ -25,8 +25,8 @@ def page(bench, parts, tmp_path):
 
     return write_page(
         tmp_path / "bench",
-        Shape(samples=16, stretch=0.1),
-        rows=1,
+        Shape(samples=24, stretch=0.1),
+        rows=2,
         model={
             "language_model": str(parts / "language"),
             "vision_tower": str(parts / "efficientnet"),
