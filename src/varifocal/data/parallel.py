@@ -6,9 +6,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Generic, TypeVar
-
-from torch.utils.data import DataLoader, Dataset
+from typing import Generic, TypeVar
 
 from varifocal.errors import RunError
 
@@ -18,8 +16,8 @@ CHUNK = 32
 """Items a process works on between two deliveries."""
 
 
-class _Chunks(Dataset[Any], Generic[Result]):
-    """The items in chunks, each worked on as a whole."""
+class _Chunks(Generic[Result]):
+    """The items in chunks, each worked on as a whole; a map-style dataset by its two methods."""
 
     def __init__(
         self, function: Callable[[int], Result], items: Sequence[int], size: int = CHUNK
@@ -73,6 +71,8 @@ def map_in_order(
     if num_workers == 0:
         yield from (function(int(item)) for item in items)
         return
+    from torch.utils.data import DataLoader  # slow, and one process does without
+
     # Asked for before the fork, or the tokenizers library warns of it in each worker.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     chunks = _Chunks(function, items)
