@@ -36,7 +36,8 @@ def retention_blocks(page: Mapping[str, Any]) -> Iterator[Block]:
 _STATES = ("base", "off", "on", "change")
 _OF_CHANGE = (
     "Change: from the base to the adapter on, in points, and for perplexity as the factor; 95 % "
-    "intervals over items, paired for the change; p of McNemar's exact test, where answers are right or wrong."
+    "intervals over items, paired for the change; p of McNemar's exact test, where answers are "
+    "right or wrong."
 )
 
 

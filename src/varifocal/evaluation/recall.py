@@ -16,8 +16,8 @@ from varifocal.recipe import load_recipe
 def recall(place: Path, predictions: Predictions) -> Predictions:
     """Fill in pictures, options and tags from the sources that the run's recipe scores on.
 
-    Nothing is fetched from the hub. An example is taken for a line's only where id and question are the same. Data that has moved
-    since is no error: the page then has no pictures.
+    An example is taken for a line's only where id and question are the same. Nothing is fetched
+    from the hub, and data that has moved since is no error: the page then has no pictures.
 
     Args:
         place: the run, its `eval`, or a file in there.
