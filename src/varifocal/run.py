@@ -89,6 +89,11 @@ class RunDirectory:
         return self.root / "cost.json"
 
     @property
+    def plan(self) -> Path:
+        """What was predicted beside what was measured; there once the training is done."""
+        return self.root / "plan.json"
+
+    @property
     def data(self) -> Path:
         """What was asked of the mixture, what it held, and what was left out."""
         return self.root / "data.json"

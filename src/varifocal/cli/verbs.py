@@ -6,7 +6,6 @@ Torch and transformers cost seconds, so a verb imports what it needs when it run
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -21,6 +20,7 @@ from varifocal.cli.data_verbs import data_app
 from varifocal.cli.eval_verbs import add_eval_verb
 from varifocal.cli.export_verb import add_export_verb
 from varifocal.cli.options import RecipeArgument, SetOption
+from varifocal.cli.plan_verb import add_plan_verb
 from varifocal.cli.ready import ready
 from varifocal.cli.run_verbs import add_run_verbs, renew_card
 from varifocal.cli.serve_verb import add_serve_verb
@@ -43,6 +43,7 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 app.add_typer(analyze_app, name="analyze")
 add_eval_verb(app)
+add_plan_verb(app)
 add_run_verbs(app)
 add_export_verb(app)
 add_cache_verb(app)
@@ -167,28 +168,6 @@ def chat(
             continue  # it cut the answer short, not the conversation
         except VarifocalError as error:
             _complain(str(error))
-
-
-@app.command(epilog="Example: varifocal plan lavin-7b-scienceqa --json")
-def plan(
-    recipe: RecipeArgument,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    overrides: SetOption = None,
-) -> None:
-    """Say what a recipe would train, from the models' shapes alone; nothing is loaded."""
-    ready()
-    from varifocal.recipe import load_recipe
-    from varifocal.training.plan import plan as make_plan
-
-    planned = make_plan(load_recipe(recipe, overrides or (), check_paths=False))
-    if as_json:
-        print(json.dumps(planned, indent=2))
-        return
-    rows = {"trained parameters": planned["trained_parameters"]}
-    rows |= {f"  {part}": count for part, count in planned["trained_parameters_by_part"].items()}
-    rows["frozen parameters"] = planned["frozen_parameters"]
-    for name, count in rows.items():
-        print(f"{name:<24}{count:>18,}")
 
 
 def main() -> None:
