@@ -16,6 +16,7 @@ from varifocal.training.planning.calibration import Calibration, find_calibratio
 from varifocal.training.planning.devices import GPUS, find_device
 from varifocal.training.planning.lengths import num_steps
 from varifocal.training.planning.memory import int8_bytes, nf4_bytes, parts_of_peak, weigh
+from varifocal.training.planning.paper import beside_paper
 from varifocal.training.planning.shapes import build_shapes
 from varifocal.training.planning.tracing import (
     BACKWARD,
@@ -322,3 +323,20 @@ def test_a_calibration_is_found_again_for_its_shape_alone(recipe_file):
     assert find_calibration(recipe, shapes) == measured
     other = load_recipe(recipe_file, ["tuner={type: lora, rank: 4}"])
     assert find_calibration(other, build_shapes(other)) is None
+
+
+def test_the_paper_stands_beside_its_own_recipe_alone():
+    recipe = load_recipe("lavin-7b-scienceqa", check_paths=False)
+    beside = beside_paper(recipe, build_shapes(recipe))
+    assert (beside["measured_memory_gb"], beside["measured_hours"], beside["num_gpus"]) == (
+        33.9,
+        1.4,
+        8,
+    )
+    # 2 forward and 2 backward for 6.5e9 weights, 12,726 x 20 x 512 tokens; attention comes on top
+    least = 4 * 6.476e9 * 12_726 * 20 * 512
+    assert least < beside["flops_of_their_loop"] < 1.2 * least
+    hours = beside["flops_of_their_loop"] / (8 * 312e12 * 0.4) / 3600
+    assert beside["hours_of_their_loop"] == pytest.approx(hours, abs=0.01)
+    other = load_recipe("lavin-7b-scienceqa", ["tuner={type: lora}"], check_paths=False)
+    assert beside_paper(other, build_shapes(other)) is None

@@ -93,7 +93,7 @@ CPU_OVERHEAD_GIB = 0.5
 """Resident memory of Python, torch, transformers and peft without a model (docs/plan.md);
 `--calibrate` measures it again."""
 CPU_WASTE = 0.4
-"""What glibc's allocator holds beyond a step's living tensors, as a share of them (docs/plan.md)."""
+"""What glibc's allocator holds beyond a step's tensors, as a share of them (docs/plan.md)."""
 
 
 def this_cpu() -> Device:

@@ -66,7 +66,7 @@ def beside_paper(recipe: Recipe, shapes: Shapes) -> dict[str, Any] | None:
         "measured_memory_gb": measured.memory_gb,
         "measured_hours": measured.hours,
         "num_gpus": measured.num_gpus,
-        "hours_of_their_loop": round(flops / rate, 2),
+        "hours_of_their_loop": round(flops / rate / 3600, 2),
         "flops_of_their_loop": flops,
         "reasons": _reasons(recipe, device.utilisation, reached),
     }
