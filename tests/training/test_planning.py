@@ -25,7 +25,6 @@ from varifocal.training.planning.tracing import (
     switch_checkpointing,
     trace_step,
 )
-from varifocal.training.train import train
 
 HIDDEN, INNER, LAYERS, VOCABULARY = 16, 24, 2, 32
 
@@ -278,40 +277,6 @@ def test_the_page_can_be_read(recipe_file, monkeypatch, capsys):
     assert code == 0
     assert max(len(line) for line in out.splitlines() if not line.startswith("-")) < 90
     assert out.splitlines()[-1].startswith("fits: ")
-
-
-def test_examples_over_the_limit_are_counted_and_stop(recipe_file, monkeypatch, capsys):
-    arguments = [str(recipe_file), "--device", "cpu", "--json", "--set", "data.overflow=error"]
-    _, out, _ = run(arguments, monkeypatch, capsys)
-    longest = json.loads(out)["tokens"] // json.loads(out)["examples"]
-    shorter = ["--set", f"data.max_length={longest}", "--set", "data.row_length=512"]
-    code, out, _ = run([*arguments, *shorter], monkeypatch, capsys)
-    page = json.loads(out)
-    assert code == 1
-    assert page["num_dropped"] > 0
-    assert "data.overflow" in page["verdict"]
-
-
-def test_a_run_lays_its_plan_beside_what_it_measured(recipe_file, tmp_path):
-    recipe = load_recipe(recipe_file)
-    train(recipe, tmp_path / "run")
-    page = json.loads((tmp_path / "run" / "plan.json").read_text())
-    predicted, measured = page["predicted"], page["measured"]
-    for name in ("tokens", "tokens_padding", "vision_passes"):
-        assert predicted[name] == measured[name]
-    assert predicted["flops"] == pytest.approx(measured["flops"], rel=1e-6)
-    assert measured["hours"] > 0
-
-
-def test_a_plan_that_fails_does_not_fail_the_run(recipe_file, tmp_path, monkeypatch):
-    def fail(*_, **__):
-        raise RuntimeError("no shapes today")
-
-    monkeypatch.setattr("varifocal.training.planning.record.estimate", fail)
-    train(load_recipe(recipe_file), tmp_path / "run")
-    page = json.loads((tmp_path / "run" / "plan.json").read_text())
-    assert page["predicted"] == {"error": "RuntimeError: no shapes today"}
-    assert page["measured"]["tokens"] > 0
 
 
 def test_a_calibration_is_found_again_for_its_shape_alone(recipe_file):

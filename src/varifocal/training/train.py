@@ -31,7 +31,6 @@ from varifocal.training.full import save_whole
 from varifocal.training.interrupt import StopWish, stop_wish
 from varifocal.training.memory import peak_memory_gib
 from varifocal.training.plan import count_trained
-from varifocal.training.planning.record import plan_beside
 from varifocal.training.progress import Progress
 from varifocal.training.resuming import Start, check_same, clear_the_way, find_start
 from varifocal.training.trainer import SupervisedTrainer
@@ -144,7 +143,6 @@ def train(
         write_json(run.root / "training.json", asdict(result))
         write_json(run.data, data.report())
         write_json(run.cost, result.cost)
-        write_json(run.plan, plan_beside(recipe, data, result.cost))
     return result
 
 
