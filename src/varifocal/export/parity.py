@@ -129,12 +129,13 @@ def compare(
     gap = largest = missed = power = 0.0
     same = total = 0
     for case in cases:
-        found = _logits(model, case.inputs)
+        answered = _logits(model, case.inputs)
+        found = answered[:, : case.logits.shape[-1]]  # LLaVA has a row for its placeholder, too
         gap = max(gap, float((found - case.logits).abs().max()))
         missed += float((found - case.logits).double().square().sum())
         power += float(case.logits.double().square().sum())
         largest = max(largest, float(case.logits.abs().max()))
-        same += int((found.argmax(-1) == case.logits.argmax(-1)).sum())
+        same += int((answered.argmax(-1) == case.logits.argmax(-1)).sum())
         total += len(found)
     return Parity(
         prompts=len(cases),

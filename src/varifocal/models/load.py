@@ -292,7 +292,9 @@ def connector_options(section: ConnectorSection) -> dict[str, Any]:
     options: dict[str, Any] = {"type": section.type}
     if section.hidden_dim is not None:
         options["hidden_dim"] = section.hidden_dim
-    if section.type == "patch_mlp":
+    if section.plain:
+        options["plain"] = True
+    elif section.type == "patch_mlp":
         options["num_tokens"] = section.num_tokens
         options["num_global_tokens"] = section.num_global_tokens
     return options
