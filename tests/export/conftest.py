@@ -37,7 +37,7 @@ def save_language(directory, **changes):
     core.decoder = decoders.ByteLevel()
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core,
-        **{f"{n}_token": t for n, t in zip(("bos", "eos", "pad"), ("<s>", "</s>", "<pad>"))},
+        **{f"{n}_token": t for n, t in {"bos": "<s>", "eos": "</s>", "pad": "<pad>"}.items()},
         unk_token="<unk>",
     )
     tokenizer.chat_template = TEMPLATE
