@@ -11,6 +11,8 @@ from transformers import (
     CLIPVisionModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     PreTrainedTokenizerFast,
     SiglipImageProcessorPil,
     SiglipVisionConfig,
@@ -29,11 +31,11 @@ TEMPLATE = (
 )
 
 
-def save_language(directory, **changes):
+def save_language(directory, cuts=None, **changes):
     """A LLaMA of bytes: 256 letters, four special tokens."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     core = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.pre_tokenizer = cuts or pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=core,
@@ -89,7 +91,7 @@ def make_run(parts_directory, tmp_path_factory):
         run = RunDirectory.create(tmp_path_factory.mktemp("runs") / "run")
         model = attach_tuner(parts.base, recipe.tuner, base_fingerprint=parts.fingerprint)
         torch.manual_seed(7)
-        for name, parameter in model.named_parameters():
+        for parameter in model.parameters():
             if parameter.requires_grad and recipe.tuner.type not in ("full", "none"):
                 nn.init.normal_(parameter, std=0.1)
         model.save_pretrained(run.model if recipe.tuner.type == "full" else run.adapter)
@@ -124,3 +126,21 @@ def save_tied(tmp_path):
     """A language model whose head is its embedding."""
     save_language(tmp_path / "tied", tie_word_embeddings=True)
     return tmp_path / "tied"
+
+
+@pytest.fixture
+def save_with(tmp_path):
+    """A language model that no GGUF is written of: `save_with("rope")`."""
+
+    def save(change):
+        rope = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
+        changes = {"rope": {"rope_parameters": rope}, "kind": {}}.get(change)
+        if changes is None:
+            changes = {"cuts": pre_tokenizers.ByteLevel(add_prefix_space=True)}
+        save_language(tmp_path / change, **changes)
+        if change == "kind":
+            config = MistralConfig(**LlamaConfig.from_pretrained(tmp_path / change).to_dict())
+            MistralForCausalLM(config).save_pretrained(tmp_path / change)
+        return tmp_path / change
+
+    return save
