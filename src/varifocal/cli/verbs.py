@@ -19,6 +19,7 @@ from varifocal.cli.cache_verbs import add_cache_verb
 from varifocal.cli.data_verbs import data_app
 from varifocal.cli.eval_verbs import add_eval_verb
 from varifocal.cli.export_verb import add_export_verb
+from varifocal.cli.launch_verb import add_launch_verb
 from varifocal.cli.options import RecipeArgument, SetOption
 from varifocal.cli.plan_verb import add_plan_verb
 from varifocal.cli.ready import ready
@@ -48,6 +49,7 @@ add_run_verbs(app)
 add_export_verb(app)
 add_cache_verb(app)
 add_serve_verb(app)
+add_launch_verb(app)
 
 RunArgument = Annotated[
     Path, typer.Argument(metavar="RUN", help="A run directory, such as runs/demo.")
@@ -108,6 +110,7 @@ def train(
     """Train a recipe into a run directory; Ctrl-C saves what there is."""
     ready()
     from varifocal.cli.screen import print_left_out, stage_bars
+    from varifocal.models.sharding import is_main_process
     from varifocal.recipe import load_recipe
     from varifocal.training.train import train as run_training
 
@@ -115,6 +118,8 @@ def train(
     root = out or RUNS / str(page.name)
     with stage_bars() as progress:
         result = run_training(page, root, resume=resume, progress=progress)
+    if not is_main_process():
+        return
     renew_card(root)
     print_left_out([*result.skipped, *result.dropped])
     for note in result.passed_over:

@@ -1,8 +1,10 @@
 """The main job: from a recipe to a trained run."""
 
 import importlib.metadata
-import os
 import platform
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -13,10 +15,12 @@ from torch import nn
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 
 from varifocal.assemble import Assembly, assemble
-from varifocal.data.packing import Collator
+from varifocal.data.even_rows import EvenRows
+from varifocal.data.lazy_rows import LazyRows
+from varifocal.data.packing import Collator, PackedDataset
 from varifocal.data.parallel import lost_worker_is_an_error
 from varifocal.errors import RecipeError, RunError, Stopped
-from varifocal.models.sharding import is_spread, whole_tensors
+from varifocal.models.sharding import in_world, is_spread, num_processes, whole_tensors
 from varifocal.recipe import Recipe
 from varifocal.recipe.sections import Provenance
 from varifocal.run import RunDirectory, whole_directory, write_json, write_text
@@ -28,13 +32,22 @@ from varifocal.training.examples import (
     load_training_data,
 )
 from varifocal.training.full import save_whole
-from varifocal.training.interrupt import StopWish, stop_wish
+from varifocal.training.interrupt import StopWish, anyone, stop_wish
 from varifocal.training.memory import peak_memory_gib
 from varifocal.training.plan import count_trained
 from varifocal.training.progress import Progress
-from varifocal.training.resuming import Start, check_same, clear_the_way, find_start
+from varifocal.training.resuming import (
+    Start,
+    check_pace,
+    check_same,
+    clear_the_way,
+    find_start,
+    rows_per_step,
+)
 from varifocal.training.trainer import SupervisedTrainer
 from varifocal.training.tuner import attach_tuner, load_connector
+
+_LOST = re.compile(r"(?i)connection (was )?(closed|reset|refused)|broken pipe|timed out waiting")
 
 RECORDED = ("varifocal", "torch", "transformers", "peft", "accelerate", "tokenizers")
 
@@ -111,6 +124,7 @@ def train(
         parts = assemble(recipe)
     if start.checkpoint is not None:
         check_same(run, recipe, parts.fingerprint)
+        check_pace(start.checkpoint, recipe, num_processes())
     with clock.stage("encoding"):
         data = load_training_data(
             recipe.data,
@@ -182,7 +196,7 @@ def build_trainer(
         model=parts.model,
         # Lazy rows are packed in this process; their samples are encoded in others.
         args=training_arguments(recipe, run, 0 if data.is_lazy else recipe.data.num_workers),
-        train_dataset=data.rows,
+        train_dataset=_shared_rows(recipe, data),
         data_collator=Collator(_pad_id(parts), static, parts.load_images),
         connector_learning_rate=recipe.training.connector_learning_rate,
         loss_chunk=recipe.training.loss_chunk,
@@ -194,13 +208,17 @@ def build_trainer(
     return trainer
 
 
+def _shared_rows(recipe: Recipe, data: TrainingData) -> PackedDataset | LazyRows | EvenRows:
+    """The rows, filled up to what all processes take equally, where there are several."""
+    if num_processes() == 1:
+        return data.rows
+    return EvenRows(data.rows, recipe.training.per_device_train_batch_size * num_processes())
+
+
 def _num_rows(recipe: Recipe) -> int | None:
     """Rows that all processes take in the whole run, where `max_steps` decides it."""
-    training = recipe.training
-    if training.max_steps <= 0:
-        return None
-    rows = training.per_device_train_batch_size * training.gradient_accumulation_steps
-    return training.max_steps * rows * int(os.environ.get("WORLD_SIZE", "1"))
+    steps = recipe.training.max_steps
+    return steps * rows_per_step(recipe, num_processes()) if steps > 0 else None
 
 
 def training_arguments(recipe: Recipe, run: RunDirectory, num_workers: int) -> TrainingArguments:
@@ -266,12 +284,32 @@ def _run(trainer: SupervisedTrainer, run: RunDirectory, start: Start) -> None:
     whence = str(start.checkpoint) if start.checkpoint else None
     with stop_wish() as wish:
         trainer.add_callback(_Stop(wish))
-        trainer.train(resume_from_checkpoint=whence)
+        with lost_process_is_an_error(run):
+            trainer.train(resume_from_checkpoint=whence)
     if wish.given:
         raise Stopped(
             f"stopped after step {trainer.state.global_step} of {trainer.state.max_steps}; it is "
             f"saved. Go on with: varifocal train {run.recipe} --out {run.root} --resume"
         )
+
+
+@contextmanager
+def lost_process_is_an_error(run: RunDirectory) -> Iterator[None]:
+    """Turn what a collective call says when another process has died into a sentence.
+
+    Raises:
+        RunError: it has.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        lost = isinstance(error, torch.distributed.DistError) or _LOST.search(str(error))
+        if not in_world() or not lost:
+            raise
+        raise RunError(
+            f"{run.root}: another process of this training has ended, and this one cannot go on "
+            "without it; repeat the command with --resume"
+        ) from error
 
 
 def _gather(trainer: SupervisedTrainer) -> dict[str, torch.Tensor] | None:
@@ -357,5 +395,6 @@ class _Stop(TrainerCallback):
         self.wish = wish
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.wish.given:
+        if anyone(self.wish.given, args.device):
+            self.wish.given = True  # another process's wish is this one's too
             control.should_save = control.should_training_stop = True

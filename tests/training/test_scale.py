@@ -1,0 +1,259 @@
+"""Two gloo processes learn as one: DDP and FSDP2, resumed on another number, and one that dies.
+
+One script imports torch once and forks every process; the chain of runs shares their work.
+"""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = '''
+import faulthandler
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch.distributed.tensor import DTensor
+
+from varifocal.errors import RunError
+from varifocal.recipe import load_recipe
+from varifocal.run import RunDirectory
+from varifocal.training import train as train_module
+from varifocal.training.launch import engine_overrides
+from varifocal.training.trainer import SupervisedTrainer
+
+PAGE, OUT, TAKEN_OUT = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
+SECONDS = 60  # to wait for the other process
+PACE = ["training.max_steps=6", "training.save_steps=2", "training.save_total_limit=null",
+        "tuner.dropout=0.0", "training.logging_steps=1", f"training.ddp_timeout={SECONDS}"]
+
+
+def overrides(world, engine):
+    return [*PACE, *engine_overrides(engine), f"training.gradient_accumulation_steps={2 // world}"]
+
+
+def work(rank, world, engine, out, resume, port, say):
+    faulthandler.dump_traceback_later(2 * SECONDS, exit=True)
+    if world > 1:
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_PORT": port}
+        os.environ |= {name: str(value) for name, value in place.items()}
+        os.environ["MASTER_ADDR"] = "127.0.0.1"
+    reduced = count_reduced()
+    if engine == "die":
+        die_while_saving(rank)
+    found = {}
+    result_of = train_module._result
+
+    def look(trainer, *rest):
+        found.update(looked_at(trainer, reduced))
+        return result_of(trainer, *rest)
+
+    train_module._result = look
+    page = load_recipe(PAGE, overrides(world, engine.replace("die", "ddp")))
+    try:
+        train_module.train(page, out, resume=resume)
+    except RunError as error:
+        found["error"] = str(error)
+    if rank == 0:
+        say.put(found)
+        say.close()
+        say.join_thread()
+    os._exit(0)  # the other process may be gone, and no group is destroyed without it
+
+
+def count_reduced():
+    """Bytes that FSDP2 gives to be reduced."""
+    reduced = []
+    names = ("reduce_scatter_single", "reduce_scatter_tensor")  # torch 2.13 has both
+    name = next(each for each in names if hasattr(torch.distributed, each))
+    reduce_scatter = getattr(torch.distributed, name)
+
+    def counted(output, input, *args, **kwargs):
+        reduced.append(input.numel() * input.element_size())
+        return reduce_scatter(output, input, *args, **kwargs)
+
+    setattr(torch.distributed, name, counted)
+    return reduced
+
+
+def looked_at(trainer, reduced):
+    trained = [p for p in trainer.model.parameters() if p.requires_grad]
+    everything = list(trainer.model.parameters())
+    wrapped = trainer.model_wrapped
+    ddp = getattr(wrapped, "_get_ddp_logging_data", dict)()
+    return {
+        "sharded": [isinstance(p, DTensor) for p in everything],
+        "reduced": sum(reduced),
+        "padded": sum(4 * -(-len(p) // 2) * 2 * p[0].numel() for p in trained),
+        "ddp": ddp.get("total_parameter_size_bytes"),
+        "trained": sum(4 * p.numel() for p in trained),
+        "steps": trainer.state.global_step,
+    }
+
+
+def die_while_saving(rank):
+    """The second process is killed when a half of its part of checkpoint 4 is written."""
+    save = SupervisedTrainer._save_rng_state
+
+    def half(self, output_dir):
+        if rank == 1 and self.state.global_step == 4:
+            os.makedirs(output_dir, exist_ok=True)
+            (Path(output_dir) / "rng_state_1.pth").write_bytes(b"half")
+            os.kill(os.getpid(), signal.SIGKILL)
+        save(self, output_dir)
+
+    SupervisedTrainer._save_rng_state = half
+
+
+def take_out():
+    if TAKEN_OUT == "zeros":
+        SupervisedTrainer.drop_zeros = lambda self: None
+    if TAKEN_OUT == "even":
+        train_module._shared_rows = lambda recipe, data: data.rows
+    if TAKEN_OUT == "optimizer":
+        SupervisedTrainer._load_optimizer_and_scheduler = lambda self, checkpoint: None
+    if TAKEN_OUT == "weights":
+        SupervisedTrainer._load_from_checkpoint = lambda *args: None
+    if TAKEN_OUT == "silent":
+        import varifocal.training.trainer as module
+        module.turn_on_fsdp2 = lambda trainer: None
+
+
+number = 0
+
+
+def run(name, world, engine="ddp", start=None):
+    """Train in processes of their own; from another run's checkpoint, where one is named."""
+    global number
+    number += 1
+    out = OUT / name
+    if start is not None:
+        origin, step = start
+        shutil.copytree(OUT / origin, out)
+        for path in (out / "checkpoints").glob("checkpoint-*"):
+            if int(path.name.rpartition("-")[2]) > step:
+                shutil.rmtree(path)
+    fork = multiprocessing.get_context("fork")
+    say = fork.Queue()
+    port = 20000 + (os.getpid() * 7 + number) % 10000
+    each = [
+        fork.Process(target=work, args=(rank, world, engine, out, start is not None, port, say))
+        for rank in range(world)
+    ]
+    for process in each:
+        process.start()
+    found = say.get(timeout=3 * SECONDS)
+    for process in each:
+        process.join()
+    exits = [process.exitcode for process in each]
+    records = RunDirectory(out).read_metrics()
+    curve = [[r["loss"], r["grad_norm"], r["learning_rate"]] for r in records]
+    return {**found, "curve": curve, "exits": exits, **files(out)}
+
+
+def files(out):
+    newest = RunDirectory(out).newest_checkpoint()
+    with safe_open(newest / "adapter_model.safetensors", "pt") as adapter:
+        names = list(adapter.keys())
+    state = torch.load(newest / "optimizer.pt", weights_only=True)["state"]
+    return {
+        "newest": newest.name,
+        "checkpoint": sorted(path.name for path in newest.iterdir()),
+        "names": names,
+        "moments": sum(4 * each["exp_avg"].numel() for each in state.values()),
+        "unlogged": json.loads((newest / "unlogged.json").read_text()),
+    }
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    take_out()
+    told = {"one": run("one", 1)}
+    if TAKEN_OUT in ("none", "zeros", "even"):
+        told["ddp"] = run("ddp", 2)
+    if TAKEN_OUT in ("none", "optimizer", "weights", "silent"):
+        told["fsdp2"] = run("fsdp2", 2, "fsdp2", start=("one", 2))
+    if TAKEN_OUT == "none":
+        told["again"] = run("again", 1, start=("fsdp2", 4))
+    if TAKEN_OUT == "died":
+        told["died"] = run("died", 2, "die")
+        told["after"] = run("after", 2, "ddp", start=("died", 4))
+    print(json.dumps(told))
+'''
+
+
+def launch(recipe_file, tmp_path, taken_out="none"):
+    """Run the script; return what each run told."""
+    script = tmp_path / "scale.py"
+    script.write_text(SCRIPT)
+    command = [sys.executable, "-W", "ignore", script, recipe_file, tmp_path / "runs", taken_out]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def assert_same_curve(mine, theirs):
+    assert len(mine) == len(theirs)
+    for step, (one, other) in enumerate(zip(mine, theirs, strict=True), 1):
+        assert one == pytest.approx(other, rel=1e-5), f"step {step}"
+
+
+def test_two_processes_learn_as_one(recipe_file, tmp_path):
+    told = launch(recipe_file, tmp_path)
+    one, ddp, fsdp2, again = (told[name] for name in ("one", "ddp", "fsdp2", "again"))
+    assert len(one["curve"]) == 6
+
+    # The same global batches, unequal between the processes, and an epoch that two cannot share.
+    assert_same_curve(ddp["curve"], one["curve"])
+    spent = ddp["unlogged"]["spent"]
+    assert spent[0]["tokens_trained"] != spent[1]["tokens_trained"]
+    whole = one["unlogged"]["spent"][0]
+    assert whole["tokens_trained"] == sum(each["tokens_trained"] for each in spent)
+    assert len(ddp["unlogged"]["losses"]) == 2
+
+    # Reduced and saved: what is trained, and nothing else.
+    assert ddp["ddp"] == ddp["trained"] == one["trained"]
+    assert fsdp2["reduced"] == 4 * fsdp2["padded"]  # four steps
+    assert one["trained"] < fsdp2["padded"] < 1.2 * one["trained"]
+    for run in (one, ddp, fsdp2, again):
+        assert run["moments"] == run["trained"]
+        assert run["names"] == one["names"]
+
+    # FSDP2 shards, goes on from one process's checkpoint, and one goes on from FSDP2's.
+    assert all(fsdp2["sharded"])
+    assert not any(ddp["sharded"])
+    assert_same_curve(fsdp2["curve"], one["curve"])
+    assert_same_curve(again["curve"], one["curve"])
+    assert {"rng_state_0.pth", "rng_state_1.pth"} <= set(fsdp2["checkpoint"])
+    assert (fsdp2["steps"], again["steps"]) == (6, 6)
+
+
+@pytest.mark.slow
+def test_a_process_killed_while_it_saves_leaves_the_checkpoint_before(recipe_file, tmp_path):
+    told = launch(recipe_file, tmp_path, "died")
+    one, died, after = (told[name] for name in ("one", "died", "after"))
+    assert died["exits"][1] == -9
+    assert "another process of this training has ended" in died["error"]
+    assert died["newest"] == "checkpoint-2"
+    assert_same_curve(died["curve"], one["curve"][:4])
+    assert_same_curve(after["curve"], one["curve"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("taken_out", ["zeros", "even", "optimizer", "weights", "silent"])
+def test_without_its_care_they_part(recipe_file, tmp_path, taken_out):
+    told = launch(recipe_file, tmp_path, taken_out)
+    other = told.get("ddp") or told["fsdp2"]
+    if taken_out == "silent":
+        assert "training.fsdp was asked for" in other["error"] or not any(other["sharded"])
+        return
+    with pytest.raises(AssertionError):
+        assert_same_curve(other["curve"], told["one"]["curve"])
