@@ -161,9 +161,7 @@ def main() -> None:
     if given.json:
         print(json.dumps([asdict(line) for line in lines], indent=2))
         return
-    print(
-        "| model | GPUs | engine | GiB a GPU | MiB sent a step | s computing | s sending | days |"
-    )
+    print("| model | GPUs | way | GiB a GPU | MiB sent a step | s computing | s sending | days |")
     print("|---|---:|---|---:|---:|---:|---:|---:|")
     for line in lines:
         print(
