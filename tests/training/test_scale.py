@@ -207,6 +207,7 @@ def assert_same_curve(mine, theirs):
         assert one == pytest.approx(other, rel=1e-5), f"step {step}"
 
 
+@pytest.mark.slow
 def test_two_processes_learn_as_one(recipe_file, tmp_path):
     told = launch(recipe_file, tmp_path)
     one, ddp, fsdp2, again = (told[name] for name in ("one", "ddp", "fsdp2", "again"))
