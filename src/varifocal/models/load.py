@@ -31,9 +31,12 @@ from varifocal.models.llava import connector_name, is_llava, prepare_llava
 from varifocal.models.packaged import efficientnet_processor
 from varifocal.models.processor import GraftedProcessor
 from varifocal.models.published import PUBLISHED
+from varifocal.models.segment_attention import register
 from varifocal.models.sources import clear_loading_errors, locate, read_config, weight_files
 from varifocal.models.vision import VISION_MODELS, VisionTower, build_tower
 from varifocal.recipe import ConnectorSection, ModelSection
+
+register()
 
 
 @dataclass(frozen=True)

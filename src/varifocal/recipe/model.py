@@ -70,7 +70,8 @@ class ModelSection(Section):
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     """Number format of the frozen weights."""
     attn_implementation: str = "sdpa"
-    """transformers' name of the attention code: sdpa, eager, flash_attention_2 ..."""
+    """transformers' name of the attention code: sdpa, eager, flash_attention_2 ...; or `segments`,
+    ours: packed rows on a CPU, each segment alone."""
     quantization: Literal["nf4", "int8"] | None = None
     """Hold the language model's linear layers in 4 or 8 bits (needs the extra `quant`)."""
 
