@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from varifocal.errors import RunError
 
@@ -75,7 +75,7 @@ def map_in_order(
 
     # Asked for before the fork, or the tokenizers library warns of it in each worker.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    chunks = _Chunks(function, items)
+    chunks: Any = _Chunks(function, items)  # a map-style dataset in all but name
     loader = DataLoader(
         chunks, batch_size=None, num_workers=min(num_workers, len(chunks)), prefetch_factor=4
     )

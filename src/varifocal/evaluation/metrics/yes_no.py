@@ -20,7 +20,7 @@ def read_yes_no(text: str) -> str | None:
     """
     sentence = text.strip().lower().split(".")[0]
     words = {word.strip(_EDGES) for word in sentence.replace(",", " ").split()}
-    if words & {"no"}:
+    if words & {"no", "not"}:
         return "no"
     return "yes" if "yes" in words else None
 
