@@ -74,7 +74,7 @@ def measure(name: str, given: dict[str, Any], directory: Path, threads: int) -> 
     """Take one point's steps."""
     training = {"max_steps": 3, "warmup_steps": 0, "compile_layers": False}
     recipe = write_page(directory / name, training=training, **given)
-    child = Child("varifocal_eager", recipe, directory / name, threads)
+    child = Child("varifocal_plain", recipe, directory / name, threads)
     child.wait()
     steps = [child.step() for _ in range(3)][1:]
     child.close()
