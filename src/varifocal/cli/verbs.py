@@ -164,7 +164,8 @@ def chat(
     pictures = readable_pictures(image or [])
     talk = Talk(run, temperature, max_new_tokens)
     talk.show(pictures)
-    print("/image FILE shows a picture with the next turn, /new starts over, /quit leaves.")
+    print("/image FILE shows a picture with the next turn, /base on leaves the adapter out,")
+    print("/new starts over, /quit leaves.")
     for line in typed_lines():
         try:
             if not talk.obey(line):
