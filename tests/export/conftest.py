@@ -32,9 +32,10 @@ TEMPLATE = (
 
 
 def save_language(directory, cuts=None, **changes):
-    """A LLaMA of bytes: 256 letters, four special tokens."""
+    """A LLaMA of bytes: 256 letters, two pairs of them, four special tokens."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    core = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    words = {c: i for i, c in enumerate([*alphabet, "in", "ll"])}
+    core = Tokenizer(models.BPE(vocab=words, merges=[("i", "n"), ("l", "l")]))
     core.pre_tokenizer = cuts or pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     tokenizer = PreTrainedTokenizerFast(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,4 +153,6 @@ def _on_its_base(job: Job, adapter: Path) -> nn.Module:
     """Load the language model afresh and put the written LoRA around it."""
     loaded = load_model(language_section(job.recipe)).model
     device = next(job.parts.model.parameters()).device
-    return PeftModel.from_pretrained(cast(Any, loaded.to(device)), str(adapter)).eval()
+    with warnings.catch_warnings():  # a bias that cannot be merged: the card says so
+        warnings.filterwarnings("ignore", message="`lora_bias=True` was passed")
+        return PeftModel.from_pretrained(cast(Any, loaded.to(device)), str(adapter)).eval()

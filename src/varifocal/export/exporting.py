@@ -125,6 +125,8 @@ def _notes(job: Job) -> Iterator[str]:
                 "The vision tower's adapters, where it has any, are routed by each picture's own "
                 "state and have no folded form; they stay in the run."
             )
+    if job.form == "lora" and job.route:
+        yield "PEFT runs it and does not merge it, since it has a bias; --to merged writes that."
     if job.form == "gguf":
         yield "The gate read the file back with transformers, not with llama.cpp."
 

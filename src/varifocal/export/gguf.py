@@ -186,7 +186,8 @@ def _cut(tokenizer: Any) -> str:
     steps = tuple(_steps(told.get("pre_tokenizer") or {}))
     plain = (told.get("normalizer") or {}).get("type") in (None, "NFC")
     model = told.get("model", {})
-    if steps not in _CUTS or not plain or model.get("type") != "BPE" or model.get("byte_fallback"):
+    merges = model.get("type") == "BPE" and model["merges"] and not model.get("byte_fallback")
+    if steps not in _CUTS or not plain or not merges:
         raise ModelError(
             "--to gguf writes byte-level BPE tokenizers that cut words as GPT-2, SmolLM or Qwen2 "
             f"do, and this one does not: {_OTHERWISE}"

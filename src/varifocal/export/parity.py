@@ -165,7 +165,8 @@ def _question(skill: str, index: int) -> Example:
 
 @torch.no_grad()
 def _reference(parts: Assembly, example: Example, modality: int) -> Case:
-    encoded = parts.encoder.encode(example)
+    answered = example.messages[-1].role == "assistant"
+    encoded = parts.encoder.encode(example, with_answer=answered)
     row = pad_left([encoded.input_ids.tolist()], [modality])
     if encoded.images and parts.load_images is not None:
         row |= parts.load_images(encoded.images)
