@@ -1,6 +1,5 @@
-"""The gate, the files, the memory, the refusals and the hub."""
+"""The gate, the files and the refusals."""
 
-import gc
 import json
 
 import pytest
@@ -9,12 +8,10 @@ from safetensors import safe_open
 from transformers import LlamaForCausalLM
 
 from varifocal.assemble import open_run
-from varifocal.errors import ModelError, RunError
-from varifocal.export import shards
-from varifocal.export.exporting import export, read_parity
+from varifocal.errors import ModelError
+from varifocal.export.exporting import export
 from varifocal.export.order import Order
-from varifocal.export.plain import PlainModel, fold_route
-from varifocal.export.push import push
+from varifocal.export.plain import fold_route
 from varifocal.export.shards import write_plain
 from varifocal.tuners.mma import folding
 
@@ -53,32 +50,6 @@ def test_shards_hold_every_tensor_once_and_no_more_than_was_asked(mma_run, tmp_p
     assert index["metadata"]["total_size"] == total
 
 
-def test_writing_keeps_one_shard_in_memory(tmp_path, monkeypatch):
-    made = []  # weak: what was produced and is still alive when a shard is written
-    alive = []
-
-    def produce():
-        made.append(torch.ones(1000))
-        return made.pop()
-
-    config = LlamaForCausalLM.config_class()
-    names = [f"part.{number}" for number in range(12)]
-    shapes = dict.fromkeys(names, torch.empty(1000, device="meta"))
-    content = PlainModel(LlamaForCausalLM, config, None, dict.fromkeys(names, produce), shapes)
-    save = shards.save_file
-
-    def watched(tensors, *args, **kwargs):
-        gc.collect()
-        ours = [o for o in gc.get_objects() if isinstance(o, torch.Tensor) and o.shape == (1000,)]
-        alive.append(sum(not o.is_meta for o in ours))
-        save(tensors, *args, **kwargs)
-
-    monkeypatch.setattr(shards, "save_file", watched)
-    write_plain(content, tmp_path, shard_gib=3.5 * 4000 / 2**30)
-    assert len(alive) == 4
-    assert max(alive) <= 2 * 3  # a shard, and what is left of the last one
-
-
 def test_a_fold_without_its_bias_does_not_leave(mma_run, tmp_path, monkeypatch):
     whole = folding.fold_linear
 
@@ -96,15 +67,6 @@ def test_a_fold_without_its_bias_does_not_leave(mma_run, tmp_path, monkeypatch):
 def test_a_bound_of_ones_own_is_kept_to(mma_run, tmp_path):
     with pytest.raises(ModelError, match=r"allowed: 0\)"):
         export(Order(mma_run, "merged", num_prompts=2, max_gap=0.0), tmp_path / "out")
-
-
-def test_the_card_tells_how_near_it_is(mma_run, tmp_path):
-    text, image = export(Order(mma_run, "lora", num_prompts=2), tmp_path / "out")
-    card = (image.directory / "README.md").read_text()
-    assert "PeftModel.from_pretrained" in card
-    assert f"{image.parity.largest_gap:.3g} (allowed" in card
-    assert "| verdict | passed |" in card
-    assert read_parity(text.directory)["largest_gap"] == text.parity.largest_gap
 
 
 @pytest.mark.parametrize(
@@ -132,50 +94,3 @@ def test_a_quantised_base_says_how_it_leaves(mma_run, tmp_path, monkeypatch):
     monkeypatch.setattr("varifocal.export.exporting.open_run", lambda *_, **__: (recipe, parts))
     with pytest.raises(ModelError, match=r"held in nf4.*set model.quantization to null in"):
         export(Order(mma_run, "merged"), tmp_path / "out")
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    """What was asked of the hub, in order."""
-    import huggingface_hub
-
-    asked = []
-    monkeypatch.setattr(
-        huggingface_hub, "create_repo", lambda name, **how: asked.append((name, how["private"]))
-    )
-
-    def upload_folder(*, repo_id, folder_path, commit_message):
-        asked.append((repo_id, sorted(p.name for p in folder_path.iterdir())))
-        return f"https://hub/{repo_id}"
-
-    monkeypatch.setattr(huggingface_hub, "upload_folder", upload_folder)
-    return asked
-
-
-def test_what_passed_is_uploaded_in_private(mma_run, tmp_path, hub):
-    export(Order(mma_run, "lora", num_prompts=2), tmp_path / "out")
-    assert push(tmp_path / "out", "me/mine") == "https://hub/me/mine"
-    assert hub == [("me/mine", True), ("me/mine", ["image", "text"])]
-
-
-def test_what_did_not_pass_and_what_is_no_export_are_not_uploaded(mma_run, tmp_path, hub):
-    export(Order(mma_run, "lora", num_prompts=2), tmp_path / "out")
-    file = tmp_path / "out" / "image" / "parity.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "passed": False}))
-    with pytest.raises(ModelError, match="image did not pass the parity gate"):
-        push(tmp_path / "out", "me/mine")
-    with pytest.raises(RunError, match="no export of Varifocal"):
-        push(mma_run.root, "me/mine")
-    assert hub == []
-
-
-def test_a_hub_that_refuses_ends_in_a_sentence(mma_run, tmp_path, hub, monkeypatch):
-    import huggingface_hub
-
-    def refuse(*_, **__):
-        raise OSError("no network\nat all")
-
-    export(Order(mma_run, "lora", num_prompts=2), tmp_path / "out")
-    monkeypatch.setattr(huggingface_hub, "create_repo", refuse)
-    with pytest.raises(ModelError, match="as me/mine: no network; log in with"):
-        push(tmp_path / "out", "me/mine")
