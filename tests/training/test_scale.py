@@ -1,6 +1,6 @@
 """Two gloo processes learn as one: DDP and FSDP2, resumed on another number, and one that dies.
 
-One script imports torch once and forks every process; the chain of runs shares their work.
+One script imports torch once and forks every process; it trains the runs that it is asked for.
 """
 
 import json
@@ -30,7 +30,7 @@ from varifocal.training import train as train_module
 from varifocal.training.launch import engine_overrides
 from varifocal.training.trainer import SupervisedTrainer
 
-PAGE, OUT, TAKEN_OUT = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
+PAGE, OUT, ASKED, TAKEN_OUT = sys.argv[1], Path(sys.argv[2]), sys.argv[3], sys.argv[4]
 SECONDS = 60  # to wait for the other process
 PACE = ["training.max_steps=6", "training.save_steps=2", "training.save_total_limit=null",
         "tuner.dropout=0.0", "training.logging_steps=1", f"training.ddp_timeout={SECONDS}"]
@@ -128,13 +128,20 @@ def take_out():
         module.turn_on_fsdp2 = lambda trainer: None
 
 
-number = 0
+RUNS = {  # processes, engine, and the run and step of the checkpoint to go on from
+    "one": (1, "ddp", None),
+    "ddp": (2, "ddp", None),
+    "ddp back": (1, "ddp", ("ddp", 4)),
+    "fsdp2": (2, "fsdp2", ("one", 2)),
+    "fsdp2 back": (1, "ddp", ("fsdp2", 4)),
+    "died": (2, "die", None),
+    "after": (2, "ddp", ("died", 4)),
+}
 
 
-def run(name, world, engine="ddp", start=None):
-    """Train in processes of their own; from another run's checkpoint, where one is named."""
-    global number
-    number += 1
+def run(name):
+    """Train in processes of their own."""
+    world, engine, start = RUNS[name]
     out = OUT / name
     if start is not None:
         origin, step = start
@@ -144,7 +151,7 @@ def run(name, world, engine="ddp", start=None):
                 shutil.rmtree(path)
     fork = multiprocessing.get_context("fork")
     say = fork.Queue()
-    port = 20000 + (os.getpid() * 7 + number) % 10000
+    port = 20000 + (os.getpid() * 7 + list(RUNS).index(name)) % 10000
     each = [
         fork.Process(target=work, args=(rank, world, engine, out, start is not None, port, say))
         for rank in range(world)
@@ -177,28 +184,21 @@ def files(out):
 if __name__ == "__main__":
     torch.set_num_threads(1)
     take_out()
-    told = {"one": run("one", 1)}
-    if TAKEN_OUT in ("none", "zeros", "even"):
-        told["ddp"] = run("ddp", 2)
-    if TAKEN_OUT in ("none", "optimizer", "weights", "silent"):
-        told["fsdp2"] = run("fsdp2", 2, "fsdp2", start=("one", 2))
-    if TAKEN_OUT == "none":
-        told["again"] = run("again", 1, start=("fsdp2", 4))
-    if TAKEN_OUT == "died":
-        told["died"] = run("died", 2, "die")
-        told["after"] = run("after", 2, "ddp", start=("died", 4))
+    told = {name: run(name) for name in ASKED.split(",")}
     print(json.dumps(told))
 '''
 
 
-def launch(recipe_file, tmp_path, taken_out="none"):
-    """Run the script; return what each run told."""
+def launch(recipe_file, tmp_path, *asked, taken_out="none"):
+    """Train the runs; return what each told."""
     script = tmp_path / "scale.py"
     script.write_text(SCRIPT)
-    command = [sys.executable, "-W", "ignore", script, recipe_file, tmp_path / "runs", taken_out]
+    command = [sys.executable, "-W", "ignore", script, recipe_file, tmp_path / "runs"]
+    command += [",".join(asked), taken_out]
     done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    told = json.loads(done.stdout.splitlines()[-1])
+    return [told[name] for name in asked]
 
 
 def assert_same_curve(mine, theirs):
@@ -207,10 +207,8 @@ def assert_same_curve(mine, theirs):
         assert one == pytest.approx(other, rel=1e-5), f"step {step}"
 
 
-@pytest.mark.slow
-def test_two_processes_learn_as_one(recipe_file, tmp_path):
-    told = launch(recipe_file, tmp_path)
-    one, ddp, fsdp2, again = (told[name] for name in ("one", "ddp", "fsdp2", "again"))
+def test_two_processes_learn_as_one_and_one_goes_on_from_them(recipe_file, tmp_path):
+    one, ddp, back = launch(recipe_file, tmp_path, "one", "ddp", "ddp back")
     assert len(one["curve"]) == 6
 
     # The same global batches, unequal between the processes, and an epoch that two cannot share.
@@ -220,29 +218,40 @@ def test_two_processes_learn_as_one(recipe_file, tmp_path):
     whole = one["unlogged"]["spent"][0]
     assert whole["tokens_trained"] == sum(each["tokens_trained"] for each in spent)
     assert len(ddp["unlogged"]["losses"]) == 2
+    assert {"rng_state_0.pth", "rng_state_1.pth"} <= set(ddp["checkpoint"])
 
     # Reduced and saved: what is trained, and nothing else.
     assert ddp["ddp"] == ddp["trained"] == one["trained"]
+    assert not any(ddp["sharded"])
+    assert_saved(ddp, one)
+
+    assert_same_curve(back["curve"], one["curve"])
+    assert back["steps"] == 6
+
+
+def assert_saved(run, one):
+    """The checkpoint holds the trained tensors, whole, and moments for those that moved."""
+    assert 0.9 * one["trained"] < run["moments"] <= one["trained"]
+    assert run["names"] == one["names"]
+
+
+@pytest.mark.slow
+def test_fsdp2_shards_and_goes_on_from_one_process_and_back(recipe_file, tmp_path):
+    one, fsdp2, back = launch(recipe_file, tmp_path, "one", "fsdp2", "fsdp2 back")
+    assert all(fsdp2["sharded"])
     # FSDP2 pads to an even first dimension; the tower's last block is never read, and not reduced.
     assert 0.9 * fsdp2["padded"] < fsdp2["reduced"] / 4 <= fsdp2["padded"]  # four steps
     assert one["trained"] <= fsdp2["padded"] < 1.2 * one["trained"] < one["frozen"]
-    for run in (one, ddp, fsdp2, again):
-        assert 0.9 * run["trained"] < run["moments"] <= run["trained"]
-        assert run["names"] == one["names"]
-
-    # FSDP2 shards, goes on from one process's checkpoint, and one goes on from FSDP2's.
-    assert all(fsdp2["sharded"])
-    assert not any(ddp["sharded"])
-    assert_same_curve(fsdp2["curve"], one["curve"])
-    assert_same_curve(again["curve"], one["curve"])
     assert {"rng_state_0.pth", "rng_state_1.pth"} <= set(fsdp2["checkpoint"])
-    assert (fsdp2["steps"], again["steps"]) == (6, 6)
+    for run in (fsdp2, back):
+        assert_same_curve(run["curve"], one["curve"])
+        assert_saved(run, one)
+        assert run["steps"] == 6
 
 
 @pytest.mark.slow
 def test_a_process_killed_while_it_saves_leaves_the_checkpoint_before(recipe_file, tmp_path):
-    told = launch(recipe_file, tmp_path, "died")
-    one, died, after = (told[name] for name in ("one", "died", "after"))
+    one, died, after = launch(recipe_file, tmp_path, "one", "died", "after")
     assert died["exits"][1] == -9
     assert "another process of this training has ended" in died["error"]
     assert died["newest"] == "checkpoint-2"
@@ -251,12 +260,17 @@ def test_a_process_killed_while_it_saves_leaves_the_checkpoint_before(recipe_fil
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("taken_out", ["zeros", "even", "optimizer", "weights", "silent"])
-def test_without_its_care_they_part(recipe_file, tmp_path, taken_out):
-    told = launch(recipe_file, tmp_path, taken_out)
-    other = told.get("ddp") or told["fsdp2"]
-    if taken_out == "silent":
-        assert "training.fsdp was asked for" in other["error"] or not any(other["sharded"])
-        return
-    with pytest.raises(AssertionError):
-        assert_same_curve(other["curve"], told["one"]["curve"])
+@pytest.mark.parametrize(
+    ("taken_out", "run"),
+    [("zeros", "ddp"), ("even", "ddp"), ("optimizer", "fsdp2"), ("weights", "fsdp2")],
+)
+def test_without_its_care_they_part(recipe_file, tmp_path, taken_out, run):
+    one, other = launch(recipe_file, tmp_path, "one", run, taken_out=taken_out)
+    with pytest.raises(AssertionError, match="step"):
+        assert_same_curve(other["curve"], one["curve"])
+
+
+@pytest.mark.slow
+def test_fsdp_that_does_not_happen_is_refused(recipe_file, tmp_path):
+    _, fsdp2 = launch(recipe_file, tmp_path, "one", "fsdp2", taken_out="silent")
+    assert "training.fsdp was asked for" in fsdp2["error"]
