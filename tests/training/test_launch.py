@@ -201,15 +201,23 @@ def test_a_wrong_time_is_refused(time):
 def test_the_jobs_script(tmp_path):
     pytest.importorskip("submitit")
     asked = Launch(LAVIN, tmp_path / "lavin", 8, 2)
-    script = job_script(asked, SlurmOptions("gpu", "1-00:00:00", "lab"))
+    options = SlurmOptions("gpu", "1-00:00:00", "lab", None, 24, ("qos=high", "--exclusive"))
+    script = job_script(asked, options)
     lines = script.splitlines()
     for line in (
         "job-name=lavin", "nodes=2", "ntasks-per-node=1", "gpus-per-node=8", "time=1440",
         "partition=gpu", "account=lab", "signal=USR2@180", "requeue", "open-mode=append",
+        "cpus-per-task=24", "qos=high", "exclusive",
     ):  # fmt: skip
         assert f"#SBATCH --{line}" in lines
     assert f"submitit.core._submit {tmp_path}/lavin/slurm" in script
-    assert "account" not in job_script(asked, SlurmOptions())
+    # Slurm 22.05 and later: a step has one CPU a task, whatever its job has.
+    assert "--cpus-per-task=24 --kill-on-bad-exit=1" in script
+    plain = job_script(asked, SlurmOptions())
+    assert "account" not in plain
+    assert "#SBATCH --cpus-per-task=8" in plain
+    with pytest.raises(RunError, match="--sbatch nodes=3: nodes is decided here"):
+        job_script(asked, SlurmOptions(more=("nodes=3",)))
     if not any((Path(place) / "srun").exists() for place in os.environ["PATH"].split(":")):
         with pytest.raises(RunError, match="there is no Slurm here"):
             submit(asked, SlurmOptions())

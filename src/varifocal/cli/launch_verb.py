@@ -58,6 +58,20 @@ def launch(
         int | None,
         typer.Option(min=0, help="By default one a process.", rich_help_panel=_SLURM),
     ] = None,
+    cpus_per_node: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="By default one a process and one a worker of data.num_workers.",
+            rich_help_panel=_SLURM,
+        ),
+    ] = None,
+    sbatch: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE", help="Another option of sbatch: qos=high.", rich_help_panel=_SLURM
+        ),
+    ] = None,
     overrides: SetOption = None,
 ) -> None:
     """Train a recipe on many processes; they share the rows of a step, so N of them learn as one.
@@ -83,7 +97,9 @@ def launch(
     if slurm:
         from varifocal.training.slurm import SlurmOptions, job_script, submit
 
-        options = SlurmOptions(partition, time, account, gpus_per_node)
+        cpus = cpus_per_node or asked.num_processes * (1 + page.data.num_workers)
+        more = tuple(sbatch or ())
+        options = SlurmOptions(partition, time, account, gpus_per_node, cpus, more)
         print(job_script(asked, options) if dry_run else submit(asked, options))
     elif dry_run:
         print(torchrun_command(asked, page))

@@ -41,7 +41,7 @@ def turn_on_fsdp2(trainer: Trainer) -> None:
     """
     state: Any = trainer.accelerator.state
     plugin = getattr(state, "fsdp_plugin", None)
-    if plugin is None and _asks_for_fsdp(trainer.args):
+    if plugin is None and asks_for_fsdp(trainer.args):
         plugin = FullyShardedDataParallelPlugin(**(trainer.args.fsdp_plugin_args or {}))
         state.fsdp_plugin = plugin
         state.distributed_type = DistributedType.FSDP
@@ -66,7 +66,8 @@ def wrap_present_layers(trainer: Trainer) -> None:
         plugin.transformer_cls_names_to_wrap = sorted(present.intersection(listed))
 
 
-def _asks_for_fsdp(args: TrainingArguments) -> bool:
+def asks_for_fsdp(args: TrainingArguments) -> bool:
+    """Tell whether the recipe or accelerate's file wants FSDP, whatever became of it."""
     by_accelerate = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     return args.parallel_mode == ParallelMode.DISTRIBUTED and bool(args.fsdp or by_accelerate)
 

@@ -21,6 +21,10 @@ from varifocal.training.launch import STOPPED, Launch, launch_arguments
 
 _SECONDS_BEFORE_THE_END = 180
 _REQUEUES = 100  # after as many ends of its time, a job gives up
+_DECIDED = {
+    *("account", "cpus-per-task", "gpus-per-node", "nodes", "ntasks", "ntasks-per-node"),
+    *("open-mode", "output", "partition", "requeue", "signal", "time"),
+}
 
 
 @dataclass(frozen=True)
@@ -32,12 +36,16 @@ class SlurmOptions:
         time: minutes, `HH:MM:SS` or `D-HH:MM:SS`; the job goes on afterwards.
         account: whom it is counted to.
         gpus_per_node: as many as processes when None.
+        cpus_per_node: as many as processes when None; processes that prepare data need more.
+        more: `KEY=VALUE` of sbatch's other options, such as `qos=high`; a bare `KEY` is a flag.
     """
 
     partition: str | None = None
     time: str = "24:00:00"
     account: str | None = None
     gpus_per_node: int | None = None
+    cpus_per_node: int | None = None
+    more: tuple[str, ...] = ()
 
 
 class TrainingJob:
@@ -130,18 +138,33 @@ def _executor(launch: Launch, options: SlurmOptions, *, there: bool) -> Any:
     executor = (SlurmExecutor if there else Writer)(folder, max_num_timeout=_REQUEUES)
     asked = {"partition": options.partition, "account": options.account}
     gpus = launch.num_processes if options.gpus_per_node is None else options.gpus_per_node
+    cpus = options.cpus_per_node or launch.num_processes
     executor.update_parameters(
         job_name=launch.out.name,
         nodes=launch.num_nodes,
         ntasks_per_node=1,
+        cpus_per_task=cpus,
+        # srun does not take the job's CPUs for its own, and leaves a failed node's others waiting.
+        srun_args=[f"--cpus-per-task={cpus}", "--kill-on-bad-exit=1"],
         time=minutes(options.time),
         signal_delay_s=_SECONDS_BEFORE_THE_END,
         stderr_to_stdout=True,
-        additional_parameters={"requeue": True},
+        additional_parameters={"requeue": True, **_more(options)},
         **({"gpus_per_node": gpus} if gpus else {}),
         **{key: value for key, value in asked.items() if value is not None},
     )
     return executor
+
+
+def _more(options: SlurmOptions) -> dict[str, Any]:
+    """Read sbatch's other options."""
+    found = {}
+    for word in options.more:
+        key, is_given, value = word.lstrip("-").partition("=")
+        if key in _DECIDED:
+            raise RunError(f"--sbatch {word}: {key} is decided here, by the options of launch")
+        found[key] = value if is_given else True
+    return found
 
 
 def minutes(time: str) -> int:

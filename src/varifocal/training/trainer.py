@@ -33,6 +33,7 @@ from varifocal.run import (
 )
 from varifocal.training.cost import Clock, Meter
 from varifocal.training.engines import (
+    asks_for_fsdp,
     check_engine,
     load_whole_optimizer_state,
     turn_on_fsdp2,
@@ -297,7 +298,7 @@ class SupervisedTrainer(Trainer):
         Raises:
             RunError: the parameters are not sharded.
         """
-        if self.is_fsdp_enabled and not is_spread(cast(nn.Module, self.model)):
+        if asks_for_fsdp(self.args) and not is_spread(cast(nn.Module, self.model)):
             raise RunError("training.fsdp was asked for, and accelerate has not spread the model")
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
