@@ -51,15 +51,19 @@ class RunDirectory:
             RunError: it holds a run already and `resume` is false, or it is no directory.
         """
         run = cls(Path(root))
-        if run.root.exists() and not run.root.is_dir():
-            raise RunError(f"{run.root} is a file, a run needs a directory; choose another --out")
-        if run.recipe.exists() and not resume:
-            raise RunError(
-                f"{run.root} holds a run already; add --resume to go on with it, "
-                "or choose another --out"
-            )
+        run.check_free(resume=resume)
         run.root.mkdir(parents=True, exist_ok=True)
         return run
+
+    def check_free(self, *, resume: bool = False) -> None:
+        """Refuse what `create` refuses, and make nothing."""
+        if self.root.exists() and not self.root.is_dir():
+            raise RunError(f"{self.root} is a file, a run needs a directory; choose another --out")
+        if self.recipe.exists() and not resume:
+            raise RunError(
+                f"{self.root} holds a run already; add --resume to go on with it, "
+                "or choose another --out"
+            )
 
     @classmethod
     def open(cls, root: str | Path) -> "RunDirectory":

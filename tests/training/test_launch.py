@@ -121,6 +121,8 @@ def test_a_wrong_launch_is_refused_before_anything_starts(recipe_file, tmp_path)
     run.recipe.write_text("seed: 1")
     with pytest.raises(RunError, match="add --resume"):
         check_launch(Launch(str(recipe_file), run.root))
+    check_launch(Launch(str(recipe_file), tmp_path / "free"))
+    assert not (tmp_path / "free").exists()  # a dry run leaves nothing
 
 
 # A process that ends

@@ -3,8 +3,10 @@
 import importlib.util
 import json
 import os
+import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -70,6 +72,22 @@ def test_a_killed_process_ends_the_launch_which_then_goes_on(recipe_file, tmp_pa
     code, said = varifocal("train", recipe_file, "--out", tmp_path / "one", *settings())
     assert code == 0, said[-3000:]
     assert curve(run) == pytest.approx(curve(tmp_path / "one"), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_two_launches_meet_as_two_nodes(recipe_file, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        where = f"127.0.0.1:{free.getsockname()[1]}"
+    command = ["launch", recipe_file, "--out", tmp_path / "run", "--num-nodes", 2, *settings()]
+    with ThreadPoolExecutor() as pool:
+        nodes = [pool.submit(varifocal, *command, "--rendezvous", where) for _ in range(2)]
+    for node in nodes:
+        code, said = node.result()
+        assert code == 0, said[-3000:]
+    code, said = varifocal("train", recipe_file, "--out", tmp_path / "one", *settings())
+    assert code == 0, said[-3000:]
+    assert curve(tmp_path / "run") == pytest.approx(curve(tmp_path / "one"), rel=1e-5)
 
 
 @pytest.mark.slow

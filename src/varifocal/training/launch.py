@@ -81,7 +81,7 @@ def check_launch(launch: Launch) -> Recipe:
         raise RecipeError(f"--engine {launch.engine}: {', '.join(ENGINES)} are known{hint}")
     page = load_recipe(launch.recipe, launch.overrides)
     share_rows(page, launch.world_size)
-    RunDirectory.create(launch.out, resume=launch.resume)
+    RunDirectory(launch.out).check_free(resume=launch.resume)
     return page
 
 
