@@ -52,6 +52,17 @@ def curve(run):
     return [record["loss"] for record in RunDirectory(run).read_metrics()]
 
 
+_ALONE = []  # the curve of one process, the same in all tests
+
+
+def alone(recipe_file, tmp_path):
+    if not _ALONE:
+        code, said = varifocal("train", recipe_file, "--out", tmp_path / "one", *settings())
+        assert code == 0, said[-3000:]
+        _ALONE.extend(curve(tmp_path / "one"))
+    return _ALONE
+
+
 @pytest.mark.slow
 def test_a_killed_process_ends_the_launch_which_then_goes_on(recipe_file, tmp_path):
     hook = tmp_path / "hook"
@@ -69,9 +80,7 @@ def test_a_killed_process_ends_the_launch_which_then_goes_on(recipe_file, tmp_pa
     assert sentence.endswith("--resume " + " ".join(settings()))
     code, said = varifocal(*command, "--resume", env={"PYTHONPATH": path})
     assert code == 0, said[-3000:]
-    code, said = varifocal("train", recipe_file, "--out", tmp_path / "one", *settings())
-    assert code == 0, said[-3000:]
-    assert curve(run) == pytest.approx(curve(tmp_path / "one"), rel=1e-5)
+    assert curve(run) == pytest.approx(alone(recipe_file, tmp_path), rel=1e-5)
 
 
 @pytest.mark.slow
@@ -85,9 +94,7 @@ def test_two_launches_meet_as_two_nodes(recipe_file, tmp_path):
     for node in nodes:
         code, said = node.result()
         assert code == 0, said[-3000:]
-    code, said = varifocal("train", recipe_file, "--out", tmp_path / "one", *settings())
-    assert code == 0, said[-3000:]
-    assert curve(tmp_path / "run") == pytest.approx(curve(tmp_path / "one"), rel=1e-5)
+    assert curve(tmp_path / "run") == pytest.approx(alone(recipe_file, tmp_path), rel=1e-5)
 
 
 @pytest.mark.slow
@@ -116,10 +123,8 @@ def test_zero_is_launched_with_the_shipped_files(recipe_file, tmp_path, engine):
     command = ["launch", recipe_file, "--out", run, "--engine", engine, *settings()]
     code, said = varifocal(*command, "--num-processes", 2)
     assert code == 0, said[-3000:]
-    code, _ = varifocal("train", recipe_file, "--out", tmp_path / "one", *settings())
-    assert code == 0
     # From the second step on, Adam moves by zeros here what it leaves alone there.
-    assert curve(run)[:2] == pytest.approx(curve(tmp_path / "one")[:2], rel=1e-4)
+    assert curve(run)[:2] == pytest.approx(alone(recipe_file, tmp_path)[:2], rel=1e-4)
     kept = json.loads((RunDirectory(run).newest_checkpoint() / "unlogged.json").read_text())
     assert kept["rows_per_step"] == 2
     code, said = varifocal(*command, "--num-processes", 1, "--resume")
