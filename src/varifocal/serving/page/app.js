@@ -274,6 +274,7 @@ async function start() {
 at("stop").addEventListener("click", stop);
 at("new").addEventListener("click", startAnew);
 at("cancel-edit").addEventListener("click", cancelEdit);
+at("no-key").addEventListener("click", () => at("key-dialog").close());
 at("compare").addEventListener("change", (event) => compare(event.target.checked));
 at("to-end").addEventListener("click", () => {
   wantsEnd = true;

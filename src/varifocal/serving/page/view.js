@@ -167,5 +167,5 @@ export function smallPrint(answer) {
   }
   if (answer.cut) told.push("ended at the longest length");
   if (answer.first !== null) told.push(`first word after ${answer.first.toFixed(1)} s`);
-  return told.join("\u00a0· ");
+  return told.map((part) => part.replaceAll(" ", "\u00a0")).join("\u00a0· ");
 }
