@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from varifocal.errors import ModelError, RunError
+from varifocal.manifest import MANIFEST
 from varifocal.recipe import Recipe, load_recipe
 from varifocal.run import UNLOGGED, RunDirectory, checkpoint_step
 
@@ -28,11 +29,17 @@ class Start:
         return checkpoint_step(self.checkpoint) if self.checkpoint else 0
 
     def notes(self) -> list[str]:
-        """One sentence for each checkpoint that is damaged."""
-        return [
+        """One sentence for each checkpoint that is damaged, or could not be checked."""
+        notes = [
             f"{path} is damaged: {wrong}; going on from step {self.step} instead"
             for path, wrong in self.passed_over.items()
         ]
+        if self.checkpoint and not (self.checkpoint / MANIFEST).exists():
+            notes.append(
+                f"{self.checkpoint} has no {MANIFEST}, as of an older version: its files open, "
+                "and whether they hold what was written is not known"
+            )
+        return notes
 
 
 def find_start(run: RunDirectory, resume: bool) -> Start:

@@ -68,7 +68,7 @@ class TrainingResult:
         packing_efficiency: share of the rows' tokens that are no padding.
         skipped, dropped: what was left out of the data, one sentence each.
         num_cut: samples whose prompt was cut.
-        passed_over: what was wrong with the checkpoints that were too damaged to go on from.
+        passed_over: notes on damaged checkpoints, and on one that could not be checked.
         alignment_loss: of the last hundred alignment steps; None without alignment.
         alignment_seconds: of the alignment's steps alone.
         training_seconds: of the training's steps alone, checkpoints included.

@@ -18,7 +18,6 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
-from transformers.trainer_utils import rotate_checkpoints
 
 from varifocal.errors import RunError
 from varifocal.models.loss import LossKernel, supervised_loss
@@ -234,9 +233,7 @@ class SupervisedTrainer(Trainer):
                 if (part / name).is_dir():  # not where another machine has a disk of its own
                     _move_into(part / name, staging)
             (staging / name).rmdir()
-        rotate_checkpoints(
-            output_dir=str(self.args.output_dir), save_total_limit=self.args.save_total_limit
-        )
+        RunDirectory(final.parent.parent).keep_newest(self.args.save_total_limit)
 
     def _write_aside(self, directory: Path, model: nn.Module, trial: Any) -> None:
         """Let transformers write this process's part of a checkpoint into another directory."""
