@@ -18,10 +18,12 @@ class Start:
     Attributes:
         checkpoint: the newest whole one; None begins with the first step.
         passed_over: what is wrong with each newer one.
+        is_listed: whether a manifest says what the checkpoint's files held.
     """
 
     checkpoint: Path | None = None
     passed_over: dict[Path, str] = field(default_factory=dict)
+    is_listed: bool = True
 
     @property
     def step(self) -> int:
@@ -34,7 +36,7 @@ class Start:
             f"{path} is damaged: {wrong}; going on from step {self.step} instead"
             for path, wrong in self.passed_over.items()
         ]
-        if self.checkpoint and not (self.checkpoint / MANIFEST).exists():
+        if not self.is_listed:
             notes.append(
                 f"{self.checkpoint} has no {MANIFEST}, as of an older version: its files open, "
                 "and whether they hold what was written is not known"
@@ -48,7 +50,11 @@ def find_start(run: RunDirectory, resume: bool) -> Start:
     Raises:
         RunError: there are checkpoints, and all are damaged.
     """
-    return Start(*run.newest_whole_checkpoint()) if resume else Start()
+    if not resume:
+        return Start()
+    checkpoint, passed_over = run.newest_whole_checkpoint()
+    is_listed = checkpoint is None or (checkpoint / MANIFEST).exists()
+    return Start(checkpoint, passed_over, is_listed)
 
 
 def clear_the_way(run: RunDirectory, start: Start) -> None:

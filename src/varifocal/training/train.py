@@ -94,7 +94,7 @@ class TrainingResult:
     cost: dict[str, Any] = field(default_factory=dict)
 
 
-@lost_worker_is_an_error()
+@lost_worker_is_an_error
 def train(
     recipe: Recipe, root: str | Path, *, resume: bool = False, progress: Progress | None = None
 ) -> TrainingResult:

@@ -1,10 +1,8 @@
-"""A disk that is really full: a small file system in memory, and a ballast file that fills it."""
+"""A disk that is really full, at every file that a training writes."""
 
-import contextlib
-import os
 import re
-import subprocess
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 
@@ -23,21 +21,6 @@ PAGE = {
     "training.save_total_limit": 1,
     "tuner.adapt_vision_tower": False,
 }
-SIZE = 4 << 20
-
-
-@pytest.fixture
-def disk(tmp_path):
-    """A file system of its own; only root may mount one."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", str(place)]
-    with contextlib.suppress(OSError):
-        if subprocess.run(mount, capture_output=True).returncode == 0:
-            yield place
-            subprocess.run(["umount", "-l", str(place)], check=True)
-            return
-    pytest.skip("no file system can be mounted here")
 
 
 @dataclass(frozen=True)
@@ -59,17 +42,6 @@ class Moment:
     call: int = 1
     leave: int = 0
 
-    def arrange(self, patch, disk):
-        before, calls = getattr(self.owner, self.name), []
-
-        def filled(*args, **kwargs):
-            calls.append(1)
-            if len(calls) == self.call:
-                fill(disk, self.leave)
-            return before(*args, **kwargs)
-
-        patch.setattr(self.owner, self.name, filled)
-
 
 MOMENTS = [
     Moment(EncodedTable, "add", r"/cache/encoded/\w+/entries\.bin", None),
@@ -82,46 +54,41 @@ MOMENTS = [
 ]
 
 
-def fill(disk, leave=0):
-    """Write until nothing fits any more, and give some bytes back."""
-    ballast = disk / "ballast"
-    with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-        while file.write(b"\0" * 4096):
-            pass
-    os.truncate(ballast, max(ballast.stat().st_size - leave, 0))
-
-
-def test_the_disk_fills_up_at_every_file_in_turn_and_the_run_goes_on(recipe, disk, monkeypatch):
-    monkeypatch.setenv("VARIFOCAL_CACHE", str(disk / "cache"))
-    run = RunDirectory(disk / "run")
+def test_the_disk_fills_up_at_every_file_in_turn_and_the_run_goes_on(
+    recipe, disk, before_call, monkeypatch
+):
+    monkeypatch.setenv("VARIFOCAL_CACHE", str(disk.root / "cache"))
+    run = RunDirectory(disk.root / "run")
     page = recipe(PAGE)
     whole = {}
-    save = RunDirectory.keep_newest
+    keep = RunDirectory.keep_newest
 
     def watch(self, number):
-        save(self, number)
+        keep(self, number)
         newest = self.newest_checkpoint()
         whole[newest] = {path.name: path.read_bytes() for path in newest.iterdir()}
 
     monkeypatch.setattr(RunDirectory, "keep_newest", watch)
     for moment in MOMENTS:
-        with monkeypatch.context() as patch:
-            moment.arrange(patch, disk)
-            with pytest.raises(RunError) as caught:
-                train(page, run.root, resume=True)
+        fill = partial(disk.fill, moment.leave)
+        with (
+            before_call(moment.owner, moment.name, fill, moment.call),
+            pytest.raises(RunError) as caught,
+        ):
+            train(page, run.root, resume=True)
         mend = "free some space"
         if "/cache/" in moment.unwritten:
             mend += " or set VARIFOCAL_CACHE to a folder on another disk,"
         assert re.fullmatch(
-            rf"the disk is full: {disk}\S*{moment.unwritten} was not written, and what was saved "
-            rf"before is untouched; {mend} and repeat the command with --resume",
+            rf"the disk is full: {disk.root}\S*{moment.unwritten} was not written, and what was "
+            rf"saved before is untouched; {mend} and repeat the command with --resume",
             str(caught.value),
         ), (moment, str(caught.value))
         kept = [] if moment.kept is None else [run.checkpoints / f"checkpoint-{moment.kept}"]
         assert list(run.checkpoints.glob("*")) == kept, moment
         for path in kept:
             assert {file.name: file.read_bytes() for file in path.iterdir()} == whole[path]
-        (disk / "ballast").unlink()
+        disk.free()
     assert not run.adapter.exists()
     told = []
     train(page, run.root, resume=True, progress=lambda *at: told.append(at))
