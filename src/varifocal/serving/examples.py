@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from io import BytesIO
+from typing import Any
 
 from varifocal.data.sciencebook import compose, draw
 from varifocal.serving.schema import Question
@@ -29,8 +30,8 @@ def example_questions(*, pictures: bool) -> list[Question]:
 
 
 def _pictured() -> list[Question]:
-    record, uri = _drawn(0)
-    _, other = _drawn(1)
+    record, uri = _drawn("concentrations", 0)
+    _, other = _drawn("shapes", 3)
     choices = ", ".join(record["choices"])
     asked = f"{record['question']} Choose one of: {choices}."
     return [
@@ -39,8 +40,9 @@ def _pictured() -> list[Question]:
     ]
 
 
-def _drawn(index: int) -> tuple[dict[str, list[str] | str], str]:
-    record, question = compose("magnets", "test", index, _SEED)
+def _drawn(skill: str, index: int) -> tuple[dict[str, Any], str]:
+    """Compose a question that the demo learns to answer, and its picture as a `data:` URI."""
+    record, question = compose(skill, "test", index, _SEED)
     file = BytesIO()
-    draw("magnets", "test", index, _SEED, question).save(file, format="PNG")
+    draw(skill, "test", index, _SEED, question).save(file, format="PNG")
     return record, f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
