@@ -94,7 +94,7 @@ class RunDirectory:
 
     @property
     def plan(self) -> Path:
-        """What was predicted beside what was measured; there once the training is done."""
+        """What was predicted; beside it, once the training is done, what was measured."""
         return self.root / "plan.json"
 
     @property

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,14 +10,15 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from varifocal.cli import main
-from varifocal.errors import RecipeError
+from varifocal.errors import RecipeError, RunError
 from varifocal.models.loss import supervised_loss
 from varifocal.recipe import load_recipe
 from varifocal.training.planning.calibration import Calibration, find_calibration, keep
 from varifocal.training.planning.devices import GPUS, find_device
-from varifocal.training.planning.lengths import num_steps
+from varifocal.training.planning.lengths import Workload, num_steps
 from varifocal.training.planning.memory import int8_bytes, nf4_bytes, parts_of_peak, weigh
 from varifocal.training.planning.paper import beside_paper
+from varifocal.training.planning.repeating import alike
 from varifocal.training.planning.shapes import build_shapes
 from varifocal.training.planning.tracing import (
     BACKWARD,
@@ -25,18 +27,23 @@ from varifocal.training.planning.tracing import (
     switch_checkpointing,
     trace_step,
 )
+from varifocal.training.planning.verdict import judge
+from varifocal.training.train import train
+from varifocal.training.tuner import attach_tuner
 
 HIDDEN, INNER, LAYERS, VOCABULARY = 16, 24, 2, 32
 
 
 def tiny(**more):
     config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=HIDDEN,
-        intermediate_size=INNER,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=2,
-        **more,
+        **{
+            "vocab_size": VOCABULARY,
+            "hidden_size": HIDDEN,
+            "intermediate_size": INNER,
+            "num_hidden_layers": LAYERS,
+            "num_attention_heads": 2,
+            **more,
+        }
     )
     with torch.device("meta"):
         return LlamaForCausalLM(config)
@@ -167,6 +174,36 @@ def test_checkpointing_holds_less_and_more_rows_hold_more():
     assert trace_step(deep, deep, batch).peak < once
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("tuner", ["mma", "mixlora", "lora"])
+def test_a_few_layers_stand_for_all(recipe_file, tuner, checkpointing):
+    page = load_recipe(recipe_file, [f"tuner={{type: {tuner}}}"])
+    base = tiny(num_hidden_layers=7, attn_implementation="sdpa")
+    model = attach_tuner(base, page.tuner)
+    switch_checkpointing(base, checkpointing, None)
+    batch = {"input_ids": torch.ones(2, 256, dtype=torch.int64)}
+    batch["labels"] = batch["input_ids"]
+    few = trace_step(model, base, batch)
+    assert few == trace_step(model, base, batch, repeat=False)
+    assert all("forward" not in vars(layer) for layer in base.model.layers)
+
+
+def test_layers_that_differ_do_not_stand_for_one_another():
+    layers = tiny(num_hidden_layers=7).model.layers
+    assert alike(layers)
+    assert not alike(layers, ["full_attention"] * 6 + ["sliding_attention"])
+    layers[6].mlp.requires_grad_(False)
+    assert not alike(layers)
+    assert not alike(tiny(num_hidden_layers=4).model.layers)
+
+
+def test_full_tuning_is_traced_whole_where_gradients_outweigh_a_layers_states():
+    model = tiny(num_hidden_layers=7, hidden_size=64, intermediate_size=256)
+    batch = {"input_ids": torch.ones(1, 2, dtype=torch.int64)}
+    batch["labels"] = batch["input_ids"]
+    assert trace_step(model, model, batch) == trace_step(model, model, batch, repeat=False)
+
+
 def test_mixed_precision_holds_half_of_the_products():
     batch = {"input_ids": torch.ones(2, 64, dtype=torch.int64)}
     batch["labels"] = batch["input_ids"]
@@ -277,6 +314,56 @@ def test_the_page_can_be_read(recipe_file, monkeypatch, capsys):
     assert code == 0
     assert max(len(line) for line in out.splitlines() if not line.startswith("-")) < 90
     assert out.splitlines()[-1].startswith("fits: ")
+
+
+@pytest.mark.parametrize(
+    ("overflow", "holds", "dropped", "fits", "told"),
+    [
+        ("drop", True, 3, True, "fits: 7.0 of 9 GiB on cpu; micro-batches of up to 2 rows would"),
+        ("error", True, 0, True, "fits: "),
+        ("error", True, 3, False, "does not fit: 3 examples take more than data.max_length 256"),
+        ("drop", False, 0, False, "does not fit: 7.0 GiB, and cpu has 9; set training.per_device"),
+    ],
+)
+def test_the_verdict(overflow, holds, dropped, fits, told):
+    recipe = load_recipe("demo", [f"data.overflow={overflow}"], check_paths=False)
+    device = replace(find_device("cpu"), memory_gib=9)
+    said = judge(recipe, device, 1, 7.0, holds, Workload({}, num_dropped=dropped), 2)
+    assert said[0] is fits
+    assert said[1].startswith(told)
+
+
+def test_a_run_lays_its_plan_beside_what_it_measured(recipe_file, tmp_path):
+    train(load_recipe(recipe_file), tmp_path / "run", predict=True)
+    page = json.loads((tmp_path / "run" / "plan.json").read_text())
+    predicted, measured = page["predicted"], page["measured"]
+    for name in ("steps", "tokens", "tokens_trained", "tokens_padding", "vision_passes"):
+        assert predicted[name] == measured[name], name
+    assert predicted["flops"] == pytest.approx(measured["flops"], rel=1e-6)
+    assert measured["hours"] > 0
+
+
+def test_a_plan_that_fails_does_not_fail_the_run(recipe_file, tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("no shapes today")
+
+    monkeypatch.setattr("varifocal.training.planning.record.estimate", fail)
+    train(load_recipe(recipe_file), tmp_path / "run", predict=True)
+    page = json.loads((tmp_path / "run" / "plan.json").read_text())
+    assert page["predicted"] == {"error": "RuntimeError: no shapes today"}
+    assert page["measured"]["tokens"] > 0
+
+
+def test_what_is_predicted_stands_there_before_the_first_step(recipe_file, tmp_path, monkeypatch):
+    def stop(*_, **__):
+        raise RunError("stopped at the first step")
+
+    monkeypatch.setattr("varifocal.training.train._run", stop)
+    with pytest.raises(RunError, match="stopped"):
+        train(load_recipe(recipe_file), tmp_path / "run", predict=True)
+    page = json.loads((tmp_path / "run" / "plan.json").read_text())
+    assert page["predicted"]["tokens"] > 0
+    assert "measured" not in page
 
 
 def test_a_calibration_is_found_again_for_its_shape_alone(recipe_file):

@@ -87,12 +87,14 @@ def _planned(recipe: Recipe, device: str | None, num_devices: int, price: float 
     from varifocal.training.planning.devices import GPUS, find_device
     from varifocal.training.planning.estimate import estimate, standing_gib
     from varifocal.training.planning.record import this_device
+    from varifocal.training.planning.shapes import build_shapes
 
     options: Any = {"num_devices": num_devices, "price": price}
     if device is not None:
         return estimate(recipe, find_device(device), **options)
     here = this_device()
-    if standing_gib(recipe) < here.memory_gib:
+    options["shapes"] = shapes = build_shapes(recipe)
+    if standing_gib(recipe, shapes) < here.memory_gib:
         planned = estimate(recipe, here, **options)
         if planned.peak_memory_gib <= here.memory_gib:
             return planned

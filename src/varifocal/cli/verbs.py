@@ -117,7 +117,7 @@ def train(
     page = load_recipe(recipe, overrides or ())
     root = out or RUNS / str(page.name)
     with stage_bars() as progress:
-        result = run_training(page, root, resume=resume, progress=progress)
+        result = run_training(page, root, resume=resume, progress=progress, predict=True)
     if not is_main_process():
         return
     renew_card(root)

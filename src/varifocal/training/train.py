@@ -35,6 +35,7 @@ from varifocal.training.full import save_whole
 from varifocal.training.interrupt import StopWish, anyone, stop_wish
 from varifocal.training.memory import peak_memory_gib
 from varifocal.training.plan import count_trained
+from varifocal.training.planning.record import beside, foresee
 from varifocal.training.progress import Progress
 from varifocal.training.resuming import (
     Start,
@@ -96,7 +97,12 @@ class TrainingResult:
 
 @lost_worker_is_an_error
 def train(
-    recipe: Recipe, root: str | Path, *, resume: bool = False, progress: Progress | None = None
+    recipe: Recipe,
+    root: str | Path,
+    *,
+    resume: bool = False,
+    progress: Progress | None = None,
+    predict: bool = False,
 ) -> TrainingResult:
     """Train a recipe into a run directory.
 
@@ -105,6 +111,7 @@ def train(
         root: the run directory.
         resume: go on from its newest whole checkpoint; from the start when there is none.
         progress: told of every stage.
+        predict: write `plan.json`: what the run will take, and in the end what it took.
 
     Raises:
         RunError: the directory holds another run, or the disk is full; a loss or a gradient is no
@@ -135,6 +142,7 @@ def train(
         )
     if recipe.model.connector is not None and recipe.model.connector.weights is not None:
         load_connector(parts.base, Path(recipe.model.connector.weights))
+    predicted = foresee(recipe, data) if predict else None
     fresh = start.checkpoint is None
     aligned = align(recipe, parts, tell, clock) if aligns(recipe) and fresh else None
     set_seed(recipe.seed)
@@ -148,6 +156,8 @@ def train(
         trainer.meter.add_alignment(aligned.num_pictures, aligned.num_words)
     # Only now: a mistake found on the way here must not leave what looks like a run.
     write_text(run.recipe, with_provenance(recipe, parts.fingerprint).dump_yaml())
+    if predicted is not None and trainer.is_world_process_zero():
+        write_json(run.plan, {"predicted": predicted})
     with clock.stage("training"):
         _run(trainer, run, start)
     result = _result(trainer, tuned, data, aligned, start)
@@ -157,6 +167,8 @@ def train(
         write_json(run.root / "training.json", asdict(result))
         write_json(run.data, data.report())
         write_json(run.cost, result.cost)
+        if predicted is not None:
+            write_json(run.plan, beside(predicted, result.cost))
     return result
 
 

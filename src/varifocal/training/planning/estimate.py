@@ -15,7 +15,7 @@ from varifocal.training.examples import TrainingData, load_training_data
 from varifocal.training.plan import count_frozen, count_trained
 from varifocal.training.planning.calibration import Calibration, find_calibration
 from varifocal.training.planning.devices import GIB, Device
-from varifocal.training.planning.lengths import Workload, assume_work, count_work, repeated
+from varifocal.training.planning.lengths import Workload, assume_work, count_work
 from varifocal.training.planning.memory import Weights, parts_of_peak, weigh
 from varifocal.training.planning.paper import beside_paper
 from varifocal.training.planning.shapes import Shapes, build_shapes, encoder_of
@@ -99,6 +99,7 @@ def estimate(
     price: float | None = None,
     data: TrainingData | None = None,
     quick: bool = False,
+    shapes: Shapes | None = None,
 ) -> Plan:
     """Plan a recipe from its models' shapes and its data's lengths; no weight is loaded.
 
@@ -108,30 +109,29 @@ def estimate(
         num_devices: that share the rows, each with all weights.
         price: USD an hour of one device.
         data: opened already; else it is opened here, if it can be.
-        quick: leave out what takes further steps on shapes: the other way of checkpointing and the
-            largest micro-batch.
+        quick: leave out the other way of checkpointing and the largest micro-batch.
+        shapes: the recipe's, built already.
 
     Raises:
         ModelError: a model's config cannot be had, or it cannot be planned from shapes.
         DataError: the data are there, and cannot be read.
         RecipeError: the tuner does not fit the model.
     """
-    shapes = build_shapes(recipe)
+    shapes = shapes or build_shapes(recipe)
     work = _work(recipe, shapes, data, num_devices)
     calibration = find_calibration(recipe, shapes) if device.is_cpu else None
     weights = weigh(shapes.model, shapes.base, recipe)
     overhead = calibration.overhead_gib if calibration else device.overhead_gib
     steps = _steps(recipe, shapes, work, quick)
-    checkpointing = recipe.training.gradient_checkpointing
-    parts = parts_of_peak(
-        weights, steps[checkpointing, 1], overhead * GIB, num_devices, device.waste
-    )
+    # a model that knows no checkpointing was refused before
+    step = steps[recipe.training.gradient_checkpointing]
+    parts = parts_of_peak(weights, step, overhead * GIB, num_devices, device.waste)
     peak = sum(parts.values()) / GIB
     seconds = _seconds(recipe, device, work, calibration, num_devices)
     hours = sum(seconds.values()) / 3600 if seconds else None
     by_part = count_trained(shapes.model)
     holds = peak <= device.memory_gib * (1 - FREE_SHARE)
-    largest = None if quick else _largest(recipe, device, weights, steps, overhead, num_devices)
+    largest = None if quick else _largest(recipe, device, weights, step, overhead, num_devices)
     fits, verdict = judge(recipe, device, num_devices, peak, holds, work, largest)
     return Plan(
         recipe=recipe.name,
@@ -144,9 +144,7 @@ def estimate(
         memory_gib={name: round(size / GIB, 4) for name, size in parts.items()},
         device_memory_gib=round(device.memory_gib, 2),
         activations_gib={
-            _CHECKPOINTING[again]: round(step.peak / GIB, 3)
-            for (again, times), step in steps.items()
-            if times == 1
+            _CHECKPOINTING[again]: round(each.peak / GIB, 3) for again, each in steps.items()
         },
         micro_batch=recipe.training.per_device_train_batch_size,
         largest_micro_batch=largest,
@@ -162,9 +160,8 @@ def estimate(
     )
 
 
-def standing_gib(recipe: Recipe) -> float:
+def standing_gib(recipe: Recipe, shapes: Shapes) -> float:
     """What a recipe's weights and optimiser take, before any step; quicker than a plan."""
-    shapes = build_shapes(recipe)
     return weigh(shapes.model, shapes.base, recipe).standing / GIB
 
 
@@ -235,29 +232,26 @@ def _open(recipe: Recipe, encoder: Encoder, num_devices: int) -> tuple[TrainingD
     return opened, len(opened.tally.dropped)
 
 
-def _steps(
-    recipe: Recipe, shapes: Shapes, work: Workload, quick: bool
-) -> dict[tuple[bool, int], Step]:
-    """Trace a step: as it is, with the other way of checkpointing, with two micro-batches in one.
+def _steps(recipe: Recipe, shapes: Shapes, work: Workload, quick: bool) -> dict[bool, Step]:
+    """Trace a step: as it is, and with the other way of checkpointing.
 
     Returns:
-        (whether checkpointing, times the micro-batch) -> step.
+        whether checkpointing -> step.
     """
     training = recipe.training
     as_it_is = training.gradient_checkpointing
-    wanted = [(as_it_is, 1)] if quick else [(as_it_is, 1), (as_it_is, 2), (not as_it_is, 1)]
     autocast = torch.bfloat16 if training.bf16 else torch.float16 if training.fp16 else None
-    found: dict[tuple[bool, int], Step] = {}
+    found: dict[bool, Step] = {}
     model: Any = shapes.base
-    for again, times in wanted:
+    for again in [as_it_is] if quick else [as_it_is, not as_it_is]:
         if again and not model.supports_gradient_checkpointing:
             continue
         if again or found:
             switch_checkpointing(shapes.base, again, autocast)
-        found[again, times] = trace_step(
+        found[again] = trace_step(
             shapes.model,
             shapes.base,
-            work.batch if times == 1 else repeated(work.batch, times),
+            work.batch,
             autocast=autocast,
             keep_gradients=training.gradient_accumulation_steps > 1,
         )
@@ -268,16 +262,15 @@ def _largest(
     recipe: Recipe,
     device: Device,
     weights: Weights,
-    steps: dict[tuple[bool, int], Step],
+    step: Step,
     overhead: float,
     num_devices: int,
 ) -> int:
     """Find the most rows that fit: what a step holds grows evenly with them."""
-    again = recipe.training.gradient_checkpointing
     one, two = (
         sum(
             parts_of_peak(
-                weights, steps[again, times], overhead * GIB, num_devices, device.waste
+                weights, step.of_rows(times), overhead * GIB, num_devices, device.waste
             ).values()
         )
         for times in (1, 2)

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from varifocal.data.encode import Encoded
@@ -339,12 +338,3 @@ def _static(recipe: Recipe) -> int | None:
 
 def _collator(recipe: Recipe, eyes: Eyes) -> Collator:
     return Collator(1, _static(recipe), eyes.load_images)
-
-
-def repeated(batch: Batch, times: int) -> dict[str, Tensor]:
-    """Make a micro-batch several times as large.
-
-    >>> repeated({"labels": torch.zeros(2, 3)}, 3)["labels"].shape
-    torch.Size([6, 3])
-    """
-    return {name: torch.cat([tensor] * times) for name, tensor in batch.items()}

@@ -12,37 +12,51 @@ from varifocal.training.planning.devices import GPUS, Device, this_cpu
 from varifocal.training.planning.estimate import estimate
 
 STAGES = ("loading", "vision_features", "training")
+"""Those that a calibrated plan has seconds for."""
+MEASURED = (
+    "peak_memory_gib",
+    "steps",
+    "tokens",
+    "tokens_trained",
+    "tokens_padding",
+    "vision_passes",
+    "vision_lookups",
+    "flops",
+    "flops_masked",
+)
 
 
-def plan_beside(recipe: Recipe, data: TrainingData, cost: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay a run's prediction beside its measures; what fails here is told, and stops nothing.
+def foresee(recipe: Recipe, data: TrainingData) -> dict[str, Any]:
+    """Predict a run from shapes, its data's lengths and an earlier calibration of this machine.
 
-    The prediction reads shapes and lengths alone, and an earlier calibration of this machine.
+    What fails here is told in the answer's `error`, and stops nothing.
 
     Args:
         recipe: the run's.
         data: as the run opened it.
-        cost: as `cost.json` has it.
     """
-    seconds = sum(cost.get(f"seconds_{name}", 0.0) for name in STAGES)
-    measured = {
-        "peak_memory_gib": cost.get("peak_memory_gib"),
-        "tokens": cost["tokens"],
-        "tokens_padding": cost["tokens_padding"],
-        "vision_passes": cost["vision_passes"],
-        "flops": cost["flops"],
-        "hours": seconds / 3600,
-    }
-    return {"predicted": _predicted(recipe, data), "measured": measured}
-
-
-def _predicted(recipe: Recipe, data: TrainingData) -> dict[str, Any]:
     if in_world():
         return {"error": "not made in step with other processes; run: varifocal plan"}
     try:
         return estimate(recipe, this_device(), data=data, quick=True).page()
-    except Exception as error:  # a plan is a service: it never costs a finished run
+    except Exception as error:  # a plan is a service: it never costs a run
         return {"error": f"{type(error).__name__}: {error}"}
+
+
+def beside(predicted: Mapping[str, Any], cost: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay a run's prediction beside its measures: what `plan.json` holds once it is done.
+
+    Args:
+        predicted: as `foresee` gave it.
+        cost: as `cost.json` has it.
+    """
+    measured = {name: cost.get(name) for name in MEASURED}
+    seconds = {name: cost.get(f"seconds_{name}", 0.0) for name in STAGES}
+    hours = sum(seconds.values()) / 3600
+    return {
+        "predicted": dict(predicted),
+        "measured": {**measured, "seconds": seconds, "hours": hours},
+    }
 
 
 def this_device() -> Device:

@@ -29,6 +29,7 @@ from transformers import PreTrainedModel
 
 from varifocal.errors import ModelError
 from varifocal.models.loss import supervised_loss
+from varifocal.training.planning.repeating import few_layers, growth, share_of_one
 
 _NEEDS_NUMBERS = re.compile(r"on meta tensors|'Meta' backend|from the meta")
 GRADIENTS = "gradients"
@@ -52,6 +53,21 @@ class Step:
     peak: int = 0
     by_part: dict[str, int] = field(default_factory=dict)
 
+    def with_more(self, layer: Mapping[str, int], times: int) -> Step:
+        """The step with what one layer holds, some times over."""
+        more = {part: times * size for part, size in layer.items()}
+        parts = {
+            part: self.by_part.get(part, 0) + more.get(part, 0) for part in {**more, **self.by_part}
+        }
+        return Step(self.peak + sum(more.values()), parts)
+
+    def of_rows(self, times: int) -> Step:
+        """The step with a micro-batch some times as large; only gradients stay as they are."""
+        parts = {
+            part: size if part == GRADIENTS else times * size for part, size in self.by_part.items()
+        }
+        return Step(sum(parts.values()), parts)
+
 
 def trace_step(
     model: nn.Module,
@@ -60,6 +76,7 @@ def trace_step(
     *,
     autocast: torch.dtype | None = None,
     keep_gradients: bool = False,
+    repeat: bool = True,
 ) -> Step:
     """Take a training step on the meta device.
 
@@ -69,35 +86,60 @@ def trace_step(
         batch: as a collator makes it, pictures on the meta device.
         autocast: the number format of matrix products under mixed precision.
         keep_gradients: whether gradients of an earlier step stand already, as when accumulating.
+        repeat: whether a few decoder layers may stand for all where they are alike.
 
     Raises:
         ModelError: the model asks for a number that only a loaded model has.
     """
-    live = _Live(model)
     model.train()
+    live = _Live(model)
     parameters = [each for each in model.parameters() if each.requires_grad]
     for parameter in parameters:
         parameter.grad = torch.empty_like(parameter) if keep_gradients else None
-    with _marked(live, base), _on_meta(live, autocast):
+    with (
+        few_layers(base, repeat) as left_out,
+        growth(base, live.now) as notes,
+        _marked(live, base),
+        _on_meta(live, autocast),
+    ):
         if keep_gradients:
             for parameter in parameters:
                 live.enter(cast(Tensor, parameter.grad), GRADIENTS)
-        try:
-            loss = supervised_loss(model, batch)
-            live.part = BACKWARD
-            if loss.requires_grad:
-                loss.backward()
-        except (RuntimeError, NotImplementedError) as error:
-            if not _NEEDS_NUMBERS.search(str(error)):
-                raise
-            raise ModelError(
-                f"model: a {type(base).__name__} cannot be planned from its shapes, for what it "
-                f"does depends on its numbers ({str(error).splitlines()[0]}); train it with "
-                "training.max_steps=1 and look at the run's cost.json"
-            ) from error
+        _forward_and_backward(model, base, batch, live)
     for parameter in parameters:
         parameter.grad = None
-    return Step(live.peak, dict(live.at_peak))
+    step = Step(live.peak, dict(live.at_peak))
+    if not left_out:
+        return step
+    one = share_of_one(notes)
+    gradients = sum(
+        each.numel() * each.element_size()
+        for each in left_out[0].parameters()
+        if each.requires_grad
+    )
+    if gradients > one.total():
+        return trace_step(
+            model, base, batch, autocast=autocast, keep_gradients=keep_gradients, repeat=False
+        )
+    return step.with_more(one, len(left_out))
+
+
+def _forward_and_backward(
+    model: nn.Module, base: PreTrainedModel, batch: Mapping[str, Tensor], live: _Live
+) -> None:
+    try:
+        loss = supervised_loss(model, batch)
+        live.part = BACKWARD
+        if loss.requires_grad:
+            loss.backward()
+    except (RuntimeError, NotImplementedError) as error:
+        if not _NEEDS_NUMBERS.search(str(error)):
+            raise
+        raise ModelError(
+            f"model: a {type(base).__name__} cannot be planned from its shapes, for what it "
+            f"does depends on its numbers ({str(error).splitlines()[0]}); train it with "
+            "training.max_steps=1 and look at the run's cost.json"
+        ) from error
 
 
 def switch_checkpointing(base: PreTrainedModel, on: bool, autocast: torch.dtype | None) -> None:
@@ -168,6 +210,10 @@ class _Live(TorchDispatchMode):
             self._live[note[0]] -= note[1]
             self._live[part] += note[1]
             note[0] = part
+
+    def now(self) -> Counter[str] | None:
+        """Bytes that live, by part; None in the backward pass."""
+        return None if self.part == BACKWARD else self._live.copy()
 
     def _leave(self, note: list[Any]) -> None:
         self._move(note[0], -note[1])
