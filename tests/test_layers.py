@@ -20,6 +20,7 @@ VERBS = {"training", "evaluation", "analysis", "export", "serving"}
 ALLOWED = {
     "errors": set(),
     "cache": {"errors"},
+    "notices": set(),
     "recipe": {"errors"},
     "manifest": {"errors"},
     "run": {"errors", "cache", "manifest"},
@@ -32,7 +33,7 @@ ALLOWED = {
     "sweep": GROUND | STOCK | VERBS | {"assemble"},
     "cli": GROUND | STOCK | VERBS | {"assemble", "demo", "sweep", "registration"},
     "registration": {"errors", "models", "tuners"},
-    "__init__": GROUND | STOCK | VERBS | {"registration"},
+    "__init__": GROUND | STOCK | VERBS | {"notices", "registration"},
 }
 
 

@@ -8,6 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from varifocal.errors import DataError, ModelError, RecipeError, RunError, VarifocalError
+from varifocal.notices import hush
 from varifocal.registration import register_on_import
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ __all__ = [
 
 __version__ = "0.1.0"
 
+hush()  # before PEFT's import, which imports bitsandbytes
 register_on_import()
 
 

@@ -203,7 +203,7 @@ def picture_file(book):
     return lambda pid: Path(book / "images" / "train" / pid / "image.png")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def new_language():
     """Save another language model: `new_language(directory, seed=1)`."""
     return save_language

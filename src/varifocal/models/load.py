@@ -31,12 +31,10 @@ from varifocal.models.llava import connector_name, is_llava, prepare_llava
 from varifocal.models.packaged import efficientnet_processor
 from varifocal.models.processor import GraftedProcessor
 from varifocal.models.published import PUBLISHED
-from varifocal.models.segment_attention import register
+from varifocal.models.quantised import keep_weights, quantisation
 from varifocal.models.sources import clear_loading_errors, locate, read_config, weight_files
 from varifocal.models.vision import VISION_MODELS, VisionTower, build_tower
 from varifocal.recipe import ConnectorSection, ModelSection
-
-register()
 
 
 @dataclass(frozen=True)
@@ -110,7 +108,9 @@ def _load_whole(section: ModelSection) -> tuple[PreTrainedModel, Any]:
     language = not sees(config, name)
     kind = AutoModelForCausalLM if language else AutoModelForImageTextToText
     with clear_loading_errors(name):
-        model = kind.from_pretrained(locate(name), **_language_options(section))
+        options = _language_options(section, sees=not language)
+        model = kind.from_pretrained(locate(name), **options)
+    keep_weights(model)
     if is_llava(config):
         prepare_llava(model)
     return model, _whole_processor(name)
@@ -165,11 +165,13 @@ def _load_language(section: ModelSection) -> tuple[PreTrainedModel, PreTrainedTo
     name = section.language_model
     tokenizer = _tokenizer(name)
     with clear_loading_errors(name):
-        options = _language_options(section)
-        return AutoModelForCausalLM.from_pretrained(locate(name), **options), tokenizer
+        options = _language_options(section, sees=False)
+        model = AutoModelForCausalLM.from_pretrained(locate(name), **options)
+    keep_weights(model)
+    return model, tokenizer
 
 
-def _language_options(section: ModelSection) -> dict[str, Any]:
+def _language_options(section: ModelSection, *, sees: bool) -> dict[str, Any]:
     options: dict[str, Any] = {
         "dtype": getattr(torch, section.dtype),
         "attn_implementation": section.attn_implementation,
@@ -177,29 +179,8 @@ def _language_options(section: ModelSection) -> dict[str, Any]:
         "trust_remote_code": False,
     }
     if section.quantization is not None:
-        options["quantization_config"] = _quantization(section)
+        options["quantization_config"] = quantisation(section, sees=sees)
     return options
-
-
-def _quantization(section: ModelSection) -> Any:
-    """Return bitsandbytes' settings; nf4 with double quantisation, as QLoRA and LaVIN-lite."""
-    from transformers import BitsAndBytesConfig
-
-    try:
-        import bitsandbytes  # noqa: F401  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise ModelError(
-            f"model.quantization: {section.quantization} needs bitsandbytes;"
-            " run: pip install 'varifocal[quant]'"
-        ) from error
-    if section.quantization == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=getattr(torch, section.dtype),
-    )
 
 
 def vision_class(config: PreTrainedConfig, name: str) -> type[PreTrainedModel]:
@@ -295,9 +276,7 @@ def connector_options(section: ConnectorSection) -> dict[str, Any]:
     options: dict[str, Any] = {"type": section.type}
     if section.hidden_dim is not None:
         options["hidden_dim"] = section.hidden_dim
-    if section.plain:
-        options["plain"] = True
-    elif section.type == "patch_mlp":
+    if section.type == "patch_mlp":
         options["num_tokens"] = section.num_tokens
         options["num_global_tokens"] = section.num_global_tokens
     return options

@@ -1,5 +1,0 @@
-"""`python -m varifocal.cli`: what a launcher starts on every process."""
-
-from varifocal.cli.verbs import main
-
-main()
