@@ -157,7 +157,7 @@ def test_declared_trainer_knobs_exist_in_transformers():
 
     from transformers import TrainingArguments
 
-    ours = {"connector_learning_rate", "compile_layers"}
+    ours = {"connector_learning_rate", "compile_layers", "loss_chunk", "loss_kernel"}
     known = {field.name for field in dataclasses.fields(TrainingArguments)}
     assert set(TrainingSection.model_fields) - ours <= known
 

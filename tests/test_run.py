@@ -64,6 +64,23 @@ def test_the_newest_checkpoint_is_the_one_with_the_most_steps(run):
     assert run.newest_checkpoint() == run.checkpoints / "checkpoint-10"
 
 
+def test_a_checkpoint_loses_its_name_before_its_files(run, monkeypatch):
+    for step in (2, 4, 6, 10):
+        (run.checkpoints / f"checkpoint-{step}").mkdir(parents=True)
+        write_json(run.checkpoints / f"checkpoint-{step}" / "state.json", step)
+    run.keep_newest(None)
+    run.keep_newest(4)
+    assert len(list(run.checkpoints.iterdir())) == 4
+    with monkeypatch.context() as patch:
+        patch.setattr("varifocal.run.shutil.rmtree", lambda *args, **kwargs: 1 / 0)  # as a kill
+        with pytest.raises(ZeroDivisionError):
+            run.keep_newest(3)
+    assert not list(run.checkpoints.glob("checkpoint-2*"))
+    run.sweep()
+    run.keep_newest(1)
+    assert [path.name for path in run.checkpoints.iterdir()] == ["checkpoint-10"]
+
+
 # Metrics
 
 

@@ -31,7 +31,7 @@ def options() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="side_by_side", description=__doc__.splitlines()[0])
     parser.add_argument("--kind", choices=("QCM-ALE", "QCM-A"), default="QCM-ALE")
-    parser.add_argument("--rows", type=int, default=5, help="packed rows a step")
+    parser.add_argument("--rows", type=int, default=2, help="packed rows a step")
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--max-seconds", type=float, default=600.0)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -62,11 +62,18 @@ def main() -> None:
         )
     setting = {"shape": asdict(shape), "recipe": yaml.safe_load(recipe.read_text())}
     setting |= {"threads": given.threads}
-    sizes = list(samples_per_step(load_recipe(recipe)))
+    sizes = known_sizes(given.dir / "sizes.json", recipe)
     page = summarise(read_lines(given.dir), sizes, setting)
     given.out.write_text(json.dumps(page, indent=2) + "\n")
     draw_losses(page["losses"], given.out.with_name(f"{given.out.stem}-loss.png"))
     print_page(page)
+
+
+def known_sizes(file: Path, recipe: Path) -> list[tuple[int, int]]:
+    """Samples and tokens of each step; counted once."""
+    if not file.is_file():
+        file.write_text(json.dumps(list(samples_per_step(load_recipe(recipe)))))
+    return [(samples, tokens) for samples, tokens in json.loads(file.read_text())]
 
 
 def print_page(page: dict) -> None:

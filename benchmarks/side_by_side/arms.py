@@ -193,11 +193,12 @@ def steps_of(recipe: Recipe, data: TrainingData) -> list[list[Encoded]]:
 
 ARMS: dict[str, Callable[[Recipe, Path, Gate], None]] = {
     "varifocal": varifocal,
-    "varifocal_eager": varifocal,
+    "varifocal_plain": varifocal,
     "paper_loop": paper_loop,
     "trainer_peft": trainer_peft,
 }
-"""`varifocal` compiles the decoder's layers (a knob of the recipe); `varifocal_eager` does not."""
+"""`varifocal` takes two of a recipe's knobs, `training.compile_layers` and
+`model.attn_implementation: segments`; `varifocal_plain` takes neither."""
 
 
 def run_arm(name: str, recipe: Recipe, directory: Path, gate: Gate) -> None:
@@ -210,9 +211,13 @@ def run_arm(name: str, recipe: Recipe, directory: Path, gate: Gate) -> None:
         gate: where it waits.
     """
     compiled = {"compile_layers": name == "varifocal" and recipe.training.compile_layers}
-    training = recipe.training.model_copy(update=compiled)
+    attention = {"attn_implementation": "segments"} if name == "varifocal" else {}
+    knobs = {
+        "training": recipe.training.model_copy(update=compiled),
+        "model": recipe.model.model_copy(update=attention),
+    }
     try:
-        ARMS[name](recipe.model_copy(update={"training": training}), directory, gate)
+        ARMS[name](recipe.model_copy(update=knobs), directory, gate)
     except Enough:
         return
 

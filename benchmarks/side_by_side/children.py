@@ -20,7 +20,7 @@ class Child:
         threads: that it computes with.
 
     Attributes:
-        start: what its gate said when all was loaded.
+        start: what its gate said when all was loaded; empty before `wait`.
     """
 
     def __init__(self, arm: str, recipe: Path, directory: Path, threads: int) -> None:
@@ -43,7 +43,12 @@ class Child:
                 env={**os.environ, **own},
                 text=True,
             )
+        self.start: dict[str, Any] = {}
+
+    def wait(self) -> dict[str, Any]:
+        """Wait until it is loaded; return what its gate said."""
         self.start = self._hear()
+        return self.start
 
     def step(self) -> dict[str, Any]:
         """Let it take a step; return what was measured."""

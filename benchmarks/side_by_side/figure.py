@@ -4,7 +4,7 @@ from pathlib import Path
 
 STYLES = {
     "varifocal": ("Varifocal, layers compiled", "-", 4.0),
-    "varifocal_eager": ("Varifocal", "-", 2.0),
+    "varifocal_plain": ("Varifocal", "-", 2.0),
     "paper_loop": ("the paper's loop", "--", 2.0),
     "trainer_peft": ("Trainer + PEFT", ":", 2.0),
 }

@@ -4,9 +4,12 @@ An arm calls `loaded` once, when everything stands ready for the first step, and
 optimiser step. From the answer to one call until the next is the step's time: it holds the making
 of the batch, forward, backward and the optimiser. Peak memory is the process's (VmHWM of
 /proc/self/status, set back at `loaded`); what it is above the weights is that peak less the
-resident memory at `loaded`, when every weight has been read once.
+resident memory at `loaded`, when every weight has been read once and what loading freed is given
+back.
 """
 
+import ctypes
+import gc
 import json
 import sys
 import time
@@ -45,6 +48,8 @@ class Gate:
         with torch.no_grad():
             for tensor in [*model.parameters(), *model.buffers()]:
                 tensor.sum()  # weights may be files that nobody has read yet
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)  # give back what loading freed
         Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
         self._level = _memory("VmRSS")
         trained = sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -25,7 +25,7 @@ ANSWERS = {
     "QCM-A": (2, 2, 2, 3, 3, 3, 3, 4, 4, 4, 5, 6, 7, 8, 11, 14, 16, 17, 20, 26, 56),
 }
 CORRELATION = {"QCM-ALE": 0.28, "QCM-A": 0.51}
-TEMPLATE = (10, 2)  # tokens of the chat template in a prompt and in an answer
+TEMPLATE = (15, 2)  # tokens of the chat template in a prompt and in an answer
 
 # One token each with a space before it, for SmolLM2.
 WORDS = (

@@ -11,7 +11,7 @@ MODEL: dict[str, Any] = {
     "vision_tower": "efficientnet-lite0",
     "connector": {"type": "patch_mlp", "num_tokens": 16, "num_global_tokens": 4},
     "dtype": "bfloat16",
-    "attn_implementation": "eager",  # bfloat16's SDPA has a slow backward pass on a CPU
+    "attn_implementation": "sdpa",  # the default of all three
 }
 TUNER: dict[str, Any] = {"type": "lora", "rank": 8, "dropout": 0.0}
 TRAINING: dict[str, Any] = {
@@ -29,7 +29,7 @@ def write_page(
     directory: Path,
     shape: Shape,
     *,
-    rows: int = 5,
+    rows: int = 2,
     model: dict[str, Any] | None = None,
     tuner: dict[str, Any] | None = None,
     training: dict[str, Any] | None = None,
@@ -48,12 +48,19 @@ def write_page(
     """
     directory.mkdir(parents=True, exist_ok=True)
     samples = write_material(directory / "material", shape)
-    length = {"max_length": shape.longest, "row_length": shape.longest, "system_prompt": ""}
+    data = {
+        "train": [{"path": str(samples), "format": "llava"}],
+        "max_length": shape.longest,
+        "row_length": shape.longest,
+        "overflow": "truncate_prompt",
+        "system_prompt": "",
+        **(data or {}),
+    }
     page = {
         "seed": 0,
         "model": {**MODEL, **(model or {})},
         "tuner": {**TUNER, **(tuner or {})},
-        "data": {"train": [{"path": str(samples), "format": "llava"}], **length, **(data or {})},
+        "data": data,
         "training": {**TRAINING, "per_device_train_batch_size": rows, **(training or {})},
     }
     file = directory / "recipe.yaml"

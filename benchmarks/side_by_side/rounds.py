@@ -40,7 +40,7 @@ def take_rounds(
     slowest = 0.0
     try:
         for child in children:
-            _append(file, {"piece": piece, "arm": child.arm, "timed": timed, **child.start})
+            _append(file, {"piece": piece, "arm": child.arm, "timed": timed, **child.wait()})
         for number in range(-WARM_UP, rounds):
             started = time.monotonic()
             if number >= 0 and started - began + slowest > max_seconds:

@@ -42,7 +42,7 @@ def summarise(lines: Lines, sizes: Sequence[tuple[int, int]], setting: Any) -> d
     arms = list(dict.fromkeys(line["arm"] for line in timed))
     page: dict[str, Any] = {"setting": setting, "machine": _machine()}
     page["rounds"] = len({(line["piece"], line["round"]) for line in _steps(timed)})
-    for ours in (arm for arm in ("varifocal", "varifocal_eager") if arm in arms):
+    for ours in (arm for arm in ("varifocal", "varifocal_plain") if arm in arms):
         for other in (arm for arm in OTHERS if arm in arms):
             suffix = ours.removeprefix("varifocal")
             page[f"vs_{other}{suffix}"] = _ratios(timed, ours, other)

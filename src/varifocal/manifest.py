@@ -6,6 +6,7 @@ larger file is found with the share that is read.
 """
 
 import json
+import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,6 +47,39 @@ def damage(directory: Path) -> str | None:
     except (OSError, ValueError, TypeError, AttributeError):
         return f"{MANIFEST} cannot be read"
     return next(filter(None, (_wrong(directory / name, *rest) for name, *rest in files)), None)
+
+
+def unlisted_damage(checkpoint: Path) -> str | None:
+    """Say what is wrong with a Trainer's checkpoint that has no manifest, or None.
+
+    Its files are opened and not read through: one that is cut short or missing is found, and other
+    bytes of the same number are not.
+    """
+    needed = ["trainer_state.json"]
+    if not any(path.is_dir() for path in checkpoint.iterdir()):  # FSDP's and DeepSpeed's shards
+        needed += ["optimizer.pt", "scheduler.pt"]
+    missing = (name for name in needed if not (checkpoint / name).is_file())
+    for name in missing:
+        return f"{name} is missing, and so is {MANIFEST}"
+    files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
+    return next((f"{path.name} cannot be read" for path in files if not _opens(path)), None)
+
+
+def _opens(path: Path) -> bool:
+    """Whether a file is whole by its own account: where its format says how long it is."""
+    from safetensors import SafetensorError, safe_open  # what asks for a run's paths does without
+
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="np"):
+                return True
+        if path.suffix == ".json":
+            json.loads(path.read_text())
+        elif path.suffix in (".pt", ".pth"):
+            zipfile.ZipFile(path).close()
+    except (OSError, ValueError, zipfile.BadZipFile, SafetensorError):
+        return False
+    return True
 
 
 def _wrong(path: Path, size: int, crc: int) -> str | None:

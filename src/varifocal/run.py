@@ -23,7 +23,7 @@ from typing import Any
 
 from varifocal.cache import cache_root
 from varifocal.errors import ModelError, RunError
-from varifocal.manifest import MANIFEST, damage, write_manifest
+from varifocal.manifest import MANIFEST, damage, unlisted_damage, write_manifest
 
 CHECKPOINT_PREFIX = "checkpoint-"
 UNLOGGED = "unlogged.json"
@@ -51,15 +51,19 @@ class RunDirectory:
             RunError: it holds a run already and `resume` is false, or it is no directory.
         """
         run = cls(Path(root))
-        if run.root.exists() and not run.root.is_dir():
-            raise RunError(f"{run.root} is a file, a run needs a directory; choose another --out")
-        if run.recipe.exists() and not resume:
-            raise RunError(
-                f"{run.root} holds a run already; add --resume to go on with it, "
-                "or choose another --out"
-            )
+        run.check_free(resume=resume)
         run.root.mkdir(parents=True, exist_ok=True)
         return run
+
+    def check_free(self, *, resume: bool = False) -> None:
+        """Refuse what `create` refuses, and make nothing."""
+        if self.root.exists() and not self.root.is_dir():
+            raise RunError(f"{self.root} is a file, a run needs a directory; choose another --out")
+        if self.recipe.exists() and not resume:
+            raise RunError(
+                f"{self.root} holds a run already; add --resume to go on with it, "
+                "or choose another --out"
+            )
 
     @classmethod
     def open(cls, root: str | Path) -> "RunDirectory":
@@ -87,6 +91,11 @@ class RunDirectory:
     def cost(self) -> Path:
         """What the training took: tokens, pictures, operations, seconds; there once it is done."""
         return self.root / "cost.json"
+
+    @property
+    def plan(self) -> Path:
+        """What was predicted; beside it, once the training is done, what was measured."""
+        return self.root / "plan.json"
 
     @property
     def data(self) -> Path:
@@ -135,6 +144,8 @@ class RunDirectory:
     def newest_whole_checkpoint(self) -> tuple[Path | None, dict[Path, str]]:
         """Find the newest checkpoint whose files hold what was written, by its manifest.
 
+        One without a manifest, which an older version wrote, is whole if its files open.
+
         Returns:
             it, or None where there are no checkpoints; and what is wrong with each newer one.
 
@@ -143,7 +154,7 @@ class RunDirectory:
         """
         passed_over: dict[Path, str] = {}
         for path in self._checkpoints():
-            wrong = damage(path)
+            wrong = damage(path) if (path / MANIFEST).exists() else unlisted_damage(path)
             if wrong is None:
                 return path, passed_over
             passed_over[path] = wrong
@@ -163,6 +174,14 @@ class RunDirectory:
             if path.name[len(CHECKPOINT_PREFIX) :].isdigit()
         ]
         return sorted(found, key=checkpoint_step, reverse=True)
+
+    def keep_newest(self, number: int | None) -> None:
+        """Delete all checkpoints but the newest; None keeps all.
+
+        Each loses its name first: one that a kill leaves half deleted is no checkpoint any more.
+        """
+        for path in self._checkpoints()[number:] if number else []:
+            shutil.rmtree(_put_away(path), ignore_errors=True)
 
     def sweep(self) -> None:
         """Delete what a killed process left half written; nothing else may be writing here."""
@@ -275,16 +294,25 @@ def whole_directory(target: Path, noted: str | None = None) -> Iterator[Path]:
 def _swap(staging: Path, target: Path) -> None:
     """Put `staging` where `target` stands; the old one and what kills left are deleted last."""
     if target.exists():
-        old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-        os.replace(target, old)
+        _put_away(target)
     os.replace(staging, target)
     for left in target.parent.glob(f".{glob.escape(target.name)}.*"):
         shutil.rmtree(left, ignore_errors=True)
 
 
+def _put_away(directory: Path) -> Path:
+    """Rename a directory to a hidden name, under which nobody looks for it."""
+    away = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
+    os.replace(directory, away)
+    return away
+
+
 @contextmanager
 def disk_full_is_an_error(path: Path) -> Iterator[None]:
     """Turn 'no space left' (OSError, safetensors' own error, torch's) into a sentence.
+
+    Of blocks inside one another the outermost names its path: a user knows the checkpoint, and not
+    the folder beside it in which it is prepared.
 
     Raises:
         RunError: the disk is full.
@@ -292,7 +320,8 @@ def disk_full_is_an_error(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not _is_full(error):
+        cause = error.__cause__ if isinstance(error, RunError) else error
+        if not isinstance(cause, Exception) or not _is_full(cause):
             raise
         mend = "free some space"
         if path.is_relative_to(cache_root()):
@@ -300,7 +329,7 @@ def disk_full_is_an_error(path: Path) -> Iterator[None]:
         raise RunError(
             f"the disk is full: {path} was not written, and what was saved before is untouched; "
             f"{mend} and repeat the command with --resume"
-        ) from error
+        ) from cause
 
 
 def _is_full(error: Exception) -> bool:

@@ -70,8 +70,8 @@ def test_every_number_stands_with_its_interval_and_protocol(make_run):
     assert f"| book | {greedy} |" in page
     assert "| pope | F1 | 70.0 | 40.0 to 61.0 | 9,000 | 0 |" in page
     assert "| pope | yes or no \\| POPE |" in page
-    assert "| right answers % | 55.00 (40.00 to 61.00) | 55.00 " in page
-    assert "| -2.50 (-9.00 to 4.00) | 0.375 | 20 |" in page
+    assert "| right answers % | 55.0 (40.0 to 61.0) | = base |" in page
+    assert "| = base | 52.5 (40.0 to 61.0) | -2.5 (-9.0 to 4.0) | 0.375 | 20 |" in page
     assert "- questions: a folder\n- read so" in page
     assert "| tokens | 3,000 | 2,900 |" in page  # cost.json's own count, not the plan's copy
     assert "| minutes | 1.0 | - |" in page
@@ -194,7 +194,7 @@ def test_every_verb_that_changes_a_run_renews_its_card(make_run, tmp_path, monke
         return SimpleNamespace(
             steps=1, trained_parameters={"a": 1}, loss=1.0, minutes=1.0, peak_memory_gib=1.0,
             skipped=(), dropped=(), runs=[SimpleNamespace(root=roots["sweep"])],
-            alignment_loss=None,
+            alignment_loss=None, passed_over=(),
         )  # fmt: skip
 
     monkeypatch.setattr("varifocal.training.train.train", lambda *_, **__: changed("train"))
@@ -238,7 +238,7 @@ def test_scoring_and_retention_renew_the_card_of_a_run_and_of_no_model(
     monkeypatch.setattr("varifocal.evaluation.retention.retention", lambda *_, **__: Kept())
     said = CliRunner().invoke(app, ["eval", str(root), "--retention"])
     assert said.exit_code == 0, said.exception
-    assert "| right % | 1.00 (0.00 to 2.00) |" in (root / "README.md").read_text()
+    assert "| right % | 1.0 (0.0 to 2.0) |" in (root / "README.md").read_text()
     renew_card(language)
     assert not (language / "README.md").exists()
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -209,3 +211,48 @@ def test_pictures_and_tags_come_back_from_the_runs_data(tmp_path) -> None:
     assert found["8"].images == (), "another id"
     other = write(tmp_path / "eval", "toy", row(7, 1.0, question="Which magnet?"))
     assert recall(tmp_path, read_predictions(other)).lines["7"].images == (), "another question"
+
+
+def test_no_more_of_the_data_is_read_than_needed(tmp_path, monkeypatch) -> None:
+    """Sources on the hub stay there, and reading ends with the last line that lacks something."""
+    (tmp_path / "recipe.yaml").write_text(
+        "model: {language_model: smollm2-135m-instruct}\ndata:\n  evaluate:\n"
+        "    - {hub: some/where}\n    - {path: here}\n"
+    )
+    opened, given = [], []
+
+    def source(section):
+        opened.append(section.place)
+        for id_ in ("7", "8", "9"):
+            given.append(id_)
+            yield Example((Message("user", "Which?"), Message("assistant", "this")), id_)
+
+    monkeypatch.setattr("varifocal.evaluation.recall.open_source", source)
+    file = write(tmp_path / "eval", "toy", row(7, 1.0, question="Which?"))
+    recall(tmp_path, read_predictions(file))
+    assert opened == [str(tmp_path / "here")]
+    assert given[:1] == ["7"]
+    assert "9" not in given
+
+
+def test_the_verb_does_without_torch(tmp_path) -> None:
+    """Its import would take longer than everything else that a comparison does."""
+    (tmp_path / "data.jsonl").write_text(
+        json.dumps({"id": "1", "prompt": "Up?", "response": "yes"}) + "\n"
+    )
+    for name in ("a", "b"):
+        write(tmp_path / name / "eval", "toy", row(1, float(name == "b"), question="Up?"))
+        (tmp_path / name / "recipe.yaml").write_text(
+            "model: {language_model: smollm2-135m-instruct}\ndata:\n  evaluate:\n"
+            f"    - {{path: {tmp_path / 'data.jsonl'}}}\n"
+        )
+    code = (
+        "import sys\nfrom varifocal.cli import main\n"
+        "sys.argv = ['varifocal', 'compare', 'a', 'b', '--out', 'both']\n"
+        "try: main()\n"
+        "finally: assert not {'torch', 'transformers', 'datasets'} & set(sys.modules)\n"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert "1 shared item" in done.stdout
+    assert (tmp_path / "both" / "compare.html").is_file()

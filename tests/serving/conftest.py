@@ -2,10 +2,29 @@
 
 from __future__ import annotations
 
+import io
+
+import numpy as np
+import PIL.Image
 import pytest
 import torch
+from peft import get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from torch import nn
+from transformers import (
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from varifocal.data.encode import Encoder
+from varifocal.data.example import Image
+from varifocal.models.connector import PatchMLP
+from varifocal.models.grafted import graft
+from varifocal.models.vision import TransformersTower
+from varifocal.tuners import MMAConfig
 
 TEMPLATE = (
     "{% for message in messages %}<s>{{ message['role'] }}\n{{ message['content'] }}</s>\n"
@@ -53,3 +72,52 @@ def llama(tokenizer) -> LlamaForCausalLM:
         pad_token_id=tokenizer.pad_token_id,
     )
     return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture
+def graft_of(llama, tokenizer) -> tuple[nn.Module, Encoder]:
+    """A graft of tiny parts in float64, and its encoder."""
+    torch.manual_seed(1)
+    config = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
+        image_size=8, patch_size=4,
+    )  # fmt: skip
+    tower = TransformersTower(CLIPVisionModel(config))
+    connector = PatchMLP(16, llama.config.hidden_size, 8, tower.grid)
+    encoder = Encoder(tokenizer, "<|image|>", tokens_per_image=connector.tokens_per_image)
+    assert encoder.image_token_id is not None
+    model = graft(llama.double(), tower.double(), connector.double(), encoder.image_token_id)
+    return model.eval(), encoder
+
+
+@pytest.fixture
+def seeing(graft_of) -> tuple[nn.Module, Encoder]:
+    """The graft with MMA whose adapters and router do something."""
+    model = get_peft_model(graft_of[0], MMAConfig(router_temperature=1.0))
+    for name, parameter in model.named_parameters():
+        if "mma_" in name or "modality_embedding" in name:
+            torch.nn.init.normal_(parameter, std=0.5)
+    return model.double().eval(), graft_of[1]
+
+
+@pytest.fixture(scope="session")
+def load_images():
+    """Pictures as 8 x 8 pixels, as they are."""
+
+    def load(images) -> dict[str, torch.Tensor]:
+        pixels = [np.asarray(image.open().resize((8, 8)), np.float64) / 255 for image in images]
+        return {"pixel_values": torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)}
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def picture():
+    """A picture of one colour."""
+
+    def paint(colour: str) -> Image:
+        buffer = io.BytesIO()
+        PIL.Image.new("RGB", (8, 8), colour).save(buffer, "PNG")
+        return Image(data=buffer.getvalue())
+
+    return paint

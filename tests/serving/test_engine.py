@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-import io
-
-import numpy as np
-import PIL.Image
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from peft import get_peft_model
-from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from varifocal.data.encode import Encoder
-from varifocal.data.example import Example, Image, Message
+from varifocal.data.example import Example, Message
 from varifocal.errors import DataError
-from varifocal.models.connector import PatchMLP
-from varifocal.models.grafted import graft
-from varifocal.models.vision import TransformersTower
-from varifocal.serving.engine import Engine, Sampling, TextStream
-from varifocal.tuners import MMAConfig
+from varifocal.serving.engine import Engine, Sampling
 
 CONVERSATION = (
     Message("user", ("What is a magnet?",)),
@@ -130,6 +117,9 @@ def test_a_tiny_nucleus_is_greedy(engine: Engine) -> None:
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, not 0"),
         ({"temperature": -1.0}, "temperature must be at least 0, not -1.0"),
         ({"top_p": 0.0}, "top_p must be above 0 and at most 1, not 0.0"),
+        ({"stop": ("a", "")}, r"stop must be a tuple of texts, none empty, not \('a', ''\)"),
+        ({"stop": "end"}, "stop must be a tuple of texts"),
+        ({"logprobs": 21}, "logprobs must be from 0 to 20, not 21"),
     ],
 )
 def test_impossible_sampling_is_refused(settings_: dict, message: str) -> None:
@@ -137,101 +127,6 @@ def test_impossible_sampling_is_refused(settings_: dict, message: str) -> None:
         Sampling(**settings_)
 
 
-@pytest.mark.parametrize("text", ["a", "ä", "Grüße 漢字 🧲🧭!", "  two  blanks", "e\u0301"])
-def test_characters_are_never_split(tokenizer, text: str) -> None:
-    stream = TextStream(tokenizer)
-    pieces = [stream.push(token) for token in tokenizer(text).input_ids]
-    assert [piece for piece in pieces if piece] == list(text)
-    assert stream.flush() == ""
-
-
-@settings(deadline=None)
-@given(st.binary(max_size=30))
-def test_any_bytes_give_what_decoding_them_at_once_gives(tokenizer, data: bytes) -> None:
-    stream = TextStream(tokenizer)
-    text = "".join(stream.push(byte) for byte in data) + stream.flush()
-    assert text == data.decode("utf-8", errors="replace") == tokenizer.decode(list(data))
-
-
-def test_a_long_answer_is_not_decoded_anew_for_every_token(tokenizer, monkeypatch) -> None:
-    longest = []
-    decode = tokenizer.decode
-    monkeypatch.setattr(
-        tokenizer, "decode", lambda ids, **rest: (longest.append(len(ids)), decode(ids, **rest))[1]
-    )
-    stream = TextStream(tokenizer)
-    assert "".join(stream.push(ord("a")) for _ in range(50)) == "a" * 50
-    assert max(longest) <= 2
-
-
-def test_half_a_character_at_the_end_is_not_lost(tokenizer) -> None:
-    stream = TextStream(tokenizer)
-    assert [stream.push(byte) for byte in "ab🧲".encode()[:4]] == ["a", "b", "", ""]
-    assert stream.flush() == "\N{REPLACEMENT CHARACTER}"
-
-
-@pytest.fixture
-def seeing(llama, tokenizer) -> tuple[torch.nn.Module, Encoder]:
-    """A graft with MMA whose adapters and router do something, in float64."""
-    torch.manual_seed(1)
-    config = CLIPVisionConfig(
-        hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
-        image_size=8, patch_size=4,
-    )  # fmt: skip
-    tower = TransformersTower(CLIPVisionModel(config))
-    connector = PatchMLP(16, llama.config.hidden_size, 8, tower.grid)
-    encoder = Encoder(tokenizer, "<|image|>", tokens_per_image=connector.tokens_per_image)
-    assert encoder.image_token_id is not None
-    model = graft(llama.double(), tower.double(), connector.double(), encoder.image_token_id)
-    model = get_peft_model(model, MMAConfig(router_temperature=1.0))
-    for name, parameter in model.named_parameters():
-        if "mma_" in name or "modality_embedding" in name:
-            torch.nn.init.normal_(parameter, std=0.5)
-    return model.double().eval(), encoder
-
-
-def load_images(images) -> dict[str, torch.Tensor]:
-    pixels = [np.asarray(image.open().resize((8, 8)), np.float64) / 255 for image in images]
-    return {"pixel_values": torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)}
-
-
-def picture(colour: str) -> Image:
-    buffer = io.BytesIO()
-    PIL.Image.new("RGB", (8, 8), colour).save(buffer, "PNG")
-    return Image(data=buffer.getvalue())
-
-
-def written_alone(model, encoder: Encoder, messages, max_new_tokens: int) -> str:
-    """Greedy decoding without a cache or folding; the model finds the row's modality itself."""
-    encoded = encoder.encode(Example(tuple(messages)), with_answer=False)
-    images = load_images(encoded.images) if encoded.images else {}
-    ids = encoded.input_ids.tolist()
-    for _ in range(max_new_tokens):
-        with torch.no_grad():
-            logits = model(input_ids=torch.tensor([ids]), **images).logits
-        token = int(logits[0, -1].argmax())
-        if token == encoder.end_of_turn_id:
-            break
-        ids.append(token)
-    return encoder.tokenizer.decode(ids[len(encoded) :], skip_special_tokens=True)
-
-
-@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is dep:FutureWarning")
-def test_text_and_pictures_take_turns(seeing) -> None:
-    engine = Engine(copy.deepcopy(seeing[0]), seeing[1], load_images)
-    messages = [Message("user", ("What is a magnet?",))]
-    answers = []
-    for turn in ((picture("red"), "And this?"), (picture("blue"), picture("green"), "These?")):
-        text = engine.answer(messages, Sampling(max_new_tokens=12))
-        assert text == written_alone(*seeing, messages, 12)
-        answers.append(text)
-        messages += [Message("assistant", (text or "?",)), Message("user", turn)]
-    answers.append(engine.answer(messages, Sampling(max_new_tokens=12)))
-    assert answers[-1] == written_alone(*seeing, messages, 12)
-    messages[-1] = Message("user", (picture("green"), picture("blue"), "These?"))
-    assert engine.answer(messages, Sampling(max_new_tokens=12)) != answers[-1]
-
-
-def test_a_picture_for_a_model_without_eyes_is_refused_at_once(engine: Engine) -> None:
+def test_a_picture_for_a_model_without_eyes_is_refused_at_once(engine: Engine, picture) -> None:
     with pytest.raises(DataError, match="no vision tower"):
         engine.stream([Message("user", (picture("red"), "What?"))])

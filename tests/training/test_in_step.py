@@ -12,12 +12,13 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from peft import get_peft_model
+from peft import PeftModel, get_peft_model
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from varifocal.models import connector_name, load_model
+from varifocal.models.sharding import whole_tensors
 from varifocal.recipe import ConnectorSection, ModelSection
 from varifocal.tuners import MMAConfig
 
@@ -94,6 +95,7 @@ def check(kind, tuner, way, rank, want):
     base, model = build(kind, tuner)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in want)  # a tower's last block is never read
+    before = {name: p.detach().clone() for name, p in model.named_parameters() if name in want}
     ran = []
     inner = base if hasattr(base, "connector") else base.model
     inner.vision_tower.register_forward_hook(lambda *_: ran.append(1))
@@ -114,6 +116,25 @@ def check(kind, tuner, way, rank, want):
         assert all(found[name].abs().max() > 0 for name in want if "_projector" in name)
     assert base.vision_passes == (2 if rank == 0 else 0)
     assert len(ran) == (2 if rank == 0 or way == "fsdp2" else 0), (way, ran)
+    if way == "fsdp2" and tuner == "mma":
+        check_saved(kind, model, {name: before[name] - want[name] for name in want}, rank)
+
+
+def check_saved(kind, model, want, rank):
+    """Take a step, save the adapter, and open it again in one process."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.sub_(parameter.grad)
+    whole = whole_tensors(model, trained_only=True)
+    assert want.keys() <= whole.keys()
+    if rank == 0:
+        folder = f"{STORE}-{kind}"
+        model.save_pretrained(folder, state_dict=whole)
+        base = untuned(kind)
+        opened = dict(PeftModel.from_pretrained(base, folder).named_parameters())
+        for name, tensor in want.items():
+            torch.testing.assert_close(opened[name].double(), tensor, rtol=0, atol=1e-6, msg=name)
 
 
 def work(rank, wanted):

@@ -21,22 +21,23 @@ def retention_blocks(page: Mapping[str, Any]) -> Iterator[Block]:
     cells = [
         [
             str(row.get("name")),
-            *(_of_interval(row.get(key)) for key in _STATES),
+            *_states(row),
             f"{row['p']:.3g}" if isinstance(row.get("p"), int | float) else "-",
             str(row.get("count", "-")),
         ]
         for row in rows
         if isinstance(row, dict)
     ]
-    head = ["measure", "base", "adapter off", "adapter on", "change from off to on", "p", "items"]
+    head = ["measure", "base", "adapter off", "adapter on", "change", "p", "items"]
     yield Grid(head, cells)
     yield Bullets([_OF_CHANGE, *_retention_notes(page)])
 
 
 _STATES = ("base", "off", "on", "change")
 _OF_CHANGE = (
-    "Change: points, and for perplexity the quotient on / off; 95 % intervals over items, paired "
-    "for the change; p of McNemar's exact test, where answers are right or wrong."
+    "Change: from the base to the adapter on, in points, and for perplexity as the factor; 95 % "
+    "intervals over items, paired for the change; p of McNemar's exact test, where answers are "
+    "right or wrong."
 )
 
 
@@ -49,9 +50,20 @@ def _retention_notes(page: Mapping[str, Any]) -> Iterator[str]:
         yield from map(str, notes)
 
 
-def _of_interval(one: Any) -> str:
+def _states(row: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the cells of the three models and of the change."""
+    is_perplexity = row.get("name") == "perplexity"
+    for key in _STATES:
+        if key == "off" and row.get("off") is not None and row["off"] == row.get("base"):
+            yield "= base"
+        else:
+            yield _of_interval(row.get(key), 2 if is_perplexity else 1)
+
+
+def _of_interval(one: Any, digits: int) -> str:
     if not isinstance(one, dict) or not isinstance(one.get("value"), int | float):
         return "-"
     ends = [one.get(end) for end in ("low", "high")]
     known = all(isinstance(end, int | float) for end in ends)
-    return f"{one['value']:.2f}" + (f" ({ends[0]:.2f} to {ends[1]:.2f})" if known else "")
+    value, *ends = (f"{end:.{digits}f}" for end in (one["value"], *(ends if known else ())))
+    return f"{value} ({ends[0]} to {ends[1]})" if ends else value

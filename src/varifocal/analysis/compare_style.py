@@ -23,8 +23,9 @@ th, td { text-align: right; padding: 5px 12px; border-bottom: 1px solid var(--li
   white-space: nowrap; }
 th:first-child { text-align: left; padding-left: 0; }
 thead th { font-weight: 600; font-size: 13px; color: var(--faint); vertical-align: bottom;
-  white-space: normal; max-width: 220px; overflow-wrap: anywhere; }
-tbody th { font-weight: 600; max-width: 340px; white-space: normal; overflow-wrap: anywhere; }
+  white-space: normal; max-width: 220px; overflow-wrap: break-word; }
+tbody th { font-weight: 600; min-width: 64px; max-width: 340px; white-space: normal;
+  overflow-wrap: break-word; }
 td svg { display: block; }
 small { color: var(--faint); }
 details { margin: 10px 0; }
@@ -52,5 +53,11 @@ em.second { background: var(--second); color: #fff; }
 .about, .gone, .more, footer { color: var(--faint); font-size: 12.5px; overflow-wrap: anywhere; }
 .about { margin: auto 0 0; padding-top: 10px; }
 .gone { margin: 6px; }
+@media (max-width: 620px) {
+  main { padding: 20px 16px 32px; }
+  th, td { padding: 5px 8px; }
+  td small { display: block; }
+  .cards { grid-template-columns: 1fr; }
+}
 footer { margin-top: 40px; border-top: 1px solid var(--line); padding-top: 12px; }
 """

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from varifocal.cli.ready import ready
 from varifocal.errors import RunError, VarifocalError
 
 if TYPE_CHECKING:
@@ -61,7 +60,6 @@ def compare(
         return
     if len(runs) != 2:
         raise VarifocalError(f"compare takes two runs, not {len(runs)} (more: --retention)")
-    ready()
     from varifocal.analysis.compare_page import write_page
     from varifocal.evaluation.compare import compare as compare_runs
     from varifocal.evaluation.recall import recall

@@ -21,10 +21,11 @@ def add_export_verb(app: typer.Typer) -> None:
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
     to: Annotated[
-        Literal["merged", "lora", "route"],
+        Literal["merged", "lora", "route", "llava", "gguf"],
         typer.Option(
             help="merged: plain transformers checkpoints; lora: PEFT LoRAs; route: the LoRA that "
-            "one prompt chooses (MixLoRA)."
+            "one prompt chooses (MixLoRA); llava: transformers' LLaVA, for a graft whose connector "
+            "is plain; gguf: the language model for llama.cpp."
         ),
     ],
     out: Annotated[
@@ -49,7 +50,7 @@ def export(
             min=0, help="Largest difference of two logits; by default as rounding allows."
         ),
     ] = None,
-    shard_gib: Annotated[float, typer.Option(min=0.001, help="Most GiB a file.")] = 4.0,
+    shard_gib: Annotated[float, typer.Option(min=0.001, help="Most GiB a safetensors file.")] = 4.0,
     push_to_hub: Annotated[
         str | None, typer.Option(metavar="OWNER/NAME", help="Upload it, too.")
     ] = None,
@@ -57,12 +58,12 @@ def export(
         bool, typer.Option("--public", help="Of a hub repository made now: everybody may see it.")
     ] = False,
 ) -> None:
-    """Write a run as plain checkpoints or LoRAs, each held against the trained model."""
+    """Write a run as what others load, each artifact held against the trained model."""
     if image and prompt is None:
         raise VarifocalError("--image belongs to --prompt: give the prompt that shows the picture")
     ready()
-    from varifocal.export.exporting import Order
     from varifocal.export.exporting import export as run_export
+    from varifocal.export.order import Order
     from varifocal.export.push import push
     from varifocal.export.routed import prompt_example
     from varifocal.run import RunDirectory

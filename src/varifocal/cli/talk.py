@@ -10,7 +10,7 @@ from varifocal.data.example import Image, Message
 from varifocal.errors import VarifocalError, nearest
 from varifocal.serving.engine import Engine, Sampling
 
-COMMANDS = ("/image", "/new", "/quit")
+COMMANDS = ("/image", "/base", "/new", "/quit")
 
 
 class Talk:
@@ -22,6 +22,7 @@ class Talk:
         self.sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature)
         self.turns: list[Message] = []
         self.pictures: list[Image] = []
+        self.adapter = True
 
     def obey(self, line: str) -> bool:
         """Do what a line of the chat says; False when it says to leave."""
@@ -32,11 +33,21 @@ class Talk:
             self.turns, self.pictures = [], []
         elif command == "/image":
             self.show(readable_pictures([Path(rest.strip())]))
+        elif command == "/base":
+            self.switch(rest.strip())
         elif line.startswith("/"):
             raise VarifocalError(f"no command {command}{nearest(command, COMMANDS)}")
         elif line:
             self.say(line)
         return True
+
+    def switch(self, word: str) -> None:
+        """Answer without the adapter from now on ("on"), or with it again ("off")."""
+        if word not in ("on", "off"):
+            raise VarifocalError(f"/base is on or off, not '{word}'")
+        if not self.engine.has_adapter:
+            raise VarifocalError("this run has no adapter that could be left out")
+        self.adapter = word == "off"
 
     def show(self, pictures: list[Image]) -> None:
         """Take pictures along with the next turn."""
@@ -48,7 +59,7 @@ class Talk:
         """Ask, print the answer as it comes, and remember both."""
         asked = [*self.turns, Message("user", (*self.pictures, text))]
         pieces: list[str] = []
-        with closing(self.engine.stream(asked, self.sampling)) as stream:
+        with closing(self.engine.stream(asked, self.sampling, adapter=self.adapter)) as stream:
             try:
                 for piece in stream:
                     print(piece, end="", flush=True)

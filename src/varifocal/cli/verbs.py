@@ -6,7 +6,6 @@ Torch and transformers cost seconds, so a verb imports what it needs when it run
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -20,9 +19,12 @@ from varifocal.cli.cache_verbs import add_cache_verb
 from varifocal.cli.data_verbs import data_app
 from varifocal.cli.eval_verbs import add_eval_verb
 from varifocal.cli.export_verb import add_export_verb
+from varifocal.cli.launch_verb import add_launch_verb
 from varifocal.cli.options import RecipeArgument, SetOption
+from varifocal.cli.plan_verb import add_plan_verb
 from varifocal.cli.ready import ready
 from varifocal.cli.run_verbs import add_run_verbs, renew_card
+from varifocal.cli.serve_verb import add_serve_verb
 from varifocal.errors import Stopped, VarifocalError, nearest
 
 INTERRUPTED = 130
@@ -42,9 +44,12 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 app.add_typer(analyze_app, name="analyze")
 add_eval_verb(app)
+add_plan_verb(app)
 add_run_verbs(app)
 add_export_verb(app)
 add_cache_verb(app)
+add_serve_verb(app)
+add_launch_verb(app)
 
 RunArgument = Annotated[
     Path, typer.Argument(metavar="RUN", help="A run directory, such as runs/demo.")
@@ -105,13 +110,16 @@ def train(
     """Train a recipe into a run directory; Ctrl-C saves what there is."""
     ready()
     from varifocal.cli.screen import print_left_out, stage_bars
+    from varifocal.models.sharding import is_main_process
     from varifocal.recipe import load_recipe
     from varifocal.training.train import train as run_training
 
     page = load_recipe(recipe, overrides or ())
     root = out or RUNS / str(page.name)
     with stage_bars() as progress:
-        result = run_training(page, root, resume=resume, progress=progress)
+        result = run_training(page, root, resume=resume, progress=progress, predict=True)
+    if not is_main_process():
+        return
     renew_card(root)
     print_left_out([*result.skipped, *result.dropped])
     for note in result.passed_over:
@@ -156,7 +164,8 @@ def chat(
     pictures = readable_pictures(image or [])
     talk = Talk(run, temperature, max_new_tokens)
     talk.show(pictures)
-    print("/image FILE shows a picture with the next turn, /new starts over, /quit leaves.")
+    print("/image FILE shows a picture with the next turn, /base on leaves the adapter out,")
+    print("/new starts over, /quit leaves.")
     for line in typed_lines():
         try:
             if not talk.obey(line):
@@ -165,28 +174,6 @@ def chat(
             continue  # it cut the answer short, not the conversation
         except VarifocalError as error:
             _complain(str(error))
-
-
-@app.command(epilog="Example: varifocal plan lavin-7b-scienceqa --json")
-def plan(
-    recipe: RecipeArgument,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-    overrides: SetOption = None,
-) -> None:
-    """Say what a recipe would train, from the models' shapes alone; nothing is loaded."""
-    ready()
-    from varifocal.recipe import load_recipe
-    from varifocal.training.plan import plan as make_plan
-
-    planned = make_plan(load_recipe(recipe, overrides or (), check_paths=False))
-    if as_json:
-        print(json.dumps(planned, indent=2))
-        return
-    rows = {"trained parameters": planned["trained_parameters"]}
-    rows |= {f"  {part}": count for part, count in planned["trained_parameters_by_part"].items()}
-    rows["frozen parameters"] = planned["frozen_parameters"]
-    for name, count in rows.items():
-        print(f"{name:<24}{count:>18,}")
 
 
 def main() -> None:

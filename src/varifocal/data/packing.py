@@ -91,6 +91,9 @@ def efficiency(rows: Sequence[Sequence[int]], lengths: Sequence[int], row_length
     return used / max(len(rows) * row_length, 1)
 
 
+_SHORTEST = 2  # tokens of a batch without samples: one to look at, one to predict
+
+
 class PackedDataset(Dataset[list[Encoded]]):
     """The rows of one epoch; `set_epoch` packs the next one anew.
 
@@ -236,7 +239,7 @@ class Collator:
         """
         packed = [[row] if isinstance(row, Encoded) else list(row) for row in rows]
         longest = max((sum(map(len, row)) for row in packed), default=0)
-        length = self.row_length or longest
+        length = self.row_length or longest or _SHORTEST
         if longest > length:
             raise ValueError(f"a row has {longest} tokens, row_length is {length}")
         batch = _empty_batch(len(packed), length, self.pad_id)

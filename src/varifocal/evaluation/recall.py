@@ -16,8 +16,8 @@ from varifocal.recipe import load_recipe
 def recall(place: Path, predictions: Predictions) -> Predictions:
     """Fill in pictures, options and tags from the sources that the run's recipe scores on.
 
-    An example is taken for a line's only where id and question are the same. Data that has moved
-    since is no error: the page then has no pictures.
+    An example is taken for a line's only where id and question are the same. Nothing is fetched
+    from the hub, and data that has moved since is no error: the page then has no pictures.
 
     Args:
         place: the run, its `eval`, or a file in there.
@@ -28,6 +28,8 @@ def recall(place: Path, predictions: Predictions) -> Predictions:
         return predictions
     known: dict[str, Line] = {}
     for example in _examples(place):
+        if len(known) == len(wanted):
+            break
         line = wanted.get(example.id)
         if line is not None and line.question == _asked(example):
             known[line.id] = _filled(line, example)
@@ -40,7 +42,7 @@ def _lacks(line: Line) -> bool:
 
 
 def _examples(place: Path) -> Iterator[Example]:
-    """Yield what the recipe's `data.evaluate` holds, as far as it is still there."""
+    """Yield what the recipe's `data.evaluate` holds on this machine, as far as still there."""
     root = next(
         (one for one in (place, *place.parents[:2]) if (one / "recipe.yaml").is_file()), None
     )
@@ -48,7 +50,7 @@ def _examples(place: Path) -> Iterator[Example]:
         return
     try:
         for section in load_recipe(root / "recipe.yaml", check_paths=False).data.evaluate:
-            if not section.streaming:
+            if not section.streaming and section.hub is None:  # the hub's would be downloaded
                 yield from (one for one in open_source(section) if isinstance(one, Example))
     except VarifocalError:
         return

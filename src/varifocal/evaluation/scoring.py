@@ -237,7 +237,7 @@ def reads_tree_rows(model: nn.Module) -> bool:
         config, "sliding_window", None
     )
     return (
-        config._attn_implementation in ("sdpa", "eager")
+        config._attn_implementation in ("sdpa", "eager", "segments")
         and layer_types == {"full_attention"}
         and not windowed
         and not getattr(base, "_is_stateful", False)

@@ -6,28 +6,41 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
-
-import torch
-from peft import PeftModel
-from torch import nn
-from transformers import PreTrainedModel
+from typing import Any
 
 from varifocal.assemble import Assembly, open_run
 from varifocal.data.example import Example
-from varifocal.errors import ModelError, RunError
-from varifocal.export.adapters import LoraFiles, merge, own_lora, route_lora
+from varifocal.errors import RunError
+from varifocal.export.artifacts import Job, make
 from varifocal.export.card import write_card
-from varifocal.export.parity import Case, Parity, compare, prompts, references
-from varifocal.export.plain import PlainModel, fold_route, language_model, plain
-from varifocal.export.routed import routed_lora
-from varifocal.export.shards import write_plain
-from varifocal.models.load import load_model, load_processor
-from varifocal.recipe import ModelSection, Recipe
-from varifocal.run import RunDirectory, whole_directory, write_json, write_text
+from varifocal.export.order import Order, check_possible
+from varifocal.export.parity import Parity, compare, prompts, references
+from varifocal.export.plain import language_model
+from varifocal.run import whole_directory, write_json, write_text
 
-Target = Literal["merged", "lora", "route"]
 ROUTES = {"text": 0, "image": 1}
+_PLAIN = (
+    "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+    "model = AutoModelForCausalLM.from_pretrained(HERE)\n"
+    "tokenizer = AutoTokenizer.from_pretrained(HERE)"
+)
+_LORA = (
+    "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
+    'base = AutoModelForCausalLM.from_pretrained("{base}")\n'
+    "model = PeftModel.from_pretrained(base, HERE)"
+)
+_LLAVA = (
+    "from transformers import AutoProcessor, LlavaForConditionalGeneration\n\n"
+    "model = LlavaForConditionalGeneration.from_pretrained(HERE)\n"
+    "processor = AutoProcessor.from_pretrained(HERE)"
+)
+_GGUF = (
+    "from llama_cpp import Llama\n\n"
+    'model = Llama(HERE + "/model.gguf")\n'
+    'model.create_chat_completion([{{"role": "user", "content": "..."}}], temperature=0)'
+)
+_LOADING = {"merged": _PLAIN, "lora": _LORA, "route": _LORA, "llava": _LLAVA, "gguf": _GGUF}
+_LIBRARIES = {"lora": "peft", "route": "peft", "gguf": "gguf"}
 
 
 @dataclass(frozen=True)
@@ -45,33 +58,8 @@ class Exported:
     notes: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Order:
-    """What an export was asked for.
-
-    Attributes:
-        run: the run directory.
-        to: the artifact's kind.
-        dtype: number format of the weights; by default the run's.
-        num_prompts: prompts of the parity gate.
-        max_gap: largest difference of two logits that passes; by default as rounding allows.
-        shard_gib: most GiB a file.
-        prompt: whose LoRA is taken, for `route`.
-        command: that was typed, for the card.
-    """
-
-    run: RunDirectory
-    to: Target
-    dtype: str | None = None
-    num_prompts: int = 16
-    max_gap: float | None = None
-    shard_gib: float = 4.0
-    prompt: Example | None = None
-    command: str = ""
-
-
 def export(order: Order, out: Path, tell: Callable[[str], None] | None = None) -> list[Exported]:
-    """Write a run as plain checkpoints or as LoRAs, and hold each against the trained model.
+    """Write a run as what others load, and hold each artifact against the trained model.
 
     MMA gives two artifacts, `out/text` and `out/image`, since its weights differ by modality; any
     other tuner gives one, `out` itself. Each is written whole or not at all.
@@ -87,45 +75,16 @@ def export(order: Order, out: Path, tell: Callable[[str], None] | None = None) -
     """
     say = tell or (lambda text: None)
     recipe, parts = open_run(order.run.root, dtype=order.dtype)
-    kind = recipe.tuner.type
-    _check_possible(order, recipe, parts)
+    check_possible(order, recipe, parts)
     say(f"the trained model answers {order.num_prompts} prompts")
     done = []
-    for name, modality in ROUTES.items() if kind == "mma" else (("", 0),):
+    for name, modality in ROUTES.items() if recipe.tuner.type == "mma" else (("", 0),):
         asked = [order.prompt] if order.prompt else _examples(order, parts, name)
         cases = references(parts, asked, modality)
         target = out / name if name else out
         say(f"{target}: writing and comparing")
-        done.append(_write(order, recipe, parts, (name, modality), cases, target))
+        done.append(_write(Job(order, recipe, parts, name, modality, asked, cases), target))
     return done
-
-
-def _check_possible(order: Order, recipe: Recipe, parts: Assembly) -> None:
-    kind = recipe.tuner.type
-    if (order.to == "route") != (order.prompt is not None):
-        raise ModelError("--to route takes the LoRA that one prompt chooses: give --prompt with it")
-    if order.to == "route" and kind != "mixlora":
-        raise ModelError(
-            f"--to route is for MixLoRA, and this run's tuner is {kind}: use --to lora or merged"
-        )
-    if kind == "mixlora" and order.to != "route":
-        raise ModelError(
-            "MixLoRA picks other factors for every prompt, so no single set of weights equals it; "
-            f"one prompt's LoRA can leave: varifocal export {order.run.root} --to route --prompt "
-            "'...'"
-        )
-    if order.to == "lora" and kind in ("none", "full"):
-        changed = "no weight of" if kind == "none" else "every weight of"
-        raise ModelError(
-            f"this run trained {changed} the language model, so there is no LoRA of it; "
-            "use --to merged"
-        )
-    if getattr(parts.base, "is_quantized", False):
-        raise ModelError(
-            f"the run's base is held in {recipe.model.quantization}; open it unquantised first: "
-            f"set model.quantization to null in {order.run.recipe} (the adapter fits both), and "
-            "the parity gate will compare with that"
-        )
 
 
 def _examples(order: Order, parts: Assembly, route: str) -> Sequence[Example]:
@@ -136,123 +95,66 @@ def _examples(order: Order, parts: Assembly, route: str) -> Sequence[Example]:
     return [*prompts(order.num_prompts - half, pictures=False), *prompts(half, pictures=True)]
 
 
-def _write(
-    order: Order,
-    recipe: Recipe,
-    parts: Assembly,
-    route: tuple[str, int],
-    cases: Sequence[Case],
-    target: Path,
-) -> Exported:
-    name, modality = route
-    notes = tuple(_notes(recipe, parts, name))
-    dtype = getattr(torch, recipe.model.dtype)
+def _write(job: Job, target: Path) -> Exported:
     with whole_directory(target) as staging:
-        if order.to == "merged":
-            model = _written_plain(order, recipe, parts, modality, staging)
-        else:
-            files = _lora(order, recipe, parts, modality)
-            notes += tuple(f"The run's {part} is not in a LoRA." for part in files.left_out)
-            files.write(staging)
-            model = _on_its_base(recipe, parts, staging)
-        parity = compare(cases, model, dtype, order.max_gap)
+        made = make(job, staging)
+        notes = (*_notes(job), *(f"The run's {part} is not in a LoRA." for part in made.left_out))
+        parity = compare(made.cases, made.model, job.dtype, job.order.max_gap)
         parity.check(str(target))
-        _write_papers(order, recipe, name, parity, notes, staging)
+        _write_papers(job, parity, notes, staging)
     return Exported(target, parity, notes)
 
 
-def _written_plain(
-    order: Order, recipe: Recipe, parts: Assembly, modality: int, staging: Path
-) -> nn.Module:
-    """Write a plain checkpoint and open it as anybody would."""
-    content = _plain(recipe, parts, modality)
-    write_plain(content, staging, shard_gib=order.shard_gib)
-    section = _language_section(recipe)
-    load_processor(section).save_pretrained(staging)
-    return _opened(content.kind, staging, parts)
-
-
-def _plain(recipe: Recipe, parts: Assembly, modality: int) -> PlainModel:
-    dtype = getattr(torch, recipe.model.dtype)
-    if recipe.tuner.type == "mma":
-        return fold_route(cast(PeftModel, parts.model), modality, dtype)
-    merged = merge(parts.model) if isinstance(parts.model, PeftModel) else parts.base
-    return plain(language_model(merged)[0], dtype)
-
-
-def _opened(kind: type[PreTrainedModel], directory: Path, parts: Assembly) -> nn.Module:
-    written = language_model(parts.base)[0]
-    options: dict[str, Any] = {"attn_implementation": written.config._attn_implementation}
-    model: Any = kind.from_pretrained(directory, dtype=written.dtype, **options)
-    return model.to(written.device).eval()
-
-
-def _lora(order: Order, recipe: Recipe, parts: Assembly, modality: int) -> LoraFiles:
-    model, base_name = cast(PeftModel, parts.model), recipe.model.language_model
-    if order.prompt is not None:
-        return routed_lora(parts, order.prompt, base_name)
-    if recipe.tuner.type == "mma":
-        return route_lora(model, modality, base_name)
-    return own_lora(model, base_name)
-
-
-def _on_its_base(recipe: Recipe, parts: Assembly, adapter: Path) -> nn.Module:
-    """Load the language model afresh and put the written LoRA around it."""
-    loaded = load_model(_language_section(recipe)).model
-    device = next(parts.model.parameters()).device
-    return PeftModel.from_pretrained(cast(Any, loaded.to(device)), str(adapter)).eval()
-
-
-def _language_section(recipe: Recipe) -> ModelSection:
-    changes = {"vision_tower": None, "connector": None, "quantization": None}
-    return recipe.model.model_copy(update=changes)
-
-
-def _notes(recipe: Recipe, parts: Assembly, route: str) -> Iterator[str]:
-    grafted = language_model(parts.base)[1] != ""
-    if route == "text":
+def _notes(job: Job) -> Iterator[str]:
+    grafted = language_model(job.parts.base)[1] != ""
+    if job.route == "text":
         yield "The text route: what the model does with rows that show no picture."
-    if route == "image":
+    if job.route == "image":
         yield "The image route: what the model does with rows that show a picture."
-    if grafted:
+    if job.form == "llava":
+        yield from _llava_notes(job)
+    elif grafted:
         yield (
             "The language model alone: vision tower and connector stay in the run. Fed with their "
             "visual tokens as `inputs_embeds`, the image route gives the run's logits."
-            if route == "image"
+            if job.route == "image"
             else "The language model alone, without vision tower and connector."
         )
-    if route and grafted and getattr(recipe.tuner, "adapt_vision_tower", False):
-        yield (
-            "The vision tower's adapters, where it has any, are routed by each picture's own state "
-            "and have no folded form; they stay in the run."
-        )
+        if job.route and getattr(job.recipe.tuner, "adapt_vision_tower", False):
+            yield (
+                "The vision tower's adapters, where it has any, are routed by each picture's own "
+                "state and have no folded form; they stay in the run."
+            )
+    if job.form == "lora" and job.route:
+        yield "PEFT runs it and does not merge it, since it has a bias; --to merged writes that."
+    if job.form == "gguf":
+        yield "The gate read the file back with transformers, not with llama.cpp."
 
 
-def _write_papers(
-    order: Order,
-    recipe: Recipe,
-    route: str,
-    parity: Parity,
-    notes: Sequence[str],
-    directory: Path,
-) -> None:
-    merged = order.to == "merged"
-    base = recipe.model.language_model
-    load = (
-        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        "model = AutoModelForCausalLM.from_pretrained(HERE)\n"
-        "tokenizer = AutoTokenizer.from_pretrained(HERE)"
-        if merged
-        else "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
-        f'base = AutoModelForCausalLM.from_pretrained("{base}")\n'
-        "model = PeftModel.from_pretrained(base, HERE)"
+def _llava_notes(job: Job) -> Iterator[str]:
+    yield (
+        "transformers' LLaVA: language model, vision tower, projector and processor. The gate put "
+        "the processor's own ids and pixels to it."
     )
-    title = f"{recipe.name or order.run.root.name}{f', {route} route' if route else ''}"
+    if job.route == "image":
+        yield (
+            "Questions without a picture belong to the text route beside it; put to this one, "
+            "they get the image route."
+        )
+    yield (
+        "The run prepares pictures with Pillow: load the processor with backend='pil' where "
+        "torchvision is installed, whose resizing differs slightly."
+    )
+
+
+def _write_papers(job: Job, parity: Parity, notes: Sequence[str], directory: Path) -> None:
+    order, base = job.order, job.recipe.model.language_model
+    title = job.recipe.name or order.run.root.name
     card = write_card(
-        title,
+        f"{title}, {job.route} route" if job.route else title,
         base=base,
-        library="transformers" if merged else "peft",
-        load=load,
+        library=_LIBRARIES.get(job.form, "transformers"),
+        load=_LOADING[job.form].format(base=base),
         parity=parity,
         notes=notes,
         command=order.command or f"varifocal export {order.run.root} --to {order.to}",

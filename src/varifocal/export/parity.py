@@ -129,12 +129,13 @@ def compare(
     gap = largest = missed = power = 0.0
     same = total = 0
     for case in cases:
-        found = _logits(model, case.inputs)
+        answered = _logits(model, case.inputs)
+        found = answered[:, : case.logits.shape[-1]]  # LLaVA has a row for its placeholder, too
         gap = max(gap, float((found - case.logits).abs().max()))
         missed += float((found - case.logits).double().square().sum())
         power += float(case.logits.double().square().sum())
         largest = max(largest, float(case.logits.abs().max()))
-        same += int((found.argmax(-1) == case.logits.argmax(-1)).sum())
+        same += int((answered.argmax(-1) == case.logits.argmax(-1)).sum())
         total += len(found)
     return Parity(
         prompts=len(cases),
@@ -164,7 +165,8 @@ def _question(skill: str, index: int) -> Example:
 
 @torch.no_grad()
 def _reference(parts: Assembly, example: Example, modality: int) -> Case:
-    encoded = parts.encoder.encode(example)
+    answered = example.messages[-1].role == "assistant"
+    encoded = parts.encoder.encode(example, with_answer=answered)
     row = pad_left([encoded.input_ids.tolist()], [modality])
     if encoded.images and parts.load_images is not None:
         row |= parts.load_images(encoded.images)

@@ -160,10 +160,15 @@ def _shapes(kind: type[PreTrainedModel], config: Any, dtype: torch.dtype) -> dic
     with torch.device("meta"):
         model = kind._from_config(config, dtype=dtype)
     model.tie_weights()
-    shapes: dict[str, Tensor] = {}
+    return distinct(model)
+
+
+def distinct(model: nn.Module) -> dict[str, Tensor]:
+    """List a model's tensors by name, tied ones once."""
+    found: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in model.state_dict(keep_vars=True).items():
         if id(tensor) not in seen:
             seen.add(id(tensor))
-            shapes[name] = tensor.detach()
-    return shapes
+            found[name] = tensor.detach()
+    return found

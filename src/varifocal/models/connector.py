@@ -216,6 +216,81 @@ class PatchMLP(Connector):
         return overview["read"](flat).unflatten(1, (self.num_global_tokens, self.out_dim))
 
 
+class PlainMLP(Connector):
+    """LLaVA's projector to the letter: linear, GELU, linear on every patch, and nothing else.
+
+    arXiv 2310.03744; transformers' `LlavaMultiModalProjector` has the same two linears, so a model
+    with this connector can be written as a LLaVA. Nothing sets the size of its tokens while it
+    trains; `enter_at` makes them as large as words once, by its last linear.
+
+    Args:
+        in_dim: C, width of the tower's states.
+        out_dim: D, width of the language model's input embeddings, and of the hidden layer.
+        grid: rows and columns of the tower's patch grid.
+        output_scale: root mean square that a fresh connector's tokens have, given states of 1.
+    """
+
+    select: Selection = "patches"
+
+    def __init__(
+        self,
+        in_dim: int,
+        out_dim: int,
+        grid: tuple[int, int],
+        output_scale: float | None = None,
+    ) -> None:
+        super().__init__(in_dim, out_dim, None)
+        self.start_scale = output_scale
+        self.grid = grid
+        self.tokens_per_image = math.prod(grid)
+        self.local = nn.Sequential(
+            nn.Linear(in_dim, out_dim), nn.GELU(), nn.Linear(out_dim, out_dim)
+        )
+        if output_scale is not None:
+            self.enter_at(output_scale)
+
+    def reset_parameters(self) -> None:
+        """Draw all parameters anew, to the scale of the start."""
+        super().reset_parameters()
+        if self.start_scale is not None:
+            self.enter_at(self.start_scale)
+
+    @torch.no_grad()
+    def enter_at(self, scale: float, states: Tensor | None = None) -> None:
+        """Scale the last linear, once, so that the tokens have a root mean square on average.
+
+        No token's direction changes, and so no cosine with a word does.
+
+        Args:
+            scale: of the tokens, as `embedding_scale` measures it.
+            states: [N, K, C] to measure with; None takes noise of root mean square 1.
+        """
+        weight = self._last.weight
+        if weight.is_meta:
+            return
+        if states is None:
+            noise = torch.Generator().manual_seed(0)
+            cells = math.prod(self.grid)
+            states = torch.randn(1, cells, self.in_dim, generator=noise).to(weight.device)
+        found = self(states).float().pow(2).mean(dim=-1).sqrt().mean()
+        for parameter in self._last.parameters():
+            parameter.mul_(scale / found)
+
+    @property
+    def _last(self) -> nn.Linear:
+        last = self.local[-1]
+        assert isinstance(last, nn.Linear)
+        return last
+
+    def config(self) -> dict[str, Any]:
+        """Return the options from which `build_connector` builds this connector again."""
+        return {"type": "patch_mlp", "plain": True, "output_scale": self.start_scale}
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Map patches [N, K, C] to visual tokens [N, K, D], by row."""
+        return self.local(pool_cells(states.to(self._last.weight.dtype), self.grid, self.grid))
+
+
 def pooled_grid(grid: tuple[int, int], num_tokens: int | None) -> tuple[int, int]:
     """Return the grid that `num_tokens` cells make.
 
@@ -268,7 +343,11 @@ def _cls_pyramid(tower: VisionTower, out_dim: int, hidden_dim: int = 128, **rest
     return ClsPyramid(tower.width, out_dim, hidden_dim, num_states=states, **rest)
 
 
-def _patch_mlp(tower: VisionTower, out_dim: int, hidden_dim: int = 512, **rest: Any) -> Connector:
+def _patch_mlp(
+    tower: VisionTower, out_dim: int, hidden_dim: int = 512, plain: bool = False, **rest: Any
+) -> Connector:
+    if plain:
+        return PlainMLP(tower.width, out_dim, tower.grid, **rest)
     return PatchMLP(tower.width, out_dim, hidden_dim, tower.grid, **rest)
 
 

@@ -55,6 +55,10 @@ class FeatureStore:
         self._table = torch.empty(0)
         self._reload()
 
+    def beside(self, directory: Path) -> "FeatureStore":
+        """Open another table of the same features elsewhere."""
+        return FeatureStore(self._compute, self._shape, self._dtype, directory, self._batch_size)
+
     def __len__(self) -> int:
         """The number of pictures in the table."""
         return len(self._slots)

@@ -32,9 +32,12 @@ from varifocal.models.packaged import efficientnet_processor
 from varifocal.models.processor import GraftedProcessor
 from varifocal.models.published import PUBLISHED
 from varifocal.models.quantised import keep_weights, quantisation
+from varifocal.models.segment_attention import register
 from varifocal.models.sources import clear_loading_errors, locate, read_config, weight_files
 from varifocal.models.vision import VISION_MODELS, VisionTower, build_tower
 from varifocal.recipe import ConnectorSection, ModelSection
+
+register()
 
 
 @dataclass(frozen=True)
@@ -276,7 +279,9 @@ def connector_options(section: ConnectorSection) -> dict[str, Any]:
     options: dict[str, Any] = {"type": section.type}
     if section.hidden_dim is not None:
         options["hidden_dim"] = section.hidden_dim
-    if section.type == "patch_mlp":
+    if section.plain:
+        options["plain"] = True
+    elif section.type == "patch_mlp":
         options["num_tokens"] = section.num_tokens
         options["num_global_tokens"] = section.num_global_tokens
     return options

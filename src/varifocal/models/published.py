@@ -32,6 +32,14 @@ _LLAMA_13B = LlamaConfig(
     num_hidden_layers=40,
     num_attention_heads=40,
 )
+_LLAMA2_70B = LlamaConfig(
+    **{**_LLAMA, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5},
+    hidden_size=8192,
+    intermediate_size=28672,
+    num_hidden_layers=80,
+    num_attention_heads=64,
+    num_key_value_heads=8,
+)
 _VIT_L14: dict[str, Any] = {
     "hidden_size": 1024,
     "intermediate_size": 4096,
@@ -55,6 +63,7 @@ PUBLISHED: dict[str, PreTrainedConfig] = {
     "huggyllama/llama-7b": _LLAMA_7B,
     "huggyllama/llama-13b": _LLAMA_13B,
     "meta-llama/Llama-2-7b-hf": _LLAMA2_7B,
+    "meta-llama/Llama-2-70b-hf": _LLAMA2_70B,
     "lmsys/vicuna-7b-v1.3": _LLAMA_7B,
     "lmsys/vicuna-7b-v1.5": _LLAMA2_7B,
     "llava-hf/llava-1.5-7b-hf": _LLAVA_7B,

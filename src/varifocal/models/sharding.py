@@ -1,5 +1,6 @@
 """Keeping the processes of one training run in step when only some of them see a picture."""
 
+import os
 from typing import Any
 
 import torch
@@ -15,6 +16,16 @@ def in_world() -> bool:
         and torch.distributed.is_initialized()
         and torch.distributed.get_world_size() > 1
     )
+
+
+def num_processes() -> int:
+    """How many processes train together, also before they have met: what the launcher says."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main_process() -> bool:
+    """Whether this is the process that prints and writes, also before the others are met."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def is_sharded(*modules: nn.Module) -> bool:

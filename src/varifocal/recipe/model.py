@@ -19,6 +19,9 @@ class ConnectorSection(Section):
     """`patch_mlp`: local tokens an image is pooled to, a square number; by default every patch."""
     num_global_tokens: Annotated[int, Field(ge=0)] = 0
     """`patch_mlp`: further tokens that read all patches at once."""
+    plain: bool = False
+    """`patch_mlp`: LLaVA's projector to the letter (every patch, linear, GELU, linear), which
+    `varifocal export --to llava` needs: no norm, positions, pooling, global tokens or set scale."""
     weights: str | None = None
     """A run whose trained connector is the start; by default a fresh one, drawn from the seed."""
     alignment: Literal["words"] | None = None
@@ -37,6 +40,18 @@ class ConnectorSection(Section):
         if self.type == "cls_pyramid" and (self.num_tokens or self.num_global_tokens):
             key = "num_tokens" if self.num_tokens else "num_global_tokens"
             raise WrongKeyError(key, "belongs to patch_mlp; cls_pyramid gives a token a block")
+        if self.plain and self.type == "cls_pyramid":
+            raise WrongKeyError("plain", "belongs to patch_mlp; cls_pyramid reads no patches")
+        extra = {
+            key: getattr(self, key) for key in ("hidden_dim", "num_tokens", "num_global_tokens")
+        }
+        if self.plain and any(extra.values()):
+            key = next(key for key, value in extra.items() if value)
+            raise WrongKeyError(
+                key,
+                "does not go with plain: LLaVA's projector is as wide as the language model and "
+                "gives a token for every patch; leave one of the two out",
+            )
         return self
 
 
@@ -55,7 +70,8 @@ class ModelSection(Section):
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     """Number format of the frozen weights."""
     attn_implementation: str = "sdpa"
-    """transformers' name of the attention code: sdpa, eager, flash_attention_2 ..."""
+    """transformers' name of the attention code: sdpa, eager, flash_attention_2 ...; or `segments`,
+    ours: packed rows on a CPU, each segment alone."""
     quantization: Literal["nf4", "int8"] | None = None
     """Hold the language model's linear layers in 4 or 8 bits (needs the extra `quant`)."""
 

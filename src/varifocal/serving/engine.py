@@ -34,7 +34,7 @@ from varifocal.serving.request import (
     Sampling,
     TokenLogprob,
 )
-from varifocal.serving.scheduler import EngineFault, LoadImages, Scheduler
+from varifocal.serving.scheduler import EngineFault, LoadImages, Scheduler, fault
 from varifocal.serving.text_stream import TextStream
 from varifocal.serving.writing import Writing
 from varifocal.tuners import routing_table
@@ -142,7 +142,7 @@ class Engine:
         self._changed = threading.Condition(threading.RLock())
         self._encoding = threading.Lock()
         self._waiting: deque[Request] = deque()
-        self._num_running = 0
+        self._active: dict[int, Request] = {}
         self._worker: threading.Thread | None = None
         self._is_closed = False
         self._tokens: Counter[str] = Counter()
@@ -199,7 +199,7 @@ class Engine:
         """Return what the engine does and has done; any thread may call it."""
         with self._changed:
             return EngineStats(
-                running=self._num_running,
+                running=len(self._active),
                 waiting=len(self._waiting),
                 prompt_tokens=self._tokens["prompt"],
                 completion_tokens=self._tokens["completion"],
@@ -219,7 +219,7 @@ class Engine:
         with self._changed:
             self._is_closed = True
             if not drain:
-                for request in [*self._waiting, *self._scheduler.running]:
+                for request in [*self._waiting, *self._active.values()]:
                     request.cancel()
             worker = self._worker
         if worker is not None:
@@ -276,6 +276,7 @@ class Engine:
         self, request: Request, reason: FinishReason, error: VarifocalError | None
     ) -> None:
         with self._changed:
+            self._active.pop(request.id, None)
             if request.finish_reason is None:
                 self._outcomes[reason] += 1
                 self._tokens["completion"] += request.completion_tokens
@@ -292,20 +293,24 @@ class Engine:
 
     @torch.inference_mode()
     def _work(self) -> None:
-        """Answer until there is nothing left to do."""
+        """Answer until there is nothing left to do; whatever goes wrong, nobody waits forever."""
         while True:
+            new = None
             with self._changed:
-                running = len(self._scheduler.running)
-                new = None
-                if running < self.max_batch and self._waiting:
+                if len(self._active) < self.max_batch and self._waiting:
                     new = self._waiting.popleft()
-                self._num_running = running + (new is not None)
-                if not self._num_running:
+                    self._active[new.id] = new
+                if not self._active:
                     self._worker = None
                     return
-            if new is not None:
-                self._scheduler.start(new)
-            self._scheduler.step()
+            try:
+                if new is not None:
+                    self._scheduler.start(new)
+                self._scheduler.step()
+            except Exception as error:
+                self._scheduler.batches.clear()
+                for request in list(self._active.values()):
+                    self._finished(request, "error", fault(error))
 
 
 _ENGINES: weakref.WeakSet[Engine] = weakref.WeakSet()

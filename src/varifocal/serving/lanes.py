@@ -231,9 +231,7 @@ def switched_off(switches: Sequence[Any]) -> Iterator[None]:
 def _refuse_trained_whole(model: nn.Module) -> None:
     """Refuse modules in the language model that the adapter has trained whole."""
     base: Any = cast(PeftModel, model).get_base_model()
-    language = getattr(base, "language_model", base)
-    head = base.get_output_embeddings()
-    for part in (*language.modules(), head):
+    for part in (*base.get_decoder().modules(), base.get_output_embeddings()):
         if isinstance(part, AuxiliaryTrainingWrapper):
             raise ValueError("the adapter has trained parts of the language model whole")
 

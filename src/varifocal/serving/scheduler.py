@@ -36,7 +36,7 @@ class EngineFault(VarifocalError):  # noqa: N818 - the name says what is wrong
     exit_code = 1
 
 
-@dataclass
+@dataclass(eq=False)
 class Row:
     """A request that is being answered.
 
@@ -53,7 +53,7 @@ class Row:
     token: int = 0
 
 
-@dataclass
+@dataclass(eq=False)
 class Batch:
     """Rows that go through the model together.
 
@@ -109,11 +109,6 @@ class Scheduler:
         self._device = next(model.parameters()).device
         self._reads_marks = reads_marks(model)
 
-    @property
-    def running(self) -> list[Request]:
-        """The requests that are being answered."""
-        return [row.request for batch in self.batches for row in batch.rows]
-
     def start(self, request: Request) -> None:
         """Read a request's prompt and write its first token; a failure is the request's own."""
         if request.is_cancelled:
@@ -127,20 +122,19 @@ class Scheduler:
         except VarifocalError as error:
             self.finished(request, "error", error)
         except Exception as error:
-            self.finished(request, "error", _fault(error))
+            self.finished(request, "error", fault(error))
 
     def step(self) -> None:
         """Write one token of every row."""
         for batch in list(self.batches):
-            self._leave(batch, [row for row in batch.rows if row.request.is_cancelled])
-            if not batch.rows:
-                continue
             try:
-                self._write(batch, self._next(batch))
+                self._leave(batch, [row for row in batch.rows if row.request.is_cancelled])
+                if batch.rows:
+                    self._write(batch, self._next(batch))
             except Exception as error:
-                self.batches.remove(batch)
+                self.batches = [one for one in self.batches if one is not batch]
                 for row in batch.rows:
-                    self.finished(row.request, "error", _fault(error))
+                    self.finished(row.request, "error", fault(error))
 
     def _shares(self, request: Request) -> str | None:
         return None if self.alone_because else self.lanes.shares(request.route)
@@ -208,19 +202,31 @@ class Scheduler:
 
     def _write(self, batch: Batch, logits: Tensor) -> bool:
         """Choose every row's next token; the rows that are done leave. False if none is left."""
-        likeliest = logits.argmax(dim=-1).tolist()
+        allowed = self._without_placeholder(logits)
+        likeliest = allowed.argmax(dim=-1).tolist()
         done = []
         for index, row in enumerate(batch.rows):
+            here, error = slice(index, index + 1), None
             try:
-                row.token, reason = row.writing.choose(logits[index : index + 1], likeliest[index])
-                error = None
+                row.token, reason = row.writing.choose(
+                    logits[here], allowed[here], likeliest[index]
+                )
             except Exception as raised:
-                reason, error = "error", _fault(raised)
+                reason, error = "error", fault(raised)
             if reason is not None:
                 self.finished(row.request, reason, error)
                 done.append(row)
         self._leave(batch, done)
         return bool(batch.rows)
+
+    def _without_placeholder(self, logits: Tensor) -> Tensor:
+        """Forbid the image placeholder where it has logits: nobody can write a picture."""
+        token = self.image_token_id
+        if token is None or token >= logits.shape[-1]:
+            return logits
+        logits = logits.clone()
+        logits[:, token] = -torch.inf
+        return logits
 
     def _join(self, batch: Batch) -> None:
         """Put a new row into the batch that it shares, the rows of a lane beside one another."""
@@ -241,18 +247,17 @@ class Scheduler:
         """Take rows out of a batch, and remember what they have read."""
         if not leaving:
             return
-        gone = {id(row) for row in leaving}
         for index, row in enumerate(batch.rows):
-            if id(row) in gone:
+            if row in leaving:
                 self._remember(batch, index, row)
                 if row.request.is_cancelled:
                     self.finished(row.request, "cancelled", None)
-        stay = [index for index, row in enumerate(batch.rows) if id(row) not in gone]
+        stay = [index for index, row in enumerate(batch.rows) if row not in leaving]
         batch.rows = [batch.rows[index] for index in stay]
         if stay:
             batch.cache, batch.mask = kv_rows.keep(batch.cache, batch.mask, stay)
-        elif batch in self.batches:
-            self.batches.remove(batch)
+        else:
+            self.batches = [one for one in self.batches if one is not batch]
 
     def _remember(self, batch: Batch, index: int, row: Row) -> None:
         if batch.shares is None or not self.prefixes.max_bytes:
@@ -275,7 +280,8 @@ class Scheduler:
         return torch.ones(1, length, dtype=torch.long, device=self._device)
 
 
-def _fault(error: Exception) -> EngineFault:
+def fault(error: Exception) -> EngineFault:
+    """Say in a sentence that the model failed."""
     what = str(error).strip().splitlines()
     return EngineFault(
         f"the model failed while it answered: {type(error).__name__}: {what[0] if what else ''}"

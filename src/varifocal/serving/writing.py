@@ -38,18 +38,21 @@ class Writing:
         self._written = 0  # characters that came out of the tokens
         self._told: deque[tuple[int, TokenLogprob]] = deque()  # where each begins
 
-    def choose(self, logits: Tensor, likeliest: int) -> tuple[int, FinishReason | None]:
+    def choose(
+        self, logits: Tensor, allowed: Tensor, likeliest: int
+    ) -> tuple[int, FinishReason | None]:
         """Choose the next token and hand its text on.
 
         Args:
-            logits: [1, V].
-            likeliest: the id of the largest one.
+            logits: [1, V], the model's own.
+            allowed: [1, V], the same with minus infinity for what cannot be written.
+            likeliest: the id of the largest of them.
 
         Returns:
             The token, and why the answer ends with it; None if it does not.
         """
         sampling = self.request.sampling
-        token = likeliest if sampling.temperature == 0 else int(self._choose(logits)[0])
+        token = likeliest if sampling.temperature == 0 else int(self._choose(allowed)[0])
         self.request.completion_tokens += 1
         if token in self.stop_ids:
             self._end()

@@ -5,6 +5,7 @@ from typing import Any
 
 from varifocal.assemble import Assembly
 from varifocal.errors import RecipeError
+from varifocal.models.connector import PlainMLP, embedding_scale
 from varifocal.recipe import Recipe
 from varifocal.training.alignment import align_connector, build_vocabulary
 from varifocal.training.cost import Clock
@@ -69,6 +70,9 @@ def align(recipe: Recipe, parts: Assembly, tell: Progress, clock: Clock) -> Alig
             seed=recipe.seed,
             progress=lambda done, total, loss: tell("align", done, total, f"loss {loss:.3f}"),
         )
+    if isinstance(model.connector, PlainMLP):  # a cosine leaves the tokens' size to chance
+        shown = lookup(keys[: section.alignment_batch_size])
+        model.connector.enter_at(embedding_scale(model.get_input_embeddings()), shown)
     return Aligned(
         loss=sum(losses[-100:]) / len(losses[-100:]),
         seconds=clock.seconds()["alignment"],

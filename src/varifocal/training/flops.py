@@ -26,7 +26,7 @@ from varifocal.models import GraftedForConditionalGeneration
 from varifocal.models.sharding import in_world
 from varifocal.tuners.mma.layer import MMALayer
 
-FUSED = ("flash_attention_2", "flash_attention_3", "flex_attention")
+FUSED = ("segments", "flash_attention_2", "flash_attention_3", "flex_attention")
 """Attention implementations that never form a pair of tokens from two segments."""
 
 _SIDES = ("vision_tower", "vision_model", "visual")

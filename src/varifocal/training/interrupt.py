@@ -7,6 +7,10 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+import torch
+
+from varifocal.models.sharding import in_world
+
 
 class StopWish:
     """Whether somebody asked the training to stop."""
@@ -36,3 +40,16 @@ def stop_wish() -> Iterator[StopWish]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def anyone(wish: bool, device: torch.device) -> bool:
+    """Tell whether any process wishes to stop; all of them must call it.
+
+    Signals reach processes at different steps. If each one obeyed its own, one would save while
+    the others wait for its gradient.
+    """
+    if not in_world():
+        return wish
+    flag = torch.tensor(float(wish), device=device)
+    torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+    return bool(flag)

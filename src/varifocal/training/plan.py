@@ -1,4 +1,4 @@
-"""What a recipe will cost, before any weight is loaded."""
+"""What a recipe trains, counted before any weight is loaded; `planning` has what it will cost."""
 
 from collections import Counter
 from typing import Any
@@ -37,7 +37,7 @@ def plan(recipe: Recipe) -> dict[str, Any]:
     return {
         "trained_parameters": sum(by_part.values()),
         "trained_parameters_by_part": by_part,
-        "frozen_parameters": _count_frozen(model),
+        "frozen_parameters": count_frozen(model),
     }
 
 
@@ -51,7 +51,8 @@ def count_trained(model: nn.Module) -> dict[str, int]:
     return dict(counts.most_common())
 
 
-def _count_frozen(model: nn.Module) -> int:
+def count_frozen(model: nn.Module) -> int:
+    """Count the parameters that stay as they are."""
     # PEFT keeps an untouched copy of a module that it trains whole; it is no part of the model.
     return sum(
         parameter.numel()

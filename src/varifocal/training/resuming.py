@@ -1,11 +1,14 @@
 """From which checkpoint a run goes on, and whether it may."""
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from varifocal.errors import ModelError, RunError
+from varifocal.manifest import MANIFEST
 from varifocal.recipe import Recipe, load_recipe
-from varifocal.run import RunDirectory, checkpoint_step
+from varifocal.run import UNLOGGED, RunDirectory, checkpoint_step
 
 
 @dataclass(frozen=True)
@@ -15,10 +18,12 @@ class Start:
     Attributes:
         checkpoint: the newest whole one; None begins with the first step.
         passed_over: what is wrong with each newer one.
+        is_listed: whether a manifest says what the checkpoint's files held.
     """
 
     checkpoint: Path | None = None
     passed_over: dict[Path, str] = field(default_factory=dict)
+    is_listed: bool = True
 
     @property
     def step(self) -> int:
@@ -26,11 +31,17 @@ class Start:
         return checkpoint_step(self.checkpoint) if self.checkpoint else 0
 
     def notes(self) -> list[str]:
-        """One sentence for each checkpoint that is damaged."""
-        return [
+        """One sentence for each checkpoint that is damaged, or could not be checked."""
+        notes = [
             f"{path} is damaged: {wrong}; going on from step {self.step} instead"
             for path, wrong in self.passed_over.items()
         ]
+        if not self.is_listed:
+            notes.append(
+                f"{self.checkpoint} has no {MANIFEST}, as of an older version: its files open, "
+                "and whether they hold what was written is not known"
+            )
+        return notes
 
 
 def find_start(run: RunDirectory, resume: bool) -> Start:
@@ -39,7 +50,11 @@ def find_start(run: RunDirectory, resume: bool) -> Start:
     Raises:
         RunError: there are checkpoints, and all are damaged.
     """
-    return Start(*run.newest_whole_checkpoint()) if resume else Start()
+    if not resume:
+        return Start()
+    checkpoint, passed_over = run.newest_whole_checkpoint()
+    is_listed = checkpoint is None or (checkpoint / MANIFEST).exists()
+    return Start(checkpoint, passed_over, is_listed)
 
 
 def clear_the_way(run: RunDirectory, start: Start) -> None:
@@ -73,3 +88,60 @@ def check_same(run: RunDirectory, recipe: Recipe, base_fingerprint: str | None) 
                 f"{run.root} was started with another {key}; resume it with the recipe it keeps "
                 f"({run.recipe}), or choose another --out"
             )
+
+
+def rows_per_step(recipe: Recipe, num_processes: int) -> int:
+    """Count the rows that all processes together take in one optimiser step."""
+    training = recipe.training
+    each = training.per_device_train_batch_size * training.gradient_accumulation_steps
+    return each * num_processes
+
+
+def check_pace(checkpoint: Path, recipe: Recipe, num_processes: int) -> None:
+    """Refuse to go on with other steps, or from shards that another number of processes wrote.
+
+    Args:
+        checkpoint: to resume from.
+        recipe: to resume with.
+        num_processes: that train now.
+
+    Raises:
+        RunError: one step takes another number of rows than before, so a step count would not
+            tell where the data stands; or DeepSpeed is to read what it cannot read.
+    """
+    _check_shards(checkpoint, recipe, num_processes)
+    before = _unlogged(checkpoint).get("rows_per_step")
+    now = rows_per_step(recipe, num_processes)
+    if before is None or before == now:
+        return
+    steps = recipe.training.gradient_accumulation_steps
+    mend = "give back the former number of processes"
+    if before * steps % now == 0:
+        mend = f"set training.gradient_accumulation_steps to {before * steps // now}"
+    raise RunError(
+        f"{checkpoint} was trained with {before} rows a step, and {num_processes} processes with "
+        f"this recipe would take {now}: {mend}; `varifocal launch` keeps the number by itself"
+    )
+
+
+def _check_shards(checkpoint: Path, recipe: Recipe, num_processes: int) -> None:
+    is_deepspeed = bool((recipe.training.model_extra or {}).get("deepspeed"))
+    is_sharded = any(checkpoint.glob("global_step*"))
+    if is_deepspeed != is_sharded:
+        was, now = ("under", "without") if is_sharded else ("without", "under")
+        raise RunError(
+            f"{checkpoint} was written {was} DeepSpeed and would be read {now} it, which loses "
+            "the optimiser's state; go on with the engine that the run was started with"
+        )
+    before = len(_unlogged(checkpoint).get("spent", ())) or num_processes
+    if is_sharded and before != num_processes:
+        raise RunError(
+            f"{checkpoint} holds DeepSpeed's shards of {before} processes, and {num_processes} "
+            f"cannot read them; go on with {before} processes (checkpoints of ddp and fsdp2 are "
+            "read by any number)"
+        )
+
+
+def _unlogged(checkpoint: Path) -> dict[str, Any]:
+    file = checkpoint / UNLOGGED
+    return json.loads(file.read_text()) if file.is_file() else {}

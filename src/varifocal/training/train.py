@@ -1,8 +1,10 @@
 """The main job: from a recipe to a trained run."""
 
 import importlib.metadata
-import os
 import platform
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -13,10 +15,12 @@ from torch import nn
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 
 from varifocal.assemble import Assembly, assemble
-from varifocal.data.packing import Collator
+from varifocal.data.even_rows import EvenRows
+from varifocal.data.lazy_rows import LazyRows
+from varifocal.data.packing import Collator, PackedDataset
 from varifocal.data.parallel import lost_worker_is_an_error
 from varifocal.errors import RecipeError, RunError, Stopped
-from varifocal.models.sharding import is_spread, whole_tensors
+from varifocal.models.sharding import in_world, is_spread, num_processes, whole_tensors
 from varifocal.recipe import Recipe
 from varifocal.recipe.sections import Provenance
 from varifocal.run import RunDirectory, whole_directory, write_json, write_text
@@ -28,13 +32,23 @@ from varifocal.training.examples import (
     load_training_data,
 )
 from varifocal.training.full import save_whole
-from varifocal.training.interrupt import StopWish, stop_wish
+from varifocal.training.interrupt import StopWish, anyone, stop_wish
 from varifocal.training.memory import peak_memory_gib
 from varifocal.training.plan import count_trained
+from varifocal.training.planning.record import beside, foresee
 from varifocal.training.progress import Progress
-from varifocal.training.resuming import Start, check_same, clear_the_way, find_start
+from varifocal.training.resuming import (
+    Start,
+    check_pace,
+    check_same,
+    clear_the_way,
+    find_start,
+    rows_per_step,
+)
 from varifocal.training.trainer import SupervisedTrainer
 from varifocal.training.tuner import attach_tuner, load_connector
+
+_LOST = re.compile(r"(?i)connection (was )?(closed|reset|refused)|broken pipe|timed out waiting")
 
 RECORDED = ("varifocal", "torch", "transformers", "peft", "accelerate", "tokenizers")
 
@@ -55,7 +69,7 @@ class TrainingResult:
         packing_efficiency: share of the rows' tokens that are no padding.
         skipped, dropped: what was left out of the data, one sentence each.
         num_cut: samples whose prompt was cut.
-        passed_over: what was wrong with the checkpoints that were too damaged to go on from.
+        passed_over: notes on damaged checkpoints, and on one that could not be checked.
         alignment_loss: of the last hundred alignment steps; None without alignment.
         alignment_seconds: of the alignment's steps alone.
         training_seconds: of the training's steps alone, checkpoints included.
@@ -81,9 +95,14 @@ class TrainingResult:
     cost: dict[str, Any] = field(default_factory=dict)
 
 
-@lost_worker_is_an_error()
+@lost_worker_is_an_error
 def train(
-    recipe: Recipe, root: str | Path, *, resume: bool = False, progress: Progress | None = None
+    recipe: Recipe,
+    root: str | Path,
+    *,
+    resume: bool = False,
+    progress: Progress | None = None,
+    predict: bool = False,
 ) -> TrainingResult:
     """Train a recipe into a run directory.
 
@@ -92,6 +111,7 @@ def train(
         root: the run directory.
         resume: go on from its newest whole checkpoint; from the start when there is none.
         progress: told of every stage.
+        predict: write `plan.json`: what the run will take, and in the end what it took.
 
     Raises:
         RunError: the directory holds another run, or the disk is full; a loss or a gradient is no
@@ -111,6 +131,7 @@ def train(
         parts = assemble(recipe)
     if start.checkpoint is not None:
         check_same(run, recipe, parts.fingerprint)
+        check_pace(start.checkpoint, recipe, num_processes())
     with clock.stage("encoding"):
         data = load_training_data(
             recipe.data,
@@ -121,6 +142,7 @@ def train(
         )
     if recipe.model.connector is not None and recipe.model.connector.weights is not None:
         load_connector(parts.base, Path(recipe.model.connector.weights))
+    predicted = foresee(recipe, data) if predict else None
     fresh = start.checkpoint is None
     aligned = align(recipe, parts, tell, clock) if aligns(recipe) and fresh else None
     set_seed(recipe.seed)
@@ -134,6 +156,8 @@ def train(
         trainer.meter.add_alignment(aligned.num_pictures, aligned.num_words)
     # Only now: a mistake found on the way here must not leave what looks like a run.
     write_text(run.recipe, with_provenance(recipe, parts.fingerprint).dump_yaml())
+    if predicted is not None and trainer.is_world_process_zero():
+        write_json(run.plan, {"predicted": predicted})
     with clock.stage("training"):
         _run(trainer, run, start)
     result = _result(trainer, tuned, data, aligned, start)
@@ -143,6 +167,8 @@ def train(
         write_json(run.root / "training.json", asdict(result))
         write_json(run.data, data.report())
         write_json(run.cost, result.cost)
+        if predicted is not None:
+            write_json(run.plan, beside(predicted, result.cost))
     return result
 
 
@@ -182,7 +208,7 @@ def build_trainer(
         model=parts.model,
         # Lazy rows are packed in this process; their samples are encoded in others.
         args=training_arguments(recipe, run, 0 if data.is_lazy else recipe.data.num_workers),
-        train_dataset=data.rows,
+        train_dataset=_shared_rows(recipe, data),
         data_collator=Collator(_pad_id(parts), static, parts.load_images),
         connector_learning_rate=recipe.training.connector_learning_rate,
         loss_chunk=recipe.training.loss_chunk,
@@ -194,13 +220,17 @@ def build_trainer(
     return trainer
 
 
+def _shared_rows(recipe: Recipe, data: TrainingData) -> PackedDataset | LazyRows | EvenRows:
+    """The rows, filled up to what all processes take equally, where there are several."""
+    if num_processes() == 1:
+        return data.rows
+    return EvenRows(data.rows, recipe.training.per_device_train_batch_size * num_processes())
+
+
 def _num_rows(recipe: Recipe) -> int | None:
     """Rows that all processes take in the whole run, where `max_steps` decides it."""
-    training = recipe.training
-    if training.max_steps <= 0:
-        return None
-    rows = training.per_device_train_batch_size * training.gradient_accumulation_steps
-    return training.max_steps * rows * int(os.environ.get("WORLD_SIZE", "1"))
+    steps = recipe.training.max_steps
+    return steps * rows_per_step(recipe, num_processes()) if steps > 0 else None
 
 
 def training_arguments(recipe: Recipe, run: RunDirectory, num_workers: int) -> TrainingArguments:
@@ -266,12 +296,32 @@ def _run(trainer: SupervisedTrainer, run: RunDirectory, start: Start) -> None:
     whence = str(start.checkpoint) if start.checkpoint else None
     with stop_wish() as wish:
         trainer.add_callback(_Stop(wish))
-        trainer.train(resume_from_checkpoint=whence)
+        with lost_process_is_an_error(run):
+            trainer.train(resume_from_checkpoint=whence)
     if wish.given:
         raise Stopped(
             f"stopped after step {trainer.state.global_step} of {trainer.state.max_steps}; it is "
             f"saved. Go on with: varifocal train {run.recipe} --out {run.root} --resume"
         )
+
+
+@contextmanager
+def lost_process_is_an_error(run: RunDirectory) -> Iterator[None]:
+    """Turn what a collective call says when another process has died into a sentence.
+
+    Raises:
+        RunError: it has.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        lost = isinstance(error, torch.distributed.DistError) or _LOST.search(str(error))
+        if not in_world() or not lost:
+            raise
+        raise RunError(
+            f"{run.root}: another process of this training has ended, and this one cannot go on "
+            "without it; repeat the command with --resume"
+        ) from error
 
 
 def _gather(trainer: SupervisedTrainer) -> dict[str, torch.Tensor] | None:
@@ -357,5 +407,6 @@ class _Stop(TrainerCallback):
         self.wish = wish
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.wish.given:
+        if anyone(self.wish.given, args.device):
+            self.wish.given = True  # another process's wish is this one's too
             control.should_save = control.should_training_stop = True

@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from accelerate.utils import gather_object
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback
-from transformers.trainer_utils import rotate_checkpoints
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from varifocal.errors import RunError
 from varifocal.models.loss import LossKernel, supervised_loss
-from varifocal.models.sharding import is_spread, whole_tensors
+from varifocal.models.sharding import in_world, is_spread, whole_tensors
 from varifocal.run import (
     CHECKPOINT_PREFIX,
     UNLOGGED,
@@ -30,11 +31,22 @@ from varifocal.run import (
     write_json,
 )
 from varifocal.training.cost import Clock, Meter
+from varifocal.training.engines import (
+    asks_for_fsdp,
+    check_engine,
+    load_whole_optimizer_state,
+    turn_on_fsdp2,
+    whole_optimizer_state,
+    wrap_present_layers,
+)
 from varifocal.training.finite import is_finite, not_finite
 from varifocal.training.full import trained_tensors
+from varifocal.training.interrupt import anyone
 from varifocal.training.plan import part_of
 from varifocal.training.routing_watch import RoutingWatch
 from varifocal.tuners import balance_loss
+
+_PICTURES = ("pixel_values", "image_features")
 
 TRAINED = "model.safetensors"
 """A checkpoint's file for trained weights that are no adapter."""
@@ -70,7 +82,14 @@ class SupervisedTrainer(Trainer):
         )
         self.routing = RoutingWatch(cast(nn.Module, self.model))
         self._staging: Path | None = None
-        self.add_callback(_TakeUpUnlogged(self))
+        self._saw_picture = False
+        self.add_callback(_Steps(self))
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As transformers', with FSDP2 on CPUs too."""
+        check_engine(self.args)
+        super().create_accelerator_and_postprocess()
+        turn_on_fsdp2(self)
 
     def compute_loss(
         self,
@@ -81,6 +100,7 @@ class SupervisedTrainer(Trainer):
     ) -> torch.Tensor | tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The supervised loss, scaled so that its mean over processes is the global mean."""
         self.meter.step(inputs)
+        self._saw_picture |= any(len(inputs.get(name, ())) > 0 for name in _PICTURES)
         with self.routing.step(model, self._is_logged()):
             loss = supervised_loss(model, inputs, num_items_in_batch, **self.loss_options)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
@@ -198,7 +218,7 @@ class SupervisedTrainer(Trainer):
         """
         name = f"{CHECKPOINT_PREFIX}{self.state.global_step}"
         final = Path(str(self.args.output_dir)) / name
-        spent = self.meter.state()
+        unlogged = {**self._unlogged(), **self.meter.state()}
         if not self.args.should_save:
             aside = final.with_name(f".{name}.process{self.args.process_index}")
             self._write_aside(aside, model, trial)
@@ -207,13 +227,13 @@ class SupervisedTrainer(Trainer):
         with whole_directory(final, noted="*") as staging:
             self._write_aside(staging, model, trial)
             self.accelerator.wait_for_everyone()
-            self._write_unlogged(staging / name, spent)
-            for part in [staging / name, *final.parent.glob(f".{name}.process*/{name}")]:
-                _move_into(part, staging)
+            write_json(staging / name / UNLOGGED, unlogged)
+            others = (final.with_name(f".{name}.process{n}") for n in range(self.args.world_size))
+            for part in [staging, *others]:
+                if (part / name).is_dir():  # not where another machine has a disk of its own
+                    _move_into(part / name, staging)
             (staging / name).rmdir()
-        rotate_checkpoints(
-            output_dir=str(self.args.output_dir), save_total_limit=self.args.save_total_limit
-        )
+        RunDirectory(final.parent.parent).keep_newest(self.args.save_total_limit)
 
     def _write_aside(self, directory: Path, model: nn.Module, trial: Any) -> None:
         """Let transformers write this process's part of a checkpoint into another directory."""
@@ -223,10 +243,29 @@ class SupervisedTrainer(Trainer):
         finally:
             self._staging = None
 
-    def _write_unlogged(self, checkpoint: Path, spent: dict[str, Any]) -> None:
+    def _unlogged(self) -> dict[str, Any]:
+        """What a checkpoint keeps beside transformers' files; all processes must call it."""
         loss = cast(torch.Tensor, self._tr_loss).item()
-        since = {"loss": loss, "logged_at": self._globalstep_last_logged}
-        write_json(checkpoint / UNLOGGED, {**since, **spent})
+        args = self.args
+        rows = args.per_device_train_batch_size * args.gradient_accumulation_steps
+        return {
+            "losses": gather_object([loss]) if in_world() else [loss],
+            "logged_at": self._globalstep_last_logged,
+            "rows_per_step": rows * args.world_size,
+        }
+
+    def drop_zeros(self) -> None:
+        """Where no process saw a picture, take the zeros away that kept the processes in step.
+
+        One process alone has no gradient there, and Adam moves no parameter without one; of zeros
+        it would move what it remembers. DeepSpeed keeps gradients to itself, and there they stay.
+        """
+        if not in_world() or self.is_deepspeed_enabled:
+            return
+        seen, self._saw_picture = anyone(self._saw_picture, self.args.device), False
+        for name, parameter in cast(nn.Module, self.model).named_parameters():
+            if not seen and part_of(name) in ("connector", "vision_tower"):
+                parameter.grad = None
 
     def take_up_unlogged(self) -> None:
         """Resume the sums of the checkpoint that training starts from, if it has them."""
@@ -235,10 +274,50 @@ class SupervisedTrainer(Trainer):
         if not self.state.global_step or not file.is_file():
             return
         since = json.loads(file.read_text())
-        self._tr_loss += since["loss"]
+        losses = since["losses"] if "losses" in since else [since["loss"]]  # 0.1 kept one
+        own = len(losses) == self.args.world_size
+        self._tr_loss += losses[self.args.process_index] if own else sum(losses) / len(losses)
         self._globalstep_last_logged = since["logged_at"]
         if "spent" in since:  # a checkpoint of Varifocal 0.1 has only counts of tokens
             self.meter.take_up(since, self.args.process_index, self.args.world_size)
+
+    def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
+        """As transformers'; under FSDP2 the weights are loaded before they are spread."""
+        if self.is_fsdp_enabled:
+            wrap_present_layers(self)
+        if self.is_fsdp_enabled and resume_from_checkpoint:
+            self._load_from_checkpoint(str(resume_from_checkpoint))
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+
+    def check_spread(self) -> None:
+        """Refuse to train whole copies where shards were asked for.
+
+        Raises:
+            RunError: the parameters are not sharded.
+        """
+        if asks_for_fsdp(self.args) and not is_spread(cast(nn.Module, self.model)):
+            raise RunError("training.fsdp was asked for, and accelerate has not spread the model")
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """As transformers'; under FSDP2 as one process would write it, for any number to read."""
+        if not self.is_fsdp_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        state = whole_optimizer_state(cast(torch.optim.Optimizer, self.optimizer))
+        if self.args.should_save:
+            torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
+            torch.save(cast(Any, self.lr_scheduler).state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if not self.is_fsdp_enabled or checkpoint is None:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        found = [
+            torch.load(Path(checkpoint) / name, map_location="cpu", weights_only=True)
+            for name in (OPTIMIZER_NAME, SCHEDULER_NAME)
+        ]
+        load_whole_optimizer_state(cast(torch.optim.Optimizer, self.optimizer), found[0])
+        cast(Any, self.lr_scheduler).load_state_dict(found[1])
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As transformers', with what is spread over processes put together, the trained alone."""
@@ -269,10 +348,12 @@ class SupervisedTrainer(Trainer):
     ) -> None:
         """As transformers', which warns of every tensor that a checkpoint does not hold."""
         file = Path(resume_from_checkpoint) / TRAINED
-        if self.is_fsdp_enabled or not file.is_file():
+        into = cast(nn.Module, model or self.model)
+        if self.is_fsdp_enabled and is_spread(into):
+            return  # `train` has loaded it
+        if not file.is_file():
             super()._load_from_checkpoint(resume_from_checkpoint, cast(Any, model))
             return
-        into = cast(nn.Module, model or self.model)
         tensors = load_file(file)
         if tensors.keys() != trained_tensors(into, None).keys():
             raise RunError(f"{file} holds other tensors than are trained; start the run anew")
@@ -295,11 +376,15 @@ def _nothing(model: nn.Module) -> torch.Tensor:
     return (trained * 0).sum().float()
 
 
-class _TakeUpUnlogged(TrainerCallback):
-    """Calls `take_up_unlogged` right after transformers has set its sums to zero."""
+class _Steps(TrainerCallback):
+    """Calls the trainer where transformers calls nothing but callbacks."""
 
     def __init__(self, trainer: SupervisedTrainer) -> None:
         self.trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.check_spread()
         self.trainer.take_up_unlogged()
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer.drop_zeros()

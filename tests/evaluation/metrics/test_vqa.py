@@ -1,5 +1,7 @@
 """VQA's soft accuracy against cases worked out on paper from the official scripts."""
 
+import random
+
 import pytest
 
 from varifocal.evaluation.metrics.vqa import normalise, soft_accuracy
@@ -74,3 +76,15 @@ def test_unanimous_answers_are_compared_as_written_by_vqa2_alone():
 def test_one_annotator_cannot_be_left_out():
     with pytest.raises(ValueError, match="of 1; 10 are usual"):
         soft_accuracy("red", ["red"])
+
+
+def test_textvqa_is_what_lmms_eval_makes_of_it():
+    """Against a port of the official script that is not ours, on random joins of its own words."""
+    theirs = pytest.importorskip("lmms_eval.tasks._task_utils.vqa_eval_metric")
+    official, draw = theirs.EvalAIAnswerProcessor(), random.Random(0)
+    words = [*official.CONTRACTIONS, *official.CONTRACTIONS.values(), *official.NUMBER_MAP]
+    words += ["a", "An", "Red", "dog's", "3.5", "1,000", "x.y", "-", "b/w", "(left)", "who?", "\n"]
+    for _ in range(3000):
+        joined = (draw.choice(words) + draw.choice(" .,") for _ in range(draw.randint(1, 4)))
+        text = "".join(joined)
+        assert normalise(text) == official(text)

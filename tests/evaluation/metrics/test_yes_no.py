@@ -38,7 +38,7 @@ def test_nothing_said_yes_divides_by_nothing():
         ("There is not, I think", "no"),
         ("no, there is none. yes", "no"),  # only the first sentence counts
         ("**Yes**", "yes"),
-        ("yes and no", None),
+        ("yes and no", "no"),  # so the official script
         ("A dog", None),  # the official script takes it for a yes
         ("Nothing", None),
         ("", None),

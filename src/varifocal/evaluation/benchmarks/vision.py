@@ -250,8 +250,8 @@ ROWS = (
         protocol=(
             "is there such a thing in the picture; greedy answer, its first sentence's yes or no "
             "(no or not); accuracy, precision, recall and F1 of yes and the ratio of yes by "
-            "split, and the splits' mean F1 (Li et al. 2023); what says neither or both is wrong "
-            "and no yes, where the official script takes it for a yes"
+            "split, and the splits' mean F1 (Li et al. 2023); what says neither is wrong and no "
+            "yes, where the official script takes it for a yes"
         ),
         source="https://github.com/AoiDragon/POPE (Li et al. 2023), MIT; pictures of COCO",
         main="f1",

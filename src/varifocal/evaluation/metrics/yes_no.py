@@ -12,18 +12,17 @@ _EDGES = string.punctuation + string.whitespace
 def read_yes_no(text: str) -> str | None:
     """Return the "yes" or "no" of a written answer's first sentence, or None.
 
-    As in POPE's script a sentence with "no" or "not" says no. That script takes everything else
-    for a yes; here a sentence needs the word, and one with both is unparsed.
+    As in POPE's script a sentence with "no" or "not" says no, whatever else it says. That script
+    takes everything else for a yes; here a yes needs the word.
 
     >>> read_yes_no("Yes, there is. No doubt."), read_yes_no("There is not."), read_yes_no("A dog")
     ('yes', 'no', None)
     """
     sentence = text.strip().lower().split(".")[0]
     words = {word.strip(_EDGES) for word in sentence.replace(",", " ").split()}
-    says_yes, says_no = "yes" in words, bool(words & {"no", "not"})
-    if says_yes == says_no:
-        return None
-    return "yes" if says_yes else "no"
+    if words & {"no", "not"}:
+        return "no"
+    return "yes" if "yes" in words else None
 
 
 def read_prefix(text: str) -> str | None:

@@ -180,6 +180,11 @@ def cut_json(checkpoint):
     return r"trainer_state\.json has 40 bytes, and \d+ were written"
 
 
+def cut_optimizer(checkpoint):
+    file = checkpoint / "optimizer.pt"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
 def lose_a_file(checkpoint):
     (checkpoint / "scheduler.pt").unlink()
     return r"scheduler\.pt is missing"
@@ -191,25 +196,12 @@ def garbage(checkpoint):
     return r"optimizer\.pt holds other bytes than were written"
 
 
-def lose_the_manifest(checkpoint):
-    (checkpoint / "manifest.json").unlink()
-    return r"manifest\.json is missing"
-
-
 def cut_the_manifest(checkpoint):
     (checkpoint / "manifest.json").write_text('{"optimizer.pt": [12')
     return r"manifest\.json cannot be read"
 
 
-DAMAGES = [
-    cut_short,
-    flip_a_bit,
-    cut_json,
-    lose_a_file,
-    garbage,
-    lose_the_manifest,
-    cut_the_manifest,
-]
+DAMAGES = [cut_short, flip_a_bit, cut_json, lose_a_file, garbage, cut_the_manifest]
 
 
 def test_a_damaged_checkpoint_is_passed_over_for_the_newest_whole_one(recipe, tmp_path):
@@ -240,6 +232,26 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_newest_whole_one(recipe, tm
         "damaged-checkpoint-4",
     }
     assert all(torch.equal(end[name], tensor) for name, tensor in weights(run.adapter).items())
+
+
+def test_a_checkpoint_of_an_older_version_is_resumed_with_a_note(recipe, tmp_path):
+    run = RunDirectory(tmp_path / "run")
+    train(recipe(FOUR), run.root)
+    newest = run.checkpoints / "checkpoint-4"
+    (newest / "manifest.json").unlink()
+    for hurt in (cut_short, cut_json, lose_a_file, cut_optimizer):
+        copy = RunDirectory(tmp_path / hurt.__name__)
+        shutil.copytree(run.root, copy.root)
+        hurt(copy.checkpoints / newest.name)
+        start = find_start(copy, resume=True)
+        assert start.checkpoint == copy.checkpoints / "checkpoint-2", hurt.__name__
+    told = []
+    result = train(recipe(FOUR), run.root, resume=True, progress=lambda *at: told.append(at))
+    assert not [at for at in told if at[0] == "train"]
+    assert len(result.passed_over) == 1
+    assert result.passed_over[0].startswith(
+        f"{newest} has no manifest.json, as of an older version"
+    )
 
 
 def test_a_damaged_adapter_is_not_used(recipe, tmp_path):

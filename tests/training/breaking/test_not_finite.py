@@ -16,33 +16,10 @@ from varifocal.training.trainer import SupervisedTrainer
 SAVING = {"training.max_steps": 4, "training.save_steps": 2, "training.save_total_limit": 3}
 
 
-@pytest.fixture
-def poison(monkeypatch):
-    """Put a number into one gradient of one step: `poison(3, nan)`; gives the weights before it."""
-    before = {}
-
-    def poison(at, number):
-        step = SupervisedTrainer.training_step
-
-        def training_step(self, model, *args, **kwargs):
-            loss = step(self, model, *args, **kwargs)
-            if self.state.global_step + 1 == at:
-                named = [(n, p) for n, p in model.named_parameters() if p.grad is not None]
-                before.update({name: each.detach().clone() for name, each in named}, model=model)
-                named[-1][1].grad.view(-1)[0] = number
-            return loss
-
-        monkeypatch.setattr(SupervisedTrainer, "training_step", training_step)
-        return before
-
-    return poison
-
-
 @pytest.mark.parametrize("number", [math.nan, math.inf])
-def test_a_gradient_that_is_no_number_is_not_learned_from(recipe, tmp_path, poison, number):
-    before = poison(3, number)
+def test_a_gradient_that_is_no_number_is_not_learned_from(recipe, tmp_path, poisoned, number):
     run = RunDirectory(tmp_path / "run")
-    with pytest.raises(RunError) as caught:
+    with poisoned(3, number) as before, pytest.raises(RunError) as caught:
         train(recipe(SAVING), run.root)
     text = str(caught.value)
     assert re.match(
@@ -57,9 +34,8 @@ def test_a_gradient_that_is_no_number_is_not_learned_from(recipe, tmp_path, pois
     assert [path.name for path in run.checkpoints.iterdir()] == ["checkpoint-2"]
 
 
-def test_the_named_rows_are_those_of_the_step(recipe, tmp_path, poison, monkeypatch):
+def test_the_named_rows_are_those_of_the_step(recipe, tmp_path, poisoned, monkeypatch):
     """With two rows a batch and two batches a step, in the second epoch, unevenly."""
-    poison(4, math.nan)
     rows = []
     measure = SupervisedTrainer._not_finite
 
@@ -74,7 +50,7 @@ def test_the_named_rows_are_those_of_the_step(recipe, tmp_path, poison, monkeypa
         "training.gradient_accumulation_steps": 2,
         "training.num_train_epochs": 4,
     }
-    with pytest.raises(RunError, match=r"row 4 of epoch 2 \("):
+    with poisoned(4, math.nan), pytest.raises(RunError, match=r"row 4 of epoch 2 \("):
         train(recipe(pace), tmp_path / "run")
     epoch, in_hand, count = rows[0]
     assert (epoch, in_hand, count) == (1, (1, [4]), 5)
@@ -93,16 +69,12 @@ def test_a_learning_rate_beyond_all_bounds_is_named_and_lowered(recipe, tmp_path
         assert math.isfinite(record["loss"])
 
 
-def test_a_resumed_run_takes_the_learning_rate_it_is_given(recipe, tmp_path, poison, monkeypatch):
+def test_a_resumed_run_takes_the_learning_rate_it_is_given(recipe, tmp_path, poisoned):
     """The mend that the sentence names; transformers would go on with the checkpoint's own."""
     constant = {**SAVING, "training.logging_steps": 1, "training.lr_scheduler_type": "constant"}
     run = RunDirectory(tmp_path / "run")
-    with monkeypatch.context():
-        poison(3, math.nan)
-        with pytest.raises(RunError, match="checkpoint-2 is kept"):
-            train(recipe(constant), run.root)
-    monkeypatch.undo()
-    monkeypatch.setenv("VARIFOCAL_CACHE", str(tmp_path / "cache"))
+    with poisoned(3, math.nan), pytest.raises(RunError, match="checkpoint-2 is kept"):
+        train(recipe(constant), run.root)
     lower = {**constant, "training.learning_rate": 1e-4, "training.connector_learning_rate": 2e-5}
     train(recipe(lower), run.root, resume=True)
     rates = [record["learning_rate"] for record in run.read_metrics()]

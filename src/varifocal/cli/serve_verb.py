@@ -1,0 +1,131 @@
+"""The verb that lets a run answer over HTTP."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from varifocal.cli.ready import ready
+from varifocal.errors import VarifocalError
+
+_NEEDED = ("fastapi", "uvicorn", "prometheus_client")  # the extra `serve`
+
+
+def add_serve_verb(app: typer.Typer) -> None:
+    """Give an app the verb of this file."""
+    app.command(epilog="Example: varifocal serve runs/demo")(serve)
+
+
+def serve(
+    model: Annotated[
+        str, typer.Argument(metavar="RUN_OR_MODEL", help="A run directory, or a model's name.")
+    ],
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; another than this machine's asks for a key.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            envvar="VARIFOCAL_API_KEY", help="Clients must send it: Authorization: Bearer KEY."
+        ),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="What clients call the model; by default the run's name.")
+    ] = None,
+    max_batch: Annotated[int, typer.Option(min=1, help="Requests answered at a time.")] = 8,
+    max_queue: Annotated[
+        int, typer.Option(min=0, help="Requests that wait; one more is answered 429.")
+    ] = 64,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 1024,
+    max_time: Annotated[float, typer.Option(min=1, help="Longest answer, in seconds.")] = 300.0,
+    max_body_mib: Annotated[float, typer.Option(min=0.01, help="Largest request, MiB.")] = 20.0,
+    max_images: Annotated[int, typer.Option(min=0, help="Pictures in one request.")] = 8,
+    max_image_mpixels: Annotated[
+        float, typer.Option(min=0.01, help="Largest picture, millions of pixels.")
+    ] = 25.0,
+    image_host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="HOST", help="Fetch https pictures from this host; else none are."),
+    ] = None,
+) -> None:
+    """Answer over HTTP as OpenAI's API does, with a page to talk on."""
+    from varifocal.serving.settings import LOOPBACK
+
+    if host not in LOOPBACK and not api_key:
+        raise VarifocalError(
+            f"--host {host} lets other machines in: give --api-key too (or VARIFOCAL_API_KEY), "
+            "or leave --host out to serve this machine alone"
+        )
+    _check_installed()
+    ready()
+    from varifocal.assemble import open_model
+    from varifocal.serving.api import create_app
+    from varifocal.serving.engine import Engine
+    from varifocal.serving.settings import ServeSettings
+
+    settings = ServeSettings(
+        host=host,
+        port=port,
+        api_key=api_key,
+        max_body_mib=max_body_mib,
+        max_images=max_images,
+        max_image_mpixels=max_image_mpixels,
+        max_new_tokens=max_new_tokens,
+        max_queue=max_queue,
+        max_batch=max_batch,
+        max_time_s=max_time,
+        image_hosts=tuple(each.lower() for each in image_host or ()),
+    )
+    _, parts = open_model(model)
+    engine = Engine(
+        parts.model, parts.encoder, parts.load_images, max_batch=max_batch, max_queue=max_queue
+    )
+    called = name or (Path(model).name if Path(model).is_dir() else model)
+    app = create_app(engine, name=called, settings=settings)
+    _run(app, settings, called)
+
+
+def _check_installed() -> None:
+    missing = [each for each in _NEEDED if importlib.util.find_spec(each) is None]
+    if missing:
+        raise VarifocalError(f"serving needs {missing[0]}; run: pip install 'varifocal[serve]'")
+
+
+def _run(app: Any, settings: Any, name: str) -> None:
+    """Serve until a signal; what is being answered is answered to its end."""
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        """Says where it is once it listens."""
+
+        async def startup(self, sockets: Any = None) -> None:
+            await super().startup(sockets)
+            if self.started:
+                host = f"[{settings.host}]" if ":" in settings.host else settings.host
+                port = self.servers[0].sockets[0].getsockname()[1]
+                print(f"{name}: http://{host}:{port} (the page), http://{host}:{port}/v1 (the API)")
+                print("Ctrl-C or SIGTERM stops it when what is being answered is done", flush=True)
+
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_level="warning",
+        timeout_graceful_shutdown=int(settings.drain_s),
+        server_header=False,
+    )
+    server = Server(config)
+    try:
+        server.run()
+    except SystemExit as error:  # uvicorn's way of saying that it could not listen
+        raise VarifocalError(
+            f"cannot listen on {settings.host}:{settings.port}; is another server there? "
+            "Choose another --port (0 takes a free one)"
+        ) from error
+    if not server.started:
+        raise typer.Exit(os.EX_UNAVAILABLE)

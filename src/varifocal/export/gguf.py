@@ -1,0 +1,239 @@
+"""A plain language model as a GGUF file, which llama.cpp and Ollama read.
+
+A LLaMA with biases behind q, k and v, as a folded route is, has exactly Qwen2's form; under the
+name `llama` some readers (transformers' among them) drop the biases without a word. So it is
+written as `qwen2`, and a model without biases as `llama`, in llama.cpp's order of rotary pairs.
+
+Letters: H heads, D language width.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from varifocal.errors import ModelError
+from varifocal.export.plain import PlainModel, Produce
+from varifocal.run import disk_full_is_an_error
+
+if TYPE_CHECKING:
+    from gguf import GGUFWriter
+
+FILE = "model.gguf"
+_KINDS = ("llama", "qwen2")
+_QWEN2 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# How a tokenizer cuts a text before it merges bytes, by llama.cpp's names.
+_CUTS = {("digits", "words"): "smollm", ("words",): "gpt-2", (_QWEN2, "bytes"): "qwen2"}
+_BIASES = ("q_proj.bias", "k_proj.bias", "v_proj.bias")
+_NORMAL, _CONTROL, _USER, _UNUSED = 1, 3, 4, 5
+_OTHERWISE = (
+    "export --to merged, and convert that directory with llama.cpp's own convert_hf_to_gguf.py"
+)
+
+
+def check_gguf(config: Any, load_tokenizer: Callable[[], Any]) -> None:
+    """Refuse what is not written as GGUF here, before anything is computed.
+
+    Args:
+        config: the language model's.
+        load_tokenizer: gives its own.
+
+    Raises:
+        ModelError: the package is missing, or architecture, rotary embedding or tokenizer are of
+            a kind that was not held against llama.cpp.
+    """
+    try:
+        import gguf  # noqa: F401
+    except ImportError as error:
+        raise ModelError("--to gguf writes with the package 'gguf': pip install gguf") from error
+    if config.model_type not in _KINDS:
+        raise ModelError(
+            f"--to gguf writes {' and '.join(_KINDS)} models, not {config.model_type}: {_OTHERWISE}"
+        )
+    rope = config.rope_parameters
+    if rope.get("rope_type", "default") != "default" or getattr(config, "use_sliding_window", 0):
+        raise ModelError(
+            f"--to gguf writes plain rotary embeddings and full attention, and this model has "
+            f"{rope.get('rope_type')} or a sliding window: {_OTHERWISE}"
+        )
+    if getattr(config, "head_dim", None) not in (None, _head_dim(config)):
+        raise ModelError(
+            f"--to gguf writes heads of hidden_size / num_attention_heads = {_head_dim(config)} "
+            f"numbers, not {config.head_dim}: {_OTHERWISE}"
+        )
+    _cut(load_tokenizer())
+
+
+def write_gguf(
+    model: PlainModel,
+    tokenizer: PreTrainedTokenizerBase,
+    file: Path,
+    *,
+    template: str,
+    end_of_turn: int,
+) -> None:
+    """Write a language model and its tokenizer, one tensor in memory at a time.
+
+    Args:
+        model: as `check_gguf` lets it through.
+        tokenizer: its own.
+        file: is made.
+        template: the chat template.
+        end_of_turn: id of the token that ends an answer.
+
+    Raises:
+        ModelError: a tensor has no place in such a file.
+        RunError: the disk is full.
+    """
+    from gguf import GGUFWriter
+
+    entries = _entries(model)
+    biased = any(name.endswith("attn_q.bias") for name in entries)
+    writer = GGUFWriter(file, "qwen2" if biased else "llama")
+    _add_sizes(writer, model.config, pairs=not biased)
+    _add_tokenizer(writer, tokenizer, model.config.vocab_size)
+    writer.add_eot_token_id(end_of_turn)
+    writer.add_chat_template(template)
+    for name, (own, _) in entries.items():
+        shape = model.shapes[own]
+        kind = _stored_as(shape)
+        size = shape.numel() * (4 if kind.name == "F32" else 2)
+        writer.add_tensor_info(name, tuple(shape.shape), cast(Any, None), size, kind)
+    with disk_full_is_an_error(file.parent), closing(writer):
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for own, produce in entries.values():
+            tensor = _in_pairs(produce(), own, model.config) if not biased else produce()
+            writer.write_tensor_data(_as_numpy(tensor))
+
+
+def _entries(model: PlainModel) -> dict[str, tuple[str, Produce]]:
+    """Name the tensors as GGUF does; attention's last bias, which Qwen2 lacks, has to be zero."""
+    from gguf import MODEL_ARCH, get_tensor_name_map
+
+    names = get_tensor_name_map(MODEL_ARCH.LLAMA, model.config.num_hidden_layers)
+    entries: dict[str, tuple[str, Produce]] = {}
+    for own, produce in model.tensors.items():
+        stem, _, kind = own.rpartition(".")
+        name = names.get_name(stem)
+        if own.endswith(".o_proj.bias") and not produce().any():
+            continue
+        if name is None or (kind == "bias" and not own.endswith(_BIASES)):
+            raise ModelError(f"{own} has no place in a GGUF file of llama or qwen2: {_OTHERWISE}")
+        entries[f"{name}.{kind}"] = (own, produce)
+    return entries
+
+
+def _head_dim(config: Any) -> int:
+    return config.hidden_size // config.num_attention_heads
+
+
+def _add_sizes(writer: GGUFWriter, config: Any, *, pairs: bool) -> None:
+    from gguf import LlamaFileType
+
+    kinds = {torch.float32: "ALL_F32", torch.float16: "MOSTLY_F16", torch.bfloat16: "MOSTLY_BF16"}
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_file_type(LlamaFileType[kinds[config.dtype]])
+    if pairs:
+        writer.add_rope_dimension_count(_head_dim(config))
+
+
+def _add_tokenizer(writer: GGUFWriter, tokenizer: Any, num_tokens: int) -> None:
+    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
+    known = {number: (token, _NORMAL) for token, number in model["vocab"].items()}
+    for number, added in tokenizer.added_tokens_decoder.items():
+        known[number] = (added.content, _CONTROL if added.special else _USER)
+    tokens = [known.get(n, (f"[PAD{n}]", _UNUSED)) for n in range(num_tokens)]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(_cut(tokenizer))
+    writer.add_token_list([token for token, _ in tokens])
+    writer.add_token_types([kind for _, kind in tokens])
+    writer.add_token_merges(merges)
+    for name in ("bos", "eos", "unk", "pad"):
+        if (number := getattr(tokenizer, f"{name}_token_id")) is not None:
+            getattr(writer, f"add_{name}_token_id")(number)
+    starts = tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
+    writer.add_add_bos_token(starts)
+
+
+def _cut(tokenizer: Any) -> str:
+    """Name a byte-level tokenizer's way of cutting words as llama.cpp does.
+
+    Raises:
+        ModelError: it is of another kind.
+    """
+    told = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else {}
+    steps = tuple(_steps(told.get("pre_tokenizer") or {}))
+    plain = (told.get("normalizer") or {}).get("type") in (None, "NFC")
+    model = told.get("model", {})
+    merges = model.get("type") == "BPE" and model["merges"] and not model.get("byte_fallback")
+    if steps not in _CUTS or not plain or not merges:
+        raise ModelError(
+            "--to gguf writes byte-level BPE tokenizers that cut words as GPT-2, SmolLM or Qwen2 "
+            f"do, and this one does not: {_OTHERWISE}"
+        )
+    return _CUTS[steps]
+
+
+def _steps(page: Mapping[str, Any]) -> Iterator[str]:
+    kind = page.get("type")
+    if kind == "Sequence":
+        for step in page["pretokenizers"]:
+            yield from _steps(step)
+    elif kind == "Digits" and page["individual_digits"]:
+        yield "digits"
+    elif kind == "ByteLevel" and not page["add_prefix_space"]:
+        yield "words" if page["use_regex"] else "bytes"
+    elif kind == "Split" and page["behavior"] == "Isolated" and not page["invert"]:
+        yield page["pattern"].get("Regex", "")
+    else:
+        yield f"unknown {kind}"
+
+
+def _in_pairs(tensor: Tensor, name: str, config: Any) -> Tensor:
+    """Reorder the rows [H x head width, D] of q and k from halves to neighbouring pairs."""
+    heads = {
+        "q_proj": config.num_attention_heads,
+        "k_proj": config.num_key_value_heads,
+    }.get(name.split(".")[-2])
+    if heads is None:
+        return tensor
+    halves = tensor.unflatten(0, (heads, 2, -1))  # [H, 2, head width / 2, D]
+    return halves.transpose(1, 2).flatten(0, 2).contiguous()
+
+
+def _stored_as(shape: Tensor) -> Any:
+    """Matrices keep their number format; vectors are float32, as llama.cpp wants them."""
+    from gguf import GGMLQuantizationType as Kind
+
+    kinds = {torch.float32: Kind.F32, torch.float16: Kind.F16, torch.bfloat16: Kind.BF16}
+    return kinds[shape.dtype] if shape.dim() > 1 else Kind.F32
+
+
+def _as_numpy(tensor: Tensor) -> Any:
+    tensor = tensor.detach().cpu().contiguous()
+    if tensor.dim() == 1:
+        tensor = tensor.float()
+    if tensor.dtype == torch.bfloat16:  # which numpy has no name for
+        tensor = tensor.view(torch.int16)
+    return tensor.numpy()

@@ -1,0 +1,94 @@
+"""What an export is asked for, and whether a run can give it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from varifocal.assemble import Assembly
+from varifocal.data.example import Example
+from varifocal.errors import ModelError
+from varifocal.export.gguf import check_gguf
+from varifocal.export.llava import check_llava
+from varifocal.export.plain import language_model
+from varifocal.models.load import load_processor
+from varifocal.recipe import ModelSection, Recipe
+from varifocal.run import RunDirectory
+
+Target = Literal["merged", "lora", "route", "llava", "gguf"]
+
+
+@dataclass(frozen=True)
+class Order:
+    """What an export was asked for.
+
+    Attributes:
+        run: the run directory.
+        to: the artifact's kind.
+        dtype: number format of the weights; by default the run's.
+        num_prompts: prompts of the parity gate.
+        max_gap: largest difference of two logits that passes; by default as rounding allows.
+        shard_gib: most GiB a safetensors file.
+        prompt: whose LoRA is taken, for `route`.
+        command: that was typed, for the card.
+    """
+
+    run: RunDirectory
+    to: Target
+    dtype: str | None = None
+    num_prompts: int = 16
+    max_gap: float | None = None
+    shard_gib: float = 4.0
+    prompt: Example | None = None
+    command: str = ""
+
+
+def check_possible(order: Order, recipe: Recipe, parts: Assembly) -> None:
+    """Refuse what a run cannot give, before it answers a prompt.
+
+    Raises:
+        ModelError: this tuner, base or connector has no such form; the mend is said.
+    """
+    _check_prompt(order, recipe.tuner.type)
+    _check_tuner(order, recipe.tuner.type)
+    if getattr(parts.base, "is_quantized", False):
+        raise ModelError(
+            f"the run's base is held in {recipe.model.quantization}; open it unquantised first: "
+            f"set model.quantization to null in {order.run.recipe} (the adapter fits both), and "
+            "the parity gate will compare with that"
+        )
+    if order.to == "llava":
+        check_llava(parts.base, merges=recipe.tuner.type == "lora")
+    if order.to == "gguf":
+        written = language_model(parts.base)[0]
+        check_gguf(written.config, lambda: load_processor(language_section(recipe)))
+
+
+def _check_prompt(order: Order, kind: str) -> None:
+    if (order.to == "route") != (order.prompt is not None):
+        raise ModelError("--to route takes the LoRA that one prompt chooses: give --prompt with it")
+    if order.to == "route" and kind != "mixlora":
+        raise ModelError(
+            f"--to route is for MixLoRA, and this run's tuner is {kind}: use --to lora or merged"
+        )
+
+
+def _check_tuner(order: Order, kind: str) -> None:
+    if kind == "mixlora" and order.to != "route":
+        raise ModelError(
+            "MixLoRA picks other factors for every prompt, so no single set of weights equals it; "
+            f"one prompt's LoRA can leave: varifocal export {order.run.root} --to route --prompt "
+            "'...'"
+        )
+    if order.to == "lora" and kind in ("none", "full"):
+        changed = "no weight of" if kind == "none" else "every weight of"
+        raise ModelError(
+            f"this run trained {changed} the language model, so there is no LoRA of it; "
+            "use --to merged"
+        )
+
+
+def language_section(recipe: Recipe) -> ModelSection:
+    """Return a recipe's model section without its eyes and its quantisation."""
+    changes = {"vision_tower": None, "connector": None, "quantization": None}
+    return recipe.model.model_copy(update=changes)

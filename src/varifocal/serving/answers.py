@@ -1,0 +1,164 @@
+"""An engine's request as OpenAI's answer: whole, or as server-sent events."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
+
+from varifocal.errors import VarifocalError
+from varifocal.serving import schema
+from varifocal.serving.request import Piece, Request, TokenLogprob
+
+
+@dataclass
+class Answer:
+    """A request on its way, and the name it goes by.
+
+    Attributes:
+        request: the engine's.
+        model: as the client called it.
+    """
+
+    request: Request
+    model: str
+    id: str = field(default_factory=lambda: f"chatcmpl-{uuid4().hex}")
+    created: int = field(default_factory=lambda: int(time.time()))
+
+
+async def completion(answer: Answer) -> schema.ChatCompletion:
+    """Gather a whole answer.
+
+    Raises:
+        VarifocalError: the model failed.
+    """
+    pieces = [piece async for piece in answer.request.pieces()]
+    logprobs = None
+    if answer.request.sampling.logprobs is not None:
+        logprobs = schema.Logprobs(content=_logprobs(pieces))
+    choice = schema.Choice(
+        message=schema.AnswerMessage(content="".join(piece.text for piece in pieces)),
+        logprobs=logprobs,
+        finish_reason=_reason(answer.request),
+    )
+    return schema.ChatCompletion(
+        id=answer.id,
+        created=answer.created,
+        model=answer.model,
+        choices=[choice],
+        usage=_usage(answer.request),
+        varifocal=schema.Varifocal(route=answer.request.route),
+    )
+
+
+async def stream_events(
+    answer: Answer, max_time_s: float, *, usage: bool, ended: Callable[[int], None]
+) -> AsyncIterator[str]:
+    """Write an answer as it comes; the generator's end, however it comes, ends the request.
+
+    Args:
+        answer: the request.
+        max_time_s: most seconds it may take.
+        usage: whether a last event counts tokens.
+        ended: told the status in the end.
+    """
+    status = 499
+    try:
+        yield _event(answer, {"role": "assistant", "content": ""}, usage=usage)
+        async for piece in _in_time(answer.request.pieces(), max_time_s):
+            yield _event(answer, {"content": piece.text}, piece=piece, usage=usage)
+        yield _event(answer, {}, reason=_reason(answer.request), usage=usage)
+        if usage:
+            told = _usage(answer.request).model_dump()
+            yield _line({**_head(answer), "choices": [], "usage": told})
+        status = 200
+    except asyncio.TimeoutError:
+        status = 504
+        yield _failure("timeout", f"the answer took more than {max_time_s:g} s")
+    except VarifocalError as error:
+        status = 500
+        yield _failure("engine_error", str(error))
+    finally:
+        answer.request.cancel()
+        ended(status)
+    yield "data: [DONE]\n\n"
+
+
+async def _in_time(pieces: AsyncIterator[Piece], max_time_s: float) -> AsyncIterator[Piece]:
+    """Give pieces until the time is over; raises asyncio's TimeoutError then."""
+    end = time.monotonic() + max_time_s
+    while True:
+        try:
+            yield await asyncio.wait_for(anext(pieces), end - time.monotonic())
+        except StopAsyncIteration:
+            return
+
+
+def _event(
+    answer: Answer,
+    delta: dict[str, str],
+    *,
+    usage: bool,
+    piece: Piece | None = None,
+    reason: str | None = None,
+) -> str:
+    choice: dict[str, Any] = {"index": 0, "delta": delta, "finish_reason": reason}
+    choice["logprobs"] = None
+    if piece is not None and answer.request.sampling.logprobs is not None:
+        told = schema.Logprobs(content=_logprobs([piece]))
+        choice["logprobs"] = told.model_dump()
+    event = {**_head(answer), "choices": [choice]}
+    if usage:
+        event["usage"] = None
+    if reason is not None:
+        event["varifocal"] = {"route": answer.request.route}
+    return _line(event)
+
+
+def _head(answer: Answer) -> dict[str, Any]:
+    return {
+        "id": answer.id,
+        "object": "chat.completion.chunk",
+        "created": answer.created,
+        "model": answer.model,
+    }
+
+
+def _failure(code: str, message: str) -> str:
+    error = schema.ErrorBody(message=message, type="server_error", code=code)
+    return _line({"error": error.model_dump()})
+
+
+def _line(event: dict[str, Any]) -> str:
+    return f"data: {json.dumps(event, ensure_ascii=False)}\n\n"
+
+
+def _reason(request: Request) -> Any:
+    return "length" if request.finish_reason == "length" else "stop"
+
+
+def _usage(request: Request) -> schema.Usage:
+    return schema.Usage(
+        prompt_tokens=request.prompt_tokens,
+        completion_tokens=request.completion_tokens,
+        total_tokens=request.prompt_tokens + request.completion_tokens,
+        prompt_tokens_details=schema.PromptDetails(cached_tokens=request.cached_tokens),
+    )
+
+
+def _logprobs(pieces: Sequence[Piece]) -> list[schema.TokenLogprob]:
+    return [_token(one) for piece in pieces for one in piece.logprobs]
+
+
+def _token(one: TokenLogprob) -> schema.TokenLogprob:
+    top = [
+        schema.TopLogprob(token=text, logprob=value, bytes=list(raw))
+        for text, value, raw in one.top
+    ]
+    return schema.TokenLogprob(
+        token=one.token, logprob=one.logprob, bytes=list(one.bytes), top_logprobs=top
+    )

@@ -1,0 +1,294 @@
+// The chat: asks the server, shows what it writes, and keeps the conversation over a reload.
+
+import { getJson, setKey, stream } from "./api.js";
+import { Composer } from "./composer.js";
+import { COLUMNS, messagesFor, newAnswer, newTurn, restore, save } from "./conversation.js";
+import { bindSettings } from "./settings.js";
+import { make } from "./text.js";
+import { View } from "./view.js";
+
+const at = (id) => document.getElementById(id);
+const NEAR = 80; // pixels from the end within which the page goes along with an answer
+
+const state = { turns: restore(), columns: ["adapted"], running: null, editing: false };
+const names = {};
+let wantsEnd = true;
+let examples = [];
+
+const sampling = bindSettings();
+const composer = new Composer({ tell: notice, onSend: ask });
+const view = new View(at("turns"), { edit, retry, copy, look });
+
+function draw() {
+  at("welcome").hidden = state.turns.length > 0;
+  at("editing").hidden = !state.editing;
+  at("new").disabled = !state.turns.length;
+  composer.setBusy(Boolean(state.running));
+  view.draw({ ...state, running: Boolean(state.running) });
+  follow();
+}
+
+function ask(text, pictures) {
+  if (state.running) return;
+  if (state.editing) state.turns.pop();
+  state.editing = false;
+  const turn = newTurn(text, pictures);
+  state.turns.push(turn);
+  wantsEnd = true;
+  answer(turn, state.columns);
+}
+
+function retry(turn, column) {
+  answer(turn, [column]);
+  at("question").focus({ preventScroll: true });
+}
+
+/** Have some columns of the newest turn answered; the page is busy until all are done. */
+async function answer(turn, columns) {
+  if (state.running) return;
+  notice("");
+  state.running = new AbortController();
+  for (const column of columns) turn.answers[column] = newAnswer();
+  draw();
+  say("The answer is being written");
+  const { signal } = state.running;
+  await Promise.all(columns.map((column) => write(turn, column, signal)));
+  state.running = null;
+  save(state.turns);
+  draw();
+  const failed = columns.map((column) => turn.answers[column]).find((one) => one.state === "failed");
+  say(failed ? "" : signal.aborted ? "Stopped" : "The answer is complete");
+  if (failed?.status === 401) askForKey(() => answer(turn, columns));
+}
+
+async function write(turn, column, signal) {
+  const written = turn.answers[column];
+  const started = performance.now();
+  const since = () => (performance.now() - started) / 1000;
+  const onWait = (seconds) => {
+    written.told = `The server is busy; asking again in ${seconds} s`;
+    renewSoon(turn, column);
+  };
+  try {
+    await ready();
+    const messages = messagesFor(state.turns, state.turns.indexOf(turn), column);
+    const body = { model: names[column], messages, ...sampling() };
+    for await (const event of stream(body, signal, onWait)) {
+      take(event, written, since);
+      renewSoon(turn, column);
+    }
+    written.state = "done";
+  } catch (error) {
+    written.state = error.name === "AbortError" ? "stopped" : "failed";
+    written.told = error.message;
+    written.status = error.status ?? 0;
+  }
+  written.seconds = since();
+  view.renew(turn, column);
+}
+
+/** Put one event of a stream into an answer. */
+function take(event, written, since) {
+  const choice = event.choices?.[0];
+  const text = choice?.delta?.content ?? "";
+  if (text) {
+    written.told = "";
+    written.first ??= since();
+    written.text += text;
+  }
+  if (choice?.finish_reason === "length") written.cut = true;
+  if (event.varifocal) written.route = event.varifocal.route;
+  if (event.usage) written.usage = event.usage;
+}
+
+const waiting = new Set();
+
+/** Draw an answer at the next frame, however many words have come until then. */
+function renewSoon(turn, column) {
+  const place = `${turn.id} ${column}`;
+  if (waiting.has(place)) return;
+  waiting.add(place);
+  requestAnimationFrame(() => {
+    waiting.delete(place);
+    view.renew(turn, column);
+    follow();
+  });
+}
+
+function stop() {
+  state.running?.abort();
+  at("question").focus({ preventScroll: true });
+}
+
+function edit(turn) {
+  state.editing = true;
+  composer.fill(turn.text, turn.pictures.filter(Boolean));
+  draw();
+}
+
+function cancelEdit() {
+  if (!state.editing) return;
+  state.editing = false;
+  composer.fill("", []);
+  draw();
+}
+
+async function copy(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch {
+    const field = make("textarea", { value: text, className: "unseen" }); // a page without https
+    document.body.append(field);
+    field.select();
+    document.execCommand("copy");
+    field.remove();
+  }
+  say("Copied");
+  flash("Copied");
+}
+
+function look(picture, alt) {
+  Object.assign(at("viewed"), { src: picture, alt });
+  at("viewer").showModal();
+}
+
+function startAnew() {
+  state.running?.abort();
+  state.turns = [];
+  state.editing = false;
+  save(state.turns);
+  composer.fill("", []);
+  notice("");
+  draw();
+}
+
+/** Show the base model's column too, and have it answer the newest question if it has not. */
+function compare(isOn) {
+  state.columns = isOn ? COLUMNS : ["adapted"];
+  sessionStorage.setItem("varifocal.compare", isOn ? "yes" : "");
+  draw();
+  const newest = state.turns.at(-1);
+  if (isOn && newest && !newest.answers.base && !state.running) answer(newest, ["base"]);
+}
+
+function say(sentence) {
+  at("status").textContent = sentence;
+}
+
+function notice(sentence, again = null) {
+  const [words, button] = at("notice").children;
+  words.textContent = sentence;
+  button.hidden = !again;
+  button.onclick = again;
+  at("notice").hidden = !sentence;
+}
+
+let flashing = 0;
+
+/** Show a word for a moment. */
+function flash(word) {
+  clearTimeout(flashing);
+  notice(word);
+  flashing = setTimeout(() => { if (at("notice").firstChild.textContent === word) notice(""); }, 1500);
+}
+
+function askForKey(then) {
+  const dialog = at("key-dialog");
+  if (dialog.open) return;
+  at("key").value = "";
+  dialog.returnValue = "";
+  dialog.addEventListener("close", () => {
+    if (dialog.returnValue !== "done" || !at("key").value) {
+      notice("This server asks for a key.", () => askForKey(then));
+      return;
+    }
+    setKey(at("key").value.trim());
+    notice("");
+    then();
+  }, { once: true });
+  dialog.showModal();
+}
+
+const fromEnd = () =>
+  document.documentElement.scrollHeight - window.innerHeight - window.scrollY;
+
+function follow() {
+  if (wantsEnd && state.turns.length) window.scrollTo({ top: document.documentElement.scrollHeight });
+  at("to-end").hidden = wantsEnd || !state.turns.length;
+}
+
+window.addEventListener("scroll", () => {
+  wantsEnd = fromEnd() < NEAR;
+  at("to-end").hidden = wantsEnd || !state.turns.length;
+}, { passive: true });
+
+let beginning = null;
+
+/** Learn the models' names, once; a question that comes earlier waits for it. */
+function ready() {
+  beginning ??= begin().catch((error) => {
+    beginning = null;
+    throw error;
+  });
+  return beginning;
+}
+
+async function begin() {
+  const models = (await getJson("v1/models")).data.map((model) => model.id);
+  names.adapted = models.find((id) => !id.endsWith(":base")) ?? models[0];
+  names.base = models.find((id) => id === `${names.adapted}:base`);
+  view.names = names;
+  at("model-name").textContent = names.adapted;
+  document.title = `${names.adapted} · Varifocal`;
+  at("compare-label").hidden = !names.base;
+  const [questions, routing] = await Promise.allSettled(
+    [getJson("v1/varifocal/examples"), getJson("v1/varifocal/routing")]);
+  examples = questions.value ?? [];
+  view.layers = routing.value?.layers ?? [];
+  at("examples").replaceChildren(...examples.map(card));
+}
+
+function card({ title, text, image }) {
+  const words = make("span", { className: "words" }, make("strong", {}, title), make("span", {}, text));
+  const button = make("button", { type: "button", onclick: () => ask(text, image ? [image] : []) });
+  if (image) button.append(make("img", { src: image, alt: "" }));
+  button.append(words);
+  return make("li", {}, button);
+}
+
+async function start() {
+  try {
+    await ready();
+    notice("");
+    if (names.base && sessionStorage.getItem("varifocal.compare")) {
+      at("compare").checked = true;
+      state.columns = COLUMNS;
+    }
+  } catch (error) {
+    if (error.status === 401) askForKey(start);
+    else notice(error.message, start);
+  }
+  draw();
+}
+
+at("stop").addEventListener("click", stop);
+at("new").addEventListener("click", startAnew);
+at("cancel-edit").addEventListener("click", cancelEdit);
+at("no-key").addEventListener("click", () => at("key-dialog").close());
+at("compare").addEventListener("change", (event) => compare(event.target.checked));
+at("to-end").addEventListener("click", () => {
+  wantsEnd = true;
+  follow();
+});
+document.addEventListener("keydown", (event) => {
+  if (event.key !== "Escape" || document.querySelector("dialog[open]")) return;
+  if (state.running) stop();
+  else cancelEdit();
+});
+// Else the answer that a reload cuts off looks like one that a lost connection cut off.
+window.addEventListener("beforeunload", () => state.running?.abort());
+window.addEventListener("pagehide", () => save(state.turns));
+
+draw();
+start();
+if (!matchMedia("(pointer: coarse)").matches) at("question").focus();

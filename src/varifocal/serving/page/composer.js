@@ -1,0 +1,125 @@
+// Where a question is put together: words, and pictures that are dropped, pasted, chosen or taken.
+
+import { pictureFiles, readPicture } from "./pictures.js";
+import { make } from "./text.js";
+
+const at = (id) => document.getElementById(id);
+const TALLEST = 220; // pixels
+
+/** The form; `tell(sentence)` is for mistakes, `onSend(text, pictures)` for questions. */
+export class Composer {
+  constructor({ tell, onSend }) {
+    this.tell = tell;
+    this.onSend = onSend;
+    this.pictures = [];
+    this.reading = 0;
+    this.isBusy = false;
+    this.field = at("question");
+    this.listen();
+    this.renew();
+  }
+
+  listen() {
+    this.field.addEventListener("input", () => this.renew());
+    this.field.addEventListener("keydown", (event) => {
+      if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+        event.preventDefault();
+        this.send();
+      }
+    });
+    at("composer").addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.send();
+    });
+    for (const [button, input] of [["choose", "files"], ["photograph", "camera"]]) {
+      at(button).addEventListener("click", () => at(input).click());
+      at(input).addEventListener("change", (event) => {
+        this.add(pictureFiles(event.target.files), event.target.files.length);
+        event.target.value = ""; // so that the same file can be chosen again
+      });
+    }
+    document.addEventListener("paste", (event) => {
+      const files = pictureFiles(event.clipboardData?.files);
+      if (!files.length) return;
+      event.preventDefault();
+      this.add(files, files.length);
+    });
+    this.listenToDrops();
+  }
+
+  listenToDrops() {
+    const holdsFiles = (event) => event.dataTransfer?.types.includes("Files");
+    document.addEventListener("dragover", (event) => {
+      if (!holdsFiles(event)) return;
+      event.preventDefault();
+      at("drop").hidden = false;
+    });
+    document.addEventListener("dragleave", (event) => {
+      if (event.relatedTarget === null) at("drop").hidden = true;
+    });
+    document.addEventListener("drop", (event) => {
+      at("drop").hidden = true;
+      if (!holdsFiles(event)) return;
+      event.preventDefault();
+      this.add(pictureFiles(event.dataTransfer.files), event.dataTransfer.files.length);
+    });
+  }
+
+  /** Take pictures in; `given` files were offered, some of which may be no pictures. */
+  async add(files, given) {
+    this.tell(files.length < given ? "Only pictures can be added." : "");
+    this.reading += 1;
+    this.renew();
+    for (const file of files) {
+      try {
+        this.pictures.push(await readPicture(file));
+      } catch (error) {
+        this.tell(error.message);
+      }
+    }
+    this.reading -= 1;
+    this.renew();
+    this.field.focus();
+  }
+
+  /** Put a question in, to be changed. */
+  fill(text, pictures) {
+    this.field.value = text;
+    this.pictures = [...pictures];
+    this.renew();
+    this.field.focus();
+  }
+
+  setBusy(isBusy) {
+    this.isBusy = isBusy;
+    this.renew();
+  }
+
+  send() {
+    const text = this.field.value.trim();
+    if (this.isBusy || this.reading || (!text && !this.pictures.length)) return;
+    const pictures = this.pictures;
+    this.fill("", []);
+    this.onSend(text, pictures);
+  }
+
+  renew() {
+    this.field.style.height = "auto";
+    this.field.style.height = `${Math.min(this.field.scrollHeight, TALLEST)}px`;
+    at("send").hidden = this.isBusy;
+    at("stop").hidden = !this.isBusy;
+    at("send").disabled = Boolean(this.reading) || !(this.field.value.trim() || this.pictures.length);
+    at("attached").replaceChildren(...this.pictures.map((picture, index) => this.thumbnail(picture, index)));
+  }
+
+  thumbnail(picture, index) {
+    const remove = () => {
+      this.pictures.splice(index, 1);
+      this.renew();
+      this.field.focus();
+    };
+    return make("li", {},
+      make("img", { src: picture, alt: `Picture ${index + 1} to send` }),
+      make("button", { type: "button", "aria-label": `Remove picture ${index + 1}`, onclick: remove }, "×"));
+  }
+}

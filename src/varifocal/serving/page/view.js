@@ -1,0 +1,171 @@
+// Shows turns: a question with its pictures, and one or two answers.
+
+import { routingChart } from "./routing.js";
+import { make, show } from "./text.js";
+
+const ROUTES = { text: "text route", image: "image route", base: "base model" };
+const OPEN = new Set(); // turns whose routing is open, so that it stays so when drawn anew
+
+/**
+ * Makes and renews the elements of turns.
+ *
+ * `actions` are called with a turn: edit, retry, copy(text), look(picture).
+ */
+export class View {
+  constructor(list, actions) {
+    this.list = list;
+    this.actions = actions;
+    this.layers = [];
+    this.names = {};
+    this.items = new Map();
+  }
+
+  /**
+   * Show all turns. `state`: {turns, columns, running, editing}.
+   *
+   * What is there already stays the same element, so that focus is kept and a screen reader reads
+   * an answer out once.
+   */
+  draw(state) {
+    const items = new Map(state.turns.map((turn) => [turn.id, this.item(turn, state)]));
+    this.items = items;
+    const wanted = [...items.values()].map((item) => item.element);
+    for (const element of [...this.list.children]) {
+      if (!wanted.includes(element)) element.remove();
+    }
+    wanted.forEach((element, index) => {
+      if (this.list.children[index] !== element) this.list.append(element);
+    });
+    state.turns.forEach((turn, index) => this.arrange(turn, state, index === state.turns.length - 1));
+  }
+
+  /** The turn's element, made anew only where other columns are shown. */
+  item(turn, state) {
+    const shown = state.columns.filter((column) => turn.answers[column]);
+    const key = JSON.stringify([shown, state.columns.length]);
+    const there = this.items.get(turn.id);
+    if (there?.turn === turn && there.key === key) return there;
+    const item = { turn, key, shown, places: {}, deeds: make("div", { className: "deeds" }) };
+    const answers = make("div", { className: "answers" },
+      ...shown.map((column) => this.answer(item, column, state)));
+    answers.classList.toggle("two", shown.length > 1);
+    item.element = make("li", { className: "turn" }, this.question(item), answers);
+    return item;
+  }
+
+  /** Bring a turn's words and buttons up to date. */
+  arrange(turn, state, isNewest) {
+    const item = this.items.get(turn.id);
+    item.element.classList.toggle("faded", isNewest && state.editing);
+    const isFree = isNewest && !state.running && !state.editing;
+    const key = JSON.stringify([isNewest, isFree, this.layers.length, turn.answers]);
+    if (item.arranged === key) return;
+    item.arranged = key;
+    item.deeds.replaceChildren(...(isFree
+      ? [button("Edit", "Edit this question", () => this.actions.edit(turn))]
+      : []));
+    for (const column of item.shown) {
+      this.renew(turn, column);
+      item.places[column].after.replaceChildren(...this.after(turn, column, isNewest, isFree));
+    }
+  }
+
+  question({ turn, deeds }) {
+    const article = make("article", { className: "question", "aria-label": "You asked" });
+    if (turn.pictures.length) {
+      article.append(make("div", { className: "pictures" },
+        ...turn.pictures.map((picture, index) => this.picture(picture, index, turn))));
+    }
+    if (turn.text) article.append(make("p", { className: "bubble" }, turn.text));
+    article.append(deeds);
+    return article;
+  }
+
+  picture(picture, index, turn) {
+    if (!picture) return make("p", { className: "lost" }, "The picture was too large to keep");
+    const alt = `Picture ${index + 1} of your question: ${turn.text || "without words"}`;
+    const image = make("img", { src: picture, alt });
+    return make("button", {
+      type: "button", "aria-label": `Look at picture ${index + 1} of ${turn.pictures.length}`,
+      onclick: () => this.actions.look(picture, alt),
+    }, image);
+  }
+
+  answer(item, column, state) {
+    const label = `${this.names[column]} answered`;
+    const article = make("article", { className: `answer ${column}`, "aria-label": label });
+    if (state.columns.length > 1) {
+      const name = column === "base" ? "Base model" : "Adapted";
+      article.append(make("h2", { title: this.names[column] }, name));
+    }
+    const place = {
+      body: make("div", { className: "body", "aria-live": "polite" }),
+      small: make("p", { className: "small" }),
+      after: make("div", { className: "after" }),
+    };
+    article.append(place.body, place.small, place.after);
+    item.places[column] = place;
+    return article;
+  }
+
+  /** What stands below an answer: buttons, and how it was routed. */
+  after(turn, column, isNewest, isFree) {
+    const answer = turn.answers[column];
+    if (answer.state === "writing") return [];
+    const row = make("div", { className: "deeds" });
+    if (answer.text) {
+      row.append(button("Copy", "Copy this answer", () => this.actions.copy(answer.text)));
+    }
+    if (isFree) {
+      row.append(button("Try again", "Try this answer again", () => this.actions.retry(turn, column)));
+    }
+    const chart = isNewest && answer.route ? this.routing(turn, column) : null;
+    return chart ? [row, chart] : [row];
+  }
+
+  /** How the answer was routed; nothing where the model has no routing table. */
+  routing(turn, column) {
+    const { route } = turn.answers[column];
+    if (!this.layers.length || route === "base") return null;
+    const place = `${turn.id} ${column}`;
+    const details = make("details", { className: "how", open: OPEN.has(place) },
+      make("summary", {}, "How it was routed"), routingChart(this.layers, route));
+    details.addEventListener("toggle", () => OPEN[details.open ? "add" : "delete"](place));
+    return details;
+  }
+
+  /** Bring one answer's text and small print up to date. */
+  renew(turn, column) {
+    const place = this.items.get(turn.id)?.places[column];
+    if (!place) return;
+    const answer = turn.answers[column];
+    const writing = answer.state === "writing";
+    place.body.setAttribute("aria-busy", String(writing)); // read out when it is whole
+    place.body.classList.toggle("writing", writing);
+    show(place.body, answer.text);
+    if (answer.state === "failed") place.body.append(make("p", { className: "failure" }, answer.told));
+    place.small.textContent = smallPrint(answer);
+  }
+}
+
+function button(text, label, onclick) {
+  return make("button", { type: "button", className: "text", "aria-label": label, onclick }, text);
+}
+
+/** Tell route, tokens and speed; the speed counts the reading of the question too. */
+export function smallPrint(answer) {
+  if (answer.state === "writing") return answer.told;
+  const told = [];
+  if (answer.state === "stopped") told.push("stopped");
+  if (answer.route) told.push(ROUTES[answer.route] ?? answer.route);
+  if (answer.usage) {
+    const { prompt_tokens: read, completion_tokens: written } = answer.usage;
+    const known = answer.usage.prompt_tokens_details?.cached_tokens;
+    told.push(`${read} tokens read${known ? ` (${known} remembered)` : ""}`);
+    told.push(`${written} written`);
+    if (answer.seconds > 0) told.push(`${(written / answer.seconds).toFixed(1)} tokens/s`);
+  }
+  if (answer.cut) told.push("ended at the longest length");
+  if (answer.first !== null) told.push(`first word after ${answer.first.toFixed(1)} s`);
+  return told.map((part) => part.replaceAll(" ", "\u00a0")).join("\u00a0· ");
+}

@@ -1,0 +1,47 @@
+"""What a server allows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+@dataclass(frozen=True)
+class ServeSettings:
+    """The bounds of a server; every request that passes one is answered by a clean 4xx.
+
+    Attributes:
+        host: the address it listens on; loopback unless told otherwise.
+        port: 0 takes a free one.
+        api_key: what a client must send as `Authorization: Bearer ...`; None asks for none.
+        max_body_mib: of a request, MiB.
+        max_images: pictures in one request.
+        max_image_mpixels: of one picture, millions of pixels.
+        max_messages: in one request.
+        max_new_tokens: of an answer; a request may ask for fewer.
+        max_queue: requests that wait; one more answers 429.
+        max_batch: requests that are answered at a time.
+        max_time_s: from a request's arrival to its last token, seconds.
+        image_hosts: names of hosts whose `https` pictures are fetched; none by default.
+        drain_s: how long a server that is told to stop goes on answering, seconds.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_key: str | None = None
+    max_body_mib: float = 20.0
+    max_images: int = 8
+    max_image_mpixels: float = 25.0
+    max_messages: int = 100
+    max_new_tokens: int = 1024
+    max_queue: int = 64
+    max_batch: int = 8
+    max_time_s: float = 300.0
+    image_hosts: tuple[str, ...] = ()
+    drain_s: float = 30.0
+
+    @property
+    def is_private(self) -> bool:
+        """Whether only this machine can reach it."""
+        return self.host in LOOPBACK

@@ -1,0 +1,360 @@
+"""The whole plan of a recipe: what it trains, holds, reads, takes and costs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from varifocal.data.encode import Encoder
+from varifocal.errors import ModelError
+from varifocal.recipe import Recipe
+from varifocal.training.examples import TrainingData, load_training_data
+from varifocal.training.plan import count_frozen, count_trained
+from varifocal.training.planning.calibration import Calibration, find_calibration
+from varifocal.training.planning.devices import GIB, Device
+from varifocal.training.planning.lengths import Workload, assume_work, count_work
+from varifocal.training.planning.memory import Weights, parts_of_peak, weigh
+from varifocal.training.planning.paper import beside_paper
+from varifocal.training.planning.shapes import Shapes, build_shapes, encoder_of
+from varifocal.training.planning.tracing import Step, switch_checkpointing, trace_step
+from varifocal.training.planning.verdict import judge
+
+FREE_SHARE = 0.05
+"""Share of a device's memory that is left free: allocators waste some."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will take; `varifocal plan --json` prints it.
+
+    Attributes:
+        recipe: its name.
+        device, num_devices: what it is planned for.
+        trained_parameters: and by part.
+        peak_memory_gib: of one device at its fullest, and by part in `memory_gib`.
+        device_memory_gib: what it has.
+        activations_gib: what a training step adds, with and without gradient checkpointing.
+        micro_batch, largest_micro_batch: rows a device takes at once, and the most that fit.
+        examples, steps, tokens, tokens_trained, tokens_padding, pad_share, vision_passes,
+            vision_lookups, flops, flops_masked: of the whole run, all devices together; None where
+            the data are unknown.
+        tokens_exact: whether every token was counted.
+        num_dropped, num_cut: examples over the limit, left out or cut.
+        seconds: by stage.
+        hours, usd: of the whole run; `usd` is None without a price.
+        calibrated: whether the rate was measured on this machine.
+        fits: whether the device holds it and no example stops it.
+        verdict: the last word in a sentence.
+        assumptions: what all this rests on.
+        paper: what the paper measured beside ours, for its own recipes.
+    """
+
+    recipe: str | None
+    device: str
+    num_devices: int
+    trained_parameters: int
+    trained_parameters_by_part: dict[str, int]
+    frozen_parameters: int
+    peak_memory_gib: float
+    memory_gib: dict[str, float]
+    device_memory_gib: float
+    activations_gib: dict[str, float]
+    micro_batch: int
+    largest_micro_batch: int | None
+    examples: int | None
+    steps: int | None
+    tokens: int | None
+    tokens_exact: bool
+    tokens_trained: int | None
+    tokens_padding: int | None
+    pad_share: float | None
+    vision_passes: int | None
+    vision_lookups: int | None
+    flops: int | None
+    flops_masked: int | None
+    num_dropped: int
+    num_cut: int
+    seconds: dict[str, float] | None
+    hours: float | None
+    usd: float | None
+    calibrated: bool
+    fits: bool
+    verdict: str
+    assumptions: list[str] = field(default_factory=list)
+    paper: dict[str, Any] | None = None
+
+    def page(self) -> dict[str, Any]:
+        """All of it as JSON."""
+        return asdict(self)
+
+
+def estimate(
+    recipe: Recipe,
+    device: Device,
+    *,
+    num_devices: int = 1,
+    price: float | None = None,
+    data: TrainingData | None = None,
+    quick: bool = False,
+    shapes: Shapes | None = None,
+) -> Plan:
+    """Plan a recipe from its models' shapes and its data's lengths; no weight is loaded.
+
+    Args:
+        recipe: what is to be trained.
+        device: each of the devices.
+        num_devices: that share the rows, each with all weights.
+        price: USD an hour of one device.
+        data: opened already; else it is opened here, if it can be.
+        quick: leave out the other way of checkpointing and the largest micro-batch.
+        shapes: the recipe's, built already.
+
+    Raises:
+        ModelError: a model's config cannot be had, or it cannot be planned from shapes.
+        DataError: the data are there, and cannot be read.
+        RecipeError: the tuner does not fit the model.
+    """
+    shapes = shapes or build_shapes(recipe)
+    work = _work(recipe, shapes, data, num_devices)
+    calibration = find_calibration(recipe, shapes) if device.is_cpu else None
+    weights = weigh(shapes.model, shapes.base, recipe)
+    overhead = calibration.overhead_gib if calibration else device.overhead_gib
+    steps = _steps(recipe, shapes, work, quick)
+    # a model that knows no checkpointing was refused before
+    step = steps[recipe.training.gradient_checkpointing]
+    parts = parts_of_peak(weights, step, overhead * GIB, num_devices, device.waste)
+    peak = sum(parts.values()) / GIB
+    seconds = _seconds(recipe, device, work, calibration, num_devices)
+    hours = sum(seconds.values()) / 3600 if seconds else None
+    by_part = count_trained(shapes.model)
+    holds = peak <= device.memory_gib * (1 - FREE_SHARE)
+    largest = None if quick else _largest(recipe, device, weights, step, overhead, num_devices)
+    fits, verdict = judge(recipe, device, num_devices, peak, holds, work, largest)
+    return Plan(
+        recipe=recipe.name,
+        device=device.name,
+        num_devices=num_devices,
+        trained_parameters=sum(by_part.values()),
+        trained_parameters_by_part=by_part,
+        frozen_parameters=count_frozen(shapes.model),
+        peak_memory_gib=round(peak, 3),
+        memory_gib={name: round(size / GIB, 4) for name, size in parts.items()},
+        device_memory_gib=round(device.memory_gib, 2),
+        activations_gib={
+            _CHECKPOINTING[again]: round(each.peak / GIB, 3) for again, each in steps.items()
+        },
+        micro_batch=recipe.training.per_device_train_batch_size,
+        largest_micro_batch=largest,
+        **_of_work(work),
+        seconds={name: round(value, 2) for name, value in seconds.items()} if seconds else None,
+        hours=hours,
+        usd=None if price is None or hours is None else hours * price * num_devices,
+        calibrated=calibration is not None,
+        fits=fits,
+        verdict=verdict,
+        assumptions=_assumptions(recipe, device, num_devices, work, calibration),
+        paper=beside_paper(recipe, shapes),
+    )
+
+
+def standing_gib(recipe: Recipe, shapes: Shapes) -> float:
+    """What a recipe's weights and optimiser take, before any step; quicker than a plan."""
+    return weigh(shapes.model, shapes.base, recipe).standing / GIB
+
+
+_CHECKPOINTING = {False: "without_checkpointing", True: "with_checkpointing"}
+
+
+def _of_work(work: Workload) -> dict[str, Any]:
+    rows = None if work.tokens is None else work.tokens + (work.tokens_padding or 0)
+    return {
+        "examples": work.examples,
+        "steps": work.steps,
+        "tokens": work.tokens,
+        "tokens_exact": work.exact,
+        "tokens_trained": work.tokens_trained,
+        "tokens_padding": work.tokens_padding,
+        "pad_share": round((work.tokens_padding or 0) / rows, 4) if rows else None,
+        "vision_passes": work.vision_passes,
+        "vision_lookups": work.vision_lookups,
+        "flops": work.flops,
+        "flops_masked": work.flops_masked,
+        "num_dropped": work.num_dropped,
+        "num_cut": work.num_cut,
+    }
+
+
+def _work(recipe: Recipe, shapes: Shapes, data: TrainingData | None, num_devices: int) -> Workload:
+    """Count what is read; without tokenizer or data, assume it."""
+    if data is not None:
+        return count_work(recipe, data, shapes.formula, shapes.eyes, num_devices)
+    try:
+        encoder = encoder_of(recipe)
+    except ModelError:
+        reason = "the tokenizer cannot be had"
+        return assume_work(recipe, shapes.formula, shapes.eyes, num_devices, reason)
+    missing = _missing_data(recipe)
+    if missing:
+        return assume_work(recipe, shapes.formula, shapes.eyes, num_devices, missing)
+    opened, num_over = _open(recipe, encoder, num_devices)
+    work = count_work(recipe, opened, shapes.formula, shapes.eyes, num_devices)
+    return replace(work, num_dropped=num_over) if num_over else work
+
+
+def _missing_data(recipe: Recipe) -> str:
+    """Say why data cannot be read from here; empty where they can."""
+    if not recipe.data.train:
+        return "data.train names no source"
+    for source in recipe.data.train:
+        if source.streaming:
+            return f"{source.place} is a stream"
+        if source.path is None:
+            return f"{source.hub} is on a hub and nothing is downloaded for a plan"
+        if not any(mark in source.path for mark in "*?[") and not Path(source.path).exists():
+            return f"there is no '{source.path}'"
+    return ""
+
+
+def _open(recipe: Recipe, encoder: Encoder, num_devices: int) -> tuple[TrainingData, int]:
+    """Open data as the run does; one over the limit is counted here where the run would stop."""
+    training = recipe.training
+    rows = training.per_device_train_batch_size * training.gradient_accumulation_steps
+    wanted = training.max_steps * rows * num_devices if training.max_steps > 0 else None
+    if encoder.overflow != "error":
+        return load_training_data(recipe.data, encoder, seed=recipe.seed, num_rows=wanted), 0
+    lenient = encoder_of(
+        recipe.model_copy(update={"data": recipe.data.model_copy(update={"overflow": "drop"})})
+    )
+    opened = load_training_data(recipe.data, lenient, seed=recipe.seed, num_rows=wanted)
+    return opened, len(opened.tally.dropped)
+
+
+def _steps(recipe: Recipe, shapes: Shapes, work: Workload, quick: bool) -> dict[bool, Step]:
+    """Trace a step: as it is, and with the other way of checkpointing.
+
+    Returns:
+        whether checkpointing -> step.
+    """
+    training = recipe.training
+    as_it_is = training.gradient_checkpointing
+    autocast = torch.bfloat16 if training.bf16 else torch.float16 if training.fp16 else None
+    found: dict[bool, Step] = {}
+    model: Any = shapes.base
+    for again in [as_it_is] if quick else [as_it_is, not as_it_is]:
+        if again and not model.supports_gradient_checkpointing:
+            continue
+        if again or found:
+            switch_checkpointing(shapes.base, again, autocast)
+        found[again] = trace_step(
+            shapes.model,
+            shapes.base,
+            work.batch,
+            autocast=autocast,
+            keep_gradients=training.gradient_accumulation_steps > 1,
+        )
+    return found
+
+
+def _largest(
+    recipe: Recipe,
+    device: Device,
+    weights: Weights,
+    step: Step,
+    overhead: float,
+    num_devices: int,
+) -> int:
+    """Find the most rows that fit: what a step holds grows evenly with them."""
+    one, two = (
+        sum(
+            parts_of_peak(
+                weights, step.of_rows(times), overhead * GIB, num_devices, device.waste
+            ).values()
+        )
+        for times in (1, 2)
+    )
+    size = recipe.training.per_device_train_batch_size
+    free = device.memory_gib * (1 - FREE_SHARE) * GIB
+    each = max((two - one) / size, 1)
+    return max(int((free - (one - each * size)) // each), 0)
+
+
+def _seconds(
+    recipe: Recipe,
+    device: Device,
+    work: Workload,
+    calibration: Calibration | None,
+    num_devices: int,
+) -> dict[str, float] | None:
+    """Estimate seconds by stage; None where the data are unknown."""
+    if work.flops is None or work.flops_masked is None:
+        return None
+    if calibration is None:
+        rate = device.flops_per_second(compute_format(recipe))
+        return {"training": (work.flops + work.flops_masked) / rate / num_devices}
+    seen = (work.vision_passes or 0) if calibration.seconds_per_picture else 0
+    tower = calibration.tower_flops * seen
+    return {
+        "loading": calibration.seconds_loading,
+        "vision_features": seen * calibration.seconds_per_picture,
+        "training": (work.flops - tower + work.flops_masked) / calibration.flops_per_second,
+    }
+
+
+def compute_format(recipe: Recipe) -> str:
+    """Name the number format that matrix products run in."""
+    if recipe.training.bf16:
+        return "bfloat16"
+    return "float16" if recipe.training.fp16 else recipe.model.dtype
+
+
+def _assumptions(
+    recipe: Recipe,
+    device: Device,
+    num_devices: int,
+    work: Workload,
+    calibration: Calibration | None,
+) -> list[str]:
+    """Say in sentences what the plan rests on."""
+    dtype = compute_format(recipe)
+    told = list(work.notes)
+    if calibration is not None:
+        told.append(
+            f"the rate of {calibration.flops_per_second / 1e9:.1f} GFLOP/s, the loading and the "
+            f"framework's {calibration.overhead_gib:.2f} GiB were measured here by --calibrate "
+            f"({calibration.steps} steps)"
+        )
+    else:
+        peak = device.teraflops.get(dtype, device.teraflops["float32"])
+        told.append(
+            f"{device.utilisation:.0%} of {peak:.4g} TFLOP/s in {dtype} are reached; loading, "
+            f"encoding and checkpoints are left out ({device.source})"
+        )
+        if device.is_cpu:
+            told.append("this machine's rate is a guess; measure it with --calibrate")
+    if dtype not in device.teraflops:
+        told.append(f"{device.name} has no units for {dtype}; float32's rate is taken")
+    if device.waste:
+        told.append(
+            f"the allocator holds {device.waste:.0%} more than the tensors of a step, as it did in "
+            "one measured run (docs/plan.md)"
+        )
+    if not device.is_cpu:
+        told.append(
+            f"{device.overhead_gib:g} GiB for the CUDA context and workspaces is assumed, not "
+            f"measured; {FREE_SHARE:.0%} of the memory stays free"
+        )
+    if num_devices > 1:
+        told.append(f"{num_devices} devices share the rows evenly, and wait for nobody")
+    if recipe.training.compile_layers:
+        told.append("compiled layers are planned as eager ones: they hold less and run faster")
+    if recipe.model.quantization:
+        told.append(
+            f"{recipe.model.quantization} weights are turned back into {recipe.model.dtype} one at "
+            "a time; the time that takes is not counted"
+        )
+    if recipe.model.connector is not None and recipe.model.connector.alignment:
+        told.append("the connector's alignment before the training is not counted")
+    return told

@@ -1,0 +1,147 @@
+"""Tiny runs of every tuner, written as training writes them, with adapters that do something."""
+
+import PIL.Image
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import nn
+from transformers import (
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedTokenizerFast,
+    SiglipImageProcessorPil,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
+
+from varifocal.assemble import assemble
+from varifocal.recipe import Recipe
+from varifocal.run import RunDirectory, write_text
+from varifocal.training.tuner import attach_tuner
+
+SIDE = 28
+TEMPLATE = (
+    "{% for message in messages %}<s>{{ message['role'] }}\n{{ message['content'] }}</s>\n"
+    "{% endfor %}{% if add_generation_prompt %}<s>assistant\n{% endif %}"
+)
+
+
+def save_language(directory, cuts=None, **changes):
+    """A LLaMA of bytes: 256 letters, two pairs of them, four special tokens."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = {c: i for i, c in enumerate([*alphabet, "in", "ll"])}
+    core = Tokenizer(models.BPE(vocab=words, merges=[("i", "n"), ("l", "l")]))
+    core.pre_tokenizer = cuts or pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        **{f"{n}_token": t for n, t in {"bos": "<s>", "eos": "</s>", "pad": "<pad>"}.items()},
+        unk_token="<unk>",
+    )
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(directory)
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.3}
+    ends = {f"{n}_token_id": getattr(tokenizer, f"{n}_token_id") for n in ("bos", "eos", "pad")}
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=len(tokenizer), **{**sizes, **ends, **changes})
+    LlamaForCausalLM(config).save_pretrained(directory)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch, tmp_path_factory):
+    monkeypatch.setenv("VARIFOCAL_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(scope="session")
+def parts_directory(tmp_path_factory):
+    """A directory with `language`, `clip` and `siglip`; nobody changes it."""
+    directory = tmp_path_factory.mktemp("parts")
+    save_language(directory / "language")
+    vit = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
+    vit |= {"image_size": SIDE, "patch_size": 7, "intermediate_size": 24}
+    torch.manual_seed(1)
+    CLIPVisionModel(CLIPVisionConfig(**vit)).save_pretrained(directory / "clip")
+    SiglipVisionModel(SiglipVisionConfig(**vit)).save_pretrained(directory / "siglip")
+    square = {"height": SIDE, "width": SIDE}
+    CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size=square).save_pretrained(
+        directory / "clip"
+    )
+    SiglipImageProcessorPil(size=square).save_pretrained(directory / "siglip")
+    return directory
+
+
+@pytest.fixture(scope="session")
+def make_run(parts_directory, tmp_path_factory):
+    """Write a run: `make_run({"type": "lora"}, tower="siglip")`."""
+
+    def make(tuner, tower="clip", connector=None, language=None, **page):
+        model = {
+            "language_model": str(language or parts_directory / "language"),
+            "vision_tower": str(parts_directory / tower) if tower else None,
+            "connector": (connector or {"plain": True}) if tower else None,
+            "dtype": page.pop("dtype", "float32"),
+        }
+        recipe = Recipe.model_validate({"seed": 5, "model": model, "tuner": tuner, **page})
+        parts = assemble(recipe)
+        run = RunDirectory.create(tmp_path_factory.mktemp("runs") / "run")
+        model = attach_tuner(parts.base, recipe.tuner, base_fingerprint=parts.fingerprint)
+        torch.manual_seed(7)
+        for parameter in model.parameters():
+            if parameter.requires_grad and recipe.tuner.type not in ("full", "none"):
+                nn.init.normal_(parameter, std=0.1)
+        model.save_pretrained(run.model if recipe.tuner.type == "full" else run.adapter)
+        if recipe.tuner.type == "full":
+            parts.processor.save_pretrained(run.model)
+        write_text(run.recipe, recipe.dump_yaml())
+        return run
+
+    return make
+
+
+BLIND_MMA = {"type": "mma", "router_temperature": 1.0, "adapt_vision_tower": False}
+
+
+@pytest.fixture(scope="session")
+def mma_run(make_run):
+    """An MMA run on a CLIP graft whose connector is LLaVA's; nobody changes it."""
+    return make_run(BLIND_MMA, data={"system_prompt": "Be brief."})
+
+
+@pytest.fixture
+def picture(tmp_path):
+    """A picture's file, 40 x 30 pixels."""
+    generator = torch.Generator().manual_seed(3)
+    noise = torch.randint(0, 256, (30, 40, 3), dtype=torch.uint8, generator=generator)
+    PIL.Image.fromarray(noise.numpy()).save(tmp_path / "picture.png")
+    return tmp_path / "picture.png"
+
+
+@pytest.fixture
+def save_tied(tmp_path):
+    """A language model whose head is its embedding."""
+    save_language(tmp_path / "tied", tie_word_embeddings=True)
+    return tmp_path / "tied"
+
+
+@pytest.fixture
+def save_with(tmp_path):
+    """A language model that no GGUF is written of: `save_with("rope")`."""
+
+    def save(change):
+        rope = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
+        changes = {"rope": {"rope_parameters": rope}, "kind": {}}.get(change)
+        if changes is None:
+            changes = {"cuts": pre_tokenizers.ByteLevel(add_prefix_space=True)}
+        save_language(tmp_path / change, **changes)
+        if change == "kind":
+            config = MistralConfig(**LlamaConfig.from_pretrained(tmp_path / change).to_dict())
+            MistralForCausalLM(config).save_pretrained(tmp_path / change)
+        return tmp_path / change
+
+    return save

@@ -1,0 +1,484 @@
+"""The page in a real browser: a person's ways through it, before an engine with a script."""
+
+from __future__ import annotations
+
+import base64
+import io
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import PIL.Image
+import pytest
+import torch
+import uvicorn
+
+from varifocal.data.example import Image
+from varifocal.serving.api import create_app
+from varifocal.serving.request import Piece, QueueFull, Request
+from varifocal.serving.settings import ServeSettings
+
+playwright = pytest.importorskip("playwright.sync_api")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium"),
+]
+
+CODE = "So <b>it</b> is:\n\n```python\nprint('a < b')\n```\nand `one` more."
+
+
+class Scripted:
+    """Answers by a script: `say X` says X, `slowly` waits for `go`, `busy` is refused twice."""
+
+    has_adapter, load_images = True, True
+    routing = {  # noqa: RUF012
+        f"model.layers.{at}.input_layernorm": torch.tensor([[0.25, 0.75], [0.5, 0.5]])
+        for at in range(4)
+    }
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[list[Any], Any, bool]] = []
+        self.requests: list[Request] = []
+        self.go = threading.Event()
+        self.refusals = 2
+
+    def submit(self, messages, sampling, *, adapter=True) -> Request:
+        words = " ".join(part for part in messages[-1].content if isinstance(part, str))
+        if words == "busy" and self.refusals:
+            self.refusals -= 1
+            raise QueueFull("2 requests wait already")
+        seen = any(isinstance(part, Image) for turn in messages for part in turn.content)
+        route = "base" if not adapter else "image" if seen else "text"
+        request = Request([0] * 7, sampling, route)  # type: ignore[arg-type]
+        self.asked.append((messages, sampling, adapter))
+        self.requests.append(request)
+        threading.Thread(target=self.work, args=(request, words, adapter), daemon=True).start()
+        return request
+
+    def work(self, request: Request, words: str, adapter: bool) -> None:
+        pieces = [CODE] if words == "code" else ["It ", f"answers {words}"]
+        if not adapter:
+            pieces = ["Base ", f"answers {words}"]
+        for index, piece in enumerate(pieces):
+            if index and words == "slowly":
+                while not self.go.wait(0.01) and not request.is_cancelled:
+                    pass
+            if request.is_cancelled:
+                request.finish("cancelled")
+                return
+            request.completion_tokens += 1
+            request.give(Piece(piece))
+        request.finish("length" if words == "cut" else "stop")
+
+    def stats(self) -> SimpleNamespace:
+        return SimpleNamespace(running=0, waiting=0)
+
+    def close(self, drain: bool = False) -> None:
+        self.go.set()
+
+
+@contextmanager
+def serving(engine: Any, **bounds: Any) -> Iterator[str]:
+    app = create_app(engine, name="tiny", settings=ServeSettings(**bounds))
+    config = uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=2)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        thread.join(0.01)
+        assert thread.is_alive(), "the server did not start"
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(20)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as tools:
+        browser = tools.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def engine() -> Scripted:
+    return Scripted()
+
+
+@pytest.fixture
+def address(engine) -> Iterator[str]:
+    with serving(engine) as url:
+        yield url
+
+
+@contextmanager
+def visiting(browser, url: str, **options: Any):
+    """Open the page as a new visitor; scripts must not fail, nor the policy be broken."""
+    context = browser.new_context(**options)
+    page = context.new_page()
+    page.set_default_timeout(20_000)
+    mistakes: list[str] = []
+    page.on("pageerror", lambda error: mistakes.append(str(error)))
+    page.on(
+        "console",
+        lambda line: mistakes.append(line.text) if "Security Policy" in line.text else None,
+    )
+    page.goto(url)
+    page.wait_for_selector("#examples button", state="attached")
+    yield page
+    context.close()
+    assert not mistakes
+
+
+@pytest.fixture
+def page(browser, address):
+    with visiting(browser, address) as page:
+        yield page
+
+
+def ask(page, text: str) -> None:
+    page.get_by_label("Your question", exact=True).last.fill(text)
+    page.keyboard.press("Enter")
+
+
+def answered(page, text: str, column: str = "adapted") -> None:
+    page.locator(f".answer.{column} .body", has_text=text).last.wait_for()
+    page.locator("#send").wait_for()
+
+
+def small_print(page) -> str:
+    return page.locator(".small").inner_text().replace("\u00a0", " ")
+
+
+def jpeg(width: int, height: int) -> bytes:
+    file = io.BytesIO()
+    PIL.Image.linear_gradient("L").resize((width, height)).convert("RGB").save(file, "JPEG")
+    return file.getvalue()
+
+
+def png(colour: str = "red", side: int = 32) -> bytes:
+    file = io.BytesIO()
+    PIL.Image.new("RGB", (side, side), colour).save(file, "PNG")
+    return file.getvalue()
+
+
+def choose(page, *files: tuple[str, str, bytes]) -> None:
+    there = page.locator("#attached li").count()
+    page.locator("#files").set_input_files(
+        [{"name": name, "mimeType": kind, "buffer": content} for name, kind, content in files]
+    )
+    page.locator("#attached li").nth(there + len(files) - 1).wait_for()
+
+
+def pictures(engine: Scripted, turn: int = -1) -> list[Any]:
+    message = engine.asked[-1][0][turn]
+    return [part for part in message.content if isinstance(part, Image)]
+
+
+def test_words_stream_in_as_text_and_the_small_print_counts_them(page, engine) -> None:
+    ask(page, "slowly")
+    page.locator(".body", has_text="It").wait_for()  # before the rest is written
+    assert page.locator(".body").get_attribute("aria-busy") == "true"
+    assert page.locator(".body").get_attribute("aria-live") == "polite"
+    engine.go.set()
+    answered(page, "It answers slowly")
+    assert page.locator(".body").get_attribute("aria-busy") == "false"
+    small = small_print(page)
+    assert small.startswith("text route · 7 tokens read · 2 written")
+    assert "tokens/s" in small
+    assert page.locator("#status").inner_text() == "The answer is complete"
+
+
+def test_what_a_model_writes_is_text_with_code_set_apart(page) -> None:
+    ask(page, "code")
+    answered(page, "So <b>it</b> is:")
+    assert page.locator(".body b").count() == 0
+    assert page.locator(".body pre code").inner_text() == "print('a < b')"
+    assert page.locator(".body pre").get_attribute("data-language") == "python"
+    assert page.locator(".body p code").inner_text() == "one"
+    assert "```" not in page.locator(".body").inner_text()
+
+
+def test_a_large_photograph_is_made_smaller_and_a_small_picture_is_sent_as_it_is(
+    page, engine
+) -> None:
+    choose(page, ("photo.jpg", "image/jpeg", jpeg(3000, 1500)), ("dot.png", "image/png", png()))
+    ask(page, "what is this")
+    answered(page, "It answers what is this")
+    large, small = pictures(engine)
+    assert large.open().size == (1024, 512)
+    assert small.data == png()
+    assert small_print(page).startswith("image route")
+    page.get_by_role("button", name="Look at picture 1 of 2").click()
+    page.locator("#viewer[open] #viewed").wait_for()
+
+
+def test_pictures_are_pasted_dropped_and_removed(page, engine) -> None:
+    give = """([kind, content]) => {
+        const bytes = Uint8Array.from(atob(content), (one) => one.charCodeAt(0));
+        const data = new DataTransfer();
+        data.items.add(new File([bytes], "x.png", { type: "image/png" }));
+        const event = kind === "paste"
+            ? new ClipboardEvent("paste", { clipboardData: data, bubbles: true })
+            : new DragEvent(kind, { dataTransfer: data, bubbles: true, cancelable: true });
+        document.querySelector("main").dispatchEvent(event);
+    }"""
+    coloured = [base64.b64encode(png(colour)).decode() for colour in ("red", "blue")]
+    page.evaluate(give, ["paste", coloured[0]])
+    page.locator("#attached li").wait_for()
+    page.evaluate(give, ["dragover", coloured[1]])
+    page.locator("#drop").wait_for()
+    page.evaluate(give, ["drop", coloured[1]])
+    page.locator("#attached li").nth(1).wait_for()
+    assert page.locator("#drop").is_hidden()
+    page.get_by_role("button", name="Remove picture 1").click()
+    ask(page, "which")
+    answered(page, "It answers which")
+    assert [image.data for image in pictures(engine)] == [png("blue")]
+
+
+def test_what_is_no_picture_is_refused_in_words(page) -> None:
+    page.locator("#files").set_input_files(
+        {"name": "bad.png", "mimeType": "image/png", "buffer": b"no picture"}
+    )
+    page.locator("#notice", has_text="bad.png is no picture").wait_for()
+    page.locator("#files").set_input_files(
+        {"name": "a.txt", "mimeType": "text/plain", "buffer": b"words"}
+    )
+    page.locator("#notice", has_text="Only pictures can be added").wait_for()
+    assert page.locator("#attached li").count() == 0
+
+
+def test_escape_stops_and_the_answer_is_tried_again(page, engine) -> None:
+    ask(page, "slowly")
+    page.locator(".body", has_text="It").wait_for()
+    page.keyboard.press("Escape")
+    page.locator(".small", has_text="stopped").wait_for()
+    request = engine.requests[0]
+    for _ in range(500):
+        if request.finish_reason:
+            break
+        page.wait_for_timeout(10)
+    assert request.finish_reason == "cancelled"  # its slot is free
+    assert page.locator(".body").inner_text().strip() == "It"
+    engine.go.set()
+    page.get_by_role("button", name="Try this answer again").click()
+    answered(page, "It answers slowly")
+    assert page.locator(".turn").count() == 1
+
+
+def test_a_conversation_outlives_a_reload_with_its_pictures(page, engine) -> None:
+    choose(page, ("dot.png", "image/png", png()))
+    ask(page, "one")
+    answered(page, "It answers one")
+    page.reload()
+    assert page.locator(".bubble").inner_text() == "one"
+    assert page.locator(".pictures img").count() == 1
+    ask(page, "two")
+    answered(page, "It answers two")
+    messages = engine.asked[-1][0]
+    assert [message.role for message in messages] == ["user", "assistant", "user"]
+    assert messages[1].content == ("It answers one",)
+    assert pictures(engine, 0)[0].data == png()
+
+
+def test_a_reload_in_the_midst_keeps_what_was_written(page) -> None:
+    ask(page, "slowly")
+    page.locator(".body", has_text="It").wait_for()
+    page.reload()
+    page.locator(".small", has_text="stopped").wait_for()
+    assert page.locator(".body").inner_text().strip() == "It"
+
+
+def test_the_last_question_is_edited_and_a_new_conversation_is_empty(page, engine) -> None:
+    choose(page, ("dot.png", "image/png", png()))
+    ask(page, "frist")
+    answered(page, "It answers frist")
+    page.get_by_role("button", name="Edit this question").click()
+    field = page.locator("#question")
+    assert field.input_value() == "frist"
+    page.keyboard.press("Escape")
+    assert field.input_value() == ""
+    page.get_by_role("button", name="Edit this question").click()
+    ask(page, "first")
+    answered(page, "It answers first")
+    assert page.locator(".turn").count() == 1
+    assert len(engine.asked[-1][0]) == 1
+    assert len(pictures(engine)) == 1
+    page.get_by_role("button", name="New conversation").click()
+    page.locator("#welcome").wait_for()
+    page.reload()
+    page.locator("#welcome").wait_for()
+    assert page.locator(".turn").count() == 0
+
+
+def test_an_example_is_asked_with_its_picture(page, engine) -> None:
+    page.get_by_role("button", name="A science question").click()
+    page.locator(".small", has_text="image route").wait_for()
+    assert len(pictures(engine)) == 1
+
+
+def test_two_models_answer_side_by_side_each_with_its_own_past(page, engine) -> None:
+    ask(page, "one")
+    answered(page, "It answers one")
+    page.get_by_label("Beside the base model").check()
+    answered(page, "Base answers one", "base")  # the question before is caught up
+    ask(page, "two")
+    answered(page, "It answers two")
+    answered(page, "Base answers two", "base")
+    pasts = {adapter: messages[1].content[0] for messages, _, adapter in engine.asked[-2:]}
+    assert pasts == {True: "It answers one", False: "Base answers one"}
+    boxes = [page.locator(f".answer.{name}").last.bounding_box() for name in ("adapted", "base")]
+    assert boxes[0]["y"] == boxes[1]["y"]
+    assert boxes[0]["x"] + boxes[0]["width"] < boxes[1]["x"]
+    page.reload()
+    page.locator(".answer.base").nth(1).wait_for()
+    page.get_by_label("Beside the base model").uncheck()
+    assert page.locator(".answer.base").count() == 0
+
+
+def test_routing_is_drawn_for_the_route_that_answered(page) -> None:
+    ask(page, "one")
+    answered(page, "It answers one")
+    page.get_by_text("How it was routed").click()
+    chart = page.locator(".routing svg")
+    label = chart.get_attribute("aria-label")
+    assert label.startswith("Share of the first branch in 4 layers, text route: from 25 %")
+    heights = [float(bar.get_attribute("height")) for bar in chart.locator(".bar").all()]
+    assert heights == [0.25 * 72] * 4
+    page.get_by_text("As a table").click()
+    assert page.locator(".routing tbody tr").first.inner_text().split("\t")[1:] == ["25 %", "50 %"]
+
+
+def test_a_busy_server_is_asked_again(page, engine) -> None:
+    ask(page, "busy")
+    page.locator(".small", has_text="The server is busy; asking again").wait_for()
+    answered(page, "It answers busy")
+    assert engine.refusals == 0
+
+
+def test_mistakes_are_told_in_words_and_can_be_tried_again(page, engine) -> None:
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_label("Longest answer, in tokens").fill("5000")
+    page.get_by_role("button", name="Done").click()
+    ask(page, "one")
+    page.locator(".failure", has_text="this server writes at most 1024 tokens, not 5000").wait_for()
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_label("Longest answer, in tokens").fill("12")
+    page.get_by_role("button", name="Done").click()
+    page.get_by_role("button", name="Try this answer again").click()
+    answered(page, "It answers one")
+    assert engine.asked[-1][1].max_new_tokens == 12
+    page.route("**/v1/chat/completions", lambda route: route.abort())
+    ask(page, "two")
+    page.locator(".failure", has_text="The server cannot be reached").wait_for()
+    page.unroute("**/v1/chat/completions")
+    ask(page, "three")
+    answered(page, "It answers three")
+    assert len(engine.asked[-1][0]) == 3  # the question without an answer is left out
+
+
+def test_a_connection_that_breaks_leaves_what_was_written(page) -> None:
+    body = 'data: {"choices": [{"delta": {"content": "Half an"}}]}\n\n'
+    page.route(
+        "**/v1/chat/completions",
+        lambda route: route.fulfill(content_type="text/event-stream", body=body),
+    )
+    ask(page, "one")
+    page.locator(".failure", has_text="The connection was lost").wait_for()
+    assert "Half an" in page.locator(".body").inner_text()
+
+
+def test_a_server_with_a_key_asks_for_it_once(browser, engine) -> None:
+    with serving(engine, api_key="secret") as url:
+        context = browser.new_context()
+        page = context.new_page()
+        page.goto(url)
+        page.locator("#key-dialog[open]").wait_for()
+        page.get_by_label("API key").fill("wrong")
+        page.keyboard.press("Enter")
+        page.locator("#key-dialog[open]").wait_for()
+        page.get_by_label("API key").fill("secret")
+        page.get_by_role("button", name="Use this key").click()
+        page.locator("#examples button").first.wait_for()
+        page.reload()
+        page.locator("#examples button").first.wait_for()
+        ask(page, "one")
+        answered(page, "It answers one")
+        assert page.locator("#key-dialog[open]").count() == 0
+        context.close()
+
+
+def test_a_phone_has_a_camera_and_nothing_beyond_its_width(browser, address) -> None:
+    phone = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True}
+    wide = "document.documentElement.scrollWidth"
+    with visiting(browser, address, **phone) as page:
+        assert page.get_by_role("button", name="Take a photograph").is_visible()
+        assert page.locator("#camera").get_attribute("capture") == "environment"
+        assert page.evaluate(wide) == 390
+        page.locator("#compare").check()
+        ask(page, "W" * 200)
+        answered(page, "Base answers", "base")
+        page.get_by_text("How it was routed").click()
+        assert page.evaluate(wide) == 390
+        page.get_by_role("button", name="Settings").click()
+        box = page.locator("#settings").bounding_box()
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= 390
+
+
+def test_colours_follow_the_system_until_they_are_chosen(browser, address) -> None:
+    paper = "getComputedStyle(document.documentElement).backgroundColor"
+    with visiting(browser, address, color_scheme="dark") as page:
+        dark = page.evaluate(paper)
+        page.get_by_role("button", name="Switch to light colours").click()
+        light = page.evaluate(paper)
+        assert dark != light
+        page.reload()
+        assert page.evaluate(paper) == light
+        page.get_by_role("button", name="Switch to dark colours").click()
+        assert page.evaluate(paper) == dark
+
+
+def test_the_keyboard_alone_suffices(page, engine) -> None:
+    field = page.locator("#question")
+    field.focus()
+    page.keyboard.type("one")
+    page.keyboard.press("Shift+Enter")
+    page.keyboard.type("two")
+    assert field.input_value() == "one\ntwo"
+    page.keyboard.press("Enter")
+    answered(page, "two")
+    assert engine.asked[-1][0][0].content == ("one\ntwo",)
+    page.locator(".skip").focus()
+    order = []
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        order.append(page.evaluate("document.activeElement.getAttribute('aria-label')"))
+        shown = page.evaluate(
+            "(() => { const e = document.activeElement; const at = e.id === 'question'"
+            " ? e.parentElement : e.id === 'compare' ? e.parentElement : e;"
+            " return getComputedStyle(at).outlineStyle; })()"
+        )
+        assert shown != "none", order
+        if order[-1] == "Your question":
+            break
+    wanted = ["Settings", "New conversation", "Edit this question", "Copy this answer"]
+    wanted += ["Try this answer again", "Add pictures", "Your question"]
+    places = [order.index(name) for name in wanted]
+    assert places == sorted(places)
+
+
+def test_nothing_moves_for_who_wants_it_still(browser, address) -> None:
+    moves = "getComputedStyle(document.querySelector('.body > p'), '::after').animationName"
+    for wish, name in (("reduce", "none"), ("no-preference", "breathe")):
+        with visiting(browser, address, reduced_motion=wish) as page:
+            ask(page, "slowly")
+            page.locator(".body", has_text="It").wait_for()
+            assert page.evaluate(moves) == name

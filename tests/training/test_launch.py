@@ -1,0 +1,273 @@
+"""What a launch starts, what it says when a process dies, and the Slurm job's script."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from varifocal.errors import RecipeError, RunError, Stopped
+from varifocal.recipe import load_recipe
+from varifocal.recipe.reading import SHIPPED
+from varifocal.run import RunDirectory
+from varifocal.training.engines import whole_optimizer_state
+from varifocal.training.launch import (
+    ENGINES,
+    Launch,
+    _ended,
+    check_launch,
+    engine_overrides,
+    how_to_go_on,
+    launch_arguments,
+    share_rows,
+    torchrun_command,
+    worker_arguments,
+)
+from varifocal.training.resuming import check_pace
+from varifocal.training.slurm import SlurmOptions, TrainingJob, job_script, minutes, submit
+
+LAVIN = "lavin-7b-scienceqa"
+
+
+def page_of(batch, steps, **more):
+    overrides = {
+        "training.per_device_train_batch_size": batch,
+        "training.gradient_accumulation_steps": steps,
+        **more,
+    }
+    return load_recipe(LAVIN, overrides, check_paths=False)
+
+
+def shares(batch, steps, num_processes):
+    return tuple(share_rows(page_of(batch, steps), num_processes).values())
+
+
+@pytest.mark.parametrize(
+    ("recipe", "num_processes", "expected"),
+    [
+        ((4, 8), 1, (4, 8)),
+        ((4, 8), 8, (4, 1)),
+        ((4, 8), 16, (2, 1)),
+        ((4, 8), 32, (1, 1)),
+        ((4, 3), 2, (3, 2)),  # six rows each: four do not divide them
+    ],
+)
+def test_processes_share_a_steps_rows(recipe, num_processes, expected):
+    assert shares(*recipe, num_processes) == expected
+
+
+def test_rows_that_cannot_be_shared_are_refused():
+    with pytest.raises(RecipeError) as caught:
+        share_rows(page_of(4, 2), 3)
+    assert str(caught.value) == (
+        "3 processes cannot share the 8 rows of a step equally; start 1, 2, 4, 8, or set "
+        "training.gradient_accumulation_steps"
+    )
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_engines_knobs_are_a_recipes(engine):
+    page = load_recipe(LAVIN, engine_overrides(engine), check_paths=False)
+    extras = page.training.model_extra
+    assert bool(extras.get("fsdp")) == (engine == "fsdp2")
+    assert bool(extras.get("deepspeed")) == engine.startswith("zero")
+
+
+def test_the_launch_files_say_what_they_are_called():
+    folder = SHIPPED / "launch"
+    files = {path.name: json.loads(path.read_text()) for path in folder.glob("*.json")}
+    assert files.keys() == {found[1] for found in ENGINES.values() if found}
+    assert files["fsdp2.json"]["version"] == 2
+    for stage in (2, 3):
+        config = files[f"zero{stage}.json"]
+        assert config["zero_optimization"]["stage"] == stage
+        # What the recipe decides is left to it.
+        for key in ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps"):
+            assert config[key] == "auto"
+
+
+def test_what_a_worker_runs(tmp_path):
+    asked = Launch(LAVIN, tmp_path, 8, 2, "zero3", True, ("seed=1",), "node1:29500")
+    page = load_recipe(LAVIN, check_paths=False)
+    zero = SHIPPED / "launch" / "zero3.json"
+    command = torchrun_command(asked, page)
+    assert command == (
+        "torchrun --nnodes 2 --rdzv-backend c10d --rdzv-endpoint node1:29500 --nproc-per-node 8 "
+        f"-m varifocal.cli train {LAVIN} --out {tmp_path} --resume --set seed=1 "
+        "--set training.per_device_train_batch_size=2 "
+        f"--set training.gradient_accumulation_steps=1 --set training.deepspeed={zero}"
+    )
+    assert worker_arguments(Launch(LAVIN, tmp_path), page)[:4] == [
+        "-m",
+        "varifocal.cli",
+        "train",
+        LAVIN,
+    ]
+    again = " ".join(launch_arguments(asked))
+    assert again == (
+        f"launch {LAVIN} --out {tmp_path} --num-processes 8 --num-nodes 2 --engine zero3 "
+        "--rendezvous node1:29500 --resume --set seed=1"
+    )
+
+
+def test_a_wrong_launch_is_refused_before_anything_starts(recipe_file, tmp_path):
+    with pytest.raises(RecipeError, match="--engine fsdp: ddp, fsdp2, zero2, zero3 are known"):
+        check_launch(Launch(str(recipe_file), tmp_path / "run", engine="fsdp"))
+    run = RunDirectory.create(tmp_path / "there")
+    run.recipe.write_text("seed: 1")
+    with pytest.raises(RunError, match="add --resume"):
+        check_launch(Launch(str(recipe_file), run.root))
+    check_launch(Launch(str(recipe_file), tmp_path / "free"))
+    assert not (tmp_path / "free").exists()  # a dry run leaves nothing
+
+
+# A process that ends
+
+
+def failure(exitcode, rank=1, timestamp=1):
+    return SimpleNamespace(exitcode=exitcode, local_rank=rank, timestamp=timestamp)
+
+
+def test_the_killed_process_is_named_and_not_its_victims(tmp_path):
+    asked = Launch("tiny.yaml", tmp_path / "run", 2)
+    (tmp_path / "run" / "checkpoints" / "checkpoint-6").mkdir(parents=True)
+    log = tmp_path / "logs" / "run_x" / "attempt_0" / "1" / "stderr.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("one\nlast\n\n")
+    failures = [failure(2, 0, 1), failure(-signal.SIGKILL, 1, 2), failure(-signal.SIGTERM, 0, 0)]
+    error = _ended(asked, failures, tmp_path / "logs")
+    assert isinstance(error, RunError)
+    newest = tmp_path / "run" / "checkpoints" / "checkpoint-6"
+    assert str(error) == (
+        "process 1 of 2 was killed by SIGKILL; the others were ended with it, and the newest "
+        f"checkpoint is {newest}. Its last words: 'last'. Go on with: {how_to_go_on(asked)}"
+    )
+
+
+def test_processes_that_were_stopped_are_no_mistake(tmp_path):
+    asked = Launch("tiny.yaml", tmp_path, 2)
+    assert isinstance(_ended(asked, [failure(130)], tmp_path), Stopped)
+    mistake = _ended(asked, [failure(2, 0)], tmp_path)
+    assert "process 0 of 2 ended with exit code 2; the others" in str(mistake)
+    assert "there is no checkpoint yet" in str(mistake)
+
+
+# A checkpoint's pace
+
+
+def checkpoint_of(tmp_path, rows, processes=2, shards=False):
+    checkpoint = tmp_path / "checkpoint-3"
+    checkpoint.mkdir()
+    unlogged = {"rows_per_step": rows, "spent": [{}] * processes}
+    (checkpoint / "unlogged.json").write_text(json.dumps(unlogged))
+    if shards:
+        (checkpoint / "global_step3").mkdir()
+    return checkpoint
+
+
+def test_other_steps_are_refused_with_the_mend(tmp_path):
+    checkpoint = checkpoint_of(tmp_path, 32)
+    check_pace(checkpoint, page_of(4, 4), 2)
+    with pytest.raises(RunError, match=r"set training\.gradient_accumulation_steps to 8; "):
+        check_pace(checkpoint, page_of(4, 4), 1)
+    with pytest.raises(RunError, match="give back the former number of processes; "):
+        check_pace(checkpoint, page_of(4, 1), 3)
+
+
+def test_deepspeeds_shards_are_not_given_to_others(tmp_path):
+    checkpoint = checkpoint_of(tmp_path, 32, shards=True)
+    zero = {"training.deepspeed": "zero.json"}
+    check_pace(checkpoint, page_of(4, 4, **zero), 2)
+    with pytest.raises(RunError, match="shards of 2 processes, and 4 cannot read them"):
+        check_pace(checkpoint, page_of(4, 2, **zero), 4)
+    with pytest.raises(RunError, match="written under DeepSpeed and would be read without it"):
+        check_pace(checkpoint, page_of(4, 4), 2)
+    (checkpoint / "global_step3").rmdir()
+    with pytest.raises(RunError, match="written without DeepSpeed and would be read under it"):
+        check_pace(checkpoint, page_of(4, 4, **zero), 2)
+
+
+# Slurm
+
+
+@pytest.mark.parametrize("time", ["", "0", "1:00", "a day", "1-2"])
+def test_a_wrong_time_is_refused(time):
+    with pytest.raises(RunError, match="give minutes, HH:MM:SS or D-HH:MM:SS"):
+        minutes(time)
+
+
+def test_the_jobs_script(tmp_path):
+    pytest.importorskip("submitit")
+    asked = Launch(LAVIN, tmp_path / "lavin", 8, 2)
+    options = SlurmOptions("gpu", "1-00:00:00", "lab", None, 24, ("qos=high", "--exclusive"))
+    script = job_script(asked, options)
+    lines = script.splitlines()
+    for line in (
+        "job-name=lavin", "nodes=2", "ntasks-per-node=1", "gpus-per-node=8", "time=1440",
+        "partition=gpu", "account=lab", "signal=USR2@180", "requeue", "open-mode=append",
+        "cpus-per-task=24", "qos=high", "exclusive",
+    ):  # fmt: skip
+        assert f"#SBATCH --{line}" in lines
+    assert f"submitit.core._submit {tmp_path}/lavin/slurm" in script
+    # Slurm 22.05 and later: a step has one CPU a task, whatever its job has.
+    assert "--cpus-per-task=24 --kill-on-bad-exit=1" in script
+    plain = job_script(asked, SlurmOptions())
+    assert "account" not in plain
+    assert "#SBATCH --cpus-per-task=8" in plain
+    with pytest.raises(RunError, match="--sbatch nodes=3: nodes is decided here"):
+        job_script(asked, SlurmOptions(more=("nodes=3",)))
+    if not any((Path(place) / "srun").exists() for place in os.environ["PATH"].split(":")):
+        with pytest.raises(RunError, match="there is no Slurm here"):
+            submit(asked, SlurmOptions())
+
+
+def test_a_job_lets_its_processes_save_and_comes_back(tmp_path, monkeypatch):
+    """The signal's handler runs while the job waits for its processes."""
+    pytest.importorskip("submitit")
+    from varifocal.training import slurm
+
+    script = tmp_path / "saves.py"
+    script.write_text(
+        "import pathlib, signal, sys, time\n"
+        "place = pathlib.Path(sys.argv[0]).parent\n"
+        "def save(*_):\n    (place / 'saved').touch()\n    sys.exit(130)\n"
+        "signal.signal(signal.SIGTERM, save)\n(place / 'ready').touch()\ntime.sleep(60)\n"
+    )
+    start = subprocess.Popen
+    monkeypatch.setattr(
+        slurm.subprocess, "Popen", lambda *_, **more: start([sys.executable, script], **more)
+    )
+    job = TrainingJob(Launch("tiny.yaml", tmp_path))
+    again = []
+
+    def on_alarm(*_):
+        if (tmp_path / "ready").exists():
+            again.append(job.checkpoint())
+        else:
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+
+    before = signal.signal(signal.SIGALRM, on_alarm)
+    signal.setitimer(signal.ITIMER_REAL, 0.05)
+    try:
+        assert job() == 130
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert (tmp_path / "saved").exists()
+    assert again[0].function.launch.resume
+    assert again[0].function._pid is None
+
+
+def test_an_optimizers_state_is_whole_on_one_process():
+    import torch
+
+    weight = torch.nn.Parameter(torch.ones(3))
+    adam = torch.optim.AdamW([weight])
+    weight.sum().backward()
+    adam.step()
+    whole, own = whole_optimizer_state(adam), adam.state_dict()
+    assert whole["param_groups"] == own["param_groups"]
+    assert torch.equal(whole["state"][0]["exp_avg"], own["state"][0]["exp_avg"])

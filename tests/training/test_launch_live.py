@@ -1,0 +1,132 @@
+"""`varifocal launch` with real processes: one is killed, a job is run, and both go on."""
+
+import importlib.util
+import json
+import os
+import socket
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from varifocal.run import RunDirectory
+
+PACE = {
+    "training.max_steps": 6,
+    "training.save_steps": 2,
+    "training.gradient_accumulation_steps": 2,
+    "training.logging_steps": 1,
+    "tuner.dropout": 0.0,
+}
+
+# Found by every process of the launch, through PYTHONPATH: the second one dies at a step.
+DIES = """
+import os, signal, sys
+if os.environ.get("RANK") == "1" and not os.path.exists({mark!r}):
+    def dies(event, args):
+        if event == "os.mkdir" and str(args[0]).endswith("process1/checkpoint-4"):
+            open({mark!r}, "w").close()
+            os.kill(os.getpid(), signal.SIGKILL)
+    sys.addaudithook(dies)
+"""
+
+
+def settings(engine_steps=()):
+    chosen = {**PACE, **dict(engine_steps)}
+    return [word for key, value in chosen.items() for word in ("--set", f"{key}={value}")]
+
+
+def varifocal(*words, env=None):
+    done = subprocess.run(
+        [sys.executable, "-m", "varifocal.cli", *map(str, words)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    return done.returncode, done.stderr
+
+
+def curve(run):
+    return [record["loss"] for record in RunDirectory(run).read_metrics()]
+
+
+_ALONE = []  # the curve of one process, the same in all tests
+
+
+def alone(recipe_file, tmp_path):
+    if not _ALONE:
+        code, said = varifocal("train", recipe_file, "--out", tmp_path / "one", *settings())
+        assert code == 0, said[-3000:]
+        _ALONE.extend(curve(tmp_path / "one"))
+    return _ALONE
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_launch_which_then_goes_on(recipe_file, tmp_path):
+    hook = tmp_path / "hook"
+    hook.mkdir()
+    (hook / "sitecustomize.py").write_text(DIES.format(mark=str(tmp_path / "died")))
+    path = f"{hook}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    run = tmp_path / "run"
+    command = ["launch", recipe_file, "--out", run, "--num-processes", 2, *settings()]
+    code, said = varifocal(*command, env={"PYTHONPATH": path})
+    assert code == 2, said[-3000:]
+    sentence = said.splitlines()[-1]
+    newest = run / "checkpoints" / "checkpoint-2"
+    assert f"process 1 of 2 was killed by SIGKILL; the others were ended with it, and the newest " \
+        f"checkpoint is {newest}" in sentence  # fmt: skip
+    assert sentence.endswith("--resume " + " ".join(settings()))
+    code, said = varifocal(*command, "--resume", env={"PYTHONPATH": path})
+    assert code == 0, said[-3000:]
+    assert curve(run) == pytest.approx(alone(recipe_file, tmp_path), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_two_launches_meet_as_two_nodes(recipe_file, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        where = f"127.0.0.1:{free.getsockname()[1]}"
+    command = ["launch", recipe_file, "--out", tmp_path / "run", "--num-nodes", 2, *settings()]
+    with ThreadPoolExecutor() as pool:
+        nodes = [pool.submit(varifocal, *command, "--rendezvous", where) for _ in range(2)]
+    for node in nodes:
+        code, said = node.result()
+        assert code == 0, said[-3000:]
+    assert curve(tmp_path / "run") == pytest.approx(alone(recipe_file, tmp_path), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_job_trains_under_submitits_local_executor(recipe_file, tmp_path):
+    submitit = pytest.importorskip("submitit")
+    from varifocal.training.launch import Launch
+    from varifocal.training.slurm import TrainingJob
+
+    overrides = tuple(settings()[1::2])
+    asked = Launch(str(recipe_file), tmp_path / "run", 2, overrides=overrides)
+    executor = submitit.LocalExecutor(tmp_path / "slurm")
+    executor.update_parameters(timeout_min=8)
+    job = executor.submit(TrainingJob(asked))
+    assert job.result() == 0, job.stderr()
+    assert len(curve(tmp_path / "run")) == 6
+    assert (tmp_path / "run" / "adapter").is_dir()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed"
+)
+@pytest.mark.parametrize("engine", ["zero2", "zero3"])
+def test_zero_is_launched_with_the_shipped_files(recipe_file, tmp_path, engine):
+    run = tmp_path / "run"
+    command = ["launch", recipe_file, "--out", run, "--engine", engine, *settings()]
+    code, said = varifocal(*command, "--num-processes", 2)
+    assert code == 0, said[-3000:]
+    # From the second step on, Adam moves by zeros here what it leaves alone there.
+    assert curve(run)[:2] == pytest.approx(alone(recipe_file, tmp_path)[:2], rel=1e-4)
+    kept = json.loads((RunDirectory(run).newest_checkpoint() / "unlogged.json").read_text())
+    assert kept["rows_per_step"] == 2
+    code, said = varifocal(*command, "--num-processes", 1, "--resume")
+    assert code == 2
+    assert "holds DeepSpeed's shards of 2 processes, and 1 cannot read them" in said
