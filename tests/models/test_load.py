@@ -8,7 +8,7 @@ import torch
 from transformers import CLIPImageProcessorPil, PreTrainedTokenizerBase
 
 from varifocal.errors import ModelError
-from varifocal.models import GraftedProcessor, load_model, sources
+from varifocal.models import GraftedProcessor, attention_code, load_model, sources
 from varifocal.models.connector import embedding_scale
 from varifocal.models.packaged import PACKAGED, Packaged
 from varifocal.recipe import ConnectorSection, ModelSection
@@ -220,9 +220,27 @@ def test_a_package_that_is_not_installed(language, monkeypatch):
         load_model(section(language_model=language, vision_tower="efficientnet-lite9"))
 
 
-def test_attention_code_that_is_not_installed(language):
-    with pytest.raises(ModelError, match=r"cannot be loaded: .*[Ff]lash"):
-        load_model(section(language_model=language, attn_implementation="flash_attention_2"))
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("flash_attention_2", r"needs the package flash-attn, .* pip install flash-attn .*sdpa"),
+        (
+            "spda",
+            r"'spda' is no attention code of transformers \(eager, .*sdpa.*did you mean.*sdpa",
+        ),
+    ],
+)
+def test_attention_code_that_cannot_be_had(name, sentence, language, tmp_path):
+    (tmp_path / "language" / "model.safetensors").unlink()  # it is said before weights are read
+    with pytest.raises(ModelError, match=rf"model\.attn_implementation: .*{sentence}"):
+        load_model(section(language_model=language, attn_implementation=name))
+
+
+def test_other_attention_code_is_left_to_transformers(language, monkeypatch):
+    monkeypatch.setattr(attention_code, "find_spec", lambda name: name == "kernels")
+    attention_code.check_attention("flash_attention_2")
+    attention_code.check_attention("kernels-community/flash-attn2")
+    attention_code.check_attention("paged|eager")
 
 
 def test_quantisation_asks_for_its_extra(language, monkeypatch):

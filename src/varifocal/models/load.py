@@ -25,6 +25,7 @@ from transformers.models.auto.modeling_auto import (
 
 from varifocal.cache import fingerprint
 from varifocal.errors import ModelError
+from varifocal.models.attention_code import check_attention
 from varifocal.models.connector import Connector, build_connector, embedding_scale
 from varifocal.models.grafted import GraftedForConditionalGeneration, graft
 from varifocal.models.llava import connector_name, is_llava, prepare_llava
@@ -75,6 +76,7 @@ def load_model(section: ModelSection, *, meta: bool = False, seed: int = 0) -> L
         base_ids["vision_tower"] = section.vision_tower
     if meta:
         return _load_meta(section, base_ids)
+    check_attention(section.attn_implementation)
     if section.vision_tower is None:
         model, processor = _load_whole(section)
     else:
