@@ -31,10 +31,25 @@ if os.environ.get("RANK") == "1" and not os.path.exists({mark!r}):
     sys.addaudithook(dies)
 """
 
+# gloo will do: DeepSpeed's own kernel would be compiled first, for minutes.
+NO_KERNEL = """
+import os
+if "RANK" in os.environ:
+    import deepspeed.ops
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+"""
 
-def settings(engine_steps=()):
-    chosen = {**PACE, **dict(engine_steps)}
-    return [word for key, value in chosen.items() for word in ("--set", f"{key}={value}")]
+
+def settings():
+    return [word for key, value in PACE.items() for word in ("--set", f"{key}={value}")]
+
+
+def customized(tmp_path, text):
+    """An environment in which every process begins with a text."""
+    hook = tmp_path / "hook"
+    hook.mkdir()
+    (hook / "sitecustomize.py").write_text(text)
+    return {"PYTHONPATH": f"{hook}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
 
 
 def varifocal(*words, env=None):
@@ -65,20 +80,17 @@ def alone(recipe_file, tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_process_ends_the_launch_which_then_goes_on(recipe_file, tmp_path):
-    hook = tmp_path / "hook"
-    hook.mkdir()
-    (hook / "sitecustomize.py").write_text(DIES.format(mark=str(tmp_path / "died")))
-    path = f"{hook}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    env = customized(tmp_path, DIES.format(mark=str(tmp_path / "died")))
     run = tmp_path / "run"
     command = ["launch", recipe_file, "--out", run, "--num-processes", 2, *settings()]
-    code, said = varifocal(*command, env={"PYTHONPATH": path})
+    code, said = varifocal(*command, env=env)
     assert code == 2, said[-3000:]
     sentence = said.splitlines()[-1]
     newest = run / "checkpoints" / "checkpoint-2"
     assert f"process 1 of 2 was killed by SIGKILL; the others were ended with it, and the newest " \
         f"checkpoint is {newest}" in sentence  # fmt: skip
     assert sentence.endswith("--resume " + " ".join(settings()))
-    code, said = varifocal(*command, "--resume", env={"PYTHONPATH": path})
+    code, said = varifocal(*command, "--resume", env=env)
     assert code == 0, said[-3000:]
     assert curve(run) == pytest.approx(alone(recipe_file, tmp_path), rel=1e-5)
 
@@ -120,13 +132,14 @@ def test_a_job_trains_under_submitits_local_executor(recipe_file, tmp_path):
 @pytest.mark.parametrize("engine", ["zero2", "zero3"])
 def test_zero_is_launched_with_the_shipped_files(recipe_file, tmp_path, engine):
     run = tmp_path / "run"
+    env = customized(tmp_path, NO_KERNEL)
     command = ["launch", recipe_file, "--out", run, "--engine", engine, *settings()]
-    code, said = varifocal(*command, "--num-processes", 2)
+    code, said = varifocal(*command, "--num-processes", 2, env=env)
     assert code == 0, said[-3000:]
     # From the second step on, Adam moves by zeros here what it leaves alone there.
     assert curve(run)[:2] == pytest.approx(alone(recipe_file, tmp_path)[:2], rel=1e-4)
     kept = json.loads((RunDirectory(run).newest_checkpoint() / "unlogged.json").read_text())
     assert kept["rows_per_step"] == 2
-    code, said = varifocal(*command, "--num-processes", 1, "--resume")
+    code, said = varifocal(*command, "--num-processes", 1, "--resume", env=env)
     assert code == 2
     assert "holds DeepSpeed's shards of 2 processes, and 1 cannot read them" in said
