@@ -52,7 +52,7 @@ def test_among_others_a_text_batch_touches_what_trains(grafted, monkeypatch):
 
 def test_sharded_parts_run_with_every_process(grafted, monkeypatch):
     among_others(monkeypatch)
-    monkeypatch.setattr(sharding, "is_deepspeed_zero3_enabled", lambda: True)
+    monkeypatch.setattr(sharding, "deepspeed_config", lambda: {})
     ran = []
     for part in (grafted.vision_tower, grafted.connector):
         part.register_forward_hook(lambda module, _args, _out: ran.append(type(module).__name__))

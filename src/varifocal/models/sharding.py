@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+from transformers.integrations.deepspeed import deepspeed_config
 
 
 def in_world() -> bool:
@@ -32,10 +32,11 @@ def is_sharded(*modules: nn.Module) -> bool:
     """Tell whether running these modules takes a collective call, as under FSDP2 and ZeRO-3.
 
     Then every process must run them whenever one does, frozen or not, or the others wait forever.
+    So under ZeRO-2, which reduces gradients in the order in which they come.
     """
     if not in_world():
         return False
-    return is_deepspeed_zero3_enabled() or any(
+    return deepspeed_config() is not None or any(
         isinstance(parameter, DTensor) for module in modules for parameter in module.parameters()
     )
 
