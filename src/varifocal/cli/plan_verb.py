@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -129,16 +130,28 @@ def _lines(plan: Plan) -> Iterator[str]:
     yield ""
     yield "assumed:"
     for sentence in plan.assumptions:
-        yield f"- {sentence}"
+        yield from _item(sentence)
     yield ""
-    yield plan.verdict
+    yield from textwrap.wrap(plan.verdict, _COLUMNS)
 
 
 _SHOWN_GIB = 0.005
+_COLUMNS = 80
 
 
 def _row(name: str, value: str) -> str:
     return f"{name:<36}{value:>22}"
+
+
+def _item(sentence: str) -> list[str]:
+    # a word too long for the line is an address, which is not to be broken
+    return textwrap.wrap(
+        f"- {sentence}",
+        _COLUMNS,
+        subsequent_indent="  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _work(plan: Plan) -> Iterator[str]:
@@ -176,4 +189,4 @@ def _paper(plan: Plan) -> Iterator[str]:
     yield _row("their hours", f"{paper['measured_hours']:g} h on {paper['num_gpus']}")
     yield _row("their loop by our formula, A100s", f"{paper['hours_of_their_loop']:.2f} h")
     for reason in paper["reasons"]:
-        yield f"- {reason}"
+        yield from _item(reason)

@@ -1,7 +1,8 @@
 """The devices a run can be planned for: what their makers' data sheets say.
 
-Rates are peak dense rates with float32 accumulation, as training needs them. Every row is the
-maker's word and none was measured here.
+Rates are the makers' nominal dense peaks with float32 accumulation, as training needs them; none
+was measured here. Those of A100, H100, RTX 4090, T4 and L40S (float32) were compared with published
+tables; those of RTX 3090, V100 and L40S (16 bits) were not looked up again.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ class Device:
         memory_gib: its memory.
         teraflops: number format -> peak dense rate in 1e12 operations a second; a format that is
             missing has no units of its own and runs at float32's rate.
-        bandwidth_gb_s: memory bandwidth, in 1e9 bytes a second.
         utilisation: assumed share of the peak rate that a training reaches.
         overhead_gib: memory that is neither weights nor activations: the process, the libraries.
         source: where the figures stand.
@@ -37,7 +37,6 @@ class Device:
     name: str
     memory_gib: float
     teraflops: dict[str, float]
-    bandwidth_gb_s: float
     utilisation: float
     overhead_gib: float
     source: str
@@ -60,12 +59,10 @@ _SHARE = 0.4
 """Share of the peak that a training is assumed to reach on a GPU."""
 
 
-def _gpu(
-    name: str, memory: float, half: float, single: float, bandwidth: float, source: str, *only: str
-) -> Device:
+def _gpu(name: str, memory: float, half: float, single: float, source: str, *only: str) -> Device:
     formats = only or ("bfloat16", "float16")
     rates = {**dict.fromkeys(formats, half), "float32": single}
-    return Device(name, memory, rates, bandwidth, _SHARE, _CUDA_GIB, source)
+    return Device(name, memory, rates, _SHARE, _CUDA_GIB, source)
 
 
 _NVIDIA = "https://www.nvidia.com/en-us/data-center/"
@@ -77,21 +74,23 @@ _AMPERE = (
 GPUS: dict[str, Device] = {
     device.name: device
     for device in (
-        _gpu("a100-80g", 80, 312, 19.5, 2039, f"{_NVIDIA}a100/"),
-        _gpu("a100-40g", 40, 312, 19.5, 1555, f"{_NVIDIA}a100/"),
-        _gpu("h100", 80, 989.4, 67, 3350, f"{_NVIDIA}h100/"),
-        _gpu("rtx4090", 24, 165.2, 82.6, 1008, _ADA),
-        _gpu("rtx3090", 24, 71, 35.6, 936, _AMPERE),
-        _gpu("l40s", 48, 362, 91.6, 864, f"{_NVIDIA}l40s/"),
-        _gpu("t4", 16, 65, 8.1, 320, f"{_NVIDIA}tesla-t4/", "float16"),
-        _gpu("v100", 32, 125, 15.7, 900, f"{_NVIDIA}v100/", "float16"),
-        _gpu("v100-16g", 16, 125, 15.7, 900, f"{_NVIDIA}v100/", "float16"),
+        _gpu("a100-80g", 80, 312, 19.5, f"{_NVIDIA}a100/"),
+        _gpu("a100-40g", 40, 312, 19.5, f"{_NVIDIA}a100/"),
+        _gpu("h100", 80, 989.4, 67, f"{_NVIDIA}h100/"),
+        _gpu("rtx4090", 24, 165.2, 82.6, _ADA),
+        _gpu("rtx3090", 24, 71, 35.6, _AMPERE),
+        _gpu("l40s", 48, 362, 91.6, f"{_NVIDIA}l40s/"),
+        _gpu("t4", 16, 65, 8.1, f"{_NVIDIA}tesla-t4/", "float16"),
+        _gpu("v100", 32, 125, 15.7, f"{_NVIDIA}v100/", "float16"),
+        _gpu("v100-16g", 16, 125, 15.7, f"{_NVIDIA}v100/", "float16"),
     )
 }
 
 CPU_OVERHEAD_GIB = 0.5
 """Resident memory of Python, torch, transformers and peft without a model (docs/plan.md);
 `--calibrate` measures it again."""
+CPU_FIRST_STEP_GIB = 0.12
+"""What the process gains with the Trainer and its first step, beside tensors (docs/plan.md)."""
 CPU_WASTE = 0.4
 """What glibc's allocator holds beyond a step's tensors, as a share of them (docs/plan.md)."""
 
@@ -106,9 +105,8 @@ def this_cpu() -> Device:
         "cpu",
         memory_limit() / GIB,
         rates,
-        20.0,
         0.5,
-        CPU_OVERHEAD_GIB,
+        CPU_OVERHEAD_GIB + CPU_FIRST_STEP_GIB,
         f"{processor_name()}, {threads} threads; memory by the operating system",
         CPU_WASTE,
     )

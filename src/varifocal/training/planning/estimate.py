@@ -14,7 +14,7 @@ from varifocal.recipe import Recipe
 from varifocal.training.examples import TrainingData, load_training_data
 from varifocal.training.plan import count_frozen, count_trained
 from varifocal.training.planning.calibration import Calibration, find_calibration
-from varifocal.training.planning.devices import GIB, Device
+from varifocal.training.planning.devices import CPU_FIRST_STEP_GIB, GIB, Device
 from varifocal.training.planning.lengths import Workload, assume_work, count_work
 from varifocal.training.planning.memory import Weights, parts_of_peak, weigh
 from varifocal.training.planning.paper import beside_paper
@@ -121,7 +121,9 @@ def estimate(
     work = _work(recipe, shapes, data, num_devices)
     calibration = find_calibration(recipe, shapes) if device.is_cpu else None
     weights = weigh(shapes.model, shapes.base, recipe)
-    overhead = calibration.overhead_gib if calibration else device.overhead_gib
+    overhead = device.overhead_gib
+    if calibration is not None:
+        overhead = calibration.overhead_gib + CPU_FIRST_STEP_GIB
     steps = _steps(recipe, shapes, work, quick)
     # a model that knows no checkpointing was refused before
     step = steps[recipe.training.gradient_checkpointing]
