@@ -1,5 +1,6 @@
-"""The gate, the files and the refusals."""
+"""The gate, the files, the memory, the refusals and the hub."""
 
+import gc
 import json
 
 import pytest
@@ -8,10 +9,12 @@ from safetensors import safe_open
 from transformers import LlamaForCausalLM
 
 from varifocal.assemble import open_run
-from varifocal.errors import ModelError
-from varifocal.export.exporting import export
+from varifocal.errors import ModelError, RunError
+from varifocal.export import shards
+from varifocal.export.exporting import export, read_parity
 from varifocal.export.order import Order
-from varifocal.export.plain import fold_route
+from varifocal.export.plain import PlainModel, fold_route
+from varifocal.export.push import push
 from varifocal.export.shards import write_plain
 from varifocal.tuners.mma import folding
 
@@ -50,6 +53,24 @@ def test_shards_hold_every_tensor_once_and_no_more_than_was_asked(mma_run, tmp_p
     assert index["metadata"]["total_size"] == total
 
 
+def test_writing_keeps_one_shard_in_memory(tmp_path, monkeypatch):
+    names = [f"part.{number}" for number in range(12)]
+    shapes = dict.fromkeys(names, torch.empty(1003, device="meta"))
+    tensors = dict.fromkeys(names, lambda: torch.ones(1003))
+    content = PlainModel(LlamaForCausalLM, LlamaForCausalLM.config_class(), None, tensors, shapes)
+    alive, save = [], shards.save_file
+
+    def watched(*args, **kwargs):
+        gc.collect()
+        found = [o for o in gc.get_objects() if isinstance(o, torch.Tensor) and o.shape == (1003,)]
+        alive.append(sum(not o.is_meta for o in found))
+        save(*args, **kwargs)
+
+    monkeypatch.setattr(shards, "save_file", watched)
+    write_plain(content, tmp_path, shard_gib=3.5 * 4 * 1003 / 2**30)
+    assert alive == [3, 3, 3, 3]
+
+
 def test_a_fold_without_its_bias_does_not_leave(mma_run, tmp_path, monkeypatch):
     whole = folding.fold_linear
 
@@ -64,9 +85,37 @@ def test_a_fold_without_its_bias_does_not_leave(mma_run, tmp_path, monkeypatch):
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
+@pytest.mark.parametrize("form", ["merged", "lora"])
+def test_where_the_second_route_fails_the_first_does_not_leave_either(
+    mma_run, tmp_path, monkeypatch, form
+):
+    out = tmp_path / "out"
+    export(Order(mma_run, form, num_prompts=2), out)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    assert {"text", "image"} <= {path.name for path in before}
+    maps = folding.fold_maps
+    for room in ("plain", "adapters"):  # the image route gets the text route's weights
+        monkeypatch.setattr(f"varifocal.export.{room}.fold_maps", lambda model, _: maps(model, 0))
+    told = []
+    with pytest.raises(ModelError, match=r"out/image is not the trained.*nothing was written"):
+        export(Order(mma_run, form, num_prompts=2), out, told.append)
+    assert told[-1].startswith(str(out / "image"))  # text was written, and had passed
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+    assert [path.name for path in sorted(out.iterdir())] == ["image", "text"]
+
+
 def test_a_bound_of_ones_own_is_kept_to(mma_run, tmp_path):
     with pytest.raises(ModelError, match=r"allowed: 0\)"):
         export(Order(mma_run, "merged", num_prompts=2, max_gap=0.0), tmp_path / "out")
+
+
+def test_the_card_tells_how_near_it_is(mma_run, tmp_path):
+    text, image = export(Order(mma_run, "lora", num_prompts=2), tmp_path / "out")
+    card = (image.directory / "README.md").read_text()
+    assert "PeftModel.from_pretrained" in card
+    assert f"{image.parity.largest_gap:.3g} (allowed" in card
+    assert "| verdict | passed |" in card
+    assert read_parity(text.directory)["largest_gap"] == text.parity.largest_gap
 
 
 @pytest.mark.parametrize(
@@ -94,3 +143,50 @@ def test_a_quantised_base_says_how_it_leaves(mma_run, tmp_path, monkeypatch):
     monkeypatch.setattr("varifocal.export.exporting.open_run", lambda *_, **__: (recipe, parts))
     with pytest.raises(ModelError, match=r"held in nf4.*set model.quantization to null in"):
         export(Order(mma_run, "merged"), tmp_path / "out")
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """What was asked of the hub, in order."""
+    import huggingface_hub
+
+    asked = []
+    monkeypatch.setattr(
+        huggingface_hub, "create_repo", lambda name, **how: asked.append((name, how["private"]))
+    )
+
+    def upload_folder(*, repo_id, folder_path, commit_message):
+        asked.append((repo_id, sorted(p.name for p in folder_path.iterdir())))
+        return f"https://hub/{repo_id}"
+
+    monkeypatch.setattr(huggingface_hub, "upload_folder", upload_folder)
+    return asked
+
+
+def test_what_passed_is_uploaded_in_private(mma_run, tmp_path, hub):
+    export(Order(mma_run, "lora", num_prompts=2), tmp_path / "out")
+    assert push(tmp_path / "out", "me/mine") == "https://hub/me/mine"
+    assert hub == [("me/mine", True), ("me/mine", ["image", "text"])]
+
+
+def test_what_did_not_pass_and_what_is_no_export_are_not_uploaded(mma_run, tmp_path, hub):
+    export(Order(mma_run, "lora", num_prompts=2), tmp_path / "out")
+    file = tmp_path / "out" / "image" / "parity.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "passed": False}))
+    with pytest.raises(ModelError, match="image did not pass the parity gate"):
+        push(tmp_path / "out", "me/mine")
+    with pytest.raises(RunError, match="no export of Varifocal"):
+        push(mma_run.root, "me/mine")
+    assert hub == []
+
+
+def test_a_hub_that_refuses_ends_in_a_sentence(mma_run, tmp_path, hub, monkeypatch):
+    import huggingface_hub
+
+    def refuse(*_, **__):
+        raise OSError("no network\nat all")
+
+    export(Order(mma_run, "lora", num_prompts=2), tmp_path / "out")
+    monkeypatch.setattr(huggingface_hub, "create_repo", refuse)
+    with pytest.raises(ModelError, match="as me/mine: no network; log in with"):
+        push(tmp_path / "out", "me/mine")

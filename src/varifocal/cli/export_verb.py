@@ -84,7 +84,8 @@ def export(
         print(
             f"{done.directory}: passed; {parity.prompts} prompts, largest gap "
             f"{parity.largest_gap:.2g} (allowed {parity.bound:.2g}), in the mean "
-            f"{parity.relative_gap:.3%}, {parity.agreement:.1%} of {parity.tokens} tokens agree"
+            f"{parity.relative_gap:.2g} of the logits, "
+            f"{parity.agreement:.1%} of {parity.tokens} tokens agree"
         )
         for note in done.notes:
             print(f"  {note}")

@@ -62,7 +62,7 @@ def _table(parity: Parity) -> str:
         "number format": parity.dtype,
         "largest gap of two logits": f"{parity.largest_gap:.3g} (allowed: {parity.bound:.3g}; "
         f"the largest logit is {parity.largest_logit:.3g})",
-        "root mean square of the gaps, by that of the logits": f"{parity.relative_gap:.3%} "
+        "root mean square of the gaps, by that of the logits": f"{parity.relative_gap:.2g} "
         f"(allowed: {parity.relative_bound:.3g})",
         "same next token": f"{parity.agreement:.2%} (needed: {parity.least_agreement:.0%})",
         "verdict": "passed" if parity.passed else "failed",

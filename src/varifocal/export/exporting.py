@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,8 @@ def export(order: Order, out: Path, tell: Callable[[str], None] | None = None) -
     """Write a run as what others load, and hold each artifact against the trained model.
 
     MMA gives two artifacts, `out/text` and `out/image`, since its weights differ by modality; any
-    other tuner gives one, `out` itself. Each is written whole or not at all.
+    other tuner gives one, `out` itself. They take their places together, after the last has passed
+    the gate: where one fails, what stood there before stays.
 
     Args:
         order: what is asked for.
@@ -78,12 +80,15 @@ def export(order: Order, out: Path, tell: Callable[[str], None] | None = None) -
     check_possible(order, recipe, parts)
     say(f"the trained model answers {order.num_prompts} prompts")
     done = []
-    for name, modality in ROUTES.items() if recipe.tuner.type == "mma" else (("", 0),):
-        asked = [order.prompt] if order.prompt else _examples(order, parts, name)
-        cases = references(parts, asked, modality)
-        target = out / name if name else out
-        say(f"{target}: writing and comparing")
-        done.append(_write(Job(order, recipe, parts, name, modality, asked, cases), target))
+    with ExitStack() as places:
+        for name, modality in ROUTES.items() if recipe.tuner.type == "mma" else (("", 0),):
+            asked = [order.prompt] if order.prompt else _examples(order, parts, name)
+            cases = references(parts, asked, modality)
+            target = out / name if name else out
+            say(f"{target}: writing and comparing")
+            staging = places.enter_context(whole_directory(target))
+            job = Job(order, recipe, parts, name, modality, asked, cases)
+            done.append(_write(job, target, staging))
     return done
 
 
@@ -95,13 +100,12 @@ def _examples(order: Order, parts: Assembly, route: str) -> Sequence[Example]:
     return [*prompts(order.num_prompts - half, pictures=False), *prompts(half, pictures=True)]
 
 
-def _write(job: Job, target: Path) -> Exported:
-    with whole_directory(target) as staging:
-        made = make(job, staging)
-        notes = (*_notes(job), *(f"The run's {part} is not in a LoRA." for part in made.left_out))
-        parity = compare(made.cases, made.model, job.dtype, job.order.max_gap)
-        parity.check(str(target))
-        _write_papers(job, parity, notes, staging)
+def _write(job: Job, target: Path, staging: Path) -> Exported:
+    made = make(job, staging)
+    notes = (*_notes(job), *(f"The run's {part} is not in a LoRA." for part in made.left_out))
+    parity = compare(made.cases, made.model, job.dtype, job.order.max_gap)
+    parity.check(str(target))
+    _write_papers(job, parity, notes, staging)
     return Exported(target, parity, notes)
 
 

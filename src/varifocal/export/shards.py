@@ -35,8 +35,7 @@ def write_plain(model: PlainModel, directory: Path, *, shard_gib: float = 4.0) -
             model.generation_config.save_pretrained(directory)
         for number, names in enumerate(groups, start=1):
             file = SINGLE if len(groups) == 1 else _shard(number, len(groups))
-            shard = {name: as_stored(model.tensors[name]()) for name in names}
-            save_file(shard, directory / file, metadata={"format": "pt"})
+            _write_shard(model, names, directory / file)
             placed |= dict.fromkeys(names, file)
     if len(groups) > 1:
         size = sum(_bytes(shape) for shape in model.shapes.values())
@@ -44,6 +43,12 @@ def write_plain(model: PlainModel, directory: Path, *, shard_gib: float = 4.0) -
             directory / INDEX,
             {"metadata": {"total_size": size}, "weight_map": dict(sorted(placed.items()))},
         )
+
+
+def _write_shard(model: PlainModel, names: list[str], file: Path) -> None:
+    """Write one file; its tensors are gone when this returns, before the next are made."""
+    shard = {name: as_stored(model.tensors[name]()) for name in names}
+    save_file(shard, file, metadata={"format": "pt"})
 
 
 def _shard(number: int, total: int) -> str:
