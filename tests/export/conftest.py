@@ -9,6 +9,8 @@ from transformers import (
     CLIPImageProcessorPil,
     CLIPVisionConfig,
     CLIPVisionModel,
+    GPT2Config,
+    GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -127,6 +129,19 @@ def save_tied(tmp_path):
     """A language model whose head is its embedding."""
     save_language(tmp_path / "tied", tie_word_embeddings=True)
     return tmp_path / "tied"
+
+
+@pytest.fixture
+def save_gpt2(tmp_path):
+    """A GPT-2, whose linears hold [inputs, outputs]."""
+    save_language(tmp_path / "gpt2")
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "initializer_range": 0.3}
+    old = LlamaConfig.from_pretrained(tmp_path / "gpt2")
+    ends = {name: getattr(old, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=old.vocab_size, **sizes, **ends)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    return tmp_path / "gpt2"
 
 
 @pytest.fixture

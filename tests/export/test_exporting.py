@@ -1,7 +1,7 @@
 """The gate, the files, the memory, the refusals and the hub."""
 
-import gc
 import json
+import weakref
 
 import pytest
 import torch
@@ -58,14 +58,18 @@ def test_writing_keeps_one_shard_in_memory(tmp_path, monkeypatch):
     shapes = dict.fromkeys(names, torch.empty(1003, device="meta"))
     tensors = dict.fromkeys(names, lambda: torch.ones(1003))
     content = PlainModel(LlamaForCausalLM, LlamaForCausalLM.config_class(), None, tensors, shapes)
-    alive, save = [], shards.save_file
+    made, alive, store, save = [], [], shards.as_stored, shards.save_file
+
+    def stored(tensor):
+        ready = store(tensor)
+        made.append(weakref.ref(ready))
+        return ready
 
     def watched(*args, **kwargs):
-        gc.collect()
-        found = [o for o in gc.get_objects() if isinstance(o, torch.Tensor) and o.shape == (1003,)]
-        alive.append(sum(not o.is_meta for o in found))
+        alive.append(sum(tensor() is not None for tensor in made))
         save(*args, **kwargs)
 
+    monkeypatch.setattr(shards, "as_stored", stored)
     monkeypatch.setattr(shards, "save_file", watched)
     write_plain(content, tmp_path, shard_gib=3.5 * 4 * 1003 / 2**30)
     assert alive == [3, 3, 3, 3]
@@ -83,6 +87,14 @@ def test_a_fold_without_its_bias_does_not_leave(mma_run, tmp_path, monkeypatch):
         export(Order(mma_run, "merged", num_prompts=3), tmp_path / "out")
     assert not list(tmp_path.rglob("*.safetensors"))
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize("form", ["merged", "lora"])
+def test_gpt2s_turned_weights_leave_as_they_are_held(make_run, tmp_path, save_gpt2, form):
+    """Its linears hold [inputs, outputs]; the gate compares, at float32's rounding."""
+    run = make_run({"type": "mma", "router_temperature": 1.0}, tower=None, language=save_gpt2)
+    text, image = export(Order(run, form, num_prompts=2), tmp_path / "out")
+    assert max(text.parity.relative_gap, image.parity.relative_gap) < 1e-5
 
 
 @pytest.mark.parametrize("form", ["merged", "lora"])
