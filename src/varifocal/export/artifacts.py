@@ -155,4 +155,4 @@ def _on_its_base(job: Job, adapter: Path) -> nn.Module:
     device = next(job.parts.model.parameters()).device
     with warnings.catch_warnings():  # a bias that cannot be merged: the card says so
         warnings.filterwarnings("ignore", message="`lora_bias=True` was passed")
-        return PeftModel.from_pretrained(cast(Any, loaded.to(device)), str(adapter)).eval()
+        return PeftModel.from_pretrained(cast(Any, loaded).to(device), str(adapter)).eval()

@@ -104,7 +104,7 @@ def llava(
     with torch.device("meta"):
         shaped = LlavaForConditionalGeneration._from_config(config, dtype=dtype)
     shaped.tie_weights()
-    tensors = _language(graft, language, config.text_config.vocab_size, processor)
+    tensors = _language(graft, language, cast(Any, config.text_config).vocab_size, processor)
     for name, produce in plain_tensors(graft.vision_tower.model, dtype).items():
         tensors[f"model.vision_tower.{name}"] = produce
     for name, produce in plain_tensors(_connector(graft), dtype).items():

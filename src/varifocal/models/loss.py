@@ -6,7 +6,7 @@ pairs, D width, V vocabulary.
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, cast
 from weakref import WeakSet
 
 import torch
@@ -94,7 +94,7 @@ def _total_of_pairs(
 def _head(model: nn.Module) -> nn.Module:
     """Return the head inside wrappers of PEFT and of launchers."""
     base = next(part for part in model.modules() if isinstance(part, PreTrainedModel))
-    return base.get_output_embeddings()
+    return cast(nn.Module, base.get_output_embeddings())
 
 
 @contextmanager

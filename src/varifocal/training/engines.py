@@ -42,7 +42,8 @@ def turn_on_fsdp2(trainer: Trainer) -> None:
     state: Any = trainer.accelerator.state
     plugin = getattr(state, "fsdp_plugin", None)
     if plugin is None and asks_for_fsdp(trainer.args):
-        plugin = FullyShardedDataParallelPlugin(**(trainer.args.fsdp_plugin_args or {}))
+        given: dict[str, Any] = trainer.args.fsdp_plugin_args or {}
+        plugin = FullyShardedDataParallelPlugin(**given)
         state.fsdp_plugin = plugin
         state.distributed_type = DistributedType.FSDP
         trainer.is_fsdp_enabled = True

@@ -145,3 +145,22 @@ def _check_shards(checkpoint: Path, recipe: Recipe, num_processes: int) -> None:
 def _unlogged(checkpoint: Path) -> dict[str, Any]:
     file = checkpoint / UNLOGGED
     return json.loads(file.read_text()) if file.is_file() else {}
+
+
+def take_rates(optimizer: Any, schedule: Any, given: list[float]) -> None:
+    """Set the learning rates that a resumed run was given; transformers keeps the checkpoint's.
+
+    A run that broke off because they were too high is to be resumed with lower ones.
+
+    Args:
+        optimizer: as it was loaded.
+        schedule: as it was loaded; what it has come to is scaled.
+        given: the peak of each group of parameters.
+    """
+    groups = getattr(optimizer, "param_groups", [])
+    for number, (group, now) in enumerate(zip(groups, given, strict=False)):
+        was = schedule.base_lrs[number]
+        if was != now:
+            group["initial_lr"] = schedule.base_lrs[number] = now
+            group["lr"] *= now / was
+            schedule._last_lr[number] = group["lr"]

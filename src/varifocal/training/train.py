@@ -5,7 +5,7 @@ import platform
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,7 +24,7 @@ from varifocal.models.sharding import in_world, is_spread, num_processes, whole_
 from varifocal.recipe import Recipe
 from varifocal.recipe.sections import Provenance
 from varifocal.run import RunDirectory, whole_directory, write_json, write_text
-from varifocal.training.aligning import Aligned, align, aligns
+from varifocal.training.aligning import align, aligns
 from varifocal.training.cost import Clock
 from varifocal.training.examples import (
     TrainingData,
@@ -33,10 +33,9 @@ from varifocal.training.examples import (
 )
 from varifocal.training.full import save_whole
 from varifocal.training.interrupt import StopWish, anyone, stop_wish
-from varifocal.training.memory import peak_memory_gib
-from varifocal.training.plan import count_trained
 from varifocal.training.planning.record import beside, foresee
 from varifocal.training.progress import Progress
+from varifocal.training.result import TrainingResult, result_of
 from varifocal.training.resuming import (
     Start,
     check_pace,
@@ -51,48 +50,6 @@ from varifocal.training.tuner import attach_tuner, load_connector
 _LOST = re.compile(r"(?i)connection (was )?(closed|reset|refused)|broken pipe|timed out waiting")
 
 RECORDED = ("varifocal", "torch", "transformers", "peft", "accelerate", "tokenizers")
-
-
-@dataclass(frozen=True)
-class TrainingResult:
-    """What a training was, in numbers; `training.json` of the run directory.
-
-    Attributes:
-        steps: optimiser steps.
-        loss: of the last logged steps.
-        trained_parameters: how many, and by part.
-        tokens: that went through the language model, padding left out.
-        supervised_tokens: of them, those with a loss.
-        vision_passes: pictures that went through the tower (a table's look-ups do not).
-        minutes: wall time of this call, the loading included.
-        peak_memory_gib: of the process, GPU memory where there is one.
-        packing_efficiency: share of the rows' tokens that are no padding.
-        skipped, dropped: what was left out of the data, one sentence each.
-        num_cut: samples whose prompt was cut.
-        passed_over: notes on damaged checkpoints, and on one that could not be checked.
-        alignment_loss: of the last hundred alignment steps; None without alignment.
-        alignment_seconds: of the alignment's steps alone.
-        training_seconds: of the training's steps alone, checkpoints included.
-        cost: as `cost.json` has it: of all processes, and of those before a resumption too.
-    """
-
-    steps: int
-    loss: float
-    trained_parameters: dict[str, int]
-    tokens: int
-    supervised_tokens: int
-    vision_passes: int
-    minutes: float
-    peak_memory_gib: float
-    packing_efficiency: float
-    skipped: list[str] = field(default_factory=list)
-    dropped: list[str] = field(default_factory=list)
-    num_cut: int = 0
-    passed_over: list[str] = field(default_factory=list)
-    alignment_loss: float | None = None
-    alignment_seconds: float | None = None
-    training_seconds: float = 0.0
-    cost: dict[str, Any] = field(default_factory=dict)
 
 
 @lost_worker_is_an_error
@@ -160,7 +117,7 @@ def train(
         write_json(run.plan, {"predicted": predicted})
     with clock.stage("training"):
         _run(trainer, run, start)
-    result = _result(trainer, tuned, data, aligned, start)
+    result = result_of(trainer, tuned, data, aligned, start)
     gathered = _gather(trainer)
     if trainer.is_world_process_zero():
         _save(run, recipe, tuned, gathered)
@@ -347,39 +304,6 @@ def _save(
             save_whole(parts.base, parts.processor, staging, dtype, gathered)
     with whole_directory(run.processor) as staging:
         cast(Any, parts.processor).save_pretrained(staging)
-
-
-def _result(
-    trainer: SupervisedTrainer,
-    parts: Assembly,
-    data: TrainingData,
-    aligned: Aligned | None,
-    start: Start,
-) -> TrainingResult:
-    cost = trainer.meter.page(
-        steps=trainer.state.global_step, peak_memory_gib=round(peak_memory_gib(), 3)
-    )
-    losses = [record["loss"] for record in trainer.state.log_history if "loss" in record]
-    rows: Any = trainer.train_dataset
-    return TrainingResult(
-        steps=trainer.state.global_step,
-        loss=losses[-1] if losses else float("nan"),
-        trained_parameters=count_trained(parts.model),
-        tokens=cost["tokens"],
-        supervised_tokens=cost["tokens_trained"],
-        vision_passes=cost["vision_passes"],
-        minutes=trainer.meter.clock.own_seconds() / 60,
-        peak_memory_gib=peak_memory_gib(),
-        packing_efficiency=rows.efficiency,
-        skipped=data.tally.skipped,
-        dropped=data.tally.dropped,
-        passed_over=start.notes(),
-        num_cut=data.tally.num_cut,
-        alignment_loss=aligned.loss if aligned else None,
-        alignment_seconds=aligned.seconds if aligned else None,
-        training_seconds=trainer.state.log_history[-1].get("train_runtime", 0.0),
-        cost=cost,
-    )
 
 
 class _Metrics(TrainerCallback):

@@ -43,6 +43,7 @@ from varifocal.training.finite import is_finite, not_finite
 from varifocal.training.full import trained_tensors
 from varifocal.training.interrupt import anyone
 from varifocal.training.plan import part_of
+from varifocal.training.resuming import take_rates
 from varifocal.training.routing_watch import RoutingWatch
 from varifocal.tuners import balance_loss
 
@@ -145,8 +146,9 @@ class SupervisedTrainer(Trainer):
         """As transformers', which asks for it before every update; refuse one that is no number."""
         norm = super()._get_grad_norm(model, grad_norm)
         loss = cast(torch.Tensor, self._tr_loss)
-        if not is_finite(loss, norm, self.accelerator.scaler):
-            raise self._not_finite(loss.item(), float(norm))
+        found = cast("torch.Tensor | float", norm)
+        if not is_finite(loss, found, self.accelerator.scaler):
+            raise self._not_finite(loss.item(), float(found))
         return norm
 
     def _not_finite(self, loss: float, norm: float) -> RunError:
@@ -185,22 +187,6 @@ class SupervisedTrainer(Trainer):
             for place in range(size)
         ]
         return epoch, [row for row in rows if row < num_rows]
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """As transformers', which would go on with the checkpoint's learning rate, not the given.
-
-        A run that broke off because it was too high is to be resumed with a lower one.
-        """
-        schedule: Any = self.lr_scheduler
-        given = list(getattr(schedule, "base_lrs", []))
-        super()._load_optimizer_and_scheduler(checkpoint)
-        groups = getattr(self.optimizer, "param_groups", [])
-        for number, (group, now) in enumerate(zip(groups, given, strict=False)):
-            was = schedule.base_lrs[number]
-            if was != now:
-                group["initial_lr"] = schedule.base_lrs[number] = now
-                group["lr"] *= now / was
-                schedule._last_lr[number] = group["lr"]
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """Run what is left of an epoch; transformers takes one step of a finished run, too."""
@@ -281,7 +267,9 @@ class SupervisedTrainer(Trainer):
         if "spent" in since:  # a checkpoint of Varifocal 0.1 has only counts of tokens
             self.meter.take_up(since, self.args.process_index, self.args.world_size)
 
-    def train(self, resume_from_checkpoint: Any = None, **kwargs: Any) -> Any:
+    def train(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, resume_from_checkpoint: Any = None, **kwargs: Any
+    ) -> Any:
         """As transformers'; under FSDP2 the weights are loaded before they are spread."""
         if self.is_fsdp_enabled:
             wrap_present_layers(self)
@@ -309,15 +297,18 @@ class SupervisedTrainer(Trainer):
             torch.save(cast(Any, self.lr_scheduler).state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """As transformers', but with the learning rates that are given now."""
+        given = list(getattr(self.lr_scheduler, "base_lrs", []))
         if not self.is_fsdp_enabled or checkpoint is None:
             super()._load_optimizer_and_scheduler(checkpoint)
-            return
-        found = [
-            torch.load(Path(checkpoint) / name, map_location="cpu", weights_only=True)
-            for name in (OPTIMIZER_NAME, SCHEDULER_NAME)
-        ]
-        load_whole_optimizer_state(cast(torch.optim.Optimizer, self.optimizer), found[0])
-        cast(Any, self.lr_scheduler).load_state_dict(found[1])
+        else:
+            optimizer, schedule = (
+                torch.load(Path(checkpoint) / name, map_location="cpu", weights_only=True)
+                for name in (OPTIMIZER_NAME, SCHEDULER_NAME)
+            )
+            load_whole_optimizer_state(cast(torch.optim.Optimizer, self.optimizer), optimizer)
+            cast(Any, self.lr_scheduler).load_state_dict(schedule)
+        take_rates(self.optimizer, self.lr_scheduler, given)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As transformers', with what is spread over processes put together, the trained alone."""

@@ -345,5 +345,5 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
         """Return gradients of queries, keys and values."""
-        query, key, value, *_ = ctx.saved_tensors
+        query, key, value = ctx.saved_tensors[:3]
         return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
