@@ -17,30 +17,33 @@ class Block:
             raise ImportError("Varifocal is not installed here")
 
 
-sys.meta_path.insert(0, Block())
+def main() -> None:
+    """Do the page's work."""
+    sys.meta_path.insert(0, Block())
+    import torch
+    from peft import PeftModel
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoModelForCausalLM, LlavaForConditionalGeneration
 
-import torch  # noqa: E402
-from peft import PeftModel  # noqa: E402
-from safetensors.torch import load_file, save_file  # noqa: E402
-from transformers import AutoModelForCausalLM, LlavaForConditionalGeneration  # noqa: E402
+    def opened(job):
+        directory, dtype = job["directory"], getattr(torch, job["dtype"])
+        if job["form"] == "llava":
+            return LlavaForConditionalGeneration.from_pretrained(directory, dtype=dtype)
+        if job["form"] == "gguf":
+            options = {"gguf_file": "model.gguf", "dtype": dtype}
+            return AutoModelForCausalLM.from_pretrained(directory, **options)
+        if job["form"] == "merged":
+            return AutoModelForCausalLM.from_pretrained(directory, dtype=dtype)
+        base = AutoModelForCausalLM.from_pretrained(job["base"], dtype=dtype)
+        return PeftModel.from_pretrained(base, directory)
+
+    for job in json.loads(Path(sys.argv[1]).read_text()):
+        inputs = load_file(job["inputs"])
+        with torch.no_grad():
+            logits = opened(job).eval()(**inputs, use_cache=False).logits[0]
+        save_file({"logits": logits.contiguous()}, job["to"])
+    assert not any(name.split(".")[0] == "varifocal" for name in sys.modules)
 
 
-def opened(job):
-    directory, dtype = job["directory"], getattr(torch, job["dtype"])
-    if job["form"] == "llava":
-        return LlavaForConditionalGeneration.from_pretrained(directory, dtype=dtype)
-    if job["form"] == "gguf":
-        options = {"gguf_file": "model.gguf", "dtype": dtype}
-        return AutoModelForCausalLM.from_pretrained(directory, **options)
-    if job["form"] == "merged":
-        return AutoModelForCausalLM.from_pretrained(directory, dtype=dtype)
-    base = AutoModelForCausalLM.from_pretrained(job["base"], dtype=dtype)
-    return PeftModel.from_pretrained(base, directory)
-
-
-for job in json.loads(Path(sys.argv[1]).read_text()):
-    inputs = load_file(job["inputs"])
-    with torch.no_grad():
-        logits = opened(job).eval()(**inputs, use_cache=False).logits[0]
-    save_file({"logits": logits.contiguous()}, job["to"])
-assert not any(name.split(".")[0] == "varifocal" for name in sys.modules)
+if __name__ == "__main__":
+    main()

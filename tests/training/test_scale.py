@@ -50,13 +50,13 @@ def work(rank, world, engine, out, resume, port, say):
     if engine == "die":
         die_while_saving(rank)
     found = {}
-    result_of = train_module._result
+    result_of = train_module.result_of
 
     def look(trainer, *rest):
         found.update(looked_at(trainer, reduced))
         return result_of(trainer, *rest)
 
-    train_module._result = look
+    train_module.result_of = look
     page = load_recipe(PAGE, overrides(world, engine.replace("die", "ddp")))
     try:
         train_module.train(page, out, resume=resume)
