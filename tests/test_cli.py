@@ -192,7 +192,7 @@ class Parrot:
     def __init__(self, model, encoder, load_images):
         self.load_images = load_images
 
-    def stream(self, messages, sampling):
+    def stream(self, messages, sampling, *, adapter=True):
         shown = [part for part in messages[-1].content if not isinstance(part, str)]
         if "bad" in messages[-1].text:
             raise DataError("that cannot be encoded")

@@ -124,6 +124,9 @@ class _Head(nn.Module):
     def get_output_embeddings(self):
         return self.head
 
+    def get_decoder(self):
+        return self.embed
+
     def forward(self, input_ids, logits_to_keep, use_cache):
         class Output:
             logits = self.head(self.embed(input_ids)[:, logits_to_keep])

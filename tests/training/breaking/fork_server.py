@@ -72,21 +72,27 @@ def wait(pid, seconds):
     return os.waitpid(pid, 0)[1]
 
 
-torch.set_num_threads(1)
-for line in sys.stdin:
-    asked = json.loads(line)
-    begun = time.monotonic()
-    process = os.fork()
-    if process == 0:
-        code = 1
-        try:
-            child(asked)
-        except SystemExit as end:
-            code = end.code or 0
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
-    ended = os.waitstatus_to_exitcode(wait(process, asked["seconds"]))
-    sys.stdout.write(json.dumps({"code": ended, "seconds": time.monotonic() - begun}) + "\n")
-    sys.stdout.flush()
+def serve() -> None:
+    """Answer requests until there are no more."""
+    torch.set_num_threads(1)
+    for line in sys.stdin:
+        asked = json.loads(line)
+        begun = time.monotonic()
+        process = os.fork()
+        if process == 0:
+            code = 1
+            try:
+                child(asked)
+            except SystemExit as end:
+                code = end.code or 0
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+        ended = os.waitstatus_to_exitcode(wait(process, asked["seconds"]))
+        sys.stdout.write(json.dumps({"code": ended, "seconds": time.monotonic() - begun}) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    serve()

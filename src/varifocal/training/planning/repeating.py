@@ -32,7 +32,7 @@ def few_layers(base: PreTrainedModel, repeat: bool = True) -> Iterator[list[nn.M
     """
     decoder: Any = cast(Any, base).get_decoder()
     layers = getattr(decoder, "layers", None)
-    kinds = getattr(decoder.config, "layer_types", None) or ()
+    kinds = getattr(getattr(decoder, "config", None), "layer_types", None) or ()
     if not repeat or not isinstance(layers, nn.ModuleList) or not alike(layers, kinds):
         yield []
         return
