@@ -134,6 +134,10 @@ class _Head(nn.Module):
         return Output
 
 
+def held_by_the_head(step):
+    return step.by_part[HEAD] + step.by_part.get(BACKWARD, 0)
+
+
 def test_a_step_holds_logits_at_supervised_positions_only():
     ids = torch.ones(3, 20, dtype=torch.int64)
     labels = ids.clone()
@@ -146,10 +150,11 @@ def test_a_step_holds_logits_at_supervised_positions_only():
     # logits, their log-probabilities; then, in the backward pass, the gradient of both
     assert step.by_part["activations"] <= states + labels.numel() * 8 * 4
     assert step.by_part[HEAD] < 3 * logits
-    assert 2 * logits <= step.by_part[HEAD] + step.by_part.get(BACKWARD, 0) <= 5 * logits
+    assert 2 * logits <= held_by_the_head(step) <= 5 * logits
     labels = ids.clone()
     whole = trace_step(model, model, {"input_ids": ids, "labels": labels})
-    assert whole.by_part[HEAD] > 4 * step.by_part[HEAD]
+    # 57 positions for 12; the fullest moment may lie in the forward pass or in the backward pass
+    assert held_by_the_head(whole) > 3 * held_by_the_head(step)
 
 
 def test_tracing_frees_what_dies_and_counts_gradients():
