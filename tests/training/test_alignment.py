@@ -7,7 +7,10 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from varifocal.assemble import open_run
+from varifocal.data.example import Image
 from varifocal.errors import DataError, RecipeError
+from varifocal.models.connector import embedding_scale
 from varifocal.training import train as train_module
 from varifocal.training.alignment import (
     align_connector,
@@ -248,6 +251,35 @@ def test_the_aligned_connector_is_what_training_starts_from(recipe, tmp_path):
         tensors = load_file(tmp_path / name / "adapter" / "adapter_model.safetensors")
         saved[name] = next(t for key, t in tensors.items() if key.endswith("local.2.weight"))
     assert (saved["aligned"] - saved["plain"]).abs().max() > 1e-3
+
+
+def test_llavas_projector_is_aligned_enters_as_large_as_words_and_trains(recipe, tmp_path):
+    """Its tokens have no set size: it is given once, after the alignment."""
+    plain = {"type": "patch_mlp", "plain": True, "alignment": "words", "alignment_steps": 60}
+    still = {"training.learning_rate": 1e-12, "training.connector_learning_rate": 1e-12}
+    loud = []
+    train(
+        recipe({"model.connector": plain, **still, "training.max_steps": 1}),
+        tmp_path / "start",
+        progress=lambda stage, _, __, note="": loud.append(note) if stage == "align" else None,
+    )
+    losses = [float(note.removeprefix("loss ")) for note in loud]
+    assert sum(losses[-10:]) < 0.95 * sum(losses[:10])
+    train(recipe({"model.connector": plain, "training.max_steps": 4}), tmp_path / "run")
+    (start, parts), (_, trained) = (sized(tmp_path / name) for name in ("start", "run"))
+    words = embedding_scale(parts.base.get_input_embeddings())
+    assert start == pytest.approx(words, rel=0.05)
+    weights = [dict(each.base.connector.named_parameters()) for each in (parts, trained)]
+    assert all(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def sized(run):
+    """The root mean square of a run's visual tokens, and its parts."""
+    _, parts = open_run(run)
+    images = [Image(path=path) for path in sorted((run.parent / "book").rglob("image.png"))]
+    with torch.no_grad():
+        tokens = parts.base.encode_images(**parts.load_images(images))
+    return float(tokens.pow(2).mean(-1).sqrt().mean()), parts
 
 
 def steps_of(number):
