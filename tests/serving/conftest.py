@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import PIL.Image
@@ -121,3 +124,30 @@ def picture():
         return Image(data=buffer.getvalue())
 
     return paint
+
+
+@pytest.fixture(scope="session")
+def serving():
+    """Serve an engine on a free port of loopback: `with serving(engine, **bounds) as address`."""
+    import uvicorn
+
+    from varifocal.serving.api import create_app
+    from varifocal.serving.settings import ServeSettings
+
+    @contextmanager
+    def serve(engine, **bounds) -> Iterator[str]:
+        app = create_app(engine, name="tiny", settings=ServeSettings(**bounds))
+        config = uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=5)
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, daemon=True)
+        thread.start()
+        while not server.started:
+            thread.join(0.01)
+            assert thread.is_alive(), "the server did not start"
+        try:
+            yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(20)
+
+    return serve

@@ -12,7 +12,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,6 @@ import PIL.Image
 import pytest
 import schemathesis
 import torch
-import uvicorn
 from hypothesis import HealthCheck, given, settings
 from peft import get_peft_model
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
@@ -31,9 +29,7 @@ from varifocal.data.example import Image, Message
 from varifocal.models.connector import PatchMLP
 from varifocal.models.grafted import graft
 from varifocal.models.vision import TransformersTower
-from varifocal.serving.api import create_app
 from varifocal.serving.engine import Engine, Sampling
-from varifocal.serving.settings import ServeSettings
 from varifocal.tuners import MMAConfig
 
 BOUNDS = {"max_new_tokens": 24, "max_body_mib": 0.25, "max_images": 2, "max_messages": 9}
@@ -94,32 +90,14 @@ def shown(text: str, *urls: str) -> list[dict]:
     return [{"role": "user", "content": [*pictures, {"type": "text", "text": text}]}]
 
 
-@contextmanager
-def serving(engine: Engine, bounds: ServeSettings) -> Iterator[str]:
-    """Serve on a free port of loopback; yields the address."""
-    app = create_app(engine, name="tiny", settings=bounds)
-    config = uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=5)
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        thread.join(0.01)
-        assert thread.is_alive(), "the server did not start"
-    try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(20)
-
-
 @pytest.fixture(scope="module")
 def engine(tokenizer) -> Engine:
     return seeing_engine(tokenizer)
 
 
 @pytest.fixture(scope="module")
-def address(engine) -> Iterator[str]:
-    with serving(engine, ServeSettings(**BOUNDS)) as url:
+def address(engine, serving) -> Iterator[str]:
+    with serving(engine, **BOUNDS) as url:
         yield url
 
 
@@ -346,8 +324,8 @@ def test_other_pages_cannot_use_it(address) -> None:
     assert post(address, GOOD, **{"Content-Type": "text/plain"})[0] == 415
 
 
-def test_a_key_is_asked_for(tokenizer) -> None:
-    with serving(seeing_engine(tokenizer), ServeSettings(api_key="secret")) as address:
+def test_a_key_is_asked_for(tokenizer, serving) -> None:
+    with serving(seeing_engine(tokenizer), api_key="secret") as address:
         assert post(address, GOOD)[0] == 401
         assert post(address, GOOD, Authorization="Bearer wrong")[0] == 401
         assert post(address, GOOD, Authorization="Bearer secret")[0] == 200
@@ -373,10 +351,10 @@ class Gate:
 
 
 @pytest.fixture(scope="module")
-def gated(tokenizer) -> Iterator[tuple[str, Gate, Engine]]:
+def gated(tokenizer, serving) -> Iterator[tuple[str, Gate, Engine]]:
     engine = seeing_engine(tokenizer, max_batch=1, max_queue=1)
     gate = Gate(engine)
-    with serving(engine, ServeSettings(max_time_s=3)) as address:
+    with serving(engine, max_time_s=3) as address:
         yield address, gate, engine
         gate.opened.set()
 

@@ -14,12 +14,9 @@ from typing import Any
 import PIL.Image
 import pytest
 import torch
-import uvicorn
 
 from varifocal.data.example import Image
-from varifocal.serving.api import create_app
 from varifocal.serving.request import Piece, QueueFull, Request
-from varifocal.serving.settings import ServeSettings
 
 playwright = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -81,23 +78,6 @@ class Scripted:
         self.go.set()
 
 
-@contextmanager
-def serving(engine: Any, **bounds: Any) -> Iterator[str]:
-    app = create_app(engine, name="tiny", settings=ServeSettings(**bounds))
-    config = uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=2)
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        thread.join(0.01)
-        assert thread.is_alive(), "the server did not start"
-    try:
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(20)
-
-
 @pytest.fixture(scope="module")
 def browser():
     with playwright.sync_playwright() as tools:
@@ -112,7 +92,7 @@ def engine() -> Scripted:
 
 
 @pytest.fixture
-def address(engine) -> Iterator[str]:
+def address(engine, serving) -> Iterator[str]:
     with serving(engine) as url:
         yield url
 
@@ -395,7 +375,7 @@ def test_a_connection_that_breaks_leaves_what_was_written(page) -> None:
     assert "Half an" in page.locator(".body").inner_text()
 
 
-def test_a_server_with_a_key_asks_for_it_once(browser, engine) -> None:
+def test_a_server_with_a_key_asks_for_it_once(browser, engine, serving) -> None:
     with serving(engine, api_key="secret") as url:
         context = browser.new_context()
         page = context.new_page()
