@@ -1,6 +1,7 @@
 """What every test shares: no hub, no screen."""
 
 import os
+import sys
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -22,19 +23,10 @@ def save_llava(directory, strategy="default", tower="clip", kind="Llava", templa
     """Save a random LLaVA of 2 layers with its processor, as the hub has them."""
     import torch
     import transformers as hf
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    core = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(letters)}, merges=[]))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    core.decoder = decoders.ByteLevel()
-    tokenizer = hf.PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        bos_token="<s>",
-        eos_token="</s>",
-        pad_token="<pad>",
-        extra_special_tokens=["<image>"],
-    )
+    from tiny import byte_tokenizer
+
+    tokenizer = byte_tokenizer(image_token="<image>")
     sizes = {"num_hidden_layers": 2, "num_attention_heads": 4, "initializer_range": 0.3}
     text = hf.LlamaConfig(
         vocab_size=len(tokenizer) + 3,
@@ -67,6 +59,21 @@ def save_llava(directory, strategy="default", tower="clip", kind="Llava", templa
         chat_template=template,
         num_additional_image_tokens=int(tower == "clip"),
     ).save_pretrained(directory)
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run a command line in this process: `run("plan", "demo")` gives exit code, stdout, stderr."""
+    from varifocal import cli
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["varifocal", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        captured = capsys.readouterr()
+        return ended.value.code, captured.out, captured.err
+
+    return run
 
 
 @pytest.fixture(scope="session")

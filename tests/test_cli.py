@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import PIL.Image
 import pytest
 
-from varifocal import cli
 from varifocal.cli.screen import stage_bars
 from varifocal.errors import DataError, Stopped
 
@@ -22,20 +21,6 @@ VERBS = (
     "data show",
     "data make sciencebook",
 )
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run a command line in this process: exit code, stdout, stderr."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["varifocal", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        captured = capsys.readouterr()
-        return ended.value.code, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture

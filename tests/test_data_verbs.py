@@ -1,14 +1,13 @@
 """`varifocal data check` and `data show`: exit codes, what they print, what they refuse."""
 
 import json
-import sys
 
 import pytest
 from PIL import Image as Pictures
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from varifocal import assemble, cli
+from varifocal import assemble
 from varifocal.cli.data_screen import bar
 from varifocal.data.encode import Encoder
 from varifocal.models.vision import VisionTower
@@ -51,20 +50,6 @@ def light(monkeypatch, tmp_path):
 
     monkeypatch.setattr(assemble, "load_encoder", load)
     monkeypatch.setenv("VARIFOCAL_CACHE", str(tmp_path / "cache"))
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run a command line in this process: exit code, stdout, stderr."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["varifocal", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        captured = capsys.readouterr()
-        return ended.value.code, captured.out, captured.err
-
-    return run
 
 
 def talk(question, answer, **more):

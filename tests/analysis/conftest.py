@@ -6,22 +6,16 @@ import pytest
 import torch
 import yaml
 from peft import LoraConfig, get_peft_model
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
-    LlamaConfig,
     LlamaForCausalLM,
-    PreTrainedTokenizerFast,
 )
 
+from tiny import byte_tokenizer, llama_config
 from varifocal.tuners import MixLoraConfig, MMAConfig
 
-TEMPLATE = (
-    "{% for message in messages %}<s>{{ message['role'] }}\n{{ message['content'] }}</s>\n"
-    "{% endfor %}{% if add_generation_prompt %}<s>assistant\n{% endif %}"
-)
 SKILLS = {"opposites": ("not {}?", "ab"), "sums": ("1 + {}?", "23"), "echoes": ("say {}", "xy")}
 LORA = {"r": 2, "lora_alpha": 4, "init_lora_weights": False}
 ADAPTERS = {
@@ -29,18 +23,6 @@ ADAPTERS = {
     "mma": lambda: MMAConfig(bottleneck_dim=2, router_temperature=0.5),
     "mixlora": lambda: MixLoraConfig(num_factors=4, rank=2, target_modules=["q_proj", "up_proj"]),
 }
-
-
-def byte_tokenizer():
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    core = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    core.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
-    )
-    tokenizer.chat_template = TEMPLATE
-    return tokenizer
 
 
 def write_questions(folder, per_skill=5):
@@ -78,16 +60,13 @@ def language(tmp_path_factory):
     directory = tmp_path_factory.mktemp("language")
     tokenizer = byte_tokenizer()
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
+    config = llama_config(
+        tokenizer,
         hidden_size=16,
         intermediate_size=24,
         num_hidden_layers=3,
         num_attention_heads=2,
         num_key_value_heads=1,
-        initializer_range=0.3,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
     )
     LlamaForCausalLM(config).save_pretrained(directory)
     tokenizer.save_pretrained(directory)

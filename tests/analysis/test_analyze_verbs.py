@@ -1,12 +1,9 @@
 """The verb on small runs: files, schema, repeatability, and every refusal in a sentence."""
 
 import json
-import sys
 
 import PIL.Image
 import pytest
-
-from varifocal import cli
 
 TASKS = ["opposites", "sums", "echoes"]
 MATRIX = {
@@ -20,20 +17,6 @@ MATRIX = {
     "surely_negative",
     "negative_share",
 }
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run a command line in this process: exit code, stdout, stderr."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["varifocal", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        captured = capsys.readouterr()
-        return ended.value.code, captured.out, captured.err
-
-    return run
 
 
 @pytest.mark.parametrize("kind", ["lora", "mma", "mixlora"])

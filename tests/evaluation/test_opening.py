@@ -1,7 +1,6 @@
 """Any model can be asked: bare, with an adapter, a LLaVA, and one whose pictures vary in tokens."""
 
 import json
-import sys
 
 import PIL.Image
 import pytest
@@ -10,7 +9,6 @@ import transformers as hf
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaForCausalLM
 
-from varifocal import cli
 from varifocal.assemble import is_whole, open_model
 from varifocal.data.example import Example, Image, Message
 from varifocal.errors import ModelError, RunError
@@ -179,18 +177,6 @@ def test_it_writes_what_its_own_generate_writes(llava_next, pictured):
 
 
 # The verb
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["varifocal", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        captured = capsys.readouterr()
-        return ended.value.code, captured.out, captured.err
-
-    return run
 
 
 @pytest.fixture

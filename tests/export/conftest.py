@@ -21,16 +21,13 @@ from transformers import (
     SiglipVisionModel,
 )
 
+from tiny import TEMPLATE
 from varifocal.assemble import assemble
 from varifocal.recipe import Recipe
 from varifocal.run import RunDirectory, write_text
 from varifocal.training.tuner import attach_tuner
 
 SIDE = 28
-TEMPLATE = (
-    "{% for message in messages %}<s>{{ message['role'] }}\n{{ message['content'] }}</s>\n"
-    "{% endfor %}{% if add_generation_prompt %}<s>assistant\n{% endif %}"
-)
 
 
 def save_language(directory, cuts=None, **changes):

@@ -12,68 +12,31 @@ import PIL.Image
 import pytest
 import torch
 from peft import get_peft_model
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
 from transformers import (
-    CLIPVisionConfig,
-    CLIPVisionModel,
-    LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
 )
 
+from tiny import byte_tokenizer, clip_tower, llama_config
 from varifocal.data.encode import Encoder
 from varifocal.data.example import Image
 from varifocal.models.connector import PatchMLP
 from varifocal.models.grafted import graft
-from varifocal.models.vision import TransformersTower
 from varifocal.tuners import MMAConfig
-
-TEMPLATE = (
-    "{% for message in messages %}<s>{{ message['role'] }}\n{{ message['content'] }}</s>\n"
-    "{% endfor %}{% if add_generation_prompt %}<s>assistant\n{% endif %}"
-)
 
 
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
     """One token a byte, ids 0 to 255, then the special ones."""
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    by_byte = sorted(alphabet, key=lambda letter: letters_to_byte(letter))
-    core = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(by_byte)}, merges=[]))
-    core.pre_tokenizer = letters  # type: ignore[assignment]
-    core.decoder = decoders.ByteLevel()  # type: ignore[assignment]
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
-    )
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<|image|>"]})
-    tokenizer.chat_template = TEMPLATE
-    return tokenizer
-
-
-def letters_to_byte(letter: str) -> int:
-    """Invert GPT-2's table of printable stand-ins for bytes."""
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    moved = [byte for byte in range(256) if byte not in plain]
-    return moved[ord(letter) - 256] if ord(letter) >= 256 else ord(letter)
+    return byte_tokenizer(image_token="<|image|>", ids_are_bytes=True)
 
 
 @pytest.fixture
 def llama(tokenizer) -> LlamaForCausalLM:
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.4,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    ends = {"bos_token_id": tokenizer.bos_token_id}
+    config = llama_config(tokenizer, initializer_range=0.4, **ends)
     return LlamaForCausalLM(config).eval()
 
 
@@ -81,11 +44,7 @@ def llama(tokenizer) -> LlamaForCausalLM:
 def graft_of(llama, tokenizer) -> tuple[nn.Module, Encoder]:
     """A graft of tiny parts in float64, and its encoder."""
     torch.manual_seed(1)
-    config = CLIPVisionConfig(
-        hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
-        image_size=8, patch_size=4,
-    )  # fmt: skip
-    tower = TransformersTower(CLIPVisionModel(config))
+    tower = clip_tower()
     connector = PatchMLP(16, llama.config.hidden_size, 8, tower.grid)
     encoder = Encoder(tokenizer, "<|image|>", tokens_per_image=connector.tokens_per_image)
     assert encoder.image_token_id is not None

@@ -22,13 +22,13 @@ import schemathesis
 import torch
 from hypothesis import HealthCheck, given, settings
 from peft import get_peft_model
-from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
+from tiny import clip_tower, llama_config
 from varifocal.data.encode import Encoder
 from varifocal.data.example import Image, Message
 from varifocal.models.connector import PatchMLP
 from varifocal.models.grafted import graft
-from varifocal.models.vision import TransformersTower
 from varifocal.serving.engine import Engine, Sampling
 from varifocal.tuners import MMAConfig
 
@@ -38,27 +38,8 @@ BOUNDS = {"max_new_tokens": 24, "max_body_mib": 0.25, "max_images": 2, "max_mess
 def seeing_engine(tokenizer, **options) -> Engine:
     """A graft with MMA whose adapters and router do something."""
     torch.manual_seed(0)
-    text = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.4,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    vision = CLIPVisionConfig(
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        image_size=8,
-        patch_size=4,
-    )
-    tower = TransformersTower(CLIPVisionModel(vision))
+    text = llama_config(tokenizer, initializer_range=0.4, bos_token_id=tokenizer.bos_token_id)
+    tower = clip_tower()
     connector = PatchMLP(16, 32, 8, tower.grid)
     encoder = Encoder(tokenizer, "<|image|>", tokens_per_image=connector.tokens_per_image)
     assert encoder.image_token_id is not None

@@ -7,7 +7,6 @@ import PIL.Image
 import pytest
 import torch
 import yaml
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     BitImageProcessorPil,
     CLIPImageProcessorPil,
@@ -15,46 +14,15 @@ from transformers import (
     CLIPVisionModel,
     Dinov2Config,
     Dinov2Model,
-    LlamaConfig,
     LlamaForCausalLM,
-    PreTrainedTokenizerFast,
 )
 
+from tiny import byte_tokenizer, llama_config
 from varifocal.models.efficientnet import EfficientNetLite, EfficientNetLiteConfig
 from varifocal.recipe import load_recipe
 
 SIDE = 28
 COLOURS = {"red": (220, 30, 30), "green": (30, 160, 60), "blue": (40, 60, 210)}
-TEMPLATE = (
-    "{% for message in messages %}<s>{{ message['role'] }}\n{{ message['content'] }}</s>\n"
-    "{% endfor %}{% if add_generation_prompt %}<s>assistant\n{% endif %}"
-)
-
-
-def byte_tokenizer():
-    """One token a character of GPT-2's byte alphabet, and the special ones."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    core = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    core.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
-    )
-    tokenizer.chat_template = TEMPLATE
-    return tokenizer
-
-
-def llama_config(tokenizer, **changes):
-    sizes = {
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "initializer_range": 0.3,
-    }
-    ends = {name: getattr(tokenizer, name) for name in ("pad_token_id", "eos_token_id")}
-    return LlamaConfig(vocab_size=len(tokenizer), **{**sizes, **ends, **changes})
 
 
 def save_language(directory, seed=0, **changes):

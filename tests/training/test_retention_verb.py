@@ -1,12 +1,10 @@
 """`eval --retention` and `compare --retention` on a tiny trained graft, whose base is known."""
 
 import json
-import sys
 from types import SimpleNamespace
 
 import pytest
 
-from varifocal import cli
 from varifocal.evaluation.retention_material import gather_material
 from varifocal.evaluation.retention_prompts import PROMPTS
 from varifocal.training.train import train
@@ -20,18 +18,6 @@ MEASURES = [
     "answer tokens agreeing %",
     "answers the same %",
 ]
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["varifocal", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        captured = capsys.readouterr()
-        return ended.value.code, " ".join(captured.out.split()), captured.err
-
-    return run
 
 
 @pytest.fixture(scope="module")
