@@ -1,6 +1,7 @@
 # make demo    the main job on real weights, from nothing but Python
 # make test    the tests
 # make lint    style and types
+# make docs    the documentation, into site/; a broken link is an error
 # make bench   speed and memory beside the paper's loop and transformers' Trainer, ten minutes
 #
 # Each makes .venv first when it is missing or pyproject.toml or constraints.txt has changed.
@@ -13,7 +14,7 @@ BIN     = $(VENV)/bin
 PIP     = $(BIN)/pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
 STAMP   = $(VENV)/installed
 
-.PHONY: demo test lint bench install clean
+.PHONY: demo test lint docs bench install clean
 
 demo: $(STAMP)
 	$(BIN)/varifocal demo
@@ -26,6 +27,10 @@ lint: $(STAMP)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+# The variable keeps an advertisement of mkdocs-material's successor off the screen.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.side_by_side

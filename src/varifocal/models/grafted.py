@@ -31,7 +31,7 @@ from varifocal.models.vision import Selection, VisionTower, tower_from_config
 class GraftedConfig(PreTrainedConfig):
     """The three parts of a grafted model.
 
-    Args:
+    Attributes:
         language_config: the causal language model's config.
         vision_config: the vision model's config.
         connector_config: options of `build_connector`: `type` and the connector's own arguments.

@@ -1,0 +1,60 @@
+"""What the site has beside the files in docs/: its home page, the generated reference, folders.
+
+Nothing here is written into the tree: mkdocs takes the pages from memory.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from cli_page import cli_page
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from recipe_page import recipe_page
+
+from varifocal.cli import app
+from varifocal.recipe import Recipe
+
+ROOT = Path(__file__).parents[2]
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Fill the entries of the nav that name a folder."""
+    config.nav = _filled(config.nav or [], Path(config.docs_dir))
+    return config
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages that are made of something else."""
+    pages = {
+        "index.md": home_page((ROOT / "README.md").read_text(encoding="utf-8")),
+        "reference/recipe.md": recipe_page(Recipe),
+        "reference/recipe.schema.json": json.dumps(Recipe.model_json_schema(), indent=1),
+        "reference/cli.md": cli_page(app),
+    }
+    for path, content in pages.items():
+        files.append(File.generated(config, path, content=content))
+    return files
+
+
+def home_page(readme: str) -> str:
+    """Turn the README into the site's first page: its links start inside docs/."""
+    return re.sub(r"\]\(docs/", "](", readme)
+
+
+def _filled(entries: list[Any], docs: Path) -> list[Any]:
+    filled: list[Any] = []
+    for entry in entries:
+        if not isinstance(entry, dict):
+            filled.append(entry)
+            continue
+        for title, value in entry.items():
+            inner: Any = value
+            if isinstance(value, list):
+                inner = _filled(value, docs)
+            elif value.endswith("/"):
+                inner = [f"{value}{page.name}" for page in sorted((docs / value).glob("*.md"))]
+            if inner:
+                filled.append({title: inner})
+    return filled
