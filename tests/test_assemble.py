@@ -12,7 +12,6 @@ from varifocal.assemble import check_base, load_adapter, open_run
 from varifocal.errors import ModelError, RunError
 from varifocal.recipe import ModelSection, Recipe
 from varifocal.recipe.sections import Provenance
-from varifocal.run import RunDirectory
 
 
 def llama(width=16):
@@ -70,16 +69,15 @@ def test_a_torn_adapter_is_refused_in_one_sentence(adapter):
 
 @pytest.mark.parametrize("place", ["adapter", "recipe"])
 def test_another_base_is_told_by_its_content(tmp_path, adapter, place):
-    run = RunDirectory(tmp_path)
     recorded = recipe("a" * 64 if place == "recipe" else None)
     if place == "adapter":
         config = json.loads((adapter / "adapter_config.json").read_text())
         text = json.dumps({**config, "base_fingerprint": "a" * 64})
         (adapter / "adapter_config.json").write_text(text)
-    check_base(run, recorded, "a" * 64)
-    check_base(run, recorded, None)  # a base whose content nobody knows
+    check_base(adapter, recorded, "a" * 64)
+    check_base(adapter, recorded, None)  # a base whose content nobody knows
     with pytest.raises(ModelError) as caught:
-        check_base(run, recorded, "b" * 64)
+        check_base(adapter, recorded, "b" * 64)
     assert str(caught.value) == (
         f"the adapter in '{adapter}' was trained on a base with content hash {'a' * 12}, but lm "
         f"now has {'b' * 12}: name the base it was trained on in the run's recipe.yaml, or train "
@@ -88,7 +86,7 @@ def test_another_base_is_told_by_its_content(tmp_path, adapter, place):
 
 
 def test_a_base_is_not_judged_when_nothing_was_recorded(tmp_path, adapter):
-    check_base(RunDirectory(tmp_path), recipe(), "b" * 64)
+    check_base(adapter, recipe(), "b" * 64)
 
 
 def test_a_run_without_an_adapter_says_how_to_finish(tmp_path, adapter):

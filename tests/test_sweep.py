@@ -72,12 +72,12 @@ def test_points_are_every_combination_with_every_seed(write):
     )
     assert [point.label for point in sweep.points] == [
         "bottleneck_dim=2,learning_rate=0.001,seed=0",
-        "bottleneck_dim=2,learning_rate=0.001,seed=7",
         "bottleneck_dim=4,learning_rate=0.001,seed=0",
+        "bottleneck_dim=2,learning_rate=0.001,seed=7",
         "bottleneck_dim=4,learning_rate=0.001,seed=7",
     ]
-    assert [point.recipe.seed for point in sweep.points] == [0, 7, 0, 7]
-    assert [point.recipe.tuner.bottleneck_dim for point in sweep.points] == [2, 2, 4, 4]
+    assert [point.recipe.seed for point in sweep.points] == [0, 0, 7, 7]
+    assert [point.recipe.tuner.bottleneck_dim for point in sweep.points] == [2, 4, 2, 4]
     assert {point.recipe.training.max_steps for point in sweep.points} == {2}
     assert list(sweep.groups) == [
         "bottleneck_dim=2,learning_rate=0.001",
@@ -102,6 +102,16 @@ def test_a_command_line_may_override_every_point(write):
     assert [point.recipe.tuner.bottleneck_dim for point in sweep.points] == [2, 4]
 
 
+def test_a_seed_may_stand_in_a_text(write, tmp_path):
+    """A stage before has a run a seed, and each point starts from that of its own."""
+    key = "model.connector.weights"
+    sweep = load_sweep(write(grid=GRID, seeds=[0, 7], set={key: f"{tmp_path}/first/seed={{seed}}"}))
+    assert [Path(point.recipe.model.connector.weights).name for point in sweep.points] == [
+        *2 * ["seed=0"],
+        *2 * ["seed=7"],
+    ]
+
+
 @pytest.mark.parametrize(
     ("page", "sentence"),
     [
@@ -119,6 +129,21 @@ def test_a_command_line_may_override_every_point(write):
         ({"grid": {"tuner.bottleneck_dim": [2, 0]}}, "point 'bottleneck_dim=0': tuner.bottleneck_"),
         ({"grid": {"tuner.bottleneck_dim": [2, 2]}}, "2 points are called 'bottleneck_dim=2'"),
         ({"recipe": "tyni.yaml", "grid": GRID}, "no recipe 'tyni.yaml'"),
+        ({"grid": GRID, "checkpoints": True}, "checkpoints: evaluate: false scores nothing"),
+        (
+            {"grid": GRID, "evaluate": True, "checkpoints": True, "sources": [{"path": "a"}]},
+            "training.save_total_limit keeps 2 checkpoints, and the sweep is to score all of them",
+        ),
+        (
+            {
+                "points": [{"label": "whole", "set": {"tuner": {"type": "full"}}}],
+                "set": {"training.save_total_limit": None},
+                "evaluate": True,
+                "checkpoints": True,
+                "sources": [{"path": "a"}],
+            },
+            "tuner.type: full leaves checkpoints without a model",
+        ),
         ({"grid": GRID, "evaluate": True}, "data.evaluate names no source to score on"),
     ],
     ids=lambda value: "" if isinstance(value, dict) else value[:30],
@@ -215,6 +240,48 @@ def test_a_sweep_scores_its_points_and_averages_seeds(
     assert average["count"] == 2
     assert average["low"] <= average["mean"] <= average["high"]
     assert group["cost"]["tokens"] > 0
+
+
+def test_a_sweep_scores_along_each_run(write, tmp_path, book, steps, monkeypatch, capsys):
+    scored = [{"path": str(book), "split": "train", "max_examples": 4}]
+    few = {"training.save_total_limit": None, "training.learning_rate": 0.1}
+    page = {"seeds": [0], "evaluate": True, "checkpoints": True, "sources": scored, "set": few}
+    run_sweep(load_sweep(write(**page)), tmp_path / "out")
+    run = RunDirectory(tmp_path / "out" / "seed=0")
+    assert run.steps() == [1, 2]
+    asked = [predictions(run.evaluations_at(step)) for step in (1, 2, None)]
+    assert [one["id"] for one in asked[0]] == [one["id"] for one in asked[1]]
+    assert asked[0] != asked[1] == asked[2]
+
+    (run.evaluations_at(1) / "book-train.json").unlink()
+    data = ["--data", str(book), "--split", "train"]
+    monkeypatch.setattr(
+        sys, "argv", ["varifocal", "eval", str(run.root), "--checkpoint", "1", *data]
+    )
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 0
+    assert str(run.evaluations_at(1) / "book-train.json") in capsys.readouterr().out.replace(
+        "\n", ""
+    )
+    again = {one["id"]: one for one in predictions(run.evaluations_at(1))}
+    assert all(again[one["id"]] == one for one in asked[0])
+
+
+def predictions(directory):
+    lines = (directory / "book-train.predictions.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_a_checkpoint_that_is_not_there_is_one_sentence(tmp_path):
+    run = RunDirectory(tmp_path)
+    with pytest.raises(RunError, match="has no checkpoint of step 3 but none; "):
+        run.checkpoint(3)
+    for step in (20, 100):
+        (run.checkpoints / f"checkpoint-{step}").mkdir(parents=True)
+    assert run.checkpoint(100).name == "checkpoint-100"
+    with pytest.raises(RunError, match="of step 3 but those of steps 20, 100;"):
+        run.checkpoint(3)
 
 
 def test_a_changed_sweep_does_not_go_on_with_the_former_runs(write, tmp_path, steps):

@@ -95,15 +95,18 @@ def load_encoder(recipe: Recipe) -> Encoder:
     return _encoder(load_processor(recipe.model), recipe)
 
 
-def open_run(root: str | Path, *, dtype: str | None = None) -> tuple[Recipe, Assembly]:
+def open_run(
+    root: str | Path, *, dtype: str | None = None, checkpoint: int | None = None
+) -> tuple[Recipe, Assembly]:
     """Read a trained run back.
 
     Args:
         root: the run directory.
         dtype: another number format of the frozen weights than the recipe's.
+        checkpoint: take the adapter of this step's checkpoint; by default that of the end.
 
     Raises:
-        RunError: there is no run here, or it has neither an adapter nor a model yet.
+        RunError: there is no run here, or it has neither an adapter nor a model there yet.
         ModelError: its adapter was trained on other weights than the recipe names now.
     """
     run = RunDirectory.open(root)
@@ -111,18 +114,21 @@ def open_run(root: str | Path, *, dtype: str | None = None) -> tuple[Recipe, Ass
     if dtype is not None:
         model = ModelSection.model_validate({**recipe.model.model_dump(), "dtype": dtype})
         recipe = recipe.model_copy(update={"model": model})
-    if (run.model / "config.json").is_file():
+    if checkpoint is None and (run.model / "config.json").is_file():
         run.check_whole(run.model)
         return recipe, assemble(_with_whole_model(recipe, run.model))
-    if not (run.adapter / "adapter_config.json").is_file():
+    adapter = run.adapter if checkpoint is None else run.checkpoint(checkpoint)
+    if not (adapter / "adapter_config.json").is_file():
         raise RunError(
             f"{run.root} has no adapter yet; finish it with: "
             f"varifocal train {run.recipe} --out {run.root} --resume"
+            if checkpoint is None
+            else f"{adapter} holds no adapter: full tuning can be asked at its end alone"
         )
-    run.check_whole(run.adapter)
+    run.check_whole(adapter)
     base = assemble(recipe)
-    check_base(run, recipe, base.fingerprint)
-    return recipe, base.with_model(load_adapter(base.base, run.adapter))
+    check_base(adapter, recipe, base.fingerprint)
+    return recipe, base.with_model(load_adapter(base.base, adapter))
 
 
 def open_model(
@@ -282,26 +288,26 @@ def load_adapter(model: PreTrainedModel, directory: Path) -> PeftModel:
         ) from error
 
 
-def check_base(run: RunDirectory, recipe: Recipe, fingerprint: str | None) -> None:
-    """Refuse an adapter on another base than it was trained on.
+def check_base(adapter: Path, recipe: Recipe, fingerprint: str | None) -> None:
+    """Refuse an adapter, in its directory, on another base than it was trained on.
 
     Raises:
         ModelError: the weights have another content hash than when the run was trained.
     """
-    trained_on = _trained_on(run, recipe)
+    trained_on = _trained_on(adapter, recipe)
     if trained_on is None or fingerprint is None or trained_on == fingerprint:
         return
     parts = ", ".join(filter(None, (recipe.model.language_model, recipe.model.vision_tower)))
     raise ModelError(
-        f"the adapter in '{run.adapter}' was trained on a base with content hash "
+        f"the adapter in '{adapter}' was trained on a base with content hash "
         f"{trained_on[:12]}, but {parts} now has {fingerprint[:12]}: "
         "name the base it was trained on in the run's recipe.yaml, or train again"
     )
 
 
-def _trained_on(run: RunDirectory, recipe: Recipe) -> str | None:
+def _trained_on(adapter: Path, recipe: Recipe) -> str | None:
     """The base's content hash: an MMA adapter's config has it, and the recipe's provenance."""
-    file = run.adapter / "adapter_config.json"
+    file = adapter / "adapter_config.json"
     try:
         config = json.loads(file.read_text())
     except ValueError as error:

@@ -127,6 +127,10 @@ class RunDirectory:
         """Scores and predictions, one pair of files per suite."""
         return self.root / "eval"
 
+    def evaluations_at(self, step: int | None) -> Path:
+        """Where the scores of a step's checkpoint go; None means the end."""
+        return self.evaluations if step is None else self.evaluations / f"{CHECKPOINT_PREFIX}{step}"
+
     @property
     def plots(self) -> Path:
         """Pictures."""
@@ -165,6 +169,25 @@ class RunDirectory:
             f"every checkpoint in {self.checkpoints} is damaged ({each}); bring one back from a "
             "copy, or delete that folder to start from the beginning with --resume"
         )
+
+    def steps(self) -> list[int]:
+        """The steps of its checkpoints, in the order in which they were written."""
+        return [checkpoint_step(path) for path in reversed(self._checkpoints())]
+
+    def checkpoint(self, step: int) -> Path:
+        """The checkpoint of a step.
+
+        Raises:
+            RunError: there is none.
+        """
+        steps = self.steps()
+        if step not in steps:
+            those = f"those of steps {', '.join(map(str, steps))}" if steps else "none"
+            raise RunError(
+                f"{self.root} has no checkpoint of step {step} but {those}; "
+                "training.save_steps says when one is written, save_total_limit how many stay"
+            )
+        return self.checkpoints / f"{CHECKPOINT_PREFIX}{step}"
 
     def _checkpoints(self) -> list[Path]:
         """All checkpoints, newest first; a partial one has another name."""

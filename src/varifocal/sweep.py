@@ -61,9 +61,11 @@ class SweepSection(Section):
     points: Annotated[tuple[PointSection, ...], Field(strict=False)] = ()
     """Instead of `grid`: named points."""
     seeds: Seeds = ()
-    """Each point is run with each of these; by default with the recipe's own seed."""
+    """All points are run with the first, then with the next; by default with the recipe's own."""
     evaluate: bool = True
     """Score every run."""
+    checkpoints: bool = False
+    """Score every checkpoint too, into `eval/checkpoint-STEP`: scores along each run."""
     sources: Annotated[tuple[SourceSection, ...], Field(strict=False)] | None = None
     """Score on these instead of the recipe's `data.evaluate`."""
 
@@ -76,6 +78,8 @@ class SweepSection(Section):
         for key, values in self.grid.items():
             if not values:
                 raise WrongKeyError(f"grid.{key}", "has no value")
+        if self.checkpoints and not self.evaluate:
+            raise WrongKeyError("checkpoints", "evaluate: false scores nothing; leave one out")
         if len(set(self.seeds)) < len(self.seeds):
             raise WrongKeyError("seeds", "a seed stands twice")
         return self
@@ -137,10 +141,10 @@ def load_sweep(path: str | Path, overrides: Iterable[str] = ()) -> Sweep:
     base = str(beside) if beside.is_file() else page.recipe
     given = as_overrides(overrides)
     points, wrong = [], []
-    for setting, setting_of in _settings(page):
-        for seed in page.seeds or (None,):
+    for seed in page.seeds or (None,):  # outermost: what is cut short has whole seeds
+        for setting, setting_of in _settings(page):
             label = setting if seed is None else ",".join(filter(None, (setting, f"seed={seed}")))
-            every = {**page.set, **given, **setting_of} | ({} if seed is None else {"seed": seed})
+            every = _of_seed({**page.set, **given, **setting_of}, seed)
             try:
                 recipe = load_recipe(base, {**every, "name": label})
                 _can_be_scored(page, recipe)
@@ -164,6 +168,21 @@ def _settings(page: SweepSection) -> Iterator[tuple[str, dict[str, Any]]]:
         overrides = dict(zip(page.grid, values, strict=True))
         words = (f"{names[key]}={_word(value)}" for key, value in overrides.items())
         yield ",".join(words), overrides
+
+
+def _of_seed(overrides: Mapping[str, Any], seed: int | None) -> dict[str, Any]:
+    """Give a point its seed; in a text `{seed}` stands for it.
+
+    >>> _of_seed({"model.connector.weights": "runs/stage1/seed={seed}"}, 3)
+    {'model.connector.weights': 'runs/stage1/seed=3', 'seed': 3}
+    """
+    if seed is None:
+        return dict(overrides)
+    put = {
+        key: value.replace("{seed}", str(seed)) if isinstance(value, str) else value
+        for key, value in overrides.items()
+    }
+    return {**put, "seed": seed}
 
 
 def _short_names(keys: Sequence[str]) -> dict[str, str]:
@@ -195,6 +214,17 @@ def _can_be_scored(page: SweepSection, recipe: Recipe) -> None:
         raise RecipeError(
             "data.evaluate names no source to score on; name one there or in the sweep's sources, "
             "or set the sweep's evaluate to false"
+        )
+    kept = recipe.training.save_total_limit
+    if page.checkpoints and kept is not None:
+        raise RecipeError(
+            f"training.save_total_limit keeps {kept} checkpoints, and the sweep is to score all of "
+            "them; set it to null"
+        )
+    if page.checkpoints and recipe.tuner.type == "full":
+        raise RecipeError(
+            "tuner.type: full leaves checkpoints without a model, which cannot be scored; take "
+            "another tuner, or set the sweep's checkpoints to false"
         )
 
 
@@ -249,17 +279,22 @@ def _do(page: SweepSection, point: Point, run: RunDirectory, tell: Tell) -> None
             f"stopped in point '{point.label}'; what is done is saved. Go on with the same command"
         ) from stop
     if page.evaluate:
+        for step in run.steps() if page.checkpoints else ():
+            _score(page, run, tell, step)
+            gc.collect()
         _score(page, run, tell)
     write_json(run.root / DONE, {"label": point.label, "setting": point.setting})
 
 
-def _score(page: SweepSection, run: RunDirectory, tell: Tell) -> None:
+def _score(page: SweepSection, run: RunDirectory, tell: Tell, step: int | None = None) -> None:
+    """Score a run's end, or one of its checkpoints."""
     from varifocal.assemble import open_run
     from varifocal.evaluation.suites import score_sources
 
-    recipe, parts = open_run(run.root)
+    recipe, parts = open_run(run.root, checkpoint=step)
     sources = None if page.sources is None else [_here(source) for source in page.sources]
-    for _ in score_sources(recipe, parts, run.evaluations, sources=sources, progress=tell):
+    place = run.evaluations_at(step)
+    for _ in score_sources(recipe, parts, place, sources=sources, progress=tell):
         pass  # each report is written as it comes
 
 

@@ -72,6 +72,10 @@ _DtypeOption = Annotated[
         "scores do not depend on the batch size."
     ),
 ]
+_CheckpointOption = Annotated[
+    int | None,
+    typer.Option(metavar="STEP", help="Without --suite: the run as it was at that checkpoint."),
+]
 _OutOption = Annotated[
     Path | None,
     typer.Option(metavar="DIR", help="With --suite: where scores go; RUN/eval or runs/MODEL/eval."),
@@ -106,6 +110,7 @@ def evaluate(
     batch_size: _BatchOption = None,
     adapter: _AdapterOption = None,
     dtype: _DtypeOption = None,
+    checkpoint: _CheckpointOption = None,
     out: _OutOption = None,
     retention: _RetentionOption = False,
     text: _TextOption = None,
@@ -122,6 +127,7 @@ def evaluate(
                 "--batch-size": batch_size,
                 "--adapter": adapter,
                 "--dtype": dtype,
+                "--checkpoint": checkpoint,
                 "--out": out,
             }
         )
@@ -131,8 +137,10 @@ def evaluate(
         raise VarifocalError("--text belongs to --retention; add it")
     if suite is None:
         _refuse_without_suite(limit, batch_size, adapter, dtype, out)
-        _score_sources(model, data, split, score, blind)
+        _score_sources(model, data, split, score, blind, checkpoint)
         return
+    if checkpoint is not None:
+        raise VarifocalError("--checkpoint scores a run's own sources; leave out --suite")
     from varifocal.evaluation.running import Way
 
     way = Way(None, blind, split, limit, batch_size or 8)
@@ -159,6 +167,7 @@ def _score_sources(
     split: str | None,
     score: Literal["options", "generate", "both"] | None,
     blind: bool,
+    checkpoint: int | None,
 ) -> None:
     """Score a run on its recipe's sources by ScienceQA's protocol."""
     from varifocal.assemble import open_run
@@ -166,14 +175,14 @@ def _score_sources(
     from varifocal.evaluation.suites import score_sources
     from varifocal.run import RunDirectory
 
-    recipe, parts = open_run(model)
+    recipe, parts = open_run(model, checkpoint=checkpoint)
     sources = _instead(recipe.data.evaluate, data, split) if data or split else None
     with stage_bars() as progress:
         results = list(
             score_sources(
                 recipe,
                 parts,
-                RunDirectory(Path(model)).evaluations,
+                RunDirectory(Path(model)).evaluations_at(checkpoint),
                 sources=sources,
                 score=score,
                 blind=blind,
