@@ -28,9 +28,9 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-# The variable keeps an advertisement of mkdocs-material's successor off the screen.
+# Not --quiet: it hides warnings from --strict, too. The variable keeps an advertisement out.
 docs: $(STAMP)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.side_by_side

@@ -92,7 +92,7 @@ def test_a_folder_in_the_nav_takes_its_pages_or_vanishes(hook, tmp_path):
 
 
 def build(config, site):
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-f", config]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-f", config]
     return subprocess.run(
         [*map(str, command), "-d", str(site)], capture_output=True, text=True, cwd=ROOT
     )
@@ -121,6 +121,7 @@ def test_a_broken_link_is_an_error(tmp_path, wrong):
     (tmp_path / "mkdocs.yml").write_text(settings)
     (tmp_path / "docs" / "data.md").write_text("# Data\n")
     (tmp_path / "docs" / "index.md").write_text("# Home\n\n[a](data.md#data)\n")
-    assert build(tmp_path / "mkdocs.yml", tmp_path / "site").returncode == 0
+    done = build(tmp_path / "mkdocs.yml", tmp_path / "site")
+    assert done.returncode == 0, done.stderr
     (tmp_path / "docs" / "index.md").write_text(f"# Home\n\n{wrong}\n")
     assert build(tmp_path / "mkdocs.yml", tmp_path / "site").returncode == 1
