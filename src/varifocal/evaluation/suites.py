@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -64,12 +65,13 @@ def score_sources(
         progress: called with (suite, questions done, questions in all).
 
     Raises:
-        RecipeError: there is no source.
+        RecipeError: there is no source, or two would write the same files.
         DataError: a source cannot be read, or has no multiple-choice questions.
     """
     chosen = recipe.data.evaluate if sources is None else sources
     if not chosen:
         raise RecipeError("data.evaluate names no source; there is nothing to score on")
+    _check_names(chosen)
     on_bad_record = recipe.data.on_bad_record
     for source in chosen:
         examples = check_images(load_source(source, on_bad_record=on_bad_record), on_bad_record)
@@ -122,14 +124,29 @@ def score_benchmarks(
             )
 
 
+def _check_names(sources: Sequence[SourceSection]) -> None:
+    """Refuse two sources of one name: the second's scores would take the place of the first's."""
+    first: dict[str, str] = {}
+    for source in sources:
+        name = suite_name(source, "likelihood")
+        if name in first:
+            raise RecipeError(
+                f"data.evaluate: '{first[name]}' and '{source.place}' would both be scored as "
+                f"'{name}'; give one of them another name"
+            )
+        first[name] = source.place
+
+
 def suite_name(source: SourceSection, method: Method, *, blind: bool = False) -> str:
     """Name the files of a suite.
 
     >>> source = SourceSection(path="data/sciencebook", split="test")
     >>> suite_name(source, "likelihood"), suite_name(source, "generate", blind=True)
     ('sciencebook-test', 'sciencebook-test-generate-blind')
+    >>> suite_name(SourceSection(path="nlvr/test.jsonl", name="true or false"), "likelihood")
+    'true-or-false'
     """
-    words = [Path(source.place).stem]
+    words = [re.sub(r"[^\w.+-]+", "-", source.name or Path(source.place).stem)]
     if source.split is not None:
         words.append(source.split)
     if method == "generate":

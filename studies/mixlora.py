@@ -1,0 +1,196 @@
+"""Does an instance's own choice of factors keep tasks out of each other's way? LoRA and MixLoRA.
+
+    python -m studies.mixlora runs/mixlora --data DIR    # DIR holds nlvr and fashion_mnist
+
+Each seed aligns one connector to words, then every setting of `mixlora.yaml` starts from it and
+reads the same rows in the same order; all are scored on the same new questions. Some runs are
+looked into: which tasks conflict, before the first step and after the last, and which factors which
+task uses. The settings that the paper's claims rest on are run with all seeds before the others
+are. Finished points are kept; after each one `mixlora.json` and the figures are written again.
+`--quick` takes two settings and a few steps. What came out: docs/studies/mixlora.md.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from studies.mixlora_figures import draw_all, print_tables
+from studies.mixlora_results import collect
+from studies.mixlora_tasks import Sizes, make_tasks
+from studies.record import write_study
+from varifocal.analysis.of_run import Asked, interference_of_run, routing_of_run
+from varifocal.recipe import load_recipe
+from varifocal.run import RunDirectory
+from varifocal.sweep import Sweep, load_sweep, run_sweep
+from varifocal.training.train import train
+
+SWEEP = Path(__file__).parent / "mixlora.yaml"
+NOT_TRAINED = {
+    "training.max_steps": 1,
+    "training.learning_rate": 1e-12,
+    "training.connector_learning_rate": 1e-12,
+    "training.warmup_steps": 0,
+}
+"""A run's start: what one step of no length leaves."""
+
+ESSENTIAL = (
+    "lora-r4",
+    "lora-r16",
+    "lora-r32",
+    "r4-weighted",
+    "r4-hard",
+    "r4-random",
+    "r4-weighted-independent",
+    "r4-hard-independent",
+    "r2-weighted",
+)
+INTERFERENCE = ("lora-r16", "r4-weighted", "r4-hard")
+BEFORE = ("lora-r16", "r4-weighted")
+ROUTING = ("r4-weighted", "r4-hard", "r4-weighted-independent")
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is made, trained and looked at.
+
+    Args:
+        tasks: questions of each task.
+        looked_at: examples of each task for interference and for routing.
+        overrides: of every point, beside the sweep's own.
+        turns: settings that are run with every seed before the next ones are; None: the rest.
+    """
+
+    tasks: Sizes
+    looked_at: int
+    overrides: dict[str, Any]
+    turns: Sequence[Sequence[str] | None]
+
+
+FULL = Size(Sizes(train=36, test=24, described=120), 8, {}, (ESSENTIAL, None))
+QUICK = Size(
+    Sizes(train=4, test=2, described=8),
+    2,
+    {"training.max_steps": 2, "training.warmup_steps": 0, "training.logging_steps": 1},
+    (("lora-r16", "r4-weighted"),),
+)
+NUM_GROUPS = 3
+"""Groups of layers whose interference is measured alone."""
+
+
+def main() -> None:
+    """Run what is missing, then write and draw all."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--quick", action="store_true", help="two settings, a few steps, one seed")
+    parser.add_argument("--seeds", help="0,1,2 by default; 0 with --quick")
+    parser.add_argument("--data", type=Path, help="holds nlvr and fashion_mnist")
+    options = parser.parse_args()
+    seeds = [
+        int(word) for word in (options.seeds or ("0" if options.quick else "0,1,2")).split(",")
+    ]
+    if options.data is None:
+        print("without --data NLVR and Fashion-MNIST are left out: four tasks of sciencebook")
+    study = Study(options.out, QUICK if options.quick else FULL, seeds, options.data, options.quick)
+    for settings in study.size.turns:
+        for seed in seeds:
+            study.run(seed, settings)
+    results = study.write()
+    draw_all(results, options.out)
+    print_tables(results)
+
+
+@dataclass(frozen=True)
+class Study:
+    """One call of the study.
+
+    Args:
+        out: where everything goes.
+        size: how much.
+        seeds: in the order in which they run.
+        data: holds NLVR and Fashion-MNIST; None leaves them out.
+        quick: which of the sizes this is.
+    """
+
+    out: Path
+    size: Size
+    seeds: Sequence[int]
+    data: Path | None
+    quick: bool
+
+    def run(self, seed: int, settings: Sequence[str] | None) -> None:
+        """Train, score and look into those of the settings that are not done yet.
+
+        Args:
+            seed: of the connector, the rows' order and the tuner's start.
+            settings: their labels; None takes all.
+        """
+        tasks = make_tasks(self.out / "tasks", self.size.tasks, self.data)
+        folder, shared = self.folder(seed), {**tasks, "seed": seed}
+        self._align(folder / "connector", shared)
+        shared["model.connector.weights"] = str((folder / "connector").resolve())
+        shared |= self.size.overrides
+        for sweep in one_by_one({**shared, **NOT_TRAINED}, BEFORE):
+            point = sweep.points[0]
+            start = folder / "start" / point.label
+            if not _file(start, "interference").is_file():
+                train(point.recipe, start, resume=start.exists(), progress=_tell)
+                self._interference(start)
+        for sweep in one_by_one(shared, settings):
+            run_sweep(sweep, folder, progress=_tell)
+            self._look(folder / sweep.points[0].label)
+            draw_all(self.write(), self.out)
+
+    def folder(self, seed: int) -> Path:
+        """Where a seed's runs stand."""
+        return self.out / f"seed{seed}"
+
+    def _align(self, run: Path, shared: dict[str, Any]) -> None:
+        """Align the seed's connector to words; everything else starts from it."""
+        if (run / "training.json").is_file():
+            return
+        steps = {"model.connector.alignment_steps": 10 if self.quick else 600}
+        recipe = load_recipe("demo", {**shared, **steps, **NOT_TRAINED, "tuner": {"type": "none"}})
+        train(recipe, run, resume=run.exists(), progress=_tell)
+
+    def _look(self, run: Path) -> None:
+        """Measure what is measured on this setting, where it is not measured yet."""
+        if run.name in INTERFERENCE and not _file(run, "interference").is_file():
+            self._interference(run)
+        if run.name in ROUTING and not _file(run, "routing").is_file():
+            routing_of_run(run, Asked(per_task=self.size.looked_at))
+
+    def _interference(self, run: Path) -> None:
+        interference_of_run(run, Asked(per_task=self.size.looked_at), num_groups=NUM_GROUPS)
+
+    def write(self) -> dict[str, Any]:
+        """Write `mixlora.json` from all that is there."""
+        data = "" if self.data is None else " --data DIR"
+        command = f"python -m studies.mixlora OUT{' --quick' if self.quick else ''}{data}"
+        folders = {seed: self.folder(seed) for seed in self.seeds}
+        results = collect(folders)
+        write_study(self.out / "mixlora.json", command, self.seeds, results)
+        return results
+
+
+def one_by_one(overrides: Mapping[str, Any], only: Sequence[str] | None) -> Iterator[Sweep]:
+    """Yield a sweep of one point for each setting, in the sweep's order."""
+    sweep = load_sweep(SWEEP, [f"{key}={json.dumps(value)}" for key, value in overrides.items()])
+    for point in sweep.points:
+        if only is None or point.label in only:
+            yield replace(sweep, points=(point,))
+
+
+def _file(run: Path, analysis: str) -> Path:
+    return RunDirectory(run).analysis / f"{analysis}.json"
+
+
+def _tell(stage: str, done: int, total: int, note: str = "") -> None:
+    if done == total:
+        print(stage, total, note, flush=True)
+
+
+if __name__ == "__main__":
+    main()
