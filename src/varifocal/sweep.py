@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -279,10 +280,13 @@ def _do(page: SweepSection, point: Point, run: RunDirectory, tell: Tell) -> None
             f"stopped in point '{point.label}'; what is done is saved. Go on with the same command"
         ) from stop
     if page.evaluate:
-        for step in run.steps() if page.checkpoints else ():
+        steps = run.steps() if page.checkpoints else []
+        for step in steps[:-1]:
             _score(page, run, tell, step)
             gc.collect()
         _score(page, run, tell)
+        if steps:  # the last one is written at the end, which is scored already
+            _same_scores(run, steps[-1])
     write_json(run.root / DONE, {"label": point.label, "setting": point.setting})
 
 
@@ -296,6 +300,14 @@ def _score(page: SweepSection, run: RunDirectory, tell: Tell, step: int | None =
     place = run.evaluations_at(step)
     for _ in score_sources(recipe, parts, place, sources=sources, progress=tell):
         pass  # each report is written as it comes
+
+
+def _same_scores(run: RunDirectory, step: int) -> None:
+    """Put the scores of a run's end down as those of its last checkpoint, too."""
+    place = run.evaluations_at(step)
+    place.mkdir(parents=True, exist_ok=True)
+    for file in run.evaluations.glob("*.json*"):
+        shutil.copyfile(file, place / file.name)
 
 
 def _here(source: SourceSection) -> SourceSection:

@@ -17,6 +17,7 @@ from varifocal.data.packing import Collator
 from varifocal.models.loss import supervised_loss
 from varifocal.recipe import LoraSection, MixLoraSection, MMASection, NoTunerSection
 from varifocal.run import RunDirectory
+from varifocal.training import cost
 from varifocal.training.cost import Clock, Meter, Spent
 from varifocal.training.train import train
 from varifocal.training.trainer import SupervisedTrainer
@@ -185,6 +186,20 @@ def test_a_clock_goes_on_where_another_stopped():
     assert clock.seconds()["alignment"] == 0.0
 
 
+def test_a_clock_counts_the_processor_apart_from_the_wall(monkeypatch):
+    wall, cpu = iter(range(0, 1000, 10)), iter(range(100))
+    monkeypatch.setattr(cost.time, "monotonic", lambda: float(next(wall)))
+    monkeypatch.setattr(cost.time, "process_time", lambda: float(next(cpu)))
+    clock = Clock(before={"training": 5.0, "cpu_training": 2.0}, _started=0.0, _cpu_started=0.0)
+    for _ in range(2):
+        with clock.stage("training"):
+            pass
+    found = clock.seconds()
+    assert (found["training"], found["cpu_training"]) == (5.0 + 20.0, 2.0 + 2.0)
+    assert found["total"] == 10 * found["cpu_total"] > 0
+    assert found["cpu_alignment"] == 0.0
+
+
 # Runs
 
 
@@ -236,6 +251,7 @@ def test_a_resumed_run_has_spent_what_an_unbroken_one_has(
     assert whole.tokens == found["tokens"]
     page = json.loads(RunDirectory(tmp_path / "run").cost.read_text())
     assert 0 < page["seconds_training"] < page["seconds_total"]
+    assert 0 < page["seconds_cpu_training"] < page["seconds_cpu_total"]
 
 
 def test_an_alignment_costs_operations_and_seconds(recipe, tmp_path):

@@ -1,0 +1,102 @@
+"""Word alignment of the connector: against none, and against a caption stage.
+
+Three sweeps a seed, in this order: the stages (alignment-stages.yaml), sciencebook after each
+(alignment-book.yaml), and, where `--data` holds nlvr/, NLVR after them (alignment-nlvr.yaml).
+
+    python -m studies.alignment OUT --data ../shared/data
+
+Finished points are kept, so a stopped study goes on; figures and JSON are written anew after every
+seed's sweep: OUT/alignment.json, OUT/alignment.png. docs/studies/alignment.md says how to read them.
+"""
+
+import argparse
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from studies.alignment_figures import curves
+from studies.alignment_results import TASKS, collect
+from studies.record import write_study
+from varifocal.data.sciencebook import make_sciencebook
+from varifocal.sweep import Sweep, load_sweep, run_sweep
+
+HERE = Path(__file__).parent
+SKILLS = ("circuits", "concentrations", "shapes", "thermometer")
+TRAIN, TEST = 480, 96
+QUICK_TRAIN, QUICK_TEST = 64, 16
+QUICK = {
+    "stages": ("model.connector.alignment_steps=8",),
+    "book": ("training.max_steps=2", "training.save_steps=1"),
+    "nlvr": (
+        "training.max_steps=2",
+        "training.save_steps=1",
+        "data.train[0].max_examples=24",
+        "data.evaluate[0].max_examples=12",
+    ),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run what is missing, and write down what is there after every sweep."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--quick", action="store_true", help="a few steps on a few questions")
+    parser.add_argument("--seeds", default="0,1,2", help="of 0,1,2")
+    parser.add_argument("--data", type=Path, help="a folder with nlvr/")
+    options = parser.parse_args(arguments)
+    seeds = [int(seed) for seed in options.seeds.split(",")]
+    nlvr = options.data and (options.data / "nlvr").resolve()
+    prepare(options.out, options.quick, nlvr)
+    os.chdir(options.out)  # the sweeps' paths start there
+    here = Path()
+    for name, sweep in sweeps(seeds, options.quick, with_nlvr=nlvr is not None):
+        run_sweep(sweep, here / name, _tell)
+        write(here, command(options), seeds)
+    if nlvr is None:
+        print("left out: NLVR; give its folder with --data")
+
+
+def command(options: argparse.Namespace) -> str:
+    """How the study was called."""
+    quick = " --quick" if options.quick else ""
+    data = f" --data {options.data}" if options.data else ""
+    return f"python -m studies.alignment {options.out}{quick} --seeds {options.seeds}{data}"
+
+
+def prepare(out: Path, quick: bool, nlvr: Path | None) -> None:
+    """Make the questions, the same for all seeds, and put NLVR beside them."""
+    if not (out / "sciencebook" / "problems.json").is_file():
+        train, test = (QUICK_TRAIN, QUICK_TEST) if quick else (TRAIN, TEST)
+        make_sciencebook(
+            out / "sciencebook", train=train, val=0, test=test, seed=0, skills=list(SKILLS)
+        )
+    if nlvr is not None and not (out / "nlvr").exists():
+        (out / "nlvr").symlink_to(nlvr)
+
+
+def sweeps(seeds: Sequence[int], quick: bool, *, with_nlvr: bool) -> Iterator[tuple[str, Sweep]]:
+    """Yield the sweeps in their order, each cut to one seed."""
+    for seed in seeds:
+        for name in ("stages", "book", "nlvr")[: 3 if with_nlvr else 2]:
+            overrides = ["data.root=.", *(QUICK[name] if quick else ())]
+            sweep = load_sweep(HERE / f"alignment-{name}.yaml", overrides)
+            points = tuple(point for point in sweep.points if point.recipe.seed == seed)
+            yield name, replace(sweep, points=points)
+
+
+def write(out: Path, called: str, seeds: Sequence[int]) -> None:
+    """Write the JSON and the figure from what is there."""
+    results = collect(out, seeds)
+    write_study(out / "alignment.json", called, seeds, results)
+    if any(results[task] for task in TASKS):
+        curves(results, out / "alignment.png")
+
+
+def _tell(stage: str, done: int, total: int, note: str = "") -> None:
+    if done == total or (stage in ("sweep", "train") and done):
+        print(stage, done, total, note, flush=True)
+
+
+if __name__ == "__main__":
+    main()
