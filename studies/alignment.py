@@ -5,8 +5,8 @@ Three sweeps a seed, in this order: the stages (alignment-stages.yaml), scienceb
 
     python -m studies.alignment OUT --data ../shared/data
 
-Finished points are kept, so a stopped study goes on; figures and JSON are written anew after every
-seed's sweep: OUT/alignment.json, OUT/alignment.png. docs/studies/alignment.md says how to read them.
+Finished points are kept, so a stopped study goes on; JSON and figure (OUT/alignment.json and .png)
+are written anew after every sweep of a seed. docs/studies/alignment.md says how to read them.
 """
 
 import argparse
