@@ -94,7 +94,7 @@ def draw_interference(interference: Mapping[str, Any], path: Path) -> None:
     figure = new_figure(1.2 + 3.1 * len(columns), 6.6)
     figure.set_layout_engine("constrained")
     rows = figure.subplots(2, len(columns), squeeze=False)
-    picture = None
+    picture: Any = None
     for cells, when in zip(rows, ("before", "after"), strict=True):
         for axes, name in zip(cells, columns, strict=True):
             one = interference[when].get(name)

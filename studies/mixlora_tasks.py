@@ -53,8 +53,8 @@ def make_tasks(root: Path, sizes: Sizes, data: Path | None) -> dict[str, Any]:
         DataError: `data` lacks one of the two, or has too few.
     """
     if not (root / "book" / "problems.json").is_file():
-        counts = {"train": len(SKILLS) * sizes.train, "test": len(SKILLS) * sizes.test}
-        make_sciencebook(root / "book", **counts, val=0, seed=0, skills=SKILLS)
+        train, test = len(SKILLS) * sizes.train, len(SKILLS) * sizes.test
+        make_sciencebook(root / "book", train=train, val=0, test=test, seed=0, skills=SKILLS)
     if not (root / "described" / "problems.json").is_file():
         count = len(PICTURED) * sizes.described
         make_sciencebook(root / "described", train=count, val=0, test=0, seed=1, skills=PICTURED)
