@@ -36,16 +36,8 @@ NOT_TRAINED = {
 }
 """A run's start: what one step of no length leaves."""
 
-ESSENTIAL = (
-    "lora-r4",
-    "lora-r16",
-    "lora-r32",
-    "r4-weighted",
-    "r4-hard",
-    "r4-random",
-    "r4-weighted-independent",
-    "r4-hard-independent",
-)
+FIRST = ("lora-r4", "lora-r16", "r4-weighted", "r4-random", "r4-weighted-independent")
+SECOND = ("lora-r32", "r2-weighted", "r4-hard", "r4-hard-independent")
 INTERFERENCE = ("lora-r16", "r4-weighted", "r4-hard")
 BEFORE = ("lora-r16", "r4-weighted")
 ROUTING = ("r4-weighted", "r4-hard", "r4-weighted-independent")
@@ -68,7 +60,7 @@ class Size:
     turns: Sequence[Sequence[str] | None]
 
 
-FULL = Size(Sizes(train=36, test=24, described=120), 8, {}, (ESSENTIAL, ("r2-weighted",), None))
+FULL = Size(Sizes(train=36, test=24, described=120), 8, {}, (FIRST, SECOND, None))
 QUICK = Size(
     Sizes(train=4, test=2, described=8),
     2,

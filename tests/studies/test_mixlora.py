@@ -121,7 +121,13 @@ def test_settings_differ_in_the_tuner_alone_and_scale_alike(tasks):
 
 def test_all_that_is_looked_into_or_claimed_is_in_the_sweep():
     labels = {point["label"] for point in read_page(mixlora.SWEEP)["points"]}
-    named = {*mixlora.ESSENTIAL, *mixlora.INTERFERENCE, *mixlora.BEFORE, *mixlora.ROUTING}
+    named = {
+        *mixlora.FIRST,
+        *mixlora.SECOND,
+        *mixlora.INTERFERENCE,
+        *mixlora.BEFORE,
+        *mixlora.ROUTING,
+    }
     assert named | {name for _, *pair in CLAIMS for name in pair} <= labels
 
 
