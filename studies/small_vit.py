@@ -5,10 +5,11 @@ of each picture's true description. A one-layer decoder writes the description f
 a linear layer reads the set of its words from the CLS token; both are thrown away afterwards. Every
 picture is new, drawn as training goes, all of the training split, with a seed that no study uses.
 
-    python -m studies.small_vit runs/small-vit          # 1,500 steps of 32 pictures, one thread
+    python -m studies.small_vit runs/small-vit          # 1,200 steps of 32 pictures, one thread
 
-Writes OUT/model (config, float16 safetensors, image processor) and OUT/log.jsonl. Letters: N
-pictures, P patches, L words, D width, V vocabulary.
+Writes OUT/model (config, float16 safetensors, image processor), OUT/log.jsonl and OUT/state.pt,
+from which a stopped training goes on. Letters: N pictures, P patches, L words, D width, V
+vocabulary.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import json
 import math
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -112,21 +113,16 @@ def augmented(pixels: Tensor, random: torch.Generator) -> Tensor:
     return moved * contrast + brightness
 
 
-def batches(size: int) -> Iterator[tuple[Tensor, list[str]]]:
-    """Draw new pictures for ever, the skills in turns: pixels [N, 3, H, W] and descriptions."""
-    skills = picture_skills()
-    random = torch.Generator().manual_seed(SEED)
-    place = 0
-    while True:
-        pictures, captions = [], []
-        for _ in range(size):
-            index, row = divmod(place, len(skills))
-            record, question = compose(skills[row], "train", index, SEED)
-            picture = draw(skills[row], "train", index, SEED, question)
-            pictures.append(np.asarray(picture))
-            captions.append(record["caption"])
-            place += 1
-        yield augmented(normalised(pictures), random), captions
+def batch_of(step: int, size: int, skills: Sequence[str]) -> tuple[Tensor, list[str]]:
+    """Draw a step's new pictures, the skills in turns: pixels [N, 3, H, W] and descriptions."""
+    pictures, captions = [], []
+    for place in range(step * size, (step + 1) * size):
+        index, row = divmod(place, len(skills))
+        record, question = compose(skills[row], "train", index, SEED)
+        pictures.append(np.asarray(draw(skills[row], "train", index, SEED, question)))
+        captions.append(record["caption"])
+    random = torch.Generator().manual_seed(SEED + step)
+    return augmented(normalised(pictures), random), captions
 
 
 class Describer(nn.Module):
@@ -176,44 +172,91 @@ def learning_rate(step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - WARMUP) / max(1, steps - WARMUP)))
 
 
-def pretrain(out: Path, steps: int, batch: int) -> Dinov2Model:
-    """Train, and log every 20 steps to OUT/log.jsonl."""
-    torch.manual_seed(0)
-    captions = [
-        compose(name, "train", index, SEED)[0]["caption"]
-        for name in picture_skills()
-        for index in range(NUM_COLLECTED)
-    ]
-    vocabulary = Vocabulary(captions)
-    # the backward pass of bfloat16 SDPA is slow on a CPU
-    tower = Dinov2Model(Dinov2Config(**SHAPE, attn_implementation="eager"))
-    model = Describer(tower, len(vocabulary)).train()
-    optimiser = torch.optim.AdamW(
-        model.parameters(), LEARNING_RATE, betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY
+def vocabulary_of(skills: Sequence[str]) -> Vocabulary:
+    """Collect the words of the skills' descriptions."""
+    return Vocabulary(
+        [
+            compose(name, "train", index, SEED)[0]["caption"]
+            for name in skills
+            for index in range(NUM_COLLECTED)
+        ]
     )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda s: learning_rate(s, steps))
-    started, cpu = time.monotonic(), time.process_time()
-    with (out / "log.jsonl").open("w") as log:
-        for step, (pixels, texts) in zip(range(1, steps + 1), batches(batch), strict=False):
-            tokens = vocabulary.encode(texts)
-            with torch.autocast("cpu", torch.bfloat16):
-                spelled, listed = model(pixels, tokens, vocabulary.sets(tokens))
-            (spelled + 0.1 * listed).backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimiser.step()
-            schedule.step()
-            optimiser.zero_grad()
-            if step % 20 == 0 or step == steps:
-                line = {
-                    "step": step,
-                    "description_loss": round(spelled.item(), 4),
-                    "word_loss": round(listed.item(), 4),
-                    "seconds": round(time.monotonic() - started, 1),
-                    "cpu_seconds": round(time.process_time() - cpu, 1),
-                }
+
+
+class Pretraining:
+    """A describer, its optimiser, and how far they are.
+
+    Args:
+        steps: of the whole training, of which the learning rate's schedule knows.
+    """
+
+    def __init__(self, steps: int) -> None:
+        torch.manual_seed(0)
+        self.skills = picture_skills()
+        self.vocabulary = vocabulary_of(self.skills)
+        # the backward pass of bfloat16 SDPA is slow on a CPU
+        self.tower = Dinov2Model(Dinov2Config(**SHAPE, attn_implementation="eager"))
+        self.model = Describer(self.tower, len(self.vocabulary)).train()
+        self.optimiser = torch.optim.AdamW(
+            self.model.parameters(), LEARNING_RATE, betas=(0.9, 0.98), weight_decay=WEIGHT_DECAY
+        )
+        self.steps, self.done, self.cpu_seconds = steps, 0, 0.0
+
+    def step(self, size: int) -> tuple[float, float]:
+        """Take one step; return its two losses."""
+        started = time.process_time()
+        pixels, texts = batch_of(self.done, size, self.skills)
+        tokens = self.vocabulary.encode(texts)
+        with torch.autocast("cpu", torch.bfloat16):
+            spelled, listed = self.model(pixels, tokens, self.vocabulary.sets(tokens))
+        (spelled + 0.1 * listed).backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for group in self.optimiser.param_groups:
+            group["lr"] = LEARNING_RATE * learning_rate(self.done, self.steps)
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        self.done += 1
+        self.cpu_seconds += time.process_time() - started
+        return spelled.item(), listed.item()
+
+    def keep(self, file: Path) -> None:
+        """Write the state, whole or not at all."""
+        partial = file.with_suffix(".partial")
+        state = {
+            "model": self.model.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "done": self.done,
+            "cpu_seconds": self.cpu_seconds,
+        }
+        torch.save(state, partial)
+        partial.replace(file)
+
+    def go_on(self, file: Path) -> None:
+        """Take up a state that `keep` wrote."""
+        state = torch.load(file, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.done, self.cpu_seconds = state["done"], state["cpu_seconds"]
+
+
+def pretrain(out: Path, steps: int, size: int) -> Dinov2Model:
+    """Train, or go on; log and keep the state every 20 steps."""
+    training, state = Pretraining(steps), out / "state.pt"
+    if state.is_file():
+        training.go_on(state)
+    while training.done < steps:
+        spelled, listed = training.step(size)
+        if training.done % 20 == 0 or training.done == steps:
+            line = {
+                "step": training.done,
+                "description_loss": round(spelled, 4),
+                "word_loss": round(listed, 4),
+                "cpu_seconds": round(training.cpu_seconds, 1),
+            }
+            with (out / "log.jsonl").open("a") as log:
                 log.write(json.dumps(line) + "\n")
-                log.flush()
-    return tower.eval()
+            training.keep(state)
+    return training.tower.eval()
 
 
 def save(tower: Dinov2Model, directory: Path) -> None:
@@ -231,7 +274,7 @@ def main() -> None:
     """Pre-train and save."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--batch", type=int, default=BATCH)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)

@@ -61,10 +61,16 @@ _MMA = r"\.(mma_(down|router)\.default\.(weight|bias)|mma_up\.default\.(weight|b
 _TOKENS = r"modality_embedding\.mma_embedding\.default\.weight"
 _LLAMA_LIKE = rf"model\.(layers\.[01]\.input_layernorm{_MMA}|{_TOKENS})"
 
+_ONE = r"\.mma_(down|up)\.default\.(weight|bias)"
+
 _SEVEN = r"(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
 _POOLS = r"\.mixlora_[ab]\.default\.weight"
 _INDEPENDENT = r"\.mixlora_router\.default\.independent_[ab]"
 _ROUTERS = r"\.mixlora_router\.default\.(independent_[ab]|conditional)"
+
+
+def unrouted() -> PeftConfig:
+    return MMAConfig(router=False)
 
 
 def mixlora(**settings: Any) -> Callable[[], PeftConfig]:
@@ -102,6 +108,16 @@ ROWS = [
     Row("mma", "clip", VISION, MMAConfig, rf"encoder\.layers\.[01]\.layer_norm1{_MMA}"),
     Row("mma", "siglip", VISION, MMAConfig, rf"encoder\.layers\.[01]\.layer_norm1{_MMA}"),
     Row("mma", "dinov2", VISION, MMAConfig, rf"encoder\.layer\.[01]\.norm1{_MMA}"),
+    Row("mma_unrouted", "llama", LANGUAGE, unrouted, rf"model\.layers\.[01]\.input_layernorm{_ONE}"),
+    Row(
+        "mma_unrouted",
+        "llava",
+        MIXED,
+        unrouted,
+        rf"model\.(language_model\.layers\.[01]\.input_layernorm{_ONE}"
+        rf"|vision_tower\.encoder\.layers\.[01]\.layer_norm1{_ONE})",
+    ),
+    Row("mma_unrouted", "dinov2", VISION, unrouted, rf"encoder\.layer\.[01]\.norm1{_ONE}"),
     Row(
         "lora",
         "llama",

@@ -225,6 +225,59 @@ def test_counts_of_lavin_without_weights(width, layers, in_decoder, in_tokens):
     assert in_decoder == layers * (81_930 if width == 4096 else 102_410)
 
 
+# Without a router
+
+
+def test_one_branch_adds_the_papers_single_adapter(awake, tiny, batch):
+    model = awake("llama", router=False, bottleneck_dim=4, scale=0.5)
+    layer = model.get_base_model().model.layers[0].input_layernorm
+    down, up = layer.mma_down["default"], layer.mma_up["default"]
+    assert up.weight.shape == (1, 16, 2)
+    x = torch.randn(2, 3, 16, dtype=torch.float64)
+    z = layer.base_layer(x)
+    h = z @ down.weight.T.double() + down.bias.double()
+    first = h[..., :2] @ up.weight[0, :8].T.double()
+    second = h[..., 2:] @ up.weight[0, 8:].T.double()
+    expected = z + 0.5 * (torch.cat([first, second], dim=-1) + up.bias[0].double())
+    torch.testing.assert_close(layer(x), expected, rtol=0, atol=1e-10)
+
+
+def test_one_branch_is_alike_for_both_modalities(awake, batch, passes):
+    model, ids = awake("llama", router=False), batch("llama")["input_ids"]
+    text = logits(model, input_ids=ids, modality_ids=torch.zeros_like(ids))
+    image = logits(model, input_ids=ids, modality_ids=torch.ones_like(ids))
+    assert torch.equal(text, image)
+    assert passes == []
+    with pytest.raises(ValueError, match="'default' has one branch and no routing"):
+        routing_table(model)
+
+
+def test_routed_and_plain_adapters_live_together(awake, batch):
+    inputs = batch("llama")
+    model = awake("llama")
+    routed = logits(model, **inputs)
+    model.add_adapter("plain", MMAConfig(router=False, bottleneck_dim=4))
+    model.set_adapter("plain")
+    for name, parameter in model.named_parameters():
+        if ".plain." in name:
+            nn.init.normal_(parameter, std=0.5)
+    plain = logits(model, **inputs)
+    assert (plain - routed).abs().max() > 1e-3
+    model.set_adapter("default")
+    assert torch.equal(logits(model, **inputs), routed)
+
+
+def test_three_halves_of_the_bottleneck_cost_one_branch_what_two_cost_with_their_router():
+    def count(width: int, layers: int, **settings) -> int:
+        text = hf.LlamaConfig(hidden_size=width, num_hidden_layers=layers)
+        with torch.device("meta"):
+            model = get_peft_model(hf.LlamaForCausalLM(text), MMAConfig(**settings))
+        return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+    two, one = count(576, 30, bottleneck_dim=12), count(576, 30, bottleneck_dim=18, router=False)
+    assert abs(one / two - 1) < 0.01
+
+
 # Marks
 
 

@@ -151,10 +151,10 @@ def measure_routing(
 def _method(model: nn.Module) -> str:
     if isinstance(model, PeftModel):
         name = str(model.active_peft_config.peft_type.value).lower()  # type: ignore[union-attr]
-        if name in ("mma", "mixlora"):
+        if name in ("mma", "mixlora") and getattr(model.active_peft_config, "router", True):
             return name
         raise ModelError(
-            f"a {name} adapter has no router: every example uses all of it; routing is that of "
+            f"this {name} adapter has no router: every example uses all of it; routing is that of "
             "mma and mixlora"
         )
     raise ModelError("the model has no adapter; routing is that of an mma or mixlora adapter")

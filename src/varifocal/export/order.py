@@ -51,6 +51,11 @@ def check_possible(order: Order, recipe: Recipe, parts: Assembly) -> None:
     """
     _check_prompt(order, recipe.tuner.type)
     _check_tuner(order, recipe.tuner.type)
+    if not getattr(recipe.tuner, "router", True):
+        raise ModelError(
+            "export folds MMA by its routes, and this run's adapters have none (tuner.router: "
+            "false); serve the run itself, or train it with tuner.router: true"
+        )
     if getattr(parts.base, "is_quantized", False):
         raise ModelError(
             f"the run's base is held in {recipe.model.quantization}; open it unquantised first: "

@@ -15,6 +15,8 @@ class MMASection(Section):
     type: Literal["mma"] = "mma"
     bottleneck_dim: Count = 8
     """Width an adapter projects down to."""
+    router: bool = True
+    """Mix two branches by modality; false: one plain branch, the adapter MMA is compared with."""
     router_temperature: Rate = 10.0
     """Divides the router's logits before its softmax; the paper takes 10 (7B) and 5 (13B)."""
     scale: float = 1.0

@@ -175,7 +175,7 @@ def decoder_shape(base: PreTrainedModel) -> DecoderShape:
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     head = model.get_output_embeddings()
     attention = getattr(config, "_attn_implementation", None) or "eager"
-    routes = any(isinstance(part, MMALayer) for part in decoder.modules())
+    routes = any(isinstance(part, MMALayer) and part.mma_router for part in decoder.modules())
     return DecoderShape(
         weights=sum(count for layer in products for count, _ in layer),
         behind=sum(count for layer in products[first:] for count, _ in layer),
@@ -240,12 +240,16 @@ def _spared(layer: nn.Module) -> int:
 
 
 def _of_mma(layer: MMALayer) -> Iterator[tuple[int, bool]]:
-    """An adapter's product down, and the one up: a block [2 (R + 1), D] for two modalities."""
+    """An adapter's product down, and the one up: a block [2 (R + 1), D] for two modalities.
+
+    Without a router there is one block of R + 1 rows for both.
+    """
     for name in layer.active_adapters:
         if name in layer.mma_down:
             down = cast(nn.Linear, layer.mma_down[name])
             yield down.in_features * down.out_features, _trains(down)
-            yield 2 * (down.out_features + 1) * layer.width, _trains(layer.mma_up[name])
+            mixtures = 2 if name in layer.mma_router else 1
+            yield mixtures * (down.out_features + 1) * layer.width, _trains(layer.mma_up[name])
 
 
 def _trains(module: nn.Module) -> bool:

@@ -77,6 +77,7 @@ def _config(
     if isinstance(tuner, MMASection):
         return MMAConfig(
             bottleneck_dim=tuner.bottleneck_dim,
+            router=tuner.router,
             router_temperature=tuner.router_temperature,
             scale=tuner.scale,
             dropout=tuner.dropout,

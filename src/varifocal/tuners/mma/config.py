@@ -15,6 +15,9 @@ class MMAConfig(PeftConfig):
         num_groups: G, groups of the up-projections; must divide the width of every adapted layer.
         dropout: probability of dropping a bottleneck unit in training, in [0, 1).
         scale: s, factor on the adapter's output.
+        router: whether a router mixes two branches. False: one branch, alike for text and images,
+            and no modality tokens: the plain adapter that LaVIN's ablation compares with. At equal
+            parameters its bottleneck is about one and a half times as wide.
         router_temperature: tau of the routing softmax, above 0 (LaVIN: 10 for 7B, 5 for 13B).
         target_modules: norms to adapt, as a list of name endings or a regular expression, as
             everywhere in PEFT. None: the norm before self-attention in every decoder layer and,
@@ -32,6 +35,7 @@ class MMAConfig(PeftConfig):
     num_groups: int = field(default=2)
     dropout: float = field(default=0.1)
     scale: float = field(default=1.0)
+    router: bool = field(default=True)
     router_temperature: float = field(default=10.0)
     target_modules: list[str] | str | None = field(default=None)
     exclude_modules: list[str] | str | None = field(default=None)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ..plugin import Contextual, contexts_set, evaluating, plain_execution
 from .layer import BranchUp, MMALayer, _block_matrix
-from .model import decoders
+from .model import decoders, no_routing
 from .routing import ModalityEmbedding, TokenRouting, _token_weight
 
 
@@ -141,7 +141,7 @@ def _holders(
             none = False
             yield decoder, tokens, adapter
     if none:
-        raise ValueError(f"no language model here holds an MMA adapter '{adapter_name or ''}'")
+        raise ValueError(no_routing(model, adapter_name))
 
 
 def _map_of(layer: MMALayer, adapter: str, shares: Tensor) -> AffineMap:

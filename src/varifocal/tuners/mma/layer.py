@@ -17,18 +17,20 @@ from .sites import Router
 
 NO_MERGE = (
     "MMA cannot be merged into the base weights: each modality, and each image in a vision tower, "
-    "mixes the branches with its own weights. Fold it per modality when exporting instead"
+    "mixes the branches with its own weights, and without a router an adapter is no scale a norm "
+    "could hold. Fold it per modality when exporting instead"
 )
 
 
 class BranchUp(nn.Module):
-    """The two grouped up-projections B0, B1 of an adapter, zero at the start.
+    """The grouped up-projections B0, B1 (or B0 alone) of an adapter, zero at the start.
 
     Output unit i of branch k reads only the bottleneck units of its own group,
     `B_k(h)_i = weight[k, i] . h_group(i) + bias[k, i]`, as a grouped 1x1 convolution does.
-    `weight` is [2, D, R / G], `bias` [2, D].
+    `weight` is [K, D, R / G], `bias` [K, D], K branches.
 
     Args:
+        num_branches: K.
         width: D, a multiple of `num_groups`.
         bottleneck_dim: R, a multiple of `num_groups`.
         num_groups: G.
@@ -37,12 +39,14 @@ class BranchUp(nn.Module):
         ValueError: if the groups do not divide the width.
     """
 
-    def __init__(self, width: int, bottleneck_dim: int, num_groups: int) -> None:
+    def __init__(
+        self, num_branches: int, width: int, bottleneck_dim: int, num_groups: int
+    ) -> None:
         super().__init__()
         if width % num_groups:
             raise ValueError(f"num_groups={num_groups} does not divide the layer's width {width}")
-        self.weight = nn.Parameter(torch.zeros(2, width, bottleneck_dim // num_groups))
-        self.bias = nn.Parameter(torch.zeros(2, width))
+        self.weight = nn.Parameter(torch.zeros(num_branches, width, bottleneck_dim // num_groups))
+        self.bias = nn.Parameter(torch.zeros(num_branches, width))
 
 
 class MMALayer(nn.Module, BaseTunerLayer):
@@ -62,6 +66,9 @@ class MMALayer(nn.Module, BaseTunerLayer):
       token's `modality_ids`; see `routing.py`.
     - "cls" (vision towers): each image's own CLS state z[:, 0].
     - "mean" (vision towers without a CLS token, such as SigLIP): each image's own mean state.
+
+    An adapter whose config says `router=False` has one branch and asks for no state:
+    `y = z + s * B_0(A z)`.
 
     Args:
         base_layer: the norm, D wide.
@@ -92,8 +99,11 @@ class MMALayer(nn.Module, BaseTunerLayer):
         nn.init.xavier_uniform_(down.weight)
         nn.init.zeros_(down.bias)
         self.mma_down[adapter_name] = down
-        self.mma_up[adapter_name] = BranchUp(self.width, config.bottleneck_dim, config.num_groups)
-        self.mma_router[adapter_name] = nn.Linear(self.width, 2)
+        self.mma_up[adapter_name] = BranchUp(
+            2 if config.router else 1, self.width, config.bottleneck_dim, config.num_groups
+        )
+        if config.router:
+            self.mma_router[adapter_name] = nn.Linear(self.width, 2)
         self.mma_dropout[adapter_name] = nn.Dropout(config.dropout)
         self.mma_config[adapter_name] = config
         self._move_adapter_to_device_of_base_layer(adapter_name)
@@ -119,6 +129,9 @@ class MMALayer(nn.Module, BaseTunerLayer):
         adapter = self._adapter()
         if adapter is None:
             return z
+        up = cast(BranchUp, self.mma_up[adapter])
+        if not self.mma_config[adapter].router:
+            return self._mix(adapter, z, None, up.weight, up.bias)
         if z.dim() != 3:
             raise ValueError(
                 f"{self.name}: MMA routes by whole rows or images and needs states [rows, tokens, "
@@ -127,7 +140,6 @@ class MMALayer(nn.Module, BaseTunerLayer):
         if self.router == "modality":
             return self._adapt_tokens(adapter, z)
         state = z[:, :1] if self.router == "cls" else z.mean(dim=1, keepdim=True)  # [B, 1, D]
-        up = cast(BranchUp, self.mma_up[adapter])
         return self._mix(adapter, z, self._route(adapter, state), up.weight, up.bias)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:

@@ -81,7 +81,7 @@ class MMAModel(BaseTuner):
             layer.set_adapter(self.active_adapters)
             setattr(parent, target_name, layer)
         layer.update_layer(adapter_name, config)
-        if site.router == "modality":
+        if config.router and site.router == "modality":
             tokens = _modality_embedding(self.model, site.owner, adapter_name)
             tokens.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
             inside = current_key[len(site.owner) + 1 :] if site.owner else current_key
@@ -108,7 +108,7 @@ def routing_table(model: nn.Module, adapter_name: str | None = None) -> dict[str
         not listed: their weights belong to single images.
 
     Raises:
-        ValueError: if no decoder holds that adapter.
+        ValueError: if no decoder holds that adapter, or it has no router.
     """
     tables: dict[str, Tensor] = {}
     for _, decoder in decoders(model):
@@ -120,8 +120,22 @@ def routing_table(model: nn.Module, adapter_name: str | None = None) -> dict[str
             layers = cast(list[MMALayer], tokens.layers(decoder, adapter))
             tables |= {lay.name: t.float().cpu() for lay, t in zip(layers, found, strict=True)}
     if not tables:
-        raise ValueError(f"no language model here holds an MMA adapter '{adapter_name or ''}'")
+        raise ValueError(no_routing(model, adapter_name))
     return tables
+
+
+def no_routing(model: nn.Module, adapter_name: str | None = None) -> str:
+    """Say why a model's decoders hold no routing of an adapter."""
+    unrouted = {
+        name
+        for layer in model.modules()
+        if isinstance(layer, MMALayer)
+        for name, config in layer.mma_config.items()
+        if not config.router and adapter_name in (None, name)
+    }
+    if unrouted:
+        return f"MMA adapter '{min(unrouted)}' has one branch and no routing (router=False)"
+    return f"no language model here holds an MMA adapter '{adapter_name or ''}'"
 
 
 def _shortest(names: list[str], model: nn.Module) -> list[str]:
