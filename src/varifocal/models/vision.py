@@ -24,6 +24,10 @@ CLS_STATE_EVERY = 4
 """`cls_states` reads the CLS token after every fourth block, as LaVIN does."""
 
 
+LLAVA_FEATURE_LAYER = -2
+"""`patches` reads the block before the last one, as LLaVA does of CLIP."""
+
+
 class VisionTower(nn.Module):
     """A vision model and what a connector must know of it.
 
@@ -90,8 +94,8 @@ class TransformersTower(VisionTower):
     Args:
         model: the vision model.
         feature_layer: which state `patches` reads, as LLaVA's `vision_feature_layer` counts them:
-            0 is the embeddings, -1 the last block's output before the final norm, -2 (default,
-            LLaVA's choice for CLIP) the block before it.
+            0 is the embeddings, -1 the last block's output before the final norm. None is what
+            the vision model's own config says under that name, else -2, LLaVA's choice for CLIP.
         num_prefix_tokens: tokens before the patches: 1 where there is a CLS token, 0 where not.
         image_size: side of the pictures in pixels, None for the config's. DINOv2 alone takes
             another: its published image processors crop to 224 where the config says 518.
@@ -100,7 +104,7 @@ class TransformersTower(VisionTower):
     def __init__(
         self,
         model: PreTrainedModel,
-        feature_layer: int = -2,
+        feature_layer: int | None = None,
         num_prefix_tokens: int = 1,
         image_size: int | None = None,
     ) -> None:
@@ -117,6 +121,8 @@ class TransformersTower(VisionTower):
         side = self.image_size // config.patch_size
         self.grid = (side, side)
         self.num_prefix_tokens = num_prefix_tokens
+        if feature_layer is None:
+            feature_layer = int(getattr(config, "vision_feature_layer", LLAVA_FEATURE_LAYER))
         self.feature_layer = feature_layer
         states = self.num_blocks + 1
         if not -states <= feature_layer < states:

@@ -39,9 +39,7 @@ class BranchUp(nn.Module):
         ValueError: if the groups do not divide the width.
     """
 
-    def __init__(
-        self, num_branches: int, width: int, bottleneck_dim: int, num_groups: int
-    ) -> None:
+    def __init__(self, num_branches: int, width: int, bottleneck_dim: int, num_groups: int) -> None:
         super().__init__()
         if width % num_groups:
             raise ValueError(f"num_groups={num_groups} does not divide the layer's width {width}")

@@ -1,0 +1,197 @@
+"""LaVIN's ablation on sciencebook: what pictures, adapters in the image encoder and the router add.
+
+    python -m studies.lavin runs/lavin --data DIR [--quick] [--seeds 0,1,2]
+
+Six settings (studies/lavin.yaml) are trained for the same steps with three seeds and asked the same
+new questions. DIR holds `alpaca`, whose answers are the plain text on which is measured what was
+kept of the language; without it that column is left out. Finished points are kept, and
+OUT/lavin.json and OUT/lavin.png are written anew after each of them.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from studies.lavin_results import SETTINGS, draw, gathered
+from studies.record import write_study
+from varifocal.assemble import Assembly, assemble, open_run
+from varifocal.data.formats import load_source
+from varifocal.data.sciencebook import make_sciencebook
+from varifocal.evaluation.retention import read
+from varifocal.evaluation.retention_material import gather_material
+from varifocal.evaluation.scienceqa import evaluate
+from varifocal.recipe import Recipe
+from varifocal.run import RunDirectory, write_json
+from varifocal.sweep import Sweep, load_sweep, run_sweep
+
+HERE = Path(__file__).parent
+PICTURE_SKILLS = ("circuits", "counting", "shapes", "thermometer")
+TEXT_SKILLS = ("weather_or_climate", "opposites", "parts_of_speech")
+MEASURED = "measured.json"
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is made, trained and asked.
+
+    Args:
+        train: questions to learn from, over all skills.
+        test: questions to ask.
+        texts: plain texts to read.
+        overrides: of every point, and of the starts.
+    """
+
+    train: int
+    test: int
+    texts: int
+    overrides: tuple[str, ...] = ()
+    of_starts: tuple[str, ...] = ()
+
+
+FULL = Size(train=1400, test=168, texts=32)
+QUICK = Size(
+    train=140,
+    test=14,
+    texts=4,
+    overrides=("training.max_steps=1", "training.warmup_steps=0", "training.save_steps=1"),
+    of_starts=("model.connector.alignment_steps=10",),
+)
+
+
+class Study:
+    """The study in its folder.
+
+    Args:
+        out: the folder.
+        size: how much.
+        seeds: of those in the sweep files.
+        data: folder with `alpaca`, or None.
+    """
+
+    def __init__(self, out: Path, size: Size, seeds: Sequence[int], data: Path | None) -> None:
+        self.out, self.size, self.seeds, self.data = out.resolve(), size, seeds, data
+        self.command = f"python -m studies.lavin {out}" + (f" --data {data}" if data else "")
+        self._cpu = time.process_time()
+
+    def run(self) -> None:
+        """Run whatever is missing, seed after seed."""
+        self._make_book()
+        root = f"data.root={self.out}"
+        starts = load_sweep(HERE / "lavin-start.yaml", [root, *self.size.of_starts])
+        weights = f"model.connector.weights={self.out}/start/aligned,seed={{seed}}"
+        points = load_sweep(HERE / "lavin.yaml", [root, weights, *self.size.overrides])
+        self._measure_base(points)
+        for seed in self.seeds:
+            run_sweep(_of_seed(starts, seed), self.out / "start")
+            sweep = _of_seed(points, seed)
+            self._cpu = time.process_time()
+            run_sweep(sweep, self.out / "runs", lambda *told, s=sweep: self._tell(s, *told))
+
+    def write(self) -> None:
+        """Write the figures of all points that are done, and draw them."""
+        base = json.loads((self.out / "base.json").read_text())
+        done = {
+            setting: {
+                seed: json.loads(file.read_text())
+                for seed in self.seeds
+                if (file := self.out / f"runs/{setting},seed={seed}" / MEASURED).is_file()
+            }
+            for setting in SETTINGS
+        }
+        results = gathered(base, done)
+        write_study(self.out / "lavin.json", self.command, self.seeds, results)
+        draw(results, self.out / "lavin.png")
+
+    def _make_book(self) -> None:
+        book = self.out / "sciencebook"
+        if not (book / "problems.json").is_file():
+            skills = [*PICTURE_SKILLS, *TEXT_SKILLS]
+            make_sciencebook(
+                book, train=self.size.train, val=0, test=self.size.test, seed=0, skills=skills
+            )
+
+    def _tell(self, sweep: Sweep, stage: str, done: int, total: int, note: str = "") -> None:
+        """Measure and write after each point of a sweep."""
+        if stage != "sweep":
+            return
+        spent = time.process_time() - self._cpu
+        for point in sweep.points[:done]:
+            run = RunDirectory(self.out / "runs" / point.label)
+            if not (run.root / MEASURED).is_file():
+                recipe, parts = open_run(run.root)
+                figures = self._measured(recipe, parts, run)
+                trained = json.loads((run.root / "training.json").read_text())
+                figures["trained_parameters"] = trained["trained_parameters"]
+                figures["tokens"] = trained["tokens"]
+                figures["cpu_seconds"] = round(spent, 1)
+                write_json(run.root / MEASURED, figures)
+                self.write()
+        print(f"{done} of {total} {note}", flush=True)
+        self._cpu = time.process_time()
+
+    def _measure_base(self, points: Sweep) -> None:
+        """Measure the language model alone, before anything is trained."""
+        if (self.out / "base.json").is_file():
+            return
+        recipe = next(each.recipe for each in points.points if each.setting == "text-only")
+        run = RunDirectory(self.out / "base")
+        write_json(self.out / "base.json", self._measured(recipe, assemble(recipe), run))
+
+    def _measured(self, recipe: Recipe, parts: Assembly, run: RunDirectory) -> dict[str, Any]:
+        """Ask the new questions, and read plain text with the adapter on."""
+        report = evaluate(
+            parts.model,
+            parts.encoder,
+            list(load_source(recipe.data.evaluate[0])),
+            parts.load_images,
+            blind=parts.load_images is None,
+            suite="sciencebook-test",
+        )
+        report.write(run.evaluations)
+        columns = {name: score.accuracy for name, score in report.columns.items() if score.count}
+        return {
+            "accuracy": columns,
+            "questions": {name: report.columns[name].count for name in columns},
+            "chance": {name: report.columns[name].chance for name in columns},
+            "text_nats": self._text_nats(recipe, parts),
+        }
+
+    def _text_nats(self, recipe: Recipe, parts: Assembly) -> float | None:
+        """Nats a token of plain text that was in no training data; None without texts."""
+        if self.data is None:
+            return None
+        texts = gather_material(recipe, parts.encoder, self.data, None, self.size.texts).texts
+        parts.model.eval()
+        readings = read(parts.model, texts)
+        return sum(one.nats for one in readings) / sum(one.tokens for one in readings)
+
+
+def _of_seed(sweep: Sweep, seed: int) -> Sweep:
+    return replace(sweep, points=tuple(p for p in sweep.points if p.recipe.seed == seed))
+
+
+def main() -> None:
+    """Run the study, or what is left of it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--quick", action="store_true", help="every setting, one step, seed 0")
+    parser.add_argument("--seeds", default=None, help="of 0, 1 and 2; by default all")
+    parser.add_argument("--data", type=Path, help="folder with alpaca")
+    options = parser.parse_args()
+    seeds = options.seeds or ("0" if options.quick else "0,1,2")
+    study = Study(
+        options.out,
+        QUICK if options.quick else FULL,
+        [int(seed) for seed in seeds.split(",")],
+        options.data,
+    )
+    study.run()
+    study.write()
+
+
+if __name__ == "__main__":
+    main()

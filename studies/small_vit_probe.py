@@ -1,0 +1,147 @@
+"""What a frozen image encoder's features tell of pictures it never saw, skill by skill.
+
+For each picture skill of sciencebook and each word that some of its descriptions have and others
+lack, a ridge classifier learns on the encoder's patches, pooled to 4 x 4 cells, of new training
+pictures whether the description has the word, and is asked about pictures of the test split. The
+score is the accuracy balanced between having and lacking (50 % knows nothing), averaged over the
+skill's words. Beside the shipped ViT stand the same ViT before training and EfficientNet-Lite0.
+
+    python -m studies.small_vit_probe runs/probe [--vit DIR] [--train 100] [--test 50]
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import Dinov2Config, Dinov2Model
+
+from studies.record import write_study
+from studies.small_vit import SHAPE, picture_skills, words_of
+from varifocal.data.sciencebook import compose, draw
+from varifocal.models.connector import pool_cells
+from varifocal.models.load import load_image_processor
+from varifocal.models.sources import locate, read_config
+from varifocal.models.vision import VISION_MODELS, VisionTower, build_tower
+
+SEED = 77
+"""Of the pictures; pre-training had another."""
+CELLS = (4, 4)
+RIDGE = 0.01
+"""Of the mean square of the features."""
+
+
+def pictures_of(skill: str, split: str, count: int) -> tuple[list[Image.Image], list[set[str]]]:
+    """Draw pictures of a skill, with the words of their descriptions."""
+    pictures, words = [], []
+    for index in range(count):
+        record, question = compose(skill, split, index, SEED)
+        pictures.append(draw(skill, split, index, SEED, question))
+        words.append(set(words_of(record["caption"])))
+    return pictures, words
+
+
+@torch.inference_mode()
+def features(tower: VisionTower, processor: object, pictures: Sequence[Image.Image]) -> Tensor:
+    """Encode pictures: [N, cells x C], as a connector would pool them."""
+    pooled = []
+    for start in range(0, len(pictures), 25):
+        batch = list(pictures[start : start + 25])
+        pixels = processor(images=batch, return_tensors="pt")["pixel_values"]  # type: ignore[operator]
+        pooled.append(pool_cells(tower(pixels), tower.grid, CELLS).flatten(1).float())
+    return torch.cat(pooled)
+
+
+def balanced(train: Tensor, has: Tensor, test: Tensor, test_has: Tensor) -> float:
+    """Percent right of a ridge classifier, balanced between the two answers; 50 knows nothing.
+
+    Args:
+        train: features [N, F].
+        has: [N] of 0 and 1.
+        test: [M, F].
+        test_has: [M].
+    """
+    mean, scale = train.mean(dim=0), train.std(dim=0) + 1e-6
+    x, z = (train - mean) / scale, (test - mean) / scale
+    kernel = x @ x.T
+    kernel += RIDGE * kernel.diagonal().mean() * torch.eye(len(x))
+    share = has.mean()
+    weights = torch.linalg.solve(kernel, (has - share) / (share * (1 - share)))
+    # the middle between what the two kinds of training pictures would score
+    says = z @ (x.T @ weights)
+    own = x @ (x.T @ weights)
+    threshold = (own[has == 1].mean() + own[has == 0].mean()) / 2
+    right = (says > threshold) == (test_has == 1)
+    return 50 * float(right[test_has == 1].float().mean() + right[test_has == 0].float().mean())
+
+
+def score(
+    train: Tensor, train_words: Sequence[set[str]], test: Tensor, test_words: Sequence[set[str]]
+) -> float | None:
+    """Average over the words that tell a skill's pictures apart; None without such a word."""
+    scores = []
+    for word in sorted(set().union(*train_words)):
+        has = torch.tensor([float(word in words) for words in train_words])
+        test_has = torch.tensor([float(word in words) for words in test_words])
+        if 0.1 <= has.mean() <= 0.9 and 0.05 <= test_has.mean() <= 0.95:
+            scores.append(balanced(train, has, test, test_has))
+    return float(np.mean(scores)) if scores else None
+
+
+def towers(vit: str) -> dict[str, tuple[VisionTower, object]]:
+    """Load the encoders by name."""
+    torch.manual_seed(0)
+    fresh = build_tower(Dinov2Model(Dinov2Config(**SHAPE)), feature_layer=-1)
+    found = {"untrained ViT": (fresh.eval(), load_image_processor(vit))}
+    for title, name in (("sciencebook-vit", vit), ("EfficientNet-Lite0", "efficientnet-lite0")):
+        kind = VISION_MODELS[read_config(name).model_type]
+        model = kind.from_pretrained(locate(name), dtype=torch.float32)
+        found[title] = (build_tower(model).eval(), load_image_processor(name))
+    return found
+
+
+def probe(vit: str, train: int, test: int) -> dict[str, dict[str, float]]:
+    """Score every encoder on every picture skill: skill -> encoder -> percent."""
+    encoders = towers(vit)
+    scores: dict[str, dict[str, float]] = {}
+    for skill in picture_skills():
+        pictures, words = pictures_of(skill, "train", train)
+        others, other_words = pictures_of(skill, "test", test)
+        for name, (tower, processor) in encoders.items():
+            own = features(tower, processor, pictures)
+            found = score(own, words, features(tower, processor, others), other_words)
+            if found is not None:
+                scores.setdefault(skill, {})[name] = round(found, 1)
+        print(skill, scores.get(skill), flush=True)
+    return scores
+
+
+def table(scores: Mapping[str, Mapping[str, float]]) -> str:
+    """Write the page's Markdown table, with the mean over skills below."""
+    names = list(next(iter(scores.values())))
+    lines = [f"| skill | {' | '.join(names)} |", "|---|" + "---:|" * len(names)]
+    for skill, own in scores.items():
+        lines.append(f"| {skill} | {' | '.join(f'{own[name]:.1f}' for name in names)} |")
+    means = [np.mean([own[name] for own in scores.values()]) for name in names]
+    return "\n".join([*lines, f"| **mean** | {' | '.join(f'**{mean:.1f}**' for mean in means)} |"])
+
+
+def main() -> None:
+    """Probe, and write OUT/small-vit.json and OUT/small-vit.md."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--vit", default="sciencebook-vit")
+    parser.add_argument("--train", type=int, default=100)
+    parser.add_argument("--test", type=int, default=50)
+    options = parser.parse_args()
+    scores = probe(options.vit, options.train, options.test)
+    command = f"python -m studies.small_vit_probe {options.out}"
+    write_study(options.out / "small-vit.json", command, [SEED], {"balanced_accuracy": scores})
+    (options.out / "small-vit.md").write_text(table(scores) + "\n")
+
+
+if __name__ == "__main__":
+    main()
