@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch.nn import functional as F
+from transformers import Dinov2Config, Dinov2Model
 
 from varifocal.errors import ModelError
 from varifocal.models import EfficientNetLite, EfficientNetLiteConfig, build_tower
@@ -160,6 +161,14 @@ def waves(side: int) -> torch.Tensor:
     a = torch.linspace(0, 12, side)
     red, green = torch.outer(a.sin(), a.cos()), torch.outer(a.cos(), a.sin())
     return torch.stack([red, green, (a[:, None] + a).sin()])[None]
+
+
+def test_a_vision_model_may_say_which_layer_is_read():
+    config = Dinov2Config(hidden_size=16, num_hidden_layers=3, num_attention_heads=2, image_size=28)
+    assert build_tower(Dinov2Model(config)).feature_layer == -2
+    config.vision_feature_layer = -1
+    assert build_tower(Dinov2Model(config)).feature_layer == -1
+    assert build_tower(Dinov2Model(config), feature_layer=1).feature_layer == 1
 
 
 def test_efficientnet_lite0_agrees_with_the_reference():

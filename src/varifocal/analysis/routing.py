@@ -154,8 +154,8 @@ def _method(model: nn.Module) -> str:
         if name in ("mma", "mixlora") and getattr(model.active_peft_config, "router", True):
             return name
         raise ModelError(
-            f"this {name} adapter has no router: every example uses all of it; routing is that of "
-            "mma and mixlora"
+            f"a {name} adapter has no router: every example uses all of it; routing is that of "
+            "mma (unless its router is false) and mixlora"
         )
     raise ModelError("the model has no adapter; routing is that of an mma or mixlora adapter")
 

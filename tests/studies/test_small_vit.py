@@ -1,0 +1,92 @@
+"""The small ViT: what it is taught, that it goes on where it stopped, and what is shipped."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from studies.small_vit import PAD, UNKNOWN, Pretraining, Vocabulary, batch_of
+from studies.small_vit_probe import balanced, score
+
+from studies import small_vit
+from varifocal.models.load import load_image_processor
+from varifocal.models.packaged import find_source
+from varifocal.models.sources import locate, read_config
+from varifocal.models.vision import VISION_MODELS, build_tower
+
+
+def test_descriptions_become_words_and_sets():
+    vocabulary = Vocabulary(["A red box.", "It is three o'clock."])
+    tokens = vocabulary.encode(["A red cat.", "Red"])
+    assert tokens.shape == (2, 5)
+    assert (tokens[0, 3], tokens[1, 3]) == (UNKNOWN, PAD)
+    sets = vocabulary.sets(tokens)
+    assert sets.sum(dim=1).tolist() == [2.0, 1.0]
+    assert sets.shape == (2, len(vocabulary))
+
+
+def test_a_steps_pictures_are_its_own_and_always_the_same():
+    pixels, texts = batch_of(3, 2, ["shapes", "clock"])
+    again, same = batch_of(3, 2, ["shapes", "clock"])
+    other, _ = batch_of(4, 2, ["shapes", "clock"])
+    assert torch.equal(pixels, again)
+    assert texts == same
+    assert texts[1].startswith("A round clock.")
+    assert not torch.equal(pixels, other)
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 56}
+    monkeypatch.setattr(small_vit, "SHAPE", small_vit.SHAPE | sizes)
+    monkeypatch.setattr(small_vit, "NUM_COLLECTED", 1)
+
+
+def test_a_stopped_training_ends_with_the_weights_of_an_unbroken_one(tiny, tmp_path):
+    unbroken = Pretraining(4)
+    for _ in range(4):
+        unbroken.step(2)
+    first = Pretraining(4)
+    first.step(2), first.step(2)
+    first.keep(tmp_path / "state.pt")
+    second = Pretraining(4)
+    second.go_on(tmp_path / "state.pt")
+    second.step(2), second.step(2)
+    for one, other in zip(unbroken.tower.parameters(), second.tower.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_the_probe_tells_features_that_say_a_word_from_those_that_do_not():
+    random = torch.Generator().manual_seed(0)
+    has = torch.tensor([0.0, 1.0]).repeat(20)
+    noise = torch.randn(40, 30, generator=random)
+    telling = noise + 3 * has[:, None]
+    assert balanced(telling, has, telling, has) > 95
+    others = torch.randn(40, 30, generator=random)
+    assert 20 < balanced(noise, has, others, has) < 80
+    words = [{"a", "red"} if one else {"a", "blue"} for one in has]
+    assert score(telling, words, telling, words) > 95
+    assert score(telling, [{"a"}] * 40, telling, [{"a"}] * 40) is None
+
+
+def test_the_shipped_vit_tells_pictures_apart():
+    tower = build_tower(
+        VISION_MODELS["dinov2"].from_pretrained(locate("sciencebook-vit"), dtype=torch.float32)
+    )
+    assert find_source("sciencebook-vit").stat().st_size < 8e6
+    assert read_config("sciencebook-vit").vision_feature_layer == tower.feature_layer == -1
+    processor = load_image_processor("sciencebook-vit")
+    skills, features = ["shapes", "clock", "traffic_light"], []
+    for index in range(2):
+        for skill in skills:
+            record, question = small_vit.compose(skill, "test", index, 5)
+            assert record["image"]
+            picture = small_vit.draw(skill, "test", index, 5, question)
+            given = processor(images=picture, return_tensors="pt")["pixel_values"]
+            assert torch.allclose(given, small_vit.normalised([np.asarray(picture)]), atol=1e-5)
+            with torch.no_grad():
+                features.append(tower(given).mean(dim=1)[0])
+    first, second = torch.stack(features[:3]), torch.stack(features[3:])
+    alike = torch.nn.functional.cosine_similarity(first[:, None], second[None], dim=-1)
+    assert alike.argmax(dim=1).tolist() == [0, 1, 2]
+    assert json.loads((find_source("sciencebook-vit").parent / "config.json").read_text())
