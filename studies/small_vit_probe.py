@@ -6,10 +6,11 @@ pictures whether the description has the word, and is asked about pictures of th
 score is the accuracy balanced between having and lacking (50 % knows nothing), averaged over the
 skill's words. Beside the shipped ViT stand the same ViT before training and EfficientNet-Lite0.
 
-    python -m studies.small_vit_probe runs/probe [--vit DIR] [--train 100] [--test 50]
+    python -m studies.small_vit_probe runs/probe [--vit DIR] [--train 80] [--test 40]
 """
 
 import argparse
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from varifocal.models.connector import pool_cells
 from varifocal.models.load import load_image_processor
 from varifocal.models.sources import locate, read_config
 from varifocal.models.vision import VISION_MODELS, VisionTower, build_tower
+from varifocal.run import write_json
 
 SEED = 77
 """Of the pictures; pre-training had another."""
@@ -91,23 +93,29 @@ def score(
     return float(np.mean(scores)) if scores else None
 
 
-def towers(vit: str) -> dict[str, tuple[VisionTower, object]]:
-    """Load the encoders by name."""
+def towers(vit: str, others: Sequence[str] = ()) -> dict[str, tuple[VisionTower, object]]:
+    """Load the ViT, the same one before training, and others, by name."""
     torch.manual_seed(0)
     fresh = build_tower(Dinov2Model(Dinov2Config(**SHAPE)), feature_layer=-1)
     found = {"untrained ViT": (fresh.eval(), load_image_processor(vit))}
-    for title, name in (("sciencebook-vit", vit), ("EfficientNet-Lite0", "efficientnet-lite0")):
+    for title, name in (("sciencebook-vit", vit), *zip(others, others, strict=True)):
         kind = VISION_MODELS[read_config(name).model_type]
         model = kind.from_pretrained(locate(name), dtype=torch.float32)
         found[title] = (build_tower(model).eval(), load_image_processor(name))
     return found
 
 
-def probe(vit: str, train: int, test: int) -> dict[str, dict[str, float]]:
-    """Score every encoder on every picture skill: skill -> encoder -> percent."""
-    encoders = towers(vit)
-    scores: dict[str, dict[str, float]] = {}
+def probe(out: Path, vit: str, train: int, test: int) -> dict[str, dict[str, float]]:
+    """Score every encoder on every picture skill that OUT has not yet: skill -> encoder -> percent.
+
+    The scores are kept in OUT after each skill, so that a stopped probe goes on.
+    """
+    file = out / "scores.json"
+    scores: dict[str, dict[str, float]] = json.loads(file.read_text()) if file.is_file() else {}
+    encoders = towers(vit, ["efficientnet-lite0"])
     for skill in picture_skills():
+        if skill in scores:
+            continue
         pictures, words = pictures_of(skill, "train", train)
         others, other_words = pictures_of(skill, "test", test)
         for name, (tower, processor) in encoders.items():
@@ -115,7 +123,7 @@ def probe(vit: str, train: int, test: int) -> dict[str, dict[str, float]]:
             found = score(own, words, features(tower, processor, others), other_words)
             if found is not None:
                 scores.setdefault(skill, {})[name] = round(found, 1)
-        print(skill, scores.get(skill), flush=True)
+        write_json(file, scores)
     return scores
 
 
@@ -134,12 +142,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--vit", default="sciencebook-vit")
-    parser.add_argument("--train", type=int, default=100)
-    parser.add_argument("--test", type=int, default=50)
+    parser.add_argument("--train", type=int, default=80)
+    parser.add_argument("--test", type=int, default=40)
     options = parser.parse_args()
-    scores = probe(options.vit, options.train, options.test)
+    options.out.mkdir(parents=True, exist_ok=True)
+    scores = probe(options.out, options.vit, options.train, options.test)
     command = f"python -m studies.small_vit_probe {options.out}"
-    write_study(options.out / "small-vit.json", command, [SEED], {"balanced_accuracy": scores})
+    figures = {
+        "pictures": {"train": options.train, "test": options.test},
+        "balanced_accuracy": scores,
+    }
+    write_study(options.out / "small-vit.json", command, [SEED], figures)
     (options.out / "small-vit.md").write_text(table(scores) + "\n")
 
 
