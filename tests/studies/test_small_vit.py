@@ -74,13 +74,8 @@ def test_the_shipped_vit_tells_pictures_apart_that_it_never_saw():
     torch.testing.assert_close(given, taught, rtol=0, atol=1e-5)
     assert find_source("sciencebook-vit").stat().st_size < 8e6
     assert tower.feature_layer == -1
-    scores = {
-        name: score(
-            features(*encoders[name], pictures),
-            words,
-            features(*encoders[name], others),
-            other_words,
-        )
-        for name in ("sciencebook-vit", "untrained ViT")
-    }
+    scores = {}
+    for name in ("sciencebook-vit", "untrained ViT"):
+        own, new = (features(*encoders[name], each) for each in (pictures, others))
+        scores[name] = score(own, words, new, other_words)
     assert scores["sciencebook-vit"] > 75 > scores["untrained ViT"]
