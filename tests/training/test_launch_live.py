@@ -3,12 +3,15 @@
 import importlib.util
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from varifocal.run import RunDirectory
 
@@ -125,6 +128,23 @@ def test_a_job_trains_under_submitits_local_executor(recipe_file, tmp_path):
     assert (tmp_path / "run" / "adapter").is_dir()
 
 
+def assert_takes_rates(run, command, env):
+    """From checkpoint-4 on, with rates that move nothing: the logged rate is not enough."""
+    learned = load_file(run / "adapter" / "adapter_model.safetensors")
+    shutil.rmtree(run / "checkpoints" / "checkpoint-6")
+    start = load_file(run / "checkpoints" / "checkpoint-4" / "adapter_model.safetensors")
+    rates = {"learning_rate": 1e-9, "connector_learning_rate": 1e-9, "lr_scheduler_type": "linear"}
+    given = [word for key, rate in rates.items() for word in ("--set", f"training.{key}={rate}")]
+    code, said = varifocal(*command, *given, "--num-processes", 2, "--resume", env=env)
+    assert code == 0, said[-3000:]
+    records = RunDirectory(run).read_metrics()[4:]
+    assert [record["learning_rate"] for record in records] == pytest.approx([5e-10, 2.5e-10])
+    end = load_file(run / "adapter" / "adapter_model.safetensors")
+    for name, tensor in end.items():
+        torch.testing.assert_close(tensor, start[name], rtol=0, atol=1e-6)
+    assert any((learned[name] - start[name]).abs().max() > 1e-3 for name in start)
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed"
@@ -140,6 +160,7 @@ def test_zero_is_launched_with_the_shipped_files(recipe_file, tmp_path, engine):
     assert curve(run)[:2] == pytest.approx(alone(recipe_file, tmp_path)[:2], rel=1e-4)
     kept = json.loads((RunDirectory(run).newest_checkpoint() / "unlogged.json").read_text())
     assert kept["rows_per_step"] == 2
+    assert_takes_rates(run, command, env)
     code, said = varifocal(*command, "--num-processes", 1, "--resume", env=env)
     assert code == 2
     assert "holds DeepSpeed's shards of 2 processes, and 1 cannot read them" in said

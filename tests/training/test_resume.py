@@ -15,11 +15,13 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from transformers import get_scheduler
 
 from varifocal.data.packing import PackedDataset
 from varifocal.errors import ModelError, RunError
 from varifocal.recipe import load_recipe
 from varifocal.run import RunDirectory
+from varifocal.training.resuming import take_rates
 from varifocal.training.train import train
 from varifocal.training.trainer import SupervisedTrainer
 
@@ -215,6 +217,34 @@ def test_a_run_is_not_resumed_on_another_base(recipe, tmp_path, new_language):
     new_language(tmp_path / "language", seed=1)
     with pytest.raises(ModelError, match=r"was started on a base with content hash [0-9a-f]{12}"):
         train(page, run.root, resume=True)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine", "constant", "inverse_sqrt"])
+def test_a_schedule_goes_on_as_if_it_had_been_given_from_the_start(schedule):
+    """The oracle is a schedule of the new recipe, stepped as often."""
+
+    def made(name, rates, steps):
+        groups = [{"params": [torch.nn.Parameter(torch.ones(1))], "lr": rate} for rate in rates]
+        optimizer = torch.optim.AdamW(groups)
+        made = get_scheduler(name, optimizer, num_warmup_steps=2, num_training_steps=9)
+        for _ in range(steps):
+            optimizer.step()
+            made.step()
+        return optimizer, made
+
+    before = [each.state_dict() for each in made("polynomial", [1e-2, 5e-3], 4)]
+    optimizer, resumed = made(schedule, [1e-4, 3e-4], 0)
+    for each, state in zip((optimizer, resumed), before, strict=True):
+        each.load_state_dict(state)
+    take_rates(optimizer, resumed, [1e-4, 3e-4])
+    for steps in range(4, 9):
+        oracle, expected = made(schedule, [1e-4, 3e-4], steps)
+        assert resumed.get_last_lr() == expected.get_last_lr()
+        assert [group["lr"] for group in optimizer.param_groups] == [
+            group["lr"] for group in oracle.param_groups
+        ]
+        optimizer.step()
+        resumed.step()
 
 
 def test_longer_training_is_resumed(recipe, tmp_path, steps_taken):

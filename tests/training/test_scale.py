@@ -32,6 +32,7 @@ from varifocal.training.trainer import SupervisedTrainer
 
 PAGE, OUT, ASKED, TAKEN_OUT = sys.argv[1], Path(sys.argv[2]), sys.argv[3], sys.argv[4]
 SECONDS = 60  # to wait for the other process
+ENGINE = {"die": "ddp", "one": "ddp"}
 PACE = ["training.max_steps=6", "training.save_steps=2", "training.save_total_limit=null",
         "tuner.dropout=0.0", "training.logging_steps=1", f"training.ddp_timeout={SECONDS}"]
 
@@ -40,7 +41,7 @@ def overrides(world, engine):
     return [*PACE, *engine_overrides(engine), f"training.gradient_accumulation_steps={2 // world}"]
 
 
-def work(rank, world, engine, out, resume, port, say):
+def work(rank, world, engine, more, out, resume, port, say):
     faulthandler.dump_traceback_later(2 * SECONDS, exit=True)
     if world > 1:
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_PORT": port}
@@ -51,13 +52,22 @@ def work(rank, world, engine, out, resume, port, say):
         die_while_saving(rank)
     found = {}
     result_of = train_module.result_of
+    rates = found["rates"] = []
+    drop_zeros = SupervisedTrainer.drop_zeros
+
+    def note_rates(self):  # before every update
+        groups = self.optimizer.param_groups
+        rates.append([group["lr"] for group in groups if group["params"]])
+        drop_zeros(self)
+
+    SupervisedTrainer.drop_zeros = note_rates
 
     def look(trainer, *rest):
         found.update(looked_at(trainer, reduced))
         return result_of(trainer, *rest)
 
     train_module.result_of = look
-    page = load_recipe(PAGE, overrides(world, engine.replace("die", "ddp")))
+    page = load_recipe(PAGE, [*overrides(world, ENGINE.get(engine, engine)), *more])
     try:
         train_module.train(page, out, resume=resume)
     except RunError as error:
@@ -128,20 +138,26 @@ def take_out():
         module.turn_on_fsdp2 = lambda trainer: None
 
 
-RUNS = {  # processes, engine, and the run and step of the checkpoint to go on from
-    "one": (1, "ddp", None),
-    "ddp": (2, "ddp", None),
-    "ddp back": (1, "ddp", ("ddp", 4)),
-    "fsdp2": (2, "fsdp2", ("one", 2)),
-    "fsdp2 back": (1, "ddp", ("fsdp2", 4)),
-    "died": (2, "die", None),
-    "after": (2, "ddp", ("died", 4)),
+OTHER_RATES = ["training.learning_rate=1e-3", "training.connector_learning_rate=2e-3",
+               "training.lr_scheduler_type=linear"]
+RUNS = {  # processes, engine, the run and step of the checkpoint to go on from, other knobs
+    "one": (1, "ddp", None, []),
+    "ddp": (2, "ddp", None, []),
+    "ddp back": (1, "ddp", ("ddp", 4), []),
+    "fsdp2": (2, "fsdp2", ("one", 2), []),
+    "fsdp2 back": (1, "ddp", ("fsdp2", 4), []),
+    "died": (2, "die", None, []),
+    "after": (2, "ddp", ("died", 4), []),
+    **{
+        f"{engine} of other rates": (int(engine != "one") + 1, engine, ("one", 4), OTHER_RATES)
+        for engine in ("one", "ddp", "fsdp2")
+    },
 }
 
 
 def run(name):
     """Train in processes of their own."""
-    world, engine, start = RUNS[name]
+    world, engine, start, more = RUNS[name]
     out = OUT / name
     if start is not None:
         origin, step = start
@@ -153,7 +169,7 @@ def run(name):
     say = fork.Queue()
     port = 20000 + (os.getpid() * 7 + list(RUNS).index(name)) % 10000
     each = [
-        fork.Process(target=work, args=(rank, world, engine, out, start is not None, port, say))
+        fork.Process(target=work, args=(rank, world, engine, more, out, start is not None, port, say))
         for rank in range(world)
     ]
     for process in each:
@@ -227,6 +243,25 @@ def test_two_processes_learn_as_one_and_one_goes_on_from_them(recipe_file, tmp_p
 
     assert_same_curve(back["curve"], one["curve"])
     assert back["steps"] == 6
+
+
+def assert_takes_rates(run, one, alone):
+    """From step 5 on, in every group and in what is learned, as one process with these rates."""
+    for rates, left in zip(run["rates"], (0.5, 0.25), strict=True):  # linear, over steps 3 to 6
+        assert sorted(set(rates)) == pytest.approx([1e-3 * left, 2e-3 * left])
+    assert_same_curve(run["curve"], alone["curve"])
+    assert_same_curve(run["curve"][:4], one["curve"][:4])
+    assert run["curve"][5][0] != pytest.approx(one["curve"][5][0], rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
+def test_a_resumed_run_takes_other_rates_and_another_schedule(recipe_file, tmp_path, engine):
+    runs = ("one of other rates", f"{engine} of other rates")
+    one, alone, run = launch(recipe_file, tmp_path, "one", *runs)
+    assert all(run["sharded"]) == (engine == "fsdp2")
+    assert_takes_rates(alone, one, alone)
+    assert_takes_rates(run, one, alone)
 
 
 def assert_saved(run, one):

@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
 from varifocal.errors import ModelError, RunError
 from varifocal.manifest import MANIFEST
 from varifocal.recipe import Recipe, load_recipe
@@ -147,20 +150,21 @@ def _unlogged(checkpoint: Path) -> dict[str, Any]:
     return json.loads(file.read_text()) if file.is_file() else {}
 
 
-def take_rates(optimizer: Any, schedule: Any, given: list[float]) -> None:
+def take_rates(optimizer: Optimizer, schedule: Any, given: list[float]) -> None:
     """Set the learning rates that a resumed run was given; transformers keeps the checkpoint's.
 
-    A run that broke off because they were too high is to be resumed with lower ones.
+    A run that broke off because they were too high is to be resumed with lower ones. The next step
+    already has the given schedule's rate; torch's would have the former's until its second step.
 
     Args:
-        optimizer: as it was loaded.
-        schedule: as it was loaded; what it has come to is scaled.
+        optimizer: as it was loaded; changed in place.
+        schedule: of the given recipe, with the checkpoint's state; changed in place. One that is
+            no `LambdaLR`, as of DeepSpeed's own file, stays as it was loaded.
         given: the peak of each group of parameters.
     """
-    groups = getattr(optimizer, "param_groups", [])
-    for number, (group, now) in enumerate(zip(groups, given, strict=False)):
-        was = schedule.base_lrs[number]
-        if was != now:
-            group["initial_lr"] = schedule.base_lrs[number] = now
-            group["lr"] *= now / was
-            schedule._last_lr[number] = group["lr"]
+    if not isinstance(schedule, LambdaLR):
+        return
+    for number, (group, peak) in enumerate(zip(optimizer.param_groups, given, strict=True)):
+        rate = peak * schedule.lr_lambdas[number](schedule.last_epoch)
+        group["initial_lr"] = schedule.base_lrs[number] = peak
+        group["lr"] = schedule._last_lr[number] = rate
