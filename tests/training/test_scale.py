@@ -69,7 +69,7 @@ def work(rank, world, engine, more, out, resume, port, say):
     train_module.result_of = look
     page = load_recipe(PAGE, [*overrides(world, ENGINE.get(engine, engine)), *more])
     try:
-        train_module.train(page, out, resume=resume)
+        train_module.train(page, out, resume=resume, predict=True)
     except RunError as error:
         found["error"] = str(error)
     if rank == 0:
@@ -168,10 +168,8 @@ def run(name):
     fork = multiprocessing.get_context("fork")
     say = fork.Queue()
     port = 20000 + (os.getpid() * 7 + list(RUNS).index(name)) % 10000
-    each = [
-        fork.Process(target=work, args=(rank, world, engine, more, out, start is not None, port, say))
-        for rank in range(world)
-    ]
+    rest = (world, engine, more, out, start is not None, port, say)
+    each = [fork.Process(target=work, args=(rank, *rest)) for rank in range(world)]
     for process in each:
         process.start()
     found = say.get(timeout=3 * SECONDS)
@@ -180,7 +178,8 @@ def run(name):
     exits = [process.exitcode for process in each]
     records = RunDirectory(out).read_metrics()
     curve = [[r["loss"], r["grad_norm"], r["learning_rate"]] for r in records]
-    return {**found, "curve": curve, "exits": exits, **files(out)}
+    plan = json.loads((out / "plan.json").read_text())
+    return {**found, "curve": curve, "exits": exits, "plan": plan, **files(out)}
 
 
 def files(out):
@@ -243,6 +242,23 @@ def test_two_processes_learn_as_one_and_one_goes_on_from_them(recipe_file, tmp_p
 
     assert_same_curve(back["curve"], one["curve"])
     assert back["steps"] == 6
+
+    for run in (one, ddp, back):
+        assert_planned(run["plan"], one["plan"])
+    assert ddp["plan"]["predicted"]["num_devices"] == 2
+    # The connector's gradient comes through rows without a picture, too.
+    assert ddp["plan"]["measured"]["flops"] > one["plan"]["measured"]["flops"]
+
+
+def assert_planned(plan, alone):
+    """Predicted beside measured, of all processes together, whatever their number."""
+    predicted, measured = plan["predicted"], plan["measured"]
+    for name in ("steps", "tokens", "tokens_trained"):
+        assert predicted[name] == measured[name] == alone["measured"][name], name
+    assert predicted["vision_passes"] == measured["vision_passes"]
+    assert predicted["flops"] == pytest.approx(measured["flops"], rel=1e-3)
+    assert predicted["peak_memory_gib"] > 0 < measured["peak_memory_gib"]
+    assert predicted["hours"] > 0 < measured["hours"]
 
 
 def assert_takes_rates(run, one, alone):

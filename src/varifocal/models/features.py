@@ -8,6 +8,7 @@ Legend: N pictures, K cells or states a picture, C tower width.
 """
 
 import fcntl
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -52,8 +53,10 @@ class FeatureStore:
             directory.mkdir(parents=True, exist_ok=True)
         self._keys_path, self._table_path = directory / "keys.bin", directory / "features.bin"
         self._slots: dict[bytes, int] = {}
+        self._num_read = 0
         self._table = torch.empty(0)
-        self._reload()
+        self._read_keys()
+        self._map()
 
     def beside(self, directory: Path) -> "FeatureStore":
         """Open another table of the same features elsewhere."""
@@ -82,6 +85,9 @@ class FeatureStore:
     ) -> list[bytes]:
         """Compute what is missing, without reading features back.
 
+        Several processes may do so at once. What another one has put into the table is not computed
+        again; a process that finds itself behind another goes on in the middle of what is left.
+
         Args:
             pictures: any pictures, known ones and repeats included.
             progress: called with (done, total) of the missing ones.
@@ -92,22 +98,36 @@ class FeatureStore:
         keys = [bytes.fromhex(picture.fingerprint()) for picture in pictures]
         wanted = dict(zip(keys, pictures, strict=True))
         if not wanted.keys() <= self._slots.keys():
-            self._reload()  # another process may have computed them meanwhile
-        missing = {key: picture for key, picture in wanted.items() if key not in self._slots}
-        todo = list(missing.items())
-        for start in range(0, len(todo), self._batch_size):
-            part = todo[start : start + self._batch_size]
+            self._read_keys()  # another process may have computed them meanwhile
+        todo = deque(each for each in wanted.items() if each[0] not in self._slots)
+        total = len(todo)
+        while part := self._next_batch(todo):
             with torch.no_grad():
                 features = self._compute([picture for _, picture in part])
-            self._append([key for key, _ in part], features)
+            if not self._append([key for key, _ in part], features):
+                todo.rotate(-(len(todo) // 2))
             if progress is not None:
-                progress(start + len(part), len(todo))
-        if todo:
-            self._reload()
+                progress(total - len(todo), total)
+        if len(self._table) < self._num_read:
+            self._map()
         return keys
 
-    def _append(self, keys: list[bytes], features: torch.Tensor) -> None:
-        """Write features, then keys: a key stands only for features that are whole."""
+    def _next_batch(self, todo: deque[tuple[bytes, Picture]]) -> list[tuple[bytes, Picture]]:
+        """Take the next pictures that nobody has computed yet; none when all are known."""
+        self._read_keys()
+        part: list[tuple[bytes, Picture]] = []
+        while todo and len(part) < self._batch_size:
+            one = todo.popleft()
+            if one[0] not in self._slots:
+                part.append(one)
+        return part
+
+    def _append(self, keys: list[bytes], features: torch.Tensor) -> bool:
+        """Write features, then keys: a key stands only for features that are whole.
+
+        Returns:
+            Whether all were new; what another process has written meanwhile stays.
+        """
         rows = features.detach().to("cpu", self._dtype).contiguous()
         if tuple(rows.shape) != (len(keys), *self._shape):
             raise ValueError(f"features have shape {tuple(rows.shape)}, not [N, {self._shape}]")
@@ -117,13 +137,15 @@ class FeatureStore:
             self._table_path.open("ab") as table,
         ):
             fcntl.flock(key_file, fcntl.LOCK_EX)
-            known = self._count()
-            table.truncate(known * self._row_bytes)
+            self._read_keys()
+            fresh = [place for place, key in enumerate(keys) if key not in self._slots]
+            table.truncate(self._num_read * self._row_bytes)
             table.seek(0, 2)
-            table.write(rows.view(torch.uint8).numpy().tobytes())
+            table.write(rows[fresh].view(torch.uint8).numpy().tobytes())
             table.flush()
-            key_file.truncate(known * DIGEST_BYTES)
-            key_file.write(b"".join(keys))
+            key_file.truncate(self._num_read * DIGEST_BYTES)
+            key_file.write(b"".join(keys[place] for place in fresh))
+        return len(fresh) == len(keys)
 
     @property
     def _row_bytes(self) -> int:
@@ -136,17 +158,26 @@ class FeatureStore:
         keys = self._keys_path.stat().st_size // DIGEST_BYTES
         return min(keys, self._table_path.stat().st_size // self._row_bytes)
 
-    def _reload(self) -> None:
-        """Read the keys and map the table."""
+    def _read_keys(self) -> None:
+        """Read the keys that were written since the last time."""
         count = self._count()
-        raw = self._keys_path.read_bytes() if count else b""
-        keys = (raw[i * DIGEST_BYTES : (i + 1) * DIGEST_BYTES] for i in range(count))
-        self._slots = {key: slot for slot, key in enumerate(keys)}
-        if count:
+        if count < self._num_read:  # somebody has deleted or cut the table
+            self._slots, self._num_read, self._table = {}, 0, torch.empty(0)
+        if count == self._num_read:
+            return
+        with self._keys_path.open("rb") as file:
+            file.seek(self._num_read * DIGEST_BYTES)
+            for slot in range(self._num_read, count):
+                self._slots[file.read(DIGEST_BYTES)] = slot
+        self._num_read = count
+
+    def _map(self) -> None:
+        """Map the table into memory as far as its keys were read."""
+        if self._num_read:
             flat = torch.from_file(
                 str(self._table_path),
                 shared=False,
-                size=count * self._shape[0] * self._shape[1],
+                size=self._num_read * self._shape[0] * self._shape[1],
                 dtype=self._dtype,
             )
-            self._table = flat.view(count, *self._shape)
+            self._table = flat.view(self._num_read, *self._shape)

@@ -244,7 +244,7 @@ class Meter:
         self.base = base
         self.loss_chunk = loss_chunk
         self.clock = clock or Clock()
-        self.formula = FlopFormula.of(base, checkpointing=checkpointing)
+        self.formula = FlopFormula.of(base, checkpointing=checkpointing, in_step=in_world())
         self.resumed = Spent()
         self._spent = Spent()
         self._passes = 0

@@ -23,7 +23,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from varifocal.models import GraftedForConditionalGeneration
-from varifocal.models.sharding import in_world
 from varifocal.tuners.mma.layer import MMALayer
 
 FUSED = ("segments", "flash_attention_2", "flash_attention_3", "flex_attention")
@@ -97,21 +96,27 @@ class FlopFormula:
         decoder: the language model's shape.
         picture: operations of a picture.
         checkpointing: whether the layers run again in the backward pass.
+        in_step: whether other processes train beside, so that a trained connector has a gradient
+            where there is no picture, too.
     """
 
     decoder: DecoderShape
     picture: PictureFlops
     checkpointing: bool
+    in_step: bool = False
 
     @classmethod
-    def of(cls, base: PreTrainedModel, *, checkpointing: bool = False) -> FlopFormula:
+    def of(
+        cls, base: PreTrainedModel, *, checkpointing: bool = False, in_step: bool = False
+    ) -> FlopFormula:
         """Read a formula off a model, its tuner attached and its gradients switched on and off.
 
         Args:
             base: the model inside any PEFT wrapper, before a launcher wraps or shards it.
             checkpointing: whether the layers will run again in the backward pass.
+            in_step: whether other processes will train beside.
         """
-        return cls(decoder_shape(base), picture_flops(base), checkpointing)
+        return cls(decoder_shape(base), picture_flops(base), checkpointing, in_step)
 
     def language(
         self,
@@ -136,9 +141,10 @@ class FlopFormula:
         """
         shape = self.decoder
         own = shape.routing_tokens * forwards
-        # A trained connector is reached through every layer. In step with other processes, it is
-        # also where there is no picture.
-        to_input = shape.input_trains or (self.picture.trains and (num_pictures > 0 or in_world()))
+        # A trained connector is reached through every layer.
+        to_input = shape.input_trains or (
+            self.picture.trains and (num_pictures > 0 or self.in_step)
+        )
         weights, layers = (
             (shape.weights, shape.num_layers) if to_input else (shape.behind, shape.num_behind)
         )

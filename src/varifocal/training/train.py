@@ -20,7 +20,13 @@ from varifocal.data.lazy_rows import LazyRows
 from varifocal.data.packing import Collator, PackedDataset
 from varifocal.data.parallel import lost_worker_is_an_error
 from varifocal.errors import RecipeError, RunError, Stopped
-from varifocal.models.sharding import in_world, is_spread, num_processes, whole_tensors
+from varifocal.models.sharding import (
+    in_world,
+    is_main_process,
+    is_spread,
+    num_processes,
+    whole_tensors,
+)
 from varifocal.recipe import Recipe
 from varifocal.recipe.sections import Provenance
 from varifocal.run import RunDirectory, whole_directory, write_json, write_text
@@ -99,7 +105,7 @@ def train(
         )
     if recipe.model.connector is not None and recipe.model.connector.weights is not None:
         load_connector(parts.base, Path(recipe.model.connector.weights))
-    predicted = foresee(recipe, data) if predict else None
+    predicted = foresee(recipe, data) if predict and is_main_process() else None
     fresh = start.checkpoint is None
     aligned = align(recipe, parts, tell, clock) if aligns(recipe) and fresh else None
     set_seed(recipe.seed)
@@ -113,7 +119,7 @@ def train(
         trainer.meter.add_alignment(aligned.num_pictures, aligned.num_words)
     # Only now: a mistake found on the way here must not leave what looks like a run.
     write_text(run.recipe, with_provenance(recipe, parts.fingerprint).dump_yaml())
-    if predicted is not None and trainer.is_world_process_zero():
+    if predicted is not None:
         write_json(run.plan, {"predicted": predicted})
     with clock.stage("training"):
         _run(trainer, run, start)

@@ -117,49 +117,62 @@ def estimate(
         DataError: the data are there, and cannot be read.
         RecipeError: the tuner does not fit the model.
     """
-    shapes = shapes or build_shapes(recipe)
-    work = _work(recipe, shapes, data, num_devices)
+    shapes = (shapes or build_shapes(recipe)).in_step(num_devices > 1)
     calibration = find_calibration(recipe, shapes) if device.is_cpu else None
+    machine = _Machine(device, num_devices, calibration)
+    work = _work(recipe, shapes, data, num_devices)
     weights = weigh(shapes.model, shapes.base, recipe)
-    overhead = device.overhead_gib
-    if calibration is not None:
-        overhead = calibration.overhead_gib + CPU_FIRST_STEP_GIB
     steps = _steps(recipe, shapes, work, quick)
     # a model that knows no checkpointing was refused before
     step = steps[recipe.training.gradient_checkpointing]
-    parts = parts_of_peak(weights, step, overhead * GIB, num_devices, device.waste)
-    peak = sum(parts.values()) / GIB
-    seconds = _seconds(recipe, device, work, calibration, num_devices)
-    hours = sum(seconds.values()) / 3600 if seconds else None
-    by_part = count_trained(shapes.model)
-    holds = peak <= device.memory_gib * (1 - FREE_SHARE)
-    largest = None if quick else _largest(recipe, device, weights, step, overhead, num_devices)
+    parts = machine.parts_of_peak(weights, step)
+    peak, holds = sum(parts.values()) / GIB, sum(parts.values()) <= machine.room
+    largest = None if quick else _largest(recipe, machine, weights, step)
     fits, verdict = judge(recipe, device, num_devices, peak, holds, work, largest)
     return Plan(
         recipe=recipe.name,
         device=device.name,
         num_devices=num_devices,
-        trained_parameters=sum(by_part.values()),
-        trained_parameters_by_part=by_part,
-        frozen_parameters=count_frozen(shapes.model),
-        peak_memory_gib=round(peak, 3),
-        memory_gib={name: round(size / GIB, 4) for name, size in parts.items()},
+        **_of_parameters(shapes),
+        **_of_memory(parts, steps),
         device_memory_gib=round(device.memory_gib, 2),
-        activations_gib={
-            _CHECKPOINTING[again]: round(each.peak / GIB, 3) for again, each in steps.items()
-        },
         micro_batch=recipe.training.per_device_train_batch_size,
         largest_micro_batch=largest,
         **_of_work(work),
-        seconds={name: round(value, 2) for name, value in seconds.items()} if seconds else None,
-        hours=hours,
-        usd=None if price is None or hours is None else hours * price * num_devices,
+        **_of_time(recipe, machine, work, price),
         calibrated=calibration is not None,
         fits=fits,
         verdict=verdict,
-        assumptions=_assumptions(recipe, device, num_devices, work, calibration),
+        assumptions=_assumptions(recipe, machine, work),
         paper=beside_paper(recipe, shapes),
     )
+
+
+@dataclass(frozen=True)
+class _Machine:
+    """What a run is planned for.
+
+    Attributes:
+        device: each of the devices.
+        num_devices: that share the rows.
+        calibration: what was measured on this machine with such a recipe.
+    """
+
+    device: Device
+    num_devices: int
+    calibration: Calibration | None
+
+    @property
+    def room(self) -> float:
+        """Bytes of a device that may be held."""
+        return self.device.memory_gib * (1 - FREE_SHARE) * GIB
+
+    def parts_of_peak(self, weights: Weights, step: Step) -> dict[str, float]:
+        """Lay out a device's memory at its fullest moment: bytes by part."""
+        framework = self.device.overhead_gib
+        if self.calibration is not None:
+            framework = self.calibration.overhead_gib + CPU_FIRST_STEP_GIB
+        return parts_of_peak(weights, step, framework * GIB, self.num_devices, self.device.waste)
 
 
 def standing_gib(recipe: Recipe, shapes: Shapes) -> float:
@@ -168,6 +181,25 @@ def standing_gib(recipe: Recipe, shapes: Shapes) -> float:
 
 
 _CHECKPOINTING = {False: "without_checkpointing", True: "with_checkpointing"}
+
+
+def _of_parameters(shapes: Shapes) -> dict[str, Any]:
+    by_part = count_trained(shapes.model)
+    return {
+        "trained_parameters": sum(by_part.values()),
+        "trained_parameters_by_part": by_part,
+        "frozen_parameters": count_frozen(shapes.model),
+    }
+
+
+def _of_memory(parts: dict[str, float], steps: dict[bool, Step]) -> dict[str, Any]:
+    return {
+        "peak_memory_gib": round(sum(parts.values()) / GIB, 3),
+        "memory_gib": {name: round(size / GIB, 4) for name, size in parts.items()},
+        "activations_gib": {
+            _CHECKPOINTING[again]: round(each.peak / GIB, 3) for again, each in steps.items()
+        },
+    }
 
 
 def _of_work(work: Workload) -> dict[str, Any]:
@@ -260,42 +292,38 @@ def _steps(recipe: Recipe, shapes: Shapes, work: Workload, quick: bool) -> dict[
     return found
 
 
-def _largest(
-    recipe: Recipe,
-    device: Device,
-    weights: Weights,
-    step: Step,
-    overhead: float,
-    num_devices: int,
-) -> int:
+def _largest(recipe: Recipe, machine: _Machine, weights: Weights, step: Step) -> int:
     """Find the most rows that fit: what a step holds grows evenly with them."""
     one, two = (
-        sum(
-            parts_of_peak(
-                weights, step.of_rows(times), overhead * GIB, num_devices, device.waste
-            ).values()
-        )
-        for times in (1, 2)
+        sum(machine.parts_of_peak(weights, step.of_rows(times)).values()) for times in (1, 2)
     )
     size = recipe.training.per_device_train_batch_size
-    free = device.memory_gib * (1 - FREE_SHARE) * GIB
     each = max((two - one) / size, 1)
-    return max(int((free - (one - each * size)) // each), 0)
+    return max(int((machine.room - (one - each * size)) // each), 0)
 
 
-def _seconds(
-    recipe: Recipe,
-    device: Device,
-    work: Workload,
-    calibration: Calibration | None,
-    num_devices: int,
-) -> dict[str, float] | None:
+def _of_time(
+    recipe: Recipe, machine: _Machine, work: Workload, price: float | None
+) -> dict[str, Any]:
+    seconds = _seconds(recipe, machine, work)
+    if seconds is None:
+        return {"seconds": None, "hours": None, "usd": None}
+    hours = sum(seconds.values()) / 3600
+    return {
+        "seconds": {name: round(value, 2) for name, value in seconds.items()},
+        "hours": hours,
+        "usd": None if price is None else hours * price * machine.num_devices,
+    }
+
+
+def _seconds(recipe: Recipe, machine: _Machine, work: Workload) -> dict[str, float] | None:
     """Estimate seconds by stage; None where the data are unknown."""
     if work.flops is None or work.flops_masked is None:
         return None
+    calibration = machine.calibration
     if calibration is None:
-        rate = device.flops_per_second(compute_format(recipe))
-        return {"training": (work.flops + work.flops_masked) / rate / num_devices}
+        rate = machine.device.flops_per_second(compute_format(recipe)) * machine.num_devices
+        return {"training": (work.flops + work.flops_masked) / rate}
     seen = (work.vision_passes or 0) if calibration.seconds_per_picture else 0
     tower = calibration.tower_flops * seen
     return {
@@ -312,14 +340,9 @@ def compute_format(recipe: Recipe) -> str:
     return "float16" if recipe.training.fp16 else recipe.model.dtype
 
 
-def _assumptions(
-    recipe: Recipe,
-    device: Device,
-    num_devices: int,
-    work: Workload,
-    calibration: Calibration | None,
-) -> list[str]:
+def _assumptions(recipe: Recipe, machine: _Machine, work: Workload) -> list[str]:
     """Say in sentences what the plan rests on."""
+    device, calibration = machine.device, machine.calibration
     dtype = compute_format(recipe)
     told = list(work.notes)
     if calibration is not None:
@@ -348,8 +371,10 @@ def _assumptions(
             f"{device.overhead_gib:g} GiB for the CUDA context and workspaces is assumed, not "
             f"measured; {FREE_SHARE:.0%} of the memory stays free"
         )
-    if num_devices > 1:
-        told.append(f"{num_devices} devices share the rows evenly, and wait for nobody")
+    if machine.num_devices > 1 and calibration is not None:
+        told.append(f"{machine.num_devices} processes share this machine, and its one rate")
+    elif machine.num_devices > 1:
+        told.append(f"{machine.num_devices} devices share the rows evenly, and wait for nobody")
     if recipe.training.compile_layers:
         told.append("compiled layers are planned as eager ones: they hold less and run faster")
     if recipe.model.quantization:

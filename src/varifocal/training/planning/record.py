@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from varifocal.models.sharding import in_world
+from varifocal.models.sharding import num_processes
 from varifocal.recipe import Recipe
 from varifocal.training.examples import TrainingData
 from varifocal.training.planning.devices import GPUS, Device, this_cpu
@@ -29,22 +29,26 @@ MEASURED = (
 def foresee(recipe: Recipe, data: TrainingData) -> dict[str, Any]:
     """Predict a run from shapes, its data's lengths and an earlier calibration of this machine.
 
+    One process predicts for all: call it before they meet, since they take no part in this.
     What fails here is told in the answer's `error`, and stops nothing.
 
     Args:
-        recipe: the run's.
+        recipe: the run's, with this process's share of a step's rows.
         data: as the run opened it.
     """
-    if in_world():
-        return {"error": "not made in step with other processes; run: varifocal plan"}
     try:
-        return estimate(recipe, this_device(), data=data, quick=True).page()
+        return estimate(
+            recipe, this_device(), num_devices=num_processes(), data=data, quick=True
+        ).page()
     except Exception as error:  # a plan is a service: it never costs a run
         return {"error": f"{type(error).__name__}: {error}"}
 
 
 def beside(predicted: Mapping[str, Any], cost: Mapping[str, Any]) -> dict[str, Any]:
     """Lay a run's prediction beside its measures: what `plan.json` holds once it is done.
+
+    As in the prediction, counts are of all processes together, memory is of one device (measured
+    on the first process's), and seconds are the clock's.
 
     Args:
         predicted: as `foresee` gave it.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -38,6 +38,10 @@ class Shapes:
     base: PreTrainedModel
     formula: FlopFormula
     eyes: Eyes
+
+    def in_step(self, beside_others: bool) -> Shapes:
+        """The same, trained by one process alone or beside others."""
+        return replace(self, formula=replace(self.formula, in_step=beside_others))
 
 
 def build_shapes(recipe: Recipe) -> Shapes:
