@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from varifocal.cli import main
 from varifocal.errors import RecipeError, RunError, Stopped
 from varifocal.recipe import load_recipe
 from varifocal.recipe.reading import SHIPPED
@@ -18,6 +19,7 @@ from varifocal.training.engines import whole_optimizer_state
 from varifocal.training.launch import (
     ENGINES,
     Launch,
+    _cores,
     _ended,
     check_launch,
     engine_overrides,
@@ -223,6 +225,63 @@ def test_the_jobs_script(tmp_path):
     if not any((Path(place) / "srun").exists() for place in os.environ["PATH"].split(":")):
         with pytest.raises(RunError, match="there is no Slurm here"):
             submit(asked, SlurmOptions())
+
+
+def test_the_jobs_script_starts_one_launcher_a_node(tmp_path):
+    """Bash runs it, with a srun that tells what it was given; the place has a blank."""
+    pytest.importorskip("submitit")
+    srun = tmp_path / "bin" / "srun"
+    srun.parent.mkdir()
+    srun.write_text('#!/bin/bash\nprintf "%s\\n" "executor $SUBMITIT_EXECUTOR" "$@"\n')
+    srun.chmod(0o755)
+    out = tmp_path / "my runs" / "lavin"
+    script = job_script(Launch(LAVIN, out, 8, 4), SlurmOptions(cpus_per_node=24))
+    env = {**os.environ, "PATH": f"{srun.parent}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", "-euc", script], env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    folder = str(out / "slurm")
+    assert done.stdout.splitlines() == [
+        *("executor slurm", "--unbuffered", "--output", f"{folder}/%j_%t_log.out"),
+        *("--cpus-per-task=24", "--kill-on-bad-exit=1"),
+        *(sys.executable, "-u", "-m", "submitit.core._submit", folder),
+    ]
+
+
+def test_a_jobs_nodes_meet_on_its_first_one(tmp_path, monkeypatch):
+    pytest.importorskip("submitit")
+    slurm = {"JOB_ID": "41234567", "JOB_NODELIST": "gpu[07-08,11]", "JOB_NUM_NODES": "3"}
+    for name, value in {**slurm, "NODEID": "2", "PROCID": "2", "NTASKS": "3"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
+    job = TrainingJob(Launch("tiny.yaml", tmp_path, 8, 3, overrides=("seed=1",)))
+    words = launch_arguments(job._meeting())
+    assert words[words.index("--rendezvous") + 1] == "gpu07:26567"  # 12000 + 41234567 % 20000
+    assert words[words.index("--num-nodes") + 1] == "3"
+    assert "--resume" in words
+    assert words[-2:] == ["--set", "seed=1"]
+    assert TrainingJob(Launch("tiny.yaml", tmp_path, 8))._meeting().rendezvous is None
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--partition", "gpu"], "are asked of Slurm; give --slurm too"),
+        (["--sbatch", "qos=high"], "are asked of Slurm; give --slurm too"),
+        (["--slurm", "--rendezvous", "n1:29500"], "--slurm finds the first node"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(words, told, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["varifocal", "launch", LAVIN, *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert told in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_process_gets_its_share_of_the_jobs_cores(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)), raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 128)
+    assert _cores() == 12
 
 
 def test_a_job_lets_its_processes_save_and_comes_back(tmp_path, monkeypatch):

@@ -5,12 +5,49 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from varifocal.cli.ready import ready
 from varifocal.errors import VarifocalError
+
+if TYPE_CHECKING:
+    from varifocal.export.parity import Parity
+
+
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+ToOption = Annotated[
+    Literal["merged", "lora", "route", "llava", "gguf"],
+    typer.Option(
+        help="merged: plain transformers checkpoints; lora: PEFT LoRAs; route: the LoRA that "
+        "one prompt chooses (MixLoRA); llava: transformers' LLaVA, for a graft whose connector "
+        "is plain; gguf: the language model for llama.cpp."
+    ),
+]
+OutOption = Annotated[Path | None, typer.Option(metavar="DIR", help="By default RUN/export/KIND.")]
+DtypeOption = Annotated[
+    Literal["float32", "bfloat16", "float16"] | None,
+    typer.Option(help="Number format of the weights; by default the run's."),
+]
+PromptOption = Annotated[
+    str | None, typer.Option(metavar="TEXT", help="For --to route: the prompt.")
+]
+ImageOption = Annotated[
+    list[Path] | None, typer.Option(metavar="FILE", help="For --to route: its pictures.")
+]
+PromptsOption = Annotated[
+    int, typer.Option(min=1, help="Prompts that both models answer before it leaves.")
+]
+MaxGapOption = Annotated[
+    float | None,
+    typer.Option(min=0, help="Largest difference of two logits; by default as rounding allows."),
+]
+ShardOption = Annotated[float, typer.Option(min=0.001, help="Most GiB a safetensors file.")]
+PushOption = Annotated[str | None, typer.Option(metavar="OWNER/NAME", help="Upload it, too.")]
+PublicOption = Annotated[
+    bool, typer.Option("--public", help="Of a hub repository made now: everybody may see it.")
+]
 
 
 def add_export_verb(app: typer.Typer) -> None:
@@ -19,44 +56,17 @@ def add_export_verb(app: typer.Typer) -> None:
 
 
 def export(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")],
-    to: Annotated[
-        Literal["merged", "lora", "route", "llava", "gguf"],
-        typer.Option(
-            help="merged: plain transformers checkpoints; lora: PEFT LoRAs; route: the LoRA that "
-            "one prompt chooses (MixLoRA); llava: transformers' LLaVA, for a graft whose connector "
-            "is plain; gguf: the language model for llama.cpp."
-        ),
-    ],
-    out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="By default RUN/export/KIND.")
-    ] = None,
-    dtype: Annotated[
-        Literal["float32", "bfloat16", "float16"] | None,
-        typer.Option(help="Number format of the weights; by default the run's."),
-    ] = None,
-    prompt: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="For --to route: the prompt.")
-    ] = None,
-    image: Annotated[
-        list[Path] | None, typer.Option(metavar="FILE", help="For --to route: its pictures.")
-    ] = None,
-    prompts: Annotated[
-        int, typer.Option(min=1, help="Prompts that both models answer before it leaves.")
-    ] = 16,
-    max_gap: Annotated[
-        float | None,
-        typer.Option(
-            min=0, help="Largest difference of two logits; by default as rounding allows."
-        ),
-    ] = None,
-    shard_gib: Annotated[float, typer.Option(min=0.001, help="Most GiB a safetensors file.")] = 4.0,
-    push_to_hub: Annotated[
-        str | None, typer.Option(metavar="OWNER/NAME", help="Upload it, too.")
-    ] = None,
-    public: Annotated[
-        bool, typer.Option("--public", help="Of a hub repository made now: everybody may see it.")
-    ] = False,
+    run: RunArgument,
+    to: ToOption,
+    out: OutOption = None,
+    dtype: DtypeOption = None,
+    prompt: PromptOption = None,
+    image: ImageOption = None,
+    prompts: PromptsOption = 16,
+    max_gap: MaxGapOption = None,
+    shard_gib: ShardOption = 4.0,
+    push_to_hub: PushOption = None,
+    public: PublicOption = False,
 ) -> None:
     """Write a run as what others load, each artifact held against the trained model."""
     if image and prompt is None:
@@ -80,14 +90,16 @@ def export(
     )
     target = out or run / "export" / to
     for done in run_export(order, target, lambda text: print(text, flush=True)):
-        parity = done.parity
-        print(
-            f"{done.directory}: passed; {parity.prompts} prompts, largest gap "
-            f"{parity.largest_gap:.2g} (allowed {parity.bound:.2g}), in the mean "
-            f"{parity.relative_gap:.2g} of the logits, "
-            f"{parity.agreement:.1%} of {parity.tokens} tokens agree"
-        )
+        print(f"{done.directory}: passed; {_sentence(done.parity)}")
         for note in done.notes:
             print(f"  {note}")
     if push_to_hub is not None:
         print(push(target, push_to_hub, private=not public))
+
+
+def _sentence(parity: Parity) -> str:
+    return (
+        f"{parity.prompts} prompts, largest gap {parity.largest_gap:.2g} (allowed "
+        f"{parity.bound:.2g}), in the mean {parity.relative_gap:.2g} of the logits, "
+        f"{parity.agreement:.1%} of {parity.tokens} tokens agree"
+    )

@@ -15,43 +15,58 @@ from varifocal.errors import VarifocalError
 _NEEDED = ("fastapi", "uvicorn", "prometheus_client")  # the extra `serve`
 
 
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="RUN_OR_MODEL", help="A run directory, or a model's name.")
+]
+HostOption = Annotated[
+    str, typer.Option(help="Address to listen on; another than this machine's asks for a key.")
+]
+PortOption = Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")]
+ApiKeyOption = Annotated[
+    str | None,
+    typer.Option(
+        envvar="VARIFOCAL_API_KEY", help="Clients must send it: Authorization: Bearer KEY."
+    ),
+]
+NameOption = Annotated[
+    str | None, typer.Option(help="What clients call the model; by default the run's name.")
+]
+MaxBatchOption = Annotated[int, typer.Option(min=1, help="Requests answered at a time.")]
+MaxQueueOption = Annotated[
+    int, typer.Option(min=0, help="Requests that wait; one more is answered 429.")
+]
+MaxNewTokensOption = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
+MaxTimeOption = Annotated[float, typer.Option(min=1, help="Longest answer, in seconds.")]
+MaxBodyOption = Annotated[float, typer.Option(min=0.01, help="Largest request, MiB.")]
+MaxImagesOption = Annotated[int, typer.Option(min=0, help="Pictures in one request.")]
+MaxPixelsOption = Annotated[
+    float, typer.Option(min=0.01, help="Largest picture, millions of pixels.")
+]
+ImageHostOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="HOST", help="Fetch https pictures from this host; else none are."),
+]
+
+
 def add_serve_verb(app: typer.Typer) -> None:
     """Give an app the verb of this file."""
     app.command(epilog="Example: varifocal serve runs/demo")(serve)
 
 
 def serve(
-    model: Annotated[
-        str, typer.Argument(metavar="RUN_OR_MODEL", help="A run directory, or a model's name.")
-    ],
-    host: Annotated[
-        str, typer.Option(help="Address to listen on; another than this machine's asks for a key.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
-    api_key: Annotated[
-        str | None,
-        typer.Option(
-            envvar="VARIFOCAL_API_KEY", help="Clients must send it: Authorization: Bearer KEY."
-        ),
-    ] = None,
-    name: Annotated[
-        str | None, typer.Option(help="What clients call the model; by default the run's name.")
-    ] = None,
-    max_batch: Annotated[int, typer.Option(min=1, help="Requests answered at a time.")] = 8,
-    max_queue: Annotated[
-        int, typer.Option(min=0, help="Requests that wait; one more is answered 429.")
-    ] = 64,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 1024,
-    max_time: Annotated[float, typer.Option(min=1, help="Longest answer, in seconds.")] = 300.0,
-    max_body_mib: Annotated[float, typer.Option(min=0.01, help="Largest request, MiB.")] = 20.0,
-    max_images: Annotated[int, typer.Option(min=0, help="Pictures in one request.")] = 8,
-    max_image_mpixels: Annotated[
-        float, typer.Option(min=0.01, help="Largest picture, millions of pixels.")
-    ] = 25.0,
-    image_host: Annotated[
-        list[str] | None,
-        typer.Option(metavar="HOST", help="Fetch https pictures from this host; else none are."),
-    ] = None,
+    model: ModelArgument,
+    host: HostOption = "127.0.0.1",
+    port: PortOption = 8000,
+    api_key: ApiKeyOption = None,
+    name: NameOption = None,
+    max_batch: MaxBatchOption = 8,
+    max_queue: MaxQueueOption = 64,
+    max_new_tokens: MaxNewTokensOption = 1024,
+    max_time: MaxTimeOption = 300.0,
+    max_body_mib: MaxBodyOption = 20.0,
+    max_images: MaxImagesOption = 8,
+    max_image_mpixels: MaxPixelsOption = 25.0,
+    image_host: ImageHostOption = None,
 ) -> None:
     """Answer over HTTP as OpenAI's API does, with a page to talk on."""
     from varifocal.serving.settings import LOOPBACK

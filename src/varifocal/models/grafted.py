@@ -217,15 +217,13 @@ class GraftedForConditionalGeneration(PreTrainedModel, GraftedGenerationMixin):
         Raises:
             ModelError: placeholders and images do not match.
         """
-        inputs_embeds = self._enter(input_ids, inputs_embeds, pixel_values, image_features)
+        entering = self._enter(input_ids, inputs_embeds, pixel_values, image_features)
         if input_ids is not None and modality_ids is None:
-            is_image = input_ids == self.config.image_token_id
-            modality_ids = self._row_modality.extend(
-                past_key_values, is_image, segment_ids, position_ids, attention_mask
+            modality_ids = self._derive_modality(
+                input_ids, past_key_values, segment_ids, position_ids, attention_mask
             )
         output = self.language_model(
-            input_ids=input_ids if inputs_embeds is None else None,
-            inputs_embeds=inputs_embeds,
+            **entering,
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
@@ -238,25 +236,33 @@ class GraftedForConditionalGeneration(PreTrainedModel, GraftedGenerationMixin):
         self._row_modality.note(getattr(output, "past_key_values", None), modality_ids)
         return output
 
+    def _derive_modality(
+        self, input_ids: Tensor, cache: Cache | None, *place: Tensor | None
+    ) -> Tensor:
+        """Tell whose samples have a picture [B, T], by placeholders and by what a cache holds."""
+        is_image = input_ids == self.config.image_token_id
+        return self._row_modality.extend(cache, is_image, *place)
+
     def _enter(
         self,
         input_ids: Tensor | None,
         inputs_embeds: Tensor | None,
         pixel_values: Tensor | None,
         image_features: Tensor | None,
-    ) -> Tensor | None:
-        """Return what goes into the decoder [B, T, D]; None when the ids can go down as they are.
+    ) -> dict[str, Tensor]:
+        """Return what goes into the decoder by its name: states [B, T, D], or the ids as they are.
 
         Raises:
             ModelError: both or neither are given, or images without ids.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ModelError("give either input_ids or inputs_embeds, and not both")
-        if input_ids is not None:
-            return self._embed(input_ids, pixel_values, image_features)
-        if pixel_values is not None or image_features is not None:
-            raise ModelError("images need input_ids, whose placeholders say where they go")
-        return inputs_embeds
+        if input_ids is None:
+            if pixel_values is not None or image_features is not None:
+                raise ModelError("images need input_ids, whose placeholders say where they go")
+            return _given(inputs_embeds=inputs_embeds)
+        embeds = self._embed(input_ids, pixel_values, image_features)
+        return {"input_ids": input_ids} if embeds is None else {"inputs_embeds": embeds}
 
     def _embed(
         self, input_ids: Tensor, pixel_values: Tensor | None, image_features: Tensor | None

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from varifocal.errors import DataError
+from varifocal.errors import DataError, RunError
 from varifocal.training.finite import is_finite, not_finite
 
 WORD = re.compile(r"[^\W\d_]+|\d+")
@@ -152,11 +152,7 @@ def align_connector(
     """
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(connector.parameters(), lr=learning_rate, weight_decay=0.01)
-    warmup = max(1, steps // 20)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: min((step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * step / max(steps, 1)))),
-    )
+    schedule = _one_cycle(optimizer, steps)
     losses = []
     for step in range(steps):
         chosen = torch.randint(len(vocabulary.targets), (batch_size,), generator=generator)
@@ -166,18 +162,37 @@ def align_connector(
         loss.backward()
         norm = nn.utils.clip_grad_norm_(connector.parameters(), math.inf)
         if not is_finite(loss.detach(), norm):
-            raise not_finite(
-                f"alignment step {step + 1} of {steps}: the loss is {loss.item()} and the norm of "
-                f"its gradient {norm.item()}",
-                f"pictures {chosen.tolist()[:8]}",
-                mends=[
-                    f"lower model.connector.alignment_learning_rate (it is {learning_rate:g})",
-                    "look for infinite numbers in the vision tower's weights",
-                ],
-            )
+            where = f"alignment step {step + 1} of {steps}"
+            raise _not_finite(where, loss, norm, chosen, learning_rate)
         optimizer.step()
         schedule.step()
         losses.append(loss.item())
         if progress is not None:
             progress(step + 1, steps, losses[-1])
     return losses
+
+
+def _one_cycle(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LambdaLR:
+    """Rise for a twentieth of the steps, and fall as a cosine does to 0."""
+    warmup = max(1, steps // 20)
+    return torch.optim.lr_scheduler.LambdaLR(
+        optimizer,
+        lambda step: min((step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * step / max(steps, 1)))),
+    )
+
+
+def _not_finite(
+    where: str,
+    loss: torch.Tensor,
+    norm: torch.Tensor,
+    pictures: torch.Tensor,
+    learning_rate: float,
+) -> RunError:
+    return not_finite(
+        f"{where}: the loss is {loss.item()} and the norm of its gradient {norm.item()}",
+        f"pictures {pictures.tolist()[:8]}",
+        mends=[
+            f"lower model.connector.alignment_learning_rate (it is {learning_rate:g})",
+            "look for infinite numbers in the vision tower's weights",
+        ],
+    )

@@ -159,8 +159,7 @@ def run_launch(launch: Launch, page: Recipe) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import elastic_launch
 
-    cores = max((os.cpu_count() or 1) // launch.num_processes, 1)
-    os.environ.setdefault("OMP_NUM_THREADS", str(cores))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(_cores() // launch.num_processes, 1)))
     with tempfile.TemporaryDirectory(prefix="varifocal-launch-") as logs:
         start = elastic_launch(_agent(launch, logs), sys.executable)
         try:
@@ -169,6 +168,14 @@ def run_launch(launch: Launch, page: Recipe) -> None:
             raise Stopped(f"stopped. Go on with: {how_to_go_on(launch)}") from None
         except ChildFailedError as error:
             raise _ended(launch, list(error.failures.values()), Path(logs)) from None
+
+
+def _cores() -> int:
+    """Count the cores that this process may use: a job has a part of its node's."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS
+        return os.cpu_count() or 1
 
 
 def _agent(launch: Launch, logs: str) -> Any:

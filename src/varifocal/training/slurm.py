@@ -20,6 +20,7 @@ from varifocal.run import RunDirectory
 from varifocal.training.launch import STOPPED, Launch, launch_arguments
 
 _SECONDS_BEFORE_THE_END = 180
+_FIRST_PORT, _NUM_PORTS = 12000, 20000  # below those that Linux gives to outgoing connections
 _REQUEUES = 100  # after as many ends of its time, a job gives up
 _DECIDED = {
     *("account", "cpus-per-task", "gpus-per-node", "nodes", "ntasks", "ntasks-per-node"),
@@ -92,7 +93,8 @@ class TrainingJob:
 
         here = submitit.JobEnvironment()
         number = int(re.sub(r"\D", "", here.job_id) or 0)
-        return replace(self.launch, rendezvous=f"{here.hostnames[0]}:{20000 + number % 20000}")
+        port = _FIRST_PORT + number % _NUM_PORTS  # jobs that share a node have other numbers
+        return replace(self.launch, rendezvous=f"{here.hostnames[0]}:{port}")
 
 
 def _wait(pid: int) -> None:

@@ -30,7 +30,7 @@ from varifocal.models.sharding import (
 from varifocal.recipe import Recipe
 from varifocal.recipe.sections import Provenance
 from varifocal.run import RunDirectory, whole_directory, write_json, write_text
-from varifocal.training.aligning import align, aligns
+from varifocal.training.aligning import Aligned, align, aligns
 from varifocal.training.cost import Clock
 from varifocal.training.examples import (
     TrainingData,
@@ -90,28 +90,9 @@ def train(
     for note in start.notes():
         tell("resume", 1, 1, note)
     set_seed(recipe.seed)
-    with clock.stage("loading"):
-        parts = assemble(recipe)
-    if start.checkpoint is not None:
-        check_same(run, recipe, parts.fingerprint)
-        check_pace(start.checkpoint, recipe, num_processes())
-    with clock.stage("encoding"):
-        data = load_training_data(
-            recipe.data,
-            parts.encoder,
-            seed=recipe.seed,
-            num_rows=_num_rows(recipe),
-            progress=lambda *at: tell("encode", *at),
-        )
-    if recipe.model.connector is not None and recipe.model.connector.weights is not None:
-        load_connector(parts.base, Path(recipe.model.connector.weights))
+    parts, data = _open(recipe, run, start, tell, clock)
     predicted = foresee(recipe, data) if predict and is_main_process() else None
-    fresh = start.checkpoint is None
-    aligned = align(recipe, parts, tell, clock) if aligns(recipe) and fresh else None
-    set_seed(recipe.seed)
-    tuned = parts.with_model(
-        attach_tuner(parts.base, recipe.tuner, base_fingerprint=parts.fingerprint)
-    )
+    tuned, aligned = _tune(recipe, parts, start, tell, clock)
     with clock.stage("vision_features"):
         _fill_features(tuned, data, tell)
     trainer = build_trainer(recipe, run, tuned, data, tell, clock)
@@ -127,12 +108,52 @@ def train(
     gathered = _gather(trainer)
     if trainer.is_world_process_zero():
         _save(run, recipe, tuned, gathered)
-        write_json(run.root / "training.json", asdict(result))
-        write_json(run.data, data.report())
-        write_json(run.cost, result.cost)
-        if predicted is not None:
-            write_json(run.plan, beside(predicted, result.cost))
+        _report(run, result, data, predicted)
     return result
+
+
+def _open(
+    recipe: Recipe, run: RunDirectory, start: Start, tell: Progress, clock: Clock
+) -> tuple[Assembly, TrainingData]:
+    """Load the models and encode the data; refuse to go on from a checkpoint of other ones."""
+    with clock.stage("loading"):
+        parts = assemble(recipe)
+    if start.checkpoint is not None:
+        check_same(run, recipe, parts.fingerprint)
+        check_pace(start.checkpoint, recipe, num_processes())
+    with clock.stage("encoding"):
+        data = load_training_data(
+            recipe.data,
+            parts.encoder,
+            seed=recipe.seed,
+            num_rows=_num_rows(recipe),
+            progress=lambda *at: tell("encode", *at),
+        )
+    return parts, data
+
+
+def _tune(
+    recipe: Recipe, parts: Assembly, start: Start, tell: Progress, clock: Clock
+) -> tuple[Assembly, Aligned | None]:
+    """Put the connector's weights in, or fit it to words in a fresh run; then attach the tuner."""
+    if recipe.model.connector is not None and recipe.model.connector.weights is not None:
+        load_connector(parts.base, Path(recipe.model.connector.weights))
+    fresh = start.checkpoint is None
+    aligned = align(recipe, parts, tell, clock) if aligns(recipe) and fresh else None
+    set_seed(recipe.seed)  # a tuner starts alike, whether there was an alignment or not
+    model = attach_tuner(parts.base, recipe.tuner, base_fingerprint=parts.fingerprint)
+    return parts.with_model(model), aligned
+
+
+def _report(
+    run: RunDirectory, result: TrainingResult, data: TrainingData, predicted: dict[str, Any] | None
+) -> None:
+    """Write what the training was, what it read, what it cost, and what had been foreseen."""
+    write_json(run.root / "training.json", asdict(result))
+    write_json(run.data, data.report())
+    write_json(run.cost, result.cost)
+    if predicted is not None:
+        write_json(run.plan, beside(predicted, result.cost))
 
 
 def _check_connector_is_kept(recipe: Recipe) -> None:
