@@ -115,6 +115,25 @@ def test_two_stores_that_compute_the_same_picture_at_the_same_time(open_store):
     assert later.seen == []
 
 
+def test_what_another_one_has_computed_meanwhile_is_left_to_it(open_store, tmp_path):
+    """It has gone through the first three of four batches: the last one alone is left."""
+    fast = open_store(Tower())
+    slow, told = Meanwhile(lambda _: fast(pictures(1, 2, 3, 4, 5, 6))), []
+    store = open_store(slow, batch_size=2)
+    keys = store.fill(pictures(1, 2, 3, 4, 5, 6, 7, 8), lambda *at: told.append(at))
+    assert torch.equal(store.lookup(keys), expected(1, 2, 3, 4, 5, 6, 7, 8))
+    assert told[-1] == (8, 8)
+    assert slow.seen == [1, 2, 7, 8]
+    assert len((tmp_path / "table" / "keys.bin").read_bytes()) == 8 * DIGEST_BYTES
+
+
+def test_one_that_comes_second_goes_on_in_the_middle(open_store):
+    """Side by side with another one, which is always a little ahead."""
+    slow = Meanwhile(open_store(Tower()))
+    open_store(slow, batch_size=1)(pictures(1, 2, 3, 4, 5, 6))
+    assert slow.seen == [1, 4, 2, 5, 3, 6]
+
+
 @pytest.mark.parametrize("file", ["features.bin", "keys.bin"])
 @pytest.mark.parametrize("lost", [1, 7, 32])
 def test_a_file_that_was_cut_short_is_computed_again_from_there(open_store, tmp_path, file, lost):

@@ -140,6 +140,7 @@ def take_out():
 
 OTHER_RATES = ["training.learning_rate=1e-3", "training.connector_learning_rate=2e-3",
                "training.lr_scheduler_type=linear"]
+BY_TABLE = ["tuner={type: none, train_connector: true}"]  # so the tower's features are one
 RUNS = {  # processes, engine, the run and step of the checkpoint to go on from, other knobs
     "one": (1, "ddp", None, []),
     "ddp": (2, "ddp", None, []),
@@ -148,6 +149,8 @@ RUNS = {  # processes, engine, the run and step of the checkpoint to go on from,
     "fsdp2 back": (1, "ddp", ("fsdp2", 4), []),
     "died": (2, "die", None, []),
     "after": (2, "ddp", ("died", 4), []),
+    "one by table": (1, "ddp", None, BY_TABLE),
+    "ddp by table": (2, "ddp", None, BY_TABLE),
     **{
         f"{engine} of other rates": (int(engine != "one") + 1, engine, ("one", 4), OTHER_RATES)
         for engine in ("one", "ddp", "fsdp2")
@@ -259,6 +262,13 @@ def assert_planned(plan, alone):
     assert predicted["flops"] == pytest.approx(measured["flops"], rel=1e-3)
     assert predicted["peak_memory_gib"] > 0 < measured["peak_memory_gib"]
     assert predicted["hours"] > 0 < measured["hours"]
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_new_table_of_features(recipe_file, tmp_path):
+    one, ddp = launch(recipe_file, tmp_path, "one by table", "ddp by table")
+    assert_same_curve(ddp["curve"], one["curve"])
+    assert one["plan"]["measured"]["vision_passes"] == 9
 
 
 def assert_takes_rates(run, one, alone):

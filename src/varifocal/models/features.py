@@ -101,13 +101,15 @@ class FeatureStore:
             self._read_keys()  # another process may have computed them meanwhile
         todo = deque(each for each in wanted.items() if each[0] not in self._slots)
         total = len(todo)
-        while part := self._next_batch(todo):
+        part = self._next_batch(todo)
+        while part:
             with torch.no_grad():
                 features = self._compute([picture for _, picture in part])
             if not self._append([key for key, _ in part], features):
                 todo.rotate(-(len(todo) // 2))
+            part = self._next_batch(todo)
             if progress is not None:
-                progress(total - len(todo), total)
+                progress(total - len(part) - len(todo), total)
         if len(self._table) < self._num_read:
             self._map()
         return keys
