@@ -19,6 +19,8 @@ from varifocal.models.loss import supervised_loss
 from varifocal.recipe import LoraSection, MixLoraSection, MMASection
 from varifocal.run import RunDirectory
 from varifocal.training.examples import load_training_data
+from varifocal.training.planning.memory import weigh
+from varifocal.training.planning.shapes import build_shapes
 from varifocal.training.train import build_trainer, train
 from varifocal.training.tuner import attach_tuner
 
@@ -156,6 +158,30 @@ def test_looking_without_gradients_changes_no_later_step(bits, tuned):
     assert all(torch.equal(after[name], before[name]) for name in before)
     layers = [m for m in model.modules() if isinstance(m, bnb.nn.Linear4bit)]
     assert not any(layer.support_avx512bf16_for_cpu for layer in layers)  # on any machine
+
+
+def held_bytes(model):
+    """The bytes of all that a model holds, what bitsandbytes keeps beside its weights included."""
+    tensors = [*model.parameters(), *model.buffers()]
+    for module in model.modules():
+        weight = getattr(module, "weight", None)
+        if isinstance(module, bnb.nn.Linear4bit):
+            state = weight.quant_state
+            inner = state.state2
+            tensors += [state.absmax, state.code, state.offset, inner.absmax, inner.code]
+        elif isinstance(module, bnb.nn.Linear8bitLt):
+            tensors.append(weight.SCB)
+    return sum(each.numel() * each.element_size() for each in tensors)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_a_plan_counts_the_bytes_that_are_held(bits, recipe, language):
+    page = recipe({"model.language_model": language, "model.quantization": bits})
+    shapes = build_shapes(page)
+    counted = weigh(shapes.model, shapes.base, page)
+    model = attach_tuner(assemble(page).base, page.tuner)
+    assert len(quantised_layers(model)) == 14
+    assert held_bytes(model) == counted.frozen + counted.trained
 
 
 @pytest.mark.parametrize("bits", BITS)
