@@ -36,8 +36,8 @@ NOT_TRAINED = {
 }
 """A run's start: what one step of no length leaves."""
 
-FIRST = ("lora-r4", "lora-r16", "r4-weighted", "r4-random", "r4-weighted-independent")
-SECOND = ("lora-r32", "r2-weighted", "r4-hard", "r4-hard-independent")
+FIRST = ("lora-r16", "r4-weighted", "r4-random")
+SECOND = ("r4-weighted-independent", "lora-r4", "lora-r32", "r2-weighted", "r4-hard")
 INTERFERENCE = ("lora-r16", "r4-weighted", "r4-hard")
 BEFORE = ("lora-r16", "r4-weighted")
 ROUTING = ("r4-weighted", "r4-hard", "r4-weighted-independent")
@@ -89,7 +89,11 @@ def main() -> None:
         for seed in seeds:
             study.run(seed, settings)
             draw_all(study.write(), options.out)
-    print_tables(study.write())
+        for seed in seeds:
+            study.look_before(seed)
+    results = study.write()
+    draw_all(results, options.out)
+    print_tables(results)
 
 
 @dataclass(frozen=True)
@@ -117,21 +121,28 @@ class Study:
             seed: of the connector, the rows' order and the tuner's start.
             settings: their labels; None takes all.
         """
-        tasks = make_tasks(self.out / "tasks", self.size.tasks, self.data)
-        folder, shared = self.folder(seed), {**tasks, "seed": seed}
-        self._align(folder / "connector", shared)
-        shared["model.connector.weights"] = str((folder / "connector").resolve())
-        shared |= self.size.overrides
-        for sweep in one_by_one({**shared, **NOT_TRAINED}, BEFORE):
-            point = sweep.points[0]
-            start = folder / "start" / point.label
-            if not _file(start, "interference").is_file():
-                train(point.recipe, start, resume=start.exists(), progress=_tell)
-                self._interference(start)
+        folder, shared = self.folder(seed), self._shared(seed)
         for sweep in one_by_one(shared, settings):
             run_sweep(sweep, folder, progress=_tell)
             self._look(folder / sweep.points[0].label)
             self.write()
+
+    def look_before(self, seed: int) -> None:
+        """Measure interference where no step is taken yet."""
+        for sweep in one_by_one({**self._shared(seed), **NOT_TRAINED}, BEFORE):
+            point = sweep.points[0]
+            start = self.folder(seed) / "start" / point.label
+            if not _file(start, "interference").is_file():
+                train(point.recipe, start, resume=start.exists(), progress=_tell)
+                self._interference(start)
+
+    def _shared(self, seed: int) -> dict[str, Any]:
+        """Make the tasks and the seed's connector, and return what all its recipes share."""
+        shared = {**make_tasks(self.out / "tasks", self.size.tasks, self.data), "seed": seed}
+        connector = self.folder(seed) / "connector"
+        self._align(connector, shared)
+        weights = {"model.connector.weights": str(connector.resolve())}
+        return {**shared, **weights, **self.size.overrides}
 
     def folder(self, seed: int) -> Path:
         """Where a seed's runs stand."""

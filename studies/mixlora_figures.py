@@ -46,31 +46,40 @@ def draw_all(results: Mapping[str, Any], out: Path) -> None:
 
 
 def draw_losses(results: Mapping[str, Any], path: Path) -> None:
-    """Draw each setting's loss of the right answer: a dot a seed, a stroke for the mean."""
+    """Draw each setting's loss of the right answer by task, and its share of right answers."""
     settings = _in_order(results["settings"])
-    tasks = list(results["tasks"])
-    figure = new_figure(13, 1.2 + 0.3 * len(settings))
+    panels = [(task, "loss") for task in results["tasks"]]
+    panels.insert(1, ("all", "accuracy"))
+    rows = -(-len(panels) // 4)
+    figure = new_figure(10.5, rows * (0.9 + 0.2 * len(settings)))
     figure.set_layout_engine("constrained")
-    for axes, task in zip(figure.subplots(1, len(tasks), sharey=True), tasks, strict=True):
-        for place, name in enumerate(settings):
-            figures = results["settings"][name]["tasks"][task]["loss"]
-            colour = COLOURS[kind_of(name)]
-            values = figures["values"]
-            axes.plot(values, [place] * len(values), "o", color=colour, alpha=0.65, markersize=5)
-            axes.plot(
-                [figures["mean"]] * 2, [place - 0.36, place + 0.36], color=colour, linewidth=2
-            )
-        axes.set_title("all tasks" if task == "all" else task, color=INK, fontsize=10, loc="left")
-        axes.grid(axis="x", color=FAINT, alpha=0.25)
-        axes.set_yticks(range(len(settings)), [title_of(name) for name in settings], fontsize=9)
-        axes.tick_params(labelsize=8.5)
-        axes.set_ylim(len(settings) - 0.5, -0.5)
+    places = figure.subplots(rows, 4, sharey=True).flat
+    for (task, key), axes in zip(panels, places, strict=False):
+        _dots(axes, [results["settings"][name]["tasks"][task][key] for name in settings], settings)
+        blind = results["tasks"][task]["even_loss" if key == "loss" else "chance"]
+        axes.axvline(blind, color=INK, linewidth=0.8, linestyle=":")
+        what = "loss, nats" if key == "loss" else "right, %"
+        name = "all tasks" if task == "all" else task
+        axes.set_title(f"{name}: {what}", color=INK, fontsize=9.5, loc="left")
+    for axes in places:  # those that are left
+        axes.set_axis_off()
     figure.supxlabel(
-        "loss of the right answer among the options, nats (lower is better); dots: seeds",
-        fontsize=10,
+        "dots: seeds; strokes: their means; dotted: every option alike (a guess)",
+        fontsize=9.5,
         color=INK,
     )
     save_figure(figure, path)
+
+
+def _dots(axes: Any, figures: Sequence[Mapping[str, Any]], settings: Sequence[str]) -> None:
+    for place, (name, one) in enumerate(zip(settings, figures, strict=True)):
+        colour, values = COLOURS[kind_of(name)], one["values"]
+        axes.plot(values, [place] * len(values), "o", color=colour, alpha=0.65, markersize=4.5)
+        axes.plot([one["mean"]] * 2, [place - 0.36, place + 0.36], color=colour, linewidth=2)
+    axes.grid(axis="x", color=FAINT, alpha=0.25)
+    axes.set_yticks(range(len(settings)), [title_of(name) for name in settings])
+    axes.tick_params(labelsize=8.5)
+    axes.set_ylim(len(settings) - 0.5, -0.5)
 
 
 def _in_order(settings: Mapping[str, Any]) -> list[str]:
@@ -142,8 +151,8 @@ def draw_factors(routing: Mapping[str, Any], path: Path) -> None:
         one = routing[name]
         _overlap(cells[0], one, title_of(name))
         for axes, (router, usage) in zip(cells[1:], one["telling"].items(), strict=True):
-            axes.imshow(usage, cmap="Blues", vmin=0, vmax=0.5, aspect="auto")
-            axes.set_title(f"layer {router}: share of each factor", fontsize=8, color=INK)
+            axes.imshow(usage, cmap="Blues", vmin=0, aspect="auto")
+            axes.set_title(f"layer {router}: use of 16 factors", fontsize=8.5, color=INK)
             axes.set_yticks(range(len(one["tasks"])), one["tasks"], fontsize=7)
             axes.set_xticks([0, 5, 10, 15])
             axes.tick_params(labelsize=7)

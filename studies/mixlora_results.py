@@ -83,28 +83,31 @@ def _finished(folders: Mapping[int, Path], mark: str = DONE) -> Runs:
 
 
 def scores_of(run: Path) -> dict[str, dict[str, float]]:
-    """Loss of the right answer among the options in nats, percent right, and chance, by task."""
+    """Loss of the right answer among the options in nats, and percent right, by task.
+
+    Beside them what a guess gets: `chance`, and `even_loss` where every option is as likely.
+    """
     recipe = load_recipe(RunDirectory(run).recipe)
-    by_task: dict[str, list[tuple[float, bool, float]]] = defaultdict(list)
+    by_task: dict[str, list[tuple[float, bool, int]]] = defaultdict(list)
     for source in recipe.data.evaluate:
         name = suite_name(source, "likelihood")
         lines = (RunDirectory(run).evaluations / f"{name}.predictions.jsonl").read_text()
         for example, line in zip(load_source(source), lines.splitlines(), strict=True):
             answer = json.loads(line)
             loss = loss_of(answer["scores"], answer["gold"])
-            by_task[task_of(example)].append((loss, answer["correct"], 1 / len(answer["scores"])))
+            by_task[task_of(example)].append((loss, answer["correct"], len(answer["scores"])))
     scores = {
         task: {
             "questions": len(rows),
             "loss": fmean(loss for loss, _, _ in rows),
             "accuracy": 100 * fmean(right for _, right, _ in rows),
-            "chance": 100 * fmean(chance for _, _, chance in rows),
+            "chance": 100 * fmean(1 / options for _, _, options in rows),
+            "even_loss": fmean(log(options) for _, _, options in rows),
         }
         for task, rows in by_task.items()
     }
-    means = {
-        key: fmean(one[key] for one in scores.values()) for key in ("loss", "accuracy", "chance")
-    }
+    keys = ("loss", "accuracy", "chance", "even_loss")
+    means = {key: fmean(one[key] for one in scores.values()) for key in keys}
     return {ALL: {"questions": sum(one["questions"] for one in scores.values()), **means}, **scores}
 
 
@@ -122,7 +125,7 @@ def _tasks(scores: Mapping[str, Mapping[int, Any]]) -> dict[str, Any]:
     """What each task asks, from any run: all were asked the same."""
     one: dict[str, Any] = next((run for own in scores.values() for run in own.values()), {})
     return {
-        task: {key: figures[key] for key in ("questions", "chance")}
+        task: {key: figures[key] for key in ("questions", "chance", "even_loss")}
         for task, figures in one.items()
     }
 
@@ -217,7 +220,7 @@ def _routing(pages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _telling(modules: Mapping[str, Mapping[str, Any]], count: int = 3) -> dict[str, Any]:
+def _telling(modules: Mapping[str, Mapping[str, Any]], count: int = 2) -> dict[str, Any]:
     """The routers, of the first seed, whose tasks share least: their tasks' shares of factors."""
     named = [
         (pool["mean_overlap"], f"{module.partition('layers.')[2]} {name}", pool["usage"])

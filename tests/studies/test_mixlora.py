@@ -186,7 +186,7 @@ def test_scores_are_means_of_tasks_over_seeds(results):
     assert scores["counting"]["loss"]["mean"] == pytest.approx(log(2))
     assert scores["all"]["loss"]["values"] == pytest.approx([6.5 / 6 * log(2), 7 / 6 * log(2)])
     assert scores["all"]["accuracy"]["mean"] == pytest.approx(500 / 6)  # nlvr was written wrong
-    assert results["tasks"]["nlvr"] == {"questions": 2, "chance": 50}
+    assert results["tasks"]["nlvr"] == {"questions": 2, "chance": 50, "even_loss": log(2)}
 
 
 def test_differences_are_paired_by_seed(results):
