@@ -36,8 +36,15 @@ NOT_TRAINED = {
 }
 """A run's start: what one step of no length leaves."""
 
-FIRST = ("lora-r16", "r4-weighted", "r4-random")
-SECOND = ("r4-weighted-independent", "lora-r4", "lora-r32", "r2-weighted", "r4-hard")
+TURNS = (
+    ("lora-r16", "r4-weighted", "r4-random"),
+    ("r4-weighted-independent",),
+    ("lora-r4",),
+    ("lora-r32", "r2-weighted"),
+    None,
+)
+"""Settings that every seed runs before the next ones come; None: all that are left."""
+
 INTERFERENCE = ("lora-r16", "r4-weighted", "r4-hard")
 BEFORE = ("lora-r16", "r4-weighted")
 ROUTING = ("r4-weighted", "r4-hard", "r4-weighted-independent")
@@ -51,7 +58,7 @@ class Size:
         tasks: questions of each task.
         looked_at: examples of each task for interference and for routing.
         overrides: of every point, beside the sweep's own.
-        turns: settings that are run with every seed before the next ones are; None: the rest.
+        turns: see `TURNS`.
     """
 
     tasks: Sizes
@@ -60,7 +67,7 @@ class Size:
     turns: Sequence[Sequence[str] | None]
 
 
-FULL = Size(Sizes(train=36, test=24, described=120), 8, {}, (FIRST, SECOND, None))
+FULL = Size(Sizes(train=36, test=24, described=120), 8, {}, TURNS)
 QUICK = Size(
     Sizes(train=4, test=2, described=8),
     2,

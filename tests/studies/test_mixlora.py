@@ -121,13 +121,8 @@ def test_settings_differ_in_the_tuner_alone_and_scale_alike(tasks):
 
 def test_all_that_is_looked_into_or_claimed_is_in_the_sweep():
     labels = {point["label"] for point in read_page(mixlora.SWEEP)["points"]}
-    named = {
-        *mixlora.FIRST,
-        *mixlora.SECOND,
-        *mixlora.INTERFERENCE,
-        *mixlora.BEFORE,
-        *mixlora.ROUTING,
-    }
+    turns = {name for turn in mixlora.TURNS for name in turn or ()}
+    named = {*turns, *mixlora.INTERFERENCE, *mixlora.BEFORE, *mixlora.ROUTING}
     assert named | {name for _, *pair in CLAIMS for name in pair} <= labels
 
 
