@@ -22,8 +22,8 @@ from varifocal.data.sciencebook import make_sciencebook
 from varifocal.sweep import Sweep, load_sweep, run_sweep
 
 HERE = Path(__file__).parent
-SKILLS = ("circuits", "concentrations", "shapes", "thermometer")
-TRAIN, TEST = 480, 96
+SKILLS = ("circuits", "shapes", "thermometer")
+TRAIN, TEST = 480, 90
 QUICK_TRAIN, QUICK_TEST = 64, 16
 QUICK = {
     "stages": ("model.connector.alignment_steps=8",),

@@ -11,13 +11,9 @@ from varifocal.assemble import open_run
 from varifocal.data.example import Image
 from varifocal.errors import DataError, RecipeError
 from varifocal.models.connector import embedding_scale
+from varifocal.models.words import build_vocabulary, word_log_probabilities
 from varifocal.training import train as train_module
-from varifocal.training.alignment import (
-    align_connector,
-    alignment_loss,
-    build_vocabulary,
-    word_log_probabilities,
-)
+from varifocal.training.alignment import align_connector, alignment_loss
 from varifocal.training.train import train
 
 

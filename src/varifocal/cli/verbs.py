@@ -25,6 +25,7 @@ from varifocal.cli.plan_verb import add_plan_verb
 from varifocal.cli.ready import ready
 from varifocal.cli.run_verbs import add_run_verbs, renew_card
 from varifocal.cli.serve_verb import add_serve_verb
+from varifocal.cli.words_verb import add_words_verb
 from varifocal.errors import Stopped, VarifocalError, nearest
 
 INTERRUPTED = 130
@@ -42,6 +43,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.add_typer(data_app, name="data")
+add_words_verb(analyze_app)
 app.add_typer(analyze_app, name="analyze")
 add_eval_verb(app)
 add_plan_verb(app)

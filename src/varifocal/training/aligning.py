@@ -4,12 +4,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from varifocal.assemble import Assembly
+from varifocal.data.described import load_captions
 from varifocal.errors import RecipeError
 from varifocal.models.connector import PlainMLP, embedding_scale
+from varifocal.models.words import build_vocabulary
 from varifocal.recipe import Recipe
-from varifocal.training.alignment import align_connector, build_vocabulary
+from varifocal.training.alignment import align_connector
 from varifocal.training.cost import Clock
-from varifocal.training.examples import load_captions
 from varifocal.training.progress import Progress
 
 

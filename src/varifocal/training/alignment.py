@@ -1,10 +1,8 @@
 """Word alignment: teach a connector to speak the language model's words, without running it.
 
-For a picture with a true description, each visual token v gives a distribution over the
-descriptions' vocabulary, `softmax_w(scale cos(v, embedding_w))`, with the language model's frozen
-input embeddings. The picture's probability of a word is the mean over its visual tokens; the loss
-is the mean of `-log p(word)` over the words of its description. Only the connector learns, on
-features that are computed once, so thousands of steps cost a minute or two on a CPU.
+For a picture with a true description, the loss is the mean of `-log p(word)` over the words of its
+description, with `p` of `varifocal.models.words`. Only the connector learns, on features that are
+computed once, so thousands of steps cost a minute or two on a CPU.
 
 Relatives: VLAP (visual features assigned to word embeddings), LangBridge (arXiv 2503.19404).
 
@@ -12,101 +10,14 @@ Legend: N pictures, K cells a picture, C tower width, V visual tokens, D languag
 """
 
 import math
-import re
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
-from varifocal.errors import DataError, RunError
+from varifocal.errors import RunError
+from varifocal.models.words import Vocabulary, word_log_probabilities
 from varifocal.training.finite import is_finite, not_finite
-
-WORD = re.compile(r"[^\W\d_]+|\d+")
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """The words of a set of descriptions.
-
-    Args:
-        words: in order of first appearance.
-        embeddings: [W, D], unit length: each word's frozen input embedding (the mean over its
-            tokens where it has several).
-        targets: [N, W], each description's words with equal shares that sum to 1.
-    """
-
-    words: list[str]
-    embeddings: torch.Tensor
-    targets: torch.Tensor
-
-
-def words_of(description: str) -> list[str]:
-    """The distinct words of a description, in order.
-
-    >>> words_of("A red ball and a red cube.")
-    ['a', 'red', 'ball', 'and', 'cube']
-    """
-    return list(dict.fromkeys(WORD.findall(description.lower())))
-
-
-def build_vocabulary(
-    descriptions: Sequence[str],
-    token_ids: Callable[[str], list[int]],
-    embedding: torch.Tensor,
-    minimum_count: int = 2,
-) -> Vocabulary:
-    """Collect the descriptions' words with their frozen embeddings.
-
-    A word that stands in every description tells no pictures apart, and is left out.
-
-    Args:
-        descriptions: one per picture.
-        token_ids: the tokenizer's ids of a text, without special tokens.
-        embedding: the language model's input embedding [vocabulary, D].
-        minimum_count: words rarer than this are left out.
-
-    Raises:
-        DataError: no word is left.
-    """
-    bags = [words_of(description) for description in descriptions]
-    counts = Counter(word for bag in bags for word in bag)
-    words = [word for word, count in counts.items() if minimum_count <= count < len(bags)]
-    if not words:
-        raise DataError(
-            "connector.alignment: words finds no word that some descriptions share and others "
-            "lack; describe more pictures, or set model.connector.alignment to null"
-        )
-    index = {word: i for i, word in enumerate(words)}
-    vectors = torch.stack(
-        [embedding[torch.tensor(token_ids(f" {word}"))].float().mean(0) for word in words]
-    )
-    targets = torch.zeros(len(bags), len(words))
-    for row, bag in enumerate(bags):
-        targets[row, [index[word] for word in bag if word in index]] = 1.0
-    targets /= targets.sum(1, keepdim=True).clamp_min(1.0)
-    return Vocabulary(words, F.normalize(vectors, dim=1), targets)
-
-
-def word_log_probabilities(
-    visual_tokens: torch.Tensor, word_embeddings: torch.Tensor, scale: float
-) -> torch.Tensor:
-    """Say how likely a picture is to speak each word.
-
-    Args:
-        visual_tokens: [N, V, D].
-        word_embeddings: [W, D], unit length.
-        scale: the factor on the cosine (20 in our experiments).
-
-    Returns:
-        log of the mean over visual tokens of softmax_w(scale cos(v, w)), [N, W].
-    """
-    visual_tokens = visual_tokens.to(torch.promote_types(visual_tokens.dtype, torch.float32))
-    cosine = F.normalize(visual_tokens, dim=-1) @ word_embeddings.T  # [N, V, W]
-    by_token = F.log_softmax(scale * cosine, dim=-1)
-    return torch.logsumexp(by_token, dim=1) - math.log(visual_tokens.shape[1])
 
 
 def alignment_loss(

@@ -1,15 +1,13 @@
 """What a run learns from: the recipe's sources as rows of samples, and as described pictures."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from varifocal.cache import cache_root
 from varifocal.data.encode import Encoder
-from varifocal.data.example import Example, Image
-from varifocal.data.formats import check_images, load_source
+from varifocal.data.example import Image
 from varifocal.data.lazy_rows import LazyRows, estimate_rows, shuffled_passes
 from varifocal.data.mixture import BROKEN, MODALITY_NAMES, Draw, Part, draw, needs_scan
 from varifocal.data.packing import PackedDataset
@@ -18,7 +16,7 @@ from varifocal.data.samples import Samples, Tally, UsableSamples
 from varifocal.data.source import Source, StreamedSource, open_source
 from varifocal.data.streams import streamed_passes
 from varifocal.errors import DataError
-from varifocal.recipe import DataSection, SourceSection
+from varifocal.recipe import DataSection
 
 LAZY_FROM = 20_000
 """Examples of an epoch from which on they are encoded while training."""
@@ -189,38 +187,6 @@ def _streamed(data: DataSection, encoder: Encoder, seed: int, num_rows: int | No
     passes = streamed_passes(sources, weights, encoder, tally, data.on_bad_record, seed)
     rows = LazyRows(passes, data.row_length or data.max_length, seed, num_rows, data.packing)
     return TrainingData(rows, tally, [source.name for source in sources])
-
-
-def load_captions(data: DataSection) -> list[tuple[Image, str]]:
-    """Collect described pictures: those of `data.captions`, or the captions of `data.train`.
-
-    Raises:
-        DataError: there are none.
-    """
-    sources = data.captions or [source for source in data.train if _may_have_captions(source)]
-    asked = [source.model_copy(update={"prompt_format": "caption"}) for source in sources]
-    examples = load_examples(asked, data.on_bad_record)
-    pairs = [(one.images[0], one.messages[-1].text) for one in examples if one.images]
-    if not pairs:
-        raise DataError(
-            "connector.alignment: words needs described pictures, and data.train has none; "
-            "name some in data.captions, or set model.connector.alignment to null"
-        )
-    return pairs
-
-
-def load_examples(sources: Sequence[SourceSection], on_bad_record: OnBadRecord) -> list[Example]:
-    """Read sources whole and decode every picture once."""
-    return [
-        example
-        for source in sources
-        for example in check_images(load_source(source, on_bad_record=on_bad_record), on_bad_record)
-    ]
-
-
-def _may_have_captions(source: SourceSection) -> bool:
-    """Only a ScienceQA folder keeps descriptions beside its questions."""
-    return (Path(source.place) / "problems.json").is_file()
 
 
 def fingerprint_sources(data: DataSection) -> dict[str, str]:
