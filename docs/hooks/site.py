@@ -29,6 +29,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that are made of something else."""
     pages = {
         "index.md": home_page((ROOT / "README.md").read_text(encoding="utf-8")),
+        "changelog.md": (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"),
         "reference/recipe.md": recipe_page(Recipe),
         "reference/recipe.schema.json": json.dumps(Recipe.model_json_schema(), indent=1),
         "reference/cli.md": cli_page(app),

@@ -8,6 +8,9 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
+# The harness of the pages is modules of this folder.
+sys.path.insert(0, str(Path(__file__).parent))
+
 
 @pytest.fixture(scope="session")
 def hook():

