@@ -11,6 +11,9 @@ SHOWN = ("text", "yaml", "json")
 MARKERS = ("needs ", "takes ")
 """A block whose marker begins so is not run: what it needs, or how long it takes, stands in it."""
 
+LONG = ("docs/studies/", "docs/papers/")
+"""Pages whose commands take hours, or hardware that is not here: none of their blocks runs."""
+
 
 @dataclass(frozen=True)
 class Block:
@@ -27,11 +30,12 @@ class Block:
 
     @property
     def runs(self):
-        return self.language in RUN and not self.marker.startswith(MARKERS)
+        return self.language in RUN and not self.only_read
 
     @property
     def only_read(self):
-        return self.language in RUN and self.marker.startswith(MARKERS)
+        stays = self.marker.startswith(MARKERS) or self.page.startswith(LONG)
+        return self.language in RUN and stays
 
     @property
     def where(self):

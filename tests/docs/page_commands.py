@@ -71,7 +71,7 @@ def check(words, *, mention=False):
 
     Args:
         words: the command.
-        mention: it stands in a sentence, so arguments may be missing.
+        mention: it stands in a sentence, so values may be missing.
 
     Raises:
         WrongCommandError: with the reason.
@@ -97,9 +97,10 @@ def _check_verb(words, mention):
     try:
         parameters = parse(words)
     except _UsageError as error:
-        if mention and type(error).__name__ == "MissingParameter":
-            return
-        raise WrongCommandError(error.format_message()) from None
+        text = error.format_message()
+        if mention and not text.startswith(("No such", "Got unexpected")):
+            return  # a sentence may leave values out, or write N for a number
+        raise WrongCommandError(text) from None
     recipe = parameters.get("recipe")
     if recipe and not _PLACEHOLDER.search(recipe) and Path(recipe).suffix != ".yaml":
         find_recipe(recipe)
@@ -167,7 +168,7 @@ def _check_script(words):
         return
     for file in files:
         _check_exists(str(file.relative_to(ROOT)))
-    source = "".join(file.read_text() for file in files)
+    source = "".join(file.read_text() for file in (*files, *(ROOT / "studies").glob("*.py")))
     for option in (word.partition("=")[0] for word in rest if word.startswith("--")):
         parameter = option.removeprefix("--").replace("-", "_")
         if f'"{option}"' not in source and f"{parameter}:" not in source:
