@@ -66,7 +66,7 @@ class SweepSection(Section):
     evaluate: bool = True
     """Score every run."""
     checkpoints: bool = False
-    """Score every checkpoint too, into `eval/checkpoint-STEP`: scores along each run."""
+    """Score the checkpoints before the end too, into `eval/checkpoint-STEP`."""
     sources: Annotated[tuple[SourceSection, ...], Field(strict=False)] | None = None
     """Score on these instead of the recipe's `data.evaluate`."""
 
@@ -124,12 +124,12 @@ class Sweep:
         return groups
 
 
-def load_sweep(path: str | Path, overrides: Iterable[str] = ()) -> Sweep:
+def load_sweep(path: str | Path, overrides: Mapping[str, Any] | Iterable[str] = ()) -> Sweep:
     """Read a sweep, and build and validate the recipe of every point.
 
     Args:
         path: the sweep's YAML file.
-        overrides: of every point beside its `set`, as texts `data.root=FOLDER`.
+        overrides: of every point beside its `set`; texts `data.root=FOLDER`, or a mapping.
 
     Raises:
         RecipeError: one sentence a line for each thing that is wrong, with its point.
@@ -274,14 +274,14 @@ def _do(page: SweepSection, point: Point, run: RunDirectory, tell: Tell) -> None
     from varifocal.training.train import train
 
     try:
-        train(point.recipe, run.root, resume=run.recipe.exists(), progress=tell)
+        trained = train(point.recipe, run.root, resume=run.recipe.exists(), progress=tell)
     except Stopped as stop:
         raise Stopped(
             f"stopped in point '{point.label}'; what is done is saved. Go on with the same command"
         ) from stop
     if page.evaluate:
-        steps = run.steps() if page.checkpoints else []
-        for step in steps[:-1]:
+        along = run.steps() if page.checkpoints else ()
+        for step in (step for step in along if step < trained.steps):
             _score(page, run, tell, step)
             gc.collect()
         _score(page, run, tell)

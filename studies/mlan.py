@@ -1,0 +1,235 @@
+"""Does language instruction carry over to pictures? The nine shares of MLAN's mixing table.
+
+    python -m studies.mlan runs/mlan --data DIR    # DIR holds scienceqa-text and nlvr
+
+A seed's connector first learns to describe pictures (stage 1). Then each share of language trains
+on equally many rows of the trained skills (stage 2) and is scored on skills that it was never asked
+about, in both modalities: half way, and at its end. Finished points are kept; after each one
+`mlan.json` and `mlan.png` are written again. `--quick` takes three shares, a few steps and one
+seed. What came out: docs/studies/mlan.md.
+"""
+
+import argparse
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from studies.mlan_figures import draw, print_table
+from studies.mlan_results import collect
+from studies.record import write_study
+from varifocal.assemble import open_run
+from varifocal.data.sciencebook import SKILLS, compose, make_sciencebook
+from varifocal.evaluation.suites import score_sources
+from varifocal.recipe import SourceSection
+from varifocal.run import RunDirectory
+from varifocal.sweep import Point, Sweep, load_sweep, run_sweep
+
+HERE = Path(__file__).parent
+FILES = {"stage1": HERE / "mlan-stage1.yaml", "stage2": HERE / "mlan.yaml"}
+UNSEEN = [
+    {"path": part, "format": "scienceqa", "split": "test"}
+    for part in ("unseen-language", "unseen-vision")
+]
+ASKED_REAL = (0.0, 0.5, 1.0)
+"""Shares whose ends are asked real questions, too."""
+REAL_DONE = "dev.json"
+"""Scores on NLVR, the last of the real sources."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is made, trained and asked.
+
+    Args:
+        train: questions a trained skill; as many captions a picture skill.
+        test: questions an unseen skill, of language and of vision.
+        overrides: of each stage's sweep.
+        shares: of language that are trained; None takes the sweep's nine.
+        real: questions of each real source.
+    """
+
+    train: int
+    test: tuple[int, int]
+    overrides: Mapping[str, Mapping[str, Any]]
+    shares: Sequence[float] | None
+    real: int
+
+
+FULL = Size(15, (5, 7), {"stage1": {}, "stage2": {}}, None, 40)
+QUICK = Size(
+    train=3,
+    test=(1, 1),
+    overrides={
+        "stage1": {"model.connector.alignment_steps": 10, "training.max_steps": 1},
+        "stage2": {"data.mixture.total": 12, "training.save_steps": 1},
+    },
+    shares=(0.0, 0.5, 1.0),
+    real=4,
+)
+
+
+def main() -> None:
+    """Run what is missing, then write, draw and print all."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--quick", action="store_true", help="three shares, a few steps, one seed")
+    parser.add_argument("--seeds", help="0,1,2 by default; 0 with --quick")
+    parser.add_argument("--data", type=Path, help="holds scienceqa-text and nlvr")
+    options = parser.parse_args()
+    seeds = (options.seeds or ("0" if options.quick else "0,1,2")).split(",")
+    if options.data is None:
+        print("without --data no real questions are asked: sciencebook's unseen skills alone")
+    study = Study(options.out, options.quick, [int(seed) for seed in seeds], options.data)
+    make_books(study.data, study.size)
+    for stage in FILES:
+        study.run(stage)
+    study.ask_real()
+    print_table(study.write())
+
+
+@dataclass(frozen=True)
+class Study:
+    """One call of the study.
+
+    Args:
+        out: where everything goes.
+        quick: which of the sizes.
+        seeds: in the order in which they run.
+        real: folder of the real sources; None asks none of them.
+    """
+
+    out: Path
+    quick: bool
+    seeds: Sequence[int]
+    real: Path | None
+
+    @property
+    def size(self) -> Size:
+        """How much."""
+        return QUICK if self.quick else FULL
+
+    @property
+    def data(self) -> Path:
+        """Where the made questions are."""
+        return self.out.resolve() / "data"
+
+    def run(self, stage: str) -> None:
+        """Train and score the points of a stage that are not done."""
+        run_sweep(self.sweep(stage), self.out / stage, progress=self._tell)
+
+    def sweep(self, stage: str) -> Sweep:
+        """Read a stage's sweep, with what this call asks for."""
+        overrides: dict[str, Any] = {
+            "data.root": str(self.data),
+            "data.evaluate": UNSEEN,
+            **self.size.overrides[stage],
+        }
+        if stage == "stage2":
+            first = self.out.resolve() / "stage1" / "seed={seed}"
+            overrides["model.connector.weights"] = str(first)
+        sweep = load_sweep(FILES[stage], overrides)
+        points = (point for point in sweep.points if point.recipe.seed in self.seeds)
+        if stage == "stage2" and self.size.shares is not None:
+            points = (point for point in points if share_of(point) in self.size.shares)
+        return replace(sweep, points=tuple(points))
+
+    def ask_real(self) -> None:
+        """Score each seed's stage 1 and the ends of `ASKED_REAL` on real questions."""
+        runs = [self.out / "stage1" / point.label for point in self.sweep("stage1").points]
+        chosen = (one for one in self.sweep("stage2").points if share_of(one) in ASKED_REAL)
+        runs += [self.out / "stage2" / point.label for point in chosen]
+        for run in map(RunDirectory, runs):
+            if self.real is not None and not (run.evaluations / REAL_DONE).is_file():
+                recipe, parts = open_run(run.root)
+                sources = real_sources(self.real.resolve(), self.size.real)
+                for _ in score_sources(recipe, parts, run.evaluations, sources=sources):
+                    self.write()
+
+    def write(self) -> dict[str, Any]:
+        """Write `mlan.json` and the figure from the points that are done."""
+        command = "python -m studies.mlan OUT" + " --quick" * self.quick
+        command += " --data DIR" * (self.real is not None)
+        results = collect(self.out, self.seeds)
+        write_study(self.out / "mlan.json", command, self.seeds, results)
+        if results["shares"]:
+            draw(results, self.out / "mlan.png")
+        return results
+
+    def _tell(self, stage: str, done: int, total: int, note: str = "") -> None:
+        if stage == "sweep" and (self.out / "stage2").is_dir():
+            self.write()
+        if done == total or stage == "sweep":
+            print(stage, done, total, note, flush=True)
+
+
+def share_of(point: Point) -> float:
+    """The share of language that a point trains on."""
+    share = point.recipe.data.mixture.language_fraction
+    assert share is not None  # the sweep's grid sets it
+    return share
+
+
+def is_told(name: str) -> bool:
+    """Tell whether a skill's descriptions say the right answer and none of the others.
+
+    The paper takes a connector that describes well for granted, and asks what instructions add; so
+    the vision skills are those in which answering is what is left to learn.
+    """
+    questions = (compose(SKILLS[name], "train", number, 0)[1] for number in range(20))
+    return all(
+        [choice for choice in one.choices if words(choice) in words(one.caption)] == [one.answer]
+        for one in questions
+    )
+
+
+def words(text: str) -> str:
+    """Part a text into words, so that one in another shows.
+
+    >>> words("on") in words("One red box.")
+    False
+    """
+    return f" {' '.join(re.findall('[a-z0-9]+', text.lower()))} "
+
+
+def skills() -> dict[str, list[str]]:
+    """Name the skills of each part: every second one is trained, the others stay unseen."""
+    vision = [name for name, one in SKILLS.items() if one.needs == "picture" and is_told(name)]
+    language = [name for name, one in SKILLS.items() if one.needs != "picture"]
+    return {
+        "trained-language": language[::2],
+        "trained-vision": vision[::2],
+        "unseen-language": language[1::2],
+        "unseen-vision": vision[1::2],
+    }
+
+
+def make_books(data: Path, size: Size) -> None:
+    """Make the questions, if they are not there yet; the same for all seeds."""
+    test = {"unseen-language": size.test[0], "unseen-vision": size.test[1]}
+    for part, names in skills().items():
+        if (data / part / "problems.json").is_file():
+            continue
+        train, asked = (len(names) * count for count in (size.train, test.get(part, 1)))
+        make_sciencebook(data / part, train=train, val=0, test=asked, seed=0, skills=names)
+
+
+def real_sources(folder: Path, count: int) -> list[SourceSection]:
+    """Name so many real questions of each modality, of a kind that no trained skill has.
+
+    Args:
+        folder: holds `scienceqa-text` and `nlvr`.
+        count: of each.
+    """
+    columns = {"question": "True or false? {sentence}", "choices": "true|false", "answer": "label"}
+    return [
+        SourceSection(
+            path=str(folder / "scienceqa-text"), format="scienceqa", split="val", max_examples=count
+        ),
+        SourceSection(path=str(folder / "nlvr" / "dev.jsonl"), columns=columns, max_examples=count),
+    ]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""The MLAN study's picture and table, from what `mlan.json` holds."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from varifocal.analysis.plots import FAINT, INK, new_figure, save_figure
+
+ROWS, COST, BASE = "#0072b2", "#d55e00", "#7f7f7f"
+"""Okabe and Ito's blue and vermilion, told apart by colour-blind readers; grey."""
+SHOWN = {0.0: "#000000", 0.25: "#e69f00", 0.5: "#009e73", 0.75: "#56b4e9", 1.0: "#d55e00"}
+"""Shares whose way is drawn."""
+TITLES = {"vision": "unseen vision skills", "language": "unseen language skills"}
+
+
+def draw(results: Mapping[str, Any], path: Path) -> None:
+    """Draw percent right against the share of language, and against tokens.
+
+    Args:
+        results: as `mlan_results.collect` gives them, with one share at least.
+        path: the PNG to write.
+    """
+    figure = new_figure(10, 7.2)
+    figure.set_layout_engine("constrained")
+    grid = figure.subplots(2, 2, sharey="row")
+    for (by_share, by_tokens), suite in zip(grid, TITLES, strict=True):
+        _draw_shares(by_share, results, suite)
+        _draw_tokens(by_tokens, results["points"], suite)
+        by_share.set_title(TITLES[suite], loc="left", color=INK)
+        by_share.set_ylabel("right, %")
+    grid[0, 0].legend(frameon=False, fontsize=8)
+    grid[0, 1].legend(frameon=False, fontsize=8, title="language, %", title_fontsize=8)
+    grid[1, 0].set_xlabel("rows that are language, %")
+    grid[1, 1].set_xlabel("tokens of stage 2, thousands")
+    save_figure(figure, path)
+
+
+def _draw_shares(axes: Any, results: Mapping[str, Any], suite: str) -> None:
+    """Draw a mean and its interval over seeds at each share, the base as a band."""
+    base = results["base"][suite]
+    axes.axhline(base["mean"], color=BASE, linestyle=":", label="stage 1 alone")
+    if base["low"] is not None:
+        axes.axhspan(base["low"], base["high"], color=BASE, alpha=0.15, linewidth=0)
+    for key, colour, marker, aside, label in (
+        ("equal_rows", ROWS, "o", -0.7, "equal rows"),
+        ("equal_cost", COST, "s", 0.7, "equal tokens"),
+    ):
+        figures = [row[key][suite] for row in results["shares"]]
+        means = [one["mean"] for one in figures]
+        places = [100 * row["share"] + aside for row in results["shares"]]
+        axes.plot(places, means, marker + "-", color=colour, markersize=4, label=label)
+        for place, one in zip(places, figures, strict=True):
+            if one["low"] is not None:
+                axes.plot([place] * 2, [one["low"], one["high"]], color=colour, alpha=0.5)
+    _plain(axes)
+
+
+def _draw_tokens(axes: Any, points: Sequence[Mapping[str, Any]], suite: str) -> None:
+    """Draw the way of some shares: the mean over seeds at each scored moment."""
+    for share, colour in SHOWN.items():
+        ways = [one["moments"] for one in points if one["share"] == share]
+        if not ways:
+            continue
+        moments = list(zip(*ways, strict=False))
+        tokens = [_mean(one["tokens"] for one in each) / 1000 for each in moments]
+        right = [_mean(one["right"][suite] for one in each) for each in moments]
+        axes.plot(tokens, right, "o-", color=colour, markersize=4, label=f"{100 * share:g}")
+    _plain(axes)
+
+
+def _mean(values: Any) -> float:
+    listed = list(values)
+    return sum(listed) / len(listed)
+
+
+def _plain(axes: Any) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color=FAINT, alpha=0.3, linewidth=0.6)
+
+
+def print_table(results: Mapping[str, Any]) -> None:
+    """Print a line a share: what it cost, and percent right with intervals."""
+    suites = [name for name, figures in results["base"].items() if figures]
+    print(f"\n{'language %':>11}{'tokens':>9}{'TFLOP':>8}{'minutes':>9}{'pictures':>10}", end="")
+    print("".join(f"{name:>24}" for name in suites))
+    print(f"{'stage 1':>11}{'':36}", end="")
+    print("".join(f"{told(results['base'][name]):>24}" for name in suites))
+    for row in results["shares"]:
+        cost = row["cost"]
+        print(
+            f"{100 * row['share']:>11g}{cost['tokens']:>9.0f}{cost['tflop']:>8.2f}"
+            f"{cost['minutes']:>9.2f}{cost['pictures']:>10.0f}",
+            end="",
+        )
+        print("".join(f"{told(row['equal_rows'][name]):>24}" for name in suites))
+
+
+def told(figure: Mapping[str, Any]) -> str:
+    """Write a figure with its interval.
+
+    >>> told({"mean": 41.24, "low": 38.0, "high": 44.5}), told({"mean": 41.24, "low": None})
+    ('41.2 (38.0 to 44.5)', '41.2')
+    """
+    if figure["low"] is None:
+        return f"{figure['mean']:.1f}"
+    return f"{figure['mean']:.1f} ({figure['low']:.1f} to {figure['high']:.1f})"
