@@ -95,12 +95,14 @@ def print_table(results: Mapping[str, Any]) -> None:
         print("".join(f"{told(row['equal_rows'][name]):>24}" for name in suites))
 
 
-def told(figure: Mapping[str, Any]) -> str:
-    """Write a figure with its interval.
+def told(figure: Mapping[str, Any] | None) -> str:
+    """Write a figure with its interval; nothing where it was not asked.
 
     >>> told({"mean": 41.24, "low": 38.0, "high": 44.5}), told({"mean": 41.24, "low": None})
     ('41.2 (38.0 to 44.5)', '41.2')
     """
+    if figure is None:
+        return ""
     if figure["low"] is None:
         return f"{figure['mean']:.1f}"
     return f"{figure['mean']:.1f} ({figure['low']:.1f} to {figure['high']:.1f})"

@@ -100,12 +100,12 @@ class Reader:
             if run.evaluations_at(step).is_dir():
                 state = json.loads((run.checkpoint(step) / UNLOGGED).read_text())
                 (spent,) = state["spent"]  # one process
-                cost = _cost(spent, state["seconds"]["training"])
+                cost = _cost(spent, state["seconds"]["cpu_training"])
                 yield {"step": step, **cost, **self._scores(run.evaluations_at(step))}
 
     def _end(self, run: RunDirectory) -> Moment:
         page = json.loads(run.cost.read_text())
-        cost = _cost(page, page["seconds_training"])
+        cost = _cost(page, page["seconds_cpu_training"])
         return {"step": page["steps"], **cost, **self._scores(run.evaluations)}
 
     def _scores(self, directory: Path) -> dict[str, Any]:
@@ -126,7 +126,7 @@ class Reader:
 
 
 def _cost(spent: Mapping[str, int], seconds: float) -> dict[str, float]:
-    """What a training had spent; `pictures` went through the tower or were looked up."""
+    """What a training had spent, minutes of one core; `pictures` went through the tower or were looked up."""
     return {
         "tokens": spent["tokens"],
         "tokens_with_picture": spent["tokens_with_picture"],
