@@ -95,8 +95,8 @@ class Reader:
             }
 
     def _checkpoints(self, run: RunDirectory) -> Iterator[Moment]:
-        """The scored checkpoints of a run."""
-        for step in run.steps():
+        """The scored checkpoints of a run before its end."""
+        for step in run.steps()[:-1]:
             if run.evaluations_at(step).is_dir():
                 state = json.loads((run.checkpoint(step) / UNLOGGED).read_text())
                 (spent,) = state["spent"]  # one process
@@ -126,7 +126,7 @@ class Reader:
 
 
 def _cost(spent: Mapping[str, int], seconds: float) -> dict[str, float]:
-    """What a training had spent, minutes of one core; `pictures` went through the tower or were looked up."""
+    """What a training had spent: pictures whose features were read, minutes of one core."""
     return {
         "tokens": spent["tokens"],
         "tokens_with_picture": spent["tokens_with_picture"],

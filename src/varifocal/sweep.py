@@ -274,14 +274,14 @@ def _do(page: SweepSection, point: Point, run: RunDirectory, tell: Tell) -> None
     from varifocal.training.train import train
 
     try:
-        trained = train(point.recipe, run.root, resume=run.recipe.exists(), progress=tell)
+        train(point.recipe, run.root, resume=run.recipe.exists(), progress=tell)
     except Stopped as stop:
         raise Stopped(
             f"stopped in point '{point.label}'; what is done is saved. Go on with the same command"
         ) from stop
     if page.evaluate:
-        along = run.steps() if page.checkpoints else ()
-        for step in (step for step in along if step < trained.steps):
+        steps = run.steps() if page.checkpoints else []
+        for step in steps[:-1]:
             _score(page, run, tell, step)
             gc.collect()
         _score(page, run, tell)
