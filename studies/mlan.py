@@ -28,10 +28,6 @@ from varifocal.sweep import Point, Sweep, load_sweep, run_sweep
 
 HERE = Path(__file__).parent
 FILES = {"stage1": HERE / "mlan-stage1.yaml", "stage2": HERE / "mlan.yaml"}
-UNSEEN = [
-    {"path": part, "format": "scienceqa", "split": "test"}
-    for part in ("unseen-language", "unseen-vision")
-]
 ASKED_REAL = (0.0, 0.5, 1.0)
 """Shares whose ends are asked real questions, too."""
 REAL_DONE = "dev.json"
@@ -83,8 +79,11 @@ def main() -> None:
         print("without --data no real questions are asked: sciencebook's unseen skills alone")
     study = Study(options.out, options.quick, [int(seed) for seed in seeds], options.data)
     make_books(study.data, study.size)
+    for seed in study.seeds:
+        for stage in FILES:
+            study.run(stage, [seed])
     for stage in FILES:
-        study.run(stage)
+        study.run(stage, study.seeds)  # all is done: its report alone
     study.ask_real()
     print_table(study.write())
 
@@ -115,30 +114,33 @@ class Study:
         """Where the made questions are."""
         return self.out.resolve() / "data"
 
-    def run(self, stage: str) -> None:
+    def run(self, stage: str, seeds: Sequence[int]) -> None:
         """Train and score the points of a stage that are not done."""
-        run_sweep(self.sweep(stage), self.out / stage, progress=self._tell)
+        run_sweep(self.sweep(stage, seeds), self.out / stage, progress=self._tell)
 
-    def sweep(self, stage: str) -> Sweep:
+    def sweep(self, stage: str, seeds: Sequence[int]) -> Sweep:
         """Read a stage's sweep, with what this call asks for."""
         overrides: dict[str, Any] = {
             "data.root": str(self.data),
-            "data.evaluate": UNSEEN,
             **self.size.overrides[stage],
         }
         if stage == "stage2":
             first = self.out.resolve() / "stage1" / "seed={seed}"
             overrides["model.connector.weights"] = str(first)
         sweep = load_sweep(FILES[stage], overrides)
-        points = (point for point in sweep.points if point.recipe.seed in self.seeds)
+        points = (point for point in sweep.points if point.recipe.seed in seeds)
         if stage == "stage2" and self.size.shares is not None:
             points = (point for point in points if share_of(point) in self.size.shares)
         return replace(sweep, points=tuple(points))
 
     def ask_real(self) -> None:
         """Score each seed's stage 1 and the ends of `ASKED_REAL` on real questions."""
-        runs = [self.out / "stage1" / point.label for point in self.sweep("stage1").points]
-        chosen = (one for one in self.sweep("stage2").points if share_of(one) in ASKED_REAL)
+        runs = [
+            self.out / "stage1" / point.label for point in self.sweep("stage1", self.seeds).points
+        ]
+        chosen = (
+            one for one in self.sweep("stage2", self.seeds).points if share_of(one) in ASKED_REAL
+        )
         runs += [self.out / "stage2" / point.label for point in chosen]
         for run in map(RunDirectory, runs):
             if self.real is not None and not (run.evaluations / REAL_DONE).is_file():
