@@ -53,7 +53,7 @@ class Size:
     real: int
 
 
-FULL = Size(15, (5, 7), {"stage1": {}, "stage2": {}}, None, 40)
+FULL = Size(15, (5, 7), {"stage1": {}, "stage2": {}}, None, 24)
 QUICK = Size(
     train=3,
     test=(1, 1),

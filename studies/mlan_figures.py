@@ -14,38 +14,44 @@ TITLES = {"vision": "unseen vision skills", "language": "unseen language skills"
 
 
 def draw(results: Mapping[str, Any], path: Path) -> None:
-    """Draw percent right against the share of language, and against tokens.
+    """Draw percent right and evidence against the share of language, and evidence against tokens.
 
     Args:
         results: as `mlan_results.collect` gives them, with one share at least.
         path: the PNG to write.
     """
-    figure = new_figure(10, 7.2)
+    figure = new_figure(12, 7)
     figure.set_layout_engine("constrained")
-    grid = figure.subplots(2, 2, sharey="row")
-    for (by_share, by_tokens), suite in zip(grid, TITLES, strict=True):
-        _draw_shares(by_share, results, suite)
-        _draw_tokens(by_tokens, results["points"], suite)
-        by_share.set_title(TITLES[suite], loc="left", color=INK)
-        by_share.set_ylabel("right, %")
+    grid = figure.subplots(2, 3)
+    for suite, (right, evidence, along) in zip(TITLES, grid, strict=True):
+        _draw_shares(right, results, suite, "right")
+        _draw_shares(evidence, results, suite, "evidence")
+        _draw_tokens(along, results["points"], suite)
+        right.set_title(TITLES[suite], loc="left", color=INK)
+        right.set_ylabel("right, %")
+        evidence.set_ylabel("right choice's log-probability, nats")
+        along.set_ylabel("right choice's log-probability, nats")
     grid[0, 0].legend(frameon=False, fontsize=8)
-    grid[0, 1].legend(frameon=False, fontsize=8, title="language, %", title_fontsize=8)
-    grid[1, 0].set_xlabel("rows that are language, %")
-    grid[1, 1].set_xlabel("tokens of stage 2, thousands")
+    grid[0, 2].legend(frameon=False, fontsize=8, title="language, %", title_fontsize=8)
+    for place in (0, 1):
+        grid[1, place].set_xlabel("rows that are language, %")
+    grid[1, 2].set_xlabel("tokens of stage 2, thousands")
     save_figure(figure, path)
 
 
-def _draw_shares(axes: Any, results: Mapping[str, Any], suite: str) -> None:
+def _draw_shares(axes: Any, results: Mapping[str, Any], suite: str, measure: str) -> None:
     """Draw a mean and its interval over seeds at each share, the base as a band."""
-    base = results["base"][suite]
-    axes.axhline(base["mean"], color=BASE, linestyle=":", label="stage 1 alone")
+    chance = results["chance"][suite][measure]
+    axes.axhline(chance, color=FAINT, linestyle=":", linewidth=1, label="guessing")
+    base = results["base"][measure][suite]
+    axes.axhline(base["mean"], color=BASE, linestyle="--", linewidth=1, label="stage 1 alone")
     if base["low"] is not None:
         axes.axhspan(base["low"], base["high"], color=BASE, alpha=0.15, linewidth=0)
     for key, colour, marker, aside, label in (
         ("equal_rows", ROWS, "o", -0.7, "equal rows"),
         ("equal_cost", COST, "s", 0.7, "equal tokens"),
     ):
-        figures = [row[key][suite] for row in results["shares"]]
+        figures = [row[key][measure][suite] for row in results["shares"]]
         means = [one["mean"] for one in figures]
         places = [100 * row["share"] + aside for row in results["shares"]]
         axes.plot(places, means, marker + "-", color=colour, markersize=4, label=label)
@@ -63,8 +69,8 @@ def _draw_tokens(axes: Any, points: Sequence[Mapping[str, Any]], suite: str) -> 
             continue
         moments = list(zip(*ways, strict=False))
         tokens = [_mean(one["tokens"] for one in each) / 1000 for each in moments]
-        right = [_mean(one["right"][suite] for one in each) for each in moments]
-        axes.plot(tokens, right, "o-", color=colour, markersize=4, label=f"{100 * share:g}")
+        evidence = [_mean(one["evidence"][suite] for one in each) for each in moments]
+        axes.plot(tokens, evidence, "o-", color=colour, markersize=4, label=f"{100 * share:g}")
     _plain(axes)
 
 
@@ -80,11 +86,12 @@ def _plain(axes: Any) -> None:
 
 def print_table(results: Mapping[str, Any]) -> None:
     """Print a line a share: what it cost, and percent right with intervals."""
-    suites = [name for name, figures in results["base"].items() if figures]
+    base = results["base"]["right"]
+    suites = [name for name, figures in base.items() if figures]
     print(f"\n{'language %':>11}{'tokens':>9}{'TFLOP':>8}{'minutes':>9}{'pictures':>10}", end="")
     print("".join(f"{name:>24}" for name in suites))
     print(f"{'stage 1':>11}{'':36}", end="")
-    print("".join(f"{told(results['base'][name]):>24}" for name in suites))
+    print("".join(f"{told(base[name]):>24}" for name in suites))
     for row in results["shares"]:
         cost = row["cost"]
         print(

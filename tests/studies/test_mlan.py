@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from studies.mlan_claims import at_cost, budgets_of, claims, cost_to_reach
 from studies.mlan_figures import draw, print_table
-from studies.mlan_results import SUITES, at_cost, budgets_of, claims, cost_to_reach
+from studies.mlan_results import MEASURES, SUITES
 
 from studies import mlan
 from varifocal.data.sciencebook import SKILLS
@@ -18,7 +19,9 @@ SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 def moment(tokens, vision, language, step=1):
     costs = {"tokens": tokens, "tokens_with_picture": 0, "pictures": 0, "tflop": 0.1, "minutes": 1}
-    return {"step": step, **costs, "right": {"vision": vision, "language": language}, "skills": {}}
+    right = {"vision": vision, "language": language}
+    evidence = {suite: one / 100 - 1 for suite, one in right.items()}
+    return {"step": step, **costs, "right": right, "evidence": evidence, "skills": {}}
 
 
 def point(share, seed, end, vision, language):
@@ -71,12 +74,12 @@ def test_the_sweep_trains_what_the_scores_leave_out(tmp_path):
 
 def test_all_may_spend_what_the_cheapest_share_did(points):
     assert budgets_of(points) == {0: 600.0, 1: 600.0}
-    assert at_cost(points[0]["moments"], 600)["vision"] == pytest.approx(40 + 0.6 * 20)
-    assert at_cost(points[4]["moments"], 600)["vision"] == 45
+    assert at_cost(points[0]["moments"], 600, "right")["vision"] == pytest.approx(40 + 0.6 * 20)
+    assert at_cost(points[4]["moments"], 600, "right")["vision"] == 45
 
 
 def test_the_claims_are_differences_paired_by_seed(points):
-    found = claims(points)
+    found = claims(points, "right")
     vision, language = found["vision"], found["language"]
     assert found["seeds"] == [0, 1]
     assert vision["gain_of_vision_alone"]["values"] == [20, 21]
@@ -90,25 +93,30 @@ def test_the_claims_are_differences_paired_by_seed(points):
 
 
 def test_the_saving_is_in_tokens_to_what_vision_alone_reached(points):
-    saved = claims(points)["vision"]["tokens_to_what_vision_alone_reached"]
+    saved = claims(points, "right")["vision"]["tokens_to_what_vision_alone_reached"]
     assert saved["0"] == pytest.approx([1, 1])
     assert saved["0.75"] == pytest.approx([1000 / (700 * 20 / 22), 1000 / (700 * 21 / 23)])
     assert saved["1"] == [None, None]  # it never was as good
-    start = points[0]["moments"][:1]
-    assert cost_to_reach(start, "vision", 40) == 0
+    assert cost_to_reach([0, 5], [40, 60], 40) == 0
+    again = claims(points, "evidence")["vision"]
+    assert again["tokens_to_what_vision_alone_reached"]["0.75"] == pytest.approx(saved["0.75"])
+    assert again["cliff_at_all_language"]["values"] == pytest.approx([0.15, 0.15])
 
 
 def test_a_seed_that_is_not_whole_makes_no_claim(points):
-    assert claims(points[:-1])["seeds"] == [0]
-    assert claims(points[:3]) == {}
+    assert claims(points[:-1], "right")["seeds"] == [0]
+    assert claims(points[:3], "right") == {}
 
 
 def test_the_figure_and_the_table_take_what_is_there(points, tmp_path, capsys):
     figure = {"mean": 50.0, "low": 45.0, "high": 55.0, "values": [49.0, 51.0]}
-    given = dict.fromkeys(("vision", "language"), figure) | dict.fromkeys(("ScienceQA", "NLVR"))
+    asked = dict.fromkeys(("vision", "language"), figure) | dict.fromkeys(("ScienceQA", "NLVR"))
+    given = dict.fromkeys(MEASURES, asked)
     row = {"cost": points[0]["moments"][-1], "equal_rows": given, "equal_cost": given}
     shares = [{**row, "share": 0.0}, {**row, "share": 1.0}]
-    results = {"base": given, "shares": shares, "points": points}
+    guessed = dict.fromkeys(MEASURES, -1.0)
+    chance = {"vision": guessed, "language": guessed}
+    results = {"base": given, "chance": chance, "shares": shares, "points": points}
     draw(results, tmp_path / "mlan.png")
     assert (tmp_path / "mlan.png").read_bytes()[:4] == b"\x89PNG"
     print_table(results)
@@ -129,8 +137,10 @@ def test_the_five_minute_version(tmp_path):
     assert page["versions"]["varifocal"]
     for row in page["shares"]:
         for comparison in ("equal_rows", "equal_cost"):
-            assert {name for name in SUITES if row[comparison][name]} == {"language", "vision"}
+            for measure in MEASURES:
+                asked = {name for name in SUITES if row[comparison][measure][name]}
+                assert asked == {"language", "vision"}
     assert page["shares"][2]["cost"]["pictures"] == 0 < page["shares"][0]["cost"]["pictures"]
-    assert set(page["claims"]) == {"seeds", "language", "vision", "tokens_a_row"}
+    assert set(page["claims"]["right"]) == {"seeds", "language", "vision", "tokens_a_row"}
     assert (tmp_path / "mlan.png").stat().st_size > 10_000
     assert "language %" in done.stdout
