@@ -99,7 +99,7 @@ def print_table(results: Mapping[str, Any]) -> None:
             f"{cost['minutes']:>9.2f}{cost['pictures']:>10.0f}",
             end="",
         )
-        print("".join(f"{told(row['equal_rows'][name]):>24}" for name in suites))
+        print("".join(f"{told(row['equal_rows']['right'][name]):>24}" for name in suites))
 
 
 def told(figure: Mapping[str, Any] | None) -> str:
