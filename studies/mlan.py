@@ -6,7 +6,7 @@ A seed's connector first learns to describe pictures (stage 1). Then each share 
 on equally many rows of the trained skills (stage 2) and is scored on skills that it was never asked
 about, in both modalities: half way, and at its end. Finished points are kept; after each one
 `mlan.json` and `mlan.png` are written again. `--quick` takes three shares, a few steps and one
-seed. What came out: docs/studies/mlan.md.
+seed, `--rows 640` ten times the rows. What came out: docs/studies/mlan.md.
 """
 
 import argparse
@@ -66,6 +66,23 @@ QUICK = Size(
 )
 
 
+def with_rows(rows: int) -> Size:
+    """The full size with another count of rows, scored half way and at the end as well.
+
+    A trained skill has as many questions as the pure shares need without asking one twice.
+
+    >>> with_rows(640).train, dict(with_rows(640).overrides["stage2"])
+    (80, {'data.mixture.total': 640, 'training.save_steps': 120})
+    """
+    fewest = min(len(names) for part, names in skills().items() if part.startswith("trained"))
+    stage2 = {"data.mixture.total": rows, "training.save_steps": max(1, 3 * rows // 16)}
+    return replace(
+        FULL,
+        train=max(FULL.train, -(-rows // fewest)),
+        overrides={**FULL.overrides, "stage2": stage2},
+    )
+
+
 def main() -> None:
     """Run what is missing, then write, draw and print all."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -73,11 +90,24 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="three shares, a few steps, one seed")
     parser.add_argument("--seeds", help="0,1,2 by default; 0 with --quick")
     parser.add_argument("--data", type=Path, help="holds scienceqa-text and nlvr")
+    parser.add_argument("--rows", type=int, help="rows that every share trains on; 64 by default")
     options = parser.parse_args()
+    if options.quick and options.rows is not None:
+        parser.error("--quick has rows of its own; leave out one of --quick and --rows")
     seeds = (options.seeds or ("0" if options.quick else "0,1,2")).split(",")
     if options.data is None:
         print("without --data no real questions are asked: sciencebook's unseen skills alone")
-    study = Study(options.out, options.quick, [int(seed) for seed in seeds], options.data)
+    size = FULL if options.rows is None else with_rows(options.rows)
+    command = "python -m studies.mlan OUT" + " --quick" * options.quick
+    command += f" --rows {options.rows}" * (options.rows is not None)
+    command += " --data DIR" * (options.data is not None)
+    study = Study(
+        options.out,
+        QUICK if options.quick else size,
+        [int(seed) for seed in seeds],
+        options.data,
+        command,
+    )
     make_books(study.data, study.size)
     for seed in study.seeds:
         for stage in FILES:
@@ -94,20 +124,17 @@ class Study:
 
     Args:
         out: where everything goes.
-        quick: which of the sizes.
+        size: how much.
         seeds: in the order in which they run.
         real: folder of the real sources; None asks none of them.
+        command: what is told to have made the figures.
     """
 
     out: Path
-    quick: bool
+    size: Size
     seeds: Sequence[int]
     real: Path | None
-
-    @property
-    def size(self) -> Size:
-        """How much."""
-        return QUICK if self.quick else FULL
+    command: str = ""
 
     @property
     def data(self) -> Path:
@@ -151,10 +178,8 @@ class Study:
 
     def write(self) -> dict[str, Any]:
         """Write `mlan.json` and the figure from the points that are done."""
-        command = "python -m studies.mlan OUT" + " --quick" * self.quick
-        command += " --data DIR" * (self.real is not None)
         results = collect(self.out, self.seeds)
-        write_study(self.out / "mlan.json", command, self.seeds, results)
+        write_study(self.out / "mlan.json", self.command, self.seeds, results)
         if results["shares"]:
             draw(results, self.out / "mlan.png")
         return results

@@ -55,11 +55,12 @@ def test_no_unseen_skill_is_trained_and_its_pictures_are_told():
 
 
 def test_the_sweep_trains_what_the_scores_leave_out(tmp_path):
-    study = mlan.Study(tmp_path, False, [1], None)
+    study = mlan.Study(tmp_path, mlan.with_rows(32), [1], None)
     mlan.make_books(study.data, mlan.QUICK)
     sweep = study.sweep("stage2", [1])
     assert [mlan.share_of(one) for one in sweep.points] == [number / 8 for number in range(9)]
     assert {one.recipe.seed for one in sweep.points} == {1}
+    assert {one.recipe.data.mixture.total for one in sweep.points} == {32}
     data = sweep.points[0].recipe.data
     assert {Path(one.path).name for one in data.train} == {"trained-language", "trained-vision"}
     assert {Path(one.path).name for one in data.evaluate} == {"unseen-language", "unseen-vision"}
