@@ -87,3 +87,76 @@ def llava(tmp_path_factory):
     directory = tmp_path_factory.mktemp("llava")
     save_llava(directory)
     return directory
+
+
+QWEN_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if loop.first and message['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nBe helpful.<|im_end|>\n' }}{% endif %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% if message['content'] is string %}{{ message['content'] }}"
+    "{% else %}{% for part in message['content'] %}{% if part['type'] == 'image' %}"
+    "{{ '<|vision_start|><|image_pad|><|vision_end|>' }}"
+    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}{{ '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+QWEN_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+
+
+def save_qwen_vl(directory, kind="Qwen2VL"):
+    """Save a random Qwen-VL of 2 layers with tokenizer and image processor, as the hub has them."""
+    import torch
+    import transformers as hf
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(letters)}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    core.decoder = decoders.ByteLevel()
+    tokenizer = hf.PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        extra_special_tokens=["<|im_start|>", *QWEN_TOKENS],
+        chat_template=QWEN_TEMPLATE,
+    )
+    names = ("vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id")
+    ids = dict(zip(names, tokenizer.convert_tokens_to_ids(list(QWEN_TOKENS)), strict=True))
+    text = {
+        "vocab_size": len(tokenizer) + 3,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "initializer_range": 0.3,
+        "max_position_embeddings": 512,
+        "rope_parameters": {"rope_type": "default", "mrope_section": [2, 1, 1]},
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    own = {
+        "Qwen2VL": {"embed_dim": 16, "hidden_size": 32, "mlp_ratio": 2},
+        "Qwen2_5_VL": {
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "out_hidden_size": 32,
+            "window_size": 56,
+            "fullatt_block_indexes": [1],
+        },
+    }[kind]
+    vision = {"depth": 2, "num_heads": 2, "initializer_range": 0.3, **own}
+    config = getattr(hf, f"{kind}Config")(text_config=text, vision_config=vision, **ids)
+    torch.manual_seed(0)
+    getattr(hf, f"{kind}ForConditionalGeneration")(config).save_pretrained(directory)
+    hf.Qwen2VLImageProcessorPil().save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+
+
+@pytest.fixture(scope="session", params=["Qwen2VL", "Qwen2_5_VL"])
+def qwen_vl(request, tmp_path_factory):
+    """The directory of a random Qwen2-VL, and of a Qwen2.5-VL; nobody changes them."""
+    directory = tmp_path_factory.mktemp(request.param)
+    save_qwen_vl(directory, request.param)
+    return directory

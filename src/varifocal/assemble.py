@@ -30,9 +30,10 @@ from varifocal.models import (
     load_model,
 )
 from varifocal.models.features import FeatureStore
-from varifocal.models.llava import is_llava, tokens_per_image
-from varifocal.models.load import load_processor, picture_side, sees
+from varifocal.models.llava import is_llava
+from varifocal.models.load import check_pictures, load_processor, sees, tokens_of_whole
 from varifocal.models.packaged import PACKAGED
+from varifocal.models.qwen_vl import QwenVLProcessor
 from varifocal.models.sources import locate, read_config
 from varifocal.recipe import ModelSection, NoTunerSection, Recipe, load_recipe
 from varifocal.run import RunDirectory
@@ -78,6 +79,7 @@ def assemble(recipe: Recipe) -> Assembly:
         ModelError: a part cannot be had, or it is a vision-language model whose pictures take
             more or fewer tokens by their size.
     """
+    check_pictures(recipe.model)
     loaded = load_model(recipe.model, seed=recipe.seed)
     encoder = _encoder(loaded.processor, recipe)
     features, load_images = _eyes(loaded.model, loaded.model, loaded.processor, loaded.fingerprint)
@@ -92,6 +94,7 @@ def load_encoder(recipe: Recipe) -> Encoder:
     Raises:
         ModelError: as `assemble`.
     """
+    check_pictures(recipe.model)
     return _encoder(load_processor(recipe.model), recipe)
 
 
@@ -328,26 +331,10 @@ def _encoder(processor: Any, recipe: Recipe) -> Encoder:
     if isinstance(processor, GraftedProcessor):
         tokens = processor.tokens_per_image
     else:
-        tokens = _tokens_of_whole(processor, recipe.model.language_model)
+        tokens = tokens_of_whole(processor, recipe.model)
         options["chat_template"] = processor.chat_template
     image = processor.image_token, processor.image_token_id, tokens
     return Encoder(cast(Any, processor).tokenizer, *image, **options)
-
-
-def _tokens_of_whole(processor: Any, name: str) -> int:
-    """Return how many tokens a picture takes in a vision-language model of transformers.
-
-    Raises:
-        ModelError: it depends on the picture.
-    """
-    config = read_config(name)
-    if is_llava(config):
-        return tokens_per_image(config, picture_side(processor.image_processor))
-    raise ModelError(
-        f"{name} is a vision-language model of type {config.model_type}, whose pictures take more "
-        "or fewer tokens by their size; this version trains and asks language models, grafts of "
-        "them and LLaVA 1.5's kind: name a language model, and a vision_tower"
-    )
 
 
 def _eyes(
@@ -359,6 +346,8 @@ def _eyes(
     """
     if is_llava(cast(PreTrainedModel, base).config):
         return None, _pixel_loader(processor, cast(Any, base).model.vision_tower.dtype)
+    if isinstance(processor, QwenVLProcessor):
+        return None, _pictures_of_one_size(processor, base.dtype)
     if not isinstance(base, GraftedForConditionalGeneration):
         return None, None
     tower = base.vision_tower
@@ -374,6 +363,14 @@ def _pixel_loader(processor: Any, dtype: torch.dtype) -> ImageLoader:
         pictures = [image.open() for image in images]
         pixels = processor.image_processor(images=pictures, return_tensors="pt")["pixel_values"]
         return {"pixel_values": pixels.to(dtype)}
+
+    return load
+
+
+def _pictures_of_one_size(processor: QwenVLProcessor, dtype: torch.dtype) -> ImageLoader:
+    def load(images: Sequence[Image]) -> Mapping[str, Tensor]:
+        made = processor.pictures([image.open() for image in images])
+        return {**made, "pixel_values": made["pixel_values"].to(dtype)}
 
     return load
 

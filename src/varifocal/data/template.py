@@ -103,7 +103,7 @@ class ChatTemplate:
             token for number in self._special_ids if (token := self._spell(number))
         ]
         self.takes_parts = False
-        self.takes_parts = not self._writes_text() and self._writes_text(as_parts=True)
+        self.takes_parts = self._wants_parts()
         self._frames: dict[tuple[str, ...], tuple[str, str]] = {}
         self.control_tokens = self._find_control_tokens()
 
@@ -128,6 +128,17 @@ class ChatTemplate:
             ) from error
         assert isinstance(text, str)
         return text
+
+    def _wants_parts(self) -> bool:
+        """Whether contents have to be parts: a text does not come out, or a picture has a frame."""
+        if not self._writes_text():
+            return self._writes_text(as_parts=True)
+        if self.image_token is None or not self._writes_text(as_parts=True):
+            return False
+        picture: Turn = {"role": "user", "content": self.image_token + _PROBE}
+        framed = self.render([picture])  # given as parts: a Qwen-VL's stands between two tokens
+        self.takes_parts = False
+        return framed.count(self.image_token) == 1 and framed != self.render([picture])
 
     def _writes_text(self, as_parts: bool = False) -> bool:
         """Whether what a user says comes out when it is given as a text, or as parts."""

@@ -28,11 +28,18 @@ from varifocal.errors import ModelError
 from varifocal.models.attention_code import check_attention
 from varifocal.models.connector import Connector, build_connector, embedding_scale
 from varifocal.models.grafted import GraftedForConditionalGeneration, graft
-from varifocal.models.llava import connector_name, is_llava, prepare_llava
+from varifocal.models.llava import connector_name, is_llava, prepare_llava, tokens_per_image
 from varifocal.models.packaged import efficientnet_processor
 from varifocal.models.processor import GraftedProcessor
 from varifocal.models.published import PUBLISHED
 from varifocal.models.quantised import keep_weights, quantisation
+from varifocal.models.qwen_vl import (
+    QwenVLProcessor,
+    check_side,
+    is_qwen_vl,
+    prepare_qwen_vl,
+    tokens_of_side,
+)
 from varifocal.models.segment_attention import register
 from varifocal.models.sources import clear_loading_errors, locate, read_config, weight_files
 from varifocal.models.vision import VISION_MODELS, VisionTower, build_tower
@@ -93,7 +100,7 @@ def load_processor(section: ModelSection) -> Any:
         ModelError: as `load_model`.
     """
     if section.vision_tower is None:
-        return _whole_processor(section.language_model)
+        return _whole_processor(section)
     shapes = cast(GraftedForConditionalGeneration, _load_meta(section, {}).model)
     image_processor = load_image_processor(section.vision_tower)
     return _processor(image_processor, _tokenizer(section.language_model), shapes.connector)
@@ -110,6 +117,7 @@ def _load_whole(section: ModelSection) -> tuple[PreTrainedModel, Any]:
     """Load a language model with its tokenizer, or a vision-language model with its processor."""
     name = section.language_model
     config = read_config(name)
+    _check_picture_side(section, config)
     language = not sees(config, name)
     kind = AutoModelForCausalLM if language else AutoModelForImageTextToText
     with clear_loading_errors(name):
@@ -118,19 +126,69 @@ def _load_whole(section: ModelSection) -> tuple[PreTrainedModel, Any]:
     keep_weights(model)
     if is_llava(config):
         prepare_llava(model)
-    return model, _whole_processor(name)
+    if section.picture_side is not None:
+        prepare_qwen_vl(model, section.picture_side)
+    return model, _whole_processor(section)
 
 
-def _whole_processor(name: str) -> Any:
+def check_pictures(section: ModelSection) -> None:
+    """Refuse a model whose pictures would take tokens by their size, before it is loaded.
+
+    Raises:
+        ModelError: a Qwen-VL without `picture_side`, or its config cannot be had.
+    """
+    config = read_config(section.language_model)
+    if is_qwen_vl(config):
+        check_side(section.language_model, config, section.picture_side)
+
+
+def _check_picture_side(section: ModelSection, config: PreTrainedConfig) -> None:
+    """Refuse a side that fits no cell, or a model whose pictures have a size of their own."""
+    if section.picture_side is None:
+        return
+    if not is_qwen_vl(config):
+        raise ModelError(
+            f"model.picture_side belongs to a Qwen-VL, and {section.language_model} is of type "
+            f"{config.model_type}; leave it out"
+        )
+    check_side(section.language_model, config, section.picture_side)
+
+
+def _whole_processor(section: ModelSection) -> Any:
     """Load a language model's tokenizer, or a vision-language model's processor."""
-    config = read_config(name)
+    name = section.language_model
+    config: Any = read_config(name)
     if not sees(config, name):
         return _tokenizer(name)
+    if section.picture_side is not None:
+        _check_picture_side(section, config)
+        parts = load_image_processor(name), _tokenizer(name)
+        return QwenVLProcessor(*parts, section.picture_side, config.image_token_id)
     with clear_loading_errors(name):
         processor = AutoProcessor.from_pretrained(locate(name), trust_remote_code=False)
         if is_llava(config):
             processor.image_processor = load_image_processor(name)  # the PIL one, as for a graft
     return processor
+
+
+def tokens_of_whole(processor: Any, section: ModelSection) -> int:
+    """Return how many tokens a picture takes in a vision-language model of transformers.
+
+    Raises:
+        ModelError: it depends on the picture.
+    """
+    name = section.language_model
+    config = read_config(name)
+    if is_llava(config):
+        return tokens_per_image(config, picture_side(processor.image_processor))
+    if is_qwen_vl(config):
+        return tokens_of_side(config, check_side(name, config, section.picture_side))
+    raise ModelError(
+        f"{name} is a vision-language model of type {config.model_type}, whose pictures take more "
+        "or fewer tokens by their size; this version trains and asks language models, grafts of "
+        "them, LLaVA 1.5's kind, and Qwen2-VL's with model.picture_side: name a language model, "
+        "and a vision_tower"
+    )
 
 
 def _tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -307,10 +365,13 @@ def _load_meta(section: ModelSection, base_ids: dict[str, str]) -> LoadedModel:
             f"language_model {section.language_model!r} has a vision tower of its own;"
             " leave vision_tower out"
         )
+    _check_picture_side(section, config)
     kind = AutoModelForCausalLM if language else AutoModelForImageTextToText
     with torch.device("meta"):
         options = {"dtype": getattr(torch, section.dtype)}
         model = kind.from_config(config, attn_implementation=section.attn_implementation, **options)
+        if section.picture_side is not None:
+            prepare_qwen_vl(model, section.picture_side)
         if section.vision_tower is None:
             return LoadedModel(model, None, base_ids, None)
         vision = config_for_counting(section.vision_tower)

@@ -67,6 +67,9 @@ class ModelSection(Section):
     """The image encoder to graft on; null: use the language model as it is."""
     connector: ConnectorSection | None = None
     """By default a `patch_mlp` when there is a vision tower."""
+    picture_side: Count | None = None
+    """Side, in pixels, of the squares that pictures are put on for a Qwen-VL, whose pictures
+    otherwise take as many tokens as they are large; a multiple of 28, which is one token."""
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     """Number format of the frozen weights."""
     attn_implementation: str = "sdpa"
@@ -86,4 +89,6 @@ class ModelSection(Section):
     def _parts_fit(self) -> "ModelSection":
         if self.connector and not self.vision_tower:
             raise WrongKeyError("connector", "there is no vision_tower for it to read")
+        if self.picture_side and self.vision_tower:
+            raise WrongKeyError("picture_side", "belongs to a Qwen-VL; a vision_tower has its own")
         return self

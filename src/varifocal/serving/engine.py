@@ -95,7 +95,8 @@ class Engine:
         load_images: pictures -> the model's image tensors; None for a model without eyes.
         max_batch: most requests that are answered at once.
         max_queue: most requests that wait.
-        prefix_cache_gib: memory for keys and values of earlier turns; 0 keeps none.
+        prefix_cache_gib: memory for keys and values of earlier turns; 0 keeps none. A Qwen-VL
+            keeps none whatever it says.
         fold: False runs adapters as they are.
 
     Attributes:
@@ -128,7 +129,9 @@ class Engine:
         self._is_graft = isinstance(base, GraftedForConditionalGeneration)
         text: Any = self.model.config.get_text_config(decoder=True)
         self._window: int | None = getattr(text, "max_position_embeddings", None)
-        self._prefixes = PrefixCache(int(prefix_cache_gib * GIB))
+        # a Qwen-VL's positions count backwards from what follows: no prefix fits another prompt
+        keeps = not hasattr(base, "picture_side")
+        self._prefixes = PrefixCache(int(prefix_cache_gib * GIB) if keeps else 0)
         self._scheduler = Scheduler(
             model,
             self._lanes,

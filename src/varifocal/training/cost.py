@@ -84,7 +84,7 @@ class Spent:
         looked_up = len(batch.get("image_features", ()))
         self.vision_lookups += looked_up
         if formula is not None:
-            seen = len(batch.get("pixel_values", ()))
+            seen = _num_from_pixels(batch)
             logits = _logits(trained, loss_chunk)
             self._add_operations(formula, real, logits, marks.get("segment_ids"), seen, looked_up)
 
@@ -135,6 +135,11 @@ class Spent:
         """Sum two processes'."""
         mine, theirs = asdict(self), asdict(other)
         return Spent(**{name: mine[name] + theirs[name] for name in mine})
+
+
+def _num_from_pixels(batch: Mapping[str, Any]) -> int:
+    """Count a batch's pictures that come as pixels; a Qwen-VL's are rows of patches, with grids."""
+    return len(batch.get("image_grid_thw", batch.get("pixel_values", ())))
 
 
 _MARKS = ("input_ids", "labels", "prompt_mask", "modality_ids", "segment_ids")
@@ -263,7 +268,7 @@ class Meter:
         token = getattr(config, "image_token_id", getattr(config, "image_token_index", None))
         self._spent.add(batch, self.formula, token, self.loss_chunk)
         if not hasattr(self.base, "vision_passes"):  # a model of transformers does not count
-            self._spent.add_passes(len(batch.get("pixel_values", ())), self.formula)
+            self._spent.add_passes(_num_from_pixels(batch), self.formula)
 
     def add_alignment(self, num_pictures: int, num_words: int) -> None:
         """Count the connector's steps against words: forward, and backward for its weights.

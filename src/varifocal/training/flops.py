@@ -23,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from varifocal.models import GraftedForConditionalGeneration
+from varifocal.models.qwen_vl import is_qwen_vl
 from varifocal.tuners.mma.layer import MMALayer
 
 FUSED = ("segments", "flash_attention_2", "flash_attention_3", "flex_attention")
@@ -266,6 +267,8 @@ def picture_flops(base: PreTrainedModel) -> PictureFlops:
     """Count what one picture takes, backward through whatever trains."""
     if isinstance(base, GraftedForConditionalGeneration):
         return _of_graft(base)
+    if is_qwen_vl(base.config):
+        return _of_qwen_vl(base)
     side = [part for name, part in base.named_modules() if name.rpartition(".")[2] in _SIDES]
     return _of_transformer(base, side[0]) if side else PictureFlops()
 
@@ -340,6 +343,33 @@ def _of_transformer(base: PreTrainedModel, tower: nn.Module) -> PictureFlops:
     tower_back = 2 * cells * trained + 2 * (cells * weights + 2 * attention) if trained else 0
     return PictureFlops(
         forward, connector, from_features + tower_back, from_features, bool(moved or trained)
+    )
+
+
+def _of_qwen_vl(base: PreTrainedModel) -> PictureFlops:
+    """Count a Qwen-VL's tower at `picture_side`; its merger, behind the blocks, is the connector.
+
+    A model whose pictures have no size of their own is not trained, and counts nothing.
+    """
+    model = cast(Any, base)
+    side = getattr(model, "picture_side", None)
+    if side is None:
+        return PictureFlops()
+    tower, vision = model.model.visual, model.config.vision_config
+    cells = (side // vision.patch_size) ** 2
+    merged = cells // vision.spatial_merge_size**2
+    weights, trained = _sum([*_products(tower.patch_embed), *_products(tower.blocks)])
+    joined, moved = _sum(list(_products(tower.merger)))
+    width = getattr(vision, "embed_dim", vision.hidden_size)
+    whole = set(getattr(vision, "fullatt_block_indexes", range(vision.depth)))
+    window = getattr(vision, "window_size", side) // vision.patch_size
+    pairs = [cells if block in whole else min(window**2, cells) for block in range(vision.depth)]
+    attention = 2 * width * cells * sum(pairs)
+    forward = 2 * (cells * weights + attention)
+    connector_back = 2 * merged * 2 * moved
+    tower_back = 2 * cells * (trained + weights) + 4 * attention if trained else 0
+    return PictureFlops(
+        forward, 2 * merged * joined, connector_back + tower_back, 0, bool(moved or trained)
     )
 
 

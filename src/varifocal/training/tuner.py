@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from varifocal.errors import RecipeError
 from varifocal.models.llava import connector_name
+from varifocal.models.qwen_vl import is_qwen_vl
 from varifocal.recipe import (
     FullSection,
     LoraSection,
@@ -53,6 +54,11 @@ def attach_tuner(
     """
     if isinstance(tuner, FullSection):
         return train_whole(model, tuner)
+    if isinstance(tuner, MMASection) and tuner.adapt_vision_tower and is_qwen_vl(model.config):
+        raise RecipeError(
+            "tuner.adapt_vision_tower: a Qwen-VL's tower runs all pictures of a batch as one row, "
+            "where MMA could not choose its branches for each; set it to false"
+        )
     connector = connector_name(model) if tuner.train_connector else None
     saved = None if connector is None else [connector.rpartition(".")[2]]
     try:

@@ -17,6 +17,7 @@ from varifocal.data.encode import Encoder
 from varifocal.errors import ModelError
 from varifocal.models import GraftedForConditionalGeneration, load_model
 from varifocal.models.llava import is_llava, tokens_per_image
+from varifocal.models.qwen_vl import check_side, grid_of_side, is_qwen_vl, tokens_of_side
 from varifocal.recipe import Recipe
 from varifocal.training.flops import FlopFormula
 from varifocal.training.planning.lengths import Eyes
@@ -75,12 +76,28 @@ def _eyes(base: PreTrainedModel) -> Eyes:
         side = config.vision_config.image_size
         loader = _loader("pixel_values", (3, side, side), base.dtype)
         return Eyes(loader, False, config.image_token_index, tokens_per_image(config, side))
+    if is_qwen_vl(config):
+        side = check_side("model.language_model", config, getattr(base, "picture_side", None))
+        loader = _patch_loader(config, side, base.dtype)
+        return Eyes(loader, False, config.image_token_id, tokens_of_side(config, side))
     return Eyes()
 
 
 def _loader(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Any:
     def load(images: Sequence[Any]) -> Mapping[str, Tensor]:
         return {name: torch.empty(len(images), *shape, dtype=dtype, device="meta")}
+
+    return load
+
+
+def _patch_loader(config: Any, side: int, dtype: torch.dtype) -> Any:
+    vision = config.vision_config
+    values = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+
+    def load(images: Sequence[Any]) -> Mapping[str, Tensor]:
+        grid = grid_of_side(config, side, len(images))
+        patches = torch.empty(int(grid.prod(1).sum()), values, dtype=dtype, device="meta")
+        return {"pixel_values": patches, "image_grid_thw": grid}
 
     return load
 
