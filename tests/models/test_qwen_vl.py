@@ -153,10 +153,10 @@ def test_samples_packed_into_a_row_are_as_they_are_alone(parts, examples, tuner)
     collate = Collator(0, load_images=parts.load_images)
     packed = logits_of(model, collate([encoded]))[0]
     alone = [logits_of(model, collate([one]))[0] for one in encoded]
-    torch.testing.assert_close(packed, torch.cat(alone), rtol=0, atol=5e-5)
+    torch.testing.assert_close(packed, torch.cat(alone), rtol=0, atol=2e-4)
     mates = logits_of(model, collate([encoded[1], encoded[0], encoded[2]]))
     for row, one in enumerate([alone[1], alone[0], alone[2]]):
-        torch.testing.assert_close(mates[row, : len(one)], one, rtol=0, atol=5e-5)
+        torch.testing.assert_close(mates[row, : len(one)], one, rtol=0, atol=2e-4)
 
 
 @pytest.mark.parametrize("tuner", [None, "mma"])

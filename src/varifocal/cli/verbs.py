@@ -23,6 +23,7 @@ from varifocal.cli.launch_verb import add_launch_verb
 from varifocal.cli.options import RecipeArgument, SetOption
 from varifocal.cli.plan_verb import add_plan_verb
 from varifocal.cli.ready import ready
+from varifocal.cli.recipes_verb import add_recipes_verb
 from varifocal.cli.run_verbs import add_run_verbs, renew_card
 from varifocal.cli.serve_verb import add_serve_verb
 from varifocal.cli.words_verb import add_words_verb
@@ -46,6 +47,7 @@ app.add_typer(data_app, name="data")
 add_words_verb(analyze_app)
 app.add_typer(analyze_app, name="analyze")
 add_eval_verb(app)
+add_recipes_verb(app)
 add_plan_verb(app)
 add_run_verbs(app)
 add_export_verb(app)

@@ -6,10 +6,10 @@ picture is first put on a square of one side, so that all take as many tokens; a
 positions are derived from the one that rows, trees of options and caches are laid out by.
 
 transformers counts a token behind a picture from the picture's height on, so that positions lag
-behind the number of tokens by then. Here they are counted backwards from the segment's end: what
-follows the last picture is where its place in the row says, and what stands before lies the lag
-further on. Rotary attention sees differences alone, and those are transformers' own. So a cache
-can be continued by counting tokens, as for any model.
+behind the number of tokens by then. Here they are counted backwards from the row's end: what
+follows the last picture is where its place in its segment says, and what stands before lies the lag
+further on. Rotary attention sees differences alone, and those are transformers' own. So a cache can
+be continued by counting tokens, as for any model.
 
 Letters: B rows, T tokens, N images, V visual tokens per image, S cells at a picture's side.
 """
@@ -149,7 +149,7 @@ def positions_of_rows(
     """Derive M-RoPE's positions from places in segments.
 
     Args:
-        position_ids: [B, T], 0 where a segment begins.
+        position_ids: [B, T]; they restart at each segment.
         is_image: [B, T] bool, True at placeholders.
         tokens_per_image: V.
         side_tokens: S.
@@ -164,14 +164,10 @@ def positions_of_rows(
             [2, 3, 4, 3, 4, 5]])
     """
     lag = tokens_per_image - side_tokens
-    order = is_image.long().cumsum(1)  # how many placeholders up to here
-    segments = (position_ids == 0).long().cumsum(1)  # 0 in a row that goes on from a cache
-    shape = (*segments.shape[:1], segments.shape[1] + 1)
-    within = order.new_zeros(shape).scatter_add_(1, segments, is_image.long())  # by segment
-    earlier = within.cumsum(1) - within
-    number = order - earlier.gather(1, segments) - is_image.long()  # placeholders before, inside
-    pictures = number // tokens_per_image
-    coming = within.gather(1, segments) // tokens_per_image - pictures
+    seen = is_image.long()
+    number = seen.cumsum(1) - seen  # of placeholders before
+    # Those of later segments move a whole segment on, which attention inside it does not see.
+    coming = seen.sum(1, keepdim=True) // tokens_per_image - number // tokens_per_image
     place = torch.where(is_image, number % tokens_per_image, 0)
     begin = position_ids + coming * lag - place
     rows = torch.where(is_image, place // side_tokens, 0)
