@@ -97,9 +97,9 @@ def test_a_graft_of_a_family_trains_by_formula(name):
 
 def test_the_head_names_these_models_and_no_others():
     listed = [words[1] for words in head("lavin-scienceqa-24gb") if words[1] in PUBLISHED]
-    assert listed == sorted(GRAFTS)
+    assert set(listed) == set(GRAFTS)
     listed = [words[1] for words in head("qwen-vl-lora") if words[1] in PUBLISHED]
-    assert listed == sorted(QWEN_VLS)
+    assert set(listed) == set(QWEN_VLS)
 
 
 def test_its_settings_are_lavins():
@@ -181,7 +181,8 @@ def test_all_recipes_are_listed_with_what_they_need():
     assert "data.root itself" in blocks["lavin-7b-scienceqa"]
     assert "chat.json (llava)" in blocks["mixlora-stage1-7b"]
     assert "varifocal train mlan-stage1-vicuna-7b" in blocks["mlan-stage2-vicuna-7b"]
-    assert "settings of the paper and its public code." in blocks["lavin-7b-scienceqa"]
+    told = " ".join(blocks["lavin-7b-scienceqa"].split())
+    assert "settings of the paper and its public code." in told
 
 
 def test_a_recipe_is_printed_to_be_copied():
