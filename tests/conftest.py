@@ -27,6 +27,7 @@ def save_llava(directory, strategy="default", tower="clip", kind="Llava", templa
     from tiny import byte_tokenizer
 
     tokenizer = byte_tokenizer(image_token="<image>")
+    tokenizer.chat_template = None  # the processor brings one, or nobody
     sizes = {"num_hidden_layers": 2, "num_attention_heads": 4, "initializer_range": 0.3}
     text = hf.LlamaConfig(
         vocab_size=len(tokenizer) + 3,

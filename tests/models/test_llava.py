@@ -184,6 +184,7 @@ def test_a_model_with_as_many_tokens_as_a_picture_needs_is_refused(tmp_path, lla
         load_encoder(recipe_for(tmp_path))
     assert str(caught.value) == (
         f"{tmp_path} is a vision-language model of type llava, whose pictures take more or fewer "
-        "tokens by their size; this version trains and asks language models, grafts of them and "
-        "LLaVA 1.5's kind: name a language model, and a vision_tower"
+        "tokens by their size; this version trains and asks language models, grafts of them, "
+        "LLaVA 1.5's kind, and Qwen2-VL's with model.picture_side: name a language model, and a "
+        "vision_tower"
     )
