@@ -6,7 +6,8 @@ Three sweeps a seed, in this order: the stages (alignment-stages.yaml), scienceb
     python -m studies.alignment OUT --data ../shared/data
 
 Finished points are kept, so a stopped study goes on; JSON and figure (OUT/alignment.json and .png)
-are written anew after every sweep of a seed. docs/studies/alignment.md says how to read them.
+are written anew after every sweep of a seed, and the tables are printed in the end. OUT/words.png
+shows which visual tokens say which words. docs/studies/alignment.md says how to read all of them.
 """
 
 import argparse
@@ -17,8 +18,12 @@ from pathlib import Path
 
 from studies.alignment_figures import curves
 from studies.alignment_results import TASKS, collect
+from studies.alignment_tables import tables
 from studies.record import write_study
+from varifocal.analysis.words import words_of_run
+from varifocal.data.formats import load_source
 from varifocal.data.sciencebook import make_sciencebook
+from varifocal.recipe import SourceSection
 from varifocal.sweep import Sweep, load_sweep, run_sweep
 
 HERE = Path(__file__).parent
@@ -52,7 +57,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     here = Path()
     for name, sweep in sweeps(seeds, options.quick, with_nlvr=nlvr is not None):
         run_sweep(sweep, here / name, _tell)
+        if name == "stages":
+            words_picture(here, sweep)
         write(here, command(options), seeds)
+    print(tables(collect(here, seeds)))
     if nlvr is None:
         print("left out: NLVR; give its folder with --data")
 
@@ -83,6 +91,20 @@ def sweeps(seeds: Sequence[int], quick: bool, *, with_nlvr: bool) -> Iterator[tu
             sweep = load_sweep(HERE / f"alignment-{name}.yaml", overrides)
             points = tuple(point for point in sweep.points if point.recipe.seed == seed)
             yield name, replace(sweep, points=points)
+
+
+def words_picture(out: Path, sweep: Sweep) -> None:
+    """Draw which visual tokens say which words, once, on the first new question of each skill."""
+    if (out / "words.png").is_file():
+        return
+    source = SourceSection(path="sciencebook", format="scienceqa", split="test")
+    first: dict[str, Path] = {}
+    for example in load_source(source):
+        place = example.images[0].path
+        assert place is not None  # sciencebook's pictures are files
+        first.setdefault(example.tags["skill"], place)
+    aligned = next(point.label for point in sweep.points if point.setting == "words")
+    words_of_run(out / "stages" / aligned, images=list(first.values()), out=out)
 
 
 def write(out: Path, called: str, seeds: Sequence[int]) -> None:
