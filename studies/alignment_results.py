@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from studies.record import over_seeds
+from varifocal.recipe import load_recipe
 from varifocal.run import UNLOGGED, RunDirectory
 
 TASKS = {"book": ("none", "words", "captions", "words-few"), "nlvr": ("none", "words", "captions")}
@@ -59,8 +60,6 @@ def stage_costs(out: Path, name: str, seeds: Sequence[int]) -> dict[str, Any]:
 def _pictures(out: Path, name: str, seed: int, cost: dict[str, Any]) -> float:
     if not name.startswith("words"):
         return cost["vision_lookups"]
-    from varifocal.recipe import load_recipe
-
     run = RunDirectory(out / "stages" / f"{name},seed={seed}")
     connector = load_recipe(run.recipe, check_paths=False).model.connector
     assert connector is not None
@@ -92,9 +91,14 @@ def _before(out: Path, setting: str, seed: int) -> float:
 
 
 def curve(run: RunDirectory, suite: str, before: float) -> Curve:
-    """Accuracy at each checkpoint of a run, by step and by processor minutes."""
-    points = []
+    """Accuracy at each checkpoint of a run, by step and by processor minutes.
+
+    A run that was stopped and resumed has a checkpoint of the stop as well, which is left out.
+    """
+    points, every = [], _save_steps(run)
     for step in run.steps():
+        if step % every:
+            continue
         scores = json.loads((run.evaluations_at(step) / f"{suite}.json").read_text())
         spent = json.loads((run.checkpoint(step) / UNLOGGED).read_text())["seconds"]
         points.append(
@@ -105,6 +109,10 @@ def curve(run: RunDirectory, suite: str, before: float) -> Curve:
             }
         )
     return points
+
+
+def _save_steps(run: RunDirectory) -> int:
+    return int(load_recipe(run.recipe, check_paths=False).training.save_steps)
 
 
 def summary(by_seed: dict[int, Curve], none: dict[int, Curve]) -> dict[str, Any]:

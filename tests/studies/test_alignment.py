@@ -24,12 +24,13 @@ ALIGNED = 120.0  # seconds
 
 @pytest.fixture
 def out(tmp_path):
-    """Runs of two seeds, a minute of processor time every ten steps; captions has one seed."""
+    """Runs of two seeds, a minute every ten steps; one has one seed, one was stopped once."""
     for setting, by_seed in SCORES.items():
         for seed, accuracies in by_seed.items():
             if setting != "none":
                 write_stage(tmp_path / "stages" / f"{setting},seed={seed}", setting)
-            write_run(tmp_path / "book" / f"{setting},seed={seed}", accuracies)
+            stopped_at = 17 if setting == "words" and seed == 1 else None
+            write_run(tmp_path / "book" / f"{setting},seed={seed}", accuracies, stopped_at)
     (tmp_path / "book" / "captions,seed=0" / "point.json").write_text("{}")
     write_run(tmp_path / "book" / "captions,seed=1", (99, 99, 99))
     (tmp_path / "book" / "captions,seed=1" / "point.json").unlink()  # not finished: not read
@@ -45,14 +46,19 @@ def write_stage(root, name):
     (root / "recipe.yaml").write_text(json.dumps({"model": model}))
 
 
-def write_run(root, accuracies):
-    for number, accuracy in enumerate(accuracies, start=1):
-        step = 10 * number
+def write_run(root, accuracies, stopped_at=None):
+    recipe = {"model": {"language_model": "a"}, "training": {"save_steps": 10}}
+    root.mkdir(parents=True)
+    (root / "recipe.yaml").write_text(json.dumps(recipe))
+    steps = {10 * number: accuracy for number, accuracy in enumerate(accuracies, start=1)}
+    if stopped_at is not None:
+        steps[stopped_at] = 0
+    for step, accuracy in steps.items():
         checkpoint = root / "checkpoints" / f"checkpoint-{step}"
         scores = root / "eval" / f"checkpoint-{step}"
         checkpoint.mkdir(parents=True)
         scores.mkdir(parents=True)
-        seconds = {"cpu_training": 60.0 * number}
+        seconds = {"cpu_training": 6.0 * step}
         (checkpoint / "unlogged.json").write_text(json.dumps({"seconds": seconds}))
         columns = {"average": {"accuracy": accuracy}}
         (scores / "sciencebook-test.json").write_text(json.dumps({"columns": columns}))
