@@ -41,11 +41,11 @@ def _add(path: str, section: type[BaseModel], parts: list[str], seen: set) -> No
     if section in seen:
         return
     seen.add(section)
-    title = f"`{path}`" if path else "The page"
+    title = f"`{path}`" if path else "All sections"
     if (tag := section.model_fields.get("type")) and isinstance(tag.default, str):
         whole = len(typing.get_args(tag.annotation)) == 1
         title = f"{title}, `type: {tag.default}`" if whole else title
-    parts += [f"## {title}", "", _text(section.__doc__ or ""), ""]
+    parts += [f"## {title}", "", _text(section.__doc__ or "") if path else "", ""]
     parts += ["| key | type | default | meaning |", "|---|---|---|---|"]
     parts += [_row(name, field) for name, field in section.model_fields.items()]
     parts.append("")
