@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from tables import table_row
 from typer.main import get_command
 
 _INTRODUCTION = """# Command line
@@ -53,7 +54,7 @@ def _verb(path: str, verb: Any) -> str:
             "",
             f"```text\n{usage}\n```",
             "",
-            "| | | default | |",
+            "| | value | default | meaning |",
             "|---|---|---|---|",
             *(_row(f"`{_metavar(each)}`", each) for each in arguments),
             *(_row(_names(each), each) for each in options if each.name != "help"),
@@ -68,8 +69,7 @@ def _row(name: str, each: Any) -> str:
     default = "" if each.default in (None, False, (), []) else f"`{each.default}`"
     if each.required:
         default = "required"
-    cells = (name, kind, default, _plain(each.help or ""))
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+    return table_row((name, kind, default, _plain(each.help or "")))
 
 
 def _names(option: Any) -> str:

@@ -8,6 +8,7 @@ from typing import Any, Literal, Union
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
+from tables import table_row
 
 _INTRODUCTION = """# Recipe
 
@@ -58,8 +59,7 @@ def _add(path: str, section: type[BaseModel], parts: list[str], seen: set) -> No
 
 def _row(name: str, field: FieldInfo) -> str:
     meaning = _text(field.description or _meaning(name, field.annotation))
-    cells = (f"`{name}`", _type(field), _default(field), meaning)
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+    return table_row((f"`{name}`", _type(field), _default(field), meaning))
 
 
 def _meaning(name: str, annotation: Any) -> str:

@@ -36,6 +36,11 @@ def test_the_recipe_page_has_every_key_with_its_meaning(hook):
         assert re.sub(r"\s+", " ", meaning) in flat, (section, key)
 
 
+def test_a_bar_ends_a_cell_but_in_backticks(hook):
+    row = hook("tables").table_row(("`a|b`", "c|d", "`e` | `f|g`"))
+    assert row == "| `a|b` | c\\|d | `e` \\| `f|g` |"
+
+
 @pytest.mark.parametrize(
     "row",
     [
