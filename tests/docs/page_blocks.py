@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 FENCE = re.compile(r"^```(?P<language>[\w-]*)(?: title=\"(?P<marker>[^\"]*)\")?\s*$")
 
+SPAN = r"`((?:varifocal|python|make|pytest) [^`]+)`"
+
 RUN = ("bash", "sh", "python")
 SHOWN = ("text", "yaml", "json")
 
@@ -76,4 +78,4 @@ def prose(text):
 
 def spans(text):
     """Return the commands in backticks outside of the blocks, with the line breaks taken out."""
-    return [" ".join(span.split()) for span in re.findall(r"`(varifocal [^`]+)`", prose(text))]
+    return [" ".join(span.split()) for span in re.findall(SPAN, prose(text))]
