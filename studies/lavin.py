@@ -29,8 +29,8 @@ from varifocal.run import RunDirectory, write_json
 from varifocal.sweep import Sweep, load_sweep, run_sweep
 
 HERE = Path(__file__).parent
-PICTURE_SKILLS = ("circuits", "counting", "shapes", "thermometer")
-TEXT_SKILLS = ("weather_or_climate", "opposites", "parts_of_speech")
+PICTURE_SKILLS = ("circuits", "shapes", "thermometer")
+TEXT_SKILLS = ("weather_or_climate", "opposites")
 MEASURED = "measured.json"
 
 
@@ -52,10 +52,10 @@ class Size:
     of_starts: tuple[str, ...] = ()
 
 
-FULL = Size(train=1400, test=168, texts=32)
+FULL = Size(train=1000, test=120, texts=16)
 QUICK = Size(
-    train=140,
-    test=14,
+    train=100,
+    test=10,
     texts=4,
     overrides=("training.max_steps=1", "training.warmup_steps=0", "training.save_steps=1"),
     of_starts=("model.connector.alignment_steps=10",),
