@@ -21,6 +21,7 @@ LORA = {"r": 2, "lora_alpha": 4, "init_lora_weights": False}
 ADAPTERS = {
     "lora": lambda: LoraConfig(target_modules=["q_proj", "up_proj"], **LORA),
     "mma": lambda: MMAConfig(bottleneck_dim=2, router_temperature=0.5),
+    "mma-unrouted": lambda: MMAConfig(bottleneck_dim=2, router=False),
     "mixlora": lambda: MixLoraConfig(num_factors=4, rank=2, target_modules=["q_proj", "up_proj"]),
 }
 
@@ -83,7 +84,7 @@ def make_run(tmp_path, language):
         book = {"path": str(tmp_path / f"book-{kind}"), "format": "scienceqa", "split": "train"}
         page = {
             "model": {"language_model": str(language), "dtype": "float32"},
-            "tuner": {"type": kind or "lora"},
+            "tuner": {"type": (kind or "lora").partition("-")[0]},
             "data": {"train": [book], "max_length": 160},
         }
         root.mkdir()

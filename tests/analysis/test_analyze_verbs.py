@@ -109,6 +109,7 @@ def test_routing_of_a_run(run, make_run, kind, factors):
         ("lora", ["interference", "--data", "/nowhere"], "no file or folder '/nowhere'"),
         ("lora", ["interference", "--examples", "1"], "Invalid value for '--examples'"),
         ("lora", ["routing"], "a lora adapter has no router"),
+        ("mma-unrouted", ["routing"], "this mma adapter was made without a router"),
         (None, ["interference"], "{root} has no adapter yet"),
         (None, ["routing"], "{root} has no adapter yet"),
     ],

@@ -12,10 +12,11 @@ from varifocal.assemble import open_run
 from varifocal.errors import ModelError, RunError
 from varifocal.export import shards
 from varifocal.export.exporting import export, read_parity
-from varifocal.export.order import Order
+from varifocal.export.order import Order, check_possible
 from varifocal.export.plain import PlainModel, fold_route
 from varifocal.export.push import push
 from varifocal.export.shards import write_plain
+from varifocal.recipe import load_recipe
 from varifocal.tuners.mma import folding
 
 
@@ -34,6 +35,16 @@ def test_in_float64_a_folded_route_is_the_run_to_a_millionth(mma_run, tmp_path, 
         other = parts.model(input_ids=ids, modality_ids=1 - marks, use_cache=False).logits
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
     assert (other - expected).abs().max() > 1e-2
+
+
+def test_adapters_without_a_router_are_refused_with_the_way_out(mma_run, tmp_path):
+    page = mma_run.recipe.read_text()
+    assert "  router: true\n" in page
+    file = tmp_path / "recipe.yaml"
+    file.write_text(page.replace("  router: true\n", "  router: false\n"))
+    recipe = load_recipe(file, check_paths=False)
+    with pytest.raises(ModelError, match=r"have none \(tuner.router: false\); serve the run"):
+        check_possible(Order(mma_run, "merged"), recipe, None)
 
 
 def test_shards_hold_every_tensor_once_and_no_more_than_was_asked(mma_run, tmp_path):

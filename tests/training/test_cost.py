@@ -26,6 +26,7 @@ from varifocal.training.tuner import attach_tuner
 EVERYWHERE = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 TUNERS = {
     "mma": MMASection(),
+    "mma without a router": MMASection(router=False, bottleneck_dim=64),
     "lora": LoraSection(),
     "lora-everywhere": LoraSection(target_modules=EVERYWHERE),
     "mixlora": MixLoraSection(num_factors=8, rank=2),

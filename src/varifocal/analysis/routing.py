@@ -151,11 +151,13 @@ def measure_routing(
 def _method(model: nn.Module) -> str:
     if isinstance(model, PeftModel):
         name = str(model.active_peft_config.peft_type.value).lower()  # type: ignore[union-attr]
-        if name in ("mma", "mixlora") and getattr(model.active_peft_config, "router", True):
+        if not getattr(model.active_peft_config, "router", True):
+            raise ModelError(f"this {name} adapter was made without a router (router: false)")
+        if name in ("mma", "mixlora"):
             return name
         raise ModelError(
             f"a {name} adapter has no router: every example uses all of it; routing is that of "
-            "mma (unless its router is false) and mixlora"
+            "mma and mixlora"
         )
     raise ModelError("the model has no adapter; routing is that of an mma or mixlora adapter")
 
