@@ -5,7 +5,7 @@
 Six settings (studies/lavin.yaml) are trained for the same steps with three seeds and asked the same
 new questions. DIR holds `alpaca`, whose answers are the plain text on which is measured what was
 kept of the language; without it that column is left out. Finished points are kept, and
-OUT/lavin.json and OUT/lavin.png are written anew after each of them.
+OUT/lavin.json, .png and .md (the tables) are written anew after each of them.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from studies.lavin_results import SETTINGS, draw, gathered
+from studies.lavin_results import SETTINGS, differences, draw, gathered, table
 from studies.record import write_study
 from varifocal.assemble import Assembly, assemble, open_run
 from varifocal.data.formats import load_source
@@ -105,6 +105,7 @@ class Study:
         results = gathered(base, done)
         write_study(self.out / "lavin.json", self.command, self.seeds, results)
         draw(results, self.out / "lavin.png")
+        (self.out / "lavin.md").write_text(f"{table(results)}\n\n{differences(results)}\n")
 
     def _make_book(self) -> None:
         book = self.out / "sciencebook"

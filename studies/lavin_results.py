@@ -27,6 +27,9 @@ STEPS = (
 )
 """Settings whose difference, seed by seed, is asked for."""
 
+MIN_SEEDS = 3
+"""Student's interval of two seeds is as wide as the scale, so fewer than these are shown alone."""
+
 COLUMNS = ("TXT", "IMG", "NO", "average")
 BLUE, ORANGE, GRAY = "#0072b2", "#d55e00", "#777777"
 """Of Okabe and Ito's colours, which the colour-blind can tell apart."""
@@ -110,40 +113,48 @@ def differences(results: Mapping[str, Any]) -> str:
 
 
 def _mean(figure: Mapping[str, Any], form: str) -> str:
-    """Write a mean with its interval.
+    """Write a mean with its interval, or of fewer than three seeds with the seeds themselves.
 
-    >>> _mean({"mean": 1.0, "low": -0.5, "high": 2.5}, "+.1f")
-    '+1.0 (-0.5 to +2.5)'
+    >>> _mean(over_seeds([1.0, 2.0, 3.0]), "+.1f"), _mean(over_seeds([1.0, 3.0]), ".1f")
+    ('+2.0 (-0.5 to +4.5)', '2.0 (1.0, 3.0)')
     """
-    if figure["low"] is None:
-        return f"{figure['mean']:{form}}"
+    values = figure["values"]
+    if len(values) == 1:
+        return f"{values[0]:{form}}"
+    if len(values) < MIN_SEEDS:
+        return f"{figure['mean']:{form}} ({', '.join(f'{value:{form}}' for value in values)})"
     return f"{figure['mean']:{form}} ({figure['low']:{form}} to {figure['high']:{form}})"
 
 
 def draw(results: Mapping[str, Any], file: Path) -> None:
     """Draw accuracy by column, and what the plain text cost, a row a setting."""
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
     panels = figure.subplots(1, 4, sharey=True)
     names = [name for name in SETTINGS if name in results["settings"]]
     for panel, column in zip(panels, ("IMG", "TXT", "NO"), strict=False):
         _dots(panel, [results["settings"][name]["accuracy"][column] for name in names], BLUE)
-        panel.axvline(results["base"]["chance"][column], color=GRAY, linestyle=":", linewidth=1)
-        panel.axvline(results["base"]["accuracy"][column], color=GRAY, linewidth=1)
+        base = results["base"]
+        panel.axvline(base["chance"][column], color=GRAY, ls=":", lw=1, label="a blind guess")
+        panel.axvline(base["accuracy"][column], color=GRAY, lw=1, label="language model alone")
         panel.set(title=column, xlabel="right, %", xlim=(0, 103))
     gained = [results["settings"][name]["text_nats_gained"] for name in names]
     if all(gained) and gained:
         _dots(panels[3], gained, ORANGE)
+        values = [value for one in gained for value in one["values"]]
+        panels[3].set_xlim(min(0, *values) - 0.3, max(1, *values) + 0.3)
     panels[3].axvline(0, color=GRAY, linewidth=1)
-    panels[3].set(title="cost in plain text", xlabel="nats a token above the base")
+    panels[3].set(title="cost in plain text", xlabel="nats a token more")
     panels[0].set_yticks(range(len(names)), [SETTINGS[name] for name in names])
     panels[0].invert_yaxis()
+    lines, names = panels[0].get_legend_handles_labels()
+    figure.legend(lines, names, loc="outside lower center", ncols=2, frameon=False)
     figure.savefig(file, dpi=150)
 
 
 def _dots(panel: Any, figures: list[Mapping[str, Any]], colour: str) -> None:
     """Mark each row's seeds, mean, and interval where there is one."""
     for row, one in enumerate(figures):
-        if one["low"] is not None:
+        if len(one["values"]) >= MIN_SEEDS:
             low, high = one["low"], one["high"]
             panel.plot([low, high], [row, row], color=colour, linewidth=1.5, alpha=0.6)
         values = one["values"]
