@@ -18,6 +18,8 @@ from varifocal.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]
 
+_NAMES = {"alignment": "Word alignment", "lavin": "LaVIN", "mixlora": "MixLoRA", "mlan": "MLAN"}
+
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """Fill the entries of the nav that name a folder."""
@@ -55,7 +57,10 @@ def _filled(entries: list[Any], docs: Path) -> list[Any]:
             if isinstance(value, list):
                 inner = _filled(value, docs)
             elif value.endswith("/"):
-                inner = [f"{value}{page.name}" for page in sorted((docs / value).glob("*.md"))]
+                pages = sorted((docs / value).glob("*.md"))
+                inner = [
+                    {_NAMES.get(page.stem, page.stem): f"{value}{page.name}"} for page in pages
+                ]
             if inner:
                 filled.append({title: inner})
     return filled

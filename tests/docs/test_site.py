@@ -87,12 +87,12 @@ def test_the_home_page_is_the_readme(hook):
 
 def test_a_folder_in_the_nav_takes_its_pages_or_vanishes(hook, tmp_path):
     (tmp_path / "studies").mkdir()
-    for name in ("b.md", "a.md", "figure.png"):
+    for name in ("mlan.md", "a.md", "figure.png"):
         (tmp_path / "studies" / name).write_text("")
     nav = ["index.md", {"Studies": "studies/"}, {"Papers": "papers/"}, {"In": [{"P": "papers/"}]}]
     assert hook("site")._filled(nav, tmp_path) == [
         "index.md",
-        {"Studies": ["studies/a.md", "studies/b.md"]},
+        {"Studies": [{"a": "studies/a.md"}, {"MLAN": "studies/mlan.md"}]},
     ]
 
 
