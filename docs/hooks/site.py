@@ -18,7 +18,13 @@ from varifocal.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]
 
-_NAMES = {"alignment": "Word alignment", "lavin": "LaVIN", "mixlora": "MixLoRA", "mlan": "MLAN"}
+_NAMES = {
+    "alignment": "Word alignment",
+    "lavin": "LaVIN",
+    "mixlora": "MixLoRA",
+    "mlan": "MLAN",
+    "small-vit": "A small ViT",
+}
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
