@@ -1,5 +1,9 @@
 """Recipes for families of published models: dry builds, counts by formula, and a listing."""
 
+import itertools
+import shlex
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
@@ -189,3 +193,41 @@ def test_a_recipe_is_printed_to_be_copied():
     assert run("recipes", "demo") == (SHIPPED / "demo.yaml").read_text()
     with pytest.raises(RecipeError, match="did you mean 'demo'"):
         CliRunner().invoke(app, ["recipes", "demmo"], catch_exceptions=False)
+
+
+PAPERS = Path(__file__).parents[1] / "docs" / "papers"
+
+
+def commands():
+    """The commands of the papers' pages that name a recipe: words behind `varifocal VERB`."""
+    lines = [line for page in sorted(PAPERS.glob("*.md")) for line in page.read_text().splitlines()]
+    told = [line for line in lines if line.startswith("varifocal ")]
+    verbs = ("plan", "train", "launch", "data")
+    return [words[1:] for line in told if (words := shlex.split(line))[1] in verbs]
+
+
+@pytest.mark.parametrize("words", commands(), ids=" ".join)
+def test_a_command_of_a_papers_page_can_be_given(words):
+    name = words[2] if words[0] == "data" else words[1]
+    overrides = [value for key, value in itertools.pairwise(words) if key == "--set"]
+    load_recipe(name, overrides, check_paths=False)
+    devices = [value for key, value in itertools.pairwise(words) if key == "--device"]
+    assert set(devices) <= set(GPUS)
+
+
+def test_a_projector_as_llavas_can_take_the_connectors_place():
+    page = (PAPERS / "mlan.md").read_text()
+    assert '--set "model.connector={type: patch_mlp, plain: true}"' in page
+    recipe = load_recipe(
+        "mlan-stage1-llama2-7b",
+        ["model.connector={type: patch_mlp, plain: true}"],
+        check_paths=False,
+    )
+    assert plan(recipe)["trained_parameters"] == 20_979_712
+
+
+def test_a_row_too_short_for_a_picture_is_planned_as_text():
+    recipe = read("mlan-stage2-llama2-7b-lora", **{"data.max_length": 512})
+    planned = estimate(recipe, GPUS["a6000"], quick=True)
+    assert planned.tokens == 80_000 * 512
+    assert planned.vision_passes == 0

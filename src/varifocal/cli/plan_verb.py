@@ -22,7 +22,7 @@ DeviceOption = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="cpu, a100-80g, a100-40g, h100, rtx4090, rtx3090, l40s, t4, v100 or v100-16g. "
+        help="cpu, a100-80g, a100-40g, h100, rtx4090, rtx3090, a6000, l40s, t4, v100 or v100-16g. "
         "By default this machine where it holds the run, else an a100-80g.",
     ),
 ]

@@ -50,7 +50,8 @@ def _from_hub(name: str) -> str:
         return str(downloaded)
     raise ModelError(
         f"{name!r} is no packaged model ({', '.join(PACKAGED)}) and no local directory; the hub"
-        " cannot be reached from here, and it was not downloaded before"
+        " cannot be reached from here, and it was not downloaded before; download it elsewhere"
+        f" (hf download {name} --local-dir DIR) and name its folder in its place"
     )
 
 

@@ -1,8 +1,8 @@
 """The devices a run can be planned for: what their makers' data sheets say.
 
 Rates are the makers' nominal dense peaks with float32 accumulation, as training needs them; none
-was measured here. Those of A100, H100, RTX 4090, T4 and L40S (float32) were compared with published
-tables; those of RTX 3090, V100 and L40S (16 bits) were not looked up again.
+was measured here. Those of A100, H100, RTX 4090, RTX A6000, T4 and L40S (float32) were compared
+with published tables; those of RTX 3090, V100 and L40S (16 bits) were not looked up again.
 """
 
 from __future__ import annotations
@@ -67,6 +67,7 @@ def _gpu(name: str, memory: float, half: float, single: float, source: str, *onl
 
 _NVIDIA = "https://www.nvidia.com/en-us/data-center/"
 _ADA = "https://images.nvidia.com/aem-dam/Solutions/geforce/ada/nvidia-ada-gpu-architecture.pdf"
+_A6000 = "https://www.nvidia.com/en-us/design-visualization/rtx-a6000/"
 _AMPERE = (
     "https://www.nvidia.com/content/PDF/nvidia-ampere-ga-102-gpu-architecture-whitepaper-v2.pdf"
 )
@@ -79,6 +80,7 @@ GPUS: dict[str, Device] = {
         _gpu("h100", 80, 989.4, 67, f"{_NVIDIA}h100/"),
         _gpu("rtx4090", 24, 165.2, 82.6, _ADA),
         _gpu("rtx3090", 24, 71, 35.6, _AMPERE),
+        _gpu("a6000", 48, 154.8, 38.7, _A6000),
         _gpu("l40s", 48, 362, 91.6, f"{_NVIDIA}l40s/"),
         _gpu("t4", 16, 65, 8.1, f"{_NVIDIA}tesla-t4/", "float16"),
         _gpu("v100", 32, 125, 15.7, f"{_NVIDIA}v100/", "float16"),

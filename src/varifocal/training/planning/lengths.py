@@ -278,12 +278,13 @@ def assume_work(
     """
     longest = recipe.data.max_length
     per_row = (recipe.data.row_length or longest) // longest if recipe.data.packing else 1
-    sample = _longest_sample(longest, eyes)
+    pictured = eyes.load_images is not None and eyes.tokens < longest
+    sample = _longest_sample(longest, eyes if pictured else Eyes())
     size = recipe.training.per_device_train_batch_size
     batch = _collator(recipe, eyes)([[sample] * per_row] * size)
     notes = [
         f"lengths are not known ({reason}): every example is taken to fill data.max_length "
-        f"{longest}, all of it trained{', with a picture' if eyes.load_images else ''}"
+        f"{longest}, all of it trained{', with a picture' if pictured else ''}"
     ]
     examples = recipe.data.mixture.total
     if not examples:
@@ -300,7 +301,7 @@ def assume_work(
     spent = Spent()
     spent.add(batch, formula, eyes.token_id)
     scale = taken / (size * per_row)
-    pictures = taken if eyes.load_images else 0
+    pictures = taken if pictured else 0
     seen = min(examples, taken) if eyes.by_table and pictures else pictures
     return Workload(
         batch=batch,
@@ -319,7 +320,7 @@ def assume_work(
 
 def _longest_sample(length: int, eyes: Eyes) -> Encoded:
     """Make up an example: a picture where the model has eyes, then trained text."""
-    visual = min(eyes.tokens, length - 1) if eyes.load_images else 0
+    visual = eyes.tokens if eyes.load_images else 0
     ids = np.zeros(length, np.int32)
     if visual and eyes.token_id is not None:
         ids[:visual] = eyes.token_id
