@@ -13,7 +13,6 @@ STYLE = {
 }
 """Colours of Okabe and Ito, and a marker and a dash each, so that none is told by colour alone."""
 TITLES = {"book": "sciencebook", "nlvr": "NLVR"}
-CHANCE = {"book": 42.0, "nlvr": 50.0}
 
 
 def curves(results: dict[str, Any], file: Path) -> None:

@@ -127,10 +127,15 @@ def test_figure_and_tables_show_what_is_there(out):
 
 
 def test_the_sweeps_are_cut_to_a_seed_and_take_the_stages_of_that_seed(tmp_path, monkeypatch):
-    (tmp_path / "sciencebook").mkdir()
+    for folder, names in {"sciencebook": (), "nlvr": ("train.jsonl", "dev.jsonl")}.items():
+        (tmp_path / folder).mkdir()
+        for name in names:
+            (tmp_path / folder / name).touch()
     monkeypatch.chdir(tmp_path)
-    found = list(alignment.sweeps([1], quick=False, with_nlvr=False))
-    assert [name for name, _ in found] == ["stages", "book"]
+    found = list(alignment.sweeps([1], quick=False, with_nlvr=True))
+    assert [name for name, _ in found] == ["stages", "book", "nlvr"]
+    assert [point.setting for point in found[2][1].points] == ["none", "words", "captions"]
+    assert len(list(alignment.sweeps([1], quick=True, with_nlvr=False))) == 2
     book = {point.setting: point.recipe for point in found[1][1].points}
     assert {recipe.seed for recipe in book.values()} == {1}
     assert book["none"].model.connector.weights is None
