@@ -47,7 +47,7 @@ TURNS = (
 
 INTERFERENCE = ("lora-r16", "r4-weighted", "r4-hard")
 BEFORE = ("lora-r16", "r4-weighted")
-ROUTING = ("r4-weighted", "r4-hard", "r4-weighted-independent")
+ROUTING = ("r4-weighted", "r4-hard")
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,8 @@ def main() -> None:
         for seed in seeds:
             study.run(seed, settings)
             draw_all(study.write(), options.out)
-        for seed in seeds:
-            study.look_before(seed)
+    for seed in seeds:
+        study.look_before(seed)
     results = study.write()
     draw_all(results, options.out)
     print_tables(results)
