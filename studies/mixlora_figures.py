@@ -234,7 +234,10 @@ def interference_table(results: Mapping[str, Any]) -> list[str]:
     ]
     blocks = list(found[0][2]["negative_share"]) if found else []
     head = " | ".join("all layers" if block == "all" else block for block in blocks)
-    lines = [f"| | seeds | {head} | sure |", f"|---|---:|{'---:|' * len(blocks)}---:|"]
+    lines = [
+        f"| | seeds | {head} | sure | mean cell | harm |",
+        f"|---|---:|{'---:|' * len(blocks)}---:|---:|---:|",
+    ]
     for when, name, one in found:
         shares = " | ".join(
             spread(_percent(one["negative_share"][block]), ".0f")
@@ -243,7 +246,9 @@ def interference_table(results: Mapping[str, Any]) -> list[str]:
             for block in blocks
         )
         sure = spread(_percent(one["surely_negative_share"]), ".0f")
-        lines.append(f"| {title_of(name)}, {when} | {len(one['pairs'])} | {shares} | {sure} |")
+        sizes = " | ".join(spread(one[key], ".2f") for key in ("mean_effect", "mean_harm"))
+        what = f"{title_of(name)}, {when}"
+        lines.append(f"| {what} | {len(one['pairs'])} | {shares} | {sure} | {sizes} |")
     return lines
 
 

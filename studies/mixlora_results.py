@@ -201,10 +201,24 @@ def _interference(pages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "surely_negative_share": over_seeds(
             [one["surely_negative"] / max(one["pairs"], 1) for one in blocks[ALL]]
         ),
+        "mean_effect": over_seeds([fmean(_pairs(one)) for one in blocks[ALL]]),
+        "mean_harm": over_seeds(
+            [fmean(max(-cell, 0) for cell in _pairs(one)) for one in blocks[ALL]]
+        ),
         "pairs": [one["pairs"] for one in blocks[ALL]],
         "matrices": [one["interference"] for one in blocks[ALL]],
         "vague": [page["vague"] for page in pages],
     }
+
+
+def _pairs(block: Mapping[str, Any]) -> list[float]:
+    """The cells off the diagonal that have a number."""
+    return [
+        cell
+        for i, row in enumerate(block["interference"])
+        for j, cell in enumerate(row)
+        if i != j and cell is not None
+    ]
 
 
 def _routing(pages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
