@@ -24,7 +24,7 @@ from studies.record import write_study
 from varifocal.analysis.of_run import Asked, interference_of_run, routing_of_run
 from varifocal.recipe import load_recipe
 from varifocal.run import RunDirectory
-from varifocal.sweep import Sweep, load_sweep, run_sweep
+from varifocal.sweep import DONE, Sweep, load_sweep, run_sweep
 from varifocal.training.train import train
 
 SWEEP = Path(__file__).parent / "mixlora.yaml"
@@ -130,8 +130,10 @@ class Study:
         """
         folder, shared = self.folder(seed), self._shared(seed)
         for sweep in one_by_one(shared, settings):
-            run_sweep(sweep, folder, progress=_tell)
-            self._look(folder / sweep.points[0].label)
+            run = folder / sweep.points[0].label
+            if not (run / DONE).is_file():  # else only its report would be written again
+                run_sweep(sweep, folder, progress=_tell)
+            self._look(run)
             self.write()
 
     def look_before(self, seed: int) -> None:
