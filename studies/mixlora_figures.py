@@ -249,6 +249,11 @@ def interference_table(results: Mapping[str, Any]) -> list[str]:
         sizes = " | ".join(spread(one[key], ".2f") for key in ("mean_effect", "mean_harm"))
         what = f"{title_of(name)}, {when}"
         lines.append(f"| {what} | {len(one['pairs'])} | {shares} | {sure} | {sizes} |")
+    for one in results["negative_share_differences"]:
+        what = f"{title_of(one['of'])} - {title_of(one['against'])}, points"
+        lines.append(
+            f"| {what} | {len(one['all']['values'])} | {spread(_percent(one['all']), '+.0f')} |"
+        )
     return lines
 
 

@@ -48,6 +48,7 @@ def collect(folders: Mapping[int, Path]) -> dict[str, Any]:
         name: {seed: scores_of(run) for seed, run in own.items()} for name, own in runs.items()
     }
     start = {seed: folder / "start" for seed, folder in folders.items()}
+    after = _looks(runs, "interference", _interference)
     return {
         "tasks": _tasks(scores),
         "settings": {name: _setting(runs[name], scores[name]) for name in runs},
@@ -63,8 +64,9 @@ def collect(folders: Mapping[int, Path]) -> dict[str, Any]:
         ],
         "interference": {
             "before": _looks(_finished(start, "training.json"), "interference", _interference),
-            "after": _looks(runs, "interference", _interference),
+            "after": after,
         },
+        "negative_share_differences": _share_differences(after),
         "routing": _looks(runs, "routing", _routing),
     }
 
@@ -180,11 +182,28 @@ def _looks(runs: Runs, analysis: str, figures: Any) -> dict[str, Any]:
     """An analysis' figures by setting, where it was made."""
     found: dict[str, Any] = {}
     for name, own in runs.items():
-        files = [RunDirectory(run).analysis / f"{analysis}.json" for run in own.values()]
-        pages = [json.loads(file.read_text()) for file in files if file.is_file()]
-        if pages:
-            found[name] = figures(pages)
+        files = {seed: RunDirectory(run).analysis / f"{analysis}.json" for seed, run in own.items()}
+        there = {
+            seed: json.loads(file.read_text()) for seed, file in files.items() if file.is_file()
+        }
+        if there:
+            found[name] = {"seeds": list(there), **figures(list(there.values()))}
     return found
+
+
+def _share_differences(after: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Negative shares against LoRA's, paired by seed."""
+    against = after.get("lora-r16")
+    return [
+        {"of": name, "against": "lora-r16", "all": _paired(one, against, "negative_share")}
+        for name, one in after.items()
+        if against and name != "lora-r16" and one["seeds"] == against["seeds"]
+    ]
+
+
+def _paired(of: Mapping[str, Any], against: Mapping[str, Any], key: str) -> dict[str, Any]:
+    pairs = zip(of[key][ALL]["values"], against[key][ALL]["values"], strict=True)
+    return over_seeds([one - other for one, other in pairs])
 
 
 def _interference(pages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
