@@ -181,9 +181,9 @@ def settings_table(results: Mapping[str, Any]) -> list[str]:
     tasks = list(results["tasks"])
     head = " | ".join("right" if task == "all" else task for task in tasks)
     lines = [
-        f"| | trained | loss | {head} | entropy |",
-        f"|---|---:|---:|{'---:|' * len(tasks)}---:|",
-        "| chance | | | "
+        f"| | seeds | trained | loss | {head} | entropy |",
+        f"|---|---:|---:|---:|{'---:|' * len(tasks)}---:|",
+        f"| a guess | | | {results['tasks']['all']['even_loss']:.3f} | "
         + " | ".join(f"{results['tasks'][task]['chance']:.0f}" for task in tasks)
         + " | |",
     ]
@@ -198,7 +198,8 @@ def settings_table(results: Mapping[str, Any]) -> list[str]:
         )
         entropy = f"{one['factor_entropy']['mean']:.2f}" if "factor_entropy" in one else ""
         loss = spread(one["tasks"]["all"]["loss"], ".3f")
-        lines.append(f"| {title_of(name)} | {tuner:,} | {loss} | {right} | {entropy} |")
+        what = f"{title_of(name)} | {len(one['seeds'])} | {tuner:,}"
+        lines.append(f"| {what} | {loss} | {right} | {entropy} |")
     return lines
 
 
@@ -251,9 +252,8 @@ def interference_table(results: Mapping[str, Any]) -> list[str]:
         lines.append(f"| {what} | {len(one['pairs'])} | {shares} | {sure} | {sizes} |")
     for one in results["negative_share_differences"]:
         what = f"{title_of(one['of'])} - {title_of(one['against'])}, points"
-        lines.append(
-            f"| {what} | {len(one['all']['values'])} | {spread(_percent(one['all']), '+.0f')} |"
-        )
+        cells = (str(len(one["all"]["values"])), spread(_percent(one["all"]), "+.0f"))
+        lines.append(f"| {what} | {' | '.join(cells)} |{' |' * (len(blocks) + 2)}")
     return lines
 
 

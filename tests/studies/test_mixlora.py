@@ -196,6 +196,7 @@ def test_interference_and_routing_are_gathered(results):
     assert after["surely_negative_share"]["mean"] == 0.5
     assert (after["mean_effect"]["mean"], after["mean_harm"]["mean"]) == (-0.5, 0.5)
     assert results["interference"]["before"] == {}
+    assert results["negative_share_differences"] == []  # no LoRA of rank 16
     assert results["routing"]["r4-weighted"]["overlap"]["mean"] == 0.5
 
 
@@ -205,7 +206,7 @@ def test_pictures_and_tables_are_made_of_what_is_there(results, tmp_path, capsys
     assert all((tmp_path / name).stat().st_size > 10_000 for name in names)
     print_tables(results)
     said = capsys.readouterr().out
-    assert "| LoRA r4 | 7 | 0.866 (0.866 to 0.866) | 83 (83 to 83) |" in said
+    assert "| LoRA r4 | 2 | 7 | 0.866 (0.866 to 0.866) | 83 (83 to 83) |" in said
     assert (
         "LoRA r4, after | 2 | 50 (-268 to 368) | 50 | 50 (50 to 50) | -0.50 (-0.50 to -0.50) |"
         in said
