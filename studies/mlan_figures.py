@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from varifocal.analysis.plots import FAINT, INK, new_figure, save_figure
+from varifocal.evaluation.statistics import wilson
 
 ROWS, COST, BASE = "#0072b2", "#d55e00", "#7f7f7f"
 """Okabe and Ito's blue and vermilion, told apart by colour-blind readers; grey."""
@@ -40,13 +41,13 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
 
 
 def _draw_shares(axes: Any, results: Mapping[str, Any], suite: str, measure: str) -> None:
-    """Draw a mean and its interval over seeds at each share, the base as a band."""
-    chance = results["chance"][suite][measure]
-    axes.axhline(chance, color=FAINT, linestyle=":", linewidth=1, label="guessing")
+    """Draw a mean and its interval at each share, the base as a band."""
+    asked = results["chance"][suite]
+    axes.axhline(asked[measure], color=FAINT, linestyle=":", linewidth=1, label="guessing")
     base = results["base"][measure][suite]
     axes.axhline(base["mean"], color=BASE, linestyle="--", linewidth=1, label="stage 1 alone")
-    if base["low"] is not None:
-        axes.axhspan(base["low"], base["high"], color=BASE, alpha=0.15, linewidth=0)
+    if ends := interval(base, asked["questions"], measure):
+        axes.axhspan(*ends, color=BASE, alpha=0.15, linewidth=0)
     for key, colour, marker, aside, label in (
         ("equal_rows", ROWS, "o", -0.7, "equal rows"),
         ("equal_cost", COST, "s", 0.7, "equal tokens"),
@@ -56,9 +57,25 @@ def _draw_shares(axes: Any, results: Mapping[str, Any], suite: str, measure: str
         places = [100 * row["share"] + aside for row in results["shares"]]
         axes.plot(places, means, marker + "-", color=colour, markersize=4, label=label)
         for place, one in zip(places, figures, strict=True):
-            if one["low"] is not None:
-                axes.plot([place] * 2, [one["low"], one["high"]], color=colour, alpha=0.5)
+            if ends := interval(one, asked["questions"], measure):
+                axes.plot([place] * 2, ends, color=colour, alpha=0.5)
     _plain(axes)
+
+
+def interval(figure: Mapping[str, Any], questions: int, measure: str) -> tuple[float, float] | None:
+    """The 95 % interval over seeds; of one seed's percent right, over questions (Wilson's).
+
+    >>> interval({"mean": 50.0, "low": 45.0, "high": 55.0}, 56, "right")
+    (45.0, 55.0)
+    >>> [round(end, 1) for end in interval({"mean": 50.0, "low": None}, 56, "right")]
+    [37.3, 62.7]
+    """
+    if figure["low"] is not None:
+        return figure["low"], figure["high"]
+    if measure != "right":
+        return None
+    low, high = wilson(round(figure["mean"] * questions / 100), questions)
+    return 100 * low, 100 * high
 
 
 def _draw_tokens(axes: Any, points: Sequence[Mapping[str, Any]], suite: str) -> None:

@@ -115,7 +115,7 @@ def test_the_figure_and_the_table_take_what_is_there(points, tmp_path, capsys):
     given = dict.fromkeys(MEASURES, asked)
     row = {"cost": points[0]["moments"][-1], "equal_rows": given, "equal_cost": given}
     shares = [{**row, "share": 0.0}, {**row, "share": 1.0}]
-    guessed = dict.fromkeys(MEASURES, -1.0)
+    guessed = dict.fromkeys(MEASURES, -1.0) | {"questions": 50}
     chance = {"vision": guessed, "language": guessed}
     results = {"base": given, "chance": chance, "shares": shares, "points": points}
     draw(results, tmp_path / "mlan.png")
