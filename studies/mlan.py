@@ -19,7 +19,7 @@ from typing import Any
 from studies.mlan_figures import draw, print_table
 from studies.mlan_results import collect
 from studies.record import write_study
-from varifocal.assemble import open_run
+from varifocal.assemble import open_model
 from varifocal.data.sciencebook import SKILLS, compose, make_sciencebook
 from varifocal.evaluation.suites import score_sources
 from varifocal.recipe import SourceSection
@@ -171,7 +171,7 @@ class Study:
         runs += [self.out / "stage2" / point.label for point in chosen]
         for run in map(RunDirectory, runs):
             if self.real is not None and not (run.evaluations / REAL_DONE).is_file():
-                recipe, parts = open_run(run.root)
+                recipe, parts = open_model(run.root)  # real questions may be longer than made ones
                 sources = real_sources(self.real.resolve(), self.size.real)
                 for _ in score_sources(recipe, parts, run.evaluations, sources=sources):
                     self.write()

@@ -32,7 +32,7 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
         right.set_ylabel("right, %")
         evidence.set_ylabel("right choice's log-probability, nats")
         along.set_ylabel("right choice's log-probability, nats")
-    grid[0, 0].legend(frameon=False, fontsize=8)
+    grid[0, 1].legend(frameon=False, fontsize=8)
     grid[0, 2].legend(frameon=False, fontsize=8, title="language, %", title_fontsize=8)
     for place in (0, 1):
         grid[1, place].set_xlabel("rows that are language, %")
