@@ -1,7 +1,5 @@
 """Recipes for families of published models: dry builds, counts by formula, and a listing."""
 
-import itertools
-import shlex
 from pathlib import Path
 
 import pytest
@@ -196,23 +194,6 @@ def test_a_recipe_is_printed_to_be_copied():
 
 
 PAPERS = Path(__file__).parents[1] / "docs" / "papers"
-
-
-def commands():
-    """The commands of the papers' pages that name a recipe: words behind `varifocal VERB`."""
-    lines = [line for page in sorted(PAPERS.glob("*.md")) for line in page.read_text().splitlines()]
-    told = [line for line in lines if line.startswith("varifocal ")]
-    verbs = ("plan", "train", "launch", "data")
-    return [words[1:] for line in told if (words := shlex.split(line))[1] in verbs]
-
-
-@pytest.mark.parametrize("words", commands(), ids=" ".join)
-def test_a_command_of_a_papers_page_can_be_given(words):
-    name = words[2] if words[0] == "data" else words[1]
-    overrides = [value for key, value in itertools.pairwise(words) if key == "--set"]
-    load_recipe(name, overrides, check_paths=False)
-    devices = [value for key, value in itertools.pairwise(words) if key == "--device"]
-    assert set(devices) <= set(GPUS)
 
 
 def test_a_projector_as_llavas_can_take_the_connectors_place():

@@ -7,6 +7,7 @@ import PIL.Image
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from torch.utils.flop_counter import FlopCounterMode
 
 from varifocal.assemble import assemble, load_encoder
 from varifocal.data.example import Example, Image, Message
@@ -17,6 +18,7 @@ from varifocal.evaluation.scoring import Question, score_options
 from varifocal.models import load_model
 from varifocal.models.qwen_vl import positions_of_rows
 from varifocal.recipe import ModelSection, Recipe
+from varifocal.training.flops import picture_flops
 from varifocal.tuners import MixLoraConfig, MMAConfig
 
 SIDE = 112  # 8 x 8 patches, 4 x 4 tokens
@@ -261,3 +263,12 @@ def test_a_graft_has_no_side():
     page = {"language_model": "a/b", "vision_tower": "c/d", "picture_side": 112}
     with pytest.raises(ValueError, match="belongs to a Qwen-VL"):
         ModelSection.model_validate(page)
+
+
+def test_a_pictures_operations_are_those_that_torch_counts(parts):
+    parts.model.set_attn_implementation("eager")  # whose products torch's counter knows
+    seen = parts.processor.pictures([picture(1)])
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        parts.model.model.get_image_features(**seen)
+    formula = picture_flops(parts.model)
+    assert formula.tower + formula.connector == counter.get_total_flops()

@@ -121,6 +121,7 @@ def test_conversations_share_a_batch_and_go_on(recipe_of, tmp_path, book):
     requests = [engine.submit(talk, sampling) for talk in [*talks, talks[1]]]
     together = ["".join(piece.text for piece in request) for request in requests]
     assert together == [*alone, alone[1]]
+    assert engine.answer(talks[1], sampling) == alone[1]  # its first turn has been read before
     assert engine.stats().cached_tokens == 0
     engine.close()
 

@@ -187,8 +187,7 @@ def _forward(model: Any, forward: Callable[..., Any], *args: Any, **kwargs: Any)
         kwargs = _in_step(inner, kwargs)
     if ids is None or places is None or places.dim() != 2:  # transformers' own `generate`
         return forward(*args, **kwargs)
-    # without pictures a placeholder is a word that the model has written
-    is_image = (ids == model.config.image_token_id) & sees
+    is_image = ids == model.config.image_token_id
     cache = kwargs.get("past_key_values")
     if sees and cache is not None and cache.get_seq_length():
         raise ModelError(
