@@ -138,7 +138,11 @@ class Spent:
 
 
 def _num_from_pixels(batch: Mapping[str, Any]) -> int:
-    """Count a batch's pictures that come as pixels; a Qwen-VL's are rows of patches, with grids."""
+    """Count a batch's pictures that come as pixels; a Qwen-VL's are rows of patches, with grids.
+
+    >>> _num_from_pixels({"pixel_values": range(64), "image_grid_thw": [(1, 8, 8)]})
+    1
+    """
     return len(batch.get("image_grid_thw", batch.get("pixel_values", ())))
 
 
