@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 _NAMES = {
     "alignment": "Word alignment",
+    "families": "Today's models",
     "lavin": "LaVIN",
     "mixlora": "MixLoRA",
     "mlan": "MLAN",
