@@ -167,7 +167,7 @@ def write_routing(run):
 @pytest.fixture
 def results(tasks, tmp_path):
     for seed in SEEDS:
-        for name, losses in (("r4-weighted", (1, 2 + seed)), ("lora-r4", (2, 3))):
+        for name, losses in (("r4-weighted", (1, 2 + seed)), ("lora-r4", (2, 3 + 3 * seed))):
             run = tmp_path / f"seed{seed}" / name
             write_run(run, seed, tasks, losses)
             write_interference(run, 0.25 + 0.5 * seed)
@@ -187,7 +187,7 @@ def test_scores_are_means_of_tasks_over_seeds(results):
 def test_differences_are_paired_by_seed(results):
     (one,) = results["differences"]
     assert (one["of"], one["against"]) == ("r4-weighted", "lora-r4")
-    assert one["tasks"]["nlvr"]["loss"]["values"] == pytest.approx([-log(2), -0.5 * log(2)])
+    assert one["tasks"]["nlvr"]["loss"]["values"] == pytest.approx([-log(2), -2 * log(2)])
 
 
 def test_interference_and_routing_are_gathered(results):
@@ -206,7 +206,7 @@ def test_pictures_and_tables_are_made_of_what_is_there(results, tmp_path, capsys
     assert all((tmp_path / name).stat().st_size > 10_000 for name in names)
     print_tables(results)
     said = capsys.readouterr().out
-    assert "| LoRA r4 | 2 | 7 | 0.866 (0.866 to 0.866) | 83 (83 to 83) |" in said
+    assert "| LoRA r4 | 2 | 7 | 0.953 (-0.148 to 2.054) | 83 (83 to 83) |" in said
     assert (
         "LoRA r4, after | 2 | 50 (-268 to 368) | 50 | 50 (50 to 50) | -0.50 (-0.50 to -0.50) |"
         in said
