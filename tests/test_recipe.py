@@ -174,7 +174,7 @@ def test_declared_trainer_knobs_exist_in_transformers():
         ),
         ("data.train[0].spilt=val", "data.train[0].spilt: unknown key; did you mean 'split'?"),
         ("tunar=1", "tunar: unknown key; did you mean 'tuner'?"),
-        ("tuner.zzz=1", "tuner.zzz: unknown key; allowed: type, bottleneck_dim, router_temp"),
+        ("tuner.zzz=1", "tuner.zzz: unknown key; allowed: type, bottleneck_dim, router"),
         (
             "training.learning_rat=1e-3",
             "training.learning_rat: unknown key, here and in TrainingArguments; "
