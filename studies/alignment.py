@@ -23,23 +23,15 @@ from studies.record import write_study
 from varifocal.analysis.words import words_of_run
 from varifocal.data.formats import load_source
 from varifocal.data.sciencebook import make_sciencebook
-from varifocal.recipe import SourceSection
+from varifocal.recipe import Recipe, SourceSection
 from varifocal.sweep import Sweep, load_sweep, run_sweep
 
 HERE = Path(__file__).parent
 SKILLS = ("circuits", "shapes", "thermometer")
 TRAIN, TEST = 480, 90
 QUICK_TRAIN, QUICK_TEST = 64, 16
-QUICK = {
-    "stages": ("model.connector.alignment_steps=8",),
-    "book": ("training.max_steps=2", "training.save_steps=1"),
-    "nlvr": (
-        "training.max_steps=2",
-        "training.save_steps=1",
-        "data.train[0].max_examples=24",
-        "data.evaluate[0].max_examples=12",
-    ),
-}
+QUICK_NLVR = ("data.train[0].max_examples=24", "data.evaluate[0].max_examples=12")
+QUICK_STEPS, QUICK_ALIGNMENT_STEPS = 2, 8
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -87,10 +79,27 @@ def sweeps(seeds: Sequence[int], quick: bool, *, with_nlvr: bool) -> Iterator[tu
     """Yield the sweeps in their order, each cut to one seed."""
     for seed in seeds:
         for name in ("stages", "book", "nlvr")[: 3 if with_nlvr else 2]:
-            overrides = ["data.root=.", *(QUICK[name] if quick else ())]
-            sweep = load_sweep(HERE / f"alignment-{name}.yaml", overrides)
-            points = tuple(point for point in sweep.points if point.recipe.seed == seed)
-            yield name, replace(sweep, points=points)
+            few = QUICK_NLVR if quick and name == "nlvr" else ()
+            sweep = load_sweep(HERE / f"alignment-{name}.yaml", ["data.root=.", *few])
+            points = [point for point in sweep.points if point.recipe.seed == seed]
+            if quick:
+                points = [replace(point, recipe=shortened(point.recipe)) for point in points]
+            yield name, replace(sweep, points=tuple(points))
+
+
+def shortened(recipe: Recipe) -> Recipe:
+    """The recipe with a few steps; a sweep's own overrides give way to those of its points."""
+    connector = recipe.model.connector
+    assert connector is not None  # every point of this study has one
+    fewer = min(connector.alignment_steps, QUICK_ALIGNMENT_STEPS)
+    connector = connector.model_copy(update={"alignment_steps": fewer})
+    steps = {"max_steps": min(recipe.training.max_steps, QUICK_STEPS), "save_steps": 1}
+    return recipe.model_copy(
+        update={
+            "model": recipe.model.model_copy(update={"connector": connector}),
+            "training": recipe.training.model_copy(update=steps),
+        }
+    )
 
 
 def words_picture(out: Path, sweep: Sweep) -> None:

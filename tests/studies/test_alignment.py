@@ -135,7 +135,14 @@ def test_the_sweeps_are_cut_to_a_seed_and_take_the_stages_of_that_seed(tmp_path,
     found = list(alignment.sweeps([1], quick=False, with_nlvr=True))
     assert [name for name, _ in found] == ["stages", "book", "nlvr"]
     assert [point.setting for point in found[2][1].points] == ["none", "words", "captions"]
-    assert len(list(alignment.sweeps([1], quick=True, with_nlvr=False))) == 2
+    quick = list(alignment.sweeps([1], quick=True, with_nlvr=False))
+    assert [name for name, _ in quick] == ["stages", "book"]
+    recipes = [point.recipe for _, sweep in quick for point in sweep.points]
+    assert {recipe.training.max_steps for recipe in recipes} == {1, 2}
+    assert (
+        max(one.model.connector.alignment_steps for one in recipes if one.model.connector.alignment)
+        == 8
+    )
     book = {point.setting: point.recipe for point in found[1][1].points}
     assert {recipe.seed for recipe in book.values()} == {1}
     assert book["none"].model.connector.weights is None
