@@ -1,7 +1,6 @@
 """Plans held against hand-worked cases, and against what a run then measured."""
 
 import json
-import sys
 from dataclasses import replace
 
 import pytest
@@ -9,7 +8,6 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from varifocal.cli import main
 from varifocal.errors import RecipeError, RunError
 from varifocal.models.loss import supervised_loss
 from varifocal.recipe import load_recipe
@@ -47,14 +45,6 @@ def tiny(**more):
     )
     with torch.device("meta"):
         return LlamaForCausalLM(config)
-
-
-def run(arguments, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["varifocal", "plan", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    printed = capsys.readouterr()
-    return ended.value.code, printed.out, printed.err
 
 
 def test_nf4_holds_half_a_byte_a_number_and_its_scales():
@@ -281,12 +271,12 @@ def test_devices_have_their_sources():
         find_device("rtx4080")
 
 
-def test_json_has_what_was_promised(recipe_file, monkeypatch, capsys):
+def test_json_has_what_was_promised(recipe_file, monkeypatch, run):
     opened = []
     monkeypatch.setattr("safetensors.safe_open", lambda *a, **k: opened.append(a))
     monkeypatch.setattr("safetensors.torch.load_file", lambda *a, **k: opened.append(a))
     arguments = [str(recipe_file), "--json", "--device", "cpu", "--price", "3"]
-    code, out, _ = run(arguments, monkeypatch, capsys)
+    code, out, _ = run("plan", *arguments)
     page = json.loads(out)
     assert code == 0
     assert page["fits"] is True
@@ -299,26 +289,39 @@ def test_json_has_what_was_promised(recipe_file, monkeypatch, capsys):
     assert not opened
 
 
-def test_a_run_that_does_not_fit_ends_with_one(monkeypatch, capsys):
+def test_devices_share_the_rows_of_a_step_as_a_launch_does(recipe_file, run):
+    rows = ("--set", "training.per_device_train_batch_size=2")
+    of = {}
+    for devices in (1, 2):
+        printed = run("plan", recipe_file, *rows, "--num-devices", devices, "--json")[1]
+        of[devices] = json.loads(printed)
+    assert of[1]["steps"] == of[2]["steps"]
+    assert (of[1]["micro_batch"], of[2]["micro_batch"]) == (2, 1)
+    code, _, told = run("plan", recipe_file, *rows, "--num-devices", 3)
+    assert code == 2
+    assert "3 processes cannot share the 2 rows of a step equally" in told
+
+
+def test_a_run_that_does_not_fit_ends_with_one(monkeypatch, run):
     arguments = ["lavin-13b-scienceqa", "--device", "t4", "--json"]
     monkeypatch.setattr(
         "varifocal.training.planning.estimate.trace_step", lambda *a, **k: Step(1, {})
     )
-    code, out, _ = run(arguments, monkeypatch, capsys)
+    code, out, _ = run("plan", *arguments)
     page = json.loads(out)
     assert code == 1
     assert page["verdict"].startswith("does not fit: ")
     assert page["tokens"] is page["hours"] is page["usd"] is None
 
 
-def test_a_mistake_ends_with_two(monkeypatch, capsys):
-    code, _, err = run(["demo", "--device", "a10080g"], monkeypatch, capsys)
+def test_a_mistake_ends_with_two(run):
+    code, _, err = run("plan", "demo", "--device", "a10080g")
     assert code == 2
     assert "did you mean 'a100-" in err
 
 
-def test_the_page_can_be_read(recipe_file, monkeypatch, capsys):
-    code, out, _ = run([str(recipe_file), "--device", "cpu"], monkeypatch, capsys)
+def test_the_page_can_be_read(recipe_file, run):
+    code, out, _ = run("plan", recipe_file, "--device", "cpu")
     assert code == 0
     assert all(len(line) <= 80 or line.startswith("  http") for line in out.splitlines())
     assert "\nfits: " in out

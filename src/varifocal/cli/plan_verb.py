@@ -26,7 +26,9 @@ DeviceOption = Annotated[
         "By default this machine where it holds the run, else an a100-80g.",
     ),
 ]
-NumDevicesOption = Annotated[int, typer.Option(min=1, help="Devices that share the rows.")]
+NumDevicesOption = Annotated[
+    int, typer.Option(min=1, help="Devices that share the rows of a step, as `launch` does.")
+]
 PriceOption = Annotated[
     float | None, typer.Option(min=0, metavar="USD", help="USD an hour of one device.")
 ]
@@ -62,8 +64,12 @@ def plan(
     ready()
     from varifocal.errors import RecipeError
     from varifocal.recipe import load_recipe
+    from varifocal.training.launch import share_rows
 
     page = load_recipe(recipe, overrides or (), check_paths=False)
+    if num_devices > 1:  # as `launch` does: what is learned does not depend on their number
+        shared = [f"{key}={value}" for key, value in share_rows(page, num_devices).items()]
+        page = load_recipe(recipe, [*(overrides or ()), *shared], check_paths=False)
     if calibrate:
         if device not in (None, "cpu"):
             raise RecipeError(f"--calibrate measures this machine; leave out --device {device}")
