@@ -89,9 +89,10 @@ def test_points_may_be_named(write):
     few = [
         {"label": "small", "set": {"tuner.bottleneck_dim": 2}},
         {"label": "large one", "set": {"tuner.bottleneck_dim": 16}},
+        {"label": "as it is"},
     ]
     sweep = load_sweep(write(points=few))
-    assert [point.label for point in sweep.points] == ["small", "large-one"]
+    assert [point.label for point in sweep.points] == ["small", "large-one", "as-it-is"]
     assert sweep.points[1].recipe.tuner.bottleneck_dim == 16
     assert sweep.points[1].recipe.seed == 5  # the recipe's own
 

@@ -41,7 +41,7 @@ class PointSection(Section):
 
     label: str
     """What its runs are called."""
-    set: dict[str, Any]
+    set: dict[str, Any] = Field(default_factory=dict)
     """Overrides by dotted key."""
 
 

@@ -291,3 +291,13 @@ def test_two_processes_add_up(recipe, recipe_file, tmp_path):
     counts = [name for name in one if name.startswith(("tokens_t", "tokens_w", "tokens_i"))]
     assert {name: two[name] for name in counts} == {name: one[name] for name in counts}
     assert two["vision_passes"] == one["vision_passes"]
+
+
+def test_a_run_shorter_than_its_logging_has_the_mean_of_its_losses(recipe, tmp_path):
+    shape = {"training.max_steps": 2, "training.save_steps": 9}
+    every = train(recipe({**shape, "training.logging_steps": 1}), tmp_path / "every")
+    none = train(recipe({**shape, "training.logging_steps": 5}), tmp_path / "none")
+    lines = map(json.loads, RunDirectory(tmp_path / "every").metrics.read_text().splitlines())
+    losses = [line["loss"] for line in lines if "loss" in line]
+    assert every.loss == losses[-1]
+    assert none.loss == pytest.approx(sum(losses) / 2, abs=1e-6)

@@ -18,7 +18,7 @@ class TrainingResult:
 
     Attributes:
         steps: optimiser steps.
-        loss: of the last logged steps.
+        loss: of the last logged steps; of all steps, where there are fewer than `logging_steps`.
         trained_parameters: how many, and by part.
         tokens: that went through the language model, padding left out.
         supervised_tokens: of them, those with a loss.
@@ -65,11 +65,12 @@ def result_of(
     cost = trainer.meter.page(
         steps=trainer.state.global_step, peak_memory_gib=round(peak_memory_gib(), 3)
     )
-    losses = [record["loss"] for record in trainer.state.log_history if "loss" in record]
+    history = trainer.state.log_history
+    losses = [record["loss"] for record in history if "loss" in record]
     rows: Any = trainer.train_dataset
     return TrainingResult(
         steps=trainer.state.global_step,
-        loss=losses[-1] if losses else float("nan"),
+        loss=losses[-1] if losses else history[-1].get("train_loss", float("nan")),
         trained_parameters=count_trained(parts.model),
         tokens=cost["tokens"],
         supervised_tokens=cost["tokens_trained"],
@@ -83,6 +84,6 @@ def result_of(
         num_cut=data.tally.num_cut,
         alignment_loss=aligned.loss if aligned else None,
         alignment_seconds=aligned.seconds if aligned else None,
-        training_seconds=trainer.state.log_history[-1].get("train_runtime", 0.0),
+        training_seconds=history[-1].get("train_runtime", 0.0),
         cost=cost,
     )
