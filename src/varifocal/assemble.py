@@ -347,7 +347,7 @@ def _eyes(
     if is_llava(cast(PreTrainedModel, base).config):
         return None, _pixel_loader(processor, cast(Any, base).model.vision_tower.dtype)
     if isinstance(processor, QwenVLProcessor):
-        return None, _pictures_of_one_size(processor, base.dtype)
+        return None, _pictures_of_one_size(processor, cast(PreTrainedModel, base).dtype)
     if not isinstance(base, GraftedForConditionalGeneration):
         return None, None
     tower = base.vision_tower

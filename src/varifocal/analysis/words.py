@@ -112,9 +112,10 @@ def nearest_words(
     tokens = model.encode_images(**parts.load_images(images))  # [N, V, D]
     spoken = token_log_probabilities(tokens, vocabulary.embeddings, vocabulary.scale).exp()
     best = spoken.topk(min(NEAREST, len(vocabulary.words)), dim=-1)
+    words = vocabulary.words
     return [
         [
-            [(vocabulary.words[word], round(share, 4)) for word, share in zip(*token, strict=True)]
+            [(words[int(word)], round(share, 4)) for word, share in zip(*token, strict=True)]
             for token in zip(of_words, of_shares, strict=True)
         ]
         for of_words, of_shares in zip(best.indices.tolist(), best.values.tolist(), strict=True)

@@ -308,7 +308,7 @@ class SupervisedTrainer(Trainer):
             )
             load_whole_optimizer_state(cast(torch.optim.Optimizer, self.optimizer), optimizer)
             cast(Any, self.lr_scheduler).load_state_dict(schedule)
-        take_rates(self.optimizer, self.lr_scheduler, given)
+        take_rates(cast(torch.optim.Optimizer, self.optimizer), self.lr_scheduler, given)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """As transformers', with what is spread over processes put together, the trained alone."""
