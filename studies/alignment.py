@@ -19,6 +19,7 @@ from pathlib import Path
 from studies.alignment_figures import curves
 from studies.alignment_results import TASKS, collect
 from studies.alignment_tables import tables
+from studies.command import parser_of, read_options, run_study
 from studies.record import write_study
 from varifocal.analysis.words import words_of_run
 from varifocal.data.formats import load_source
@@ -36,13 +37,9 @@ QUICK_STEPS, QUICK_ALIGNMENT_STEPS = 2, 8
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run what is missing, and write down what is there after every sweep."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--quick", action="store_true", help="a few steps on a few questions")
-    parser.add_argument("--seeds", default="0,1,2", help="of 0,1,2")
-    parser.add_argument("--data", type=Path, help="a folder with nlvr/")
-    options = parser.parse_args(arguments)
-    seeds = [int(seed) for seed in options.seeds.split(",")]
+    quick = "a few steps on a few questions, one seed"
+    options = read_options(parser_of(__doc__, quick=quick, data="holds nlvr"), arguments)
+    seeds = options.seeds
     nlvr = options.data and (options.data / "nlvr").resolve()
     prepare(options.out, options.quick, nlvr)
     os.chdir(options.out)  # the sweeps' paths start there
@@ -60,8 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def command(options: argparse.Namespace) -> str:
     """How the study was called."""
     quick = " --quick" if options.quick else ""
+    seeds = " --seeds " + ",".join(map(str, options.seeds))
     data = f" --data {options.data}" if options.data else ""
-    return f"python -m studies.alignment {options.out}{quick} --seeds {options.seeds}{data}"
+    return f"python -m studies.alignment {options.out}{quick}{seeds}{data}"
 
 
 def prepare(out: Path, quick: bool, nlvr: Path | None) -> None:
@@ -130,4 +128,4 @@ def _tell(stage: str, done: int, total: int, note: str = "") -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_study(main)

@@ -8,7 +8,6 @@ kept of the language; without it that column is left out. Finished points are ke
 OUT/lavin.json, .png and .md (the tables) are written anew after each of them.
 """
 
-import argparse
 import json
 import time
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from studies.command import parser_of, read_options, run_study
 from studies.lavin_results import SETTINGS, differences, draw, gathered, table
 from studies.record import write_study
 from varifocal.assemble import Assembly, assemble, open_run
@@ -177,22 +177,12 @@ def _of_seed(sweep: Sweep, seed: int) -> Sweep:
 
 def main() -> None:
     """Run the study, or what is left of it."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--quick", action="store_true", help="every setting, one step, seed 0")
-    parser.add_argument("--seeds", default=None, help="of 0, 1 and 2; by default all")
-    parser.add_argument("--data", type=Path, help="folder with alpaca")
-    options = parser.parse_args()
-    seeds = options.seeds or ("0" if options.quick else "0,1,2")
-    study = Study(
-        options.out,
-        QUICK if options.quick else FULL,
-        [int(seed) for seed in seeds.split(",")],
-        options.data,
-    )
+    parser = parser_of(__doc__, quick="every setting, one step, one seed", data="holds alpaca")
+    options = read_options(parser)
+    study = Study(options.out, QUICK if options.quick else FULL, options.seeds, options.data)
     study.run()
     study.write()
 
 
 if __name__ == "__main__":
-    main()
+    run_study(main)

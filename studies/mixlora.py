@@ -10,13 +10,13 @@ are. Finished points are kept; `mixlora.json` is written again after each, the f
 `--quick` takes two settings and a few steps. What came out: docs/studies/mixlora.md.
 """
 
-import argparse
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from studies.command import parser_of, read_options, run_study
 from studies.mixlora_figures import draw_all, print_tables
 from studies.mixlora_results import collect
 from studies.mixlora_tasks import Sizes, make_tasks
@@ -80,15 +80,9 @@ NUM_GROUPS = 3
 
 def main() -> None:
     """Run what is missing, then write and draw all."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--quick", action="store_true", help="two settings, a few steps, one seed")
-    parser.add_argument("--seeds", help="0,1,2 by default; 0 with --quick")
-    parser.add_argument("--data", type=Path, help="holds nlvr and fashion_mnist")
-    options = parser.parse_args()
-    seeds = [
-        int(word) for word in (options.seeds or ("0" if options.quick else "0,1,2")).split(",")
-    ]
+    quick = "two settings, a few steps, one seed"
+    options = read_options(parser_of(__doc__, quick=quick, data="holds nlvr and fashion_mnist"))
+    seeds = options.seeds
     if options.data is None:
         print("without --data NLVR and Fashion-MNIST are left out: four tasks of sciencebook")
     study = Study(options.out, QUICK if options.quick else FULL, seeds, options.data, options.quick)
@@ -203,4 +197,4 @@ def _tell(stage: str, done: int, total: int, note: str = "") -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_study(main)

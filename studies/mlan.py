@@ -9,13 +9,13 @@ about, in both modalities: half way, and at its end. Finished points are kept; a
 seed, `--rows 640` ten times the rows. What came out: docs/studies/mlan.md.
 """
 
-import argparse
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from studies.command import parser_of, read_options, run_study
 from studies.mlan_figures import draw, print_table
 from studies.mlan_results import collect
 from studies.record import write_study
@@ -85,16 +85,12 @@ def with_rows(rows: int) -> Size:
 
 def main() -> None:
     """Run what is missing, then write, draw and print all."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--quick", action="store_true", help="three shares, a few steps, one seed")
-    parser.add_argument("--seeds", help="0,1,2 by default; 0 with --quick")
-    parser.add_argument("--data", type=Path, help="holds scienceqa-text and nlvr")
+    quick = "three shares, a few steps, one seed"
+    parser = parser_of(__doc__, quick=quick, data="holds scienceqa-text and nlvr")
     parser.add_argument("--rows", type=int, help="rows that every share trains on; 64 by default")
-    options = parser.parse_args()
+    options = read_options(parser)
     if options.quick and options.rows is not None:
         parser.error("--quick has rows of its own; leave out one of --quick and --rows")
-    seeds = (options.seeds or ("0" if options.quick else "0,1,2")).split(",")
     if options.data is None:
         print("without --data no real questions are asked: sciencebook's unseen skills alone")
     size = FULL if options.rows is None else with_rows(options.rows)
@@ -104,7 +100,7 @@ def main() -> None:
     study = Study(
         options.out,
         QUICK if options.quick else size,
-        [int(seed) for seed in seeds],
+        options.seeds,
         options.data,
         command,
     )
@@ -259,4 +255,4 @@ def real_sources(folder: Path, count: int) -> list[SourceSection]:
 
 
 if __name__ == "__main__":
-    main()
+    run_study(main)

@@ -1,0 +1,65 @@
+"""The command line of a study, alike in all of them: OUT [--quick] [--seeds 0,1,2] [--data DIR]."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from varifocal.errors import VarifocalError
+
+SEEDS = (0, 1, 2)
+"""Those that a study's sweeps name."""
+
+
+def parser_of(doc: str | None, *, quick: str, data: str) -> argparse.ArgumentParser:
+    """Make the parser of a study.
+
+    Args:
+        doc: the study's docstring; its first line is told.
+        quick: what `--quick` runs.
+        data: what the folder of `--data` holds.
+    """
+    parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
+    parser.add_argument("out", type=Path, help="finished points are kept there")
+    parser.add_argument("--quick", action="store_true", help=quick)
+    parser.add_argument("--seeds", type=seeds_of, help="0,1,2 by default; 0 with --quick")
+    parser.add_argument("--data", type=_folder, help=data)
+    return parser
+
+
+def read_options(
+    parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None
+) -> argparse.Namespace:
+    """Parse a command line; seeds that are not given are all, or the first with `--quick`."""
+    options = parser.parse_args(arguments)
+    if options.seeds is None:
+        options.seeds = SEEDS[:1] if options.quick else SEEDS
+    return options
+
+
+def seeds_of(text: str) -> tuple[int, ...]:
+    """Read a list of seeds.
+
+    >>> seeds_of("2,0")
+    (2, 0)
+    """
+    words = text.split(",")
+    allowed = [str(seed) for seed in SEEDS]
+    if not set(words) <= set(allowed) or len(set(words)) < len(words):
+        raise argparse.ArgumentTypeError(f"'{text}': give some of {','.join(allowed)}, each once")
+    return tuple(int(word) for word in words)
+
+
+def _folder(text: str) -> Path:
+    if not Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"no folder '{text}'")
+    return Path(text)
+
+
+def run_study(main: Callable[[], None]) -> None:
+    """Run a study's `main`: a mistake, or Ctrl-C, ends it with a sentence and no traceback."""
+    try:
+        main()
+    except VarifocalError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
