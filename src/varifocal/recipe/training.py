@@ -72,7 +72,8 @@ class TrainingSection(Section):
     save_total_limit: Count | None = 2
     """Checkpoints that are kept, the newest."""
     compile_layers: bool = False
-    """Our own: compile each decoder layer, for rows of one length; it pays in long runs."""
+    """Our own: compile each decoder layer, for rows of one length; it pays in long runs. Where
+    there is dropout, a compiled layer draws other masks from the same seed."""
     loss_chunk: Count | None = 1024
     """Our own: logits of so many supervised tokens at once, the rest in turn; null: all at once."""
     loss_kernel: Literal["liger"] | None = None
