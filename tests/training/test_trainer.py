@@ -2,9 +2,11 @@
 
 import errno
 import json
+from itertools import pairwise
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM, TrainingArguments
 
@@ -165,6 +167,20 @@ def test_the_connector_has_its_own_rate_and_nothing_is_lost_or_doubled(recipe, t
             assert group["lr"] == (3e-4 if mine else 1e-2), names[id(parameter)]
             assert group["weight_decay"] == decays[id(parameter)], names[id(parameter)]
     assert any(".connector." in name for name in placed)
+
+
+def test_texts_leave_a_lone_connector_where_it_is(recipe, tmp_path):
+    """Of a zero gradient Adam would move it, by what it remembers of the pictures."""
+    alone = {"tuner": {"type": "none"}, "data.packing": False, "training.warmup_steps": 0}
+    saved = {"training.save_steps": 1, "training.save_total_limit": None}
+    train(recipe({**alone, **saved, "training.num_train_epochs": 1}), tmp_path / "run")
+    checkpoints = (tmp_path / "run" / "checkpoints" / f"checkpoint-{n + 1}" for n in range(15))
+    states = [load_file(next(one.glob("*.safetensors"))) for one in checkpoints]
+    moved = [
+        any(not torch.equal(after[name], tensor) for name, tensor in before.items())
+        for before, after in pairwise(states)
+    ]
+    assert sorted([*moved, True]) == [False] * 6 + [True] * 9  # the first row has a picture
 
 
 def test_without_a_rate_the_connector_shares_the_common_one(recipe, tmp_path):

@@ -241,12 +241,13 @@ class SupervisedTrainer(Trainer):
         }
 
     def drop_zeros(self) -> None:
-        """Where no process saw a picture, take the zeros away that kept the processes in step.
+        """Where no process saw a picture, take the zeros away that stand for a gradient there.
 
-        One process alone has no gradient there, and Adam moves no parameter without one; of zeros
-        it would move what it remembers. DeepSpeed keeps gradients to itself, and there they stay.
+        They kept the processes in step, or let a connector alone run backward. Adam moves no
+        parameter without a gradient; of zeros it would move what it remembers. DeepSpeed keeps
+        gradients to itself, and there they stay.
         """
-        if not in_world() or self.is_deepspeed_enabled:
+        if self.is_deepspeed_enabled:
             return
         seen, self._saw_picture = anyone(self._saw_picture, self.args.device), False
         for name, parameter in cast(nn.Module, self.model).named_parameters():
