@@ -3,10 +3,11 @@
     python -m studies.mlan runs/mlan --data DIR    # DIR holds scienceqa-text and nlvr
 
 A seed's connector first learns to describe pictures (stage 1). Then each share of language trains
-on equally many rows of the trained skills (stage 2) and is scored on skills that it was never asked
-about, in both modalities: half way, and at its end. Finished points are kept; after each one
-`mlan.json` and `mlan.png` are written again. `--quick` takes three shares, a few steps and one
-seed, `--rows 640` ten times the rows. What came out: docs/studies/mlan.md.
+on equally many rows of the trained skills (stage 2) and is scored, half way and at its end, on new
+questions of these skills and on skills that it was never asked about, in both modalities. Finished
+points are kept; after each one `mlan.json` and `mlan.png` are written again. `--quick` takes three
+shares, a few steps and one seed, `--rows 64` an eighth of the rows. What came out:
+docs/studies/mlan.md.
 """
 
 import re
@@ -28,6 +29,7 @@ from varifocal.sweep import Point, Sweep, load_sweep, run_sweep
 
 HERE = Path(__file__).parent
 FILES = {"stage1": HERE / "mlan-stage1.yaml", "stage2": HERE / "mlan.yaml"}
+PARTS = ("trained-language", "trained-vision", "unseen-language", "unseen-vision")
 ASKED_REAL = (0.0, 0.5, 1.0)
 """Shares whose ends are asked real questions, too."""
 REAL_DONE = "dev.json"
@@ -40,23 +42,28 @@ class Size:
 
     Args:
         train: questions a trained skill; as many captions a picture skill.
-        test: questions an unseen skill, of language and of vision.
+        test: questions that are scored, a skill of each part.
         overrides: of each stage's sweep.
         shares: of language that are trained; None takes the sweep's nine.
         real: questions of each real source.
     """
 
     train: int
-    test: tuple[int, int]
+    test: Mapping[str, int]
     overrides: Mapping[str, Mapping[str, Any]]
     shares: Sequence[float] | None
     real: int
 
 
-FULL = Size(15, (5, 7), {"stage1": {}, "stage2": {}}, None, 24)
+ROWS = 512
+"""Questions that every share trains on."""
+DESCRIBED = 15
+"""Pictures a skill that stage 1 has at least."""
+QUESTIONS_A_ROW = 3.5
+"""What fits into a packed row, and so into a step: about half of them is half way."""
 QUICK = Size(
     train=3,
-    test=(1, 1),
+    test=dict.fromkeys(PARTS, 1),
     overrides={
         "stage1": {"model.connector.alignment_steps": 10, "training.max_steps": 1},
         "stage2": {"data.mixture.total": 12, "training.save_steps": 1},
@@ -67,19 +74,24 @@ QUICK = Size(
 
 
 def with_rows(rows: int) -> Size:
-    """The full size with another count of rows, scored half way and at the end as well.
+    """The nine shares with so many questions each, scored about half way and at the end.
 
     A trained skill has as many questions as the pure shares need without asking one twice.
 
-    >>> with_rows(640).train, dict(with_rows(640).overrides["stage2"])
-    (80, {'data.mixture.total': 640, 'training.save_steps': 120})
+    >>> with_rows(512).train, dict(with_rows(512).overrides["stage2"])
+    (64, {'data.mixture.total': 512, 'training.save_steps': 73})
     """
     fewest = min(len(names) for part, names in skills().items() if part.startswith("trained"))
-    stage2 = {"data.mixture.total": rows, "training.save_steps": max(1, 3 * rows // 16)}
-    return replace(
-        FULL,
-        train=max(FULL.train, -(-rows // fewest)),
-        overrides={**FULL.overrides, "stage2": stage2},
+    half = max(1, int(rows / QUESTIONS_A_ROW / 2))
+    return Size(
+        train=max(DESCRIBED, -(-rows // fewest)),
+        test={part: 6 if part.endswith("vision") else 4 for part in PARTS},
+        overrides={
+            "stage1": {},
+            "stage2": {"data.mixture.total": rows, "training.save_steps": half},
+        },
+        shares=None,
+        real=24,
     )
 
 
@@ -87,19 +99,20 @@ def main() -> None:
     """Run what is missing, then write, draw and print all."""
     quick = "three shares, a few steps, one seed"
     parser = parser_of(__doc__, quick=quick, data="holds scienceqa-text and nlvr")
-    parser.add_argument("--rows", type=int, help="rows that every share trains on; 64 by default")
+    parser.add_argument("--rows", type=int, help=f"that every share trains on; {ROWS} by default")
     options = read_options(parser)
     if options.quick and options.rows is not None:
         parser.error("--quick has rows of its own; leave out one of --quick and --rows")
+    if options.rows is not None and options.rows < 1:
+        parser.error(f"--rows {options.rows}: a share trains on one at least")
     if options.data is None:
-        print("without --data no real questions are asked: sciencebook's unseen skills alone")
-    size = FULL if options.rows is None else with_rows(options.rows)
+        print("without --data no real questions are asked: sciencebook's alone")
     command = "python -m studies.mlan OUT" + " --quick" * options.quick
     command += f" --rows {options.rows}" * (options.rows is not None)
     command += " --data DIR" * (options.data is not None)
     study = Study(
         options.out,
-        QUICK if options.quick else size,
+        QUICK if options.quick else with_rows(options.rows or ROWS),
         options.seeds,
         options.data,
         command,
@@ -230,11 +243,10 @@ def skills() -> dict[str, list[str]]:
 
 def make_books(data: Path, size: Size) -> None:
     """Make the questions, if they are not there yet; the same for all seeds."""
-    test = {"unseen-language": size.test[0], "unseen-vision": size.test[1]}
     for part, names in skills().items():
         if (data / part / "problems.json").is_file():
             continue
-        train, asked = (len(names) * count for count in (size.train, test.get(part, 1)))
+        train, asked = (len(names) * count for count in (size.train, size.test[part]))
         make_sciencebook(data / part, train=train, val=0, test=asked, seed=0, skills=names)
 
 

@@ -9,6 +9,8 @@ import numpy as np
 
 from studies.record import over_seeds
 
+ASKED = ("unseen vision", "unseen language", "trained vision", "trained language")
+"""Suites that every scored moment has: new questions of skills no row was of, and of the others."""
 Moment = Mapping[str, Any]
 """One scored moment of a run: `tokens`, and each measure by suite."""
 Point = Mapping[str, Any]
@@ -27,14 +29,15 @@ def budgets_of(points: Sequence[Point]) -> dict[int, float]:
 def at_cost(moments: Sequence[Moment], tokens: float, measure: str) -> dict[str, float]:
     """A measure by suite once a run has spent so many tokens, straight between scored moments.
 
-    >>> start, end = {"language": 50.0, "vision": 40.0}, {"language": 52.0, "vision": 60.0}
-    >>> at_cost([{"tokens": 0, "right": start}, {"tokens": 8, "right": end}], 2, "right")
-    {'language': 50.5, 'vision': 45.0}
+    >>> start, end = dict.fromkeys(ASKED, 40.0), dict.fromkeys(ASKED, 60.0)
+    >>> found = at_cost([{"tokens": 0, "right": start}, {"tokens": 8, "right": end}], 2, "right")
+    >>> found["unseen vision"]
+    45.0
     """
     spent = [one["tokens"] for one in moments]
     return {
         suite: float(np.interp(tokens, spent, [one[measure][suite] for one in moments]))
-        for suite in ("language", "vision")
+        for suite in ASKED
     }
 
 
@@ -68,7 +71,7 @@ def claims(points: Sequence[Point], measure: str) -> dict[str, Any]:
     if not whole:
         return {}
     found: dict[str, Any] = {"seeds": whole}
-    for suite in ("language", "vision"):
+    for suite in ASKED:
         rows = [_ends(points, seed, suite, measure) for seed in whole]
         bases = [_of(points, seed, 0.0)["moments"][0][measure][suite] for seed in whole]
         middles = [{share: y for share, y in row.items() if 0 < share < 1} for row in rows]

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from studies.mlan_claims import ASKED
 from varifocal.analysis.plots import FAINT, INK, new_figure, save_figure
 from varifocal.evaluation.statistics import wilson
 
@@ -11,7 +12,6 @@ ROWS, COST, BASE = "#0072b2", "#d55e00", "#7f7f7f"
 """Okabe and Ito's blue and vermilion, told apart by colour-blind readers; grey."""
 SHOWN = {0.0: "#000000", 0.25: "#e69f00", 0.5: "#009e73", 0.75: "#56b4e9", 1.0: "#d55e00"}
 """Shares whose way is drawn."""
-TITLES = {"vision": "unseen vision skills", "language": "unseen language skills"}
 
 
 def draw(results: Mapping[str, Any], path: Path) -> None:
@@ -21,22 +21,22 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
         results: as `mlan_results.collect` gives them, with one share at least.
         path: the PNG to write.
     """
-    figure = new_figure(12, 7)
+    figure = new_figure(12, 12)
     figure.set_layout_engine("constrained")
-    grid = figure.subplots(2, 3)
-    for suite, (right, evidence, along) in zip(TITLES, grid, strict=True):
+    grid = figure.subplots(len(ASKED), 3)
+    for suite, (right, evidence, along) in zip(ASKED, grid, strict=True):
         _draw_shares(right, results, suite, "right")
         _draw_shares(evidence, results, suite, "evidence")
         _draw_tokens(along, results["points"], suite)
-        right.set_title(TITLES[suite], loc="left", color=INK)
+        right.set_title(f"{suite} skills", loc="left", color=INK)
         right.set_ylabel("right, %")
         evidence.set_ylabel("right choice's log-probability, nats")
         along.set_ylabel("right choice's log-probability, nats")
     grid[0, 1].legend(frameon=False, fontsize=8)
     grid[0, 2].legend(frameon=False, fontsize=8, title="language, %", title_fontsize=8)
     for place in (0, 1):
-        grid[1, place].set_xlabel("rows that are language, %")
-    grid[1, 2].set_xlabel("tokens of stage 2, thousands")
+        grid[-1, place].set_xlabel("rows that are language, %")
+    grid[-1, 2].set_xlabel("tokens of stage 2, thousands")
     save_figure(figure, path)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from studies.mlan_claims import at_cost, budgets_of, claims
+from studies.mlan_claims import ASKED, at_cost, budgets_of, claims
 from studies.record import over_seeds
 from varifocal.data.sciencebook import SKILLS
 from varifocal.recipe import Recipe, load_recipe
@@ -16,8 +16,7 @@ from varifocal.run import UNLOGGED, RunDirectory
 from varifocal.sweep import DONE
 
 SUITES = {
-    "language": "unseen-language-test",
-    "vision": "unseen-vision-test",
+    **{name: f"{name.replace(' ', '-')}-test" for name in ASKED},
     "ScienceQA": "scienceqa-text-val",
     "NLVR": "dev",
 }
@@ -80,10 +79,10 @@ class Reader:
         titles = {skill.title: name for name, skill in SKILLS.items()}
         self.chance: dict[str, dict[str, float]] = {}
         self._skill: dict[tuple[str, str], str] = {}
-        for suite in ("unseen-language", "unseen-vision"):
-            problems = json.loads((out / "data" / suite / "problems.json").read_text())
-            for id_, problem in problems.items():
-                self._skill[f"{suite}-test", id_] = titles[problem["skill"]]
+        for name in ASKED:
+            file = out / "data" / name.replace(" ", "-") / "problems.json"
+            for id_, problem in json.loads(file.read_text()).items():
+                self._skill[SUITES[name], id_] = titles[problem["skill"]]
 
     def base(self, seed: int) -> Moment | None:
         """The stage-1 model of a seed, untuned, with what stage 1 cost; None before it is done."""
@@ -196,7 +195,7 @@ def _share(share: float, points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _skills(points: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """By unseen skill: chance and percent right of base, pure shares and middle, over all seeds."""
+    """By skill: chance and percent right of base, pure shares and middle, over all seeds."""
     groups = {
         "base": [one["moments"][0] for one in points if one["share"] == 0],
         "no_language": [one["moments"][-1] for one in points if one["share"] == 0],

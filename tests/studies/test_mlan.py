@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from studies.mlan_claims import at_cost, budgets_of, claims, cost_to_reach
+from studies.mlan_claims import ASKED, at_cost, budgets_of, claims, cost_to_reach
 from studies.mlan_figures import draw, print_table
 from studies.mlan_results import MEASURES, SUITES
 
@@ -19,7 +19,7 @@ SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 def moment(tokens, vision, language, step=1):
     costs = {"tokens": tokens, "tokens_with_picture": 0, "pictures": 0, "tflop": 0.1, "minutes": 1}
-    right = {"vision": vision, "language": language}
+    right = {one: vision if one.endswith("vision") else language for one in ASKED}
     evidence = {suite: one / 100 - 1 for suite, one in right.items()}
     return {"step": step, **costs, "right": right, "evidence": evidence, "skills": {}}
 
@@ -63,7 +63,7 @@ def test_the_sweep_trains_what_the_scores_leave_out(tmp_path):
     assert {one.recipe.data.mixture.total for one in sweep.points} == {32}
     data = sweep.points[0].recipe.data
     assert {Path(one.path).name for one in data.train} == {"trained-language", "trained-vision"}
-    assert {Path(one.path).name for one in data.evaluate} == {"unseen-language", "unseen-vision"}
+    assert {Path(one.path).name for one in data.evaluate} == set(mlan.PARTS)
     weights = sweep.points[0].recipe.model.connector.weights
     assert weights == str(tmp_path / "stage1" / "seed=1")
     first = study.sweep("stage1", [1]).points[0].recipe
@@ -75,13 +75,15 @@ def test_the_sweep_trains_what_the_scores_leave_out(tmp_path):
 
 def test_all_may_spend_what_the_cheapest_share_did(points):
     assert budgets_of(points) == {0: 600.0, 1: 600.0}
-    assert at_cost(points[0]["moments"], 600, "right")["vision"] == pytest.approx(40 + 0.6 * 20)
-    assert at_cost(points[4]["moments"], 600, "right")["vision"] == 45
+    assert at_cost(points[0]["moments"], 600, "right")["unseen vision"] == pytest.approx(
+        40 + 0.6 * 20
+    )
+    assert at_cost(points[4]["moments"], 600, "right")["unseen vision"] == 45
 
 
 def test_the_claims_are_differences_paired_by_seed(points):
     found = claims(points, "right")
-    vision, language = found["vision"], found["language"]
+    vision, language = found["unseen vision"], found["unseen language"]
     assert found["seeds"] == [0, 1]
     assert vision["gain_of_vision_alone"]["values"] == [20, 21]
     assert vision["gain_of_language_alone"]["values"] == [5, 6]
@@ -94,12 +96,12 @@ def test_the_claims_are_differences_paired_by_seed(points):
 
 
 def test_the_saving_is_in_tokens_to_what_vision_alone_reached(points):
-    saved = claims(points, "right")["vision"]["tokens_to_what_vision_alone_reached"]
+    saved = claims(points, "right")["unseen vision"]["tokens_to_what_vision_alone_reached"]
     assert saved["0"] == pytest.approx([1, 1])
     assert saved["0.75"] == pytest.approx([1000 / (700 * 20 / 22), 1000 / (700 * 21 / 23)])
     assert saved["1"] == [None, None]  # it never was as good
     assert cost_to_reach([0, 5], [40, 60], 40) == 0
-    again = claims(points, "evidence")["vision"]
+    again = claims(points, "evidence")["trained vision"]
     assert again["tokens_to_what_vision_alone_reached"]["0.75"] == pytest.approx(saved["0.75"])
     assert again["cliff_at_all_language"]["values"] == pytest.approx([0.15, 0.15])
 
@@ -111,12 +113,12 @@ def test_a_seed_that_is_not_whole_makes_no_claim(points):
 
 def test_the_figure_and_the_table_take_what_is_there(points, tmp_path, capsys):
     figure = {"mean": 50.0, "low": 45.0, "high": 55.0, "values": [49.0, 51.0]}
-    asked = dict.fromkeys(("vision", "language"), figure) | dict.fromkeys(("ScienceQA", "NLVR"))
+    asked = dict.fromkeys(ASKED, figure) | dict.fromkeys(("ScienceQA", "NLVR"))
     given = dict.fromkeys(MEASURES, asked)
     row = {"cost": points[0]["moments"][-1], "equal_rows": given, "equal_cost": given}
     shares = [{**row, "share": 0.0}, {**row, "share": 1.0}]
     guessed = dict.fromkeys(MEASURES, -1.0) | {"questions": 50}
-    chance = {"vision": guessed, "language": guessed}
+    chance = dict.fromkeys(ASKED, guessed)
     results = {"base": given, "chance": chance, "shares": shares, "points": points}
     draw(results, tmp_path / "mlan.png")
     assert (tmp_path / "mlan.png").read_bytes()[:4] == b"\x89PNG"
@@ -140,8 +142,8 @@ def test_the_five_minute_version(tmp_path):
         for comparison in ("equal_rows", "equal_cost"):
             for measure in MEASURES:
                 asked = {name for name in SUITES if row[comparison][measure][name]}
-                assert asked == {"language", "vision"}
+                assert asked == set(ASKED)
     assert page["shares"][2]["cost"]["pictures"] == 0 < page["shares"][0]["cost"]["pictures"]
-    assert set(page["claims"]["right"]) == {"seeds", "language", "vision", "tokens_a_row"}
+    assert set(page["claims"]["right"]) == {"seeds", *ASKED, "tokens_a_row"}
     assert (tmp_path / "mlan.png").stat().st_size > 10_000
     assert "language %" in done.stdout
