@@ -11,7 +11,7 @@ from typing import Any
 from studies.mlan_claims import ASKED, at_cost, budgets_of, claims
 from studies.record import over_seeds
 from varifocal.data.sciencebook import SKILLS
-from varifocal.recipe import Recipe, load_recipe
+from varifocal.recipe import load_recipe
 from varifocal.run import UNLOGGED, RunDirectory
 from varifocal.sweep import DONE
 
@@ -98,14 +98,13 @@ class Reader:
                 "share": recipe.data.mixture.language_fraction,
                 "seed": recipe.seed,
                 "rows": recipe.data.mixture.total,
-                "moments": [*self._checkpoints(run, recipe), self._end(run)],
+                "moments": [*self._checkpoints(run), self._end(run)],
             }
 
-    def _checkpoints(self, run: RunDirectory, recipe: Recipe) -> Iterator[Moment]:
-        """The scored checkpoints of a run before its end; one of an interruption is left out."""
+    def _checkpoints(self, run: RunDirectory) -> Iterator[Moment]:
+        """The scored checkpoints of a run before its end."""
         for step in run.steps()[:-1]:
-            planned = step % recipe.training.save_steps == 0
-            if planned and run.evaluations_at(step).is_dir():
+            if run.evaluations_at(step).is_dir():
                 state = json.loads((run.checkpoint(step) / UNLOGGED).read_text())
                 (spent,) = state["spent"]  # one process
                 cost = _cost(spent, state["seconds"]["cpu_training"])

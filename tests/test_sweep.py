@@ -15,6 +15,7 @@ from varifocal import cli
 from varifocal.errors import RecipeError, RunError
 from varifocal.run import RunDirectory
 from varifocal.sweep import DONE, load_sweep, run_sweep
+from varifocal.training.train import train
 from varifocal.training.trainer import SupervisedTrainer
 
 SWEEPS = Path(__file__).parents[1] / "sweeps"
@@ -267,6 +268,39 @@ def test_a_sweep_scores_along_each_run(write, tmp_path, book, steps, monkeypatch
     )
     again = {one["id"]: one for one in predictions(run.evaluations_at(1))}
     assert all(again[one["id"]] == one for one in asked[0])
+
+
+def test_a_checkpoint_of_an_interruption_is_not_scored(write, tmp_path, book):
+    scored = [{"path": str(book), "split": "train", "max_examples": 2}]
+    few = {"training.save_total_limit": None, "training.save_steps": 2, "training.max_steps": 4}
+    page = {"seeds": [0], "evaluate": True, "checkpoints": True, "sources": scored, "set": few}
+    sweep = load_sweep(write(**page))
+    run = RunDirectory(tmp_path / "out" / "seed=0")
+    train(sweep.points[0].recipe, run.root)
+    (run.checkpoints / "checkpoint-2").rename(run.checkpoints / "checkpoint-3")  # as by Ctrl-C
+    run_sweep(sweep, tmp_path / "out")
+    assert [one.name for one in run.evaluations.iterdir() if one.is_dir()] == ["checkpoint-4"]
+
+
+def test_a_point_without_eyes_is_asked_without_the_pictures(write, tmp_path, book, run):
+    blind = {"model.vision_tower": None, "model.connector": None}
+    blind |= {"data.mixture.language_fraction": 1.0}
+    points = [{"label": "text-only", "set": blind}, {"label": "images"}]
+    scored = [{"path": str(book), "split": "train", "max_examples": 4}]
+    file = write(points=points, evaluate=True, sources=scored, set={"training.max_steps": 1})
+    run_sweep(load_sweep(file), tmp_path / "out")
+    names = {
+        label: [path.name for path in (tmp_path / "out" / label / "eval").glob("*.json")]
+        for label in ("text-only", "images")
+    }
+    assert names == {"text-only": ["book-train-blind.json"], "images": ["book-train.json"]}
+    asked = ["eval", tmp_path / "out" / "text-only", "--data", book, "--split", "train"]
+    code, _, err = run(*asked)
+    assert code != 0
+    assert "has pictures, but the model has no vision tower; leave the pictures out with" in (
+        err.replace("\n", " ")
+    )
+    assert run(*asked, "--blind")[0] == 0
 
 
 def predictions(directory):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import itertools
 import json
+import math
 import os
 import re
 import shutil
@@ -64,9 +65,9 @@ class SweepSection(Section):
     seeds: Seeds = ()
     """All points are run with the first, then with the next; by default with the recipe's own."""
     evaluate: bool = True
-    """Score every run."""
+    """Score every run; a model without eyes is asked without the pictures."""
     checkpoints: bool = False
-    """Score the checkpoints before the end too, into `eval/checkpoint-STEP`."""
+    """Score the checkpoints of `training.save_steps` too, into `eval/checkpoint-STEP`."""
     sources: Annotated[tuple[SourceSection, ...], Field(strict=False)] | None = None
     """Score on these instead of the recipe's `data.evaluate`."""
 
@@ -281,13 +282,20 @@ def _do(page: SweepSection, point: Point, run: RunDirectory, tell: Tell) -> None
         ) from stop
     if page.evaluate:
         steps = run.steps() if page.checkpoints else []
-        for step in steps[:-1]:
+        for step in filter(_planned(point.recipe, steps), steps[:-1]):
             _score(page, run, tell, step)
             gc.collect()
         _score(page, run, tell)
         if steps:  # the last one is written at the end, which is scored already
             _same_scores(run, steps[-1])
     write_json(run.root / DONE, {"label": point.label, "setting": point.setting})
+
+
+def _planned(recipe: Recipe, steps: Sequence[int]) -> Callable[[int], bool]:
+    """Tell whether the recipe asked for a step's checkpoint; an interruption writes one, too."""
+    every = recipe.training.save_steps
+    every = every if every >= 1 else math.ceil(every * max(steps))  # a share of the run
+    return lambda step: step % every == 0
 
 
 def _score(page: SweepSection, run: RunDirectory, tell: Tell, step: int | None = None) -> None:
@@ -298,7 +306,7 @@ def _score(page: SweepSection, run: RunDirectory, tell: Tell, step: int | None =
     recipe, parts = open_run(run.root, checkpoint=step)
     sources = None if page.sources is None else [_here(source) for source in page.sources]
     place = run.evaluations_at(step)
-    for _ in score_sources(recipe, parts, place, sources=sources, progress=tell):
+    for _ in score_sources(recipe, parts, place, sources=sources, blind=None, progress=tell):
         pass  # each report is written as it comes
 
 

@@ -104,6 +104,12 @@ def test_words_and_pictures_may_be_chosen(run, aligned, tmp_path):
     assert not (aligned / "analysis").exists()
 
 
+def test_no_word_is_refused(run, aligned):
+    code, _, err = run("analyze", "words", aligned, "--words", "")
+    assert code != 0
+    assert "--words names no word" in err
+
+
 def test_a_run_without_a_connector_is_refused(run, recipe, tmp_path):
     blind = {"model.vision_tower": None, "model.connector": None, "training.max_steps": 1}
     blind["data.train"] = [{**source, "skills": ["letters"]} for source in sources(recipe)]

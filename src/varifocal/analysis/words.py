@@ -157,6 +157,8 @@ def _vocabulary(recipe: Recipe, parts: Assembly, words: Sequence[str] | None) ->
         embedding.weight.detach(),
     )
     if words is not None:
+        if not words:
+            raise RecipeError("--words names no word; give some, as in --words red,green,blue")
         return Vocabulary(words, embed_words(words, *given), section.alignment_scale)
     found = build_vocabulary([text for _, text in load_captions(recipe.data)], *given)
     return Vocabulary(found.words, found.embeddings, section.alignment_scale)

@@ -39,9 +39,9 @@ def words(
     from varifocal.analysis.words import words_of_run
     from varifocal.cli.screen import stage_bars
 
-    chosen = (
-        [word.strip() for word in vocabulary.split(",") if word.strip()] if vocabulary else None
-    )
+    chosen = None
+    if vocabulary is not None:
+        chosen = [word.strip() for word in vocabulary.split(",") if word.strip()]
     with stage_bars() as progress:
         _, written = words_of_run(
             run,

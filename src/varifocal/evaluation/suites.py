@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Literal
 
 from varifocal.assemble import Assembly
+from varifocal.data.example import Example
 from varifocal.data.formats import check_images, load_source
-from varifocal.errors import RecipeError
+from varifocal.errors import DataError, RecipeError
 from varifocal.evaluation.asking import Asker
 from varifocal.evaluation.benchmarks.row import Benchmark
 from varifocal.evaluation.items import Item
@@ -50,7 +51,7 @@ def score_sources(
     *,
     sources: Sequence[SourceSection] | None = None,
     score: ScoreBy | None = None,
-    blind: bool = False,
+    blind: bool | None = False,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Iterator[Scored]:
     """Score a model on sources, and write each report as soon as it is there.
@@ -61,12 +62,13 @@ def score_sources(
         directory: the run's `eval`.
         sources: other sources than the recipe's.
         score: another method than the recipe's.
-        blind: leave the pictures out of the prompts.
+        blind: leave the pictures out of the prompts; None does where the model has no eyes.
         progress: called with (suite, questions done, questions in all).
 
     Raises:
         RecipeError: there is no source, or two would write the same files.
-        DataError: a source cannot be read, or has no multiple-choice questions.
+        DataError: a source cannot be read, has no multiple-choice questions, or has pictures and
+            the model no eyes.
     """
     chosen = recipe.data.evaluate if sources is None else sources
     if not chosen:
@@ -75,15 +77,16 @@ def score_sources(
     on_bad_record = recipe.data.on_bad_record
     for source in chosen:
         examples = check_images(load_source(source, on_bad_record=on_bad_record), on_bad_record)
+        left_out = _leaves_pictures_out(source, examples, parts, blind)
         for method in _METHODS[score or recipe.evaluation.score]:
-            suite = suite_name(source, method, blind=blind)
+            suite = suite_name(source, method, blind=left_out)
             report = evaluate(
                 parts.model,
                 parts.encoder,
                 examples,
                 parts.load_images,
                 method=method,
-                blind=blind,
+                blind=left_out,
                 token_budget=recipe.evaluation.batch_size * recipe.data.max_length,
                 max_new_tokens=recipe.evaluation.max_new_tokens,
                 suite=suite,
@@ -91,6 +94,19 @@ def score_sources(
             )
             scores, _ = report.write(directory)
             yield Scored(report, scores, examples.skipped)
+
+
+def _leaves_pictures_out(
+    source: SourceSection, examples: Sequence[Example], parts: Assembly, blind: bool | None
+) -> bool:
+    """Whether a source is asked without its pictures; a model without eyes cannot be shown them."""
+    shown = parts.load_images is None and any(example.images for example in examples)
+    if shown and blind is False:
+        raise DataError(
+            f"'{source.place}' has pictures, but the model has no vision tower; leave the pictures "
+            "out with --blind"
+        )
+    return shown if blind is None else blind
 
 
 def score_benchmarks(
