@@ -138,7 +138,7 @@ def test_the_sweeps_are_cut_to_a_seed_and_take_the_stages_of_that_seed(tmp_path,
     quick = list(alignment.sweeps([1], quick=True, with_nlvr=False))
     assert [name for name, _ in quick] == ["stages", "book"]
     recipes = [point.recipe for _, sweep in quick for point in sweep.points]
-    assert {recipe.training.max_steps for recipe in recipes} == {1, 2}
+    assert {recipe.training.max_steps for recipe in recipes} == {0, 2}
     assert (
         max(one.model.connector.alignment_steps for one in recipes if one.model.connector.alignment)
         == 8

@@ -1,5 +1,6 @@
 """Word alignment: the loss in plain loops, the words it uses, and that no language model runs."""
 
+import json
 import math
 
 import pytest
@@ -15,6 +16,7 @@ from varifocal.models.words import build_vocabulary, word_log_probabilities
 from varifocal.training import train as train_module
 from varifocal.training.alignment import align_connector, alignment_loss
 from varifocal.training.train import train
+from varifocal.training.trainer import SupervisedTrainer
 
 
 def loss_in_loops(tokens, embeddings, descriptions, scale):
@@ -282,6 +284,34 @@ def sized(run):
 
 def steps_of(number):
     return {"model.connector.alignment_steps": number}
+
+
+def test_a_run_without_a_step_is_its_alignment(recipe, recipe_file, run, tmp_path, monkeypatch):
+    """The same connector as beside a step of no length, and every verb takes it."""
+    few = {**ALIGNED, **steps_of(4), "tuner": {"type": "none"}}
+    still = {"training.learning_rate": 1e-12, "training.connector_learning_rate": 1e-12}
+    train(recipe({**few, **still, "training.max_steps": 1}), tmp_path / "still")
+    out = tmp_path / "run"
+    page = recipe({**few, "training.max_steps": 0})
+    recipe_file.write_text(page.dump_yaml())
+    monkeypatch.setattr(SupervisedTrainer, "compute_loss", None)
+    code, told, err = run("train", recipe_file, "--out", out)
+    assert code == 0, err
+    assert "0 steps" in told
+    assert "loss" not in told
+    paths = (tmp_path / name / "adapter" / "adapter_model.safetensors" for name in ("run", "still"))
+    aligned, still = map(load_file, paths)
+    for name, tensor in aligned.items():
+        torch.testing.assert_close(tensor, still[name], rtol=0, atol=1e-9, msg=name)
+    saved = json.loads((out / "training.json").read_text())
+    assert (saved["steps"], saved["loss"], saved["tokens"]) == (0, None, 0)
+    assert saved["alignment_loss"] > 0
+    foreseen = json.loads((out / "plan.json").read_text())["predicted"]
+    assert (foreseen["steps"], foreseen["tokens"], foreseen["vision_lookups"]) == (0, 0, 0)
+    assert run("report", out)[0] == 0
+    assert run("eval", out, "--data", tmp_path / "book", "--split", "train")[0] == 0
+    assert run("train", recipe_file, "--out", out, "--resume")[0] == 0
+    assert load_file(out / "adapter" / "adapter_model.safetensors").keys() == aligned.keys()
 
 
 @pytest.mark.parametrize("key", ["alignment", "weights"])

@@ -128,10 +128,10 @@ def train(
     print_left_out([*result.skipped, *result.dropped])
     for note in result.passed_over:
         print(note, file=sys.stderr)
+    loss = "" if result.loss is None else f"loss {result.loss:.3f}, "
     print(
         f"{root}: {result.steps} steps, {sum(result.trained_parameters.values()):,} trained "
-        f"parameters, loss {result.loss:.3f}, {result.minutes:.1f} min, peak memory "
-        f"{result.peak_memory_gib:.1f} GiB"
+        f"parameters, {loss}{result.minutes:.1f} min, peak memory {result.peak_memory_gib:.1f} GiB"
     )
     print(f"next: varifocal eval {root}")
 

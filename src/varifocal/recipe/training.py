@@ -38,7 +38,8 @@ class TrainingSection(Section):
     num_train_epochs: Rate = 3.0
     """Passes over the data; fractions are allowed."""
     max_steps: Annotated[int, Field(ge=-1)] = -1
-    """Optimiser steps; above 0 it overrides num_train_epochs."""
+    """Optimiser steps, instead of num_train_epochs; 0 takes none, and a run is what its connector's
+    alignment or weights are."""
     per_device_train_batch_size: Count = 8
     """Rows per device and forward pass."""
     gradient_accumulation_steps: Count = 1

@@ -18,7 +18,8 @@ class TrainingResult:
 
     Attributes:
         steps: optimiser steps.
-        loss: of the last logged steps; of all steps, where there are fewer than `logging_steps`.
+        loss: of the last logged steps; of all steps, where there are fewer than `logging_steps`;
+            None without a step.
         trained_parameters: how many, and by part.
         tokens: that went through the language model, padding left out.
         supervised_tokens: of them, those with a loss.
@@ -36,7 +37,7 @@ class TrainingResult:
     """
 
     steps: int
-    loss: float
+    loss: float | None
     trained_parameters: dict[str, int]
     tokens: int
     supervised_tokens: int
@@ -67,10 +68,11 @@ def result_of(
     )
     history = trainer.state.log_history
     losses = [record["loss"] for record in history if "loss" in record]
+    last = history[-1] if history else {}  # without a step there is none
     rows: Any = trainer.train_dataset
     return TrainingResult(
         steps=trainer.state.global_step,
-        loss=losses[-1] if losses else history[-1].get("train_loss", float("nan")),
+        loss=losses[-1] if losses else last.get("train_loss"),
         trained_parameters=count_trained(parts.model),
         tokens=cost["tokens"],
         supervised_tokens=cost["tokens_trained"],
@@ -84,6 +86,6 @@ def result_of(
         num_cut=data.tally.num_cut,
         alignment_loss=aligned.loss if aligned else None,
         alignment_seconds=aligned.seconds if aligned else None,
-        training_seconds=history[-1].get("train_runtime", 0.0),
+        training_seconds=last.get("train_runtime", 0.0),
         cost=cost,
     )

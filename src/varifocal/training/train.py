@@ -93,8 +93,9 @@ def train(
     parts, data = _open(recipe, run, start, tell, clock)
     predicted = foresee(recipe, data) if predict and is_main_process() else None
     tuned, aligned = _tune(recipe, parts, start, tell, clock)
-    with clock.stage("vision_features"):
-        _fill_features(tuned, data, tell)
+    if recipe.training.max_steps != 0:
+        with clock.stage("vision_features"):
+            _fill_features(tuned, data, tell)
     trainer = build_trainer(recipe, run, tuned, data, tell, clock)
     if aligned is not None:
         trainer.meter.add_alignment(aligned.num_pictures, aligned.num_words)
@@ -277,6 +278,8 @@ def _run(trainer: SupervisedTrainer, run: RunDirectory, start: Start) -> None:
     """Train, from a checkpoint when there is one; a wish to stop ends in a checkpoint."""
     if trainer.is_world_process_zero():
         clear_the_way(run, start)
+    if trainer.args.max_steps == 0:  # transformers would take num_train_epochs
+        return
     whence = str(start.checkpoint) if start.checkpoint else None
     with stop_wish() as wish:
         trainer.add_callback(_Stop(wish))
@@ -313,7 +316,7 @@ def _gather(trainer: SupervisedTrainer) -> dict[str, torch.Tensor] | None:
     model = cast(nn.Module, trainer.model)
     if is_spread(model):
         return whole_tensors(model, trained_only=isinstance(model, PeftModel))
-    if not trainer.is_fsdp_enabled:
+    if not trainer.is_fsdp_enabled or trainer.args.max_steps == 0:
         return None
     return cast(Any, trainer.accelerator).get_state_dict(trainer.model_wrapped)
 

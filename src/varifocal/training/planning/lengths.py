@@ -97,7 +97,7 @@ def num_steps(recipe: Recipe, num_rows: int, num_devices: int) -> int:
     7960
     """
     training = recipe.training
-    if training.max_steps > 0:
+    if training.max_steps >= 0:
         return training.max_steps
     return math.ceil(training.num_train_epochs * _steps_per_epoch(recipe, num_rows, num_devices))
 
@@ -123,7 +123,7 @@ def count_work(
     """
     steps = num_steps(recipe, len(data.rows), num_devices)
     collate = _collator(recipe, eyes)
-    if data.samples is None or not isinstance(data.rows, PackedDataset):
+    if not steps or data.samples is None or not isinstance(data.rows, PackedDataset):
         counted, share = _sampled(recipe, data, steps, num_devices), None
     else:
         counted, share = _all(recipe, data, steps, num_devices), data.samples
@@ -139,7 +139,7 @@ def count_work(
         seen = len({one.fingerprint() for one in data.images()}) if share else looked_up
     return Workload(
         batch=collate(counted.rows(counted.largest(formula))),
-        exact=share is not None,
+        exact=share is not None or not steps,
         steps=steps,
         examples=counted.examples,
         tokens=counted.tokens,
@@ -151,7 +151,7 @@ def count_work(
         flops_masked=round(spent.flops_masked * scale),
         num_dropped=len(data.tally.dropped),
         num_cut=data.tally.num_cut,
-        notes=[] if share else [_SAMPLED.format(len(counted.lengths))],
+        notes=[] if share or not steps else [_SAMPLED.format(len(counted.lengths))],
     )
 
 
@@ -253,7 +253,7 @@ def _sampled(recipe: Recipe, data: TrainingData, steps: int, num_devices: int) -
     used = [[sum(lengths[number] for number in row) for row in batch] for batch in batches]
     tokens = sum(map(sum, used))
     padding = sum(len(one) * (static or max(one)) for one in used) - tokens
-    full_epochs = training.max_steps <= 0
+    full_epochs = training.max_steps < 0
     all_rows = training.num_train_epochs * len(rows) if full_epochs else steps * per_step
     scale = all_rows / max(wanted, 1)
     examples = len(data.draw.records) if data.draw is not None else round(len(samples) * scale)
@@ -296,7 +296,7 @@ def assume_work(
     num_rows = math.ceil(examples / per_row)
     steps = num_steps(recipe, num_rows, num_devices)
     taken = steps * recipe.training.gradient_accumulation_steps * num_devices * size * per_row
-    if recipe.training.max_steps <= 0:
+    if recipe.training.max_steps < 0:
         taken = round(recipe.training.num_train_epochs * examples)
     spent = Spent()
     spent.add(batch, formula, eyes.token_id)
