@@ -21,7 +21,7 @@ from studies.mixlora_figures import draw_all, print_tables
 from studies.mixlora_results import collect
 from studies.mixlora_tasks import Sizes, make_tasks
 from studies.record import write_study
-from varifocal.analysis.of_run import Asked, interference_of_run, routing_of_run
+from varifocal.analysis.of_run import TaskSample, interference_of_run, routing_of_run
 from varifocal.recipe import load_recipe
 from varifocal.run import RunDirectory
 from varifocal.sweep import DONE, Sweep, load_sweep, run_sweep
@@ -159,10 +159,10 @@ class Study:
         if run.name in INTERFERENCE and not _file(run, "interference").is_file():
             self._interference(run)
         if run.name in ROUTING and not _file(run, "routing").is_file():
-            routing_of_run(run, Asked(per_task=self.size.looked_at))
+            routing_of_run(run, TaskSample(per_task=self.size.looked_at))
 
     def _interference(self, run: Path) -> None:
-        interference_of_run(run, Asked(per_task=self.size.looked_at), num_groups=NUM_GROUPS)
+        interference_of_run(run, TaskSample(per_task=self.size.looked_at), num_groups=NUM_GROUPS)
 
     def write(self) -> dict[str, Any]:
         """Write `mixlora.json` from all that is there."""

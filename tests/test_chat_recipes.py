@@ -7,7 +7,7 @@ import pytest
 
 from varifocal.data.formats import load_source
 from varifocal.recipe import load_recipe
-from varifocal.training.plan import plan
+from varifocal.training.parameters import count_parameters
 
 
 def read(name, overrides=()):
@@ -19,7 +19,7 @@ def read(name, overrides=()):
 )
 def test_the_papers_parameters_and_steps(name, count, temperature):
     recipe = read(name)
-    assert plan(recipe)["trained_parameters"] == count
+    assert count_parameters(recipe)["trained_parameters"] == count
     assert recipe.tuner.router_temperature == temperature
     training = recipe.training
     assert training.per_device_train_batch_size * training.gradient_accumulation_steps == 32
@@ -60,4 +60,4 @@ def test_the_demo_learns_text_and_pictures_together():
     assert recipe.data.mixture.language_fraction == 0.5
     formats = [(source.format, source.prompt_format) for source in recipe.data.train]
     assert formats == [("alpaca", "QCM-A"), ("scienceqa", "QCM-A"), ("scienceqa", "caption")]
-    assert 3_000_000 < plan(recipe)["trained_parameters"] < 3_200_000
+    assert 3_000_000 < count_parameters(recipe)["trained_parameters"] < 3_200_000

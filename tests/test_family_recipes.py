@@ -14,7 +14,7 @@ from varifocal.models.published import PUBLISHED
 from varifocal.models.qwen_vl import cell_side
 from varifocal.recipe import load_recipe
 from varifocal.recipe.reading import SHIPPED
-from varifocal.training.plan import plan
+from varifocal.training.parameters import count_parameters
 from varifocal.training.planning.devices import GPUS
 from varifocal.training.planning.estimate import estimate
 
@@ -87,7 +87,7 @@ def adapter(width, layers):
 @pytest.mark.parametrize("name", GRAFTS)
 def test_a_graft_of_a_family_trains_by_formula(name):
     width, layers = GRAFTS[name]
-    planned = plan(read("lavin-scienceqa-24gb", name))
+    planned = count_parameters(read("lavin-scienceqa-24gb", name))
     assert planned["trained_parameters_by_part"] == {
         "language_model": adapter(width, layers),
         "vision_tower": adapter(1024, 24),
@@ -122,7 +122,7 @@ def lora(width, inner, keys, layers):
 @pytest.mark.parametrize("name", QWEN_VLS)
 def test_a_qwen_vl_trains_by_formula(name):
     recipe = read("qwen-vl-lora", name)
-    planned = plan(recipe)
+    planned = count_parameters(recipe)
     assert planned["trained_parameters_by_part"] == {"language_model": lora(*QWEN_VLS[name])}
     assert planned["frozen_parameters"] == PARAMETERS[name]
     assert ["#", name, f"{planned['trained_parameters']:,}"] in head("qwen-vl-lora")
@@ -130,7 +130,7 @@ def test_a_qwen_vl_trains_by_formula(name):
 
 
 def test_llava_trains_by_formula():
-    parts = plan(read("llava-1.5-lora"))["trained_parameters_by_part"]
+    parts = count_parameters(read("llava-1.5-lora"))["trained_parameters_by_part"]
     projector = 1024 * 4096 + 4096 + 4096 * 4096 + 4096
     assert parts == {"language_model": lora(4096, 11008, 4096, 32), "connector": projector}
     text = (SHIPPED / "llava-1.5-lora.yaml").read_text()
@@ -204,7 +204,7 @@ def test_a_projector_as_llavas_can_take_the_connectors_place():
         ["model.connector={type: patch_mlp, plain: true}"],
         check_paths=False,
     )
-    assert plan(recipe)["trained_parameters"] == 20_979_712
+    assert count_parameters(recipe)["trained_parameters"] == 20_979_712
 
 
 def test_a_row_too_short_for_a_picture_is_planned_as_text():

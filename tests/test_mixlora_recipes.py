@@ -4,7 +4,7 @@ import pytest
 
 from varifocal.recipe import load_recipe
 from varifocal.recipe.reading import SHIPPED
-from varifocal.training.plan import plan
+from varifocal.training.parameters import count_parameters
 
 NAMES = ("mixlora-vision-flan-7b", "mixlora-vision-flan-llava-1.5-7b")
 D, F, LAYERS = 4096, 11008, 32
@@ -34,7 +34,7 @@ def test_these_are_all():
 @pytest.mark.parametrize(("factors", "rank"), [(16, 4), (16, 2), (32, 8)])
 def test_parameters_by_formula(name, factors, rank):
     recipe = read(name, {"tuner.num_factors": factors, "tuner.rank": rank})
-    counts = plan(recipe)["trained_parameters_by_part"]
+    counts = count_parameters(recipe)["trained_parameters_by_part"]
     assert counts["language_model"] == pools(factors) + routers(factors, rank)
     assert counts.keys() == {"language_model", "connector"}
 
@@ -56,4 +56,6 @@ def test_the_settings_are_those_of_the_script(name):
 
 
 def test_stage_one_trains_the_connector_alone():
-    assert plan(read("mixlora-stage1-7b"))["trained_parameters_by_part"].keys() == {"connector"}
+    assert count_parameters(read("mixlora-stage1-7b"))["trained_parameters_by_part"].keys() == {
+        "connector"
+    }

@@ -6,7 +6,7 @@ import pytest
 
 from varifocal.recipe import load_recipe
 from varifocal.recipe.reading import SHIPPED
-from varifocal.training.plan import plan
+from varifocal.training.parameters import count_parameters
 
 NAMES = sorted(file.stem for file in SHIPPED.glob("mlan-*.yaml"))
 BASES = ("llama2-7b", "vicuna-7b")
@@ -47,7 +47,7 @@ def test_these_are_all():
 
 @pytest.mark.parametrize("name", TRAINED)
 def test_parameters_by_formula(name):
-    planned = plan(read(name))
+    planned = count_parameters(read(name))
     assert planned["trained_parameters_by_part"] == TRAINED[name]
     language = LLAVA_7B if "llava" in name else LLAMA_7B
     frozen = CLIP if read(name).tuner.type == "full" else CLIP + language
@@ -110,7 +110,7 @@ def test_the_shares_in_the_comments_are_options(name):
 
 
 def test_the_demo_tunes_the_demo_model_whole():
-    first, second = (plan(read(f"mlan-stage{stage}-demo")) for stage in (1, 2))
+    first, second = (count_parameters(read(f"mlan-stage{stage}-demo")) for stage in (1, 2))
     assert set(first["trained_parameters_by_part"]) == {"connector"}
     assert second["trained_parameters_by_part"]["language_model"] == 134_515_008
     recipe = read("mlan-stage2-demo")

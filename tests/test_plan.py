@@ -10,7 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from varifocal.cli import main
 from varifocal.errors import RecipeError
 from varifocal.recipe import LoraSection, MMASection, NoTunerSection, load_recipe
-from varifocal.training.plan import count_trained, plan
+from varifocal.training.parameters import count_parameters, count_trained
 from varifocal.training.tuner import attach_tuner
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
@@ -62,7 +62,7 @@ def test_lavin_trains_as_many_parameters_as_the_paper(size, total, monkeypatch, 
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
 def test_every_recipe_can_be_built(file):
     recipe = load_recipe(file, check_paths=False)
-    planned = plan(recipe)
+    planned = count_parameters(recipe)
     assert planned["trained_parameters"] > 0
     if recipe.tuner.type != "full":
         assert planned["trained_parameters"] < planned["frozen_parameters"] / 10
@@ -104,13 +104,13 @@ def test_no_tuner_trains_nothing_of_a_language_model(llama):
 )
 def test_a_tuner_trains_the_parts_that_the_recipe_names(tuner, parts):
     recipe = load_recipe("lavin-7b-scienceqa", [f"tuner={tuner}"], check_paths=False)
-    assert set(plan(recipe)["trained_parameters_by_part"]) == parts
+    assert set(count_parameters(recipe)["trained_parameters_by_part"]) == parts
 
 
 def test_frozen_parameters_are_those_of_the_base(llama):
     recipe = load_recipe("lavin-7b-scienceqa", ["tuner={type: none}"], check_paths=False)
     llama_7b, clip_l14 = 6_738_415_616, 303_179_776
-    assert plan(recipe)["frozen_parameters"] == llama_7b + clip_l14
+    assert count_parameters(recipe)["frozen_parameters"] == llama_7b + clip_l14
 
 
 def test_settings_that_peft_refuses_are_named_as_the_recipes(llama):

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         load_model,
     )
     from varifocal.recipe import Recipe, load_recipe
-    from varifocal.training.plan import plan
+    from varifocal.training.parameters import count_parameters
     from varifocal.tuners import MixLoraConfig, MMAConfig
 
 _HOMES = {
@@ -33,7 +33,7 @@ _HOMES = {
     "load_model": "varifocal.models",
     "Recipe": "varifocal.recipe",
     "load_recipe": "varifocal.recipe",
-    "plan": "varifocal.training.plan",
+    "count_parameters": "varifocal.training.parameters",
 }
 
 __all__ = [
@@ -48,10 +48,10 @@ __all__ = [
     "RecipeError",
     "RunError",
     "VarifocalError",
+    "count_parameters",
     "graft",
     "load_model",
     "load_recipe",
-    "plan",
 ]
 
 __version__ = "0.1.0"

@@ -23,7 +23,7 @@ from varifocal.errors import RunError
 from varifocal.evaluation.scienceqa import AVERAGE, Report, evaluate
 from varifocal.recipe import Recipe, load_recipe
 from varifocal.run import RunDirectory, write_json
-from varifocal.training.memory import peak_memory_gib
+from varifocal.training.peak_memory import peak_memory_gib
 from varifocal.training.progress import Progress
 from varifocal.training.train import train
 from varifocal.tuners import routing_table

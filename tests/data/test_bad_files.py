@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image as Pillow
 
 from varifocal.data.example import Example
-from varifocal.data.parsing import Asked
-from varifocal.data.record import Record
+from varifocal.data.parsing import ParseOptions
+from varifocal.data.raw_rows import Record
 from varifocal.data.register import FORMATS
 from varifocal.data.source import open_source
 from varifocal.errors import DataError
@@ -422,7 +422,7 @@ def test_any_row_gives_an_example_or_a_sentence_in_every_format(
 ):
     record = Record("/data/a.jsonl", "line 3", row)
     for name, one in FORMATS.items():
-        asked = Asked("/data/a.jsonl", name, pictures, columns, answer_as, prompt_format)
+        asked = ParseOptions("/data/a.jsonl", name, pictures, columns, answer_as, prompt_format)
         one.detect(record)
         if one.wants is not None and not one.wants(row, asked):
             continue

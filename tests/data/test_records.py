@@ -20,7 +20,7 @@ from varifocal.data import source as source_module
 from varifocal.data.byte_index import index_csv, index_lines
 from varifocal.data.file_records import FileRecords
 from varifocal.data.json_index import index_list
-from varifocal.data.record import Record, StreamedRecords
+from varifocal.data.raw_rows import Record, StreamedRecords
 from varifocal.data.records import open_records, read_in_order
 from varifocal.data.source import Source, StreamedSource, open_source
 from varifocal.errors import DataError

@@ -19,7 +19,7 @@ from varifocal.data.example import Example, Image, Message
 from varifocal.errors import DataError, ModelError
 from varifocal.evaluation import harness
 from varifocal.evaluation.answering import greedy_answers
-from varifocal.evaluation.asked import Asked, images_of
+from varifocal.evaluation.harness_model import HarnessModel, images_of
 from varifocal.evaluation.scienceqa import evaluate
 from varifocal.evaluation.scoring import score_options
 
@@ -278,7 +278,7 @@ def test_lm_eval_finds_our_class_by_name():
 
 
 def test_options_of_one_prompt_are_read_together_and_score_the_same(parts, pictures):
-    asked = Asked(parts, batch_size=1)
+    asked = HarnessModel(parts, batch_size=1)
     turns = [
         asked.of_turn(text, [Image(picture)], [choice])
         for (text, choices, _), picture in zip(ROWS, pictures, strict=True)
@@ -292,7 +292,7 @@ def test_options_of_one_prompt_are_read_together_and_score_the_same(parts, pictu
 
 
 def test_what_greedy_decoding_writes_is_said_to_be_greedy(parts):
-    asked = Asked(parts)
+    asked = HarnessModel(parts)
     prompt = asked.of_text("Iron is", 7, [])
     (ids,) = greedy_answers(parts.model, [prompt], None, stop_ids=(), max_new_tokens=3)
     other = [*ids[:2], (ids[2] + 1) % 256]
@@ -304,7 +304,7 @@ def test_what_greedy_decoding_writes_is_said_to_be_greedy(parts):
 
 
 def test_pictures_and_their_marks_have_to_agree(parts, pictures):
-    asked = Asked(parts)
+    asked = HarnessModel(parts)
     with pytest.raises(DataError, match=r"2 places for pictures .* and 1 pictures"):
         asked.of_turn("<image> or <image>?", [Image(pictures[0])], [])
     with pytest.raises(DataError, match=r"0 places for pictures .* and 1 pictures"):
@@ -324,11 +324,11 @@ def test_pictures_come_in_the_forms_that_tasks_give(pictures):
 
 def test_a_model_stays_where_it_is_when_there_is_no_cuda(parts, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert Asked(parts, device="cuda:0").parts.base.device.type == "cpu"
+    assert HarnessModel(parts, device="cuda:0").parts.base.device.type == "cpu"
 
 
 def test_sampling_is_refused(parts):
-    asked = Asked(parts)
+    asked = HarnessModel(parts)
     with pytest.raises(ModelError, match="do_sample=False,temperature=0"):
         asked.answer([(asked.of_text("a", 1, []), {"temperature": 0.7})])
 

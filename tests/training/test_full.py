@@ -12,7 +12,7 @@ from varifocal.errors import RecipeError
 from varifocal.recipe import FullSection, NoTunerSection
 from varifocal.run import RunDirectory
 from varifocal.training.full import save_whole
-from varifocal.training.plan import part_of
+from varifocal.training.parameters import part_of
 from varifocal.training.train import train
 from varifocal.training.trainer import SupervisedTrainer
 from varifocal.training.tuner import attach_tuner, load_connector

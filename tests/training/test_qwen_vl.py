@@ -15,7 +15,7 @@ from varifocal.data.formats import load_source
 from varifocal.data.packing import Collator
 from varifocal.errors import RecipeError
 from varifocal.serving.engine import Engine, Sampling
-from varifocal.training.plan import plan
+from varifocal.training.parameters import count_parameters
 from varifocal.training.planning.devices import this_cpu
 from varifocal.training.planning.estimate import estimate
 from varifocal.training.train import train
@@ -129,4 +129,4 @@ def test_conversations_share_a_batch_and_go_on(recipe_of, tmp_path, book):
 @pytest.mark.parametrize("qwen_vl", ["Qwen2VL"], indirect=True)
 def test_mma_in_its_tower_is_refused(recipe_of):
     with pytest.raises(RecipeError, match=r"tuner\.adapt_vision_tower: .*set it to false"):
-        plan(recipe_of(type="mma"))
+        count_parameters(recipe_of(type="mma"))

@@ -5,7 +5,7 @@ import pytest
 from varifocal.assemble import assemble
 from varifocal.errors import RecipeError
 from varifocal.recipe import MixLoraSection
-from varifocal.training.plan import count_trained
+from varifocal.training.parameters import count_trained
 from varifocal.training.tuner import attach_tuner
 from varifocal.tuners import MixLoraLayer
 

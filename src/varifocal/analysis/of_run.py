@@ -28,7 +28,7 @@ class Progress(Protocol):
 
 
 @dataclass(frozen=True)
-class Asked:
+class TaskSample:
     """Which examples an analysis looks at.
 
     Attributes:
@@ -76,7 +76,7 @@ class Written:
 
 def interference_of_run(
     root: str | Path,
-    asked: Asked,
+    asked: TaskSample,
     *,
     num_groups: int | None = None,
     with_connector: bool = False,
@@ -148,7 +148,7 @@ def _draw(found: Interference, whole: Path, layers: Path) -> None:
 
 def routing_of_run(
     root: str | Path,
-    asked: Asked,
+    asked: TaskSample,
     *,
     out: Path | None = None,
     progress: Progress | None = None,

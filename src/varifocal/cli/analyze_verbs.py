@@ -13,7 +13,7 @@ from varifocal.errors import VarifocalError
 
 if TYPE_CHECKING:
     from varifocal.analysis.interference import Interference
-    from varifocal.analysis.of_run import Asked, Written
+    from varifocal.analysis.of_run import TaskSample, Written
     from varifocal.analysis.routing import Routing
 
 analyze_app = typer.Typer(
@@ -112,11 +112,11 @@ def routing(
 
 def _asked(
     tasks: str | None, data: Path | None, split: str | None, examples: int, seed: int
-) -> Asked:
-    from varifocal.analysis.of_run import Asked
+) -> TaskSample:
+    from varifocal.analysis.of_run import TaskSample
 
     names = [name.strip() for name in tasks.split(",") if name.strip()] if tasks else None
-    return Asked(names, data, split, examples, seed)
+    return TaskSample(names, data, split, examples, seed)
 
 
 def _groups(layers: str) -> int | None:

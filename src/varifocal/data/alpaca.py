@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from varifocal.data.conversations import conversation
 from varifocal.data.example import Example
-from varifocal.data.parsing import Asked, short
-from varifocal.data.record import Record
+from varifocal.data.parsing import ParseOptions, short
+from varifocal.data.raw_rows import Record
 from varifocal.errors import DataError
 
 
@@ -16,7 +16,7 @@ def is_alpaca(record: Record) -> bool:
     return "instruction" in record.row and "output" in record.row
 
 
-def parse_alpaca(record: Record, asked: Asked) -> Example:
+def parse_alpaca(record: Record, asked: ParseOptions) -> Example:
     r"""Make an example of {"instruction", "input", "output"}, with optional "history", "system".
 
     The user's turn is the instruction, and on the next line the input if there is one; "history"

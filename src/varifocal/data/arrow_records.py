@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from varifocal.cache import file_digest
 from varifocal.data.caption_records import PICTURE_ENDINGS
-from varifocal.data.record import Record, StreamedRecords
+from varifocal.data.raw_rows import Record, StreamedRecords
 from varifocal.errors import DataError, nearest
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from typing import Any
 from varifocal.cache import file_digest
 from varifocal.data.byte_index import MAX_RECORD_BYTES, behind_mark
 from varifocal.data.json_index import index_container
+from varifocal.data.raw_rows import Record
 from varifocal.data.reading import as_row, parse_json
-from varifocal.data.record import Record
 from varifocal.errors import DataError
 
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm")

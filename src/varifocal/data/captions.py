@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from varifocal.data.example import Example, Message
-from varifocal.data.parsing import Asked, id_of, short, task_of
+from varifocal.data.parsing import ParseOptions, id_of, short, task_of
 from varifocal.data.pictures import find_picture
 from varifocal.data.questions import CAPTION_PROMPT, user_turn
-from varifocal.data.record import Record
+from varifocal.data.raw_rows import Record
 from varifocal.errors import AnswerError, PictureError
 
 _PICTURES = ("file_name", "image")
@@ -19,7 +19,7 @@ def is_caption(record: Record) -> bool:
     return any(key in row for key in _PICTURES) and any(key in row for key in _CAPTIONS)
 
 
-def parse_caption(record: Record, asked: Asked) -> Example:
+def parse_caption(record: Record, asked: ParseOptions) -> Example:
     """Make an example that describes a picture.
 
     The picture is `file_name` (as in an imagefolder of the `datasets` library) or `image`; the

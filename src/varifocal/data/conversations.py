@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from varifocal.data.example import Example, Image, Message, Role
-from varifocal.data.parsing import Asked, id_of, short, task_of
+from varifocal.data.parsing import ParseOptions, id_of, short, task_of
 from varifocal.data.pictures import find_picture
-from varifocal.data.record import Record
+from varifocal.data.raw_rows import Record
 from varifocal.errors import AnswerError, DataError, PlaceholderError, nearest
 
 PLACEHOLDER = "<image>"
@@ -26,7 +26,7 @@ _ROLES: dict[str, Role] = {
 _OTHER_MEDIA = ("video", "videos", "audio", "audios")
 
 
-def parse_conversation(record: Record, asked: Asked) -> Example:
+def parse_conversation(record: Record, asked: ParseOptions) -> Example:
     """Make an example of `conversations` or `messages`.
 
     A turn names its speaker in `from` (human, gpt) or `role` (user, assistant), and says in `value`
@@ -45,7 +45,9 @@ def parse_conversation(record: Record, asked: Asked) -> Example:
     return conversation(said, record, asked)
 
 
-def conversation(said: Sequence[tuple[str, object]], record: Record, asked: Asked) -> Example:
+def conversation(
+    said: Sequence[tuple[str, object]], record: Record, asked: ParseOptions
+) -> Example:
     """Make an example of speakers and what they say; see `parse_conversation`."""
     where = record.where
     for key in _OTHER_MEDIA:
@@ -117,7 +119,7 @@ def _role(speaker: str, where: str) -> Role:
     return role
 
 
-def _pictures_of(row: Mapping[str, Any], asked: Asked, where: str) -> list[Image]:
+def _pictures_of(row: Mapping[str, Any], asked: ParseOptions, where: str) -> list[Image]:
     """Find the pictures that a row gives beside its turns."""
     found = [value for key in ("image", "images") if (value := row.get(key)) not in (None, "", [])]
     if len(found) > 1:
@@ -128,7 +130,7 @@ def _pictures_of(row: Mapping[str, Any], asked: Asked, where: str) -> list[Image
     return [find_picture(value, asked.image_folder, where) for value in values]
 
 
-def _parts_of(content: object, asked: Asked, where: str) -> list[str | Image | None]:
+def _parts_of(content: object, asked: ParseOptions, where: str) -> list[str | Image | None]:
     """Return what is said as texts and pictures, None where a picture of the row belongs."""
     if isinstance(content, str):
         return list(_split(content))
@@ -148,7 +150,7 @@ def _split(text: str) -> Iterator[str | None]:
             yield piece
 
 
-def _part(part: Any, asked: Asked, where: str) -> list[str | Image | None]:
+def _part(part: Any, asked: ParseOptions, where: str) -> list[str | Image | None]:
     """Read one of OpenAI's parts: text, image_url, or image as transformers' templates have it."""
     if isinstance(part, str):
         return list(_split(part))
@@ -197,7 +199,7 @@ def _speaks(record: Record, key: str, speaker: str) -> bool:
     return isinstance(first, dict) and first.get(speaker) is not None
 
 
-def parse_vision_flan(record: Record, asked: Asked) -> Example:
+def parse_vision_flan(record: Record, asked: ParseOptions) -> Example:
     """Make an example of {"id", "image", "task_name", "conversations"}.
 
     Raises:

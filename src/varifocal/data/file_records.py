@@ -12,8 +12,8 @@ from varifocal.cache import file_digest
 from varifocal.data.byte_index import MAX_RECORD_BYTES, behind_mark, index_csv, index_lines
 from varifocal.data.byte_index import kept as kept_index
 from varifocal.data.json_index import index_list
+from varifocal.data.raw_rows import Record
 from varifocal.data.reading import as_row, neighbour, parse_json
-from varifocal.data.record import Record
 from varifocal.errors import DataError
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}

@@ -9,12 +9,12 @@ from typing import Any
 
 from varifocal.data.example import Example
 from varifocal.data.questions import AnswerAs
-from varifocal.data.record import Record
+from varifocal.data.raw_rows import Record
 from varifocal.errors import DataError
 
 
 @dataclass(frozen=True)
-class Asked:
+class ParseOptions:
     """What a recipe's source asks of its records.
 
     Attributes:
@@ -47,8 +47,8 @@ class Format:
 
     about: str
     detect: Callable[[Record], bool]
-    parse: Callable[[Record, Asked], Example]
-    wants: Callable[[Mapping[str, Any], Asked], bool] | None = None
+    parse: Callable[[Record, ParseOptions], Example]
+    wants: Callable[[Mapping[str, Any], ParseOptions], bool] | None = None
 
 
 def text_of(row: Mapping[str, Any], key: str, where: str) -> str:
@@ -77,7 +77,7 @@ def id_of(record: Record) -> str:
     return record.place
 
 
-def task_of(record: Record, asked: Asked) -> str:
+def task_of(record: Record, asked: ParseOptions) -> str:
     """Return the task a record names, or else the format's name."""
     named = (text_of(record.row, key, record.where) for key in ("task_name", "task"))
     return next(filter(None, named), asked.format)

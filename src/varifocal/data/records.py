@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 from varifocal.data.arrow_records import BUILDERS, open_files, open_hub, open_saved
 from varifocal.data.caption_records import CaptionedPictures, CocoRecords, is_coco
 from varifocal.data.file_records import TEXT_ENDINGS, FileRecords, stream_lines
-from varifocal.data.reading import neighbour
-from varifocal.data.record import (
+from varifocal.data.raw_rows import (
     JoinedRecords,
     Record,
     Records,
     StreamedRecords,
     read_in_order,
 )
+from varifocal.data.reading import neighbour
 from varifocal.data.scienceqa import ScienceQARecords
 from varifocal.errors import DataError, nearest
 

@@ -16,7 +16,7 @@ from varifocal.data.conversations import (
     parse_vision_flan,
 )
 from varifocal.data.parsing import Format
-from varifocal.data.record import Record
+from varifocal.data.raw_rows import Record
 from varifocal.data.scienceqa import is_scienceqa, parse_scienceqa, wants_scienceqa
 from varifocal.data.table import is_table_row, parse_table_row
 from varifocal.errors import DataError

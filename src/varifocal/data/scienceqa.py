@@ -10,11 +10,11 @@ from typing import Any, Literal
 
 from varifocal.cache import file_digest
 from varifocal.data.example import Example, Image, Message, Question
-from varifocal.data.parsing import Asked, id_of, short, text_of
+from varifocal.data.parsing import ParseOptions, id_of, short, text_of
 from varifocal.data.pictures import find_picture, resolve_image
 from varifocal.data.questions import CAPTION_PROMPT, LETTERS, option_texts, question_text, user_turn
+from varifocal.data.raw_rows import Record
 from varifocal.data.reading import read_json_object
-from varifocal.data.record import Record
 from varifocal.errors import DataError, nearest
 
 PromptFormat = Literal["QCM-A", "QCM-ALE", "caption"]
@@ -107,12 +107,12 @@ def is_scienceqa(record: Record) -> bool:
     return named and bool({"lecture", "solution", "hint"} & row.keys())
 
 
-def wants_scienceqa(row: Mapping[str, Any], asked: Asked) -> bool:
+def wants_scienceqa(row: Mapping[str, Any], asked: ParseOptions) -> bool:
     """Tell whether a row is asked for: captions are asked of pictures that have one."""
     return asked.prompt_format != "caption" or bool(row.get("image") and row.get("caption"))
 
 
-def parse_scienceqa(record: Record, asked: Asked) -> Example:
+def parse_scienceqa(record: Record, asked: ParseOptions) -> Example:
     """Make an example of a record.
 
     `asked.prompt_format` is "QCM-A" (question, context and choices; answer), "QCM-ALE" (answer,
@@ -169,7 +169,7 @@ def _read_captions(root: Path) -> Mapping[str, Any]:
     return captions
 
 
-def _check(record: Record, asked: Asked) -> _Problem:
+def _check(record: Record, asked: ParseOptions) -> _Problem:
     """Turn a raw record into a checked one."""
     row, where = record.row, record.where
     choices = row.get("choices")
@@ -213,7 +213,7 @@ def _find_image(row: Mapping[str, Any], pid: str, where: str, images: Path) -> I
     return resolve_image(images / split / pid, row["image"], where)
 
 
-def _ask(problem: _Problem, record: Record, asked: Asked) -> Example:
+def _ask(problem: _Problem, record: Record, asked: ParseOptions) -> Example:
     """Build the multiple-choice conversation."""
     options = option_texts(problem.choices, asked.answer_as)
     reason = " ".join(filter(None, (problem.lecture, problem.solution)))
@@ -237,7 +237,7 @@ def _ask(problem: _Problem, record: Record, asked: Asked) -> Example:
     )
 
 
-def _describe(problem: _Problem, record: Record, asked: Asked) -> Example:
+def _describe(problem: _Problem, record: Record, asked: ParseOptions) -> Example:
     """Build the conversation that describes the picture."""
     return Example(
         messages=(

@@ -18,8 +18,8 @@ import numpy.typing as npt
 from varifocal.cache import cache_root
 from varifocal.data.example import Example
 from varifocal.data.parallel import map_in_order
-from varifocal.data.parsing import Asked, Format
-from varifocal.data.record import Record, Records, StreamedRecords, read_in_order
+from varifocal.data.parsing import Format, ParseOptions
+from varifocal.data.raw_rows import Record, Records, StreamedRecords, read_in_order
 from varifocal.data.records import open_records
 from varifocal.data.register import FORMATS, detect
 from varifocal.data.scienceqa import ScienceQARecords
@@ -195,7 +195,7 @@ class _Parser:
         columns = dict(section.columns or {})
         check_columns(columns, records.place)
         folder = section.image_folder
-        self.asked = Asked(
+        self.asked = ParseOptions(
             source=records.place,
             format=format_name,
             image_folder=Path(folder).expanduser() if folder is not None else records.folder,

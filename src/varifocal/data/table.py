@@ -8,10 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 from varifocal.data.example import Example, Message, Question
-from varifocal.data.parsing import Asked, short
+from varifocal.data.parsing import ParseOptions, short
 from varifocal.data.pictures import find_picture
 from varifocal.data.questions import LETTERS, option_texts, question_text, user_turn
-from varifocal.data.record import Record
+from varifocal.data.raw_rows import Record
 from varifocal.errors import AnswerError, DataError, nearest
 
 COLUMNS = ("question", "answer", "context", "choices", "image", "id", "task", "split", "skill")
@@ -36,7 +36,7 @@ def is_table_row(record: Record) -> bool:
     return "question" in record.row and "answer" in record.row
 
 
-def parse_table_row(record: Record, asked: Asked) -> Example:
+def parse_table_row(record: Record, asked: ParseOptions) -> Example:
     """Make an example of a row.
 
     `asked.columns` maps our names of `COLUMNS` to the file's; one that is not mapped has the same
@@ -71,7 +71,7 @@ def parse_table_row(record: Record, asked: Asked) -> Example:
     )
 
 
-def _raw(row: Mapping[str, Any], name: str, asked: Asked, where: str) -> Any:
+def _raw(row: Mapping[str, Any], name: str, asked: ParseOptions, where: str) -> Any:
     """Return a cell; None where the column is neither mapped nor there."""
     column = asked.columns.get(name, name)
     if column not in row and name in asked.columns:
@@ -82,11 +82,11 @@ def _raw(row: Mapping[str, Any], name: str, asked: Asked, where: str) -> Any:
     return row.get(column)
 
 
-def _cell(row: Mapping[str, Any], name: str, asked: Asked, where: str) -> str:
+def _cell(row: Mapping[str, Any], name: str, asked: ParseOptions, where: str) -> str:
     return _as_text(_raw(row, name, asked, where), name, where)
 
 
-def _needed(row: Mapping[str, Any], name: str, asked: Asked, where: str) -> str:
+def _needed(row: Mapping[str, Any], name: str, asked: ParseOptions, where: str) -> str:
     value = _cell(row, name, asked, where)
     if not value:
         error = AnswerError if name == "answer" else DataError
@@ -109,7 +109,7 @@ def _as_text(value: Any, name: str, where: str) -> str:
     return str(value).strip()
 
 
-def _question(row: Mapping[str, Any], asked: Asked, where: str) -> str:
+def _question(row: Mapping[str, Any], asked: ParseOptions, where: str) -> str:
     template = asked.columns.get("question", "")
     if "{" not in template:
         return _needed(row, "question", asked, where)
@@ -125,7 +125,7 @@ def _question(row: Mapping[str, Any], asked: Asked, where: str) -> str:
     return "".join(parts)
 
 
-def _choices(row: Mapping[str, Any], asked: Asked, where: str) -> tuple[str, ...]:
+def _choices(row: Mapping[str, Any], asked: ParseOptions, where: str) -> tuple[str, ...]:
     """Read the choices of a row: a list, a text with bars, or the same ones for every row."""
     fixed = asked.columns.get("choices", "")
     value = fixed if fixed not in row and "|" in fixed else _raw(row, "choices", asked, where)
@@ -141,7 +141,7 @@ def _choices(row: Mapping[str, Any], asked: Asked, where: str) -> tuple[str, ...
 
 
 def _answer_index(
-    row: Mapping[str, Any], choices: tuple[str, ...], asked: Asked, where: str
+    row: Mapping[str, Any], choices: tuple[str, ...], asked: ParseOptions, where: str
 ) -> int:
     answer = _needed(row, "answer", asked, where)
     if choices.count(answer) == 1:

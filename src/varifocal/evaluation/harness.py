@@ -33,7 +33,7 @@ import numpy as np
 from varifocal.assemble import Assembly
 from varifocal.data.example import Image
 from varifocal.errors import ModelError, VarifocalError
-from varifocal.evaluation.asked import PICTURE, Asked, images_of
+from varifocal.evaluation.harness_model import PICTURE, HarnessModel, images_of
 from varifocal.evaluation.scoring import Question
 
 _INSTALL = {"lm-eval": "'varifocal[eval]'", "lmms-eval": "'lmms-eval>=0.7'"}
@@ -42,7 +42,7 @@ NAME = "varifocal"
 """What both harnesses call our model."""
 
 
-class LmEvalRequests(Asked):
+class LmEvalRequests(HarnessModel):
     """What lm-eval asks of a model; `lm_eval_model` makes it one of lm-eval's.
 
     With `--apply_chat_template` prompts are the turns our encoder renders, and an option is what
@@ -50,7 +50,7 @@ class LmEvalRequests(Asked):
     prompts are split as lm-eval splits them: blanks at their end belong to what follows.
 
     Args:
-        model, adapter, batch_size, device, dtype: as `Asked`.
+        model, adapter, batch_size, device, dtype: as `HarnessModel`.
         close_answers: an option has to end its turn too, as in this project's own scores.
         max_length: tokens a row may have in rolling likelihoods; the model's own by default.
         max_batch_size: lm-eval passes it; not used.
@@ -69,7 +69,7 @@ class LmEvalRequests(Asked):
         max_batch_size: int | None = None,
         dtype: str = "float32",
     ) -> None:
-        Asked.__init__(self, model, adapter, batch_size, device, dtype)
+        HarnessModel.__init__(self, model, adapter, batch_size, device, dtype)
         import_module("lm_eval.api.model").LM.__init__(self)
         del max_batch_size
         self.close_answers = close_answers
@@ -160,7 +160,7 @@ class LmEvalRequests(Asked):
         return int(self.encoder.end_of_turn_id if first is None else first)  # type: ignore[arg-type]
 
 
-class LmmsEvalRequests(Asked):
+class LmmsEvalRequests(HarnessModel):
     """What lmms-eval asks of a model; `lmms_eval_model` makes it one of lmms-eval's.
 
     Every prompt is a user's turn, pictures first, in the model's chat template, and every option
@@ -168,7 +168,7 @@ class LmmsEvalRequests(Asked):
     the smallest loss, so `loglikelihood` gives the negative log-probability, in nats.
 
     Args:
-        model, adapter, batch_size, device, dtype: as `Asked`.
+        model, adapter, batch_size, device, dtype: as `HarnessModel`.
         max_batch_size: lmms-eval passes it; not used.
     """
 
@@ -185,7 +185,7 @@ class LmmsEvalRequests(Asked):
     ) -> None:
         import_module("lmms_eval.api.model").lmms.__init__(self)
         del max_batch_size
-        Asked.__init__(self, model, adapter, batch_size, device, dtype)
+        HarnessModel.__init__(self, model, adapter, batch_size, device, dtype)
         self.task_dict: dict[str, Any]
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[Any]:

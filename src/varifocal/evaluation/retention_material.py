@@ -11,7 +11,7 @@ import numpy as np
 
 from varifocal.data.encode import Encoder, TooLongError
 from varifocal.data.example import Example, Message
-from varifocal.data.record import Record, StreamedRecords, read_in_order
+from varifocal.data.raw_rows import Record, StreamedRecords, read_in_order
 from varifocal.data.records import open_records
 from varifocal.data.source import open_source
 from varifocal.errors import DataError

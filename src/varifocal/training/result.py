@@ -4,10 +4,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from varifocal.assemble import Assembly
-from varifocal.training.aligning import Aligned
+from varifocal.training.alignment import Aligned
 from varifocal.training.examples import TrainingData
-from varifocal.training.memory import peak_memory_gib
-from varifocal.training.plan import count_trained
+from varifocal.training.parameters import count_trained
+from varifocal.training.peak_memory import peak_memory_gib
 from varifocal.training.resuming import Start
 from varifocal.training.trainer import SupervisedTrainer
 

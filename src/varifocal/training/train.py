@@ -30,7 +30,7 @@ from varifocal.models.sharding import (
 from varifocal.recipe import Recipe
 from varifocal.recipe.sections import Provenance
 from varifocal.run import RunDirectory, whole_directory, write_json, write_text
-from varifocal.training.aligning import Aligned, align, aligns
+from varifocal.training.alignment import Aligned, align, aligns
 from varifocal.training.cost import Clock
 from varifocal.training.examples import (
     TrainingData,

@@ -42,7 +42,7 @@ from varifocal.training.engines import (
 from varifocal.training.finite import is_finite, not_finite
 from varifocal.training.full import trained_tensors
 from varifocal.training.interrupt import anyone
-from varifocal.training.plan import part_of
+from varifocal.training.parameters import part_of
 from varifocal.training.resuming import take_rates
 from varifocal.training.routing_watch import RoutingWatch
 from varifocal.tuners import balance_loss

@@ -13,8 +13,8 @@ from varifocal.data.example import Image
 from varifocal.data.parsing import short
 from varifocal.data.pictures import find_picture
 from varifocal.data.questions import CAPTION_PROMPT
+from varifocal.data.raw_rows import Record
 from varifocal.data.reading import read_json_object
-from varifocal.data.record import Record
 from varifocal.errors import DataError
 from varifocal.evaluation.benchmarks.files import (
     ask,

@@ -10,7 +10,7 @@ from typing import Any
 from varifocal.data.example import Example, Image, Question
 from varifocal.data.parsing import short
 from varifocal.data.questions import user_turn
-from varifocal.data.record import Record, StreamedRecords
+from varifocal.data.raw_rows import Record, StreamedRecords
 from varifocal.data.records import open_records, read_in_order
 from varifocal.errors import DataError, PictureError
 from varifocal.evaluation.items import Item

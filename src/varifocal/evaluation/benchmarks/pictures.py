@@ -10,8 +10,8 @@ from varifocal.data.example import Question
 from varifocal.data.parsing import short
 from varifocal.data.pictures import find_picture
 from varifocal.data.questions import LETTERS, question_text
+from varifocal.data.raw_rows import Record
 from varifocal.data.reading import parse_json, read_json_object, read_text
-from varifocal.data.record import Record
 from varifocal.errors import DataError
 from varifocal.evaluation.answering import parse_answer
 from varifocal.evaluation.benchmarks.files import (

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from varifocal.data.example import Example
-from varifocal.data.parsing import Asked
+from varifocal.data.parsing import ParseOptions
 from varifocal.data.scienceqa import parse_scienceqa
 from varifocal.data.source import open_source
 from varifocal.errors import DataError
@@ -56,7 +56,7 @@ def _scienceqa_table(folder: Path, split: str) -> Iterator[Item]:
     configuration = _FULL if (folder / _FULL).is_dir() else "*"
     for record in read_table(folder, names, _SCIENCEQA_FILES, configuration):
         row = {**record.row, "id": record.row.get("id") or record.place}
-        asked = Asked(source=record.source, format="scienceqa", image_folder=folder)
+        asked = ParseOptions(source=record.source, format="scienceqa", image_folder=folder)
         example = parse_scienceqa(replace(record, row=row), asked)
         yield _item_of(example)
 

@@ -12,7 +12,7 @@ from varifocal.data.encode import Encoder
 from varifocal.errors import ModelError
 from varifocal.recipe import Recipe
 from varifocal.training.examples import TrainingData, load_training_data
-from varifocal.training.plan import count_frozen, count_trained
+from varifocal.training.parameters import count_frozen, count_trained
 from varifocal.training.planning.calibration import Calibration, find_calibration
 from varifocal.training.planning.devices import CPU_FIRST_STEP_GIB, GIB, Device
 from varifocal.training.planning.lengths import Workload, assume_work, count_work

@@ -32,7 +32,7 @@ MAX_NEW_TOKENS = 256
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 
 
-class Asked:
+class HarnessModel:
     """A model as a harness asks it: questions in, likelihoods and texts out.
 
     Args:

@@ -1,4 +1,4 @@
-"""What a recipe trains, counted before any weight is loaded; `planning` has what it will cost."""
+"""The parameters that a recipe trains and leaves, counted before any weight is loaded."""
 
 from collections import Counter
 from typing import Any
@@ -18,8 +18,8 @@ _PARTS = {
 }
 
 
-def plan(recipe: Recipe) -> dict[str, Any]:
-    """Build a recipe's model on the meta device and count.
+def count_parameters(recipe: Recipe) -> dict[str, Any]:
+    """Build a recipe's model on the meta device and count its parameters.
 
     Args:
         recipe: its data is not looked at.
