@@ -153,6 +153,42 @@ def recipe(recipe_file):
 
 
 @pytest.fixture
+def whole_recipe(recipe, book):
+    """A recipe of a model of transformers that sees already: `whole_recipe(directory, tuner)`."""
+
+    def read(directory, tuner, epochs=1, **more):
+        page = {
+            "tuner": tuner,
+            "model.language_model": str(directory),
+            "model.vision_tower": None,
+            "model.connector": None,
+            "data.max_length": 200,
+            "data.evaluate": [{"path": str(book), "format": "scienceqa", "split": "train"}],
+            "training.num_train_epochs": epochs,
+            "training.connector_learning_rate": None,
+        }
+        return recipe({**page, **more})
+
+    return read
+
+
+@pytest.fixture
+def score_and_ask(run, book):
+    """Score a run of the book both ways, and ask it a question with a picture and without."""
+
+    def score_and_ask(trained):
+        assert run("eval", trained, "--score", "both")[0] == 0
+        columns = json.loads((trained / "eval" / "book-train.json").read_text())["columns"]
+        assert (columns["NAT"]["count"], columns["IMG"]["count"]) == (15, 9)
+        picture = book / "images" / "train" / "0" / "image.png"
+        code, with_picture, _ = run("ask", trained, "Which colour?", "--image", picture)
+        assert code == 0
+        assert with_picture != run("ask", trained, "Which colour?")[1]
+
+    return score_and_ask
+
+
+@pytest.fixture
 def rewrite(book):
     """Change the book's records and splits: `rewrite(lambda problems, splits: ...)`."""
 

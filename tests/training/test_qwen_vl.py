@@ -6,10 +6,8 @@ import pytest
 import torch
 from peft import PeftModel
 from transformers import AutoModelForImageTextToText
-from typer.testing import CliRunner
 
 from varifocal.assemble import open_run
-from varifocal.cli import app
 from varifocal.data.example import Image, Message
 from varifocal.data.formats import load_source
 from varifocal.data.packing import Collator
@@ -22,28 +20,10 @@ from varifocal.training.train import train
 
 
 @pytest.fixture
-def recipe_of(recipe, qwen_vl, book):
+def recipe_of(whole_recipe, qwen_vl):
     """A recipe of a Qwen-VL on the book, two epochs: `recipe_of(type="lora")`."""
-    return lambda **tuner: recipe(
-        {
-            "tuner": tuner,
-            "model.language_model": str(qwen_vl),
-            "model.picture_side": 56,
-            "model.vision_tower": None,
-            "model.connector": None,
-            "data.max_length": 200,
-            "data.row_length": 400,
-            "data.evaluate": [{"path": str(book), "format": "scienceqa", "split": "train"}],
-            "training.num_train_epochs": 2,
-            "training.connector_learning_rate": None,
-        }
-    )
-
-
-def run_verb(*words):
-    result = CliRunner().invoke(app, [str(word) for word in words])
-    assert result.exit_code == 0, result.output
-    return result.output
+    sizes = {"model.picture_side": 56, "data.row_length": 400}
+    return lambda **tuner: whole_recipe(qwen_vl, tuner, epochs=2, **sizes)
 
 
 MMA = {"type": "mma", "adapt_vision_tower": False}
@@ -55,7 +35,7 @@ MMA = {"type": "mma", "adapt_vision_tower": False}
     indirect=["qwen_vl"],
     ids=["2-mma", "2.5-lora"],
 )
-def test_it_is_planned_trained_scored_and_asked(recipe_of, tmp_path, book, tuner):
+def test_it_is_planned_trained_scored_and_asked(recipe_of, tmp_path, score_and_ask, tuner):
     run = tmp_path / "run"
     page = recipe_of(**tuner)
     planned = estimate(page, this_cpu(), quick=True)
@@ -65,12 +45,7 @@ def test_it_is_planned_trained_scored_and_asked(recipe_of, tmp_path, book, tuner
     assert (planned.tokens, planned.flops) == (cost["tokens"], cost["flops"])
     losses = [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert losses[-1] < losses[0]
-    run_verb("eval", run, "--score", "both")
-    columns = json.loads((run / "eval" / "book-train.json").read_text())["columns"]
-    assert (columns["NAT"]["count"], columns["IMG"]["count"]) == (15, 9)
-    picture = book / "images" / "train" / "0" / "image.png"
-    with_picture = run_verb("ask", run, "Which colour?", "--image", picture)
-    assert with_picture != run_verb("ask", run, "Which colour?")
+    score_and_ask(run)
 
 
 @pytest.mark.parametrize("qwen_vl", ["Qwen2_5_VL"], indirect=True)
