@@ -21,6 +21,7 @@ from varifocal.data.packing import PackedDataset
 from varifocal.errors import ModelError, RunError
 from varifocal.recipe import load_recipe
 from varifocal.run import RunDirectory
+from varifocal.training.examples import fingerprint_sources
 from varifocal.training.resuming import take_rates
 from varifocal.training.train import train
 from varifocal.training.trainer import SupervisedTrainer
@@ -194,6 +195,9 @@ def test_resuming_before_the_first_checkpoint_starts_from_the_beginning(recipe, 
         ({"seed": 6}, "seed"),
         ({"tuner.bottleneck_dim": 4}, "tuner"),
         ({"model.connector.hidden_dim": 8}, "model.connector"),
+        ({"data.mixture.total": 4}, "data.mixture"),
+        ({"data.row_length": 640}, "data.row_length"),
+        ({"data.train[0].prompt_format": "QCM-ALE"}, "data.train"),
     ],
 )
 def test_a_run_is_not_resumed_as_another_one(recipe, tmp_path, override, key):
@@ -217,6 +221,30 @@ def test_a_run_is_not_resumed_on_another_base(recipe, tmp_path, new_language):
     new_language(tmp_path / "language", seed=1)
     with pytest.raises(ModelError, match=r"was started on a base with content hash [0-9a-f]{12}"):
         train(page, run.root, resume=True)
+
+
+def test_a_run_is_not_resumed_on_other_records(recipe, rewrite, tmp_path):
+    page = recipe({"training.max_steps": 1})
+    train(page, tmp_path / "run")
+    rewrite(lambda problems, splits: problems["1"].update(question="Which colour is that?"))
+    with pytest.raises(RunError, match=r"was started on other records than \S+/book holds"):
+        train(page, tmp_path / "run", resume=True)
+
+
+def test_data_that_were_moved_are_the_same_and_others_to_score_on_are_allowed(
+    recipe, book, tmp_path
+):
+    train(recipe({"training.max_steps": 1}), tmp_path / "run")
+    moved = str(book.rename(tmp_path / "moved"))
+    score = {"data.evaluate": [{"path": moved, "format": "scienceqa", "max_examples": 2}]}
+    page = recipe({"data.train[0].path": moved, "training.max_steps": 2, **score})
+    assert train(page, tmp_path / "run", resume=True).steps == 2
+
+
+def test_a_source_is_known_by_what_is_trained_on_not_by_what_is_scored_on(recipe, book):
+    same_place = [{"path": str(book), "format": "scienceqa", "max_examples": 2}]
+    alone, beside = recipe(), recipe({"data.evaluate": same_place})
+    assert fingerprint_sources(beside.data) == fingerprint_sources(alone.data)
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "constant", "inverse_sqrt"])

@@ -16,7 +16,7 @@ from varifocal.data.samples import Samples, Tally, UsableSamples
 from varifocal.data.source import Source, StreamedSource, open_source
 from varifocal.data.streams import streamed_passes
 from varifocal.errors import DataError
-from varifocal.recipe import DataSection
+from varifocal.recipe import DataSection, SourceSection
 
 LAZY_FROM = 20_000
 """Examples of an epoch from which on they are encoded while training."""
@@ -190,11 +190,18 @@ def _streamed(data: DataSection, encoder: Encoder, seed: int, num_rows: int | No
 
 
 def fingerprint_sources(data: DataSection) -> dict[str, str]:
-    """A fingerprint of each source's records and how they are read, by place; pictures are not."""
-    found = {}
+    """A fingerprint of each source's records and how they are read, by place; pictures are not.
+
+    Of several at one place, as the splits of a folder are, the first counts: that trained on.
+    """
+    found: dict[str, str] = {}
     for section in (*data.train, *data.captions, *data.evaluate):
-        source = open_source(section)
-        found[section.place] = (
-            "a stream" if isinstance(source, StreamedSource) else source.fingerprint
-        )
+        if section.place not in found:
+            found[section.place] = fingerprint_source(section)
     return found
+
+
+def fingerprint_source(section: SourceSection) -> str:
+    """The fingerprint of one source's records and how they are read."""
+    source = open_source(section)
+    return "a stream" if isinstance(source, StreamedSource) else source.fingerprint

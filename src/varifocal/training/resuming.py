@@ -12,6 +12,11 @@ from varifocal.errors import ModelError, RunError
 from varifocal.manifest import MANIFEST
 from varifocal.recipe import Recipe, load_recipe
 from varifocal.run import UNLOGGED, RunDirectory, checkpoint_step
+from varifocal.training.examples import fingerprint_source
+
+_DECIDE_ROWS = ("train", "mixture", "max_length", "row_length", "packing", "lazy")
+_DECIDE_ROWS += ("train_on", "system_prompt")
+"""Keys of `data` by which a step's place in the data is known."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,7 @@ def clear_the_way(run: RunDirectory, start: Start) -> None:
 
 
 def check_same(run: RunDirectory, recipe: Recipe, base_fingerprint: str | None) -> None:
-    """Refuse to resume with other parts than the checkpoint was made with."""
+    """Refuse to resume with other parts, or other data, than the checkpoint was made with."""
     before = load_recipe(run.recipe, check_paths=False)
     trained_on = before.provenance.base_fingerprint if before.provenance else None
     if trained_on and base_fingerprint and trained_on != base_fingerprint:
@@ -84,12 +89,39 @@ def check_same(run: RunDirectory, recipe: Recipe, base_fingerprint: str | None) 
         "seed": (before.seed, recipe.seed),
         "tuner": (before.tuner, recipe.tuner),
         "model.connector": (before.model.connector, recipe.model.connector),
+        **{f"data.{key}": (_data(before, key), _data(recipe, key)) for key in _DECIDE_ROWS},
     }
     for key, (was, now) in pairs.items():
         if was != now:
             raise RunError(
                 f"{run.root} was started with another {key}; resume it with the recipe it keeps "
                 f"({run.recipe}), or choose another --out"
+            )
+    _check_records(run, before, recipe)
+
+
+def _data(recipe: Recipe, key: str) -> Any:
+    """A key of the data; of sources how they are read, since files may have been moved."""
+    moved = {"path", "image_folder", "name"}
+    page = recipe.data.model_dump(exclude={"train": {"__all__": moved}})
+    return page[key]
+
+
+def _check_records(run: RunDirectory, before: Recipe, recipe: Recipe) -> None:
+    """Refuse other records; a run of an older version may have noted another split's of a place."""
+    data = recipe.data
+    recorded = before.provenance.data if before.provenance else {}
+    for was, now in zip(before.data.train, data.train, strict=True):
+        here = [
+            each
+            for each in (*data.train, *data.captions, *data.evaluate)
+            if each.place == now.place
+        ]
+        known = recorded.get(was.place)
+        if known and known not in map(fingerprint_source, here):
+            raise RunError(
+                f"{run.root} was started on other records than {now.place} holds, or they were "
+                "read in another way; give back the former files, or choose another --out"
             )
 
 
