@@ -6,7 +6,9 @@ from types import SimpleNamespace
 
 import PIL.Image
 import pytest
+import typer.main
 
+from varifocal.cli import verbs
 from varifocal.cli.screen import stage_bars
 from varifocal.errors import DataError, Stopped
 
@@ -135,6 +137,29 @@ def test_ctrl_c_says_how_to_go_on(run, training):
     code, _, err = run(*training.arguments)
     assert code == 130
     assert err == f"stopped; to go on: varifocal {' '.join(training.arguments)} --resume\n"
+
+
+@pytest.mark.parametrize(
+    ("typed", "told"),
+    [
+        ("train nlvr --resume", "train nlvr --resume"),
+        ("launch nlvr --num-processes 2", "launch nlvr --num-processes 2 --resume"),
+        ("demo --quick", "demo --quick"),
+        ("sweep sweeps/a.yaml", "sweep sweeps/a.yaml"),
+        ("eval runs/a --suite nlvr", "eval runs/a --suite nlvr"),
+        ("eval runs/a", None),
+        ("plan demo", None),
+        ("", None),
+    ],
+)
+def test_what_goes_on_is_a_command_that_exists(typed, told):
+    words = verbs._how_to_go_on(typed.split())
+    if told is None:
+        assert words == "stopped"
+        return
+    assert words.endswith(f"to go on: varifocal {told}")
+    command, name, *rest = typer.main.get_command(verbs.app), *told.split()
+    assert command.commands[name].make_context(name, rest).params
 
 
 def test_a_saved_stop_keeps_its_own_words(run, training):

@@ -13,7 +13,8 @@ from typer.main import get_command
 _INTRODUCTION = """# Command line
 
 Made from the program itself; `varifocal VERB --help` says the same. A mistake ends with exit code 2
-and one sentence that begins with `error:`, Ctrl-C with 130 and the command that goes on.
+and one sentence that begins with `error:`, Ctrl-C with 130: `train`, `launch`, `demo`,
+`sweep` and `eval --suite` then name the command that goes on.
 """
 
 _KINDS = {int: "INTEGER", float: "NUMBER", Path: "PATH"}

@@ -205,9 +205,12 @@ def _complain(text: str, code: int = MISTAKE) -> int:
 def _how_to_go_on(arguments: list[str]) -> str:
     if arguments[:1] == ["eval"] and "--suite" in arguments:
         return f"stopped; the answers are kept; to go on: varifocal {shlex.join(arguments)}"
-    if not arguments or arguments[0] not in ("train", "demo"):
+    verb = arguments[0] if arguments else ""
+    if verb not in ("train", "launch", "demo", "sweep"):
         return "stopped"
-    again = arguments if "--resume" in arguments else [*arguments, "--resume"]
+    # A demo and a sweep go on by themselves, and know no --resume.
+    asks = verb in ("train", "launch") and "--resume" not in arguments
+    again = [*arguments, "--resume"] if asks else arguments
     return f"stopped; to go on: varifocal {shlex.join(again)}"
 
 
