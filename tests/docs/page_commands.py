@@ -176,8 +176,11 @@ def _check_script(words):
 
 
 def _check_extras(words):
+    """Extras are ours, and come from the repository's folder: Varifocal is not on PyPI."""
     known = re.findall(r"(?m)^(\w+) = \[", (ROOT / "pyproject.toml").read_text())
-    for extra in re.findall(r"varifocal\[([\w,-]+)\]", " ".join(words)):
+    if any(re.match(r"varifocal\b", word) for word in words):
+        raise WrongCommandError("varifocal is not on PyPI: pip install -e '.[EXTRA]'")
+    for extra in re.findall(r"(?m)^\.\[([\w,-]+)\]$", "\n".join(words)):
         for one in extra.split(","):
             if one not in known:
                 raise WrongCommandError(f"no extra {one}")

@@ -39,7 +39,11 @@ def read(page):
 BLOCKS = {page: read(page) for page in PAGES}
 ALL = list(itertools.chain.from_iterable(BLOCKS.values()))
 
-RUNS = {"docs/evaluation.md": ("demo", "mma", "lora"), "docs/retention.md": ()}
+RUNS = {
+    "docs/evaluation.md": ("demo", "mma", "lora"),
+    "docs/retention.md": (),
+    "docs/tour.md": ("tour",),
+}
 """The finished runs that a page speaks of; the others get `demo`."""
 
 REAL = ("docs/tour.md", "docs/your-data.md")
@@ -177,7 +181,8 @@ def test_every_part_of_a_recipe_is_one(page):
         "python benchmarks/nothing.py",
         "pytest tests/nothing.py",
         "pytest tests/docs/test_pages.py::test_nothing",
-        "pip install 'varifocal[sevre]'",
+        "pip install -e '.[quant,sevre]'",
+        "pip install 'varifocal[serve]'",
     ],
 )
 def test_a_command_that_does_not_exist_is_told(wrong):
@@ -194,6 +199,7 @@ def test_a_command_that_does_not_exist_is_told(wrong):
         "cat > a.yaml <<'END'\nvarifocal nonsense\nEND\nvarifocal train a.yaml",
         "varifocal plan demo # varifocal nonsense",
         "make demo PYTHON=python3.11",
+        "pip install -e '.[quant,serve]'",
     ],
 )
 def test_a_command_that_exists_passes(right):
