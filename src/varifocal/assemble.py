@@ -28,6 +28,7 @@ from varifocal.models import (
     GraftedForConditionalGeneration,
     GraftedProcessor,
     load_model,
+    placing,
 )
 from varifocal.models.features import FeatureStore
 from varifocal.models.llava import is_llava
@@ -72,15 +73,21 @@ class Assembly:
         return replace(self, model=model, features=features, load_images=load_images)
 
 
-def assemble(recipe: Recipe) -> Assembly:
+def assemble(recipe: Recipe, device: torch.device | None = None) -> Assembly:
     """Load a recipe's frozen parts.
+
+    Args:
+        recipe: its model and data sections say what.
+        device: where the model goes; a GPU by default, where there is one.
 
     Raises:
         ModelError: a part cannot be had, or it is a vision-language model whose pictures take
             more or fewer tokens by their size.
     """
     check_pictures(recipe.model)
+    device = device or placing.own_device()  # bitsandbytes loads onto the process's current GPU
     loaded = load_model(recipe.model, seed=recipe.seed)
+    cast(Any, loaded.model).to(device)
     encoder = _encoder(loaded.processor, recipe)
     features, load_images = _eyes(loaded.model, loaded.model, loaded.processor, loaded.fingerprint)
     return Assembly(
@@ -208,7 +215,9 @@ def open_whole(
         ModelError: the model or its adapter cannot be had, or they do not fit.
     """
     section = {"language_model": str(name), "dtype": dtype}
+    device = placing.own_device()
     loaded = load_model(ModelSection.model_validate(section))
+    cast(Any, loaded.model).to(device)
     model = loaded.model if adapter is None else _with_adapter(loaded.model, Path(adapter))
     return Whole(model, loaded.processor, loaded.fingerprint)
 

@@ -205,7 +205,7 @@ def _usage_of_choices(
             for record in records:
                 for pool, factors in ((POOL_A, record.factors_a), (POOL_B, record.factors_b)):
                     place = counts.setdefault((record.layer, pool), torch.zeros(len(samples), size))
-                    place[task] += torch.bincount(factors.flatten(), minlength=size)
+                    place[task] += torch.bincount(factors.flatten().cpu(), minlength=size)
             done += 1
             if progress is not None:
                 progress(done, total)

@@ -109,13 +109,18 @@ def nearest_words(
     """Return picture -> token -> its nearest words, each with its probability, falling."""
     model: Any = parts.base.eval()
     assert parts.load_images is not None  # `_check` has refused models without eyes
-    tokens = model.encode_images(**parts.load_images(images))  # [N, V, D]
-    spoken = token_log_probabilities(tokens, vocabulary.embeddings, vocabulary.scale).exp()
-    best = spoken.topk(min(NEAREST, len(vocabulary.words)), dim=-1)
-    words = vocabulary.words
+    device = next(model.parameters()).device
+    shown = {name: value.to(device) for name, value in parts.load_images(images).items()}
+    tokens = model.encode_images(**shown)  # [N, V, D]
+    embeddings, words = vocabulary.embeddings.to(device), vocabulary.words
+    spoken = token_log_probabilities(tokens, embeddings, vocabulary.scale).exp()
+    best = spoken.topk(min(NEAREST, len(words)), dim=-1)
     return [
         [
-            [(words[int(word)], round(share, 4)) for word, share in zip(*token, strict=True)]
+            [
+                (vocabulary.words[int(word)], round(share, 4))
+                for word, share in zip(*token, strict=True)
+            ]
             for token in zip(of_words, of_shares, strict=True)
         ]
         for of_words, of_shares in zip(best.indices.tolist(), best.values.tolist(), strict=True)

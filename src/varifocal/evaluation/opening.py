@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from varifocal.assemble import is_whole, open_model, open_whole, weights_fingerprint
 from varifocal.evaluation.asking import Asker, EncodedAsker
 from varifocal.evaluation.whole import WholeAsker
@@ -28,7 +26,7 @@ class Opened:
 
 
 def open_asker(name: str, adapter: Path | None = None, dtype: str = "float32") -> Opened:
-    """Open a run, a language model or a vision-language model, on a GPU where there is one.
+    """Open a run, a language model or a vision-language model.
 
     Args:
         name: a run directory, a packaged model, a local directory, or a hub id.
@@ -38,11 +36,8 @@ def open_asker(name: str, adapter: Path | None = None, dtype: str = "float32") -
     Raises:
         RunError, ModelError: as `open_model`.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     if is_whole(name):
         whole = open_whole(name, adapter, dtype=dtype)
-        whole.model.to(device)
         return Opened(WholeAsker(whole), weights_fingerprint(name, whole, adapter), 0)
     recipe, parts = open_model(name, adapter, dtype=dtype)
-    parts.model.to(device)
     return Opened(EncodedAsker(parts), weights_fingerprint(name, parts, adapter), recipe.seed)

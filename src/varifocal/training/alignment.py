@@ -68,7 +68,7 @@ def align(recipe: Recipe, parts: Assembly, tell: Progress, clock: Clock) -> Alig
         keys = parts.features.fill(
             [image for image, _ in pairs], lambda done, total: tell("see", done, total, "pictures")
         )
-    lookup = parts.features.lookup
+    store, device = parts.features, next(model.connector.parameters()).device
     tokenizer = parts.encoder.tokenizer
     vocabulary = build_vocabulary(
         [caption for _, caption in pairs],
@@ -79,7 +79,7 @@ def align(recipe: Recipe, parts: Assembly, tell: Progress, clock: Clock) -> Alig
         losses = align_connector(
             model.connector,
             vocabulary,
-            lambda chosen: lookup([keys[index] for index in chosen]),
+            lambda chosen: store.lookup([keys[index] for index in chosen]).to(device),
             steps=section.alignment_steps,
             batch_size=section.alignment_batch_size,
             learning_rate=section.alignment_learning_rate,
@@ -88,7 +88,7 @@ def align(recipe: Recipe, parts: Assembly, tell: Progress, clock: Clock) -> Alig
             progress=lambda done, total, loss: tell("align", done, total, f"loss {loss:.3f}"),
         )
     if isinstance(model.connector, PlainMLP):  # a cosine leaves the tokens' size to chance
-        shown = lookup(keys[: section.alignment_batch_size])
+        shown = store.lookup(keys[: section.alignment_batch_size]).to(device)
         model.connector.enter_at(embedding_scale(model.get_input_embeddings()), shown)
     return Aligned(
         loss=sum(losses[-100:]) / len(losses[-100:]),
@@ -125,7 +125,7 @@ def align_connector(
     Args:
         connector: features [N, K, C] -> visual tokens [N, V, D]; trained in place, in float32.
         vocabulary: of the pictures' descriptions.
-        features: picture indices -> features [N, K, C].
+        features: picture indices -> features [N, K, C], on the connector's device.
         steps: optimiser steps (AdamW, one-cycle cosine from `learning_rate` to 0).
         batch_size: pictures a step.
         learning_rate: its peak.
@@ -146,7 +146,8 @@ def align_connector(
     for step in range(steps):
         chosen = torch.randint(len(vocabulary.targets), (batch_size,), generator=generator)
         tokens = connector(features(chosen.tolist()).float())
-        loss = alignment_loss(tokens, vocabulary.embeddings, vocabulary.targets[chosen], scale)
+        targets = vocabulary.targets[chosen].to(tokens.device)
+        loss = alignment_loss(tokens, vocabulary.embeddings, targets, scale)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(connector.parameters(), math.inf)

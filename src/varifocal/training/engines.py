@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from transformers.training_args import ParallelMode
 
 from varifocal.errors import RecipeError
+from varifocal.recipe import Recipe
 
 if TYPE_CHECKING:
     from transformers import Trainer, TrainingArguments
@@ -71,6 +72,15 @@ def asks_for_fsdp(args: TrainingArguments) -> bool:
     """Tell whether the recipe or accelerate's file wants FSDP, whatever became of it."""
     by_accelerate = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     return args.parallel_mode == ParallelMode.DISTRIBUTED and bool(args.fsdp or by_accelerate)
+
+
+def spreads_weights(recipe: Recipe) -> bool:
+    """Tell whether the recipe, or accelerate, wants FSDP or DeepSpeed."""
+    told = recipe.training.trainer_arguments()
+    by_accelerate = (os.environ.get(f"ACCELERATE_USE_{name}") for name in ("FSDP", "DEEPSPEED"))
+    return bool(told.get("fsdp") or told.get("deepspeed")) or any(
+        (value or "false").lower() == "true" for value in by_accelerate
+    )
 
 
 def whole_optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:

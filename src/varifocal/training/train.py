@@ -32,6 +32,7 @@ from varifocal.recipe.sections import Provenance
 from varifocal.run import RunDirectory, whole_directory, write_json, write_text
 from varifocal.training.alignment import Aligned, align, aligns
 from varifocal.training.cost import Clock
+from varifocal.training.engines import spreads_weights
 from varifocal.training.examples import (
     TrainingData,
     fingerprint_sources,
@@ -118,7 +119,8 @@ def _open(
 ) -> tuple[Assembly, TrainingData]:
     """Load the models and encode the data; refuse to go on from a checkpoint of other ones."""
     with clock.stage("loading"):
-        parts = assemble(recipe)
+        # An engine that spreads the weights places them itself.
+        parts = assemble(recipe, torch.device("cpu") if spreads_weights(recipe) else None)
     if start.checkpoint is not None:
         check_same(run, recipe, parts.fingerprint)
         check_pace(start.checkpoint, recipe, num_processes())
