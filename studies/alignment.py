@@ -10,7 +10,6 @@ are written anew after every sweep of a seed, and the tables are printed in the 
 shows which visual tokens say which words. docs/studies/alignment.md says how to read all of them.
 """
 
-import argparse
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -19,7 +18,7 @@ from pathlib import Path
 from studies.alignment_figures import curves
 from studies.alignment_results import TASKS, collect
 from studies.alignment_tables import tables
-from studies.command import parser_of, read_options, run_study
+from studies.command import check_data, command_of, parser_of, read_options, run_study
 from studies.record import write_study
 from varifocal.analysis.words import words_of_run
 from varifocal.data.formats import load_source
@@ -30,6 +29,7 @@ from varifocal.sweep import Sweep, load_sweep, run_sweep
 HERE = Path(__file__).parent
 SKILLS = ("circuits", "shapes", "thermometer")
 TRAIN, TEST = 480, 90
+NLVR_FILES = ("nlvr/train.jsonl", "nlvr/dev.jsonl")
 QUICK_TRAIN, QUICK_TEST = 64, 16
 QUICK_NLVR = ("data.train[0].max_examples=24", "data.evaluate[0].max_examples=12")
 QUICK_STEPS, QUICK_ALIGNMENT_STEPS = 2, 8
@@ -40,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     quick = "a few steps on a few questions, one seed"
     options = read_options(parser_of(__doc__, quick=quick, data="holds nlvr"), arguments)
     seeds = options.seeds
+    check_data(options.data, *NLVR_FILES)
     nlvr = options.data and (options.data / "nlvr").resolve()
     prepare(options.out, options.quick, nlvr)
     os.chdir(options.out)  # the sweeps' paths start there
@@ -48,18 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         run_sweep(sweep, here / name, _tell)
         if name == "stages":
             words_picture(here, sweep)
-        write(here, command(options), seeds)
+        write(here, command_of("alignment", options), seeds)
     print(tables(collect(here, seeds)))
     if nlvr is None:
         print("left out: NLVR; give its folder with --data")
-
-
-def command(options: argparse.Namespace) -> str:
-    """How the study was called."""
-    quick = " --quick" if options.quick else ""
-    seeds = " --seeds " + ",".join(map(str, options.seeds))
-    data = f" --data {options.data}" if options.data else ""
-    return f"python -m studies.alignment {options.out}{quick}{seeds}{data}"
 
 
 def prepare(out: Path, quick: bool, nlvr: Path | None) -> None:
@@ -69,8 +62,11 @@ def prepare(out: Path, quick: bool, nlvr: Path | None) -> None:
         make_sciencebook(
             out / "sciencebook", train=train, val=0, test=test, seed=0, skills=list(SKILLS)
         )
-    if nlvr is not None and not (out / "nlvr").exists():
-        (out / "nlvr").symlink_to(nlvr)
+    link = out / "nlvr"
+    if nlvr is not None and link.is_symlink() and link.resolve() != nlvr:
+        link.unlink()  # the data have moved
+    if nlvr is not None and not link.exists():
+        link.symlink_to(nlvr)
 
 
 def sweeps(seeds: Sequence[int], quick: bool, *, with_nlvr: bool) -> Iterator[tuple[str, Sweep]]:

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from varifocal.errors import VarifocalError
+from varifocal.errors import DataError, Stopped, VarifocalError
 
 SEEDS = (0, 1, 2)
 """Those that a study's sweeps name."""
@@ -33,8 +33,46 @@ def read_options(
     """Parse a command line; seeds that are not given are all, or the first with `--quick`."""
     options = parser.parse_args(arguments)
     if options.seeds is None:
-        options.seeds = SEEDS[:1] if options.quick else SEEDS
+        options.seeds = _seeds_by_default(options)
     return options
+
+
+def _seeds_by_default(options: argparse.Namespace) -> tuple[int, ...]:
+    return SEEDS[:1] if options.quick else SEEDS
+
+
+def command_of(study: str, options: argparse.Namespace, *more: str) -> str:
+    """Write how a study was called, for its figures; OUT and DIR stand for the two folders.
+
+    Args:
+        study: its module.
+        options: from `read_options`.
+        more: words of the study's own options.
+    """
+    words = [f"python -m studies.{study} OUT", *["--quick"] * options.quick, *more]
+    if options.seeds != _seeds_by_default(options):
+        words.append("--seeds " + ",".join(map(str, options.seeds)))
+    return " ".join([*words, *["--data DIR"] * (options.data is not None)])
+
+
+def check_data(folder: Path | None, *names: str) -> None:
+    """Look at the start for what a study reads from the folder of `--data` hours later.
+
+    Args:
+        folder: as given; None has nothing to be looked for.
+        names: files and folders in it.
+
+    Raises:
+        DataError: one of them is not there.
+    """
+    if folder is None:
+        return
+    for name in names:
+        if not (folder / name).exists():
+            raise DataError(
+                f"--data {folder}: there is no '{folder / name}'; give a folder that holds "
+                f"{' and '.join(names)}, or leave out --data"
+            )
 
 
 def seeds_of(text: str) -> tuple[int, ...]:
@@ -63,3 +101,6 @@ def run_study(main: Callable[[], None]) -> None:
     except VarifocalError as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)
+    except KeyboardInterrupt:  # between two trainings, which end in Stopped themselves
+        print("stopped; finished points are kept, the same command goes on", file=sys.stderr)
+        sys.exit(Stopped.exit_code)

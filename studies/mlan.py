@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from studies.command import parser_of, read_options, run_study
+from studies.command import check_data, command_of, parser_of, read_options, run_study
 from studies.mlan_figures import draw, print_table
 from studies.mlan_results import collect
 from studies.record import write_study
@@ -32,6 +32,8 @@ FILES = {"stage1": HERE / "mlan-stage1.yaml", "stage2": HERE / "mlan.yaml"}
 PARTS = ("trained-language", "trained-vision", "unseen-language", "unseen-vision")
 ASKED_REAL = (0.0, 0.5, 1.0)
 """Shares whose ends are asked real questions, too."""
+REAL = ("scienceqa-text", "nlvr/dev.jsonl")
+"""What is read of the real questions' folder."""
 REAL_DONE = "dev.json"
 """Scores on NLVR, the last of the real sources."""
 
@@ -107,15 +109,14 @@ def main() -> None:
         parser.error(f"--rows {options.rows}: a share trains on one at least")
     if options.data is None:
         print("without --data no real questions are asked: sciencebook's alone")
-    command = "python -m studies.mlan OUT" + " --quick" * options.quick
-    command += f" --rows {options.rows}" * (options.rows is not None)
-    command += " --data DIR" * (options.data is not None)
+    check_data(options.data, *REAL)
+    rows = [] if options.rows is None else [f"--rows {options.rows}"]
     study = Study(
         options.out,
         QUICK if options.quick else with_rows(options.rows or ROWS),
         options.seeds,
         options.data,
-        command,
+        command_of("mlan", options, *rows),
     )
     make_books(study.data, study.size)
     for seed in study.seeds:
@@ -257,12 +258,11 @@ def real_sources(folder: Path, count: int) -> list[SourceSection]:
         folder: holds `scienceqa-text` and `nlvr`.
         count: of each.
     """
+    text, pictures = (str(folder / name) for name in REAL)
     columns = {"question": "True or false? {sentence}", "choices": "true|false", "answer": "label"}
     return [
-        SourceSection(
-            path=str(folder / "scienceqa-text"), format="scienceqa", split="val", max_examples=count
-        ),
-        SourceSection(path=str(folder / "nlvr" / "dev.jsonl"), columns=columns, max_examples=count),
+        SourceSection(path=text, format="scienceqa", split="val", max_examples=count),
+        SourceSection(path=pictures, columns=columns, max_examples=count),
     ]
 
 

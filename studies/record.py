@@ -53,12 +53,15 @@ def write_study(file: Path, command: str, seeds: Sequence[int], results: dict[st
 
 
 def _commit() -> str:
-    """The tree's commit, or '' outside a repository."""
-    found = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=Path(__file__).parent,
-    )
+    """The tree's commit, or '' outside a repository or without git."""
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=Path(__file__).parent,
+        )
+    except FileNotFoundError:
+        return ""
     return found.stdout.strip()

@@ -151,6 +151,19 @@ def test_the_sweeps_are_cut_to_a_seed_and_take_the_stages_of_that_seed(tmp_path,
         assert book[name].model.connector.alignment is None
 
 
+def test_the_link_to_nlvr_follows_its_folder(tmp_path):
+    out, first, moved = (tmp_path / name for name in ("out", "first", "moved"))
+    (out / "sciencebook").mkdir(parents=True)
+    (out / "sciencebook" / "problems.json").touch()
+    first.mkdir()
+    alignment.prepare(out, True, first)
+    alignment.prepare(out, True, first)
+    assert (out / "nlvr").resolve() == first
+    first.rename(moved)  # leaves a link to nothing
+    alignment.prepare(out, True, moved)
+    assert (out / "nlvr").resolve() == moved
+
+
 @pytest.mark.slow
 def test_the_quick_study_has_all_its_settings(tmp_path):
     out = tmp_path / "out"
