@@ -16,15 +16,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from studies.command import parser_of, read_options, run_study
+from studies.command import command_of, parser_of, read_options, run_study
 from studies.mixlora_figures import draw_all, print_tables
 from studies.mixlora_results import collect
 from studies.mixlora_tasks import Sizes, make_tasks
 from studies.record import write_study
 from varifocal.analysis.of_run import TaskSample, interference_of_run, routing_of_run
-from varifocal.recipe import load_recipe
+from varifocal.errors import RunError
+from varifocal.recipe import Recipe, load_recipe
 from varifocal.run import RunDirectory
-from varifocal.sweep import DONE, Sweep, load_sweep, run_sweep
+from varifocal.sweep import DONE, Sweep, check_same, load_sweep, run_sweep
 from varifocal.training.train import train
 
 SWEEP = Path(__file__).parent / "mixlora.yaml"
@@ -80,7 +81,8 @@ def main() -> None:
     seeds = options.seeds
     if options.data is None:
         print("without --data NLVR and Fashion-MNIST are left out: four tasks of sciencebook")
-    study = Study(options.out, QUICK if options.quick else FULL, seeds, options.data, options.quick)
+    size, command = QUICK if options.quick else FULL, command_of("mixlora", options)
+    study = Study(options.out, size, seeds, options.data, options.quick, command)
     for settings in study.size.turns:
         for seed in seeds:
             study.run(seed, settings)
@@ -102,6 +104,7 @@ class Study:
         seeds: in the order in which they run.
         data: holds NLVR and Fashion-MNIST; None leaves them out.
         quick: which of the sizes this is.
+        command: what is told to have made the figures.
     """
 
     out: Path
@@ -109,6 +112,7 @@ class Study:
     seeds: Sequence[int]
     data: Path | None
     quick: bool
+    command: str = ""
 
     def run(self, seed: int, settings: Sequence[str] | None) -> None:
         """Train, score and look into those of the settings that are not done yet.
@@ -116,10 +120,14 @@ class Study:
         Args:
             seed: of the connector, the rows' order and the tuner's start.
             settings: their labels; None takes all.
+
+        Raises:
+            RunError: what is done was done with other settings than this call's.
         """
         folder, shared = self.folder(seed), self._shared(seed)
         for sweep in one_by_one(shared, settings):
             run = folder / sweep.points[0].label
+            check_same(sweep.points[0], RunDirectory(run))
             if not (run / DONE).is_file():  # else only its report would be written again
                 run_sweep(sweep, folder, progress=_tell)
             self._look(run)
@@ -148,10 +156,11 @@ class Study:
 
     def _align(self, run: Path, shared: dict[str, Any]) -> None:
         """Align the seed's connector to words; everything else starts from it."""
-        if (run / "training.json").is_file():
-            return
         steps = {"model.connector.alignment_steps": 10 if self.quick else 600}
         recipe = load_recipe("demo", {**shared, **steps, **NOT_TRAINED, "tuner": {"type": "none"}})
+        if (run / "training.json").is_file():
+            _check_steps(RunDirectory(run), recipe)
+            return
         train(recipe, run, resume=run.exists(), progress=_tell)
 
     def _look(self, run: Path) -> None:
@@ -166,11 +175,9 @@ class Study:
 
     def write(self) -> dict[str, Any]:
         """Write `mixlora.json` from all that is there."""
-        data = "" if self.data is None else " --data DIR"
-        command = f"python -m studies.mixlora OUT{' --quick' if self.quick else ''}{data}"
         folders = {seed: self.folder(seed) for seed in self.seeds}
         results = collect(folders)
-        write_study(self.out / "mixlora.json", command, self.seeds, results)
+        write_study(self.out / "mixlora.json", self.command, self.seeds, results)
         return results
 
 
@@ -180,6 +187,17 @@ def one_by_one(overrides: Mapping[str, Any], only: Sequence[str] | None) -> Iter
     for point in sweep.points:
         if only is None or point.label in only:
             yield replace(sweep, points=(point,))
+
+
+def _check_steps(run: RunDirectory, recipe: Recipe) -> None:
+    """Refuse a connector of another alignment; its recipe may differ where nothing is aligned."""
+    pages = (load_recipe(run.recipe, check_paths=False), recipe)
+    before, now = (one.model.connector and one.model.connector.alignment_steps for one in pages)
+    if before != now:
+        raise RunError(
+            f"{run.root} holds a connector of {before} alignment steps, and this call's has "
+            f"{now}; call the study as before, or choose another OUT"
+        )
 
 
 def _file(run: Path, analysis: str) -> Path:

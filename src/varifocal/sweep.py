@@ -257,7 +257,7 @@ def run_sweep(sweep: Sweep, out: str | Path, progress: Tell | None = None) -> Re
     out = Path(out)
     tell = progress or (lambda *_: None)
     for point in sweep.points:
-        _check_same(point, RunDirectory(out / point.label))
+        check_same(point, RunDirectory(out / point.label))
     for number, point in enumerate(sweep.points):
         tell("sweep", number, len(sweep.points), point.label)
         run = RunDirectory(out / point.label)
@@ -328,8 +328,16 @@ def _here(source: SourceSection) -> SourceSection:
     return source.model_copy(update=places)
 
 
-def _check_same(point: Point, run: RunDirectory) -> None:
-    """Refuse to go on with, or to report, a run of another recipe."""
+def check_same(point: Point, run: RunDirectory) -> None:
+    """Refuse to go on with, or to report, a run of another recipe.
+
+    Args:
+        point: what is to stand there.
+        run: where; a directory without a recipe is free.
+
+    Raises:
+        RunError: the run's recipe differs; the text names the first key that does.
+    """
     if not run.recipe.is_file():
         return
     before = _plain(load_recipe(run.recipe, check_paths=False))

@@ -5,9 +5,9 @@ import json
 import struct
 import subprocess
 import sys
+from dataclasses import replace
 from math import log
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import PIL.Image
@@ -19,7 +19,7 @@ from studies.mixlora_tasks import SKILLS, Sizes, make_tasks
 from studies import mixlora
 from varifocal.analysis.tasks import task_of
 from varifocal.data.formats import load_source
-from varifocal.errors import DataError
+from varifocal.errors import DataError, RunError
 from varifocal.recipe import SourceSection
 from varifocal.recipe.page import read_page
 
@@ -216,18 +216,52 @@ def test_pictures_and_tables_are_made_of_what_is_there(results, tmp_path, capsys
 # The whole study
 
 
-def test_a_setting_that_is_done_is_not_trained_again(tmp_path, monkeypatch):
-    trained = []
-    monkeypatch.setattr(mixlora, "make_tasks", lambda *_: {})
-    monkeypatch.setattr(mixlora, "one_by_one", lambda page, only: ())
-    monkeypatch.setattr(mixlora, "train", lambda *_, **__: trained.append(1))
-    monkeypatch.setattr(mixlora, "load_recipe", lambda *_: SimpleNamespace())
-    study = mixlora.Study(tmp_path, mixlora.QUICK, (0,), None, quick=True)
-    study.run(0, None)
-    (tmp_path / "seed0" / "connector").mkdir(parents=True)
-    (tmp_path / "seed0" / "connector" / "training.json").write_text("{}")
-    study.run(0, None)
-    assert trained == [1]
+@pytest.fixture
+def trained(tasks, monkeypatch):
+    """What the study trains, each of which leaves its recipe and that it is done."""
+    found = []
+
+    def leave(recipe, run, **_):
+        found.append(run.name)
+        run.mkdir(parents=True)
+        (run / "recipe.yaml").write_text(recipe.dump_yaml())
+        (run / "training.json").write_text("{}")
+        (run / "point.json").write_text("{}")
+
+    def sweep(sweep, folder, **_):
+        leave(sweep.points[0].recipe, folder / sweep.points[0].label)
+
+    monkeypatch.setattr(mixlora, "make_tasks", lambda *_: tasks)
+    monkeypatch.setattr(mixlora, "train", leave)
+    monkeypatch.setattr(mixlora, "run_sweep", sweep)
+    monkeypatch.setattr(mixlora.Study, "write", lambda _: {})
+    return found
+
+
+def study_of(out, size=mixlora.QUICK, quick=True):
+    return mixlora.Study(out, size, (0,), None, quick)
+
+
+def test_a_setting_that_is_done_is_not_trained_again(tmp_path, trained):
+    for _ in range(2):
+        study_of(tmp_path).run(0, ("lora-r4",))
+    assert trained == ["connector", "lora-r4"]
+
+
+def test_a_setting_that_was_done_otherwise_is_refused(tmp_path, trained):
+    study_of(tmp_path).run(0, ("lora-r4",))
+    other = replace(mixlora.QUICK, overrides={**mixlora.QUICK.overrides, "training.max_steps": 3})
+    with pytest.raises(RunError, match=r"lora-r4 holds a run with training.max_steps: 2"):
+        study_of(tmp_path, other).run(0, ("lora-r4",))
+
+
+def test_a_connector_of_another_alignment_is_refused(tmp_path, trained, monkeypatch):
+    study_of(tmp_path).run(0, ())
+    monkeypatch.setattr(mixlora, "NOT_TRAINED", {"training.max_steps": 1})
+    study_of(tmp_path).run(0, ())  # what a connector's run does not train is no matter
+    with pytest.raises(RunError, match=r"connector holds .* of 10 alignment steps, .* has 600;"):
+        study_of(tmp_path, mixlora.FULL, quick=False).run(0, ())
+    assert trained == ["connector"]
 
 
 @pytest.mark.slow
