@@ -9,18 +9,18 @@ OUT/lavin.json, .png and .md (the tables) are written anew after each of them.
 """
 
 import json
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from studies.command import parser_of, read_options, run_study
+from studies.command import command_of, parser_of, read_options, run_study
 from studies.lavin_results import SETTINGS, differences, draw, gathered, table
 from studies.record import write_study
 from varifocal.assemble import Assembly, assemble, open_run
 from varifocal.data.formats import load_source
 from varifocal.data.sciencebook import make_sciencebook
+from varifocal.errors import RunError
 from varifocal.evaluation.retention import read
 from varifocal.evaluation.retention_material import gather_material
 from varifocal.evaluation.scienceqa import evaluate
@@ -70,12 +70,14 @@ class Study:
         size: how much.
         seeds: of those in the sweep files.
         data: folder with `alpaca`, or None.
+        command: what is told to have made the figures.
     """
 
-    def __init__(self, out: Path, size: Size, seeds: Sequence[int], data: Path | None) -> None:
+    def __init__(
+        self, out: Path, size: Size, seeds: Sequence[int], data: Path | None, command: str = ""
+    ) -> None:
         self.out, self.size, self.seeds, self.data = out.resolve(), size, seeds, data
-        self.command = f"python -m studies.lavin {out}" + (f" --data {data}" if data else "")
-        self._cpu = time.process_time()
+        self.command = command
 
     def run(self) -> None:
         """Run whatever is missing, seed after seed."""
@@ -88,7 +90,6 @@ class Study:
         for seed in self.seeds:
             run_sweep(_of_seed(starts, seed), self.out / "start")
             sweep = _of_seed(points, seed)
-            self._cpu = time.process_time()
             run_sweep(sweep, self.out / "runs", lambda *told, s=sweep: self._tell(s, *told))
 
     def write(self) -> None:
@@ -96,9 +97,9 @@ class Study:
         base = json.loads((self.out / "base.json").read_text())
         done = {
             setting: {
-                seed: json.loads(file.read_text())
+                seed: _figures(run)
                 for seed in self.seeds
-                if (file := self.out / f"runs/{setting},seed={seed}" / MEASURED).is_file()
+                if ((run := self.out / f"runs/{setting},seed={seed}") / MEASURED).is_file()
             }
             for setting in SETTINGS
         }
@@ -119,7 +120,6 @@ class Study:
         """Measure and write after each point of a sweep."""
         if stage != "sweep":
             return
-        spent = time.process_time() - self._cpu
         for point in sweep.points[:done]:
             run = RunDirectory(self.out / "runs" / point.label)
             if not (run.root / MEASURED).is_file():
@@ -128,19 +128,29 @@ class Study:
                 trained = json.loads((run.root / "training.json").read_text())
                 figures["trained_parameters"] = trained["trained_parameters"]
                 figures["tokens"] = trained["tokens"]
-                figures["cpu_seconds"] = round(spent, 1)
                 write_json(run.root / MEASURED, figures)
                 self.write()
         print(f"{done} of {total} {note}", flush=True)
-        self._cpu = time.process_time()
 
     def _measure_base(self, points: Sweep) -> None:
-        """Measure the language model alone, before anything is trained."""
-        if (self.out / "base.json").is_file():
+        """Measure the language model alone, before anything is trained.
+
+        Raises:
+            RunError: it was measured with the plain texts and is now called without, or reversed.
+        """
+        file = self.out / "base.json"
+        if file.is_file():
+            had = json.loads(file.read_text())["text_nats"] is not None
+            if had != (self.data is not None):
+                words = ("with", "without") if had else ("without", "with")
+                raise RunError(
+                    f"{file} was measured {words[0]} --data, and this call is {words[1]}; call the "
+                    "study as before, or choose another OUT"
+                )
             return
         recipe = next(each.recipe for each in points.points if each.setting == "text-only")
         run = RunDirectory(self.out / "base")
-        write_json(self.out / "base.json", self._measured(recipe, assemble(recipe), run))
+        write_json(file, self._measured(recipe, assemble(recipe), run))
 
     def _measured(self, recipe: Recipe, parts: Assembly, run: RunDirectory) -> dict[str, Any]:
         """Ask the new questions, and read plain text with the adapter on."""
@@ -171,6 +181,15 @@ class Study:
         return sum(one.nats for one in readings) / sum(one.tokens for one in readings)
 
 
+def _figures(run: Path) -> dict[str, Any]:
+    """What was measured of a run, and its processor seconds, those before a resumption too."""
+    cost = json.loads(RunDirectory(run).cost.read_text())
+    return {
+        **json.loads((run / MEASURED).read_text()),
+        "cpu_seconds": round(cost["seconds_cpu_total"], 1),
+    }
+
+
 def _of_seed(sweep: Sweep, seed: int) -> Sweep:
     return replace(sweep, points=tuple(p for p in sweep.points if p.recipe.seed == seed))
 
@@ -179,7 +198,8 @@ def main() -> None:
     """Run the study, or what is left of it."""
     parser = parser_of(__doc__, quick="every setting, one step, one seed", data="holds alpaca")
     options = read_options(parser)
-    study = Study(options.out, QUICK if options.quick else FULL, options.seeds, options.data)
+    size, command = QUICK if options.quick else FULL, command_of("lavin", options)
+    study = Study(options.out, size, options.seeds, options.data, command)
     study.run()
     study.write()
 

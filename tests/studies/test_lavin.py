@@ -4,8 +4,11 @@ import json
 
 import pytest
 import yaml
-from studies.lavin import HERE, QUICK, Study
+from studies.lavin import HERE, MEASURED, QUICK, Study
 from studies.lavin_results import SETTINGS, differences, draw, gathered, table
+
+from varifocal.errors import RunError
+from varifocal.sweep import load_sweep
 
 
 def point(average, text_nats=1.0, **columns):
@@ -49,6 +52,33 @@ def test_without_texts_nothing_is_said_of_the_language(tmp_path):
     assert table(results).splitlines()[-1].endswith("| 1.0 |  |")
     draw(results, tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("nats", "given", "told"),
+    [(1.6, False, "with --data, and this call is without"), (None, True, "without --data, and")],
+)
+def test_texts_are_read_by_every_call_or_by_none(nats, given, told, tmp_path):
+    (tmp_path / "base.json").write_text(json.dumps({"text_nats": nats}))
+    data = tmp_path if given else None
+    (tmp_path / "sciencebook").mkdir()
+    starts = load_sweep(HERE / "lavin-start.yaml", [f"data.root={tmp_path}"])
+    with pytest.raises(RunError, match=rf"base.json was measured {told}"):
+        Study(tmp_path, QUICK, [0], data)._measure_base(starts)
+    same = None if given else tmp_path
+    Study(tmp_path, QUICK, [0], same)._measure_base(starts)
+
+
+def test_seconds_are_the_runs_own_with_those_before_a_resumption(tmp_path):
+    (tmp_path / "base.json").write_text(json.dumps(point(30.0)))
+    run = tmp_path / "runs" / "lora,seed=0"
+    run.mkdir(parents=True)
+    (run / MEASURED).write_text(json.dumps(point(40.0)))  # 60 seconds of a last call
+    (run / "cost.json").write_text(json.dumps({"seconds_cpu_total": 90.06}))
+    Study(tmp_path, QUICK, [0], tmp_path, "python -m studies.lavin OUT --quick").write()
+    page = json.loads((tmp_path / "lavin.json").read_text())
+    assert page["settings"]["lora"]["cpu_seconds"]["values"] == [90.1]
+    assert page["command"].endswith("--quick")
 
 
 def test_the_sweep_has_the_settings_the_figure_names():
