@@ -84,11 +84,21 @@ def _draw_tokens(axes: Any, points: Sequence[Mapping[str, Any]], suite: str) -> 
         ways = [one["moments"] for one in points if one["share"] == share]
         if not ways:
             continue
-        moments = list(zip(*ways, strict=False))
+        moments = paired(ways)
         tokens = [_mean(one["tokens"] for one in each) / 1000 for each in moments]
         evidence = [_mean(one["evidence"][suite] for one in each) for each in moments]
         axes.plot(tokens, evidence, "o-", color=colour, markersize=4, label=f"{100 * share:g}")
     _plain(axes)
+
+
+def paired(ways: Sequence[Sequence[Any]]) -> list[tuple[Any, ...]]:
+    """Put the moments of several runs side by side, ends with ends, whatever their number.
+
+    >>> paired([["start", "half", "late", "end"], ["start", "half", "end"]])
+    [('start', 'start'), ('half', 'half'), ('end', 'end')]
+    """
+    fewest = min(map(len, ways))
+    return list(zip(*([*way[: fewest - 1], way[-1]] for way in ways), strict=True))
 
 
 def _mean(values: Any) -> float:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from studies.mlan_claims import ASKED, at_cost, budgets_of, claims, cost_to_reach
-from studies.mlan_figures import draw, print_table
+from studies.mlan_figures import draw, paired, print_table
 from studies.mlan_results import MEASURES, SUITES
 
 from studies import mlan
@@ -126,6 +126,13 @@ def test_the_figure_and_the_table_take_what_is_there(points, tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1].split()[:2] == ["100", "1000"]
     assert lines[-1].endswith("50.0 (45.0 to 55.0)")
+
+
+def test_an_end_is_drawn_beside_an_end():
+    seeds = [["start", "half", "end"], ["start", "half", "late", "end"], ["start", "half", "end"]]
+    assert paired(seeds) == [(name,) * 3 for name in ("start", "half", "end")]
+    assert paired([["start", "end"], ["start", "half", "end"]])[1:] == [("end", "end")]
+    assert paired([["start", "half", "end"]]) == [("start",), ("half",), ("end",)]
 
 
 @pytest.mark.slow
