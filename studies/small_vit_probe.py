@@ -13,6 +13,7 @@ import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,9 +21,11 @@ from PIL import Image
 from torch import Tensor
 from transformers import Dinov2Config, Dinov2Model
 
+from studies.command import run_study
 from studies.record import write_study
 from studies.small_vit import SHAPE, picture_skills, words_of
 from varifocal.data.sciencebook import compose, draw
+from varifocal.errors import RunError
 from varifocal.models.connector import pool_cells
 from varifocal.models.load import load_image_processor
 from varifocal.models.sources import locate, read_config
@@ -98,10 +101,10 @@ def towers(vit: str, others: Sequence[str] = ()) -> dict[str, tuple[VisionTower,
     torch.manual_seed(0)
     fresh = build_tower(Dinov2Model(Dinov2Config(**SHAPE)), feature_layer=-1)
     found = {"untrained ViT": (fresh.eval(), load_image_processor(vit))}
-    for title, name in (("sciencebook-vit", vit), *zip(others, others, strict=True)):
+    for name in (vit, *others):
         kind = VISION_MODELS[read_config(name).model_type]
         model = kind.from_pretrained(locate(name), dtype=torch.float32)
-        found[title] = (build_tower(model).eval(), load_image_processor(name))
+        found[name] = (build_tower(model).eval(), load_image_processor(name))
     return found
 
 
@@ -109,9 +112,13 @@ def probe(out: Path, vit: str, train: int, test: int) -> dict[str, dict[str, flo
     """Score every encoder on every picture skill that OUT has not yet: skill -> encoder -> percent.
 
     The scores are kept in OUT after each skill, so that a stopped probe goes on.
+
+    Raises:
+        RunError: OUT has scores of another ViT, or of other numbers of pictures.
     """
     file = out / "scores.json"
-    scores: dict[str, dict[str, float]] = json.loads(file.read_text()) if file.is_file() else {}
+    asked = {"vit": vit, "train": train, "test": test}
+    scores = _kept(file, asked)
     encoders = towers(vit, ["efficientnet-lite0"])
     for skill in picture_skills():
         if skill in scores:
@@ -123,8 +130,21 @@ def probe(out: Path, vit: str, train: int, test: int) -> dict[str, dict[str, flo
             found = score(own, words, features(tower, processor, others), other_words)
             if found is not None:
                 scores.setdefault(skill, {})[name] = round(found, 1)
-        write_json(file, scores)
+        write_json(file, {"asked": asked, "scores": scores})
     return scores
+
+
+def _kept(file: Path, asked: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Read the scores that a stopped probe left, and refuse those of another call."""
+    if not file.is_file():
+        return {}
+    page = json.loads(file.read_text())
+    if page.get("asked") != asked:
+        raise RunError(
+            f"{file} holds scores of {page.get('asked', 'an older probe')}, and this call asks "
+            f"for {asked}; call the probe as before, or choose another OUT"
+        )
+    return page["scores"]
 
 
 def table(scores: Mapping[str, Mapping[str, float]]) -> str:
@@ -147,7 +167,8 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     scores = probe(options.out, options.vit, options.train, options.test)
-    command = f"python -m studies.small_vit_probe {options.out}"
+    given = f"--vit {options.vit} --train {options.train} --test {options.test}"
+    command = f"python -m studies.small_vit_probe OUT {given}"
     figures = {
         "pictures": {"train": options.train, "test": options.test},
         "balanced_accuracy": scores,
@@ -157,4 +178,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_study(main)

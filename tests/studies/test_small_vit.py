@@ -6,8 +6,9 @@ import torch
 from studies.small_vit import PAD, UNKNOWN, Pretraining, Vocabulary, batch_of
 from studies.small_vit_probe import balanced, features, pictures_of, score, towers
 
-from studies import small_vit
-from varifocal.models.packaged import find_source
+from studies import small_vit, small_vit_probe
+from varifocal.errors import RunError
+from varifocal.models.packaged import find_source, packaged_directory
 
 
 def test_descriptions_become_words_and_sets():
@@ -62,6 +63,35 @@ def test_the_probe_tells_features_that_say_a_word_from_those_that_do_not():
     words = [{"a", "red"} if one else {"a", "blue"} for one in has]
     assert score(telling, words, telling, words) > 95
     assert score(telling, [{"a"}] * 40, telling, [{"a"}] * 40) is None
+
+
+def test_a_stopped_probe_goes_on_and_refuses_the_scores_of_another_call(tmp_path, monkeypatch):
+    drawn = []
+
+    def pictures(skill, split, count):
+        drawn.append((skill, split, count))
+        return [], []
+
+    monkeypatch.setattr(small_vit_probe, "pictures_of", pictures)
+    monkeypatch.setattr(small_vit_probe, "picture_skills", lambda: ["clock"])
+    monkeypatch.setattr(small_vit_probe, "towers", lambda vit, _: {vit: (None, None)})
+    monkeypatch.setattr(small_vit_probe, "features", lambda *_: None)
+    monkeypatch.setattr(small_vit_probe, "score", lambda *_: 61.23)
+    for _ in range(2):
+        assert small_vit_probe.probe(tmp_path, "mine", 8, 4) == {"clock": {"mine": 61.2}}
+    assert drawn == [("clock", "train", 8), ("clock", "test", 4)]
+    for other in (("theirs", 8, 4), ("mine", 9, 4), ("mine", 8, 5)):
+        with pytest.raises(RunError, match=r"scores.json holds scores of {'vit': 'mine', 'train'"):
+            small_vit_probe.probe(tmp_path, *other)
+    (tmp_path / "scores.json").write_text('{"clock": {"sciencebook-vit": 70.0}}')
+    with pytest.raises(RunError, match="an older probe"):
+        small_vit_probe.probe(tmp_path, "mine", 8, 4)
+
+
+def test_the_columns_are_called_by_the_encoders_names(tmp_path):
+    own = tmp_path / "my-vit"
+    own.symlink_to(packaged_directory("sciencebook-vit"))
+    assert list(small_vit_probe.towers(str(own))) == ["untrained ViT", str(own)]
 
 
 def test_the_shipped_vit_tells_pictures_apart_that_it_never_saw():
