@@ -11,6 +11,7 @@ from typing import Any
 from cli_page import cli_page
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 from recipe_page import recipe_page
 
 from varifocal.cli import app
@@ -51,6 +52,21 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def home_page(readme: str) -> str:
     """Turn the README into the site's first page: its links start inside docs/."""
     return re.sub(r"\]\(docs/", "](", readme)
+
+
+def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
+    """Lead a page's links to the README to the home page that is made of it."""
+    return home_links(markdown, page.file.src_uri)
+
+
+def home_links(markdown: str, page: str) -> str:
+    """Turn a page's links to the README, which lies above docs/, into links to index.md.
+
+    >>> home_links("[a](../README.md), [b](../README.md#c)", "tour.md")
+    '[a](index.md), [b](index.md#c)'
+    """
+    up = "../" * page.count("/")
+    return markdown.replace(f"]({up}../README.md", f"]({up}index.md")
 
 
 def _filled(entries: list[Any], docs: Path) -> list[Any]:

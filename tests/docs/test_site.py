@@ -85,6 +85,13 @@ def test_the_home_page_is_the_readme(hook):
     assert home == "see [data](data.md), [an anchor](a.md#b)"
 
 
+@pytest.mark.parametrize(("page", "home"), [("tour.md", "index.md"), ("a/b.md", "../index.md")])
+def test_a_link_to_the_readme_leads_home(hook, page, home):
+    up = "../" * (page.count("/") + 1)
+    written = f"the [README]({up}README.md#x), [data](../data.md)"
+    assert hook("site").home_links(written, page) == f"the [README]({home}#x), [data](../data.md)"
+
+
 def test_a_folder_in_the_nav_takes_its_pages_or_vanishes(hook, tmp_path):
     (tmp_path / "studies").mkdir()
     for name in ("mlan.md", "a.md", "figure.png"):
