@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 import yaml
-from page_blocks import MARKERS, Block, blocks, spans
+from page_blocks import MARKERS, Block, blocks, prose, spans
 from page_commands import WrongCommandError, check, check_test, commands
 from stand_ins import Workshop
 
 from varifocal.recipe import Recipe
 from varifocal.recipe.page import put, read_page, validate
 from varifocal.recipe.reading import SHIPPED
+from varifocal.sweep import SweepSection, load_sweep
 
 ROOT = Path(__file__).parents[2]
 PAGES = {
@@ -164,6 +165,38 @@ def test_every_part_of_a_recipe_is_one(page):
                     for key, value in keys.items():
                         put(whole, f"{section}.{key}", value)
                 validate(Recipe, whole)
+
+
+SWEEPS = [b for b in ALL if b.language == "yaml" and re.search(r"(?m)^(grid|points):", b.text)]
+
+
+@pytest.mark.parametrize("block", SWEEPS, ids=lambda block: block.where)
+def test_a_sweep_is_one(block, tmp_path):
+    (tmp_path / "sciencebook").mkdir()
+    (tmp_path / "sweep.yaml").write_text(block.text)
+    sweep = load_sweep(tmp_path / "sweep.yaml", [f"data.root={tmp_path}"])
+    labels = [point.label for point in sweep.points]
+    assert len(labels) in (4, 18)  # as the page says
+    named = re.findall(r"bottleneck_dim=[^`]*", PAGES[block.page])
+    assert not sweep.page.grid or set(named) <= set(labels)
+
+
+def test_every_key_of_a_sweep_is_told():
+    told = re.findall(r"(?m)^\| `(\w+)` \|", PAGES["docs/sweep.md"])
+    assert sorted(told) == sorted(SweepSection.model_fields)
+    assert len(SWEEPS) == 2
+
+
+def links(page):
+    """Relative links of a page, without anchors."""
+    found = re.findall(r"\]\(([^)\s]+)\)", prose(PAGES[page]))
+    return [link.partition("#")[0] for link in found if not re.match(r"#|\w+:", link)]
+
+
+@pytest.mark.parametrize("page", BLOCKS)
+def test_every_link_leads_to_a_file_of_the_repository(page):
+    for link in links(page):
+        assert ((ROOT / page).parent / link).is_file(), link
 
 
 @pytest.mark.parametrize(
