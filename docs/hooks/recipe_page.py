@@ -17,8 +17,8 @@ value out of range is an error that names the key and the nearest right one. `--
 overrides one by its dotted name. The same as a schema for editors:
 [recipe.schema.json](recipe.schema.json).
 
-A relative path starts at the recipe's own folder, or at `data.root` for data; on the command line
-it starts where you stand.
+A relative path starts at the recipe's own folder, or at `data.root` for data; in a recipe that
+ships with Varifocal, and on the command line, it starts where you stand.
 """
 
 

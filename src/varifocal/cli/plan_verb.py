@@ -36,7 +36,7 @@ CalibrateOption = Annotated[
     bool,
     typer.Option(
         "--calibrate",
-        help="First train on this machine for at most a minute, and keep its rate for later plans.",
+        help="First train on this machine for at most 40 seconds beside loading; keep its rate.",
     ),
 ]
 

@@ -93,7 +93,8 @@ class DataSection(Section):
     """What is learned from, what is scored on, and how examples become rows of tokens."""
 
     root: str | None = None
-    """Folder at which relative source paths start; by default the recipe's folder."""
+    """Folder at which relative source paths start; by default the recipe's folder, or the current
+    one for a recipe that ships."""
     train: Annotated[tuple[SourceSection, ...], Field(strict=False)] = ()
     """Sources of training examples, joined, or mixed by `mixture`."""
     mixture: MixtureSection = MixtureSection()

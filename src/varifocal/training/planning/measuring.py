@@ -1,4 +1,4 @@
-"""`--calibrate`: real training steps of a recipe on this machine, for at most a minute."""
+"""`--calibrate`: real training steps of a recipe on this machine, for at most 40 s."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from varifocal.training.trainer import SupervisedTrainer
 from varifocal.training.tuner import attach_tuner
 
 SECONDS = 40.0
-"""Of training steps; loading and pictures come on top, a minute in all."""
+"""Of training steps; loading and pictures come on top."""
 BATCHES = 48
 """Most micro-batches; their pictures are looked at before."""
 
