@@ -146,6 +146,16 @@ def test_a_seed_may_stand_in_a_text(write, tmp_path):
             },
             "tuner.type: full leaves checkpoints without a model",
         ),
+        (
+            {
+                "grid": GRID,
+                "set": {"training.save_strategy": "epoch", "training.save_total_limit": None},
+                "evaluate": True,
+                "checkpoints": True,
+                "sources": [{"path": "a"}],
+            },
+            "training.save_strategy: epoch writes no checkpoints by training.save_steps",
+        ),
         ({"grid": GRID, "evaluate": True}, "data.evaluate names no source to score on"),
     ],
     ids=lambda value: "" if isinstance(value, dict) else value[:30],
@@ -280,6 +290,18 @@ def test_a_checkpoint_of_an_interruption_is_not_scored(write, tmp_path, book):
     (run.checkpoints / "checkpoint-2").rename(run.checkpoints / "checkpoint-3")  # as by Ctrl-C
     run_sweep(sweep, tmp_path / "out")
     assert [one.name for one in run.evaluations.iterdir() if one.is_dir()] == ["checkpoint-4"]
+
+
+def test_checkpoints_at_shares_of_a_run_are_scored(write, tmp_path, book):
+    scored = [{"path": str(book), "split": "train", "max_examples": 2}]
+    few = {"training.save_total_limit": None, "training.save_steps": 0.5, "training.max_steps": 4}
+    page = {"evaluate": True, "sources": scored, "set": few}
+    for seed, checkpoints in ((0, False), (1, True)):
+        file = write(**page, seeds=[seed], checkpoints=checkpoints)
+        run_sweep(load_sweep(file), tmp_path / "out")
+    evaluations = (RunDirectory(tmp_path / "out" / f"seed={seed}").evaluations for seed in (0, 1))
+    scored = [sorted(one.name for one in place.iterdir() if one.is_dir()) for place in evaluations]
+    assert scored == [[], ["checkpoint-2", "checkpoint-4"]]
 
 
 def test_a_point_without_eyes_is_asked_without_the_pictures(write, tmp_path, book, run):

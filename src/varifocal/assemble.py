@@ -78,7 +78,7 @@ def assemble(recipe: Recipe, device: torch.device | None = None) -> Assembly:
 
     Args:
         recipe: its model and data sections say what.
-        device: where the model goes; a GPU by default, where there is one.
+        device: where the model goes; by default a GPU, where there is one.
 
     Raises:
         ModelError: a part cannot be had, or it is a vision-language model whose pictures take
@@ -215,9 +215,8 @@ def open_whole(
         ModelError: the model or its adapter cannot be had, or they do not fit.
     """
     section = {"language_model": str(name), "dtype": dtype}
-    device = placing.own_device()
     loaded = load_model(ModelSection.model_validate(section))
-    cast(Any, loaded.model).to(device)
+    cast(Any, loaded.model).to(placing.own_device())
     model = loaded.model if adapter is None else _with_adapter(loaded.model, Path(adapter))
     return Whole(model, loaded.processor, loaded.fingerprint)
 
@@ -370,8 +369,8 @@ def _eyes(
 def _pixel_loader(processor: Any, dtype: torch.dtype) -> ImageLoader:
     def load(images: Sequence[Image]) -> Mapping[str, Tensor]:
         pictures = [image.open() for image in images]
-        pixels = processor.image_processor(images=pictures, return_tensors="pt")["pixel_values"]
-        return {"pixel_values": pixels.to(dtype)}
+        made = processor.image_processor(images=pictures, return_tensors="pt")
+        return {"pixel_values": made["pixel_values"].to(dtype)}
 
     return load
 
@@ -395,11 +394,7 @@ def _store(
     key = hashlib.sha256(told.encode()).hexdigest()[:16]
 
     def compute(images: Sequence[Any]) -> Tensor:
-        return model.see(pixels(images)["pixel_values"].to(_device(tower)))
+        return model.see(pixels(images)["pixel_values"].to(next(tower.parameters()).device))
 
     shape = (tower.num_states(model.select), tower.width)
     return FeatureStore(compute, shape, dtype, cache_root() / "features" / key)
-
-
-def _device(module: nn.Module) -> torch.device:
-    return next(module.parameters()).device

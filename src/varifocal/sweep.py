@@ -223,6 +223,12 @@ def _can_be_scored(page: SweepSection, recipe: Recipe) -> None:
             f"training.save_total_limit keeps {kept} checkpoints, and the sweep is to score all of "
             "them; set it to null"
         )
+    strategy = (recipe.training.model_extra or {}).get("save_strategy", "steps")
+    if page.checkpoints and strategy != "steps":
+        raise RecipeError(
+            f"training.save_strategy: {strategy} writes no checkpoints by training.save_steps, "
+            "which the sweep is to score; leave it out"
+        )
     if page.checkpoints and recipe.tuner.type == "full":
         raise RecipeError(
             "tuner.type: full leaves checkpoints without a model, which cannot be scored; take "
@@ -294,7 +300,7 @@ def _do(page: SweepSection, point: Point, run: RunDirectory, tell: Tell) -> None
 def _planned(recipe: Recipe, steps: Sequence[int]) -> Callable[[int], bool]:
     """Tell whether the recipe asked for a step's checkpoint; an interruption writes one, too."""
     every = recipe.training.save_steps
-    every = every if every >= 1 else math.ceil(every * max(steps))  # a share of the run
+    every = every if every >= 1 else math.ceil(every * max(steps, default=1))  # a share of the run
     return lambda step: step % every == 0
 
 

@@ -9,13 +9,14 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 import varifocal  # noqa: F401  # registers the graft
 from varifocal.assemble import assemble, open_run
 from varifocal.errors import RecipeError
+from varifocal.models.saved_connector import load_connector
 from varifocal.recipe import FullSection, NoTunerSection
 from varifocal.run import RunDirectory
 from varifocal.training.full import save_whole
 from varifocal.training.parameters import part_of
 from varifocal.training.train import train
 from varifocal.training.trainer import SupervisedTrainer
-from varifocal.training.tuner import attach_tuner, load_connector
+from varifocal.training.tuner import attach_tuner
 
 KINDS = ("plain", "graft", "llava")
 

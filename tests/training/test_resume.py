@@ -166,6 +166,22 @@ def test_the_second_epoch_is_packed_anew_and_resuming_knows_it(long_recipe, tmp_
     assert any(len(row) > 1 for rows in by_epoch for row in rows)
 
 
+def test_a_run_that_logs_nothing_has_the_mean_of_all_its_steps_for_a_loss(recipe, tmp_path):
+    page = recipe({"training.max_steps": 2, "training.save_steps": 1, "training.logging_steps": 9})
+    first = train(page, tmp_path / "run").loss
+    assert train(page, tmp_path / "run", resume=True).loss == pytest.approx(first)
+    half = recipe({"training.max_steps": 1, "training.save_steps": 1, "training.logging_steps": 9})
+    train(half, tmp_path / "half")
+    whole = train(page, tmp_path / "half", resume=True).loss
+    assert whole == pytest.approx(first, rel=0.2)  # the first step's rate was another
+
+
+def test_a_run_that_took_steps_is_not_saved_as_one_without(recipe, tmp_path):
+    train(recipe({"training.max_steps": 1, "training.save_steps": 1}), tmp_path / "run")
+    with pytest.raises(RunError, match="has taken steps, and training"):
+        train(recipe({"training.max_steps": 0}), tmp_path / "run", resume=True)
+
+
 def test_resuming_a_finished_run_changes_nothing(recipe, tmp_path):
     page = recipe({"training.max_steps": 3})
     run = RunDirectory(tmp_path / "run")

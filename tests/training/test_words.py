@@ -104,6 +104,22 @@ def test_words_and_pictures_may_be_chosen(run, aligned, tmp_path):
     assert not (aligned / "analysis").exists()
 
 
+def test_before_the_training_are_the_words_of_the_connector_it_began_with(
+    run, aligned, recipe, tmp_path
+):
+    train(
+        recipe({"model.connector.weights": str(aligned), "training.max_steps": 0}),
+        tmp_path / "second",
+    )
+    pages = []
+    for name in (aligned, tmp_path / "second"):
+        out = tmp_path / name.name
+        assert run("analyze", "words", name, "--words", "red,blue", "--out", out)[0] == 0
+        pages.append(json.loads((out / "words.json").read_text())["pictures"][0])
+    first, second = pages
+    assert first["before"] != second["before"] == second["after"]
+
+
 def test_no_word_is_refused(run, aligned):
     code, _, err = run("analyze", "words", aligned, "--words", "")
     assert code != 0

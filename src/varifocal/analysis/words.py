@@ -21,6 +21,7 @@ from varifocal.data.example import Image
 from varifocal.data.formats import check_images, load_source
 from varifocal.errors import RecipeError
 from varifocal.models import GraftedForConditionalGeneration
+from varifocal.models.saved_connector import load_connector
 from varifocal.models.words import build_vocabulary, embed_words, token_log_probabilities
 from varifocal.recipe import Recipe
 from varifocal.run import RunDirectory, write_json
@@ -56,7 +57,7 @@ def words_of_run(
     """Find the words nearest to each visual token, and write them down.
 
     Writes `words.json` and `words.png`: each picture beside the words of its tokens, by the
-    connector as it was drawn from the run's seed and by the trained one.
+    connector that the training began with, and by the trained one.
 
     Args:
         root: the run directory.
@@ -76,7 +77,7 @@ def words_of_run(
     vocabulary = _vocabulary(recipe, parts, words)
     shown = [Image(path=path) for path in images] or _some(recipe, num_pictures)
     told = progress or (lambda stage, done, total: None)
-    start = assemble(recipe)
+    start = _start(recipe)
     told("looks", 0, 2)
     before = nearest_words(start, shown, vocabulary)
     told("looks", 1, 2)
@@ -100,6 +101,14 @@ def words_of_run(
     write_json(out / "words.json", page)
     words_sheet(found, out / "words.png")
     return found, Written([out / "words.json", out / "words.png"])
+
+
+def _start(recipe: Recipe) -> Assembly:
+    """The model as its training found it, its connector's given weights included."""
+    start, section = assemble(recipe), recipe.model.connector
+    if section is not None and section.weights is not None:
+        load_connector(start.base, Path(section.weights))
+    return start
 
 
 @torch.no_grad()

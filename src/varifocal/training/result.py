@@ -67,12 +67,15 @@ def result_of(
         steps=trainer.state.global_step, peak_memory_gib=round(peak_memory_gib(), 3)
     )
     history = trainer.state.log_history
+    steps = trainer.state.global_step
     losses = [record["loss"] for record in history if "loss" in record]
+    if not losses and steps:  # the sum holds the steps before a resumption, too
+        losses = [trainer.total_loss / steps]
     last = history[-1] if history else {}  # without a step there is none
     rows: Any = trainer.train_dataset
     return TrainingResult(
-        steps=trainer.state.global_step,
-        loss=losses[-1] if losses else last.get("train_loss"),
+        steps=steps,
+        loss=losses[-1] if losses else None,
         trained_parameters=count_trained(parts.model),
         tokens=cost["tokens"],
         supervised_tokens=cost["tokens_trained"],

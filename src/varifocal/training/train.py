@@ -20,6 +20,7 @@ from varifocal.data.lazy_rows import LazyRows
 from varifocal.data.packing import Collator, PackedDataset
 from varifocal.data.parallel import lost_worker_is_an_error
 from varifocal.errors import RecipeError, RunError, Stopped
+from varifocal.models.saved_connector import load_connector
 from varifocal.models.sharding import (
     in_world,
     is_main_process,
@@ -52,7 +53,7 @@ from varifocal.training.resuming import (
     rows_per_step,
 )
 from varifocal.training.trainer import SupervisedTrainer
-from varifocal.training.tuner import attach_tuner, load_connector
+from varifocal.training.tuner import attach_tuner
 
 _LOST = re.compile(r"(?i)connection (was )?(closed|reset|refused)|broken pipe|timed out waiting")
 
@@ -88,6 +89,7 @@ def train(
     _check_connector_is_kept(recipe)
     run = RunDirectory.create(root, resume=resume)
     start = find_start(run, resume)
+    _check_nothing_is_lost(recipe, run, start)
     for note in start.notes():
         tell("resume", 1, 1, note)
     set_seed(recipe.seed)
@@ -159,6 +161,15 @@ def _report(
         write_json(run.plan, beside(predicted, result.cost))
 
 
+def _check_nothing_is_lost(recipe: Recipe, run: RunDirectory, start: Start) -> None:
+    """Refuse to save a run without a step over one that has taken some."""
+    if recipe.training.max_steps == 0 and start.checkpoint is not None:
+        raise RunError(
+            f"{run.root} has taken steps, and training.max_steps: 0 would save it as if it had "
+            "taken none; choose another --out"
+        )
+
+
 def _check_connector_is_kept(recipe: Recipe) -> None:
     """Refuse to fit a connector that the adapter would then leave out."""
     connector = recipe.model.connector
@@ -217,7 +228,7 @@ def _shared_rows(recipe: Recipe, data: TrainingData) -> PackedDataset | LazyRows
 def _num_rows(recipe: Recipe) -> int | None:
     """Rows that all processes take in the whole run, where `max_steps` decides it."""
     steps = recipe.training.max_steps
-    return steps * rows_per_step(recipe, num_processes()) if steps > 0 else None
+    return max(steps, 1) * rows_per_step(recipe, num_processes()) if steps >= 0 else None
 
 
 def training_arguments(recipe: Recipe, run: RunDirectory, num_workers: int) -> TrainingArguments:

@@ -229,6 +229,11 @@ class SupervisedTrainer(Trainer):
         finally:
             self._staging = None
 
+    @property
+    def total_loss(self) -> float:
+        """The losses of all steps, those before a resumption too while none has been logged."""
+        return cast(Any, self)._total_loss_scalar
+
     def _unlogged(self) -> dict[str, Any]:
         """What a checkpoint keeps beside transformers' files; all processes must call it."""
         loss = cast(torch.Tensor, self._tr_loss).item()

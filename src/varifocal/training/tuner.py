@@ -1,12 +1,10 @@
 """From a recipe's `tuner` section to a model to train: the one place where a tuner is attached."""
 
 import re
-from pathlib import Path
 from typing import Any, cast
 
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.utils.constants import DUMMY_TARGET_MODULES
-from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from varifocal.errors import RecipeError
@@ -22,8 +20,6 @@ from varifocal.recipe import (
 )
 from varifocal.training.full import hold_in_float32, train_whole
 from varifocal.tuners import MixLoraConfig, MMAConfig
-
-CONNECTOR = "connector"
 
 # The names transformers gives the image encoder of a vision-language model.
 _INSIDE_A_TOWER = r".*\b(vision_tower|vision_model|visual)\..*"
@@ -109,31 +105,3 @@ def _config(
         lora_dropout=tuner.dropout,
         **shared,
     )
-
-
-def load_connector(model: PreTrainedModel, run: Path) -> None:
-    """Start a model's connector from the one that another run trained.
-
-    Args:
-        model: a grafted model without a tuner; changed in place.
-        run: a run directory with an adapter, or with a whole model.
-
-    Raises:
-        RecipeError: the run has no trained connector, or its connector does not fit.
-    """
-    where = f"model.connector.weights: '{run}'"
-    adapter = run / "adapter" / "adapter_model.safetensors"
-    files = [adapter] if adapter.is_file() else sorted((run / "model").glob("*.safetensors"))
-    if not files:
-        raise RecipeError(f"{where} holds no trained adapter")
-    marker = f".{CONNECTOR}."
-    tensors = {
-        f".{name}".split(marker, 1)[1]: tensor
-        for file in files
-        for name, tensor in load_file(file).items()
-        if marker in f".{name}"
-    }
-    try:
-        cast(Any, model).connector.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise RecipeError(f"{where} was trained with another connector: {error}") from error

@@ -14,6 +14,7 @@ from torch.utils.data import Subset
 from transformers import TrainerCallback
 
 from varifocal.assemble import Assembly, assemble
+from varifocal.errors import DataError
 from varifocal.recipe import Recipe
 from varifocal.run import RunDirectory
 from varifocal.training.examples import TrainingData, load_training_data
@@ -44,11 +45,17 @@ def calibrate(recipe: Recipe) -> Calibration:
     started = time.monotonic()
     parts = assemble(recipe)
     loading = time.monotonic() - started
-    data = load_training_data(recipe.data, parts.encoder, seed=recipe.seed)
+    rows = BATCHES * recipe.training.per_device_train_batch_size
+    data = load_training_data(recipe.data, parts.encoder, seed=recipe.seed, num_rows=rows)
     parts = parts.with_model(attach_tuner(parts.base, recipe.tuner))
     few = replace(data, rows=cast(Any, _first_rows(recipe, data)))
     picture = _time_pictures(parts, few)
     steps, rate = _time_steps(recipe, parts, few)
+    if not steps:
+        raise DataError(
+            "--calibrate times the micro-batches after the first, and these data fill one alone; "
+            "lower training.per_device_train_batch_size, or give more data"
+        )
     by_table = parts.features is not None
     found = Calibration(
         flops_per_second=rate,
