@@ -1,4 +1,4 @@
-"""A GPU for machines without one: tensors that say they are on `cuda:0`, and compute on the CPU.
+"""A GPU for machines without one: its tensors say they are elsewhere, and compute on the CPU.
 
 What CUDA refuses is refused: a computation over tensors of both places, and a tensor of the GPU as
 a numpy array. So a whole verb can be run "on a GPU", and has to give the CPU's very numbers.
@@ -15,10 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_any, tree_flatten, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-_setup_privateuseone_for_python_backend("pretend")
-GPU = torch.device("pretend:0")
-torch.pretend.get_amp_supported_dtype = lambda: [torch.bfloat16]
-torch.inference_mode = lambda: torch.no_grad()  # a wrapper has no views there
+NAME = "pretend"
 CROSSES = {"copy_", "_to_copy"}
 """Operations that go from one place to the other."""
 INDEXES = {"index", "index_put", "index_put_", "_index_put_impl_"}
@@ -38,7 +35,7 @@ class OnGPU(torch.Tensor):
             strides=inner.stride(),
             storage_offset=inner.storage_offset(),
             dtype=inner.dtype,
-            device=GPU,
+            device=torch.device(NAME, 0),
             requires_grad=inner.requires_grad,
         )
         made.inner = inner
@@ -49,7 +46,7 @@ class OnGPU(torch.Tensor):
         return run(func, args, kwargs or {})
 
     def numpy(self, *args, **kwargs):
-        raise TypeError("can't convert cuda:0 device type tensor to numpy")
+        raise TypeError("can't convert a tensor of the GPU to numpy")
 
     __array__ = numpy
 
@@ -85,10 +82,10 @@ def run(func: Any, args: Any, kwargs: Any) -> Any:
     here = any(isinstance(one, OnGPU) for one in given)
     elsewhere = [one for one in given if not isinstance(one, OnGPU) and one.dim()]
     if here and elsewhere and name not in CROSSES and not _is_index(name, args):
-        raise RuntimeError(f"{func}: expected all tensors on one device, found cuda:0 and cpu")
+        raise RuntimeError(f"{func}: expected all tensors on one device, found both")
     goal = kwargs.get("device")
     if goal is not None:
-        here = torch.device(goal).type == GPU.type
+        here = torch.device(goal).type == NAME
         kwargs = {**kwargs, "device": torch.device("cpu") if here else goal}
     if name == "copy_":
         here = isinstance(args[0], OnGPU)
@@ -114,10 +111,13 @@ def _inner(one: Any) -> Any:
 
 @contextmanager
 def pretend_gpu() -> Iterator[None]:
-    """Let every model that is opened go to the GPU; nothing in this process takes that back."""
-    from varifocal.models import placing
+    """Let every model that is opened go to the GPU; nothing in this process takes that back.
 
-    placing.own_device = lambda: GPU
+    Enter it before anything of varifocal's is imported.
+    """
+    _setup_privateuseone_for_python_backend(NAME)
+    torch.pretend.get_amp_supported_dtype = lambda: [torch.bfloat16]
+    torch.inference_mode = lambda: torch.no_grad()  # a wrapper has no views there
     run_thread = threading.Thread.run
 
     def run_with_modes(self: threading.Thread) -> None:
@@ -125,5 +125,8 @@ def pretend_gpu() -> Iterator[None]:
             run_thread(self)
 
     threading.Thread.run = run_with_modes
+    from varifocal.models import placing
+
+    placing.own_device = lambda: torch.device(NAME, 0)
     with _Factories(), _FromLists():
         yield

@@ -36,11 +36,12 @@ import json
 import sys
 
 from pretend_gpu import OnGPU, pretend_gpu
-from varifocal import cli
-from varifocal.assemble import open_run
 
 run, verbs = sys.argv[1:]
 with pretend_gpu():
+    from varifocal import cli
+    from varifocal.assemble import open_run
+
     for words in json.loads(verbs):
         sys.argv = ["varifocal", *words]
         try:
@@ -57,7 +58,11 @@ def on_gpu(run, verbs):
     told = json.dumps([[str(word) for word in verb] for verb in verbs])
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(run), told],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path])},
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(HERE), *sys.path]),
+            "OMP_NUM_THREADS": "1",  # as `_one_thread` has it here
+        },
         capture_output=True,
         text=True,
         check=False,
