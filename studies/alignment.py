@@ -62,11 +62,11 @@ def prepare(out: Path, quick: bool, nlvr: Path | None) -> None:
         make_sciencebook(
             out / "sciencebook", train=train, val=0, test=test, seed=0, skills=list(SKILLS)
         )
-    link = out / "nlvr"
-    if nlvr is not None and link.is_symlink() and link.resolve() != nlvr:
-        link.unlink()  # the data have moved
-    if nlvr is not None and not link.exists():
-        link.symlink_to(nlvr)
+    for name in ("nlvr-data", "nlvr"):  # the second, an older call's, led the runs into the data
+        if (out / name).is_symlink():
+            (out / name).unlink()
+    if nlvr is not None:
+        (out / "nlvr-data").symlink_to(nlvr)
 
 
 def sweeps(seeds: Sequence[int], quick: bool, *, with_nlvr: bool) -> Iterator[tuple[str, Sweep]]:

@@ -127,7 +127,7 @@ def test_figure_and_tables_show_what_is_there(out):
 
 
 def test_the_sweeps_are_cut_to_a_seed_and_take_the_stages_of_that_seed(tmp_path, monkeypatch):
-    for folder, names in {"sciencebook": (), "nlvr": ("train.jsonl", "dev.jsonl")}.items():
+    for folder, names in {"sciencebook": (), "nlvr-data": ("train.jsonl", "dev.jsonl")}.items():
         (tmp_path / folder).mkdir()
         for name in names:
             (tmp_path / folder / name).touch()
@@ -158,10 +158,21 @@ def test_the_link_to_nlvr_follows_its_folder(tmp_path):
     first.mkdir()
     alignment.prepare(out, True, first)
     alignment.prepare(out, True, first)
-    assert (out / "nlvr").resolve() == first
+    assert (out / "nlvr-data").resolve() == first
     first.rename(moved)  # leaves a link to nothing
     alignment.prepare(out, True, moved)
-    assert (out / "nlvr").resolve() == moved
+    assert (out / "nlvr-data").resolve() == moved
+
+
+def test_no_run_is_written_into_the_data(tmp_path):
+    out, data = tmp_path / "out", tmp_path / "data"
+    (out / "sciencebook").mkdir(parents=True)
+    (out / "sciencebook" / "problems.json").touch()
+    data.mkdir()
+    (out / "nlvr").symlink_to(data)  # as an older call left it
+    alignment.prepare(out, True, data)
+    folders = [out / name for name in ("stages", "book", "nlvr")]
+    assert not any(folder.exists() or folder.is_symlink() for folder in folders)
 
 
 @pytest.mark.slow
