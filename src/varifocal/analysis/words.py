@@ -126,10 +126,7 @@ def nearest_words(
     best = spoken.topk(min(NEAREST, len(words)), dim=-1)
     return [
         [
-            [
-                (vocabulary.words[int(word)], round(share, 4))
-                for word, share in zip(*token, strict=True)
-            ]
+            [(words[int(word)], round(share, 4)) for word, share in zip(*token, strict=True)]
             for token in zip(of_words, of_shares, strict=True)
         ]
         for of_words, of_shares in zip(best.indices.tolist(), best.values.tolist(), strict=True)
