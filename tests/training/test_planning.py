@@ -1,6 +1,7 @@
 """Plans held against hand-worked cases, and against what a run then measured."""
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -8,12 +9,13 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from varifocal.errors import RecipeError, RunError
+from varifocal.errors import DataError, RecipeError, RunError
 from varifocal.models.loss import supervised_loss
 from varifocal.recipe import load_recipe
 from varifocal.training.planning.calibration import Calibration, find_calibration, keep
 from varifocal.training.planning.devices import GPUS, find_device
 from varifocal.training.planning.lengths import Workload, num_steps
+from varifocal.training.planning.measuring import calibrate
 from varifocal.training.planning.memory import int8_bytes, nf4_bytes, parts_of_peak, weigh
 from varifocal.training.planning.paper import beside_paper
 from varifocal.training.planning.repeating import alike
@@ -386,6 +388,24 @@ def test_a_calibration_is_found_again_for_its_shape_alone(recipe_file):
     assert find_calibration(recipe, shapes) == measured
     other = load_recipe(recipe_file, ["tuner={type: lora, rank: 4}"])
     assert find_calibration(other, build_shapes(other)) is None
+
+
+def test_a_machine_is_measured_on_real_steps_and_the_plan_uses_it(recipe_file, run):
+    recipe = load_recipe(recipe_file, ["data.packing=false"])
+    found = calibrate(recipe)
+    assert found.steps == 14  # fifteen rows, of which the first warms up
+    assert 0 < found.flops_per_second < math.inf
+    assert find_calibration(recipe, build_shapes(recipe)) == found
+    code, told, _ = run("plan", recipe_file, "--set", "data.packing=false", "--json")
+    assert code == 0
+    assert json.loads(told)["hours"] > 0
+
+
+def test_a_machine_is_not_measured_on_one_batch_alone(recipe_file):
+    recipe = load_recipe(recipe_file, ["training.per_device_train_batch_size=50"])
+    with pytest.raises(DataError, match="these data fill one alone"):
+        calibrate(recipe)
+    assert find_calibration(recipe, build_shapes(recipe)) is None
 
 
 def test_the_paper_stands_beside_its_own_recipe_alone():
