@@ -23,6 +23,7 @@ from varifocal.errors import DataError, VarifocalError
 from varifocal.models.decoding import stop_ids
 from varifocal.models.grafted import GraftedForConditionalGeneration
 from varifocal.serving.lanes import Lanes
+from varifocal.serving.model_copy import copy_sharing_weights
 from varifocal.serving.prefix import PrefixCache
 from varifocal.serving.request import (
     EngineClosed,
@@ -85,12 +86,13 @@ class EngineStats:
 class Engine:
     """Answers conversations with a model.
 
-    The engine owns the model until it is closed: it folds what can be folded (see `lanes.py`), so
-    nobody else should run the model meanwhile.
+    The engine runs a copy of the model which shares its weights, in evaluation mode, and folds
+    there what can be folded (see `lanes.py`): a second weight of each folded linear is all the
+    memory that it takes. The model that was given stays as it is, and may be run meanwhile; do not
+    change its weights before the engine is closed.
 
     Args:
-        model: a causal language model of transformers, bare, grafted or wrapped by PEFT; it is put
-            into evaluation mode.
+        model: a causal language model of transformers, bare, grafted or wrapped by PEFT.
         encoder: conversations -> token ids.
         load_images: pictures -> the model's image tensors; None for a model without eyes.
         max_batch: most requests that are answered at once.
@@ -100,6 +102,7 @@ class Engine:
         fold: False runs adapters as they are.
 
     Attributes:
+        model: the engine's copy.
         has_adapter: whether a request may leave an adapter out.
         routing: MMA's branch weights, text and image, by norm (`routing_table`); None for others.
     """
@@ -117,7 +120,8 @@ class Engine:
     ) -> None:
         if max_batch < 1 or max_queue < 1:
             raise ValueError(f"max_batch and max_queue are at least 1, not {max_batch, max_queue}")
-        self.model: Any = model.eval()
+        model = copy_sharing_weights(model).eval()
+        self.model: Any = model
         self.encoder = encoder
         self.load_images = load_images
         self.max_batch, self.max_queue = max_batch, max_queue
@@ -214,7 +218,7 @@ class Engine:
             )
 
     def close(self, drain: bool = False) -> None:
-        """Take no more requests, and wait until none is left; the model is given back unfolded.
+        """Take no more requests, and wait until none is left; folded weights are freed.
 
         Args:
             drain: answer what was asked; False cancels it.

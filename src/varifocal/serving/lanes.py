@@ -50,8 +50,9 @@ class Lanes:
     """The lanes of one model.
 
     Args:
-        model: bare, grafted, or wrapped by PEFT, in evaluation mode. Folding puts other forwards
-            on its linears and switches adapters off in its decoder, until `close`.
+        model: bare, grafted, or wrapped by PEFT, in evaluation mode; nobody else's, for folding
+            puts other forwards on its linears and switches adapters off in its decoder, until
+            `close`.
         fold: whether to fold what can be folded.
 
     Attributes:
