@@ -6,7 +6,8 @@ Legend: P trained numbers, T tokens.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import groupby
 from typing import Any, cast
 
@@ -18,6 +19,7 @@ from varifocal.data.encode import Encoded
 from varifocal.data.packing import Collator, ImageLoader
 from varifocal.errors import ModelError
 from varifocal.models.loss import supervised_loss
+from varifocal.tuners.plugin import evaluating
 
 CONNECTOR, EMBEDDING, TOWER, REST = "connector", "modality_embedding", "vision_tower", "rest"
 _ORDER = (EMBEDDING, TOWER, CONNECTOR, REST)
@@ -67,8 +69,8 @@ def group_names(layers: list[int], num_groups: int | None) -> dict[int, str]:
 class AdapterGradient:
     """Gradients of single examples on the parameters of a model's active adapter.
 
-    The model is put into evaluation mode (no dropout), and only the adapter's parameters ask for
-    gradients from then on.
+    While a gradient is computed the model is in evaluation mode (no dropout), and only the adapter's
+    parameters ask for gradients; afterwards it is as it was.
 
     Args:
         model: with an adapter of any of PEFT's methods.
@@ -96,13 +98,7 @@ class AdapterGradient:
                 "the model has no adapter; interference is measured on an adapter's parameters, "
                 "so train with tuner.type mma, mixlora or lora"
             )
-        model.eval().requires_grad_(False)
-        model.set_adapter(cast(str, model.active_adapter))
-        named = [
-            (block_of(name), parameter)
-            for name, parameter in model.named_parameters()
-            if parameter.requires_grad and ".original_module." not in name
-        ]
+        named = [(block_of(name), parameter) for name, parameter in _adapter_parameters(model)]
         if not with_connector:
             named = [(block, parameter) for block, parameter in named if block != CONNECTOR]
         if not named:
@@ -132,14 +128,43 @@ class AdapterGradient:
         """Return the gradient of a batch's mean loss a supervised token, [P]."""
         device = self._parameters[0].device
         placed = {name: tensor.to(device) for name, tensor in batch.items()}
-        with torch.enable_grad():
+        with (
+            torch.enable_grad(),
+            evaluating(self._model),
+            _gradients_of(self._model, self._parameters),
+        ):
             loss = supervised_loss(self._model, placed)
-        found = torch.autograd.grad(loss, self._parameters, allow_unused=True)
+            found = torch.autograd.grad(loss, self._parameters, allow_unused=True)
         flat = [
             parameter.new_zeros(parameter.numel()) if gradient is None else gradient.flatten()
             for gradient, parameter in zip(found, self._parameters, strict=True)
         ]
         return torch.cat([part.to(device, self.dtype) for part in flat])
+
+
+@contextmanager
+def _gradients_of(model: nn.Module, wanted: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Let these parameters alone ask for gradients; afterwards each asks as it did before."""
+    asked = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    chosen = {id(parameter) for parameter in wanted}
+    for parameter, _ in asked:
+        parameter.requires_grad_(id(parameter) in chosen)
+    try:
+        yield
+    finally:
+        for parameter, before in asked:
+            parameter.requires_grad_(before)
+
+
+def _adapter_parameters(model: PeftModel) -> list[tuple[str, nn.Parameter]]:
+    """List what PEFT trains of the active adapter, by name."""
+    with _gradients_of(model, ()):
+        model.set_adapter(cast(str, model.active_adapter))
+        return [
+            (name, parameter)
+            for name, parameter in model.named_parameters()
+            if parameter.requires_grad and ".original_module." not in name
+        ]
 
 
 def _in_blocks(

@@ -24,6 +24,7 @@ from varifocal.data.encode import Encoded
 from varifocal.data.packing import Collator, ImageLoader
 from varifocal.errors import ModelError
 from varifocal.tuners import record_routing, routing_table
+from varifocal.tuners.plugin import evaluating
 
 BRANCHES, POOL_A, POOL_B = "branches", "A", "B"
 
@@ -194,13 +195,12 @@ def _usage_of_choices(
     counts: dict[tuple[str, str], Tensor] = {}
     total, done = sum(map(len, samples.values())), 0
     device = next(model.parameters()).device
-    model.eval()
     for task, own in enumerate(samples.values()):
         for sample in own:
             batch = collate([_until_trained(sample)])
             batch = {name: tensor.to(device) for name, tensor in batch.items()}
             batch.pop("labels")
-            with torch.no_grad(), record_routing(model) as records:
+            with torch.no_grad(), evaluating(model), record_routing(model) as records:
                 model(**batch, logits_to_keep=1, use_cache=False)
             for record in records:
                 for pool, factors in ((POOL_A, record.factors_a), (POOL_B, record.factors_b)):

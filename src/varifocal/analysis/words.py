@@ -25,6 +25,7 @@ from varifocal.models.saved_connector import load_connector
 from varifocal.models.words import build_vocabulary, embed_words, token_log_probabilities
 from varifocal.recipe import Recipe
 from varifocal.run import RunDirectory, write_json
+from varifocal.tuners.plugin import evaluating
 
 NEAREST = 3
 """Words a token that are kept in the JSON; two are drawn."""
@@ -116,11 +117,12 @@ def nearest_words(
     parts: Assembly, images: Sequence[Image], vocabulary: Vocabulary
 ) -> list[list[list[tuple[str, float]]]]:
     """Return picture -> token -> its nearest words, each with its probability, falling."""
-    model: Any = parts.base.eval()
+    model: Any = parts.base
     assert parts.load_images is not None  # `_check` has refused models without eyes
     device = next(model.parameters()).device
     shown = {name: value.to(device) for name, value in parts.load_images(images).items()}
-    tokens = model.encode_images(**shown)  # [N, V, D]
+    with evaluating(model):
+        tokens = model.encode_images(**shown)  # [N, V, D]
     embeddings, words = vocabulary.embeddings.to(device), vocabulary.words
     spoken = token_log_probabilities(tokens, embeddings, vocabulary.scale).exp()
     best = spoken.topk(min(NEAREST, len(words)), dim=-1)

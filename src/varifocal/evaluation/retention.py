@@ -25,7 +25,7 @@ from torch import nn
 
 from varifocal.assemble import Assembly, assemble, open_run
 from varifocal.data.encode import Encoder
-from varifocal.evaluation.answering import greedy_answers
+from varifocal.evaluation.answering import evaluation_mode, greedy_answers
 from varifocal.evaluation.retention_material import Material, gather_material
 from varifocal.evaluation.scienceqa import evaluate
 from varifocal.evaluation.scoring import Question, batch_by_length, plant
@@ -216,15 +216,15 @@ def _write(base: Assembly, material: Material, tell: Callable[[int, int], None])
     prompts = [encoder.encode(one, with_answer=False).input_ids for one in material.instructions]
     end = encoder.end_of_turn_id
     probes = [Question(ids, (np.array([end], np.int32),)) for ids in prompts]
-    base.model.eval()
-    answers = greedy_answers(
-        base.model,
-        probes,
-        None,
-        stop_ids=stop_ids(base.model, end),
-        max_new_tokens=MAX_NEW_TOKENS,
-        progress=tell,
-    )
+    with evaluation_mode(base.model):
+        answers = greedy_answers(
+            base.model,
+            probes,
+            None,
+            stop_ids=stop_ids(base.model, end),
+            max_new_tokens=MAX_NEW_TOKENS,
+            progress=tell,
+        )
     whole = (ids if len(ids) == MAX_NEW_TOKENS else [*ids, end] for ids in answers)
     return [
         Question(prompt, (np.array(ids, np.int32),))
@@ -242,16 +242,16 @@ def _measure(
     stage: str,
 ) -> _Column:
     """Measure one model on everything."""
-    model.eval()
-    texts = read(model, material.texts, progress=partial(tell, f"{stage}: text"))
     right: list[float] = []
-    if material.questions:
-        asked = evaluate(
-            model, encoder, material.questions, progress=partial(tell, f"{stage}: questions")
-        )
-        right = [float(one.correct) for one in asked.predictions]
     ends = stop_ids(model, encoder.end_of_turn_id)
-    answers = read(model, written, ends=ends, progress=partial(tell, f"{stage}: answers"))
+    with evaluation_mode(model):
+        texts = read(model, material.texts, progress=partial(tell, f"{stage}: text"))
+        if material.questions:
+            asked = evaluate(
+                model, encoder, material.questions, progress=partial(tell, f"{stage}: questions")
+            )
+            right = [float(one.correct) for one in asked.predictions]
+        answers = read(model, written, ends=ends, progress=partial(tell, f"{stage}: answers"))
     return _Column(texts, right, answers)
 
 
