@@ -3,7 +3,6 @@
 import hashlib
 
 import pytest
-import torch
 from peft import get_peft_model
 from transformers import AutoModelForCausalLM
 
