@@ -69,8 +69,8 @@ def group_names(layers: list[int], num_groups: int | None) -> dict[int, str]:
 class AdapterGradient:
     """Gradients of single examples on the parameters of a model's active adapter.
 
-    While a gradient is computed the model is in evaluation mode (no dropout), and only the adapter's
-    parameters ask for gradients; afterwards it is as it was.
+    While a gradient is computed the model is in evaluation mode (no dropout), and the adapter's
+    parameters alone ask for gradients; afterwards it is as it was.
 
     Args:
         model: with an adapter of any of PEFT's methods.
