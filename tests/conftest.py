@@ -1,4 +1,4 @@
-"""What every test shares: no hub, no screen."""
+"""What every test shares: no hub, no screen, no unexpected skip where `--allowed-skips` asks."""
 
 import os
 import sys
@@ -8,6 +8,23 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import pytest
+
+from skip_guard import SkipGuard
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--allowed-skips",
+        metavar="FILE",
+        help="fail when a test is skipped that this file does not name",
+    )
+
+
+def pytest_configure(config):
+    allowed = config.getoption("allowed_skips", None)
+    if allowed and not hasattr(config, "workerinput"):  # xdist's workers report to one process
+        config.pluginmanager.register(SkipGuard.of_file(allowed))
+
 
 LLAVA_TEMPLATE = (
     "{% for message in messages %}"

@@ -1,5 +1,11 @@
 """Tiny runs of every tuner, written as training writes them, with adapters that do something."""
 
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
 import PIL.Image
 import pytest
 import torch
@@ -101,6 +107,31 @@ def make_run(parts_directory, tmp_path_factory):
         return run
 
     return make
+
+
+LLAMA_NODE = Path(__file__).parents[2] / ".venv" / "llama.cpp" / "node_modules"
+
+
+@pytest.fixture(scope="session")
+def ask_llama_cpp(tmp_path_factory):
+    """Ask llama.cpp about GGUF files; `llama_cpp.cjs` tells what goes in and comes out."""
+    modules = Path(os.environ.get("LLAMA_NODE", LLAMA_NODE))
+    if not modules.is_dir() or not shutil.which("node"):
+        pytest.skip("needs llama.cpp from npm, which `make test-all` installs")
+    answers = tmp_path_factory.mktemp("llama") / "answers.json"
+
+    def ask(jobs):
+        done = subprocess.run(
+            ["node", Path(__file__).with_name("llama_cpp.cjs")],
+            input=json.dumps(jobs),
+            env=os.environ | {"LLAMA_NODE": str(modules), "LLAMA_ANSWERS": str(answers)},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        return json.loads(answers.read_text())
+
+    return ask
 
 
 BLIND_MMA = {"type": "mma", "router_temperature": 1.0, "adapt_vision_tower": False}

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from varifocal.assemble import open_run
 from varifocal.errors import ModelError
@@ -41,33 +42,35 @@ def test_a_folded_route_is_written_as_qwen2_and_a_merged_lora_as_llama(mma_run, 
         torch.testing.assert_close(found, run_logits(run, ids, modality), rtol=0, atol=2e-5)
 
 
-def llama_cpp_logits(directory, ids):
-    llama_cpp = pytest.importorskip("llama_cpp")
-    model = llama_cpp.Llama(
-        str(directory / "model.gguf"),
-        n_ctx=128,
-        n_threads=1,
-        logits_all=True,
-        type_k=llama_cpp.GGML_TYPE_F32,
-        type_v=llama_cpp.GGML_TYPE_F32,
-        verbose=False,
-    )
-    model.eval(ids)
-    return torch.tensor(model.scores[: len(ids)]), model
+def piece(tokenizer, index):
+    """A token as llama.cpp names it: its text, or its byte."""
+    token = tokenizer.convert_ids_to_tokens(index)
+    if index in tokenizer.all_special_ids:
+        return token
+    raw = bytes(bytes_of_letters()[letter] for letter in token)
+    return raw.decode() if len(raw) > 1 or raw[0] < 128 else f"byte: \\x{raw[0]:02x}"
+
+
+def bytes_of_letters():
+    return {letter: byte for byte, letter in bytes_to_unicode().items()}
 
 
 @pytest.mark.parametrize("tuner", ["mma", "lora"])
-def test_llama_cpp_says_what_the_run_says(mma_run, make_run, tmp_path, tuner):
+def test_llama_cpp_says_what_the_run_says(mma_run, make_run, tmp_path, ask_llama_cpp, tuner):
     run = mma_run if tuner == "mma" else make_run({"type": "lora"})
-    done = export(Order(run, "gguf", num_prompts=2), tmp_path / "out")[0]
+    routes = [0, 1] if tuner == "mma" else [None]
+    done = export(Order(run, "gguf", num_prompts=2), tmp_path / "out")
     tokenizer = open_run(run.root)[1].encoder.tokenizer
     ids = tokenizer(TEXT)["input_ids"]
-    found, model = llama_cpp_logits(done.directory, ids)
-    assert model.tokenize(TEXT.encode(), add_bos=False) == ids
-    expected = run_logits(run, torch.tensor([ids]), 0 if tuner == "mma" else None)
-    assert found.shape == expected.shape
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
-    assert torch.equal(found.argmax(-1), expected.argmax(-1))
+    jobs = [{"model": str(one.directory / "model.gguf"), "text": TEXT} for one in done]
+    for route, found in zip(routes, ask_llama_cpp(jobs), strict=True):
+        assert found["ids"] == ids
+        logits = run_logits(run, torch.tensor([ids]), route)
+        expected = logits[-1].softmax(-1).tolist()
+        assert sum(found["next"].values()) == pytest.approx(1)
+        for index, probability in enumerate(expected):  # the graft's image token is no word
+            assert found["next"][piece(tokenizer, index)] == pytest.approx(probability, abs=1e-5)
+        assert found["greedy"].startswith(tokenizer.decode(logits[-1].argmax()).strip("\ufffd"))
 
 
 def test_its_chat_template_is_the_runs_with_its_system_turn(mma_run, tmp_path):
