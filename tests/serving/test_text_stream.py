@@ -43,9 +43,12 @@ def test_half_a_character_at_the_end_is_not_lost(tokenizer) -> None:
 
 
 def cut(text: str, words: list[str]) -> str:
-    """The text before the first stop word."""
-    places = [text.find(word) for word in words if word in text]
-    return text[: min(places, default=len(text))]
+    """The text before the stop word that is complete first."""
+    for end in range(len(text) + 1):
+        lengths = [len(word) for word in words if text[:end].endswith(word)]
+        if lengths:
+            return text[: end - max(lengths)]
+    return text
 
 
 @given(
@@ -63,6 +66,12 @@ def test_no_part_of_a_stop_word_comes_out_however_it_is_cut_in_pieces(pieces, wo
     assert let == wanted
     assert stop.passed == len(let)
     assert stop.found == any(word in "".join(pieces) for word in words)
+
+
+@pytest.mark.parametrize("pieces", [["abab"], ["ab", "ab"], ["a", "b", "a", "b"]])
+def test_the_word_that_is_complete_first_ends_an_answer(pieces) -> None:
+    stop = StopWords(["abab", "b"])
+    assert "".join(map(stop.push, pieces)) + stop.flush() == "a"
 
 
 def test_no_more_is_held_back_than_may_be_a_stop_word() -> None:

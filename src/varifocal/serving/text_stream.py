@@ -57,7 +57,11 @@ class TextStream:
 
 
 class StopWords:
-    """Lets text through up to the first stop word, never a part of one.
+    """Lets text through up to the stop word that is complete first, never a part of one.
+
+    Of words that are complete at the same character the longest counts. So the text does not
+    depend on the pieces in which it comes, which "the word that begins first" would: of "abab" and
+    "b", "b" is found in the text "ab" before anyone can know that "abab" will follow.
 
     Args:
         words: where an answer ends; none empty.
@@ -78,16 +82,20 @@ class StopWords:
         if self.found:
             return ""
         self._held += text
-        places = [place for word in self.words if (place := self._held.find(word)) >= 0]
-        if places:
+        found = [(place + len(word), place) for word, place in self._places()]
+        if found:
             self.found = True
-            return self._let(min(places), keep="")
+            return self._let(min(found)[1], keep="")
         held = max((_overlap(self._held, word) for word in self.words), default=0)
         return self._let(len(self._held) - held)
 
     def flush(self) -> str:
         """Return what was held back: the answer ended before it became a stop word."""
         return "" if self.found else self._let(len(self._held))
+
+    def _places(self) -> list[tuple[str, int]]:
+        """Return the stop words that the held text has, with the first place of each."""
+        return [(word, place) for word in self.words if (place := self._held.find(word)) >= 0]
 
     def _let(self, length: int, keep: str | None = None) -> str:
         text = self._held[:length]
