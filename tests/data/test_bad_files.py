@@ -231,9 +231,10 @@ BAD = {
     "a picture at the root": ("a.jsonl", [llava(image="/etc/hostname")], {}, "leads out of the"),
     "a picture's name of zeros": ("a.jsonl", [llava(image="a\0b")], {}, "no picture"),
     "a picture's name that is a number": ("a.jsonl", [llava(image=7)], {}, "path is 7"),
+    "image and images that say the same": ("a.jsonl", [llava(images=["p.png"])], {}, None),
     "both image and images": (
         "a.jsonl",
-        [llava(images=["p.png"])],
+        [llava(images=["p.png", "p.png"])],
         {},
         "both 'image' and 'images'",
     ),

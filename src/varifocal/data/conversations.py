@@ -7,12 +7,10 @@ from typing import Any
 
 from varifocal.data.example import Example, Image, Message, Role
 from varifocal.data.parsing import ParseOptions, id_of, short, task_of
-from varifocal.data.pictures import find_picture
+from varifocal.data.pictures import find_picture, picture_cells
+from varifocal.data.questions import PLACEHOLDER
 from varifocal.data.raw_rows import Record
 from varifocal.errors import AnswerError, DataError, PlaceholderError, nearest
-
-PLACEHOLDER = "<image>"
-"""Stands in a text where a picture belongs."""
 
 _ROLES: dict[str, Role] = {
     "human": "user",
@@ -77,8 +75,7 @@ def conversation(
 
 def _turns_of(row: Mapping[str, Any], where: str) -> list[Any]:
     for key in ("conversations", "messages", "conversation"):
-        if key in row:
-            turns = row[key]
+        if (turns := row.get(key)) is not None:
             if isinstance(turns, dict):  # older data sets of the hub keep columns of turns
                 turns = _rows_of(turns, f"{where}: '{key}'")
             if not isinstance(turns, list) or not turns:
@@ -121,13 +118,7 @@ def _role(speaker: str, where: str) -> Role:
 
 def _pictures_of(row: Mapping[str, Any], asked: ParseOptions, where: str) -> list[Image]:
     """Find the pictures that a row gives beside its turns."""
-    found = [value for key in ("image", "images") if (value := row.get(key)) not in (None, "", [])]
-    if len(found) > 1:
-        raise DataError(f"{where} has both 'image' and 'images'")
-    values = found[0] if found else []
-    if not isinstance(values, list):
-        values = [values]
-    return [find_picture(value, asked.image_folder, where) for value in values]
+    return [find_picture(cell, asked.image_folder, where) for cell in picture_cells(row, where)]
 
 
 def _parts_of(content: object, asked: ParseOptions, where: str) -> list[str | Image | None]:

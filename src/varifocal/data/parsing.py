@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from varifocal.data.example import Example
-from varifocal.data.questions import AnswerAs
+from varifocal.data.questions import AnswerAs, AnswerIs, Integers
 from varifocal.data.raw_rows import Record
 from varifocal.errors import DataError
 
@@ -24,6 +24,8 @@ class ParseOptions:
         columns: our name of a column -> its name in the file.
         answer_as: how a choice is named.
         prompt_format: ScienceQA's.
+        answer_is: what gold answers are.
+        integers: what the integers among them are, found out of the whole source; None: unknown.
     """
 
     source: str
@@ -32,6 +34,8 @@ class ParseOptions:
     columns: Mapping[str, str] = field(default_factory=dict)
     answer_as: AnswerAs = "text"
     prompt_format: str = "QCM-A"
+    answer_is: AnswerIs = "auto"
+    integers: Integers | None = None
 
 
 @dataclass(frozen=True)

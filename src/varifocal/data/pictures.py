@@ -5,21 +5,57 @@ from __future__ import annotations
 import base64
 import binascii
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from varifocal.data.byte_index import MAX_RECORD_BYTES
+from varifocal.data.choices import list_in_cell
 from varifocal.data.example import Image
-from varifocal.errors import PictureError
+from varifocal.errors import DataError, PictureError
+
+_NUMBERED = re.compile(r"image_?(\d+)", re.IGNORECASE)
+
+
+def pictures_in(value: Any) -> list[Any]:
+    """Return what a cell names as pictures: one, or the elements of a list.
+
+    >>> pictures_in("a.png"), pictures_in('["a.png", "b.png"]'), pictures_in(None)
+    (['a.png'], ['a.png', 'b.png'], [])
+    """
+    if value is None or value in ("", []):
+        return []
+    if isinstance(value, str):
+        return list_in_cell(value) or [value]
+    return list(value) if isinstance(value, list) else [value]
+
+
+def picture_cells(row: Mapping[str, Any], where: str) -> list[Any]:
+    """Return what a row names as pictures in `image`, `images`, or `image_1`, `image_2` ...
+
+    Raises:
+        DataError: both `image` and `images` hold something else than one another.
+
+    >>> picture_cells({"image_2": "b.png", "image_1": "a.png", "image_3": None}, "")
+    ['a.png', 'b.png']
+    """
+    one, several = pictures_in(row.get("image")), pictures_in(row.get("images"))
+    if one and several and one != several:
+        raise DataError(f"{where} has both 'image' and 'images'")
+    numbered = {int(found[1]): name for name in row if (found := _NUMBERED.fullmatch(str(name)))}
+    more = [value for number in sorted(numbered) for value in pictures_in(row[numbered[number]])]
+    if several and more:
+        raise DataError(f"{where} has both 'images' and '{next(iter(numbered.values()))}'")
+    return [*(several or one), *more]
 
 
 def find_picture(value: Any, folder: Path, where: str) -> Image:
     """Return the picture a record names or holds, not opened yet; nothing is ever downloaded.
 
     Args:
-        value: a path, a `data:` URI, the content in bytes, `{"bytes": ..., "path": ...}` as the
-            `datasets` library has it, or a picture that is found already.
+        value: a path, a `data:` URI, base64 alone, the content in bytes, a picture that is found
+            already, or `{"bytes": ..., "path": ...}` as the `datasets` library has it.
         folder: the only place pictures are read from.
         where: file and place of the record, for the error text.
 
@@ -34,26 +70,40 @@ def find_picture(value: Any, folder: Path, where: str) -> Image:
     if isinstance(value, bytes):
         return Image(data=value)
     if isinstance(value, str) and value.lower().startswith("data:"):
-        return Image(data=_decode(value, where))
+        head, comma, body = value.partition(",")
+        if not comma or not head.lower().endswith(";base64"):
+            raise PictureError(
+                f"{where}: '{value[:40]}' is no data: URI with ';base64,' and a picture"
+            )
+        return Image(data=_decode(body, f"{where}: the data: URI '{value[:40]}'"))
+    if isinstance(value, str) and _is_base64(value):
+        return Image(data=_decode(value, f"{where}: the picture's text '{value[:40]}'"))
     return resolve_image(folder, value, where)
 
 
-def _decode(uri: str, where: str) -> bytes:
-    """Decode `data:image/png;base64,...`."""
-    head, comma, body = uri.partition(",")
-    if not comma or not head.lower().endswith(";base64"):
-        raise PictureError(f"{where}: '{uri[:40]}' is no data: URI with ';base64,' and a picture")
+_BASE64 = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR", "Qk", "SUkqA", "TU0AK", "UDY")
+"""How PNG, JPEG, GIF, WebP, BMP, TIFF (both orders) and PPM begin in base64."""
+_LONGEST_NAME = 80
+"""A shorter text is a file's name: the smallest picture takes more in base64."""
+
+
+def _is_base64(text: str) -> bool:
+    """Tell base64 from a file's name, which has a full stop before its ending."""
+    return len(text) > _LONGEST_NAME and text.lstrip().startswith(_BASE64) and "." not in text
+
+
+def _decode(body: str, what: str) -> bytes:
+    """Decode a picture in base64; new lines in it do not matter."""
     if len(body) > MAX_RECORD_BYTES:
         raise PictureError(
-            f"{where}: a data: URI of {len(body):,} characters; "
-            f"at most {MAX_RECORD_BYTES:,} are read"
+            f"{what} has {len(body):,} characters; at most {MAX_RECORD_BYTES:,} are read"
         )
     try:
         content = base64.b64decode("".join(body.split()), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise PictureError(f"{where}: the data: URI '{uri[:40]}' is not base64: {error}") from error
+        raise PictureError(f"{what} is not base64: {error}") from error
     if not content:
-        raise PictureError(f"{where}: the data: URI '{uri[:40]}' holds no picture")
+        raise PictureError(f"{what} holds no picture")
     return content
 
 

@@ -7,10 +7,11 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -19,11 +20,12 @@ from varifocal.cache import cache_root
 from varifocal.data.example import Example
 from varifocal.data.parallel import map_in_order
 from varifocal.data.parsing import Format, ParseOptions
+from varifocal.data.questions import Integers
 from varifocal.data.raw_rows import Record, Records, StreamedRecords, read_in_order
 from varifocal.data.records import open_records
 from varifocal.data.register import FORMATS, detect
 from varifocal.data.scienceqa import ScienceQARecords
-from varifocal.data.table import check_columns
+from varifocal.data.table import check_columns, find_integers
 from varifocal.errors import DataError, nearest
 
 if TYPE_CHECKING:
@@ -202,7 +204,10 @@ class _Parser:
             columns=columns,
             answer_as=section.answer_as,
             prompt_format=section.prompt_format,
+            answer_is=section.answer_is,
         )
+        if format_name == "table" and section.answer_is == "auto":
+            self.asked = replace(self.asked, integers=_integers_of(records, self.asked))
         self.is_split = records.is_split
         self.section, self.seed = section, seed
 
@@ -217,7 +222,7 @@ class _Parser:
                 mode="json",
                 include={
                     *("split", "skills", "columns", "image_folder"),
-                    *("answer_as", "prompt_format", "instructions"),
+                    *("answer_as", "answer_is", "prompt_format", "instructions"),
                 },
             ),
         }
@@ -259,6 +264,39 @@ class _Parser:
         return example
 
 
+_LOOKED_AT = 256
+
+
+def _integers_of(records: Records | StreamedRecords, asked: ParseOptions) -> Integers | None:
+    """Find out what the integer answers of a table are.
+
+    The whole of it is read only where one of its first 256 records has such an answer; of a stream
+    they are all that is looked at. What is found of many records is kept in the cache.
+
+    Raises:
+        DataError: the records contradict each other.
+    """
+    if isinstance(records, StreamedRecords):
+        return find_integers(islice(records, _LOOKED_AT), asked)
+    if find_integers(islice(read_in_order(records), _LOOKED_AT), asked) is None:
+        return None
+    if len(records) < _SCANS_KEPT_FROM:
+        return find_integers(read_in_order(records), asked)
+    identity = json.dumps([records.fingerprint, dict(asked.columns)], sort_keys=True)
+    note = cache_root() / "scans" / f"{hashlib.sha256(identity.encode()).hexdigest()}.integers"
+    with contextlib.suppress(OSError):
+        known = note.read_text()
+        if known in get_args(Integers):
+            return cast(Integers, known)
+    found = find_integers(read_in_order(records), asked)
+    with contextlib.suppress(OSError):  # costs time, nothing else
+        note.parent.mkdir(parents=True, exist_ok=True)
+        scratch = note.with_suffix(f".{os.getpid()}")
+        scratch.write_text(str(found))
+        scratch.replace(note)
+    return found
+
+
 def _choose(
     section: SourceSection, records: Records, parser: _Parser
 ) -> npt.NDArray[np.int64] | None:
@@ -296,7 +334,7 @@ def name_of(section: SourceSection) -> str:
 def open_source(
     section: SourceSection, seed: int = 0, *, root: str | Path | None = None
 ) -> Source | StreamedSource:
-    """Open a recipe's source; nothing but its index and first rows is read.
+    """Open a recipe's source; its index and first rows are read, and a table's integer answers.
 
     Args:
         section: of the recipe.

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-import string
-from collections.abc import Mapping
-from dataclasses import replace
+from collections import ChainMap
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from varifocal.data.example import Example, Message, Question
-from varifocal.data.parsing import ParseOptions, short
-from varifocal.data.pictures import find_picture
-from varifocal.data.questions import LETTERS, option_texts, question_text, user_turn
+from varifocal.data.cells import filled, needed_cell, raw_cell, text_cell
+from varifocal.data.choices import Choices, read_choices
+from varifocal.data.example import Example, Image, Message, Question
+from varifocal.data.gold import gold_index, settle_integers
+from varifocal.data.parsing import ParseOptions
+from varifocal.data.pictures import find_picture, picture_cells, pictures_in
+from varifocal.data.questions import (
+    PLACEHOLDER,
+    Integers,
+    option_texts,
+    placed_turn,
+    question_text,
+    without_leading_places,
+)
 from varifocal.data.raw_rows import Record
-from varifocal.errors import AnswerError, DataError, nearest
+from varifocal.errors import DataError, PlaceholderError, nearest
 
 COLUMNS = ("question", "answer", "context", "choices", "image", "id", "task", "split", "skill")
 """What a table can be asked for; `question` and `answer` are needed, the others optional."""
@@ -32,124 +41,151 @@ def check_columns(columns: Mapping[str, str], place: str) -> None:
 
 
 def is_table_row(record: Record) -> bool:
-    """Tell whether a row has a table's two columns under our own names."""
-    return "question" in record.row and "answer" in record.row
+    """Tell whether a row has a table's two columns under our own names or a public set's."""
+    row = with_our_names(record.row)
+    return "question" in row and "answer" in row
+
+
+def with_our_names(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Add our columns to a row whose layout is a public set's of questions.
+
+    Those are `answerKey` (ARC, CommonsenseQA, OpenBookQA), a question of `stem` and `choices` (the
+    official files of the first two), and SQuAD's `answers`, of which the first is taken.
+
+    >>> row = with_our_names({"question": {"stem": "Which?", "choices": ["a"]}, "answerKey": "A"})
+    >>> row["question"], row["choices"], row["answer"]
+    ('Which?', ['a'], 'A')
+    """
+    ours: dict[str, Any] = {}
+    question = row.get("question")
+    if isinstance(question, Mapping) and "stem" in question:
+        ours["question"] = question["stem"]
+        ours["choices"] = question.get("choices")
+    if "answer" not in row and "answerKey" in row:
+        ours["answer"] = row["answerKey"]
+    elif "answer" not in row and isinstance(answers := row.get("answers"), Mapping):
+        texts = answers.get("text")
+        ours["answer"] = texts[0] if isinstance(texts, list) and texts else None
+    return ChainMap(ours, row) if ours else row  # type: ignore[arg-type]  # only read
 
 
 def parse_table_row(record: Record, asked: ParseOptions) -> Example:
     """Make an example of a row.
 
     `asked.columns` maps our names of `COLUMNS` to the file's; one that is not mapped has the same
-    name there, or is absent. `question` may be a template with columns in braces ("True or false?
-    {sentence}"); `choices` may be the choices themselves ("true|false"). With choices, `answer` is
-    one of them, its letter in brackets or alone, or for numbers in a JSON file its index.
+    name there, or is absent. `question` and `image` may be templates with columns in braces ("True
+    or false? {sentence}", "coco/{image_id:012}.jpg"); `choices` may be the choices themselves
+    ("true|false"), or several columns ("{option1}|{option2}"). With choices, `answer` names one of
+    them as `gold.gold_index` says. `<image>` in a question is the place of its picture; without it
+    the pictures come first.
 
     Raises:
         DataError: a mapped column is not there, or a value cannot be used.
     """
-    row, where = record.row, record.where
-    value = _raw(row, "image", asked, where)
-    picture = find_picture(value, asked.image_folder, where) if value not in (None, "") else None
-    context = _cell(row, "context", asked, where)
+    row, where = with_our_names(record.row), record.where
+    pictures = _pictures(row, asked, where)
+    context = text_cell(row, "context", asked, where)
     choices = _choices(row, asked, where)
-    answer_index = _answer_index(row, choices, asked, where) if choices else 0
-    options = option_texts(choices, asked.answer_as)
-    answer = options[answer_index] if choices else _needed(row, "answer", asked, where)
-    question = _question(row, asked, where)
-    listed = bool(context or choices)
-    prompt = question_text(question, context, choices) if listed else question
+    gold = _gold(row, choices, asked, where) if choices.raw else None
+    options = option_texts(choices.texts, asked.answer_as)
+    answer = needed_cell(row, "answer", asked, where) if gold is None else options[gold]
+    question = without_leading_places(_question(row, asked, where), len(pictures))
+    listed = bool(context or choices.raw)
+    prompt = question_text(question, context, choices.texts) if listed else question
+    if PLACEHOLDER in answer:
+        raise PlaceholderError(
+            f"{where}: {PLACEHOLDER} stands in the answer; only questions have it"
+        )
     return Example(
-        messages=(user_turn(prompt, picture), Message("assistant", (answer,))),
-        id=_cell(row, "id", asked, where) or record.place,
+        messages=(placed_turn(prompt, pictures, where), Message("assistant", (answer,))),
+        id=text_cell(row, "id", asked, where) or record.place,
         source=record.source,
-        task=_cell(row, "task", asked, where) or asked.format,
-        choices=choices,
-        answer_index=answer_index if choices else None,
+        task=text_cell(row, "task", asked, where) or asked.format,
+        choices=choices.texts,
+        answer_index=gold,
         options=options,
         question=Question(question, context),
-        tags={key: value for key in ("split", "skill") if (value := _cell(row, key, asked, where))},
+        tags={
+            key: value for key in ("split", "skill") if (value := text_cell(row, key, asked, where))
+        },
     )
 
 
-def _raw(row: Mapping[str, Any], name: str, asked: ParseOptions, where: str) -> Any:
-    """Return a cell; None where the column is neither mapped nor there."""
-    column = asked.columns.get(name, name)
-    if column not in row and name in asked.columns:
-        raise DataError(
-            f"{where} has no column '{column}' for {name} but {', '.join(row)}"
-            f"{nearest(column, row)}"
-        )
-    return row.get(column)
+def _pictures(row: Mapping[str, Any], asked: ParseOptions, where: str) -> list[Image]:
+    """Find the pictures of a row, in their order."""
+    column = asked.columns.get("image")
+    if column is None:
+        values = picture_cells(row, where)
+    elif column in row or not set("{|") & set(column):
+        values = pictures_in(raw_cell(row, "image", asked, where))
+    else:
+        parts = (_picture_cell(part, row, asked, where) for part in column.split("|"))
+        values = [value for value in parts if value not in (None, "")]
+    return [find_picture(value, asked.image_folder, where) for value in values]
 
 
-def _cell(row: Mapping[str, Any], name: str, asked: ParseOptions, where: str) -> str:
-    return _as_text(_raw(row, name, asked, where), name, where)
-
-
-def _needed(row: Mapping[str, Any], name: str, asked: ParseOptions, where: str) -> str:
-    value = _cell(row, name, asked, where)
-    if not value:
-        error = AnswerError if name == "answer" else DataError
-        raise error(f"{where} has no {name}: column '{asked.columns.get(name, name)}' is empty")
-    return value
-
-
-def _as_text(value: Any, name: str, where: str) -> str:
-    """Write a cell as text; JSON's true and false as they stand in the file.
-
-    >>> _as_text(True, "answer", ""), _as_text(3, "answer", ""), _as_text(None, "answer", "")
-    ('true', '3', '')
-    """
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if not isinstance(value, (str, int, float)):
-        raise DataError(f"{where}: {name} must be a text or a number, not {short(value)}")
-    return str(value).strip()
+def _picture_cell(part: str, row: Mapping[str, Any], asked: ParseOptions, where: str) -> Any:
+    """Return a column's cell, or a template's text; None where one of its columns is empty."""
+    if part in row:
+        return row[part]
+    names = [name for name in row if f"{{{name}" in part]
+    if any(row[name] in (None, "") for name in names):
+        return None
+    return filled(part, row, "image", asked, where)
 
 
 def _question(row: Mapping[str, Any], asked: ParseOptions, where: str) -> str:
     template = asked.columns.get("question", "")
     if "{" not in template:
-        return _needed(row, "question", asked, where)
-    parts: list[str] = []
-    try:
-        for text, column, _, _ in string.Formatter().parse(template):
-            parts.append(text)
-            if column is not None:
-                fields = replace(asked, columns={"question": column})
-                parts.append(_needed(row, "question", fields, where))
-    except ValueError as error:
-        raise DataError(f"'{asked.source}': question template '{template}': {error}") from error
-    return "".join(parts)
+        return needed_cell(row, "question", asked, where)
+    return filled(template, row, "question", asked, where)
 
 
-def _choices(row: Mapping[str, Any], asked: ParseOptions, where: str) -> tuple[str, ...]:
-    """Read the choices of a row: a list, a text with bars, or the same ones for every row."""
+def _choices(row: Mapping[str, Any], asked: ParseOptions, where: str) -> Choices:
+    """Read the choices of a row: a cell, several columns, or the same ones for every row."""
     fixed = asked.columns.get("choices", "")
-    value = fixed if fixed not in row and "|" in fixed else _raw(row, "choices", asked, where)
-    if value in (None, ""):
-        return ()
-    parts = value.split("|") if isinstance(value, str) else value
-    if not isinstance(parts, list):
-        raise DataError(f"{where}: choices must be a list or a text 'a|b', not {short(value)}")
-    choices = tuple(_as_text(part, "a choice", where) for part in parts)
-    if not 2 <= len(choices) <= len(LETTERS) or not all(choices):
-        raise DataError(f"{where}: 2 to {len(LETTERS)} choices are needed, not {list(choices)}")
-    return choices
+    if fixed in row or "|" not in fixed:
+        value = raw_cell(row, "choices", asked, where)
+        return Choices() if value in (None, "") else read_choices(value, where)
+    parts = [
+        filled(part, row, "choices", asked, where) if "{" in part else part
+        for part in fixed.split("|")
+    ]
+    return read_choices(parts, where)
 
 
-def _answer_index(
-    row: Mapping[str, Any], choices: tuple[str, ...], asked: ParseOptions, where: str
-) -> int:
-    answer = _needed(row, "answer", asked, where)
-    if choices.count(answer) == 1:
-        return choices.index(answer)
-    raw = _raw(row, "answer", asked, where)
-    if isinstance(raw, int) and not isinstance(raw, bool) and 0 <= raw < len(choices):
-        return raw
-    letter = answer.strip("().")
-    if len(letter) == 1 and letter in LETTERS[: len(choices)]:
-        return LETTERS.index(letter)
-    raise DataError(f"{where}: answer '{answer}' is none of the choices {', '.join(choices)}")
+def _gold(row: Mapping[str, Any], choices: Choices, asked: ParseOptions, where: str) -> int:
+    needed_cell(row, "answer", asked, where)
+    return gold_index(
+        raw_cell(row, "answer", asked, where),
+        choices.raw,
+        where,
+        answer_is=asked.answer_is,
+        integers=asked.integers,
+        labels=choices.labels,
+    )
+
+
+def find_integers(rows: Iterable[Record | DataError], asked: ParseOptions) -> Integers | None:
+    """Find out what the integer answers of a source are; see `gold.settle_integers`.
+
+    Raises:
+        DataError: its records contradict each other.
+    """
+    return settle_integers(_gold_cells(rows, asked))
+
+
+def _gold_cells(
+    records: Iterable[Record | DataError], asked: ParseOptions
+) -> Iterator[tuple[str, Any, Sequence[Any]]]:
+    """Yield place, answer and choices of the records that have both; broken ones are passed."""
+    for record in records:
+        if isinstance(record, DataError):
+            continue
+        row = with_our_names(record.row)
+        try:
+            choices = _choices(row, asked, record.where)
+            if choices.raw and not choices.labels:
+                yield record.where, raw_cell(row, "answer", asked, record.where), choices.raw
+        except DataError:  # whoever asks for the record gets the error
+            continue

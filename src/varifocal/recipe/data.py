@@ -43,6 +43,9 @@ class SourceSection(Section):
     """`scienceqa`: answer alone; answer, lecture and explanation; or describe the picture."""
     answer_as: Literal["text", "letter"] = "text"
     """Answer with the choice's text or with its letter."""
+    answer_is: Literal["auto", "index", "index_from_1", "value", "letter"] = "auto"
+    """What a gold answer beside choices is; `auto`: a choice's text or letter, and an integer is an
+    index from 0, or beside numbers the equal one."""
     instructions: Literal["plain", "varied"] = "plain"
     """`varied`: word each question by a template drawn by seed, as MLAN does."""
     skills: Words | None = None
