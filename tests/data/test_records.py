@@ -324,9 +324,11 @@ def test_what_the_library_cannot_read_is_a_sentence(tmp_path):
     (tmp_path / "a.parquet").write_bytes(b"PAR1 but no more")
     (tmp_path / "a.tar").write_bytes(b"no tar at all" * 99)
     (tmp_path / "state.json").write_text("{}")
-    for place in ("a.parquet", "a.tar", ""):
+    for place in ("a.parquet", ""):
         with pytest.raises(DataError, match="cannot be read by the datasets library"):
             open_source(SourceSection(path=str(tmp_path / place)))
+    with pytest.raises(DataError, match="cannot be read as a tar file"):
+        open_source(SourceSection(path=str(tmp_path / "a.tar")))
     with pytest.raises(DataError, match="'nobody/nothing' cannot be read"):
         open_source(SourceSection(hub="nobody/nothing"))
 

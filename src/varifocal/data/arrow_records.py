@@ -1,4 +1,4 @@
-"""Rows that the `datasets` library reads: parquet, arrow, tar shards, saved and hub data sets."""
+"""Rows that the `datasets` library reads: parquet, arrow, saved and hub data sets."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from varifocal.cache import file_digest
-from varifocal.data.caption_records import PICTURE_ENDINGS
 from varifocal.data.raw_rows import Record, StreamedRecords
+from varifocal.data.shard_rows import row_of_sample
 from varifocal.errors import DataError, nearest
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 BUILDERS = {
     ".parquet": "parquet",
     ".arrow": "arrow",
-    ".tar": "webdataset",
     ".jsonl.gz": "json",
     ".json.gz": "json",
     ".csv.gz": "csv",
@@ -53,7 +52,9 @@ class ArrowRecords:
     def __getitem__(self, number: int) -> Record:
         """Read a row."""
         row: Any = self._dataset[number]
-        return Record(self.place, f"row {number}", _plain(row.to_pylist()[0]))
+        place = f"row {number}"
+        plain = _plain(row.to_pylist()[0], f"{self.place}: {place}")
+        return Record(self.place, place, plain)
 
     @property
     def fingerprint(self) -> str:
@@ -64,24 +65,12 @@ class ArrowRecords:
         return hashlib.sha256("\0".join(map(file_digest, files)).encode()).hexdigest()
 
 
-def _plain(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Give a row of a tar shard the columns of others: its JSON's, its text and its pictures."""
+def _plain(row: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    """Give a row that was saved from a tar shard the columns that the shard's own samples get."""
     if "__key__" not in row:
         return row
-    plain: dict[str, Any] = {"id": row["__key__"]}
-    pictures: list[Any] = []
-    for name, value in row.items():
-        ending = "." + name.rsplit(".", 1)[-1].lower()
-        if ending in PICTURE_ENDINGS:
-            pictures.append(value)
-        elif ending in (".json", ".jsn") and isinstance(value, dict):
-            plain.update(value)
-        elif not name.startswith("__"):
-            plain["text" if ending == ".txt" else name] = value
-    if pictures:
-        plain.pop("images", None)
-        plain["image"] = pictures[0] if len(pictures) == 1 else pictures
-    return plain
+    members = ((name, value) for name, value in row.items() if not name.startswith("__"))
+    return row_of_sample(str(row["__key__"]), members, where)
 
 
 def open_files(files: Sequence[Path], folder: Path, place: str, streaming: bool) -> Any:
@@ -124,14 +113,31 @@ def open_hub(name: str, subset: str | None, split: str | None, streaming: bool) 
         ArrowRecords, or StreamedRecords.
 
     Raises:
-        DataError: there is none of that name, or there are several splits and none is named.
+        DataError: there is none of that name, there are several splits and none is named, or it
+            consists of tar shards.
     """
     from datasets import config, load_dataset
 
     load: Callable[..., Any] = load_dataset
     loaded = _load(partial(load, name, name=subset, streaming=streaming), name)
+    chosen = _take(loaded, split, name)
+    _refuse_shards(chosen, name)
     # Pictures that come as files lie in the library's own folders.
-    return _wrap(_take(loaded, split, name), Path(config.HF_CACHE_HOME), name, is_split=True)
+    return _wrap(chosen, Path(config.HF_CACHE_HOME), name, is_split=True)
+
+
+def _refuse_shards(dataset: Any, name: str) -> None:
+    """Refuse tar shards: the library gives every sample the columns of the first five.
+
+    Raises:
+        DataError: with the way to read them whole.
+    """
+    if "__key__" in (dataset.column_names or ()):
+        raise DataError(
+            f"'{name}' is a data set of tar shards, of which the datasets library would leave out "
+            "every file that the first five samples have not; download it (hf download "
+            f"{name} --repo-type dataset --local-dir FOLDER) and give path: FOLDER/*.tar"
+        )
 
 
 def _load(load: Callable[[], Any], place: str) -> Any:
@@ -197,5 +203,8 @@ def _stream(dataset: IterableDataset, place: str) -> Iterator[Record | DataError
             raise DataError(f"{place}: row {number} cannot be read: {reason}") from error
         if row is None:
             return
-        yield Record(place, f"row {number}", _plain(row))
+        try:
+            yield Record(place, f"row {number}", _plain(row, f"{place}: row {number}"))
+        except DataError as error:
+            yield error
         number += 1

@@ -22,6 +22,7 @@ from varifocal.data.raw_rows import (
 )
 from varifocal.data.reading import neighbour
 from varifocal.data.scienceqa import ScienceQARecords
+from varifocal.data.tar_records import TAR_ENDINGS, TarRecords, stream_shard
 from varifocal.errors import DataError, nearest
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Record", "Records", "StreamedRecords", "open_records", "read_in_order"]
 
-ENDINGS = (*TEXT_ENDINGS, *BUILDERS)
+ENDINGS = (*TEXT_ENDINGS, *BUILDERS, *TAR_ENDINGS)
 _SPLITS = ("train", "val", "valid", "validation", "dev", "test")
 
 
@@ -132,6 +133,8 @@ def _join(
         same = list(group)
         if ending in BUILDERS:
             parts.append(open_files(same, same[0].parent, place, streaming))
+        elif ending in TAR_ENDINGS:
+            parts += [_open_shard(file, streaming) for file in same]
         else:
             parts += [_open_text(file, ending, streaming) for file in same]
     homes = {file.parent for file in files}
@@ -155,6 +158,12 @@ def _open_text(file: Path, ending: str, streaming: bool) -> Records | StreamedRe
             f"'{file}' cannot be read as rows: a file's name ends with {', '.join(ENDINGS)}"
         )
     return FileRecords(file)
+
+
+def _open_shard(file: Path, streaming: bool) -> Records | StreamedRecords:
+    if streaming:
+        return StreamedRecords(partial(stream_shard, file), file.parent, str(file))
+    return TarRecords(file)
 
 
 def _chain(parts: Sequence[StreamedRecords]) -> Iterator[Record | DataError]:
