@@ -1,11 +1,15 @@
 import io
+import json
 
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 import pytest
 
 from varifocal.data.example import MAX_PIXELS, Example, Image, Message
+from varifocal.data.formats import check_images, load_source
 from varifocal.errors import DataError
+from varifocal.recipe import SourceSection
 
 
 def saved(picture, kind, **options):
@@ -96,6 +100,50 @@ def test_of_an_animation_the_first_frame_is_taken():
     frames = [PIL.Image.new("RGB", (4, 4), colour) for colour in ("blue", "red")]
     picture = opened(frames[0], "GIF", save_all=True, append_images=frames[1:])
     assert picture.getpixel((1, 1)) == (0, 0, 255)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_camera_is_turned_as_pillow_turns_it(kind, orientation):
+    corners = np.zeros((4, 6, 3), np.uint8)
+    corners[:2, :3], corners[:2, 3:], corners[2:, :3] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+    exif = PIL.Image.Exif()
+    exif[0x0112] = orientation
+    whole = saved(PIL.Image.fromarray(corners).resize((48, 32), 0), kind, exif=exif)
+    with PIL.Image.open(io.BytesIO(whole)) as picture:
+        expected = PIL.ImageOps.exif_transpose(picture).convert("RGB")
+    assert (np.asarray(Image(data=whole).open()) == np.asarray(expected)).all()
+
+
+DAMAGED_EXIF = [
+    b"Exif\0\0garbage!",
+    b"Exif\0\0II*\0\xff\xff\xff\xff",
+    b"Exif\0\0MM\0*\0\0\0\x08\xff\xff",
+]
+
+
+@pytest.mark.parametrize("exif", DAMAGED_EXIF)
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_sound_pixels_open_in_spite_of_damaged_exif(kind, exif):
+    whole = saved(PIL.Image.new("RGB", (6, 4), "white"), kind, exif=exif)
+    picture = Image(data=whole).open()
+    assert (picture.size, picture.getpixel((1, 1))) == ((6, 4), (255, 255, 255))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_photograph_of_a_hundred_megapixels_is_told_or_skipped(tmp_path, streaming):
+    PIL.Image.new("1", (12_000, 9_000)).save(tmp_path / "large.png")
+    rows = [
+        {"question": "What?", "answer": "a", "image": "large.png"},
+        {"question": "Why?", "answer": "b"},
+    ]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    source = SourceSection(path=str(tmp_path / "a.jsonl"), streaming=streaming)
+    with pytest.raises(DataError, match=r"record 'line 1'.*large\.png' is too large"):
+        check_images(load_source(source))
+    kept = check_images(load_source(source), on_bad_record="skip")
+    assert (len(kept), len(kept.skipped)) == (1, 1)
 
 
 def test_a_bomb_is_refused_by_its_header(tmp_path, bomb_png):

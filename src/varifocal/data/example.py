@@ -11,7 +11,6 @@ from typing import IO, Literal, get_args
 
 import numpy as np
 import PIL.Image
-import PIL.ImageOps
 
 from varifocal.errors import DataError
 
@@ -23,6 +22,17 @@ MAX_PIXELS = 50_000_000
 
 # Pillow also reads formats that run other programs (EPS calls Ghostscript); these do not.
 _FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
+    3: PIL.Image.Transpose.ROTATE_180,
+    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
+    5: PIL.Image.Transpose.TRANSPOSE,
+    6: PIL.Image.Transpose.ROTATE_270,
+    7: PIL.Image.Transpose.TRANSVERSE,
+    8: PIL.Image.Transpose.ROTATE_90,
+}
+"""What makes a picture upright, by the orientation in its EXIF (TIFF 6.0)."""
 _DEEP_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 
 
@@ -78,7 +88,7 @@ class Image:
     def open(self) -> PIL.Image.Image:
         """Decode the picture.
 
-        The camera's rotation is applied, transparency is laid on white, 16-bit greys are scaled
+        The camera's rotation is applied where its EXIF can be read, transparency is laid on white, 16-bit greys are scaled
         to 8 bits, and of an animation the first frame is taken.
 
         Returns:
@@ -92,7 +102,7 @@ class Image:
         try:
             with self._identify(file) as picture:
                 picture.load()
-                return _to_rgb(PIL.ImageOps.exif_transpose(picture))
+                return _to_rgb(_upright(picture))
         except DataError:
             raise
         # Pillow's decoders raise nearly anything on damaged files: OSError, ValueError,
@@ -114,7 +124,7 @@ class Image:
             picture.close()
             raise DataError(
                 f"{self.name} is too large: {width:,} x {height:,} pixels, "
-                f"at most {MAX_PIXELS:,} in all are read"
+                f"at most {MAX_PIXELS:,} in all are read; save it smaller"
             )
         return picture
 
@@ -122,6 +132,16 @@ class Image:
 def _reason(error: BaseException) -> str:
     """Return an exception's text on one line, or its class where it has none."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def _upright(picture: PIL.Image.Image) -> PIL.Image.Image:
+    """Turn a picture as its EXIF says; damaged EXIF says nothing, and the pixels are sound."""
+    try:
+        orientation = picture.getexif().get(_ORIENTATION)
+    except Exception:  # as in `open`; a warning of Pillow's, too, where warnings are errors
+        return picture
+    turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
+    return picture if turn is None else picture.transpose(turn)
 
 
 def _to_rgb(picture: PIL.Image.Image) -> PIL.Image.Image:
