@@ -88,8 +88,8 @@ class Image:
     def open(self) -> PIL.Image.Image:
         """Decode the picture.
 
-        The camera's rotation is applied where its EXIF can be read, transparency is laid on white, 16-bit greys are scaled
-        to 8 bits, and of an animation the first frame is taken.
+        The camera's rotation is applied where its EXIF can be read, transparency is laid on white,
+        16-bit greys are scaled to 8 bits, and of an animation the first frame is taken.
 
         Returns:
             A picture of mode RGB.
