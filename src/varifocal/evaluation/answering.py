@@ -1,57 +1,16 @@
-"""Let the model write its answer, and read which option it named.
-
-A text that names no option, or more than one, is unparsed: a column of its own in the report and
-never a guess.
-"""
+"""Let the model write its answer; `choice_parser` reads which option it named."""
 
 from __future__ import annotations
 
-import re
-import string
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import nn
 
+from varifocal.evaluation.choice_parser import parse_answer as parse_answer
 from varifocal.evaluation.scoring import ImageLoader, Progress, Question, batch_by_length
 from varifocal.models.decoding import decode, pad_left
-
-LETTERS = string.ascii_uppercase
-
-# "The answer is B." and its spellings; a letter that opens a phrase ("the answer is A magnet")
-# names no option, but the official format appends a reason ("... is B. BECAUSE: ...").
-_SENTENCE = re.compile(
-    r"\b(?i:the (?:correct |best )?answer is):?\s*"
-    r"(?:\(([A-Z])\)|([A-Z])(?=\s*(?:[.,:;)\n]|(?i:because\b)|$)))"
-)
-_LEAD = re.compile(r"^\s*(?:the (?:correct |best )?answer is|answer)\b:?\s*", re.IGNORECASE)
-_LETTERED = re.compile(r"^(?:\(([A-Z])\)|([A-Z])[.):])\s*(.*)$", re.DOTALL)
-_SENTENCE_END = re.compile(r"\.(?:\s|$)|\n")
-
-
-def parse_answer(text: str, choices: Sequence[str]) -> int | None:
-    """Return the index of the option a written answer names, or None.
-
-    Read are the option's text ("repel", or as the first sentence, also behind "The answer is"),
-    and a letter ("B", "(B)", "B. repel", "The answer is B."). Case and the final full stop do not
-    count. Two different letters, a letter beside another option's text, a letter without an option
-    and a text that two options share name none.
-
-    >>> parse_answer("The answer is B. BECAUSE: like poles face.", ["attract", "repel"])
-    1
-    >>> parse_answer("Repel.", ["attract", "repel"])
-    1
-    >>> parse_answer("They attract or repel.", ["attract", "repel"]) is None
-    True
-    """
-    said = text.strip()
-    bare = _LEAD.sub("", said)
-    for candidate in (said, bare, _SENTENCE_END.split(bare, maxsplit=1)[0]):
-        index = _by_text(candidate, choices)
-        if index is not None:
-            return index
-    return _by_letter(said, bare, choices)
 
 
 def greedy_answers(
@@ -132,29 +91,3 @@ def _write(
         if not open_rows.any():
             break
     return answers
-
-
-def _plain(text: str) -> str:
-    """Drop what does not tell options apart: case, runs of blanks, the final full stop."""
-    return " ".join(text.split()).rstrip(".").strip().casefold()
-
-
-def _by_text(text: str, choices: Sequence[str]) -> int | None:
-    """Return the only option whose text this is."""
-    matches = [i for i, choice in enumerate(choices) if _plain(choice) == _plain(text)]
-    return matches[0] if len(matches) == 1 else None
-
-
-def _by_letter(said: str, bare: str, choices: Sequence[str]) -> int | None:
-    """Return the only option that a letter names, unless the text beside it names another."""
-    letters = {bracketed or plain for bracketed, plain in _SENTENCE.findall(said)}
-    beside = None
-    if len(bare) == 1:
-        letters.add(bare.upper())
-    elif lettered := _LETTERED.match(bare):
-        letters.add(lettered.group(1) or lettered.group(2))
-        beside = _by_text(_SENTENCE_END.split(lettered.group(3), maxsplit=1)[0], choices)
-    if len(letters) != 1:
-        return None
-    index = LETTERS.find(letters.pop())
-    return index if 0 <= index < len(choices) and beside in (None, index) else None
