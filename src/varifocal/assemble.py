@@ -30,6 +30,7 @@ from varifocal.models import (
     load_model,
     placing,
 )
+from varifocal.models.decoding import add_stop_ids
 from varifocal.models.features import FeatureStore
 from varifocal.models.llava import is_llava
 from varifocal.models.load import check_pictures, load_processor, sees, tokens_of_whole
@@ -89,6 +90,8 @@ def assemble(recipe: Recipe, device: torch.device | None = None) -> Assembly:
     loaded = load_model(recipe.model, seed=recipe.seed)
     cast(Any, loaded.model).to(device)
     encoder = _encoder(loaded.processor, recipe)
+    # so that `generate` stops there, also of a model that is saved whole or exported
+    add_stop_ids(loaded.model, (encoder.tokenizer.eos_token_id, encoder.end_of_turn_id))
     features, load_images = _eyes(loaded.model, loaded.model, loaded.processor, loaded.fingerprint)
     return Assembly(
         loaded.model, loaded.processor, encoder, loaded.fingerprint, features, load_images

@@ -10,7 +10,7 @@ Letters: B rows, T prompt tokens, V vocabulary.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -34,8 +34,30 @@ def stop_ids(model: Any, end_of_turn_id: int) -> frozenset[int]:
         end_of_turn_id: what the chat template writes behind an answer; a base model's list may
             not have it.
     """
-    own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    return frozenset({end_of_turn_id, *(own if isinstance(own, list) else [own])} - {None})
+    return frozenset({end_of_turn_id, *_listed(getattr(model, "generation_config", None))})
+
+
+def add_stop_ids(model: Any, ids: Iterable[int | None]) -> None:
+    """Let transformers' `generate` stop at further ids; those it stops at already come first.
+
+    Args:
+        model: its `generation_config.eos_token_id` is changed, and that of the language model in a
+            grafted one.
+        ids: None among them is left out.
+    """
+    for part in (model, getattr(model, "language_model", None)):
+        config = getattr(part, "generation_config", None)
+        if config is not None:
+            known = _listed(config)
+            found = list(dict.fromkeys([*known, *(i for i in ids if i is not None)]))
+            if found != known:
+                config.eos_token_id = found if len(found) > 1 else found[0]
+
+
+def _listed(generation_config: Any) -> list[int]:
+    """Return the ids at which a generation config stops."""
+    own = getattr(generation_config, "eos_token_id", None)
+    return [] if own is None else list(own) if isinstance(own, (list, tuple)) else [int(own)]
 
 
 def greedy(logits: Tensor) -> Tensor:
