@@ -122,7 +122,9 @@ def test_varifocal_opens_it_and_asks_it_the_same_way(mma_run, tmp_path, picture)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_leaves_too(mma_run, tmp_path, dtype):
     done = export(Order(mma_run, "llava", dtype=dtype, num_prompts=4), tmp_path / "out")
-    assert [one.parity.dtype for one in done] == [dtype, dtype]
+    assert [one.parity.dtype for one in done] == ["float32", "float32"]
+    assert [one.rounding.dtype for one in done] == [dtype, dtype]
+    assert all(one.parity.relative_gap < 1e-5 < one.rounding.relative_gap for one in done)
     page = json.loads((done[1].directory / "config.json").read_text())
     assert page["dtype"] == dtype
 

@@ -13,7 +13,7 @@ from varifocal.cli.ready import ready
 from varifocal.errors import VarifocalError
 
 if TYPE_CHECKING:
-    from varifocal.export.parity import Parity
+    from varifocal.export.parity import Parity, Rounding
 
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
@@ -41,7 +41,7 @@ PromptsOption = Annotated[
 ]
 MaxGapOption = Annotated[
     float | None,
-    typer.Option(min=0, help="Largest difference of two logits; by default as rounding allows."),
+    typer.Option(min=0, help="Largest difference of two logits before rounding, in float32."),
 ]
 ShardOption = Annotated[float, typer.Option(min=0.001, help="Most GiB a safetensors file.")]
 PushOption = Annotated[str | None, typer.Option(metavar="OWNER/NAME", help="Upload it, too.")]
@@ -91,6 +91,8 @@ def export(
     target = out or run / "export" / to
     for done in run_export(order, target, lambda text: print(text, flush=True)):
         print(f"{done.directory}: passed; {_sentence(done.parity)}")
+        if done.rounding is not None:
+            print(f"  {_lost(done.rounding)}")
         for note in done.notes:
             print(f"  {note}")
     if push_to_hub is not None:
@@ -101,5 +103,13 @@ def _sentence(parity: Parity) -> str:
     return (
         f"{parity.prompts} prompts, largest gap {parity.largest_gap:.2g} (allowed "
         f"{parity.bound:.2g}), in the mean {parity.relative_gap:.2g} of the logits, "
-        f"{parity.agreement:.1%} of {parity.tokens} tokens agree"
+        f"{parity.agreement:.1%} of {parity.tokens} tokens agree, compared in {parity.dtype}"
+    )
+
+
+def _lost(rounding: Rounding) -> str:
+    return (
+        f"Rounding to {rounding.dtype} comes on top: logits move by up to "
+        f"{rounding.largest_gap:.2g}, in the mean {rounding.relative_gap:.2g} of the logits, and "
+        f"{1 - rounding.agreement:.1%} of the tokens change."
     )

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -82,7 +81,7 @@ def route_lora(model: PeftModel, modality: int, base_name: str) -> LoraFiles:
 
 def own_lora(model: PeftModel, base_name: str) -> LoraFiles:
     """Take a LoRA run's adapter, without what lies outside the language model."""
-    state = get_peft_model_state_dict(model)
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
     return for_language_model(model, cast(LoraConfig, model.active_peft_config), state, base_name)
 
 
@@ -143,19 +142,3 @@ def _turned(model: PeftModel, names: Mapping[str, tuple[str, ...]]) -> bool:
     """Whether the linears hold [inputs, outputs], as GPT-2's do."""
     linears = [model.get_base_model().get_submodule(n) for own in names.values() for n in own]
     return any(not isinstance(linear, nn.Linear) for linear in linears)
-
-
-def merge(model: PeftModel) -> PreTrainedModel:
-    """Merge a LoRA into the weights it adapts, in place.
-
-    Raises:
-        ModelError: the base is quantised.
-    """
-    base = cast(Any, model.get_base_model())
-    if getattr(base, "is_quantized", False):
-        raise ModelError(
-            "the base is quantised, and a merged weight would be rounded to its few levels; export "
-            "--to lora, or name the unquantised base with --dtype"
-        )
-    with torch.no_grad():
-        return cast(Any, model).merge_and_unload()

@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from peft import PeftModel
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from varifocal.assemble import Assembly
 from varifocal.data.example import Example
 from varifocal.export import gguf
-from varifocal.export.adapters import LoraFiles, merge, own_lora, route_lora
+from varifocal.export.adapters import LoraFiles, own_lora, route_lora
 from varifocal.export.llava import llava, through_pixels, write_processor
+from varifocal.export.merging import Produce, plain_tensors, shared_table_is_adapted, wide
 from varifocal.export.order import Order, Target, language_section
 from varifocal.export.parity import Case
 from varifocal.export.plain import PlainModel, fold_route, language_model, plain
+from varifocal.export.probing import check_layers, lora_probes, mma_probes
 from varifocal.export.routed import routed_lora
 from varifocal.export.shards import write_plain
+from varifocal.export.stopping import Answered
+from varifocal.export.stored import Wanted, check_stored, check_stored_lora
 from varifocal.export.template import chat_template
+from varifocal.models.decoding import stop_ids
 from varifocal.models.load import load_model, load_processor
 from varifocal.recipe import Recipe
+from varifocal.run import write_text
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,9 @@ class Job:
         modality: the route's number.
         examples: the conversations of the parity gate.
         cases: what the trained model says to them.
+        asked: prompts that the trained model has answered.
+        answered: its answers.
+        what: the artifact's place, for errors.
     """
 
     order: Order
@@ -49,6 +59,9 @@ class Job:
     modality: int
     examples: Sequence[Example]
     cases: Sequence[Case]
+    asked: Sequence[Example]
+    answered: Sequence[Answered]
+    what: str
 
     @property
     def form(self) -> Target:
@@ -58,7 +71,18 @@ class Job:
     @property
     def dtype(self) -> torch.dtype:
         """Number format of what is written."""
-        return getattr(torch, self.recipe.model.dtype)
+        return getattr(torch, self.order.dtype or self.recipe.model.dtype)
+
+    @property
+    def end_of_turn(self) -> str:
+        """The token that ends an answer in the run's chat template."""
+        encoder = self.parts.encoder
+        return f"{encoder.tokenizer.convert_ids_to_tokens(encoder.end_of_turn_id)!r}"
+
+    @property
+    def ends(self) -> list[int]:
+        """Where the run's answers end."""
+        return sorted(stop_ids(self.parts.base, self.parts.encoder.end_of_turn_id))
 
 
 @dataclass(frozen=True)
@@ -66,14 +90,23 @@ class Made:
     """What was written.
 
     Attributes:
-        model: it, opened again.
+        model: it, opened again and seen to hold on disk what was to be written.
         cases: the gate's, with what this kind of model is given.
-        left_out: parts of the adapter that it does not hold.
+        answered: the run's answers, likewise.
+        ends: where it stops, as what was written says.
+        layers: how many layers that the adapter changes were held against the trained ones.
+        wanted: its tensors before rounding, by name in the model; none of a LoRA, which is written
+            as it was trained.
+        notes: what a user has to know, a sentence each.
     """
 
     model: nn.Module
     cases: Sequence[Case]
-    left_out: tuple[str, ...] = ()
+    answered: Sequence[Answered]
+    ends: Sequence[int]
+    layers: int
+    wanted: Mapping[str, Wanted] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def make(job: Job, directory: Path) -> Made:
@@ -83,61 +116,157 @@ def make(job: Job, directory: Path) -> Made:
         ModelError: the model has no such form.
         RunError: the disk is full.
     """
-    if job.form == "merged":
-        return Made(_written_plain(job, directory), job.cases)
-    if job.form == "llava":
-        return _written_llava(job, directory)
-    if job.form == "gguf":
-        return Made(_written_gguf(job, directory), job.cases)
-    files = _lora(job)
-    files.write(directory)
-    return Made(_on_its_base(job, directory), job.cases, files.left_out)
+    if job.form in ("lora", "route"):
+        return _written_lora(job, directory)
+    return _written_model(job, directory)
 
 
-def _written_plain(job: Job, directory: Path) -> nn.Module:
+def _written_model(job: Job, directory: Path) -> Made:
+    """Write a model without adapters, and read it back."""
     content = _plain(job)
-    write_plain(content, directory, shard_gib=job.order.shard_gib)
+    layers = _held_layers(job, content.tensors)
+    notes = (_APART,) if shared_table_is_adapted(language_model(job.parts.base)[0]) else ()
+    cases, answered = job.cases, job.answered
+    if job.form == "gguf":
+        file = _write_gguf(job, content, directory)
+        model = _opened(AutoModelForCausalLM, directory, job.parts, gguf_file=gguf.FILE)
+        ends = gguf.stop_ids_of(file)
+    else:
+        if job.form == "llava":
+            content = llava(job.parts.base, content, job.parts.processor, job.dtype)
+        write_plain(content, directory, shard_gib=job.order.shard_gib)
+        _write_processor(job, directory)
+        if job.form == "llava":
+            cases, answered = _through_pixels(job, directory)
+        model = _opened(content.kind, directory, job.parts)
+        ends = _stops_at(model)
+    wanted = _wanted(content, job.form)
+    check_stored(model, wanted, job.what)
+    return Made(model, cases, answered, ends, layers, wanted, notes)
+
+
+_APART = (
+    "The base has one table for embedding and head, and the adapter changes one of them: here they "
+    "are two (tie_word_embeddings: false), which takes the memory of a second."
+)
+_TOGETHER = (
+    "The base has one table for embedding and head, and this adapter changes one of them. PEFT "
+    "runs it so; merging it with PEFT would change both. --to merged writes two tables."
+)
+
+
+def _plain(job: Job) -> PlainModel:
+    """Fold or merge the language model."""
+    if job.recipe.tuner.type == "mma":
+        return fold_route(cast(PeftModel, job.parts.model), job.modality, job.dtype)
+    return plain(language_model(job.parts.base)[0], job.dtype)
+
+
+def _held_layers(job: Job, tensors: Mapping[str, Produce]) -> int:
+    """Hold what the adapter changes against the trained layers, those of a LLaVA's tower too."""
+    written, prefix = language_model(job.parts.base)
+    if job.recipe.tuner.type == "mma":
+        probes = mma_probes(cast(PeftModel, job.parts.model), job.modality, prefix)
+        return check_layers(probes, tensors, job.what)
+    held = check_layers(lora_probes(written), tensors, job.what)
+    if job.form == "llava":
+        tower = cast(Any, job.parts.base).vision_tower.model
+        held += check_layers(lora_probes(tower), plain_tensors(tower), job.what)
+    return held
+
+
+def _wanted(content: PlainModel, form: Target) -> dict[str, Wanted]:
+    dtype_of = gguf.stored_dtype if form == "gguf" else lambda shape: shape.dtype
+    return {
+        content.inside.get(name, name): Wanted(produce, dtype_of(content.shapes[name]))
+        for name, produce in content.tensors.items()
+    }
+
+
+def _write_processor(job: Job, directory: Path) -> None:
+    if job.form == "llava":
+        write_processor(job.parts, directory)
+        return
     processor = load_processor(language_section(job.recipe))
     if isinstance(processor, PreTrainedTokenizerBase):
         processor.chat_template = chat_template(job.parts.encoder)
     processor.save_pretrained(directory)
-    return _opened(content.kind, directory, job.parts)
 
 
-def _written_llava(job: Job, directory: Path) -> Made:
-    content = llava(job.parts.base, _plain(job), job.parts.processor, job.dtype)
-    write_plain(content, directory, shard_gib=job.order.shard_gib)
-    write_processor(job.parts, directory)
+def _through_pixels(job: Job, directory: Path) -> tuple[list[Case], list[Answered]]:
+    """Give the gate's prompts as the written processor does."""
     cases = through_pixels(job.cases, job.examples, job.parts, directory)
-    return Made(_opened(content.kind, directory, job.parts), cases)
+    prompts = through_pixels([one.case for one in job.answered], job.asked, job.parts, directory)
+    pairs = zip(job.answered, prompts, strict=True)
+    return cases, [replace(one, case=case) for one, case in pairs]
 
 
-def _written_gguf(job: Job, directory: Path) -> nn.Module:
+def _write_gguf(job: Job, content: PlainModel, directory: Path) -> Path:
     encoder = job.parts.encoder
     gguf.write_gguf(
-        _plain(job),
+        content,
         load_processor(language_section(job.recipe)),
         directory / gguf.FILE,
         template=chat_template(encoder),
         end_of_turn=encoder.end_of_turn_id,
     )
-    return _opened(AutoModelForCausalLM, directory, job.parts, gguf_file=gguf.FILE)
+    return directory / gguf.FILE
 
 
-def _plain(job: Job) -> PlainModel:
-    """Fold or merge the language model."""
-    parts = job.parts
-    if job.recipe.tuner.type == "mma":
-        return fold_route(cast(PeftModel, parts.model), job.modality, job.dtype)
-    merged = merge(parts.model) if isinstance(parts.model, PeftModel) else parts.base
-    return plain(language_model(merged)[0], job.dtype)
-
-
-def _opened(kind: Any, directory: Path, parts: Assembly, **options: Any) -> nn.Module:
+def _opened(kind: Any, directory: Path, parts: Assembly, **options: Any) -> Any:
     written: PreTrainedModel = language_model(parts.base)[0]
     options["attn_implementation"] = written.config._attn_implementation
     model: Any = kind.from_pretrained(directory, dtype=written.dtype, **options)
     return model.to(written.device).eval()
+
+
+def _stops_at(model: Any) -> list[int]:
+    """Return where a model that was read back says that it stops."""
+    ends = model.generation_config.eos_token_id
+    return list(ends) if isinstance(ends, (list, tuple)) else [ends]
+
+
+def _written_lora(job: Job, directory: Path) -> Made:
+    """Write an adapter, and read it back around the language model."""
+    files = _lora(job)
+    layers = 0
+    if job.form == "lora" and job.recipe.tuner.type == "mma":
+        layers = _held_layers(job, _with_lora(job, files))
+    files.write(directory)
+    write_text(directory / "chat_template.jinja", chat_template(job.parts.encoder))
+    model = _on_its_base(job, directory)
+    trained = language_model(job.parts.base)[0]
+    check_stored_lora(model, files, trained, job.what)
+    notes = [f"The run's {part} is not in a LoRA." for part in files.left_out]
+    notes += [_TOGETHER] if shared_table_is_adapted(trained) else []
+    notes.append(
+        f"Answers end with {job.end_of_turn}: the lines above tell `generate`, which would stop at "
+        "the base's own end alone; chat_template.jinja is the run's."
+    )
+    return Made(model, job.cases, job.answered, job.ends, layers, notes=tuple(notes))
+
+
+def _with_lora(job: Job, files: LoraFiles) -> dict[str, Produce]:
+    """Return the weights and biases that a folded route's LoRA gives, in float32 at least."""
+    written = language_model(job.parts.base)[0]
+    tensors: dict[str, Produce] = {}
+    for name in files.config.target_modules or ():
+        tensors[f"{name}.weight"] = partial(_lora_weight, written, files.weights, name)
+        tensors[f"{name}.bias"] = partial(_lora_bias, written, files.weights, name)
+    return tensors
+
+
+def _lora_weight(written: nn.Module, weights: Mapping[str, Tensor], name: str) -> Tensor:
+    linear: Any = written.get_submodule(name)
+    up, down = (weights[f"base_model.model.{name}.lora_{part}.weight"] for part in "BA")
+    change = up @ down  # [O, D]
+    return wide(linear.weight) + (change if isinstance(linear, nn.Linear) else change.T)
+
+
+def _lora_bias(written: nn.Module, weights: Mapping[str, Tensor], name: str) -> Tensor:
+    bias = cast("Tensor | None", written.get_submodule(name).bias)
+    change = weights[f"base_model.model.{name}.lora_B.bias"]
+    return change if bias is None else wide(bias) + change
 
 
 def _lora(job: Job) -> LoraFiles:
@@ -149,10 +278,13 @@ def _lora(job: Job) -> LoraFiles:
     return own_lora(model, base_name)
 
 
-def _on_its_base(job: Job, adapter: Path) -> nn.Module:
+def _on_its_base(job: Job, adapter: Path) -> PeftModel:
     """Load the language model afresh and put the written LoRA around it."""
-    loaded = load_model(language_section(job.recipe)).model
-    device = next(job.parts.model.parameters()).device
-    with warnings.catch_warnings():  # a bias that cannot be merged: the card says so
+    loaded: Any = load_model(language_section(job.recipe)).model
+    like = language_model(job.parts.base)[0]
+    base = loaded.to(like.device, like.dtype)
+    with warnings.catch_warnings():
+        # a bias that cannot be merged, a table that head and embedding share: the card says so
         warnings.filterwarnings("ignore", message="`lora_bias=True` was passed")
-        return PeftModel.from_pretrained(cast(Any, loaded).to(device), str(adapter)).eval()
+        warnings.filterwarnings("ignore", message="Model with `tie_word_embeddings=True`")
+        return PeftModel.from_pretrained(base, str(adapter)).eval()

@@ -6,7 +6,8 @@ import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 
-from varifocal.export.parity import Parity
+from varifocal.export.parity import Parity, Rounding
+from varifocal.export.stopping import Stops
 
 _VERSIONS = ("varifocal", "torch", "transformers", "peft")
 
@@ -18,6 +19,8 @@ def write_card(
     library: str,
     load: str,
     parity: Parity,
+    rounding: Rounding | None,
+    stops: Stops,
     notes: Sequence[str],
     command: str,
 ) -> str:
@@ -29,6 +32,8 @@ def write_card(
         library: `transformers` or `peft`.
         load: Python that loads it.
         parity: the gate's result.
+        rounding: what the number format of the weights costs; None where nothing was rounded.
+        stops: how answers end.
         notes: what a user has to know, a sentence each.
         command: that made it.
     """
@@ -52,6 +57,10 @@ tags:
 
 {_table(parity)}
 
+{_rounding(rounding)}
+
+{_stops(stops)}
+
 Made by `{command}` with {_versions()}.
 """
 
@@ -59,7 +68,7 @@ Made by `{command}` with {_versions()}.
 def _table(parity: Parity) -> str:
     rows: Mapping[str, str] = {
         "prompts": f"{parity.prompts} ({parity.tokens} tokens)",
-        "number format": parity.dtype,
+        "computed in": parity.dtype,
         "largest gap of two logits": f"{parity.largest_gap:.3g} (allowed: {parity.bound:.3g}; "
         f"the largest logit is {parity.largest_logit:.3g})",
         "root mean square of the gaps, by that of the logits": f"{parity.relative_gap:.2g} "
@@ -69,6 +78,25 @@ def _table(parity: Parity) -> str:
     }
     lines = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     return f"| | |\n|---|---|\n{lines}"
+
+
+def _rounding(rounding: Rounding | None) -> str:
+    if rounding is None:
+        return "No number was rounded."
+    return (
+        f"Rounding the weights to {rounding.dtype} comes on top of that. Computed in float32, it "
+        f"moves a logit by up to {rounding.largest_gap:.3g} and the logits by "
+        f"{rounding.relative_gap:.2g} of themselves (root mean square), and it changes "
+        f"{1 - rounding.agreement:.2%} of the next tokens."
+    )
+
+
+def _stops(stops: Stops) -> str:
+    return (
+        f"Answers end with the run's end of turn, token {stops.end_of_turn}; generation stops at "
+        f"{list(stops.stop_ids)}. {stops.same} of {stops.answers} greedy answers are the run's, "
+        f"token by token; {stops.ended} of them came to their end."
+    )
 
 
 def _versions() -> str:

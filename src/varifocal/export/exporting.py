@@ -9,14 +9,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from varifocal.assemble import Assembly, open_run
 from varifocal.data.example import Example
 from varifocal.errors import RunError
 from varifocal.export.artifacts import Job, make
 from varifocal.export.card import write_card
+from varifocal.export.holding import in_float32
 from varifocal.export.order import Order, check_possible
-from varifocal.export.parity import Parity, compare, prompts, references
+from varifocal.export.parity import Parity, Rounding, compare, prompts, references, rounding
 from varifocal.export.plain import language_model
+from varifocal.export.stopping import Stops, answers_of_run, check_stops
+from varifocal.export.stored import put_unrounded
 from varifocal.run import whole_directory, write_json, write_text
 
 ROUTES = {"text": 0, "image": 1}
@@ -28,7 +33,8 @@ _PLAIN = (
 _LORA = (
     "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
     'base = AutoModelForCausalLM.from_pretrained("{base}")\n'
-    "model = PeftModel.from_pretrained(base, HERE)"
+    "model = PeftModel.from_pretrained(base, HERE)\n"
+    "model.generation_config.eos_token_id = {ends}"
 )
 _LLAVA = (
     "from transformers import AutoProcessor, LlavaForConditionalGeneration\n\n"
@@ -50,13 +56,29 @@ class Exported:
 
     Attributes:
         directory: where it lies.
-        parity: how near it is to the trained model.
+        parity: how near it is to the trained model, before its numbers are rounded.
+        rounding: what rounding them costs; None where they were not, or that did not fit in memory.
+        stops: how its answers end.
+        layers: how many layers that the adapter changes were held against the trained ones.
         notes: what a user has to know.
     """
 
     directory: Path
     parity: Parity
+    rounding: Rounding | None
+    stops: Stops
+    layers: int
     notes: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what `parity.json` holds."""
+        return {
+            **asdict(self.parity),
+            "passed": self.parity.passed,
+            "rounding": None if self.rounding is None else asdict(self.rounding),
+            "stops": asdict(self.stops),
+            "layers": self.layers,
+        }
 
 
 def export(order: Order, out: Path, tell: Callable[[str], None] | None = None) -> list[Exported]:
@@ -76,19 +98,23 @@ def export(order: Order, out: Path, tell: Callable[[str], None] | None = None) -
         ModelError: this tuner has no such form, or the artifact failed the parity gate.
     """
     say = tell or (lambda text: None)
-    recipe, parts = open_run(order.run.root, dtype=order.dtype)
+    # a narrower format is what the weights are rounded to at the end, and not before
+    recipe, parts = open_run(order.run.root, dtype="float32" if order.dtype == "float32" else None)
     check_possible(order, recipe, parts)
     say(f"the trained model answers {order.num_prompts} prompts")
+    parts, is_wide = in_float32(parts)
     done = []
     with ExitStack() as places:
         for name, modality in ROUTES.items() if recipe.tuner.type == "mma" else (("", 0),):
             asked = [order.prompt] if order.prompt else _examples(order, parts, name)
             cases = references(parts, asked, modality)
             target = out / name if name else out
+            questions, answered = answers_of_run(parts, asked, modality)
             say(f"{target}: writing and comparing")
             staging = places.enter_context(whole_directory(target))
-            job = Job(order, recipe, parts, name, modality, asked, cases)
-            done.append(_write(job, target, staging))
+            told = (asked, cases, questions, answered, str(target))
+            job = Job(order, recipe, parts, name, modality, *told)
+            done.append(_write(job, target, staging, is_wide=is_wide))
     return done
 
 
@@ -100,13 +126,32 @@ def _examples(order: Order, parts: Assembly, route: str) -> Sequence[Example]:
     return [*prompts(order.num_prompts - half, pictures=False), *prompts(half, pictures=True)]
 
 
-def _write(job: Job, target: Path, staging: Path) -> Exported:
+def _write(job: Job, target: Path, staging: Path, *, is_wide: bool) -> Exported:
+    """Write an artifact and hold it against the trained model.
+
+    Its tensors are compared on disk, then its logits: as rounded, which is told, and not rounded,
+    which has to agree.
+    """
     made = make(job, staging)
-    notes = (*_notes(job), *(f"The run's {part} is not in a LoRA." for part in made.left_out))
-    parity = compare(made.cases, made.model, job.dtype, job.order.max_gap)
+    notes = (*_notes(job), *made.notes, *(() if is_wide else (_NARROW,)))
+    lost = None
+    if made.wanted and is_wide and job.dtype.itemsize < torch.float32.itemsize:
+        lost = rounding(made.cases, made.model, job.dtype)
+        put_unrounded(made.model, made.wanted)
+    held = torch.float32 if is_wide else language_model(job.parts.base)[0].dtype
+    parity = compare(made.cases, made.model, held, job.order.max_gap)
     parity.check(str(target))
-    _write_papers(job, parity, notes, staging)
-    return Exported(target, parity, notes)
+    end = job.parts.encoder.end_of_turn_id
+    stops = check_stops(made.model, made.answered, end, made.ends, str(target))
+    done = Exported(target, parity, lost, stops, made.layers, notes)
+    _write_papers(job, done, staging)
+    return done
+
+
+_NARROW = (
+    "Twice this model in float32 did not fit into memory, so the gate compared logits in the run's "
+    "own number format; the layers that the adapter changes were compared one by one in float64."
+)
 
 
 def _notes(job: Job) -> Iterator[str]:
@@ -151,20 +196,22 @@ def _llava_notes(job: Job) -> Iterator[str]:
     )
 
 
-def _write_papers(job: Job, parity: Parity, notes: Sequence[str], directory: Path) -> None:
+def _write_papers(job: Job, done: Exported, directory: Path) -> None:
     order, base = job.order, job.recipe.model.language_model
     title = job.recipe.name or order.run.root.name
     card = write_card(
         f"{title}, {job.route} route" if job.route else title,
         base=base,
         library=_LIBRARIES.get(job.form, "transformers"),
-        load=_LOADING[job.form].format(base=base),
-        parity=parity,
-        notes=notes,
+        load=_LOADING[job.form].format(base=base, ends=job.ends),
+        parity=done.parity,
+        rounding=done.rounding,
+        stops=done.stops,
+        notes=done.notes,
         command=order.command or f"varifocal export {order.run.root} --to {order.to}",
     )
     write_text(directory / "README.md", card)
-    write_json(directory / "parity.json", {**asdict(parity), "passed": parity.passed})
+    write_json(directory / "parity.json", done.as_json())
     for file in directory.iterdir():
         file.chmod(0o644)  # an artifact is for others, too
 

@@ -20,7 +20,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from varifocal.errors import ModelError
-from varifocal.export.plain import PlainModel, Produce
+from varifocal.export.merging import Produce
+from varifocal.export.plain import PlainModel
 from varifocal.run import disk_full_is_an_error
 
 if TYPE_CHECKING:
@@ -114,7 +115,8 @@ def write_gguf(
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for own, produce in entries.values():
-            tensor = _in_pairs(produce(), own, model.config) if not biased else produce()
+            tensor = produce().to(stored_dtype(model.shapes[own]))
+            tensor = _in_pairs(tensor, own, model.config) if not biased else tensor
             writer.write_tensor_data(_as_numpy(tensor))
 
 
@@ -222,18 +224,29 @@ def _in_pairs(tensor: Tensor, name: str, config: Any) -> Tensor:
     return halves.transpose(1, 2).flatten(0, 2).contiguous()
 
 
+def stored_dtype(shape: Tensor) -> torch.dtype:
+    """Return a tensor's number format in the file: vectors are float32, as llama.cpp wants them."""
+    return shape.dtype if shape.dim() > 1 else torch.float32
+
+
+def stop_ids_of(file: Path) -> list[int]:
+    """Read the ids at which llama.cpp ends an answer."""
+    from gguf import GGUFReader
+
+    fields = GGUFReader(file).fields
+    names = ("tokenizer.ggml.eos_token_id", "tokenizer.ggml.eot_token_id")
+    return sorted({int(fields[name].contents()) for name in names if name in fields})
+
+
 def _stored_as(shape: Tensor) -> Any:
-    """Matrices keep their number format; vectors are float32, as llama.cpp wants them."""
     from gguf import GGMLQuantizationType as Kind
 
     kinds = {torch.float32: Kind.F32, torch.float16: Kind.F16, torch.bfloat16: Kind.BF16}
-    return kinds[shape.dtype] if shape.dim() > 1 else Kind.F32
+    return kinds[stored_dtype(shape)]
 
 
 def _as_numpy(tensor: Tensor) -> Any:
     tensor = tensor.detach().cpu().contiguous()
-    if tensor.dim() == 1:
-        tensor = tensor.float()
     if tensor.dtype == torch.bfloat16:  # which numpy has no name for
         tensor = tensor.view(torch.int16)
     return tensor.numpy()

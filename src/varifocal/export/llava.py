@@ -29,8 +29,9 @@ from transformers.core_model_loading import revert_weight_conversion
 from varifocal.assemble import Assembly
 from varifocal.data.example import Example, Image
 from varifocal.errors import ModelError
+from varifocal.export.merging import Produce, plain_tensors
 from varifocal.export.parity import Case
-from varifocal.export.plain import PlainModel, Produce, distinct, plain_tensors
+from varifocal.export.plain import PlainModel, distinct
 from varifocal.export.template import chat_template
 from varifocal.models.connector import PlainMLP
 from varifocal.models.grafted import GraftedForConditionalGeneration
@@ -105,9 +106,9 @@ def llava(
         shaped = LlavaForConditionalGeneration._from_config(config, dtype=dtype)
     shaped.tie_weights()
     tensors = _language(graft, language, cast(Any, config.text_config).vocab_size, processor)
-    for name, produce in plain_tensors(graft.vision_tower.model, dtype).items():
+    for name, produce in plain_tensors(graft.vision_tower.model).items():
         tensors[f"model.vision_tower.{name}"] = produce
-    for name, produce in plain_tensors(_connector(graft), dtype).items():
+    for name, produce in plain_tensors(_connector(graft)).items():
         part, _, kind = name.rpartition(".")
         tensors[f"{_PROJECTOR[part]}.{kind}"] = produce
     shapes = distinct(shaped)
@@ -124,6 +125,7 @@ def llava(
         _generation_config(language, config),
         {name: tensors[own] for name, own in saved.items()},
         {name: shapes[own] for name, own in saved.items()},
+        saved,
     )
 
 
@@ -148,7 +150,7 @@ def through_pixels(
 
     Args:
         cases: what the trained model said.
-        examples: the conversations, in the same order.
+        examples: the conversations, in the same order, each with its answer or without.
         parts: the trained model.
         directory: where the LLaVA lies.
 
@@ -163,8 +165,9 @@ def through_pixels(
 
 
 def _inputs(example: Example, parts: Assembly, processor: Any) -> dict[str, Tensor]:
+    answered = example.messages[-1].role == "assistant"
     asked = processor.apply_chat_template(
-        [_turn(message) for message in example.messages[:-1]],
+        [_turn(message) for message in example.messages[: -1 if answered else None]],
         add_generation_prompt=True,
         tokenize=True,
         return_dict=True,
@@ -177,7 +180,7 @@ def _inputs(example: Example, parts: Assembly, processor: Any) -> dict[str, Tens
             "asked otherwise than it was trained; nothing was written. Report this with the run's "
             "recipe"
         )
-    whole = torch.as_tensor(parts.encoder.encode(example).input_ids)[None]
+    whole = torch.as_tensor(parts.encoder.encode(example, with_answer=answered).input_ids)[None]
     pictures = {name: asked[name] for name in ("pixel_values",) if name in asked}
     return {"input_ids": whole, **pictures}
 

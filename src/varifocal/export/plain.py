@@ -1,13 +1,14 @@
 """A trained language model as plain tensors: those of a transformers model without any adapter.
 
-Nothing is copied until it is asked for, so that writing takes the model's memory and one shard.
+Nothing is copied until it is asked for, so that writing takes the model's memory and one shard; and
+nothing is rounded until it is written.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, cast
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from varifocal.errors import ModelError
+from varifocal.export.merging import Produce, plain_tensors
 from varifocal.models.grafted import GraftedForConditionalGeneration
 from varifocal.tuners.mma.folding import AffineMap, fold_linear, fold_maps, readers
 
@@ -25,9 +27,7 @@ GRAFT = "language_model."
 
 # What configs call the biases of the linears that read a norm before attention.
 _BIAS_FLAGS = ("attention_bias", "qkv_bias", "use_qkv_bias", "add_bias", "use_bias", "bias")
-_ADAPTER_PARTS = ("mma_", "lora_", "mixlora_", "modality_embedding")
-
-Produce = Callable[[], Tensor]
+_TIE = "tie_word_embeddings"
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,13 @@ class PlainModel:
 
     Attributes:
         kind: its class.
-        config: its config, with the biases that folding brings.
+        config: its config, with the biases that folding brings, and head and embedding apart where
+            an adapter changed one of them.
         generation_config: its defaults for generating, or None.
-        tensors: a function for each tensor, by its name in a state dict.
-        shapes: a meta tensor for each, by the same names.
+        tensors: a function for each tensor, by its name on disk: not rounded yet, so in float32 or
+            wider.
+        shapes: a meta tensor for each, by the same names, in the number format to be written.
+        inside: the names in the model, by those on disk that differ.
     """
 
     kind: type[PreTrainedModel]
@@ -47,6 +50,11 @@ class PlainModel:
     generation_config: Any
     tensors: dict[str, Produce]
     shapes: dict[str, Tensor]
+    inside: dict[str, str] = field(default_factory=dict)
+
+    def rounded(self, name: str) -> Tensor:
+        """Return a tensor in the number format to be written."""
+        return self.tensors[name]().to(self.shapes[name].dtype)
 
 
 def language_model(base: PreTrainedModel) -> tuple[PreTrainedModel, str]:
@@ -83,43 +91,26 @@ def fold_route(model: PeftModel, modality: int, dtype: torch.dtype) -> PlainMode
         for norm, linears in names.items()
         for linear in linears
     }
-    tensors = plain_tensors(written, dtype)
+    tensors = plain_tensors(written)
     for name, affine in folded.items():
         linear = written.get_submodule(name)
-        tensors[f"{name}.weight"] = partial(_fold, linear, affine, "weight", dtype)
-        tensors[f"{name}.bias"] = partial(_fold, linear, affine, "bias", dtype)
+        tensors[f"{name}.weight"] = partial(_fold, linear, affine, "weight")
+        tensors[f"{name}.bias"] = partial(_fold, linear, affine, "bias")
     return _as_plain(written, tensors, dtype)
 
 
 def plain(written: PreTrainedModel, dtype: torch.dtype) -> PlainModel:
-    """Take a model without adapters, or with adapters that were merged into its own weights."""
-    return _as_plain(written, plain_tensors(written, dtype), dtype)
+    """Take a model without adapters, or with LoRAs, which are merged as its tensors are written."""
+    return _as_plain(written, plain_tensors(written), dtype)
 
 
-def plain_tensors(model: nn.Module, dtype: torch.dtype) -> dict[str, Produce]:
-    """List a model's own tensors by the names they have without adapters, tied ones once."""
-    tensors: dict[str, Produce] = {}
-    seen: set[int] = set()
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if any(part.startswith(_ADAPTER_PARTS) for part in name.split(".")):
-            continue
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            tensors[name.replace(".base_layer.", ".")] = partial(_own, tensor, dtype)
-    return tensors
-
-
-def _own(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    tensor = tensor.detach()
-    return tensor.to(dtype) if tensor.is_floating_point() else tensor
-
-
-def _fold(linear: nn.Module, affine: AffineMap, part: str, dtype: torch.dtype) -> Tensor:
+def _fold(linear: nn.Module, affine: AffineMap, part: str) -> Tensor:
     weight, bias = cast(Tensor, linear.weight), cast("Tensor | None", linear.bias)
+    wide = torch.promote_types(weight.dtype, torch.float32)
     turned = not isinstance(linear, nn.Linear)  # transformers' Conv1D holds [D, O]
     with torch.no_grad():
         weight = weight.T if turned else weight
-        folded, shifted = fold_linear(weight, bias, affine, dtype=dtype)
+        folded, shifted = fold_linear(weight, bias, affine, dtype=wide)
     return shifted if part == "bias" else (folded.T.contiguous() if turned else folded)
 
 
@@ -131,9 +122,7 @@ def _as_plain(
         shapes = _shapes(type(written), config, dtype)
         missing = shapes.keys() - tensors.keys()
         if tensors.keys() <= shapes.keys() and all(name.endswith(".bias") for name in missing):
-            zeros = {
-                name: partial(torch.zeros, shapes[name].shape, dtype=dtype) for name in missing
-            }
+            zeros = {name: partial(torch.zeros, shapes[name].shape) for name in missing}
             config.architectures, config.dtype = [type(written).__name__], dtype
             found = {**tensors, **zeros}
             ordered = {name: found[name] for name in shapes}
@@ -145,14 +134,21 @@ def _as_plain(
 
 
 def _configs(config: Any) -> Iterator[Any]:
-    """Yield the model's config, then with each flag set that may bring biases."""
-    yield copy.deepcopy(config)
+    """Yield the model's config, then with head and embedding apart, then with biases, then both."""
     text = config.get_text_config(decoder=True)
-    for flag in _BIAS_FLAGS:
-        if getattr(text, flag, None) is False:
+    flags = [flag for flag in _BIAS_FLAGS if getattr(text, flag, None) is False]
+    for flag in (None, *flags):
+        for apart in (False, True):
             changed = copy.deepcopy(config)
-            setattr(changed.get_text_config(decoder=True), flag, True)
-            yield changed
+            inside = changed.get_text_config(decoder=True)
+            if flag is not None:
+                setattr(inside, flag, True)
+            if not apart:
+                yield changed
+            elif getattr(config, _TIE, False) or getattr(text, _TIE, False):
+                for part in (changed, inside):
+                    setattr(part, _TIE, False)
+                yield changed
 
 
 def _shapes(kind: type[PreTrainedModel], config: Any, dtype: torch.dtype) -> dict[str, Tensor]:

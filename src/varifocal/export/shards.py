@@ -47,7 +47,7 @@ def write_plain(model: PlainModel, directory: Path, *, shard_gib: float = 4.0) -
 
 def _write_shard(model: PlainModel, names: list[str], file: Path) -> None:
     """Write one file; its tensors are gone when this returns, before the next are made."""
-    shard = {name: as_stored(model.tensors[name]()) for name in names}
+    shard = {name: as_stored(model.rounded(name)) for name in names}
     save_file(shard, file, metadata={"format": "pt"})
 
 

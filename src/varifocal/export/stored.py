@@ -1,0 +1,127 @@
+"""Compare what lies on disk, as others read it, with what was to be written: every number."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from peft.tuners.lora.layer import LoraLayer
+from torch import Tensor, nn
+
+from varifocal.errors import ModelError
+from varifocal.export.adapters import LoraFiles
+from varifocal.export.merging import Produce
+from varifocal.export.plain import distinct
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A tensor that was to be written.
+
+    Attributes:
+        produce: it, not rounded.
+        dtype: its number format on disk.
+    """
+
+    produce: Produce
+    dtype: torch.dtype
+
+
+def check_stored(model: nn.Module, wanted: Mapping[str, Wanted], what: str) -> None:
+    """Compare a model's tensors, as they were read from disk, with what was to be written.
+
+    Args:
+        model: the export, opened.
+        wanted: by name in the model.
+        what: the export, for the error.
+
+    Raises:
+        ModelError: a number differs, a tensor is missing or too many, or a number does not fit
+            into the format on disk.
+    """
+    found = distinct(model)
+    for name in sorted(found.keys() - wanted.keys()):
+        raise ModelError(f"{what}: a tensor {name} was read that the trained model does not have")
+    for name, one in wanted.items():
+        exact = one.produce()
+        expected = exact.to(one.dtype) if exact.is_floating_point() else exact
+        if not _is_finite(expected) and _is_finite(exact):
+            raise ModelError(
+                f"{what}: {name} holds numbers up to {float(exact.abs().max()):.3g}, which "
+                f"{str(one.dtype).removeprefix('torch.')} cannot hold; export with --dtype "
+                "bfloat16 or float32; nothing was written"
+            )
+        if name not in found and not exact.any():
+            continue  # a bias of zeros that this kind of file leaves out
+        _check_equal(name, found.get(name), expected, what)
+
+
+def check_stored_lora(model: PeftModel, files: LoraFiles, trained: nn.Module, what: str) -> None:
+    """Compare a LoRA, as PEFT has read it, with what was to be written, its scales included.
+
+    Args:
+        model: the base with the written LoRA, opened.
+        files: what was to be written.
+        trained: the language model with the LoRA of the run; one without LoRA layers is looked at
+            no further.
+        what: the export, for the error.
+
+    Raises:
+        ModelError: a number, a scale or a layer differs.
+    """
+    # given a state dict, since PEFT takes the bias of a LoRA for a shard in the one it makes
+    state = model.state_dict()
+    found = get_peft_model_state_dict(model, state_dict=state, save_embedding_layers=False)
+    for name in sorted(found.keys() ^ files.weights.keys()):
+        raise ModelError(f"{what}: {name} is in the adapter as written or as read, not in both")
+    for name, expected in files.weights.items():
+        _check_equal(name, found[name], expected, what)
+    read = dict(cast(nn.Module, model.get_base_model()).named_modules())
+    for name, layer in trained.named_modules():
+        if isinstance(layer, LoraLayer):
+            own, theirs = _scale(layer), _scale(read.get(name))
+            if own != theirs:
+                raise ModelError(
+                    f"{what}: the LoRA of {name} is scaled by {theirs} as written, and by {own} in "
+                    "the run; nothing was written. Report this with the run's recipe"
+                )
+
+
+def put_unrounded(model: nn.Module, wanted: Mapping[str, Wanted]) -> None:
+    """Put the numbers that were not rounded into a model that was read from disk."""
+    found = distinct(model)
+    with torch.no_grad():
+        for name, one in wanted.items():
+            if name in found:
+                found[name].copy_(one.produce())
+
+
+def _check_equal(name: str, found: Tensor | None, expected: Tensor, what: str) -> None:
+    if found is not None and found.shape == expected.shape:
+        expected = expected.detach().to(found.device, found.dtype)
+        differs = found.detach() != expected
+        if not differs.any():
+            return
+        gap = (found.detach().double() - expected.double()).abs().max()
+        told = f"{int(differs.sum())} of {differs.numel()} numbers differ, by up to {gap:.3g}"
+    else:
+        told = "it is missing" if found is None else f"its shape is {list(found.shape)}"
+    raise ModelError(
+        f"{what}: the tensor {name} was read back as something else than was to be written: "
+        f"{told}; nothing was written. Report this with the run's recipe"
+    )
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return bool(tensor.isfinite().all())
+
+
+def _scale(layer: Any) -> float | None:
+    """Return the factor on the active adapter's product; None where there is none."""
+    if not isinstance(layer, LoraLayer):
+        return None
+    active = [name for name in layer.active_adapters if name in layer.scaling]
+    return layer.scaling[active[0]] if active else None
