@@ -36,6 +36,7 @@ from varifocal.models.llava import is_llava
 from varifocal.models.load import check_pictures, load_processor, sees, tokens_of_whole
 from varifocal.models.packaged import PACKAGED
 from varifocal.models.qwen_vl import QwenVLProcessor
+from varifocal.models.shared_table import adapters_change_one
 from varifocal.models.sources import locate, read_config
 from varifocal.recipe import ModelSection, NoTunerSection, Recipe, load_recipe
 from varifocal.run import RunDirectory
@@ -293,7 +294,8 @@ def load_adapter(model: PreTrainedModel, directory: Path) -> PeftModel:
         ModelError: the adapter's tensors do not fit the model, or their file is damaged.
     """
     try:
-        return PeftModel.from_pretrained(model, str(directory))
+        with adapters_change_one():
+            return PeftModel.from_pretrained(model, str(directory))
     except (RuntimeError, ValueError, SafetensorError) as error:
         raise ModelError(
             f"the adapter in '{directory}' does not fit this model: "

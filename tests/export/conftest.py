@@ -100,9 +100,11 @@ def make_run(parts_directory, tmp_path_factory):
         for parameter in model.parameters():
             if parameter.requires_grad and recipe.tuner.type not in ("full", "none"):
                 nn.init.normal_(parameter, std=0.1)
-        model.save_pretrained(run.model if recipe.tuner.type == "full" else run.adapter)
         if recipe.tuner.type == "full":
+            model.save_pretrained(run.model)
             parts.processor.save_pretrained(run.model)
+        else:
+            model.save_pretrained(run.adapter, save_embedding_layers=False)
         write_text(run.recipe, recipe.dump_yaml())
         return run
 

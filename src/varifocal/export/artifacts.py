@@ -31,6 +31,7 @@ from varifocal.export.stored import Wanted, check_stored, check_stored_lora
 from varifocal.export.template import chat_template
 from varifocal.models.decoding import stop_ids
 from varifocal.models.load import load_model, load_processor
+from varifocal.models.shared_table import adapters_change_one
 from varifocal.recipe import Recipe
 from varifocal.run import write_text
 
@@ -283,8 +284,7 @@ def _on_its_base(job: Job, adapter: Path) -> PeftModel:
     loaded: Any = load_model(language_section(job.recipe)).model
     like = language_model(job.parts.base)[0]
     base = loaded.to(like.device, like.dtype)
-    with warnings.catch_warnings():
-        # a bias that cannot be merged, a table that head and embedding share: the card says so
+    with warnings.catch_warnings(), adapters_change_one():
+        # a bias that cannot be merged: the card says so
         warnings.filterwarnings("ignore", message="`lora_bias=True` was passed")
-        warnings.filterwarnings("ignore", message="Model with `tie_word_embeddings=True`")
         return PeftModel.from_pretrained(base, str(adapter)).eval()

@@ -340,7 +340,9 @@ def _save(
     """Write adapter and processor, or the whole model, each whole or not at all."""
     if isinstance(parts.model, PeftModel):
         with whole_directory(run.adapter, noted="*.safetensors") as staging:
-            cast(Any, parts.model).save_pretrained(staging, state_dict=gathered)
+            cast(Any, parts.model).save_pretrained(
+                staging, state_dict=gathered, save_embedding_layers=False
+            )
     else:
         dtype = getattr(torch, recipe.model.dtype)
         with whole_directory(run.model, noted="*.safetensors") as staging:

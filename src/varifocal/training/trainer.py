@@ -333,7 +333,10 @@ class SupervisedTrainer(Trainer):
         target = Path(output_dir or cast(str, self.args.output_dir))
         with disk_full_is_an_error(target):
             if isinstance(self.model, PeftModel):
-                cast(Any, self.model).save_pretrained(target, state_dict=state_dict)
+                # else PEFT adds the frozen table that an adapted head or embedding stands on
+                cast(Any, self.model).save_pretrained(
+                    target, state_dict=state_dict, save_embedding_layers=False
+                )
             else:
                 target.mkdir(parents=True, exist_ok=True)
                 save_file(

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from varifocal.errors import RecipeError
 from varifocal.models.llava import connector_name
 from varifocal.models.qwen_vl import is_qwen_vl
+from varifocal.models.shared_table import adapters_change_one
 from varifocal.recipe import (
     FullSection,
     LoraSection,
@@ -62,7 +63,8 @@ def attach_tuner(
         config = _config(tuner, saved, sees)
         if isinstance(config, MMAConfig | MixLoraConfig):
             config.base_fingerprint = base_fingerprint
-        tuned = cast(PeftModel, get_peft_model(model, config))
+        with adapters_change_one():
+            tuned = cast(PeftModel, get_peft_model(model, config))
     except ValueError as error:
         raise RecipeError(f"tuner: {error}") from error
     if connector is not None:
