@@ -91,8 +91,8 @@ def assemble(recipe: Recipe, device: torch.device | None = None) -> Assembly:
     loaded = load_model(recipe.model, seed=recipe.seed)
     cast(Any, loaded.model).to(device)
     encoder = _encoder(loaded.processor, recipe)
-    # so that `generate` stops there, also of a model that is saved whole or exported
-    add_stop_ids(loaded.model, (encoder.tokenizer.eos_token_id, encoder.end_of_turn_id))
+    ends = cast(Any, encoder.tokenizer).eos_token_id, encoder.end_of_turn_id
+    add_stop_ids(loaded.model, ends)  # for `generate`, and for what is saved whole or exported
     features, load_images = _eyes(loaded.model, loaded.model, loaded.processor, loaded.fingerprint)
     return Assembly(
         loaded.model, loaded.processor, encoder, loaded.fingerprint, features, load_images

@@ -36,7 +36,7 @@ from varifocal.training.tuner import attach_tuner
 SIDE = 28
 
 
-def save_language(directory, cuts=None, **changes):
+def save_language(directory, cuts=None, template=TEMPLATE, special=(), **changes):
     """A LLaMA of bytes: 256 letters, two pairs of them, four special tokens."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     words = {c: i for i, c in enumerate([*alphabet, "in", "ll"])}
@@ -48,7 +48,9 @@ def save_language(directory, cuts=None, **changes):
         **{f"{n}_token": t for n, t in {"bos": "<s>", "eos": "</s>", "pad": "<pad>"}.items()},
         unk_token="<unk>",
     )
-    tokenizer.chat_template = TEMPLATE
+    if special:
+        tokenizer.add_special_tokens({"additional_special_tokens": list(special)})
+    tokenizer.chat_template = template
     tokenizer.save_pretrained(directory)
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
     sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.3}
@@ -159,6 +161,20 @@ def save_tied(tmp_path):
     """A language model whose head is its embedding."""
     save_language(tmp_path / "tied", tie_word_embeddings=True)
     return tmp_path / "tied"
+
+
+OWN_END = (
+    "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|eot|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def save_own_end(tmp_path_factory):
+    """A language model whose template ends turns with another token than the tokenizer's eos."""
+    directory = tmp_path_factory.mktemp("ends") / "own"
+    save_language(directory, template=OWN_END, special=["<|eot|>"])
+    return directory
 
 
 @pytest.fixture

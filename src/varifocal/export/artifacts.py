@@ -241,8 +241,8 @@ def _written_lora(job: Job, directory: Path) -> Made:
     notes = [f"The run's {part} is not in a LoRA." for part in files.left_out]
     notes += [_TOGETHER] if shared_table_is_adapted(trained) else []
     notes.append(
-        f"Answers end with {job.end_of_turn}: the lines above tell `generate`, which would stop at "
-        "the base's own end alone; chat_template.jinja is the run's."
+        f"Answers end with {job.end_of_turn}: set the base's `generation_config.eos_token_id` to "
+        f"{job.ends}, as the card's code does; chat_template.jinja is the run's."
     )
     return Made(model, job.cases, job.answered, job.ends, layers, notes=tuple(notes))
 
