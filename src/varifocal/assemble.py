@@ -372,17 +372,20 @@ def _eyes(
 
 
 def _pixel_loader(processor: Any, dtype: torch.dtype) -> ImageLoader:
+    def prepare(image: Image) -> Tensor:
+        made = processor.image_processor(images=[image.open()], return_tensors="pt")
+        return made["pixel_values"].to(dtype)
+
     def load(images: Sequence[Image]) -> Mapping[str, Tensor]:
-        pictures = [image.open() for image in images]
-        made = processor.image_processor(images=pictures, return_tensors="pt")
-        return {"pixel_values": made["pixel_values"].to(dtype)}
+        """Prepare one image after the other: large ones would take gigabytes decoded together."""
+        return {"pixel_values": torch.cat([prepare(image) for image in images])}
 
     return load
 
 
 def _pictures_of_one_size(processor: QwenVLProcessor, dtype: torch.dtype) -> ImageLoader:
     def load(images: Sequence[Image]) -> Mapping[str, Tensor]:
-        made = processor.pictures([image.open() for image in images])
+        made = processor.pictures(image.open() for image in images)
         return {**made, "pixel_values": made["pixel_values"].to(dtype)}
 
     return load

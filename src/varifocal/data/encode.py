@@ -5,6 +5,7 @@ Letters: T tokens of one example, V tokens an image takes.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,6 +24,7 @@ from varifocal.data.pieces import PieceTokenizer, fingerprint_tokenizer
 from varifocal.data.reading import OnBadRecord
 from varifocal.data.shorten import drop_oldest, shorten
 from varifocal.data.template import AnswerSpan, ChatTemplate, Turn
+from varifocal.data.token_bound import TokenBound
 from varifocal.errors import DataError, ModelError, PlaceholderError
 
 Overflow = Literal["error", "drop", "truncate_prompt", "drop_oldest_turns"]
@@ -34,7 +36,16 @@ VERSION = 1
 
 
 class TooLongError(DataError):
-    """An example takes more tokens than the limit."""
+    """An example takes more tokens than the limit.
+
+    Attributes:
+        tokens: how many.
+        at_least: whether that is only the least that it can take; it was not tokenised.
+    """
+
+    def __init__(self, told: str, tokens: int, *, at_least: bool = False) -> None:
+        super().__init__(told)
+        self.tokens, self.at_least = tokens, at_least
 
 
 class Encoder:
@@ -99,6 +110,20 @@ class Encoder:
         self.overflow: Overflow = overflow
         self.train_on: TrainOn = train_on
         self.system = self.template.system_turn(system_prompt)
+        self._fewest_tokens: Callable[[str], int] | None = None
+
+    def for_prompts(self, window: int | None) -> Encoder:
+        """Return the same encoder for conversations to be answered, which are never cut.
+
+        Args:
+            window: most tokens; a longer conversation is a `TooLongError`, and one whose text
+                cannot be as short is refused before it is tokenised. None for no limit.
+        """
+        other = copy.copy(self)
+        other.__dict__.pop("fingerprint", None)
+        other.max_length, other.overflow = window, "error"
+        other._fewest_tokens = TokenBound(self.tokenizer)
+        return other
 
     def encode(self, example: Example, with_answer: bool = True) -> Encoded:
         """Encode one example.
@@ -221,7 +246,8 @@ class Encoder:
 
     def _content(self, message: Message, example: Example) -> str:
         """Join a message's parts, and refuse text that would mislead the model."""
-        if message.role == "assistant" and not message.text.strip():
+        is_empty = message.role == "assistant" and not message.text.strip()
+        if is_empty and not example.is_prompt:
             raise DataError(f"{example.name}: an answer is empty")
         parts: list[str] = []
         for part in message.content:
@@ -251,6 +277,7 @@ class Encoder:
         """Render, tokenise and mark what is trained, whatever the length."""
         answered = turns[-1]["role"] == "assistant"
         text = self.template.render(turns, add_generation_prompt=not answered)
+        self._check_length(text, example)
         spans = list(self._spans(turns, text))
         pieces = self.pieces.split(text, _cuts(spans))
         ids: list[int] = []
@@ -267,14 +294,24 @@ class Encoder:
             mask = [token == self.image_token_id for token in ids]
         return self._expand(np.array(ids, np.int32), np.array(mask, np.bool_), example)
 
+    def _check_length(self, text: str, example: Example) -> None:
+        """Refuse a prompt that cannot fit the window, before it is tokenised."""
+        if self._fewest_tokens is None or self.max_length is None:
+            return
+        fewest = self._fewest_tokens(text)
+        if fewest > self.max_length:
+            told = f"{example.name} takes at least {fewest} tokens, at most {self.max_length} fit"
+            raise TooLongError(told, fewest, at_least=True)
+
     def _spans(self, turns: Sequence[Turn], text: str) -> Iterator[AnswerSpan]:
         """Find the answers; one that the template rewrites later counts only if it is trained."""
+        is_prompt = turns[-1]["role"] != "assistant"
         answers = [index for index, turn in enumerate(turns) if turn["role"] == "assistant"]
-        for index in answers:
+        for index in filter(None, answers):  # a greeting has no prompt
             try:
                 yield self.template.span(turns, index, text)
             except ModelError:
-                if self.train_on == "answers" or index == len(turns) - 1:
+                if not is_prompt and (self.train_on == "answers" or index == len(turns) - 1):
                     raise
 
     def _end_of_sequence(self) -> int:
@@ -330,14 +367,15 @@ class Encoder:
         """
         size = f"{example.name} takes {len(encoded)} tokens, max_length is {self.max_length}"
         if self.overflow == "drop":
-            raise TooLongError(f"{size} (overflow: drop)")
+            raise TooLongError(f"{size} (overflow: drop)", len(encoded))
         if self.overflow == "error":
             raise TooLongError(
                 f"{size}; raise max_length, or set overflow to 'drop', 'truncate_prompt' or "
-                "'drop_oldest_turns'"
+                "'drop_oldest_turns'",
+                len(encoded),
             )
         if self.overflow == "drop_oldest_turns":
-            return self._drop_turns(example, size, build)
+            return self._drop_turns(example, encoded, size, build)
         turns = shorten(
             build(example),
             self.image_token,
@@ -346,18 +384,24 @@ class Encoder:
         if turns is None:
             raise TooLongError(
                 f"{size}, and its images, answer and the chat template's frame leave no room for "
-                "the question; raise max_length"
+                "the question; raise max_length",
+                len(encoded),
             )
         return turns, example, {"was_cut": True}
 
     def _drop_turns(
-        self, example: Example, size: str, build: Callable[[Example], list[Turn]]
+        self,
+        example: Example,
+        encoded: Encoded,
+        size: str,
+        build: Callable[[Example], list[Turn]],
     ) -> tuple[list[Turn], Example, dict[str, Any]]:
         kept = drop_oldest(example, lambda kept: self._fits(self._encode(build(kept), kept)))
         if kept is None:
             raise TooLongError(
                 f"{size}, and its last question with its answer, and the turn of the picture it "
-                "may speak of, take more by themselves; raise max_length"
+                "may speak of, take more by themselves; raise max_length",
+                len(encoded),
             )
         return build(kept), kept, {"dropped_turns": len(example.messages) - len(kept.messages)}
 

@@ -85,6 +85,20 @@ class Image:
         """Return the SHA-256 of the undecoded content, in hexadecimal digits."""
         return hashlib.sha256(self.read()).hexdigest()
 
+    def size(self) -> tuple[int, int]:
+        """Read width and height from the header, as the file has them; nothing is decoded.
+
+        Raises:
+            DataError: as `open`, but for pixels that are damaged.
+        """
+        try:
+            with self._identify(io.BytesIO(self.read())) as picture:
+                return picture.size
+        except DataError:
+            raise
+        except Exception as error:  # as in `open`
+            raise DataError(f"{self.name} cannot be decoded: {_reason(error)}") from error
+
     def open(self) -> PIL.Image.Image:
         """Decode the picture.
 
@@ -151,16 +165,16 @@ def _to_rgb(picture: PIL.Image.Image) -> PIL.Image.Image:
     if picture.mode == "F":
         raise ValueError("floating-point pixels have no agreed white; save it with 8 bits")
     if picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        paper = PIL.Image.new("RGBA", picture.size, "white")
-        picture = PIL.Image.alpha_composite(paper, picture)
+        if picture.mode != "RGBA":
+            picture = picture.convert("RGBA")
+        picture = PIL.Image.alpha_composite(PIL.Image.new("RGBA", picture.size, "white"), picture)
     return picture.convert("RGB")
 
 
 def _to_eight_bits(picture: PIL.Image.Image) -> PIL.Image.Image:
     """Scale greys of 0..65535 to 0..255; Pillow's own conversion would clip them at 255."""
-    values = np.asarray(picture).astype(np.int64).clip(0, 65535)
-    return PIL.Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    table = ((np.arange(65536) + 128) // 257).astype(np.uint8)
+    return PIL.Image.fromarray(table[np.asarray(picture).clip(0, 65535)])
 
 
 @dataclass(frozen=True)
@@ -210,6 +224,8 @@ class Example:
             by default the choices themselves.
         tags: subject, grade, skill and the like, for reports.
         question: the parts of the last user turn, where a format knows them.
+        is_prompt: whether it is a conversation to be answered, as a client sends it: its turns may
+            come in any order and an earlier answer may be empty, as far as the chat template goes.
     """
 
     messages: tuple[Message, ...]
@@ -221,6 +237,7 @@ class Example:
     options: tuple[str, ...] = ()
     tags: Mapping[str, str] = field(default_factory=dict)
     question: Question | None = None
+    is_prompt: bool = False
 
     def __post_init__(self) -> None:
         """Refuse conversations that no chat template can render."""
@@ -248,7 +265,7 @@ class Example:
                 raise DataError(f"{self.name}: role '{role}' is none of {', '.join(ROLES)}")
         turns = roles[1:] if roles[:1] == ["system"] else roles
         expected = ["user", "assistant"] * (len(turns) // 2 + 1)
-        if not turns or turns != expected[: len(turns)]:
+        if not turns or (turns != expected[: len(turns)] and not self.is_prompt):
             raise DataError(
                 f"{self.name}: the turns are {', '.join(roles) or 'none'}; after an optional "
                 "system message, user and assistant must take turns, the user first"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +40,9 @@ class PieceTokenizer:
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
         self._walls = _walls(tokenizer)
+        self._walls_swallow = any(
+            token.lstrip or token.rstrip for token in tokenizer.added_tokens_decoder.values()
+        )
         longest_first = sorted(self._walls, key=lambda token: (-len(token), token))
         self._wall = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
         self._wall_ids = frozenset(self._walls.values())
@@ -62,17 +66,15 @@ class PieceTokenizer:
         joint = self._ids(text)
         marks = self._marks(text, joint)
         for cut in cuts:
-            whole = base == 0
-            left = (
-                self._before(cut, text, joint, marks) if whole else self._continue(text[base:cut])
-            )
+            left = self._before(base, cut, text, joint, marks)
             if joint[: len(left)] == left and left[:used] == joint[:used]:
                 pieces.append(left[used:])
                 used = len(left)
             else:
                 apart = left[used:] if left[:used] == joint[:used] else None
                 pieces.append(self._continue(text[last:cut]) if apart is None else apart)
-                base, used, joint = cut, 0, self._continue(text[cut:])
+                joint, marks = self._after(cut, text, joint, marks)
+                base, used = cut, 0
             last = cut
         return [*pieces, joint[used:]]
 
@@ -86,13 +88,39 @@ class PieceTokenizer:
         return [_Mark(match.start(), match.end(), place) for match, place in pairs]
 
     def _before(
-        self, cut: int, text: str, joint: Sequence[int], marks: Sequence[_Mark]
+        self, base: int, cut: int, text: str, joint: Sequence[int], marks: Sequence[_Mark]
     ) -> list[int]:
-        """Return the ids of a text up to a character, as if nothing followed."""
-        mark = next((mark for mark in reversed(marks) if mark.start < cut), None)
-        if mark is None or mark.end > cut:
-            return self._ids(text[:cut])
+        """Return the ids from a character to another, as if nothing followed.
+
+        Args:
+            base: where `joint` begins.
+            cut: where the ids end.
+            text: all of it.
+            joint: ids of the text from `base` on.
+            marks: the walls in it.
+        """
+        place = bisect_left(marks, cut, key=lambda mark: mark.start)
+        if place == 0 or marks[place - 1].end > cut:
+            return self._ids(text[:cut]) if base == 0 else self._continue(text[base:cut])
+        mark = marks[place - 1]
         return [*joint[: mark.index], *self._tail(text[mark.start : cut])]
+
+    def _after(
+        self, cut: int, text: str, joint: Sequence[int], marks: Sequence[_Mark]
+    ) -> tuple[list[int], list[_Mark]]:
+        """Return the ids from a character on, tokenised apart, and the walls in them.
+
+        Behind the next wall they are those of before, so a conversation of many turns is not
+        tokenised from each turn to its end.
+        """
+        place = bisect_left(marks, cut, key=lambda mark: mark.start)
+        if place == len(marks) or self._walls_swallow:
+            return self._continue(text[cut:]), []
+        old = marks[place]
+        begin = self._continue(text[cut : old.start]) if old.start > cut else []
+        shift = len(begin) - old.index
+        later = [_Mark(mark.start, mark.end, mark.index + shift) for mark in marks[place:]]
+        return [*begin, *joint[old.index :]], later
 
     def _tail(self, text: str) -> list[int]:
         """Tokenise what begins with a wall, or remember it."""

@@ -80,7 +80,9 @@ def sampler(temperature: float, top_p: float, generator: torch.Generator) -> Cho
         raise ValueError(f"top_p must be in (0, 1], not {top_p}")
 
     def choose(logits: Tensor) -> Tensor:
-        scaled = logits.double().cpu() / temperature
+        logits_on_cpu = logits.double().cpu()
+        best = logits_on_cpu.max(dim=-1, keepdim=True).values
+        scaled = (logits_on_cpu - best) / temperature  # at most 0: no temperature overflows
         probabilities, ids = scaled.softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
         before = probabilities.cumsum(dim=-1) - probabilities
         probabilities = probabilities.masked_fill(before >= top_p, 0.0)

@@ -16,7 +16,7 @@ Letters: B rows, T tokens, N images, V visual tokens per image, S cells at a pic
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ class QwenVLProcessor:
         self.image_token = str(tokenizer.convert_ids_to_tokens(image_token_id))
         self.chat_template = tokenizer.chat_template
 
-    def pictures(self, images: Sequence[PIL.Image.Image]) -> Mapping[str, Tensor]:
+    def pictures(self, images: Iterable[PIL.Image.Image]) -> Mapping[str, Tensor]:
         """Turn pictures into the tower's patches, and their grids.
 
         A picture that is no square gets grey margins; nothing is cut away or pressed.
