@@ -91,13 +91,14 @@ def serving():
     import uvicorn
 
     from varifocal.serving.api import create_app
+    from varifocal.serving.connection import server_config
     from varifocal.serving.settings import ServeSettings
 
     @contextmanager
     def serve(engine, **bounds) -> Iterator[str]:
-        app = create_app(engine, name="tiny", settings=ServeSettings(**bounds))
-        config = uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=5)
-        server = uvicorn.Server(config)
+        settings = ServeSettings(**{"port": 0, "drain_s": 5, **bounds})
+        app = create_app(engine, name="tiny", settings=settings)
+        server = uvicorn.Server(server_config(app, settings))
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()
         while not server.started:

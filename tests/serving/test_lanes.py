@@ -86,8 +86,8 @@ def test_no_prefix_crosses_lanes_or_pictures(seeing, load_images, picture) -> No
     assert answer == alone(model, encoder, turns(picture("red")), load_images)
 
 
-def seen(ids: str, *pictures: tuple[int, str], lane: str = "text") -> Seen:
-    return Seen(lane, np.frombuffer(ids.encode(), np.uint8).astype(np.int64), pictures, 3)
+def seen(ids: str, *pictures: tuple[int, str], lane: str = "text", client: str = "") -> Seen:
+    return Seen((lane, client), np.frombuffer(ids.encode(), np.uint8).astype(np.int64), pictures, 3)
 
 
 @pytest.mark.parametrize(
@@ -116,15 +116,15 @@ def test_prefixes_stay_within_their_bytes_and_the_one_used_longest_ago_goes() ->
     cache.put(seen("aaaa"), keys(4))
     cache.put(seen("bbbb"), keys(4))
     assert cache.num_bytes == 16 * 8
-    assert cache.find(seen("aaax"))[0] == 3
+    assert cache.find(seen("aaax")).length == 3
     cache.put(seen("cccc"), keys(4))
-    assert [cache.find(seen(4 * c + "?"))[0] for c in "abc"] == [4, 0, 4]
+    assert [cache.find(seen(4 * c + "?")).length for c in "abc"] == [4, 0, 4]
     cache.put(seen("aaaaaa"), keys(6))  # takes the place of what it continues
-    assert (cache.num_bytes, cache.find(seen("cccc?"))[0]) == (16 * 10, 4)
+    assert (cache.num_bytes, cache.find(seen("cccc?")).length) == (16 * 10, 4)
     cache.put(seen("d" * 11), keys(11))
     assert cache.num_bytes == 16 * 10
-    length, found = cache.find(seen("aaaaaa"))
-    assert (length, found[0][0].shape[2]) == (5, 5)
+    found = cache.find(seen("aaaaaa"))
+    assert (found.length, found.keys[0][0].shape[2]) == (5, 5)
 
 
 def adapted(llama, config) -> nn.Module:

@@ -43,7 +43,7 @@ class Scripted:
         self.go = threading.Event()
         self.refusals = 2
 
-    def submit(self, messages, sampling, *, adapter=True) -> Request:
+    def submit(self, messages, sampling, *, adapter=True, client="") -> Request:
         words = " ".join(part for part in messages[-1].content if isinstance(part, str))
         if words == "busy" and self.refusals:
             self.refusals -= 1

@@ -33,7 +33,8 @@ NameOption = Annotated[
 ]
 MaxBatchOption = Annotated[int, typer.Option(min=1, help="Requests answered at a time.")]
 MaxQueueOption = Annotated[
-    int, typer.Option(min=0, help="Requests that wait; one more is answered 429.")
+    int,
+    typer.Option(min=0, help="Requests that wait while others are answered; one more: 429."),
 ]
 MaxNewTokensOption = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
 MaxTimeOption = Annotated[float, typer.Option(min=1, help="Longest answer, in seconds.")]
@@ -41,6 +42,13 @@ MaxBodyOption = Annotated[float, typer.Option(min=0.01, help="Largest request, M
 MaxImagesOption = Annotated[int, typer.Option(min=0, help="Pictures in one request.")]
 MaxPixelsOption = Annotated[
     float, typer.Option(min=0.01, help="Largest picture, millions of pixels.")
+]
+MaxTextOption = Annotated[int, typer.Option(min=1, help="Texts of one request, characters.")]
+AllowOriginOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="ORIGIN", help="Let pages of this site ask, such as https://chat.example."
+    ),
 ]
 ImageHostOption = Annotated[
     list[str] | None,
@@ -66,7 +74,9 @@ def serve(
     max_body_mib: MaxBodyOption = 20.0,
     max_images: MaxImagesOption = 8,
     max_image_mpixels: MaxPixelsOption = 25.0,
+    max_text_chars: MaxTextOption = 1_000_000,
     image_host: ImageHostOption = None,
+    allow_origin: AllowOriginOption = None,
 ) -> None:
     """Answer over HTTP as OpenAI's API does, with a page to talk on."""
     from varifocal.serving.settings import LOOPBACK
@@ -94,6 +104,8 @@ def serve(
         max_queue=max_queue,
         max_batch=max_batch,
         max_time_s=max_time,
+        max_text_chars=max_text_chars,
+        allow_origins=tuple(each.rstrip("/") for each in allow_origin or ()),
         image_hosts=tuple(each.lower() for each in image_host or ()),
     )
     _, parts = open_model(model)
@@ -115,6 +127,8 @@ def _run(app: Any, settings: Any, name: str) -> None:
     """Serve until a signal; what is being answered is answered to its end."""
     import uvicorn
 
+    from varifocal.serving.connection import server_config
+
     class Server(uvicorn.Server):
         """Says where it is once it listens."""
 
@@ -126,15 +140,7 @@ def _run(app: Any, settings: Any, name: str) -> None:
                 print(f"{name}: http://{host}:{port} (the page), http://{host}:{port}/v1 (the API)")
                 print("Ctrl-C or SIGTERM stops it when what is being answered is done", flush=True)
 
-    config = uvicorn.Config(
-        app,
-        host=settings.host,
-        port=settings.port,
-        log_level="warning",
-        timeout_graceful_shutdown=int(settings.drain_s),
-        server_header=False,
-    )
-    server = Server(config)
+    server = Server(server_config(app, settings))
     try:
         server.run()
     except SystemExit as error:  # uvicorn's way of saying that it could not listen

@@ -146,7 +146,7 @@ def _usage(request: Request) -> schema.Usage:
         prompt_tokens=request.prompt_tokens,
         completion_tokens=request.completion_tokens,
         total_tokens=request.prompt_tokens + request.completion_tokens,
-        prompt_tokens_details=schema.PromptDetails(cached_tokens=request.cached_tokens),
+        prompt_tokens_details=schema.PromptDetails(cached_tokens=request.continued_tokens),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -13,38 +13,32 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import generate_latest
+from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 
 from varifocal import __version__
-from varifocal.data.example import Message
 from varifocal.errors import DataError, VarifocalError, nearest
 from varifocal.serving import schema
 from varifocal.serving.answers import Answer, completion, stream_events
+from varifocal.serving.chat_request import ChatRequest
 from varifocal.serving.engine import Engine
 from varifocal.serving.examples import example_questions
 from varifocal.serving.guard import Guard
-from varifocal.serving.images import read_image
 from varifocal.serving.metrics import CONTENT_TYPE, ServerMetrics
-from varifocal.serving.request import EngineClosed, QueueFull, Sampling
+from varifocal.serving.reading import Reader
+from varifocal.serving.refusal import Refused
+from varifocal.serving.request import ContextLengthError, EngineClosed, QueueFull, Sampling
 from varifocal.serving.settings import ServeSettings
 
 PAGE = Path(__file__).parent / "page"
-_KINDS = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     status: {"model": schema.ErrorAnswer}
-    for status in (400, 401, 403, 404, 413, 415, 422, 429, 500, 503, 504)
+    for status in (400, 401, 403, 404, 408, 413, 415, 422, 429, 500, 503, 504)
 }
-
-
-class Refused(Exception):  # noqa: N818 - the name says what happens
-    """A request that is answered by a 4xx or 5xx."""
-
-    def __init__(self, status: int, code: str, message: str, param: str | None = None) -> None:
-        super().__init__(message)
-        self.status, self.code, self.message, self.param = status, code, message, param
 
 
 def create_app(
@@ -71,6 +65,7 @@ def create_app(
         yield
         server.draining = True
         await run_in_threadpool(engine.close, drain=False)
+        server.reader.close()
 
     app = FastAPI(
         title="Varifocal",
@@ -85,7 +80,15 @@ def create_app(
     _add_chat(app, server)
     _add_state(app, server)
     _add_page(app, engine)
+    _add_request_schema(app)
     app.add_middleware(Guard, settings=bounds)
+    if bounds.allow_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(bounds.allow_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+        )
     return app
 
 
@@ -95,6 +98,7 @@ class _Server:
     def __init__(self, engine: Engine, name: str, settings: ServeSettings) -> None:
         self.engine, self.name, self.settings = engine, name, settings
         self.metrics = ServerMetrics(engine)
+        self.reader = Reader(settings)
         self.started = int(time.time())
         self.draining = False
 
@@ -115,12 +119,31 @@ class _Server:
             raise Refused(404, "model_not_found", told, "model")
         return model == self.name
 
-    def sampling(self, asked: schema.ChatRequest) -> Sampling:
+    def submit(self, body: bytes, address: str) -> tuple[ChatRequest, Answer]:
+        """Read a body and put it into the engine's queue; takes its time, in a thread.
+
+        Raises:
+            Refused: it cannot be read, or asks for what is not here.
+            VarifocalError: as `Engine.submit`.
+        """
+        asked = self.reader.parse(body)
+        adapter = self.uses_adapter(asked.model)
+        sampling = self.sampling(asked)
+        if self.engine.load_images is None and asked.has_images:
+            told = "this model has no vision tower; it cannot see a picture"
+            raise Refused(400, "no_vision", told, "messages")
+        client = json.dumps([address, asked.user])
+        messages = self.reader.messages(asked)
+        request = self.engine.submit(messages, sampling, adapter=adapter, client=client)
+        return asked, Answer(request, asked.model)
+
+    def sampling(self, asked: ChatRequest) -> Sampling:
         limit = self.settings.max_new_tokens
         wanted = asked.max_completion_tokens or asked.max_tokens or limit
         if wanted > limit:
             told = f"this server writes at most {limit} tokens, not {wanted}"
-            raise Refused(400, "max_tokens_too_large", told, "max_tokens")
+            param = "max_completion_tokens" if asked.max_completion_tokens else "max_tokens"
+            raise Refused(400, "max_tokens_too_large", told, param)
         return Sampling(
             max_new_tokens=wanted,
             temperature=0.0 if asked.temperature is None else asked.temperature,
@@ -130,44 +153,16 @@ class _Server:
             logprobs=(asked.top_logprobs or 0) if asked.logprobs else None,
         )
 
-    def messages(self, asked: schema.ChatRequest) -> list[Message]:
-        """Read a request's turns and pictures."""
-        if len(asked.messages) > self.settings.max_messages:
-            told = f"a conversation may have {self.settings.max_messages} messages"
-            raise Refused(400, "too_many_messages", told, "messages")
-        pictures = sum(
-            isinstance(part, schema.ImagePart)
-            for message in asked.messages
-            if not isinstance(message.content, str)
-            for part in message.content
-        )
-        if pictures > self.settings.max_images:
-            told = f"a request may have {self.settings.max_images} pictures, not {pictures}"
-            raise Refused(400, "too_many_images", told, "messages")
-        if pictures and self.engine.load_images is None:
-            told = "this model has no vision tower; it cannot see a picture"
-            raise Refused(400, "no_vision", told, "messages")
-        return [self._message(message) for message in asked.messages]
-
-    def _message(self, message: schema.ChatMessage) -> Message:
-        role = "system" if message.role == "developer" else message.role
-        if isinstance(message.content, str):
-            return Message(role, (message.content,))
-        content = (
-            part.text
-            if isinstance(part, schema.TextPart)
-            else read_image(part.image_url.url, self.settings)
-            for part in message.content
-        )
-        return Message(role, tuple(content))
-
 
 def _add_chat(app: FastAPI, server: _Server) -> None:
-    @app.post("/v1/chat/completions", response_model=schema.ChatCompletion)
-    async def chat_completions(asked: schema.ChatRequest, request: Request) -> Any:
+    body = {"schema": {"$ref": "#/components/schemas/ChatRequest"}}
+    described = {"requestBody": {"required": True, "content": {"application/json": body}}}
+
+    @app.post("/v1/chat/completions", response_model=schema.ChatCompletion, openapi_extra=described)
+    async def chat_completions(request: Request) -> Any:
         """Answer a conversation of text and pictures, whole or as server-sent events."""
         started = time.monotonic()
-        answer = await _begin(server, asked)
+        asked, answer = await _begin(server, request)
 
         def ended(status: int) -> None:
             server.metrics.requests.labels(str(status)).inc()
@@ -175,30 +170,30 @@ def _add_chat(app: FastAPI, server: _Server) -> None:
 
         left = server.settings.max_time_s
         if asked.stream:
-            usage = asked.stream_options is not None and asked.stream_options.include_usage
+            usage = bool(asked.stream_options and asked.stream_options.include_usage)
             events = stream_events(answer, left, usage=usage, ended=ended)
             return StreamingResponse(events, media_type="text/event-stream")
         return await _whole(request, answer, left, ended)
 
 
-async def _begin(server: _Server, asked: schema.ChatRequest) -> Answer:
-    """Put a request into the engine's queue."""
-    adapter = server.uses_adapter(asked.model)
+async def _begin(server: _Server, request: Request) -> tuple[ChatRequest, Answer]:
+    """Read a request and put it into the engine's queue."""
     if server.draining:
         raise Refused(503, "shutting_down", "the server is shutting down")
-
-    def submit() -> Any:
-        return server.engine.submit(server.messages(asked), server.sampling(asked), adapter=adapter)
-
+    body = await request.body()
+    address = request.client.host if request.client is not None else ""
     try:
-        request = await run_in_threadpool(submit)
+        return await server.reader.run(lambda: server.submit(body, address))
     except QueueFull as error:
         raise Refused(429, "queue_full", str(error)) from error
     except EngineClosed as error:
         raise Refused(503, "shutting_down", str(error)) from error
+    except ContextLengthError as error:
+        raise Refused(400, "context_length_exceeded", str(error), "messages") from error
     except DataError as error:
         raise Refused(400, "invalid_messages", str(error), "messages") from error
-    return Answer(request, asked.model)
+    except VarifocalError as error:
+        raise Refused(500, "engine_error", str(error)) from error
 
 
 async def _whole(request: Request, answer: Answer, left: float, ended: Any) -> Any:
@@ -243,7 +238,7 @@ def _add_models(app: FastAPI, server: _Server) -> None:
         cards = [schema.ModelCard(id=name, created=server.started) for name in server.models]
         return schema.ModelList(data=cards)
 
-    @app.get("/v1/models/{model}")
+    @app.get("/v1/models/{model:path}")
     async def model(model: str) -> schema.ModelCard:
         """Describe one model."""
         server.uses_adapter(model)
@@ -293,42 +288,37 @@ def _add_page(app: FastAPI, engine: Engine) -> None:
 def _add_refusals(app: FastAPI) -> None:
     @app.exception_handler(Refused)
     async def refused(request: Request, error: Refused) -> JSONResponse:
-        return _refusal(error.status, error.code, error.message, error.param)
+        return error.response()
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
         told = f"{request.method} {request.url.path}: {error.detail}"
-        return _refusal(error.status_code, "not_found", told, headers=error.headers)
+        return Refused(error.status_code, "not_found", told).response(error.headers)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        return _refusal(400, "invalid_request", *_first_mistake(error))
+        return Refused(400, "invalid_request", str(error)).response()
+
+    @app.exception_handler(Exception)
+    async def failed(request: Request, error: Exception) -> JSONResponse:
+        told = f"the server failed: {type(error).__name__}; its log says more"
+        return Refused(500, "internal_error", told).response()
 
 
-def _first_mistake(error: RequestValidationError) -> tuple[str, str | None]:
-    """Say what is wrong with a request in one sentence, and where."""
-    mistake = dict(error.errors()[0])
-    place = ".".join(str(step) for step in mistake["loc"] if step != "body")
-    if (field := schema.unknown_field(mistake)) is not None:
-        hint = nearest(field, schema.ChatRequest.model_fields)
-        return f"{place}: this server does not know this field{hint}", place
-    if mistake["type"] == "json_invalid":
-        return f"the body is no JSON: {mistake['ctx']['error']}", None
-    return f"{place}: {mistake['msg']}", place or None
+def _add_request_schema(app: FastAPI) -> None:
+    """Put the request's form into the OpenAPI document, as FastAPI does not parse it."""
+    plain = app.openapi
 
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            told = plain()
+            _, definitions = models_json_schema(
+                [(ChatRequest, "validation")], ref_template="#/components/schemas/{model}"
+            )
+            told["components"]["schemas"].update(definitions["$defs"])
+        return plain()
 
-def _refusal(
-    status: int,
-    code: str,
-    message: str,
-    param: str | None = None,
-    headers: Mapping[str, str] | None = None,
-) -> JSONResponse:
-    kind = _KINDS.get(status, "invalid_request_error" if status < 500 else "server_error")
-    body = schema.ErrorBody(message=message, type=kind, param=param, code=code)
-    answer = schema.ErrorAnswer(error=body)
-    extra = {"Retry-After": "1"} if status == 429 else {}
-    return JSONResponse(answer.model_dump(), status, headers={**(headers or {}), **extra})
+    app.openapi = openapi  # type: ignore[method-assign]
 
 
 def parse_event(line: str) -> dict[str, Any] | None:

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from varifocal.data.encode import Encoder
+from varifocal.data.encode import Encoder, TooLongError
+from varifocal.data.encoded import Encoded
 from varifocal.data.example import Example, Message
 from varifocal.errors import DataError, VarifocalError
 from varifocal.models.decoding import stop_ids
@@ -26,6 +27,7 @@ from varifocal.serving.lanes import Lanes
 from varifocal.serving.model_copy import copy_sharing_weights
 from varifocal.serving.prefix import PrefixCache
 from varifocal.serving.request import (
+    ContextLengthError,
     EngineClosed,
     FinishReason,
     Piece,
@@ -41,6 +43,7 @@ from varifocal.serving.writing import Writing
 from varifocal.tuners import routing_table
 
 __all__ = [
+    "ContextLengthError",
     "Engine",
     "EngineClosed",
     "EngineFault",
@@ -96,7 +99,7 @@ class Engine:
         encoder: conversations -> token ids.
         load_images: pictures -> the model's image tensors; None for a model without eyes.
         max_batch: most requests that are answered at once.
-        max_queue: most requests that wait.
+        max_queue: most requests that wait while others are answered; 0 answers at once or not.
         prefix_cache_gib: memory for keys and values of earlier turns; 0 keeps none. A Qwen-VL
             keeps none whatever it says.
         fold: False runs adapters as they are.
@@ -118,11 +121,12 @@ class Engine:
         prefix_cache_gib: float = 0.5,
         fold: bool = True,
     ) -> None:
-        if max_batch < 1 or max_queue < 1:
-            raise ValueError(f"max_batch and max_queue are at least 1, not {max_batch, max_queue}")
+        if max_batch < 1 or max_queue < 0:
+            raise ValueError(
+                f"max_batch must be at least 1 and max_queue 0, not {max_batch} and {max_queue}"
+            )
         model = copy_sharing_weights(model).eval()
         self.model: Any = model
-        self.encoder = encoder
         self.load_images = load_images
         self.max_batch, self.max_queue = max_batch, max_queue
         self.stop_ids = stop_ids(model, encoder.end_of_turn_id)
@@ -133,6 +137,7 @@ class Engine:
         self._is_graft = isinstance(base, GraftedForConditionalGeneration)
         text: Any = self.model.config.get_text_config(decoder=True)
         self._window: int | None = getattr(text, "max_position_embeddings", None)
+        self.encoder = encoder.for_prompts(self._window)
         # a Qwen-VL's positions count backwards from what follows: no prefix fits another prompt
         keeps = not hasattr(base, "picture_side")
         self._prefixes = PrefixCache(int(prefix_cache_gib * GIB) if keeps else 0)
@@ -157,26 +162,32 @@ class Engine:
         _ENGINES.add(self)
 
     def submit(
-        self, messages: Sequence[Message], sampling: Sampling | None = None, *, adapter: bool = True
+        self,
+        messages: Sequence[Message],
+        sampling: Sampling | None = None,
+        *,
+        adapter: bool = True,
+        client: str = "",
     ) -> Request:
         """Encode a conversation and put it into the queue; any thread may call it.
 
         Args:
-            messages: turns of text and pictures, the user's last.
+            messages: turns of text and pictures, the user's last; nothing of them is cut.
             sampling: greedy and 256 tokens by default.
             adapter: False answers with the model as it was before training. A grafted model is
                 then a language model without eyes: pictures are left out of the prompt.
+            client: whose conversation it is; what others have sent is not gone on from.
 
         Returns:
             The request, whose pieces come as they are written.
 
         Raises:
-            DataError: the conversation cannot be encoded, is too long, or there is no adapter to
-                leave out.
+            ContextLengthError: the conversation is longer than the model's window.
+            DataError: it cannot be encoded, or there is no adapter to leave out.
             QueueFull: too many wait.
             EngineClosed: the engine is closed.
         """
-        request = self._request(messages, sampling or Sampling(), adapter)
+        request = self._request(messages, sampling or Sampling(), adapter, client)
         self._enqueue(request)
         return request
 
@@ -233,26 +244,33 @@ class Engine:
             worker.join()
         self._lanes.close()
 
-    def _request(self, messages: Sequence[Message], sampling: Sampling, adapter: bool) -> Request:
+    def _request(
+        self, messages: Sequence[Message], sampling: Sampling, adapter: bool, client: str = ""
+    ) -> Request:
+        if not messages or messages[-1].role != "user":
+            raise DataError("a conversation to be answered ends with the user's turn")
         if not adapter and not self.has_adapter:
             raise DataError("this model has no adapter that could be left out")
         if not adapter and self._is_graft:
             messages = _without_pictures(messages)
-        with self._encoding:
-            encoded = self.encoder.encode(Example(messages=tuple(messages)), with_answer=False)
-        if self._window is not None and len(encoded) > self._window:
-            raise DataError(
-                f"the conversation takes {len(encoded)} tokens, the model reads at most "
-                f"{self._window}; make it shorter or begin a new one"
-            )
+        encoded = self._encode(Example(messages=tuple(messages), is_prompt=True))
         route: Route = "base" if not adapter else "image" if encoded.modality else "text"
-        return Request(encoded, sampling, route)
+        return Request(encoded, sampling, route, client)
+
+    def _encode(self, example: Example) -> Encoded:
+        try:
+            with self._encoding:
+                return self.encoder.encode(example, with_answer=False)
+        except TooLongError as error:
+            window = self._window or error.tokens
+            raise ContextLengthError(error.tokens, window, at_least=error.at_least) from error
 
     def _enqueue(self, request: Request) -> None:
         with self._changed:
             if self._is_closed:
                 raise EngineClosed("the engine is closed and takes no more requests")
-            if len(self._waiting) >= self.max_queue:
+            free = self.max_batch - len(self._active)
+            if len(self._waiting) >= max(self.max_queue, free):
                 raise QueueFull(
                     f"{len(self._waiting)} requests wait already, at most {self.max_queue} may; "
                     "ask again later"

@@ -4,29 +4,61 @@ from __future__ import annotations
 
 import base64
 import binascii
+import threading
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote_to_bytes, urlsplit
 
 from varifocal.data.example import Image
 from varifocal.errors import DataError
 from varifocal.serving.settings import ServeSettings
 
-_TYPES = ("image/png", "image/jpeg", "image/gif", "image/webp", "image/bmp")
 _TIMEOUT_S = 10.0
+_BLANKS = b" \t\r\n\f"
 
 
-def read_image(url: str, settings: ServeSettings) -> Image:
-    """Read and check a picture.
+class PixelBudget:
+    """Lets threads decode images while these have, together, no more pixels than it says.
 
     Args:
-        url: a `data:` URI in base64, or an `https` address of an allowed host.
+        most: pixels at a time; an image that has more is decoded alone.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._taken = 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def take(self, pixels: int) -> Iterator[None]:
+        """Wait until there is room for so many pixels, and hold it."""
+        pixels = min(pixels, self.most)
+        with self._changed:
+            self._changed.wait_for(lambda: self._taken + pixels <= self.most)
+            self._taken += pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken -= pixels
+                self._changed.notify_all()
+
+
+def read_image(url: str, settings: ServeSettings, budget: PixelBudget) -> Image:
+    """Read and check a picture; its size is read from its header before anything is decoded.
+
+    Args:
+        url: a `data:` URI, or an `https` address of an allowed host.
         settings: the server's bounds.
+        budget: of pixels that are decoded at a time.
 
     Raises:
         DataError: it is neither, is too large, or is no picture.
     """
+    url = url.strip()
     scheme = url.partition(":")[0].lower()
     if scheme == "data":
         content = _from_data(url)
@@ -37,24 +69,38 @@ def read_image(url: str, settings: ServeSettings) -> Image:
             "image_url.url must be a data: URI (data:image/png;base64,...); files are not read"
         )
     image = Image(data=content)
-    width, height = image.open().size
+    width, height = image.size()
     if width * height > settings.max_image_mpixels * 1e6:
         raise DataError(
             f"a picture has {width} x {height} pixels, and this server takes "
             f"{settings.max_image_mpixels:g} million; send a smaller one"
         )
+    with budget.take(width * height):
+        image.open()
     return image
 
 
 def _from_data(url: str) -> bytes:
-    head, comma, body = url.partition(",")
-    kind = head[len("data:") :].removesuffix(";base64").lower()
-    if not comma or not head.lower().endswith(";base64") or kind not in _TYPES:
+    r"""Decode a `data:` URI (RFC 2397); what the picture is, its content says.
+
+    >>> _from_data("data:image/jpg;charset=utf-8;base64,aG\nVs bG8")
+    b'hello'
+    >>> _from_data("DATA:image/gif,GIF%38")
+    b'GIF8'
+    """
+    head, comma, body = url[len("data:") :].partition(",")
+    kind, *options = [part.strip().lower() for part in head.split(";")]
+    is_image = kind.startswith("image/") or kind in ("", "application/octet-stream")
+    if not comma or not is_image:
         raise DataError(
-            f"a picture's data: URI must begin with one of {', '.join(_TYPES)} and ';base64,'"
+            "a picture's data: URI must begin with its type, as data:image/png;base64, does"
         )
-    try:
-        return base64.b64decode(body, validate=True)
+    content = unquote_to_bytes(body)
+    if "base64" not in options:
+        return content
+    content = content.translate(bytes.maketrans(b"-_", b"+/"), _BLANKS).rstrip(b"=")
+    try:  # a picture's end may be without the padding, as in browsers
+        return base64.b64decode(content + b"=" * (-len(content) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
         raise DataError("a picture's data: URI is no valid base64") from error
 

@@ -1,7 +1,8 @@
 """Keys and values of conversations that were read before, for their next turn.
 
-A prefix fits a prompt as far as their token ids and their pictures are the same and the same lane
-read both. Of two prompts that share their beginning, both can go on from it.
+A prefix fits a prompt as far as their token ids and their pictures are the same, the same lane
+read both and the same client sent both: the time to an answer tells nobody of others' prompts.
+Of two prompts that share their beginning, both can go on from it.
 
 Letters: T tokens, V tokens an image takes.
 """
@@ -9,7 +10,7 @@ Letters: T tokens, V tokens an image takes.
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -22,20 +23,20 @@ class Seen:
     """What a model has read.
 
     Attributes:
-        lane: whose weights read it.
+        reader: whose weights read it, and for which client.
         ids: [T] token ids.
         pictures: for each picture its first token's place and its content's fingerprint.
         tokens_per_image: V.
     """
 
-    lane: str
+    reader: tuple[str, str]
     ids: npt.NDArray[np.int64]
     pictures: tuple[tuple[int, str], ...]
     tokens_per_image: int
 
     def shared_with(self, other: Seen) -> int:
         """Count the tokens at the beginning that are the same for both; no picture is split."""
-        if self.lane != other.lane:
+        if self.reader != other.reader:
             return 0
         shortest = min(len(self.ids), len(other.ids))
         differs = self.ids[:shortest] != other.ids[:shortest]
@@ -51,6 +52,21 @@ class Seen:
             if start < length < start + self.tokens_per_image:
                 return start
         return length
+
+
+@dataclass(frozen=True)
+class Found:
+    """A prefix of a prompt.
+
+    Attributes:
+        length: tokens; 0 where nothing fits.
+        keys: keys and values of that length, views of what is held.
+        is_whole: whether it is all that was read then, the answer too, and not a beginning of it.
+    """
+
+    length: int = 0
+    keys: Keys = field(default_factory=list)
+    is_whole: bool = False
 
 
 class PrefixCache:
@@ -69,23 +85,19 @@ class PrefixCache:
         self._entries: OrderedDict[int, tuple[Seen, Keys]] = OrderedDict()
         self._next = 0
 
-    def find(self, wanted: Seen) -> tuple[int, Keys]:
-        """Find the longest prefix of a prompt, short of its last token, whose logits are needed.
-
-        Returns:
-            Its length, and keys and values of that length, views of what is held; 0 and none
-            where nothing fits.
-        """
+    def find(self, wanted: Seen) -> Found:
+        """Find the longest prefix of a prompt, short of its last token, whose logits are needed."""
         best, longest = None, 0
         for name, (seen, _) in self._entries.items():
             shared = wanted.whole_pictures(min(wanted.shared_with(seen), len(wanted.ids) - 1))
             if shared > longest:
                 best, longest = name, shared
         if best is None:
-            return 0, []
+            return Found()
         self._entries.move_to_end(best)
-        keys = self._entries[best][1]
-        return longest, [(key[:, :, :longest], value[:, :, :longest]) for key, value in keys]
+        seen, keys = self._entries[best]
+        shorter = [(key[:, :, :longest], value[:, :, :longest]) for key, value in keys]
+        return Found(longest, shorter, is_whole=longest == len(seen.ids))
 
     def holds(self, seen: Seen) -> bool:
         """Say whether all of it is held already."""

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 
 from varifocal.data.encoded import Encoded
-from varifocal.errors import VarifocalError
+from varifocal.errors import DataError, VarifocalError
 from varifocal.models.decoding import Choose, greedy, sampler
 
 Route = Literal["text", "image", "base"]
@@ -28,6 +28,23 @@ MAX_LOGPROBS = 20
 
 class QueueFull(VarifocalError):  # noqa: N818 - the name says what is wrong
     """As many requests wait as may; ask again later."""
+
+
+class ContextLengthError(DataError):
+    """A conversation has more tokens than the model can read.
+
+    Attributes:
+        prompt_tokens: its length, or the least that it can be.
+        window: the most that the model reads.
+    """
+
+    def __init__(self, prompt_tokens: int, window: int, *, at_least: bool = False) -> None:
+        size = f"at least {prompt_tokens}" if at_least else f"{prompt_tokens}"
+        super().__init__(
+            f"the conversation takes {size} tokens, the model reads at most {window}; "
+            "make it shorter or begin a new one"
+        )
+        self.prompt_tokens, self.window = prompt_tokens, window
 
 
 class EngineClosed(VarifocalError):  # noqa: N818 - the name says what is wrong
@@ -127,18 +144,25 @@ class Request:
         prompt_tokens: its length.
         completion_tokens: tokens chosen so far, the end of turn included.
         cached_tokens: how many of the prompt's tokens were not read again.
+        continued_tokens: those of them that are a whole earlier exchange, prompt and answer. Who
+            sends these knows them already; a shared beginning alone would tell of other prompts.
+        client: whose request it is; only the same client's prompts are gone on from.
         finish_reason: None until it is done; "stop" is an end of turn or a stop word.
         error: what went wrong, where finish_reason is "error".
     """
 
-    def __init__(self, encoded: Encoded, sampling: Sampling, route: Route) -> None:
+    def __init__(
+        self, encoded: Encoded, sampling: Sampling, route: Route, client: str = ""
+    ) -> None:
         self.id = next(_numbers)
         self.encoded = encoded
         self.sampling = sampling
         self.route: Route = route
+        self.client = client
         self.prompt_tokens = len(encoded)
         self.completion_tokens = 0
         self.cached_tokens = 0
+        self.continued_tokens = 0
         self.finish_reason: FinishReason | None = None
         self.error: VarifocalError | None = None
         self.is_cancelled = False

@@ -144,8 +144,10 @@ class Scheduler:
         request = row.request
         cache, start = None, 0
         if self._shares(request) is not None:
-            start, keys = self.prefixes.find(self._seen(row))
-            cache = kv_rows.filled(keys) if start else None
+            found = self.prefixes.find(self._seen(row))
+            start = found.length
+            cache = kv_rows.filled(found.keys) if start else None
+            request.continued_tokens = start if found.is_whole else 0
         request.cached_tokens = start
         ids = torch.tensor([row.ids[start:]], device=self._device)
         inputs = {
@@ -274,7 +276,8 @@ class Scheduler:
             starts = np.flatnonzero(ids == self.image_token_id)[:: self.tokens_per_image].tolist()
         names = [image.fingerprint() for image in row.request.encoded.images]
         pictures = tuple(zip(starts, names, strict=True))
-        return Seen(self.lanes.lane(row.request.route), ids, pictures, self.tokens_per_image)
+        reader = (self.lanes.lane(row.request.route), row.request.client)
+        return Seen(reader, ids, pictures, self.tokens_per_image)
 
     def _ones(self, length: int) -> Tensor:
         return torch.ones(1, length, dtype=torch.long, device=self._device)

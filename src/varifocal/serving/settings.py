@@ -19,10 +19,18 @@ class ServeSettings:
         max_images: pictures in one request.
         max_image_mpixels: of one picture, millions of pixels.
         max_messages: in one request.
+        max_parts: of texts and pictures, in all messages of one request.
+        max_text_chars: of all texts of one request, characters.
         max_new_tokens: of an answer; a request may ask for fewer.
-        max_queue: requests that wait; one more answers 429.
+        max_queue: requests that wait while max_batch are answered; one more answers 429.
         max_batch: requests that are answered at a time.
         max_time_s: from a request's arrival to its last token, seconds.
+        max_held_mib: of all requests that are being received or answered, MiB; beyond it 429.
+        max_header_s: for a client to send a request's head, or the rest of a refused body, seconds.
+        max_body_s: for a client to send a request's body, seconds.
+        max_stall_s: how long a client may leave an answer unread before it is cut off, seconds.
+        allow_origins: of other sites' pages that may ask, such as "https://chat.example"; the
+            server's own page always may.
         image_hosts: names of hosts whose `https` pictures are fetched; none by default.
         drain_s: how long a server that is told to stop goes on answering, seconds.
     """
@@ -34,10 +42,17 @@ class ServeSettings:
     max_images: int = 8
     max_image_mpixels: float = 25.0
     max_messages: int = 100
+    max_parts: int = 256
+    max_text_chars: int = 1_000_000
     max_new_tokens: int = 1024
     max_queue: int = 64
     max_batch: int = 8
     max_time_s: float = 300.0
+    max_held_mib: float = 256.0
+    max_header_s: float = 10.0
+    max_body_s: float = 60.0
+    max_stall_s: float = 30.0
+    allow_origins: tuple[str, ...] = ()
     image_hosts: tuple[str, ...] = ()
     drain_s: float = 30.0
 
