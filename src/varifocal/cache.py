@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-_FOLDERS = ("digests", "encoded", "features", "indexes", "scans", "shards")
+_FOLDERS = ("digests", "encoded", "features", "indexes", "scans", "unpacked")
 
 
 def cache_root() -> Path:

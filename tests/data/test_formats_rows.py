@@ -218,7 +218,8 @@ def test_an_unknown_format_says_what_was_seen_and_what_can_be_named(folder):
     with pytest.raises(DataError) as caught:
         opened(folder, {"frage": "a", "antwort": "b"})
     said = str(caught.value)
-    assert "its first record has frage, antwort; name its format" in said
+    assert "its first record has frage, antwort; map its columns" in said
+    assert "or name its format" in said
     assert all(name in said for name in FORMATS)
     assert "columns: {question:" in said
 

@@ -158,7 +158,7 @@ def test_hidden_files_and_folders_are_no_samples(tmp_path):
 def test_texts_are_columns_and_classes_are_integers(tmp_path):
     members = [
         ("7.jpg", picture("white", "JPEG")),
-        ("7.question.txt", "﻿Which?\n".encode()),
+        ("7.question.txt", "\ufeffWhich?\n".encode()),
         ("7.cls", b"1\n"),
     ]
     columns = {"answer": "cls", "choices": "black|white"}
@@ -259,7 +259,7 @@ def test_a_compressed_shard_is_read_in_both_ways(tmp_path, monkeypatch):
         expected = [str(n) for n in range(40)]
         assert [one.messages[1].text for one in source] == expected
         assert [one.messages[1].text for one in stream] == expected
-        cache.clear_cache("shards")
+        cache.clear_cache("unpacked")
         assert source.example(7).messages[1].text == "7"
     path.write_bytes(path.read_bytes()[:-300])
     for on in (False, True):
@@ -272,7 +272,7 @@ def test_a_stream_unpacks_nothing(tmp_path, monkeypatch):
     path = tmp_path / "b.tar.gz"
     path.write_bytes(gzip.compress(shard(tmp_path).read_bytes()))
     assert len(list(open_source(SourceSection(path=str(path), streaming=True)))) == 40
-    assert not (tmp_path / "cache" / "shards").exists()
+    assert not (tmp_path / "cache" / "unpacked").exists()
 
 
 def test_a_stream_holds_one_sample_at_a_time(tmp_path):

@@ -59,7 +59,8 @@ def print_check(report: Report) -> None:
     if report.epoch and len(report.epoch.mixture) and _is_mixed(report):
         console.print(_mixture(console, report))
     _print_findings(console, report)
-    for line in (*_limit(report, trained), *_epoch(report)):
+    notes = dict.fromkeys(note for source in report.sources for note in source.notes)
+    for line in (*_limit(report, trained), *_epoch(report), *(f"note: {note}" for note in notes)):
         console.print(Text(line), soft_wrap=True)
 
 

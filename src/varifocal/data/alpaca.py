@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from varifocal.data.conversations import conversation
 from varifocal.data.example import Example
+from varifocal.data.pairs import history_of
 from varifocal.data.parsing import ParseOptions, short
 from varifocal.data.raw_rows import Record
 from varifocal.errors import DataError
@@ -36,17 +35,7 @@ def parse_alpaca(record: Record, asked: ParseOptions) -> Example:
     turns: list[tuple[str, object]] = []
     if texts["system"]:
         turns.append(("system", texts["system"]))
-    for asked_before, said in _history(record):
+    for asked_before, said in history_of(record):
         turns += [("user", asked_before), ("assistant", said)]
     turns += [("user", question), ("assistant", texts["output"] or "")]
     return conversation(turns, record, asked)
-
-
-def _history(record: Record) -> Iterator[tuple[str, str]]:
-    pairs = record.row.get("history") or []
-    if not isinstance(pairs, list):
-        raise DataError(f"{record.where}: 'history' must be a list of pairs, not {short(pairs)}")
-    for pair in pairs:
-        if not isinstance(pair, list) or [type(text) for text in pair] != [str, str]:
-            raise DataError(f"{record.where}: 'history' holds {short(pair)}, no pair of texts")
-        yield pair[0], pair[1]

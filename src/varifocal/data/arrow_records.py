@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
 BUILDERS = {
     ".parquet": "parquet",
     ".arrow": "arrow",
-    ".jsonl.gz": "json",
-    ".json.gz": "json",
-    ".csv.gz": "csv",
 }
 """A file's ending -> what reads it in the `datasets` library."""
 
@@ -42,6 +40,7 @@ class ArrowRecords:
         self.folder, self.place, self.is_split = folder, place, is_split
         # As arrow, nothing is decoded: by default a picture would become Pillow's.
         self._dataset = dataset.with_format("arrow")
+        self._features = dict(dataset.features)
         if not len(dataset):
             raise DataError(f"'{place}' has no row")
 
@@ -53,8 +52,8 @@ class ArrowRecords:
         """Read a row."""
         row: Any = self._dataset[number]
         place = f"row {number}"
-        plain = _plain(row.to_pylist()[0], f"{self.place}: {place}")
-        return Record(self.place, place, plain)
+        decoded = _decoded(self._features, row.to_pylist()[0])
+        return Record(self.place, place, _plain(decoded, f"{self.place}: {place}"))
 
     @property
     def fingerprint(self) -> str:
@@ -63,6 +62,20 @@ class ArrowRecords:
         if not files:
             return hashlib.sha256(self._dataset._fingerprint.encode()).hexdigest()
         return hashlib.sha256("\0".join(map(file_digest, files)).encode()).hexdigest()
+
+
+def _decoded(feature: Any, value: Any) -> Any:
+    """Read what the library keeps as JSON: columns whose cells are of several types."""
+    if value is None:
+        return None
+    if type(feature).__name__ == "Json":  # the library has it from 5.0 on
+        return json.loads(value) if isinstance(value, str) else value
+    if isinstance(feature, Mapping) and isinstance(value, Mapping):
+        return {name: _decoded(feature.get(name), cell) for name, cell in value.items()}
+    inner = feature[0] if isinstance(feature, list) else getattr(feature, "feature", None)
+    if inner is not None and isinstance(value, list):
+        return [_decoded(inner, one) for one in value]
+    return value
 
 
 def _plain(row: Mapping[str, Any], where: str) -> Mapping[str, Any]:
@@ -193,7 +206,7 @@ def _wrap(dataset: Any, folder: Path, place: str, is_split: bool) -> Any:
 
 
 def _stream(dataset: IterableDataset, place: str) -> Iterator[Record | DataError]:
-    rows = iter(dataset)
+    rows, features = iter(dataset), dict(dataset.features or {})
     number = 0
     while True:
         try:
@@ -204,7 +217,8 @@ def _stream(dataset: IterableDataset, place: str) -> Iterator[Record | DataError
         if row is None:
             return
         try:
-            yield Record(place, f"row {number}", _plain(row, f"{place}: row {number}"))
+            decoded = _decoded(features, row)
+            yield Record(place, f"row {number}", _plain(decoded, f"{place}: row {number}"))
         except DataError as error:
             yield error
         number += 1

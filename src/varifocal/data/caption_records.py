@@ -35,7 +35,7 @@ class CocoRecords:
 
     def __init__(self, path: Path) -> None:
         self.path, self.folder, self.place = path, path.parent, str(path)
-        values = _find_values(path)
+        values = values_of(path)
         for key in ("images", "annotations"):
             if key not in values:
                 raise DataError(f"'{path}' has no list '{key}', as COCO's captions have")
@@ -79,8 +79,12 @@ class CocoRecords:
         return dict(as_row(parse_json(text, where), where))
 
 
-def _find_values(path: Path) -> dict[str, int]:
-    """Return where the values of a JSON object begin, by key."""
+def values_of(path: Path) -> dict[str, int]:
+    """Return where the values of a JSON object begin, by key.
+
+    Raises:
+        DataError: the file is no JSON object.
+    """
     values: dict[str, int] = {}
     with path.open("rb") as stream:
         for start, end, _ in index_container(path, behind_mark(path)):
@@ -102,7 +106,7 @@ def is_coco(path: Path) -> bool:
             stream.seek(behind_mark(path))
             if not stream.read(1 << 16).lstrip().startswith(b"{"):
                 return False
-        return {"images", "annotations"} <= _find_values(path).keys()
+        return {"images", "annotations"} <= values_of(path).keys()
     except (DataError, ValueError, OSError):
         return False
 

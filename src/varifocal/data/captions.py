@@ -10,7 +10,7 @@ from varifocal.data.raw_rows import Record
 from varifocal.errors import AnswerError, PictureError
 
 _PICTURES = ("file_name", "image")
-_CAPTIONS = ("caption", "captions", "text")
+_CAPTIONS = ("caption", "captions", "text", "blip_caption")
 
 
 def is_caption(record: Record) -> bool:
@@ -23,7 +23,7 @@ def parse_caption(record: Record, asked: ParseOptions) -> Example:
     """Make an example that describes a picture.
 
     The picture is `file_name` (as in an imagefolder of the `datasets` library) or `image`; the
-    caption is `caption`, `text`, or the first of a list `captions`.
+    caption is `caption`, `text`, `blip_caption` (LLaVA's), or the first of a list `captions`.
 
     Raises:
         DataError: one of them is missing.

@@ -12,7 +12,7 @@ from varifocal.data.gold import written
 from varifocal.data.parsing import ParseOptions, short
 from varifocal.errors import AnswerError, DataError, nearest
 
-_WIDE = re.compile(r"\d{3,}")
+_WIDE = re.compile(r"[1-9]\d{2,}")
 
 
 def raw_cell(row: Mapping[str, Any], name: str, asked: ParseOptions, where: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -11,14 +12,18 @@ from typing import Any
 from varifocal.cache import file_digest
 from varifocal.data.byte_index import MAX_RECORD_BYTES, behind_mark, index_csv, index_lines
 from varifocal.data.byte_index import kept as kept_index
+from varifocal.data.compressed import UNREADABLE, is_packed, opened, unpacked
+from varifocal.data.json_fields import index_field, refuse_object
 from varifocal.data.json_index import index_list
 from varifocal.data.raw_rows import Record
 from varifocal.data.reading import as_row, neighbour, parse_json
 from varifocal.errors import DataError
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
+_NAMES = {";": "semicolons", "\t": "tabs", ",": "commas", "|": "bars"}
 _HEAD = 1 << 16
-TEXT_ENDINGS = (".jsonl", ".json", *_SEPARATORS)
+_PLAIN_ENDINGS = (".jsonl", ".json", *_SEPARATORS)
+TEXT_ENDINGS = (*_PLAIN_ENDINGS, *(f"{ending}.gz" for ending in _PLAIN_ENDINGS))
 
 
 class FileRecords:
@@ -27,28 +32,49 @@ class FileRecords:
     Args:
         path: the file; its ending says how it is read.
         is_split: as in `Records`.
+        field: of a JSON file that holds an object, the key of its list of rows.
+
+    Attributes:
+        notes: how a table's cells are separated, where its ending says something else; what an
+            object holds in addition to its list of rows.
 
     Raises:
         DataError: the file is missing, has another ending, or no rows can be told apart in it.
     """
 
-    def __init__(self, path: Path, is_split: bool = False) -> None:
+    def __init__(self, path: Path, is_split: bool = False, field: str | None = None) -> None:
         self.path, self.folder, self.place = path, path.parent, str(path)
         self.is_split = is_split
-        ending = path.suffix.lower()
+        self.notes: tuple[str, ...] = ()
+        self._ending = _ending_of(path)
         try:
-            if ending in _SEPARATORS:
-                separator = _SEPARATORS[ending]
-                self._index = kept_index(path, ending, partial(index_csv, separator=separator))
-                self._open_csv(separator)
-            elif ending == ".jsonl" or _holds_lines(path):
-                self._index, self._word = kept_index(path, "lines", index_lines), "line"
-            else:
-                self._index, self._word = kept_index(path, "list", index_list), "row"
+            file = unpacked(path)
         except OSError as error:
             raise DataError(_why_unreadable(path, error)) from error
+        try:
+            self._open(file, field)
+        except OSError as error:
+            raise DataError(_why_unreadable(path, error)) from error
+        except DataError as error:  # it names the copy of a packed file
+            raise DataError(str(error).replace(str(file), str(path))) from error
         if not len(self._index):
             raise DataError(f"'{path}' has no row")
+
+    def _open(self, file: Path, field: str | None) -> None:
+        """Find the rows of the file, unpacked."""
+        self._word = "row"
+        if self._ending in _SEPARATORS:
+            separator, told = _separator_of(file, _SEPARATORS[self._ending])
+            self.notes = (told,) if told else ()
+            index = partial(index_csv, separator=separator)
+            self._index = kept_index(file, f"{self._ending}{separator}", index)
+            self._open_csv(separator)
+        elif field is not None:
+            self._index, self.notes = index_field(file, field)
+        elif self._ending == ".jsonl" or _holds_lines(file):
+            self._index, self._word = kept_index(file, "lines", index_lines), "line"
+        else:
+            self._index = kept_index(file, "list", index_list)
 
     def __len__(self) -> int:
         """Count the rows."""
@@ -85,22 +111,52 @@ class FileRecords:
 
     def _text(self, start: int, end: int, where: str) -> str:
         try:
-            with self.path.open("rb") as stream:
+            with unpacked(self.path).open("rb") as stream:
                 stream.seek(start)
                 return decode(stream.read(min(end - start, MAX_RECORD_BYTES + 1)), where)
         except OSError as error:
             raise DataError(_why_unreadable(self.path, error)) from error
 
     def _parse(self, text: str, where: str) -> Mapping[str, Any]:
-        if self._word == "row" or self.path.suffix.lower() not in _SEPARATORS:
+        if self._word == "row" or self._ending not in _SEPARATORS:
             return as_row(parse_json(text, where), where)
         try:
             cells = next(csv.reader([text], delimiter=self._separator, strict=True), [])
         except csv.Error as error:
             raise DataError(f"{where} is not CSV: {error}") from error
         if len(cells) != len(self._names):
-            raise DataError(f"{where} has not the header's {len(self._names)} columns")
+            raise DataError(
+                f"{where} has not the header's {len(self._names)} columns but {len(cells)}"
+            )
         return dict(zip(self._names, cells, strict=True))
+
+
+def _ending_of(path: Path) -> str:
+    """Return a file's ending, ".gz" left off."""
+    return Path(path.name.lower().removesuffix(".gz")).suffix
+
+
+def _separator_of(path: Path, usual: str) -> tuple[str, str]:
+    """Find out what separates the cells of a table's header.
+
+    Returns:
+        The separator, and a note where it is not the usual one of the file's ending.
+    """
+    with path.open("rb") as stream:
+        stream.seek(behind_mark(path))
+        header = stream.readline(_HEAD).decode("utf-8", "replace").strip("\r\n")
+    counts = {one: _count_cells(header, one) for one in (usual, *_NAMES)}
+    separator = max(counts, key=lambda one: counts[one])
+    if counts[separator] == counts[usual]:
+        return usual, ""
+    return separator, f"its cells are separated by {_NAMES[separator]}, found out from its header"
+
+
+def _count_cells(header: str, separator: str) -> int:
+    try:
+        return len(next(csv.reader([header], delimiter=separator, strict=True), []))
+    except csv.Error:
+        return 0
 
 
 def _holds_lines(path: Path) -> bool:
@@ -126,7 +182,7 @@ def _holds_lines(path: Path) -> bool:
                 return True
         except (DataError, UnicodeDecodeError):
             parse_json(head.decode("utf-8", "replace"), f"'{path}'") if len(head) < _HEAD else None
-    raise DataError(f"'{path}' holds an object, a list of objects is needed")
+    raise refuse_object(path)
 
 
 def stream_lines(path: Path) -> Iterator[Record | DataError]:
@@ -136,16 +192,18 @@ def stream_lines(path: Path) -> Iterator[Record | DataError]:
         DataError: the file cannot be read.
     """
     try:
-        with path.open("rb") as stream:
-            stream.seek(behind_mark(path))
+        with opened(path) as stream:
+            if not is_packed(path):
+                stream.seek(behind_mark(path))
             number = 0
             while line := stream.readline(MAX_RECORD_BYTES + 1):
                 number += 1
+                line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
                 if line.strip():
                     yield _record_of(line, f"line {number}", path)
                 while len(line) > MAX_RECORD_BYTES and not line.endswith(b"\n"):
                     line = stream.readline(MAX_RECORD_BYTES + 1)
-    except OSError as error:
+    except UNREADABLE as error:
         raise DataError(_why_unreadable(path, error)) from error
 
 
@@ -175,7 +233,7 @@ def decode(content: bytes, where: str) -> str:
         ) from error
 
 
-def _why_unreadable(path: Path, error: OSError) -> str:
+def _why_unreadable(path: Path, error: BaseException) -> str:
     if not path.exists():
         return f"no file '{path}'{neighbour(path)}"
-    return f"'{path}' cannot be read: {error.strerror or error}"
+    return f"'{path}' cannot be read: {getattr(error, 'strerror', None) or error}"

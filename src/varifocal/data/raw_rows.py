@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -61,7 +61,11 @@ class Records(Protocol):
 
 
 class JoinedRecords:
-    """Several files' rows, one after the other."""
+    """Several files' rows, one after the other.
+
+    Attributes:
+        notes: what was found out about the files and has to be known.
+    """
 
     def __init__(
         self, parts: Sequence[Records], folder: Path, place: str, is_split: bool = False
@@ -69,6 +73,8 @@ class JoinedRecords:
         self.folder, self.place, self.is_split = folder, place, is_split
         self._parts = tuple(parts)
         self._ends = tuple(accumulate(len(part) for part in parts))
+        notes = (note for part in parts for note in getattr(part, "notes", ()))
+        self.notes = tuple(dict.fromkeys(notes))
 
     def __len__(self) -> int:
         """Count the rows."""
@@ -94,6 +100,7 @@ class StreamedRecords:
         folder: as in `Records`.
         place: as in `Records`.
         is_split: as in `Records`.
+        notes: what was found out about the files and has to be known.
     """
 
     def __init__(
@@ -102,8 +109,10 @@ class StreamedRecords:
         folder: Path,
         place: str,
         is_split: bool = False,
+        notes: Iterable[str] = (),
     ) -> None:
         self._rows, self.folder, self.place, self.is_split = rows, folder, place, is_split
+        self.notes = tuple(notes)
 
     def __iter__(self) -> Iterator[Record | DataError]:
         """Begin at the first row."""

@@ -145,5 +145,7 @@ def as_row(row: Any, where: str) -> Mapping[str, Any]:
         DataError: it is something else.
     """
     if not isinstance(row, dict):
-        raise DataError(f"{where} holds a {_kind(row)}, an object {{...}} is needed")
+        names = '; give its values names, as {"question": ..., "answer": ...}'
+        mend = names if isinstance(row, list) else ""
+        raise DataError(f"{where} holds a {_kind(row)}, an object {{...}} is needed{mend}")
     return row

@@ -53,11 +53,11 @@ def open_records(
         files = sorted(Path(file) for file in glob(str(path), recursive=True))
         if not files:
             raise DataError(f"no file matches '{path}'")
-        return _join(files, files[0].parent, str(path), section.streaming, is_split=False)
+        return _join(files, files[0].parent, str(path), section, is_split=False)
     if path.is_dir():
         records = _open_folder(path, section)
     elif path.exists():
-        records = _join([path], path.parent, str(path), section.streaming, is_split=False)
+        records = _join([path], path.parent, str(path), section, is_split=False)
     else:
         raise DataError(f"no file or folder '{path}'{neighbour(path)}")
     return _streamed(records) if section.streaming else records
@@ -67,7 +67,8 @@ def _streamed(records: Records | StreamedRecords) -> StreamedRecords:
     if isinstance(records, StreamedRecords):
         return records
     rows = partial(read_in_order, records)
-    return StreamedRecords(rows, records.folder, records.place, records.is_split)
+    notes = getattr(records, "notes", ())
+    return StreamedRecords(rows, records.folder, records.place, records.is_split, notes)
 
 
 def _open_folder(folder: Path, section: SourceSection) -> Records | StreamedRecords:
@@ -82,14 +83,14 @@ def _open_folder(folder: Path, section: SourceSection) -> Records | StreamedReco
     by_split = {name: list(group) for name, group in groupby(sorted(files, key=_key), _split_of)}
     named = {name: group for name, group in by_split.items() if name}
     if not named:
-        return _join(files, folder, str(folder), section.streaming, is_split=False)
+        return _join(files, folder, str(folder), section, is_split=False)
     known = ", ".join(named)
     if section.split is None and len(named) > 1:
         raise DataError(f"'{folder}' has the splits {known}; say which one is meant (split: ...)")
     split = section.split or next(iter(named))
     if split not in named:
         raise DataError(f"'{folder}' has no split '{split}' but {known}{nearest(split, named)}")
-    return _join(named[split], folder, str(folder), section.streaming, is_split=True)
+    return _join(named[split], folder, str(folder), section, is_split=True)
 
 
 def _files_of(folder: Path) -> list[Path]:
@@ -125,9 +126,10 @@ def _key(file: Path) -> tuple[str, str]:
 
 
 def _join(
-    files: Sequence[Path], folder: Path, place: str, streaming: bool, is_split: bool
+    files: Sequence[Path], folder: Path, place: str, section: SourceSection, is_split: bool
 ) -> Records | StreamedRecords:
     """Open files of records and set their rows one behind the other."""
+    streaming = section.streaming
     parts: list[Any] = []
     for ending, group in groupby(files, _ending):
         same = list(group)
@@ -136,28 +138,29 @@ def _join(
         elif ending in TAR_ENDINGS:
             parts += [_open_shard(file, streaming) for file in same]
         else:
-            parts += [_open_text(file, ending, streaming) for file in same]
+            parts += [_open_text(file, ending, section) for file in same]
     homes = {file.parent for file in files}
     home = homes.pop() if len(homes) == 1 else folder
     if streaming:
-        rows = partial(_chain, [_streamed(part) for part in parts])
-        return StreamedRecords(rows, home, place, is_split)
+        streams = [_streamed(part) for part in parts]
+        notes = dict.fromkeys(note for stream in streams for note in stream.notes)
+        return StreamedRecords(partial(_chain, streams), home, place, is_split, notes)
     if len(parts) == 1:
         parts[0].is_split = is_split
         return parts[0]
     return JoinedRecords(parts, home, place, is_split)
 
 
-def _open_text(file: Path, ending: str, streaming: bool) -> Records | StreamedRecords:
-    if ending == ".json" and is_coco(file):
+def _open_text(file: Path, ending: str, section: SourceSection) -> Records | StreamedRecords:
+    if ending == ".json" and section.field is None and is_coco(file):
         return CocoRecords(file)
-    if ending == ".jsonl" and streaming:
+    if ending in (".jsonl", ".jsonl.gz") and section.streaming:
         return StreamedRecords(partial(stream_lines, file), file.parent, str(file))
     if not ending:
         raise DataError(
             f"'{file}' cannot be read as rows: a file's name ends with {', '.join(ENDINGS)}"
         )
-    return FileRecords(file)
+    return FileRecords(file, field=section.field)
 
 
 def _open_shard(file: Path, streaming: bool) -> Records | StreamedRecords:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import islice
+from typing import Any
 
 from varifocal.data.alpaca import is_alpaca, parse_alpaca
 from varifocal.data.captions import is_caption, parse_caption
+from varifocal.data.cauldron import is_cauldron, parse_cauldron
 from varifocal.data.conversations import (
     is_llava,
     is_openai,
@@ -15,9 +17,16 @@ from varifocal.data.conversations import (
     parse_conversation,
     parse_vision_flan,
 )
+from varifocal.data.pairs import (
+    is_prompt_completion,
+    is_query_response,
+    parse_prompt_completion,
+    parse_query_response,
+)
 from varifocal.data.parsing import Format
 from varifocal.data.raw_rows import Record
 from varifocal.data.scienceqa import is_scienceqa, parse_scienceqa, wants_scienceqa
+from varifocal.data.suggesting import suggest_columns
 from varifocal.data.table import is_table_row, parse_table_row
 from varifocal.errors import DataError
 
@@ -31,6 +40,11 @@ FORMATS: dict[str, Format] = {
     "scienceqa": Format(
         "question, choices, answer, lecture", is_scienceqa, parse_scienceqa, wants_scienceqa
     ),
+    "prompt_completion": Format(
+        "prompt and completion, or the like", is_prompt_completion, parse_prompt_completion
+    ),
+    "query_response": Format("query, response, history", is_query_response, parse_query_response),
+    "cauldron": Format("images, and texts of user and assistant", is_cauldron, parse_cauldron),
     "table": Format("question, answer, or mapped columns", is_table_row, parse_table_row),
     "captions": Format("file_name or image, and caption or text", is_caption, parse_caption),
 }
@@ -59,6 +73,18 @@ def detect(rows: Iterable[Record | DataError], place: str) -> str:
     seen = ", ".join(map(str, records[0].row)) if records else "no row"
     known = "; ".join(f"{name} ({one.about})" for name, one in FORMATS.items())
     raise DataError(
-        f"'{place}' is of no known format: its first record has {seen}; name its format, one of "
-        f"{known}; or map its columns (columns: {{question: ..., answer: ...}})"
+        f"'{place}' is of no known format: its first record has {seen}; "
+        f"{_mend(records[0].row if records else {})}; or name its format, one of {known}"
     )
+
+
+def _mend(row: Mapping[str, Any]) -> str:
+    """Say what to add to the recipe, or to do with the file."""
+    nested = [
+        str(name)
+        for name, cell in row.items()
+        if isinstance(cell, list) and cell and isinstance(cell[0], dict)
+    ]
+    if nested and not any(isinstance(cell, str) and len(cell.split()) > 1 for cell in row.values()):
+        return f"its questions lie deeper, in {', '.join(nested)}: write a row for each of them"
+    return f"map its columns, for example columns: {{{suggest_columns(row)}}}"

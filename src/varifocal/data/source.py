@@ -26,6 +26,7 @@ from varifocal.data.records import open_records
 from varifocal.data.register import FORMATS, detect
 from varifocal.data.scienceqa import ScienceQARecords
 from varifocal.data.table import check_columns, find_integers
+from varifocal.data.unread import unread_columns
 from varifocal.errors import DataError, nearest
 
 if TYPE_CHECKING:
@@ -99,6 +100,10 @@ class Source:
         except DataError as error:
             return error
 
+    def notes(self) -> list[str]:
+        """Say what of the records is not read, and what was found out about their file."""
+        return [f"{self.name}: {note}" for note in self._parser.notes(self.records)]
+
     @cached_property
     def fingerprint(self) -> str:
         """A digest of the records' content and of everything that decides what they become."""
@@ -163,6 +168,10 @@ class StreamedSource:
         self.name = name_of(section)
         self._parser = _Parser(section, records, format_name, seed)
 
+    def notes(self) -> list[str]:
+        """Say what of the first records is not read; see `Source`."""
+        return [f"{self.name}: {note}" for note in self._parser.notes(self.records)]
+
     def __iter__(self) -> Iterator[Example | DataError]:
         """Yield the records that are asked for, a broken one as its error."""
         count = 0
@@ -210,6 +219,13 @@ class _Parser:
             self.asked = replace(self.asked, integers=_integers_of(records, self.asked))
         self.is_split = records.is_split
         self.section, self.seed = section, seed
+
+    def notes(self, records: Records | StreamedRecords) -> list[str]:
+        """Say what of the first records is not read, and what was found out about their file."""
+        rows = iter(records) if isinstance(records, StreamedRecords) else read_in_order(records)
+        unread = unread_columns(islice(rows, _FEW), self.format, self.asked)
+        what = f"as {self.asked.format}, these columns are not read: {', '.join(unread)}"
+        return [*getattr(records, "notes", ()), *([what] if unread else [])]
 
     @property
     def identity(self) -> str:
@@ -264,6 +280,7 @@ class _Parser:
         return example
 
 
+_FEW = 8
 _LOOKED_AT = 256
 
 

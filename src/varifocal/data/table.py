@@ -83,6 +83,7 @@ def parse_table_row(record: Record, asked: ParseOptions) -> Example:
         DataError: a mapped column is not there, or a value cannot be used.
     """
     row, where = with_our_names(record.row), record.where
+    row = _with_one_answer(row, asked)
     pictures = _pictures(row, asked, where)
     context = text_cell(row, "context", asked, where)
     choices = _choices(row, asked, where)
@@ -111,6 +112,15 @@ def parse_table_row(record: Record, asked: ParseOptions) -> Example:
     )
 
 
+def _with_one_answer(row: Mapping[str, Any], asked: ParseOptions) -> Mapping[str, Any]:
+    """Take the only element of an answer that is a list, as Super-NaturalInstructions has it."""
+    column = asked.columns.get("answer", "answer")
+    answer = row.get(column)
+    if not isinstance(answer, list) or len(answer) != 1:
+        return row
+    return ChainMap({column: answer[0]}, row)  # type: ignore[arg-type]  # only read
+
+
 def _pictures(row: Mapping[str, Any], asked: ParseOptions, where: str) -> list[Image]:
     """Find the pictures of a row, in their order."""
     column = asked.columns.get("image")
@@ -125,11 +135,11 @@ def _pictures(row: Mapping[str, Any], asked: ParseOptions, where: str) -> list[I
 
 
 def _picture_cell(part: str, row: Mapping[str, Any], asked: ParseOptions, where: str) -> Any:
-    """Return a column's cell, or a template's text; None where one of its columns is empty."""
+    """Return a column's cell, or a template's text; None where all of its columns are empty."""
     if part in row:
         return row[part]
     names = [name for name in row if f"{{{name}" in part]
-    if any(row[name] in (None, "") for name in names):
+    if names and all(row[name] in (None, "") for name in names):
         return None
     return filled(part, row, "image", asked, where)
 

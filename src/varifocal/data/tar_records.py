@@ -8,13 +8,8 @@ Letters: N samples.
 
 from __future__ import annotations
 
-import gzip
-import hashlib
 import io
-import os
-import shutil
 import tarfile
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,8 +19,9 @@ from typing import IO
 
 import numpy as np
 
-from varifocal.cache import cache_root, file_digest
+from varifocal.cache import file_digest
 from varifocal.data.byte_index import Index, kept
+from varifocal.data.compressed import UNREADABLE, opened, unpacked
 from varifocal.data.raw_rows import Record
 from varifocal.data.shard_rows import row_of_sample
 from varifocal.errors import DataError
@@ -34,7 +30,7 @@ TAR_ENDINGS = (".tar", ".tar.gz", ".tgz")
 MAX_SAMPLE_BYTES = 256 * 2**20
 """A larger sample is refused unread: none may fill the memory."""
 
-_UNREADABLE = (tarfile.TarError, OSError, EOFError, zlib.error, ValueError)
+_UNREADABLE = (tarfile.TarError, ValueError, *UNREADABLE)
 
 
 class TarRecords:
@@ -55,7 +51,7 @@ class TarRecords:
         self.path, self.folder, self.place = path, path.parent, str(path)
         self.is_split = is_split
         with _told(path):
-            self._index = kept(_unpacked(path), "samples", partial(_index, path=path))
+            self._index = kept(unpacked(path), "samples", partial(_index, path=path))
         if not len(self._index):
             raise DataError(f"'{path}' has no sample: no file in it has a name and an ending")
 
@@ -70,7 +66,7 @@ class TarRecords:
             DataError: its JSON is broken, or it is too large; see `shard_rows.row_of_sample`.
         """
         start, end, _ = (int(value) for value in self._index[number])
-        with _told(self.path), _unpacked(self.path).open("rb") as stream:
+        with _told(self.path), unpacked(self.path).open("rb") as stream:
             stream.seek(start)
             content = io.BytesIO(stream.read(end - start)) if end - start <= _MOST_READ else None
             if content is None:
@@ -90,7 +86,7 @@ def stream_shard(path: Path) -> Iterator[Record | DataError]:
     Raises:
         DataError: as `TarRecords`, when the damaged part is reached.
     """
-    with _told(path), _opened(path) as stream:
+    with _told(path), opened(path) as stream:
         for sample in _samples(stream, path):
             try:
                 yield sample.record(path)
@@ -212,41 +208,6 @@ def _index(plain: Path, path: Path) -> Index:
         bounds = [(one.start, one.end) for one in _samples(stream, path, read=False)]
     numbered = [(start, end, number) for number, (start, end) in enumerate(bounds)]
     return np.array(numbered, np.int64).reshape(-1, 3)
-
-
-def _is_compressed(path: Path) -> bool:
-    with path.open("rb") as stream:
-        return stream.read(2) == b"\x1f\x8b"
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[IO[bytes]]:
-    with gzip.open(path) if _is_compressed(path) else path.open("rb") as stream:
-        yield stream  # type: ignore[misc]  # gzip's files read as others do
-
-
-def _unpacked(path: Path) -> Path:
-    """Return the shard, or the copy of a compressed one in the cache."""
-    if not _is_compressed(path):
-        return path
-    stat = path.stat()
-    identity = f"{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}"
-    copy = cache_root() / "shards" / f"{hashlib.sha256(identity.encode()).hexdigest()}.tar"
-    if copy.is_file():
-        return copy
-    scratch = copy.with_suffix(f".{os.getpid()}")
-    try:
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        with gzip.open(path) as packed, scratch.open("wb") as plain:
-            shutil.copyfileobj(packed, plain, 1 << 20)
-        scratch.replace(copy)
-    except _UNREADABLE as error:
-        scratch.unlink(missing_ok=True)
-        raise DataError(
-            f"'{path}' cannot be unpacked into '{copy.parent}': {_reason(error)}; unpack it "
-            "yourself, or read it in its order with streaming: true"
-        ) from error
-    return copy
 
 
 @contextmanager

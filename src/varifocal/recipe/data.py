@@ -16,6 +16,9 @@ FormatName = Literal[
     "scienceqa",
     "vision_flan",
     "mlan",
+    "prompt_completion",
+    "query_response",
+    "cauldron",
     "table",
     "captions",
 ]
@@ -31,6 +34,8 @@ class SourceSection(Section):
     """Instead of `path`: the id of a Hugging Face data set; asked for only when named here."""
     subset: str | None = None
     """`hub`: the data set's configuration."""
+    field: str | None = None
+    """Of a .json file that holds an object: the key of its list of rows, as in `datasets`."""
     format: FormatName = "auto"
     """How records are read; `auto` finds out from the file's name and first records."""
     name: str | None = None
@@ -69,6 +74,8 @@ class SourceSection(Section):
             raise WrongKeyError("path", "give either path or hub")
         if self.subset is not None and self.hub is None:
             raise WrongKeyError("subset", "belongs to hub")
+        if self.field is not None and not (self.path or "").lower().endswith(".json"):
+            raise WrongKeyError("field", "belongs to a path that ends with .json")
         if self.epochs is not None and self.weight is not None:
             raise WrongKeyError("weight", "epochs decides the source's count already; give one")
         return self

@@ -1,7 +1,7 @@
 """What a run learns from: the recipe's sources as rows of samples, and as described pictures."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -34,6 +34,7 @@ class TrainingData:
         draw: which records of which source an epoch holds; None for streams.
         samples: the samples, where they are all encoded before the first step; else None.
         names: of the sources.
+        notes: what is not read of the sources, and what was found out about their files.
     """
 
     rows: PackedDataset | LazyRows
@@ -41,6 +42,7 @@ class TrainingData:
     names: list[str]
     draw: Draw | None = None
     samples: UsableSamples | None = None
+    notes: Sequence[str] = ()
 
     @property
     def is_lazy(self) -> bool:
@@ -59,7 +61,7 @@ class TrainingData:
             row["modality"] = MODALITY_NAMES[row["modality"]]
         return {
             "mixture": rows,
-            "notes": list(self.draw.notes) if self.draw else [],
+            "notes": [*self.notes, *(self.draw.notes if self.draw else ())],
             "realised": self._realised(),
             "rows_per_epoch": len(self.rows),
             "row_length": self.rows.row_length,
@@ -119,18 +121,19 @@ def load_training_data(
         return _streamed(data, encoder, seed, num_rows)
     samples = open_samples(data, encoder, seed=seed)
     names = [source.name for source in samples.sources]
+    notes = notes_of(samples.sources)
     row_length = data.row_length or data.max_length
     lazy = len(samples) >= LAZY_FROM if data.lazy is None else data.lazy
     if lazy:
         epoch = estimate_rows(samples, row_length, seed, data.packing)
         passes = shuffled_passes(samples, seed)
         rows = LazyRows(passes, row_length, seed, epoch, data.packing)
-        return TrainingData(rows, samples.tally, names, samples.draw)
+        return TrainingData(rows, samples.tally, names, samples.draw, notes=notes)
     usable = UsableSamples(samples, progress)
     if not len(usable):
         raise DataError("there is no example to train on: all were skipped or dropped")
     rows = PackedDataset(usable, row_length, seed, data.packing, usable.lengths.tolist())
-    return TrainingData(rows, samples.tally, names, samples.draw, usable)
+    return TrainingData(rows, samples.tally, names, samples.draw, usable, notes)
 
 
 def open_samples(data: DataSection, encoder: Encoder, *, seed: int = 0) -> Samples:
@@ -186,7 +189,13 @@ def _streamed(data: DataSection, encoder: Encoder, seed: int, num_rows: int | No
     weights = [section.weight or 1.0 for section in data.train]
     passes = streamed_passes(sources, weights, encoder, tally, data.on_bad_record, seed)
     rows = LazyRows(passes, data.row_length or data.max_length, seed, num_rows, data.packing)
-    return TrainingData(rows, tally, [source.name for source in sources])
+    names = [source.name for source in sources]
+    return TrainingData(rows, tally, names, notes=notes_of(sources))
+
+
+def notes_of(sources: Iterable[Source | StreamedSource]) -> list[str]:
+    """Collect what is told of sources, each sentence once."""
+    return list(dict.fromkeys(note for source in sources for note in source.notes()))
 
 
 def fingerprint_sources(data: DataSection) -> dict[str, str]:

@@ -134,6 +134,8 @@ def _open(
             num_rows=_num_rows(recipe),
             progress=lambda *at: tell("encode", *at),
         )
+    if data.notes:
+        tell("data", 1, 1, "; ".join(data.notes))
     return parts, data
 
 

@@ -299,6 +299,9 @@ def test_no_example_is_kept(encoder, monkeypatch):
         def __init__(self):
             self.section, self.name = SourceSection(path="many.jsonl"), "many"
 
+        def notes(self):
+            return []
+
         def __len__(self):
             return 2000
 

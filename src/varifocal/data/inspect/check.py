@@ -135,7 +135,7 @@ def _read(
     if side == "captions":
         section = section.model_copy(update={"prompt_format": "caption"})
     source = open_source(section, seed)
-    counts = SourceCounts(source.name, section.place, side)
+    counts = SourceCounts(source.name, section.place, side, notes=source.notes())
     stage = f"{side}: {source.name}"
     for look in _looks(source, Looker(encoder, side), seed, num_workers):
         counts.add(look, findings)

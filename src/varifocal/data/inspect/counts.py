@@ -42,6 +42,7 @@ class SourceCounts:
         num_shortened: records whose oldest turns are left out.
         num_left_out: records over the limit that give no sample.
         content, question, id: digests of each record (see `Look`).
+        notes: what is not read of the source, and what was found out about its file.
     """
 
     name: str
@@ -61,6 +62,7 @@ class SourceCounts:
     content: array[int] = field(default_factory=_digests)
     question: array[int] = field(default_factory=_digests)
     id: array[int] = field(default_factory=_digests)
+    notes: list[str] = field(default_factory=list)
     _codes: dict[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -144,6 +146,7 @@ class SourceCounts:
             "cut": self.num_cut,
             "turns_left_out": self.num_shortened,
             "over_limit_left_out": self.num_left_out,
+            "notes": list(self.notes),
             "image_tokens": {str(n): count for n, count in sorted(self.image_tokens.items())},
         }
 
