@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from varifocal.errors import DataError, Stopped, VarifocalError
+from varifocal.stopping import sigterm_interrupts
+from varifocal.writing import claim_folder
 
 SEEDS = (0, 1, 2)
 """Those that a study's sweeps name."""
@@ -30,8 +32,12 @@ def parser_of(doc: str | None, *, quick: str, data: str) -> argparse.ArgumentPar
 def read_options(
     parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None
 ) -> argparse.Namespace:
-    """Parse a command line; seeds that are not given are all, or the first with `--quick`."""
+    """Parse a command line, and make its OUT; a study writes over no folder of somebody's.
+
+    Seeds that are not given are all, or the first with `--quick`.
+    """
     options = parser.parse_args(arguments)
+    claim_folder(options.out)
     if options.seeds is None:
         options.seeds = _seeds_by_default(options)
     return options
@@ -95,9 +101,10 @@ def _folder(text: str) -> Path:
 
 
 def run_study(main: Callable[[], None]) -> None:
-    """Run a study's `main`: a mistake, or Ctrl-C, ends it with a sentence and no traceback."""
+    """Run a study's `main`: a mistake, Ctrl-C or SIGTERM ends with a sentence, no traceback."""
     try:
-        main()
+        with sigterm_interrupts():
+            main()
     except VarifocalError as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)

@@ -25,8 +25,9 @@ from varifocal.evaluation.retention import read
 from varifocal.evaluation.retention_material import gather_material
 from varifocal.evaluation.scienceqa import evaluate
 from varifocal.recipe import Recipe
-from varifocal.run import RunDirectory, write_json
+from varifocal.run import RunDirectory
 from varifocal.sweep import Sweep, load_sweep, run_sweep
+from varifocal.writing import write_json
 
 HERE = Path(__file__).parent
 PICTURE_SKILLS = ("circuits", "shapes", "thermometer")

@@ -16,7 +16,7 @@ from typing import Any
 from varifocal.data.sciencebook import make_sciencebook
 from varifocal.errors import DataError
 from varifocal.evaluation.benchmarks.table import BENCHMARKS
-from varifocal.run import whole_directory
+from varifocal.writing import whole_directory
 
 SKILLS = ("counting", "shapes", "opposites", "synonyms")
 PICTURED = ("counting", "shapes", "colors")

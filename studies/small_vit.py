@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from transformers import CLIPImageProcessorPil, Dinov2Config, Dinov2Model
 
 from varifocal.data.sciencebook import SKILLS, compose, draw
+from varifocal.writing import claim_folder
 
 SEED = 20_261_122
 """Of the pictures; the studies make theirs with seeds from 0 to 9."""
@@ -278,7 +279,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--batch", type=int, default=BATCH)
     options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
+    claim_folder(options.out)
     save(pretrain(options.out, options.steps, options.batch), options.out / "model")
 
 

@@ -30,7 +30,7 @@ from varifocal.models.connector import pool_cells
 from varifocal.models.load import load_image_processor
 from varifocal.models.sources import locate, read_config
 from varifocal.models.vision import VISION_MODELS, VisionTower, build_tower
-from varifocal.run import write_json
+from varifocal.writing import claim_folder, write_json
 
 SEED = 77
 """Of the pictures; pre-training had another."""
@@ -165,7 +165,7 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=80)
     parser.add_argument("--test", type=int, default=40)
     options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
+    claim_folder(options.out)
     scores = probe(options.out, options.vit, options.train, options.test)
     given = f"--vit {options.vit} --train {options.train} --test {options.test}"
     command = f"python -m studies.small_vit_probe OUT {given}"

@@ -12,7 +12,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "varifocal"
 
-GROUND = {"errors", "cache", "manifest", "recipe", "run"}
+GROUND = {"errors", "cache", "manifest", "recipe", "run", "writing"}
 STOCK = {"models", "data", "tuners"}
 VERBS = {"training", "evaluation", "analysis", "export", "serving"}
 
@@ -23,7 +23,9 @@ ALLOWED = {
     "notices": set(),
     "recipe": {"errors"},
     "manifest": {"errors"},
-    "run": {"errors", "cache", "manifest"},
+    "stopping": set(),
+    "writing": {"errors", "cache", "manifest"},
+    "run": {"errors", "manifest", "writing"},
     "tuners": set(),
     "models": GROUND,
     "data": GROUND,
@@ -31,7 +33,7 @@ ALLOWED = {
     **dict.fromkeys(VERBS, GROUND | STOCK | {"assemble"}),
     "demo": GROUND | STOCK | VERBS | {"assemble"},
     "sweep": GROUND | STOCK | VERBS | {"assemble"},
-    "cli": GROUND | STOCK | VERBS | {"assemble", "demo", "sweep", "registration"},
+    "cli": GROUND | STOCK | VERBS | {"assemble", "demo", "sweep", "registration", "stopping"},
     "registration": {"errors", "models", "tuners"},
     "__init__": GROUND | STOCK | VERBS | {"notices", "registration"},
 }

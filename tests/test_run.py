@@ -8,7 +8,14 @@ import pytest
 from safetensors import SafetensorError
 
 from varifocal.errors import RunError
-from varifocal.run import RunDirectory, fingerprint_files, whole_directory, write_json, write_text
+from varifocal.run import RunDirectory, fingerprint_files
+from varifocal.writing import (
+    process_staging_path,
+    staging_path,
+    whole_directory,
+    write_json,
+    write_text,
+)
 
 
 @pytest.fixture
@@ -45,7 +52,7 @@ def test_a_file_is_no_run_directory(tmp_path):
     with pytest.raises(RunError) as caught:
         RunDirectory.create(tmp_path / "file")
     assert str(caught.value) == (
-        f"{tmp_path / 'file'} is a file, a run needs a directory; choose another --out"
+        f"{tmp_path / 'file'} is a file, and a folder is to be written; choose another --out"
     )
     with pytest.raises(RunError) as caught:
         RunDirectory.open(tmp_path)
@@ -144,15 +151,19 @@ def test_a_directory_takes_the_place_of_the_old_one(tmp_path):
 
 
 def test_what_a_killed_writer_left_goes_with_the_next_one(tmp_path):
-    for left in (".checkpoint-6.x1y2", ".checkpoint-60.x1y2", ".checkpoint-6.old"):
-        (tmp_path / left).mkdir()
+    six, other = (staging_path(tmp_path / f"checkpoint-{n}") for n in (6, 60))
+    part = process_staging_path(tmp_path / "checkpoint-6", 1)
+    strangers = tmp_path / ".checkpoint-6.original"
+    for left in (six, other, part, strangers):
+        left.mkdir()
     with whole_directory(tmp_path / "checkpoint-6") as staging:
         (staging / "new").write_text("new")
-        assert (tmp_path / ".checkpoint-6.x1y2").is_dir()
+        assert six.is_dir()
     assert tree(tmp_path) == {
         "checkpoint-6": None,
         "checkpoint-6/new": b"new",
-        ".checkpoint-60.x1y2": None,
+        other.name: None,
+        strangers.name: None,
     }
 
 
@@ -212,7 +223,7 @@ def test_a_full_disk_under_one_file(run, monkeypatch):
     def full(*_, **__):
         raise FULL[0]
 
-    monkeypatch.setattr(os, "fdopen", full)
+    monkeypatch.setattr(os, "replace", full)
     with pytest.raises(RunError, match=rf"^the disk is full: {run.recipe} was not written"):
         write_text(run.recipe, "new")
     monkeypatch.setattr(json, "dumps", full)
@@ -224,7 +235,7 @@ def test_a_full_disk_under_one_file(run, monkeypatch):
 def test_another_mistake_keeps_its_own_words(tmp_path):
     def fail():
         with whole_directory(tmp_path / "adapter"):
-            raise PermissionError(errno.EACCES, "Permission denied")
+            raise PermissionError(errno.EACCES, "Permission denied", "/elsewhere/config.json")
 
     with pytest.raises(PermissionError):
         fail()

@@ -13,7 +13,7 @@ from PIL import Image
 
 from varifocal.data import sciencebook
 from varifocal.data.sciencebook import SKILLS, chance, compose, make_sciencebook
-from varifocal.errors import DataError
+from varifocal.errors import DataError, RunError
 
 PICTURE = [name for name, skill in SKILLS.items() if skill.needs == "picture"]
 TEXT = [name for name, skill in SKILLS.items() if skill.needs == "text"]
@@ -293,6 +293,9 @@ def test_a_killed_run_leaves_no_problems_json_and_can_be_repeated(tmp_path):
 
 def test_a_disk_that_refuses_is_named(tmp_path):
     (tmp_path / "images").write_text("in the way")
+    with pytest.raises(RunError, match=r"Varifocal did not make it: it holds images; choose"):
+        make_sciencebook(tmp_path, train=1, val=0, test=0, seed=0, skills=["magnets"])
+    (tmp_path / ".varifocal").touch()
     with pytest.raises(DataError, match=f"cannot write the data set in {re.escape(str(tmp_path))}"):
         make_sciencebook(tmp_path, train=1, val=0, test=0, seed=0, skills=["magnets"])
 

@@ -22,11 +22,12 @@ from varifocal.data.sciencebook import SKILLS, make_sciencebook
 from varifocal.errors import RunError
 from varifocal.evaluation.scienceqa import AVERAGE, Report, evaluate
 from varifocal.recipe import Recipe, load_recipe
-from varifocal.run import RunDirectory, write_json
+from varifocal.run import RunDirectory
 from varifocal.training.peak_memory import peak_memory_gib
 from varifocal.training.progress import Progress
 from varifocal.training.train import train
 from varifocal.tuners import routing_table
+from varifocal.writing import write_json
 
 PICTURE_SKILLS = (
     "circuits",
@@ -88,12 +89,20 @@ def run_demo(
         RunError: the directory holds a demo of the other size.
         Stopped: Ctrl-C; call again to go on.
     """
-    started = time.monotonic()
     tell = progress or (lambda stage, done, total, note="": None)
-    run = RunDirectory(Path(root))
-    stored = run.root / "demo.json"
+    stored = Path(root) / "demo.json"
     if stored.is_file():
         return _read_back(stored, quick)
+    run = RunDirectory.create(root, resume=True)
+    with run.lock():
+        result = _do(run, quick, tell)
+        write_json(stored, result)
+    return result
+
+
+def _do(run: RunDirectory, quick: bool, tell: Progress) -> dict[str, Any]:
+    """Do what is left of a demo."""
+    started = time.monotonic()
     size = QUICK if quick else FULL
     recipe = prepare(run, size, tell)
     examples = list(load_source(recipe.data.evaluate[0]))
@@ -102,7 +111,7 @@ def run_demo(
     _, parts = open_run(run.root)
     after = _score(run, parts, examples, "after", tell)
     draw(run, parts, examples, after["predictions"])
-    result = {
+    return {
         "quick": quick,
         "before": _columns(before["start"]),
         "before_blind": _columns(before["blind"]),
@@ -119,8 +128,6 @@ def run_demo(
         "plots": [str(path) for path in sorted(run.plots.glob("*.png"))],
         "ask": _ask_command(run, examples),
     }
-    write_json(stored, result)
-    return result
 
 
 def prepare(run: RunDirectory, size: Size, tell: Progress) -> Recipe:

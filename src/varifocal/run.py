@@ -3,34 +3,44 @@
     runs/NAME/  recipe.yaml   metrics.jsonl   adapter/   processor/   checkpoints/   eval/   plots/
     analysis/   model/ (in place of adapter/ after full tuning)
 
-Every file is written whole or not at all: to a temporary name beside it, then renamed. This file
-knows paths and bytes only; models, adapters and scores are written by those who make them.
+Every file is written whole or not at all (`varifocal.writing`). This file knows paths and bytes
+only; models, adapters and scores are written by those who make them.
 """
 
-import errno
-import glob
 import hashlib
 import json
 import os
 import re
 import shutil
-import tempfile
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from varifocal.cache import cache_root
+from filelock import FileLock, Timeout
+
 from varifocal.errors import ModelError, RunError
-from varifocal.manifest import MANIFEST, damage, unlisted_damage, write_manifest
+from varifocal.manifest import MANIFEST, damage, unlisted_damage
+from varifocal.writing import (
+    MARK,
+    check_folder,
+    put_away,
+    sweep_staged,
+    unwritable_is_an_error,
+    write_text,
+)
 
 CHECKPOINT_PREFIX = "checkpoint-"
 UNLOGGED = "unlogged.json"
 """A checkpoint's file for what transformers forgets: losses since the last line, and the cost."""
 
 
-_STAGED = re.compile(r"\..+\.[a-z0-9_]{8}")  # as `tempfile` names what is not whole yet
+_SECONDS_TO_DIE = 15
+"""How long the workers of a killed process may keep its lock: torch's look for it every 5 s."""
+
+_RESOLVED = re.compile(r"^provenance:", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -48,22 +58,66 @@ class RunDirectory:
         """Make a run directory, or open the one that is to be continued.
 
         Raises:
-            RunError: it holds a run already and `resume` is false, or it is no directory.
+            RunError: it holds a run already and `resume` is false, it holds files of somebody
+                else, it is no directory, or it cannot be written.
         """
         run = cls(Path(root))
         run.check_free(resume=resume)
-        run.root.mkdir(parents=True, exist_ok=True)
+        with unwritable_is_an_error(run.root):
+            run.root.mkdir(parents=True, exist_ok=True)
+            (run.root / MARK).touch()
         return run
 
     def check_free(self, *, resume: bool = False) -> None:
         """Refuse what `create` refuses, and make nothing."""
-        if self.root.exists() and not self.root.is_dir():
-            raise RunError(f"{self.root} is a file, a run needs a directory; choose another --out")
-        if self.recipe.exists() and not resume:
+        if not self.recipe.exists():
+            check_folder(self.root)
+            return
+        if not self._is_ours():
+            raise RunError(
+                f"{self.root} holds a recipe.yaml that no training wrote, and a run would be "
+                "written over it; choose another --out"
+            )
+        if not resume:
             raise RunError(
                 f"{self.root} holds a run already; add --resume to go on with it, "
                 "or choose another --out"
             )
+
+    def _is_ours(self) -> bool:
+        """Whether a training made this folder; runs of Varifocal 0.1 have no mark."""
+        if (self.root / MARK).exists():
+            return True
+        return _RESOLVED.search(self.recipe.read_text(errors="replace")) is not None
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other processes from training here for the while.
+
+        The operating system lets go of the lock when the process ends, however it ends. Of the
+        processes of one launch only the first takes it. A process that has it may take it again.
+
+        Raises:
+            RunError: another process has it; the text names it.
+        """
+        if int(os.environ.get("RANK", "0")) != 0:
+            yield
+            return
+        file = self.root / MARK
+        lock = FileLock(file, is_singleton=True)
+        with unwritable_is_an_error(self.root):
+            try:
+                lock.acquire(timeout=0 if _owner_lives(file) else _SECONDS_TO_DIE)
+            except Timeout:
+                raise RunError(
+                    f"{self.root} is being written by {_owner(file)}; wait until it ends, stop it, "
+                    "or choose another --out"
+                ) from None
+            file.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+        try:
+            yield
+        finally:
+            lock.release()
 
     @classmethod
     def open(cls, root: str | Path) -> "RunDirectory":
@@ -204,16 +258,12 @@ class RunDirectory:
         Each loses its name first: one that a kill leaves half deleted is no checkpoint any more.
         """
         for path in self._checkpoints()[number:] if number else []:
-            shutil.rmtree(_put_away(path), ignore_errors=True)
+            shutil.rmtree(put_away(path), ignore_errors=True)
 
     def sweep(self) -> None:
         """Delete what a killed process left half written; nothing else may be writing here."""
-        staged = [path for path in self.root.glob(".*.*") if _STAGED.fullmatch(path.name)]
-        for left in [*staged, *self.checkpoints.glob(f".{CHECKPOINT_PREFIX}*")]:
-            if left.is_dir():
-                shutil.rmtree(left, ignore_errors=True)
-            else:
-                left.unlink(missing_ok=True)
+        for directory in (self.root, self.checkpoints):
+            sweep_staged(directory)
 
     def set_aside(self, checkpoint: Path) -> Path:
         """Rename a damaged checkpoint, so that it is neither resumed nor counted."""
@@ -254,8 +304,28 @@ class RunDirectory:
         Raises:
             RunError: the disk is full.
         """
-        with disk_full_is_an_error(self.metrics), self.metrics.open("a") as file:
+        with unwritable_is_an_error(self.metrics), self.metrics.open("a") as file:
             file.write(json.dumps(record) + "\n")
+
+
+def _owner(file: Path) -> str:
+    """Say which process has a lock, as it noted there."""
+    known = _json_or_none(file.read_text(errors="replace")) or {}
+    return f"process {known.get('pid', 'unknown')} on {known.get('host', 'unknown')}"
+
+
+def _owner_lives(file: Path) -> bool:
+    """Whether the process that noted itself may still run; of another machine nobody knows."""
+    known = _json_or_none(file.read_text(errors="replace")) or {}
+    if known.get("host") != socket.gethostname() or not isinstance(known.get("pid"), int):
+        return True
+    try:
+        os.kill(known["pid"], 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        pass
+    return True
 
 
 def checkpoint_step(path: Path) -> int:
@@ -265,103 +335,6 @@ def checkpoint_step(path: Path) -> int:
     120
     """
     return int(path.name[len(CHECKPOINT_PREFIX) :])
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all, making its directory.
-
-    Raises:
-        RunError: the disk is full.
-    """
-    with disk_full_is_an_error(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w") as file:
-                file.write(text)
-            os.replace(name, path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write indented JSON whole or not at all."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-
-
-@contextmanager
-def whole_directory(target: Path, noted: str | None = None) -> Iterator[Path]:
-    """Yield a directory to fill; it takes the place of `target` only when the block ends well.
-
-    Args:
-        target: what it will be called.
-        noted: the pattern of the files whose checksums are kept in a manifest; None keeps none.
-
-    Raises:
-        RunError: the disk is full; what stood at `target` is still there.
-    """
-    with disk_full_is_an_error(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
-        try:
-            yield staging
-            if noted is not None:
-                write_manifest(staging, noted)
-            staging.chmod(0o755)
-            _swap(staging, target)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
-
-
-def _swap(staging: Path, target: Path) -> None:
-    """Put `staging` where `target` stands; the old one and what kills left are deleted last."""
-    if target.exists():
-        _put_away(target)
-    os.replace(staging, target)
-    for left in target.parent.glob(f".{glob.escape(target.name)}.*"):
-        shutil.rmtree(left, ignore_errors=True)
-
-
-def _put_away(directory: Path) -> Path:
-    """Rename a directory to a hidden name, under which nobody looks for it."""
-    away = Path(tempfile.mkdtemp(dir=directory.parent, prefix=f".{directory.name}."))
-    os.replace(directory, away)
-    return away
-
-
-@contextmanager
-def disk_full_is_an_error(path: Path) -> Iterator[None]:
-    """Turn 'no space left' (OSError, safetensors' own error, torch's) into a sentence.
-
-    Of blocks inside one another the outermost names its path: a user knows the checkpoint, and not
-    the folder beside it in which it is prepared.
-
-    Raises:
-        RunError: the disk is full.
-    """
-    try:
-        yield
-    except Exception as error:
-        cause = error.__cause__ if isinstance(error, RunError) else error
-        if not isinstance(cause, Exception) or not _is_full(cause):
-            raise
-        mend = "free some space"
-        if path.is_relative_to(cache_root()):
-            mend += " or set VARIFOCAL_CACHE to a folder on another disk,"
-        raise RunError(
-            f"the disk is full: {path} was not written, and what was saved before is untouched; "
-            f"{mend} and repeat the command with --resume"
-        ) from cause
-
-
-def _is_full(error: Exception) -> bool:
-    """Whether an error is a full disk's, a used-up quota's or a file size limit's."""
-    number = getattr(error, "errno", None)
-    if number is not None:
-        return number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    # torch.save counts the bytes that went out, and says no more than that they are too few.
-    return any(text in str(error) for text in ("No space left", "unexpected pos"))
 
 
 def fingerprint_files(paths: list[Path]) -> str:

@@ -24,12 +24,14 @@ from varifocal.analysis.runs import flat
 from varifocal.errors import RecipeError, RunError, Stopped
 from varifocal.recipe import Recipe, SourceSection, load_recipe
 from varifocal.recipe.page import WrongKeyError, as_overrides, read_page, validate
-from varifocal.recipe.section import Section
-from varifocal.run import RunDirectory, write_json
+from varifocal.recipe.section import RunName, Section
+from varifocal.run import RunDirectory
+from varifocal.writing import claim_folder, write_json
 
 if TYPE_CHECKING:
     from varifocal.analysis.report import Report
 
+REPORT_FILES = ("report.md", "report.json", "report.png")
 DONE = "point.json"
 """A run's file that says its point is trained and scored."""
 
@@ -52,7 +54,7 @@ class SweepSection(Section):
     Overrides are those of `--set`: a relative path in them starts at the current directory.
     """
 
-    name: str | None = None
+    name: RunName | None = None
     """Name of the sweep; by default the file's."""
     recipe: str
     """A recipe's file, from the sweep's own folder or the current one, or a shipped one's name."""
@@ -262,13 +264,16 @@ def run_sweep(sweep: Sweep, out: str | Path, progress: Tell | None = None) -> Re
 
     out = Path(out)
     tell = progress or (lambda *_: None)
+    claim_folder(out, known={*(point.label for point in sweep.points), *REPORT_FILES})
     for point in sweep.points:
         check_same(point, RunDirectory(out / point.label))
     for number, point in enumerate(sweep.points):
         tell("sweep", number, len(sweep.points), point.label)
         run = RunDirectory(out / point.label)
         if not (run.root / DONE).is_file():
-            _do(sweep.page, point, run, tell)
+            run = RunDirectory.create(run.root, resume=True)
+            with run.lock():
+                _do(sweep.page, point, run, tell)
             gc.collect()  # one point's model has to go before the next one comes
     tell("sweep", len(sweep.points), len(sweep.points))
     report = compare([out / point.label for point in sweep.points], sweep.groups)

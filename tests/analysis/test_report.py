@@ -201,7 +201,7 @@ def test_scores_of_benchmarks_stand_beside_those_of_scienceqa(make, tmp_path, ca
     assert [row.label for row in report.rows if row.main] == ["book average %", "pope f1 %"]
     assert group_rows(report)[0][-2:] == ["book average %", "pope f1 %"]
     assert [*report.runs[0].scores["pope"]] == ["f1", "CIDEr (x100)"]
-    assert tmp_path / "report.png" in report.write(tmp_path)
+    assert tmp_path / "o" / "report.png" in report.write(tmp_path / "o")
     monkeypatch.setattr(sys, "argv", ["varifocal", "report", *map(str, roots)])
     with pytest.raises(SystemExit):
         cli.main()

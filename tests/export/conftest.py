@@ -30,8 +30,9 @@ from transformers import (
 from tiny import TEMPLATE
 from varifocal.assemble import assemble
 from varifocal.recipe import Recipe
-from varifocal.run import RunDirectory, write_text
+from varifocal.run import RunDirectory
 from varifocal.training.tuner import attach_tuner
+from varifocal.writing import write_text
 
 SIDE = 28
 

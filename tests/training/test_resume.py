@@ -122,7 +122,8 @@ def test_a_run_that_is_killed_and_stopped_ends_as_one_that_was_not(
     assert not run.adapter.exists()
     with pytest.raises(RunError, match="holds a run already; add --resume to go on with it"):
         train(long_recipe(), run.root)
-    half = run.checkpoints / ".checkpoint-6.killed"  # as a kill in the middle of saving leaves it
+    # As a kill in the middle of saving leaves it.
+    half = run.checkpoints / ".checkpoint-6.varifocal-0123abcd"
     (half / "checkpoint-6").mkdir(parents=True)
     (half / "checkpoint-6" / "adapter_model.safetensors").write_bytes(b"half")
 

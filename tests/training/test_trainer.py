@@ -230,7 +230,7 @@ def test_the_other_processes_of_a_run_leave_no_half_checkpoint(recipe, tmp_path,
     with monkeypatch.context() as patch:
         patch.setattr(TrainingArguments, "should_save", False)
         train(page, run.root)
-    aside = run.checkpoints / ".checkpoint-1.process0" / "checkpoint-1"
+    aside = run.checkpoints / ".checkpoint-1.varifocal-process0" / "checkpoint-1"
     assert [path.name for path in aside.iterdir()] == ["rng_state.pth"]
     assert run.newest_checkpoint() is None
     written = (aside / "rng_state.pth").read_bytes()
@@ -305,5 +305,6 @@ def test_a_full_disk_under_the_adapter_keeps_the_checkpoints(recipe, tmp_path, m
 
 def test_a_connector_alone_passes_over_rows_without_pictures(tmp_path, recipe):
     text = {"data.train": [{**recipe().data.train[0].model_dump(), "skills": ["letters"]}]}
-    result = train(recipe({**text, "tuner": {"type": "none"}, "training.max_steps": 2}), tmp_path)
+    page = recipe({**text, "tuner": {"type": "none"}, "training.max_steps": 2})
+    result = train(page, tmp_path / "run")
     assert result.steps == 2

@@ -37,7 +37,8 @@ from varifocal.analysis.card_scores import (
 from varifocal.analysis.plots import loss_curve
 from varifocal.analysis.report import COST_ROWS
 from varifocal.analysis.runs import RunSummary, read_run
-from varifocal.run import RunDirectory, write_text
+from varifocal.run import RunDirectory
+from varifocal.writing import write_text
 
 CARD = "README.md"
 SAMPLES = 6

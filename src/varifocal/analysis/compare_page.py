@@ -17,7 +17,7 @@ from typing import Any
 from varifocal.analysis.compare_style import STYLE
 from varifocal.data.example import Image
 from varifocal.errors import DataError
-from varifocal.run import write_text
+from varifocal.writing import write_text
 
 MOST_CARDS = 60
 """Items of a suite and a kind that are drawn; the JSON has all."""

@@ -16,7 +16,8 @@ from varifocal.analysis.routing_plots import overlap_heatmap, usage_panels
 from varifocal.analysis.tasks import TaskExamples, encode_tasks, load_tasks
 from varifocal.assemble import Assembly, open_run
 from varifocal.recipe import Recipe
-from varifocal.run import RunDirectory, write_json
+from varifocal.run import RunDirectory
+from varifocal.writing import write_json
 
 
 class Progress(Protocol):

@@ -6,13 +6,14 @@ no display is needed and no global state is touched.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+
+from varifocal.writing import whole_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -119,10 +120,8 @@ def new_figure(width: float, height: float) -> Figure:
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a PNG, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    figure.savefig(partial, format="png")
-    os.replace(partial, path)
+    with whole_file(path) as staging:
+        figure.savefig(staging, format="png")
 
 
 def panels(width: float, height: float, shares: Sequence[float]) -> tuple[Figure, list[Axes]]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from varifocal.analysis.report_plots import report_plot
 from varifocal.analysis.runs import RunSummary, read_run
-from varifocal.run import write_json, write_text
+from varifocal.writing import claim_folder, write_json, write_text
 
 NONE = "-"
 """What stands where a run has nothing to say."""
@@ -87,6 +87,7 @@ class Report:
 
     def write(self, directory: Path) -> tuple[Path, ...]:
         """Write `report.md`, `report.json`, and `report.png` where there is something to draw."""
+        claim_folder(directory)
         files = [directory / "report.md", directory / "report.json"]
         write_json(files[1], self.to_dict())
         picture = directory / "report.png"

@@ -24,8 +24,9 @@ from varifocal.models import GraftedForConditionalGeneration
 from varifocal.models.saved_connector import load_connector
 from varifocal.models.words import build_vocabulary, embed_words, token_log_probabilities
 from varifocal.recipe import Recipe
-from varifocal.run import RunDirectory, write_json
+from varifocal.run import RunDirectory
 from varifocal.tuners.plugin import evaluating
+from varifocal.writing import write_json
 
 NEAREST = 3
 """Words a token that are kept in the JSON; two are drawn."""

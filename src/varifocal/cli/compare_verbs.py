@@ -63,9 +63,11 @@ def compare(
     from varifocal.analysis.compare_page import write_page
     from varifocal.evaluation.compare import compare as compare_runs
     from varifocal.evaluation.recall import recall
-    from varifocal.run import write_json
+    from varifocal.writing import claim_folder, write_json
 
     first, second = runs
+    if out is not None:
+        claim_folder(out)
     found = compare_runs(first, second, suite or (), any_prompt=any_prompt, enrich=recall)
     for one in found.suites:
         _print_suite(one, found.first, found.second)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from varifocal.data.inspect.bins import binned
 from varifocal.data.inspect.findings import HEADINGS, KINDS, NUM_LISTED, SIDES
 from varifocal.data.inspect.rows import collapsed
 from varifocal.errors import VarifocalError
+from varifocal.writing import write_text
 
 if TYPE_CHECKING:
     from varifocal.data.inspect.check import Report
@@ -343,10 +343,7 @@ def write_page(row: ShownRow, title: str, path: Path) -> None:
     """
     from varifocal.data.inspect.page import html_page
 
-    partial = path.with_name(f".{path.name}.partial")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(html_page(row, title), encoding="utf-8")
-        os.replace(partial, path)
+        write_text(path, html_page(row, title))
     except OSError as error:
         raise VarifocalError(f"'{path}' cannot be written: {error}") from error

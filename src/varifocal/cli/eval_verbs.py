@@ -219,7 +219,10 @@ def _score_suite(
     from varifocal.evaluation.opening import open_asker
     from varifocal.evaluation.running import About
     from varifocal.evaluation.suites import score_benchmarks
+    from varifocal.writing import claim_folder
 
+    if out is not None:
+        claim_folder(out)
     opened = open_asker(model, adapter, dtype)
     about = About(
         model=model,

@@ -40,7 +40,10 @@ def report(
 ) -> None:
     """Write a run's model card (RUN/README.md); lay several runs side by side."""
     from varifocal.analysis.report import compare
+    from varifocal.writing import claim_folder
 
+    if out is not None:
+        claim_folder(out)
     if html is not None and len(runs) > 1:
         raise VarifocalError(f"--html is the card of one run; {len(runs)} are named")
     written: Sequence[Path] = ()

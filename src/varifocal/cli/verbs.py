@@ -6,6 +6,7 @@ Torch and transformers cost seconds, so a verb imports what it needs when it run
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -181,9 +182,15 @@ def chat(
 
 
 def main() -> None:
-    """Run a command line: a user's mistake is one sentence and exit code 2, never a traceback."""
+    """Run a command line: a user's mistake is one sentence and exit code 2, never a traceback.
+
+    SIGTERM, which schedulers and containers send, ends every stage as Ctrl-C does.
+    """
+    from varifocal.stopping import sigterm_interrupts
+
     try:
-        code = app(prog_name="varifocal", standalone_mode=False)
+        with sigterm_interrupts():
+            code = app(prog_name="varifocal", standalone_mode=False)
     except Stopped as stop:
         print(stop, file=sys.stderr)
         sys.exit(stop.exit_code)
@@ -191,9 +198,21 @@ def main() -> None:
         code = _complain(str(error), error.exit_code)
     except _UsageError as error:
         code = _complain(_usage(error))
+    except OSError as error:
+        told = _refused(error)
+        if told is None:
+            raise
+        code = _complain(told)
     if code == INTERRUPTED:
         print(_how_to_go_on(sys.argv[1:]), file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _refused(error: OSError) -> str | None:
+    """Say which place refused to be written, where that is what the error says."""
+    from varifocal.writing import refusal
+
+    return None if error.filename is None else refusal(error, Path(os.fsdecode(error.filename)))
 
 
 def _complain(text: str, code: int = MISTAKE) -> int:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import os
 from array import array
 from collections.abc import Callable, Iterator
 from hashlib import sha256
@@ -23,7 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from varifocal.cache import cache_root
-from varifocal.errors import DataError
+from varifocal.errors import DataError, RunError
+from varifocal.writing import whole_file
 
 Index = npt.NDArray[np.int64]
 """[N, 3]: first byte, first byte behind, number."""
@@ -53,11 +53,10 @@ def kept(file: Path, kind: str, make: Callable[[Path], Index]) -> Index:
     with contextlib.suppress(OSError, ValueError, EOFError):
         return np.load(note, mmap_mode="r")
     index = make(file)
-    with contextlib.suppress(OSError):  # a cache that cannot be written costs time, nothing else
-        note.parent.mkdir(parents=True, exist_ok=True)
-        scratch = note.with_suffix(f".{os.getpid()}.npy")
-        np.save(scratch, index)
-        scratch.replace(note)
+    # A cache that cannot be written costs time, nothing else.
+    with contextlib.suppress(OSError, RunError):
+        with whole_file(note) as staging, staging.open("wb") as stream:
+            np.save(stream, index)
         return np.load(note, mmap_mode="r")
     return index
 

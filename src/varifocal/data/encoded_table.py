@@ -19,7 +19,7 @@ import numpy as np
 
 from varifocal.data.encode import Encoded
 from varifocal.data.example import Example, Image
-from varifocal.run import disk_full_is_an_error
+from varifocal.writing import unwritable_is_an_error
 
 _HEADER = 5  # numbers in front of an entry: T, N, modality, was_cut, dropped_turns
 
@@ -33,7 +33,7 @@ class EncodedTable:
 
     def __init__(self, directory: Path) -> None:
         self._entries, self._index = directory / "entries.bin", directory / "index.bin"
-        with disk_full_is_an_error(directory):
+        with unwritable_is_an_error(directory):
             directory.mkdir(parents=True, exist_ok=True)
             self._entries.touch()
             self._index.touch()
@@ -88,7 +88,7 @@ class EncodedTable:
             RunError: the disk is full.
         """
         with (
-            disk_full_is_an_error(self._entries),
+            unwritable_is_an_error(self._entries),
             self._index.open("r+b", buffering=0) as index,
             self._entries.open("ab") as file,
         ):

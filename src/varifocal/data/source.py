@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -27,7 +26,8 @@ from varifocal.data.register import FORMATS, detect
 from varifocal.data.scienceqa import ScienceQARecords
 from varifocal.data.table import check_columns, find_integers
 from varifocal.data.unread import unread_columns
-from varifocal.errors import DataError, nearest
+from varifocal.errors import DataError, RunError, nearest
+from varifocal.writing import whole_file, write_text
 
 if TYPE_CHECKING:
     from varifocal.recipe import SourceSection
@@ -130,11 +130,12 @@ class Source:
         scan = self._scan(num_workers, progress)
         # What is broken may be mended, a picture put in its place: that is looked at anew.
         if len(self) >= _SCANS_KEPT_FROM and not (scan.modalities < 0).any():
-            with contextlib.suppress(OSError):  # costs time, nothing else
-                note.parent.mkdir(parents=True, exist_ok=True)
-                scratch = note.with_suffix(f".{os.getpid()}.npz")
-                np.savez(scratch, **vars(scan))
-                scratch.replace(note)
+            with (
+                contextlib.suppress(OSError, RunError),  # costs time, nothing else
+                whole_file(note) as staging,
+                staging.open("wb") as stream,
+            ):
+                np.savez(stream, **vars(scan))
         return scan
 
     def _scan(self, num_workers: int, progress: Progress | None) -> Scan:
@@ -306,11 +307,8 @@ def _integers_of(records: Records | StreamedRecords, asked: ParseOptions) -> Int
         if known in get_args(Integers):
             return cast(Integers, known)
     found = find_integers(read_in_order(records), asked)
-    with contextlib.suppress(OSError):  # costs time, nothing else
-        note.parent.mkdir(parents=True, exist_ok=True)
-        scratch = note.with_suffix(f".{os.getpid()}")
-        scratch.write_text(str(found))
-        scratch.replace(note)
+    with contextlib.suppress(OSError, RunError):  # costs time, nothing else
+        write_text(note, str(found))
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from filelock import FileLock, Timeout
 from varifocal.errors import RunError
 from varifocal.evaluation.asking import Prompt
 from varifocal.evaluation.items import Answer
-from varifocal.run import write_text
+from varifocal.writing import sweep_staged, write_text
 
 Line = dict[str, Any]
 
@@ -69,6 +70,7 @@ class Ledger:
             ) from None
         except OSError as error:
             raise RunError(f"{self._path} cannot be written: {error.strerror}") from error
+        sweep_staged(self._path.parent, glob.escape(self._path.name))
         try:
             yield
         finally:

@@ -38,7 +38,8 @@ from varifocal.evaluation.statistics import (
 )
 from varifocal.models.decoding import reads_marks, stop_ids
 from varifocal.recipe import Recipe, load_recipe
-from varifocal.run import RunDirectory, write_json
+from varifocal.run import RunDirectory
+from varifocal.writing import write_json
 
 LIMIT = 100
 """Texts, questions and instructions of each kind, unless another number is asked for."""

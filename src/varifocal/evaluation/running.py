@@ -25,7 +25,7 @@ from varifocal.evaluation.benchmarks.row import Answered, Benchmark, Measure, Me
 from varifocal.evaluation.items import Answer, Item
 from varifocal.evaluation.ledger import Ledger
 from varifocal.evaluation.scoring import best_option
-from varifocal.run import write_json
+from varifocal.writing import write_json
 
 _RECORDED = ("varifocal", "torch", "transformers", "peft", "tokenizers", "pillow")
 

@@ -29,7 +29,7 @@ from varifocal.evaluation.scoring import (
 )
 from varifocal.evaluation.statistics import wilson
 from varifocal.models.decoding import stop_ids
-from varifocal.run import write_json, write_text
+from varifocal.writing import write_json, write_text
 
 Method = Literal["likelihood", "generate"]
 

@@ -15,8 +15,8 @@ from transformers import PreTrainedModel
 from varifocal.errors import ModelError
 from varifocal.export.plain import language_model
 from varifocal.export.shards import as_stored
-from varifocal.run import disk_full_is_an_error
 from varifocal.tuners.mma.folding import fold_maps, readers
+from varifocal.writing import unwritable_is_an_error
 
 _WRAPPED = "base_model.model."
 
@@ -42,7 +42,7 @@ class LoraFiles:
             RunError: the disk is full.
         """
         ready = {name: as_stored(tensor) for name, tensor in self.weights.items()}
-        with disk_full_is_an_error(directory):
+        with unwritable_is_an_error(directory):
             self.config.save_pretrained(str(directory))
             save_file(ready, directory / "adapter_model.safetensors", metadata={"format": "pt"})
 

@@ -33,7 +33,7 @@ from varifocal.models.decoding import stop_ids
 from varifocal.models.load import load_model, load_processor
 from varifocal.models.shared_table import adapters_change_one
 from varifocal.recipe import Recipe
-from varifocal.run import write_text
+from varifocal.writing import write_text
 
 
 @dataclass(frozen=True)

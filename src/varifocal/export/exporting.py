@@ -22,7 +22,7 @@ from varifocal.export.parity import Parity, Rounding, compare, prompts, referenc
 from varifocal.export.plain import language_model
 from varifocal.export.stopping import Stops, answers_of_run, check_stops
 from varifocal.export.stored import put_unrounded
-from varifocal.run import whole_directory, write_json, write_text
+from varifocal.writing import check_folder, whole_directory, write_json, write_text
 
 ROUTES = {"text": 0, "image": 1}
 _PLAIN = (
@@ -48,6 +48,9 @@ _GGUF = (
 )
 _LOADING = {"merged": _PLAIN, "lora": _LORA, "route": _LORA, "llava": _LLAVA, "gguf": _GGUF}
 _LIBRARIES = {"lora": "peft", "route": "peft", "gguf": "gguf"}
+
+PARITY = "parity.json"
+"""What the gate found; by this file a folder is known as an export."""
 
 
 @dataclass(frozen=True)
@@ -90,22 +93,26 @@ def export(order: Order, out: Path, tell: Callable[[str], None] | None = None) -
 
     Args:
         order: what is asked for.
-        out: the folder; what stood there is replaced.
+        out: the folder; an export that stands there is replaced.
         tell: told of each step in a few words.
 
     Raises:
-        RunError: there is no finished run, or the disk is full.
+        RunError: there is no finished run, the folder holds something else than an export, or the
+            disk is full.
         ModelError: this tuner has no such form, or the artifact failed the parity gate.
     """
     say = tell or (lambda text: None)
     # a narrower format is what the weights are rounded to at the end, and not before
     recipe, parts = open_run(order.run.root, dtype="float32" if order.dtype == "float32" else None)
     check_possible(order, recipe, parts)
+    routes = list(ROUTES.items()) if recipe.tuner.type == "mma" else [("", 0)]
+    for name, _ in routes:
+        check_folder(out / name, mark=PARITY)
     say(f"the trained model answers {order.num_prompts} prompts")
     parts, is_wide = in_float32(parts)
     done = []
     with ExitStack() as places:
-        for name, modality in ROUTES.items() if recipe.tuner.type == "mma" else (("", 0),):
+        for name, modality in routes:
             asked = [order.prompt] if order.prompt else _examples(order, parts, name)
             cases = references(parts, asked, modality)
             target = out / name if name else out
@@ -211,9 +218,7 @@ def _write_papers(job: Job, done: Exported, directory: Path) -> None:
         command=order.command or f"varifocal export {order.run.root} --to {order.to}",
     )
     write_text(directory / "README.md", card)
-    write_json(directory / "parity.json", done.as_json())
-    for file in directory.iterdir():
-        file.chmod(0o644)  # an artifact is for others, too
+    write_json(directory / PARITY, done.as_json())
 
 
 def read_parity(directory: Path) -> dict[str, Any]:
@@ -222,7 +227,7 @@ def read_parity(directory: Path) -> dict[str, Any]:
     Raises:
         RunError: the folder is no export.
     """
-    file = directory / "parity.json"
+    file = directory / PARITY
     if not file.is_file():
         raise RunError(f"{directory} is no export of Varifocal: it has no parity.json")
     return json.loads(file.read_text())

@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from varifocal.errors import ModelError
 from varifocal.export.merging import Produce
 from varifocal.export.plain import PlainModel
-from varifocal.run import disk_full_is_an_error
+from varifocal.writing import unwritable_is_an_error
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
@@ -110,7 +110,7 @@ def write_gguf(
         kind = _stored_as(shape)
         size = shape.numel() * (4 if kind.name == "F32" else 2)
         writer.add_tensor_info(name, tuple(shape.shape), cast(Any, None), size, kind)
-    with disk_full_is_an_error(file.parent), closing(writer):
+    with unwritable_is_an_error(file.parent), closing(writer):
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()

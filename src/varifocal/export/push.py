@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from varifocal.errors import ModelError
-from varifocal.export.exporting import read_parity
+from varifocal.export.exporting import PARITY, read_parity
 
 
 def push(directory: Path, repo_id: str, *, private: bool = True) -> str:
@@ -26,7 +26,7 @@ def push(directory: Path, repo_id: str, *, private: bool = True) -> str:
     from huggingface_hub import create_repo, upload_folder
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    routes = [part for part in sorted(directory.iterdir()) if (part / "parity.json").is_file()]
+    routes = [part for part in sorted(directory.iterdir()) if (part / PARITY).is_file()]
     for part in routes or [directory]:
         if not read_parity(part)["passed"]:
             raise ModelError(f"{part} did not pass the parity gate, so it is not pushed")

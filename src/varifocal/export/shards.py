@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from varifocal.export.plain import PlainModel
-from varifocal.run import disk_full_is_an_error, write_json
+from varifocal.writing import unwritable_is_an_error, write_json
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -29,7 +29,7 @@ def write_plain(model: PlainModel, directory: Path, *, shard_gib: float = 4.0) -
     """
     groups = list(_groups(model.shapes, int(shard_gib * 2**30)))
     placed: dict[str, str] = {}
-    with disk_full_is_an_error(directory):
+    with unwritable_is_an_error(directory):
         model.config.save_pretrained(directory)
         if model.generation_config is not None:
             model.generation_config.save_pretrained(directory)

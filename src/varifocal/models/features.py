@@ -15,7 +15,7 @@ from typing import Protocol
 
 import torch
 
-from varifocal.run import disk_full_is_an_error
+from varifocal.writing import unwritable_is_an_error
 
 DIGEST_BYTES = 32
 
@@ -49,7 +49,7 @@ class FeatureStore:
     ) -> None:
         self._compute, self._shape, self._dtype = compute, shape, dtype
         self._batch_size = batch_size
-        with disk_full_is_an_error(directory):
+        with unwritable_is_an_error(directory):
             directory.mkdir(parents=True, exist_ok=True)
         self._keys_path, self._table_path = directory / "keys.bin", directory / "features.bin"
         self._slots: dict[bytes, int] = {}
@@ -134,7 +134,7 @@ class FeatureStore:
         if tuple(rows.shape) != (len(keys), *self._shape):
             raise ValueError(f"features have shape {tuple(rows.shape)}, not [N, {self._shape}]")
         with (
-            disk_full_is_an_error(self._table_path),
+            unwritable_is_an_error(self._table_path),
             self._keys_path.open("ab") as key_file,
             self._table_path.open("ab") as table,
         ):

@@ -17,7 +17,6 @@ processes that convert at once end with the same one.
 
 import contextlib
 import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -35,6 +34,7 @@ from varifocal.models.efficientnet import (
     from_port,
 )
 from varifocal.models.gguf_file import convert_gguf
+from varifocal.writing import staging_path
 
 CONVERSION = "v1"
 """Part of every cache directory's name; raise it when a conversion below changes."""
@@ -100,7 +100,8 @@ def packaged_directory(name: str) -> Path:
 def _convert_into(target: Path, convert: Callable[[Path, Path], None], source: Path) -> None:
     """Convert beside the target, then rename: nobody ever sees half a directory."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    scratch = staging_path(target)
+    scratch.mkdir()
     try:
         with torch.device("cpu"):  # a meta build may be what asks for the files first
             convert(source, scratch)

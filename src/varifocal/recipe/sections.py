@@ -7,7 +7,7 @@ from pydantic import Field
 
 from varifocal.recipe.data import DataSection
 from varifocal.recipe.model import ModelSection
-from varifocal.recipe.section import Count, Section
+from varifocal.recipe.section import Count, RunName, Section
 from varifocal.recipe.training import TrainingSection
 from varifocal.recipe.tuners import MMASection, TunerSection
 
@@ -37,7 +37,7 @@ class Provenance(Section):
 class Recipe(Section):
     """The whole page."""
 
-    name: str | None = None
+    name: RunName | None = None
     """Name of the run; by default the recipe file's."""
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Seed of everything random in the run."""

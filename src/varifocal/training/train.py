@@ -30,7 +30,7 @@ from varifocal.models.sharding import (
 )
 from varifocal.recipe import Recipe
 from varifocal.recipe.sections import Provenance
-from varifocal.run import RunDirectory, whole_directory, write_json, write_text
+from varifocal.run import RunDirectory
 from varifocal.training.alignment import Aligned, align, aligns
 from varifocal.training.cost import Clock
 from varifocal.training.engines import spreads_weights
@@ -54,6 +54,7 @@ from varifocal.training.resuming import (
 )
 from varifocal.training.trainer import SupervisedTrainer
 from varifocal.training.tuner import attach_tuner
+from varifocal.writing import whole_directory, write_json, write_text
 
 _LOST = re.compile(r"(?i)connection (was )?(closed|reset|refused)|broken pipe|timed out waiting")
 
@@ -79,15 +80,27 @@ def train(
         predict: write `plan.json`: what the run will take, and in the end what it took.
 
     Raises:
-        RunError: the directory holds another run, or the disk is full; a loss or a gradient is no
-            number; a process that prepares data was killed; every checkpoint is damaged.
+        RunError: the directory holds another run or somebody's files, another process writes it,
+            or the disk is full; a loss or a gradient is no number; a process that prepares data
+            was killed; every checkpoint is damaged.
         Stopped: Ctrl-C or SIGTERM; a checkpoint was written.
         DataError, ModelError, RecipeError: as their parts.
     """
-    clock = Clock()
-    tell = progress or (lambda stage, done, total, note="": None)
     _check_connector_is_kept(recipe)
     run = RunDirectory.create(root, resume=resume)
+    with run.lock():
+        return _train(recipe, run, resume, progress or _silent, predict)
+
+
+def _silent(stage: str, done: int, total: int, note: str = "") -> None:
+    """Tell nobody."""
+
+
+def _train(
+    recipe: Recipe, run: RunDirectory, resume: bool, tell: Progress, predict: bool
+) -> TrainingResult:
+    """Train into a run directory that no other process writes."""
+    clock = Clock()
     start = find_start(run, resume)
     _check_nothing_is_lost(recipe, run, start)
     for note in start.notes():

@@ -22,14 +22,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from varifocal.errors import RunError
 from varifocal.models.loss import LossKernel, supervised_loss
 from varifocal.models.sharding import in_world, is_spread, whole_tensors
-from varifocal.run import (
-    CHECKPOINT_PREFIX,
-    UNLOGGED,
-    RunDirectory,
-    disk_full_is_an_error,
-    whole_directory,
-    write_json,
-)
+from varifocal.run import CHECKPOINT_PREFIX, UNLOGGED, RunDirectory
 from varifocal.training.cost import Clock, Meter
 from varifocal.training.engines import (
     asks_for_fsdp,
@@ -46,6 +39,12 @@ from varifocal.training.parameters import part_of
 from varifocal.training.resuming import take_rates
 from varifocal.training.routing_watch import RoutingWatch
 from varifocal.tuners import balance_loss
+from varifocal.writing import (
+    process_staging_path,
+    unwritable_is_an_error,
+    whole_directory,
+    write_json,
+)
 
 _PICTURES = ("pixel_values", "image_features")
 
@@ -206,7 +205,7 @@ class SupervisedTrainer(Trainer):
         final = Path(str(self.args.output_dir)) / name
         unlogged = {**self._unlogged(), **self.meter.state()}
         if not self.args.should_save:
-            aside = final.with_name(f".{name}.process{self.args.process_index}")
+            aside = process_staging_path(final, self.args.process_index)
             self._write_aside(aside, model, trial)
             self.accelerator.wait_for_everyone()
             return
@@ -214,7 +213,7 @@ class SupervisedTrainer(Trainer):
             self._write_aside(staging, model, trial)
             self.accelerator.wait_for_everyone()
             write_json(staging / name / UNLOGGED, unlogged)
-            others = (final.with_name(f".{name}.process{n}") for n in range(self.args.world_size))
+            others = (process_staging_path(final, n) for n in range(self.args.world_size))
             for part in [staging, *others]:
                 if (part / name).is_dir():  # not where another machine has a disk of its own
                     _move_into(part / name, staging)
@@ -331,7 +330,7 @@ class SupervisedTrainer(Trainer):
         if not self.args.should_save:
             return
         target = Path(output_dir or cast(str, self.args.output_dir))
-        with disk_full_is_an_error(target):
+        with unwritable_is_an_error(target):
             if isinstance(self.model, PeftModel):
                 # else PEFT adds the frozen table that an adapted head or embedding stands on
                 cast(Any, self.model).save_pretrained(

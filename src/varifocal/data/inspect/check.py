@@ -21,6 +21,7 @@ from varifocal.data.parallel import map_in_order
 from varifocal.data.source import Source, StreamedSource, open_source
 from varifocal.errors import VarifocalError
 from varifocal.recipe import DataSection, SourceSection
+from varifocal.writing import whole_file
 
 Progress = Callable[[str, int, int], None]
 
@@ -71,16 +72,13 @@ class Report:
         Raises:
             VarifocalError: it cannot be written.
         """
-        partial = path.with_name(f".{path.name}.partial")
         head = json.dumps(self.to_dict(), indent=2).removesuffix("\n}")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with partial.open("w", encoding="utf-8") as file:
+            with whole_file(path) as staging, staging.open("w", encoding="utf-8") as file:
                 file.write(f'{head},\n  "findings": [')
                 for number, line in enumerate(self.findings.lines()):
                     file.write(f"{',' if number else ''}\n    {line}")
                 file.write("\n  ]\n}\n")
-            os.replace(partial, path)
         except OSError as error:
             raise VarifocalError(f"'{path}' cannot be written: {error}") from error
 

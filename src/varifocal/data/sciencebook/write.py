@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from varifocal.data.sciencebook.drawing import Canvas
 from varifocal.data.sciencebook.skill import Question, Skill
 from varifocal.data.sciencebook.table import SKILLS, chosen
 from varifocal.errors import DataError
+from varifocal.writing import claim_folder, write_text
 
 PICTURE_NAME = "image.png"
 PNG_COMPRESSION = 1
@@ -71,8 +71,8 @@ def make_sciencebook(
         The counts of what was written.
 
     Raises:
-        DataError: an unknown skill, a negative count, a directory that already holds a data set, or
-            a disk that refuses.
+        DataError: an unknown skill, a negative count, or a directory that already holds a data set.
+        RunError: the directory holds somebody's files, or the disk refuses.
     """
     table = chosen(skills)
     counts = {"train": train, "val": val, "test": test}
@@ -82,6 +82,7 @@ def make_sciencebook(
     root = Path(directory)
     if (root / "problems.json").exists():
         raise DataError(f"{root} already holds a data set; delete it or choose another directory")
+    claim_folder(root)
     try:
         problems = _write_pictures(root, table, counts, seed, progress)
         splits = {split: [] for split in SPLITS}
@@ -205,9 +206,7 @@ def _places(counts: dict[str, int]) -> Iterator[tuple[str, int]]:
 
 
 def _write_json(path: Path, content: object) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -13,9 +13,9 @@ import torch
 
 from varifocal.cache import cache_root
 from varifocal.recipe import Recipe
-from varifocal.run import write_json
 from varifocal.training.planning.devices import processor_name
 from varifocal.training.planning.shapes import Shapes
+from varifocal.writing import write_json
 
 
 @dataclass(frozen=True)
