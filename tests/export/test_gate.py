@@ -4,6 +4,8 @@ import json
 
 import pytest
 import torch
+from peft import PeftModel
+from peft.tuners.lora.layer import LoraLayer
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -12,6 +14,7 @@ from varifocal.errors import ModelError
 from varifocal.export import adapters, artifacts, gguf, holding, shards
 from varifocal.export.exporting import export
 from varifocal.export.order import Order
+from varifocal.recipe import load_recipe
 
 LORA = {"type": "lora", "lora_alpha": 24.0}
 FORMS = ["merged", "llava", "gguf", "lora"]
@@ -29,7 +32,7 @@ def timid_run(make_run):
     _, parts = open_run(run.root)
     for name, parameter in parts.model.named_parameters():
         if "lora_B" in name:
-            parameter.data.mul_(1e-4)
+            parameter.data.mul_(3e-5)
     parts.model.save_pretrained(run.adapter)
     return run
 
@@ -80,7 +83,7 @@ def test_two_layers_that_have_changed_places_on_disk(lora_run, tmp_path, monkeyp
 @pytest.mark.parametrize("form", ["merged", "llava", "gguf"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_layer_of_a_timid_adapter_that_is_left_out(timid_run, tmp_path, monkeypatch, form, dtype):
-    """Its logits alone would pass; the layer by itself does not."""
+    """Its logits alone would pass, as the test below sees; the layer by itself does not."""
     found = artifacts.plain
 
     def without_one(written, number_format):
@@ -207,3 +210,57 @@ def test_exporting_leaves_the_run_and_the_next_form_alone(lora_run, tmp_path):
     export(Order(lora_run, "lora", num_prompts=2), tmp_path / "lora")
     after = {file: file.read_bytes() for file in lora_run.root.rglob("*") if file.is_file()}
     assert after == before
+
+
+def test_logits_alone_would_let_a_timid_adapter_go(timid_run, tmp_path, monkeypatch):
+    """Else the layers' own comparison would not be needed, and not be tested above."""
+    monkeypatch.setattr(artifacts, "check_layers", lambda *_: 0)
+    found = artifacts.plain
+
+    def without_one(written, number_format):
+        content = found(written, number_format)
+        layer = written.get_submodule("model.layers.1.self_attn.v_proj")
+        weight = layer.get_base_layer().weight.detach().float()
+        content.tensors["model.layers.1.self_attn.v_proj.weight"] = lambda: weight
+        return content
+
+    monkeypatch.setattr(artifacts, "plain", without_one)
+    export(Order(timid_run, "merged", num_prompts=2), tmp_path / "out")
+
+
+SCALES = {
+    "rslora": {"use_rslora": True},
+    "alphas": {
+        "alpha_pattern": {"q_proj": 40, "^language_model.model.layers.1.self_attn.k_proj": 3}
+    },
+    "both": {"use_rslora": True, "alpha_pattern": {"layers.0.self_attn.v_proj": 11}},
+}
+
+
+@pytest.mark.parametrize("changes", SCALES.values(), ids=SCALES)
+@pytest.mark.parametrize("form", FORMS)
+def test_scales_of_a_lora_are_the_runs(make_run, tmp_path, changes, form):
+    run = make_run(LORA)
+    file = run.adapter / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    _, parts = open_run(run.root)
+    scales = {
+        name.removeprefix("language_model."): part.scaling["default"]
+        for name, part in parts.base.named_modules()
+        if isinstance(part, LoraLayer) and "vision" not in name
+    }
+    assert len(set(scales.values())) > (1 if "alpha_pattern" in changes else 0)
+    (done,) = export(Order(run, form, num_prompts=2), tmp_path / "out")
+    if form == "lora":
+        base = AutoModelForCausalLM.from_pretrained(_base_of(run))
+        model = PeftModel.from_pretrained(base, done.directory)
+        found = {
+            name: part.scaling["default"]
+            for name, part in model.get_base_model().named_modules()
+            if isinstance(part, LoraLayer)
+        }
+        assert found == scales
+
+
+def _base_of(run):
+    return load_recipe(run.recipe, check_paths=False).model.language_model

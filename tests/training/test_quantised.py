@@ -228,3 +228,26 @@ def test_a_llavas_tower_and_projector_stay_as_they_are(bits, recipe, llava):
     trainer = build_trainer(page, run, parts.with_model(model), data, lambda *_: None)
     _, found = step(model, next(iter(trainer.get_train_dataloader())))
     assert any("multi_modal_projector" in name and grad.any() for name, grad in found.items())
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_an_engine_leaves_a_quantised_model_as_it_was(recipe, language, bits):
+    """bitsandbytes packs and moves weights at their first use: the copy must not empty them."""
+    from varifocal.data.example import Example, Message
+    from varifocal.serving.engine import Engine, Sampling
+
+    page = recipe({"model.language_model": language, "model.quantization": bits})
+    parts = assemble(page)
+    model = attach_tuner(parts.base, LoraSection(rank=2)).eval()
+    awaken(model)
+    asked = (Message("user", ("Hm",)),)
+    encoded = parts.encoder.encode(Example(asked), with_answer=False)
+    ids = torch.from_numpy(encoded.input_ids).long()[None]
+    engine = Engine(model, parts.encoder)
+    first = engine.answer(asked, Sampling(6))
+    with torch.no_grad():
+        wanted = model(input_ids=ids).logits
+    assert engine.answer(asked, Sampling(6)) == first
+    engine.close()
+    with torch.no_grad():
+        assert torch.equal(model(input_ids=ids).logits, wanted)

@@ -116,8 +116,17 @@ def for_language_model(
     }
     written = _config(weights, base_name, r=config.r, lora_alpha=config.lora_alpha)
     written.use_rslora, written.fan_in_fan_out = config.use_rslora, config.fan_in_fan_out
-    written.rank_pattern, written.alpha_pattern = config.rank_pattern, config.alpha_pattern
+    written.rank_pattern = _without(prefix, config.rank_pattern)
+    written.alpha_pattern = _without(prefix, config.alpha_pattern)
     return LoraFiles(written, weights, tuple(sorted(outside - {prefix.rstrip(".")})))
+
+
+def _without(prefix: str, pattern: Mapping[str, Any]) -> dict[str, Any]:
+    """Name layers as the language model does, with PEFT's own "^" in front or without."""
+    return {
+        f"^{name[1:].removeprefix(prefix)}" if name[:1] == "^" else name.removeprefix(prefix): value
+        for name, value in pattern.items()
+    }
 
 
 def _config(weights: Mapping[str, Tensor], base_name: str, **settings: Any) -> LoraConfig:
