@@ -12,7 +12,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "varifocal"
 
-GROUND = {"errors", "cache", "manifest", "recipe", "run", "writing"}
+GROUND = {"errors", "cache", "manifest", "recipe", "run", "trained", "writing"}
 STOCK = {"models", "data", "tuners"}
 VERBS = {"training", "evaluation", "analysis", "export", "serving"}
 
@@ -26,6 +26,7 @@ ALLOWED = {
     "stopping": set(),
     "writing": {"errors", "cache", "manifest"},
     "run": {"errors", "manifest", "writing"},
+    "trained": {"errors", "run"},
     "tuners": set(),
     "models": GROUND,
     "data": GROUND,

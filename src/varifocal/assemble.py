@@ -6,6 +6,7 @@ evaluation, serving): each of those is handed built parts and knows none of this
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,10 +37,15 @@ from varifocal.models.llava import is_llava
 from varifocal.models.load import check_pictures, load_processor, sees, tokens_of_whole
 from varifocal.models.packaged import PACKAGED
 from varifocal.models.qwen_vl import QwenVLProcessor
+from varifocal.models.saved_connector import load_connector
+from varifocal.models.saved_tensors import load_trained_tensors
 from varifocal.models.shared_table import adapters_change_one
 from varifocal.models.sources import locate, read_config
 from varifocal.recipe import ModelSection, NoTunerSection, Recipe, load_recipe
 from varifocal.run import RunDirectory
+from varifocal.trained import Trained, find_trained
+
+_LOGGER = logging.getLogger("varifocal")
 
 
 @dataclass(frozen=True)
@@ -114,13 +120,16 @@ def open_run(
 ) -> tuple[Recipe, Assembly]:
     """Read a trained run back.
 
+    A run that was stopped is read from its newest checkpoint, and a warning of the logger
+    "varifocal" says so.
+
     Args:
         root: the run directory.
         dtype: another number format of the frozen weights than the recipe's.
-        checkpoint: take the adapter of this step's checkpoint; by default that of the end.
+        checkpoint: as of this step's checkpoint; by default as of the end.
 
     Raises:
-        RunError: there is no run here, or it has neither an adapter nor a model there yet.
+        RunError: there is no run here, or it has neither weights nor a checkpoint yet.
         ModelError: its adapter was trained on other weights than the recipe names now.
     """
     run = RunDirectory.open(root)
@@ -128,21 +137,32 @@ def open_run(
     if dtype is not None:
         model = ModelSection.model_validate({**recipe.model.model_dump(), "dtype": dtype})
         recipe = recipe.model_copy(update={"model": model})
-    if checkpoint is None and (run.model / "config.json").is_file():
-        run.check_whole(run.model)
-        return recipe, assemble(_with_whole_model(recipe, run.model))
-    adapter = run.adapter if checkpoint is None else run.checkpoint(checkpoint)
-    if not (adapter / "adapter_config.json").is_file():
-        raise RunError(
-            f"{run.root} has no adapter yet; finish it with: "
-            f"varifocal train {run.recipe} --out {run.root} --resume"
-            if checkpoint is None
-            else f"{adapter} holds no adapter: full tuning can be asked at its end alone"
-        )
-    run.check_whole(adapter)
+    trained = find_trained(run, checkpoint)
+    if trained.note:
+        _LOGGER.warning(trained.note)
+    run.check_whole(trained.place)
+    if trained.is_model:
+        return recipe, assemble(_with_whole_model(recipe, trained.place))
     base = assemble(recipe)
-    check_base(adapter, recipe, base.fingerprint)
-    return recipe, base.with_model(load_adapter(base.base, adapter))
+    if trained.is_adapter:
+        check_base(trained.place, recipe, base.fingerprint)
+        return recipe, base.with_model(load_adapter(base.base, trained.place))
+    return recipe, _with_trained_tensors(recipe, base, trained)
+
+
+def _with_trained_tensors(recipe: Recipe, base: Assembly, trained: Trained) -> Assembly:
+    """Put a full tuning's checkpoint into its base.
+
+    Raises:
+        ModelError: the base or the tensors are others than were trained.
+    """
+    recorded = recipe.provenance.base_fingerprint if recipe.provenance else None
+    _check_same_base(trained.place, recipe, recorded, base.fingerprint)
+    connector = recipe.model.connector
+    if connector is not None and connector.weights is not None:
+        load_connector(base.base, Path(connector.weights))
+    load_trained_tensors(base.base, trained.place)
+    return base
 
 
 def open_model(
@@ -243,9 +263,10 @@ def weights_fingerprint(
         adapter: as it was given; a run's own is found.
     """
     run = RunDirectory(Path(name).expanduser())
-    place = run.adapter if run.recipe.is_file() and run.adapter.is_dir() else adapter
     if parts.fingerprint is None:
         return None
+    trained = find_trained(run) if run.recipe.is_file() else None
+    place = adapter if trained is None or trained.is_model else trained.place
     told = [parts.fingerprint]
     if place is not None:
         files = sorted(file for file in Path(place).expanduser().rglob("*") if file.is_file())
@@ -310,12 +331,17 @@ def check_base(adapter: Path, recipe: Recipe, fingerprint: str | None) -> None:
     Raises:
         ModelError: the weights have another content hash than when the run was trained.
     """
-    trained_on = _trained_on(adapter, recipe)
+    _check_same_base(adapter, recipe, _trained_on(adapter, recipe), fingerprint)
+
+
+def _check_same_base(
+    place: Path, recipe: Recipe, trained_on: str | None, fingerprint: str | None
+) -> None:
     if trained_on is None or fingerprint is None or trained_on == fingerprint:
         return
     parts = ", ".join(filter(None, (recipe.model.language_model, recipe.model.vision_tower)))
     raise ModelError(
-        f"the adapter in '{adapter}' was trained on a base with content hash "
+        f"the adapter in '{place}' was trained on a base with content hash "
         f"{trained_on[:12]}, but {parts} now has {fingerprint[:12]}: "
         "name the base it was trained on in the run's recipe.yaml, or train again"
     )

@@ -38,6 +38,7 @@ from varifocal.analysis.plots import loss_curve
 from varifocal.analysis.report import COST_ROWS
 from varifocal.analysis.runs import RunSummary, read_run
 from varifocal.run import RunDirectory
+from varifocal.trained import scores_folder
 from varifocal.writing import write_text
 
 CARD = "README.md"
@@ -106,12 +107,13 @@ def make_card(root: str | Path) -> Card:
     """
     run = RunDirectory.open(root)
     summary = read_run(run.root)
-    scores = read_scores(run.evaluations)
+    scored = scores_folder(run)
+    scores = read_scores(scored)
     blocks = [
         *_head(summary),
         *_how_to_load(run, summary),
         *_scores(scores),
-        *retention_blocks(read_object(run.evaluations / "retention.json")),
+        *retention_blocks(read_object(scored / "retention.json")),
         *_samples(run, summary, scores),
         *_cost(run, summary),
         *_data(run),
@@ -186,7 +188,9 @@ def _how_to_load(run: RunDirectory, summary: RunSummary) -> Iterator[Block]:
     yield Heading("How to use it")
     if not summary.finished:
         yield Code(f"varifocal train {run.recipe} --out {run.root} --resume", "bash")
-        return
+        if run.newest_checkpoint() is None:
+            return
+        yield Paragraph("Until then it is opened as of its newest checkpoint.")
     eyes = bool(summary.knobs.get("model.vision_tower"))
     picture = ' --image "picture.png"' if eyes else ""
     yield Code(f'varifocal ask {run.root} "What is this?"{picture}', "bash")
@@ -233,7 +237,7 @@ def _samples(
     ]
     finals = [one.suite for one in scores if one.suite in ("after",)]
     found = read_samples(
-        run.evaluations, [Path(str(one)) for one in sources], SAMPLES, next(iter(finals), None)
+        scores_folder(run), [Path(str(one)) for one in sources], SAMPLES, next(iter(finals), None)
     )
     if not found:
         return

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from varifocal.analysis.card_scores import ScoreLine, read_object
 from varifocal.analysis.runs import RunSummary
 from varifocal.run import RunDirectory
+from varifocal.trained import scores_folder
 
 FEW_SAMPLES = 10_000
 """Trained samples below which the card calls the data small."""
@@ -40,7 +41,7 @@ def limits(run: RunDirectory, summary: RunSummary, scores: Sequence[ScoreLine]) 
     ]
     if not scores:
         found.append("No score has been measured.")
-    if not (run.evaluations / "retention.json").is_file():
+    if not (scores_folder(run) / "retention.json").is_file():
         found.append("What it lost of the base model's language skills was not measured.")
     names = " ".join(one.suite.lower() for one in scores)
     if summary.knobs.get("model.vision_tower") and "pope" not in names:

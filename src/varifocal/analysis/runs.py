@@ -16,6 +16,7 @@ from varifocal.errors import RecipeError
 from varifocal.recipe import load_recipe
 from varifocal.recipe.page import dotted, read_page
 from varifocal.run import UNLOGGED, RunDirectory, checkpoint_step
+from varifocal.trained import is_finished, scores_folder
 
 HEADLINE = "average"
 """The column of ScienceQA's protocol that stands for a suite."""
@@ -65,8 +66,7 @@ def read_run(root: str | Path, name: str | None = None) -> RunSummary:
     run = RunDirectory(Path(root))
     metrics = _metrics(run)
     training = _json(run.root / "training.json")
-    saved = (run.adapter / "adapter_config.json", run.model / "config.json")
-    finished = bool(training) and any(path.is_file() for path in saved)
+    finished = bool(training) and is_finished(run)
     counts = training.get("trained_parameters")
     knobs, chosen = _knobs(run.recipe)
     losses = [line["loss"] for line in metrics if isinstance(line.get("loss"), int | float)]
@@ -79,8 +79,8 @@ def read_run(root: str | Path, name: str | None = None) -> RunSummary:
         chosen=frozenset(chosen),
         trained_parameters=sum(counts.values()) if isinstance(counts, dict) else None,
         loss=losses[-1] if losses else None,
-        cost=_json(run.cost) or _cost_of(training) or _cost_so_far(run),
-        scores=_scores(run.evaluations),
+        cost=(_json(run.cost) or _cost_of(training) if finished else {}) or _cost_so_far(run),
+        scores=_scores(scores_folder(run)),
         metrics=metrics,
     )
 
@@ -92,7 +92,9 @@ def _how_far(run: RunDirectory, metrics: Sequence[Mapping[str, Any]]) -> str:
     steps = [line["step"] for line in metrics if isinstance(line.get("step"), int)]
     if saved is None:
         return f"unfinished, step {steps[-1]}, not saved" if steps else "unfinished, not begun"
-    return f"unfinished, saved at step {checkpoint_step(saved)}"
+    scored = scores_folder(run)
+    of = f", scored at step {checkpoint_step(scored)}" if scored != run.evaluations else ""
+    return f"unfinished, saved at step {checkpoint_step(saved)}{of}"
 
 
 def _cost_so_far(run: RunDirectory) -> dict[str, Any]:

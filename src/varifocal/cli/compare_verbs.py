@@ -166,12 +166,14 @@ def show_retention(run: Path, data: Path | None, text: Path | None, limit: int |
     from varifocal.cli.screen import stage_bars
     from varifocal.evaluation.retention import LIMIT, retention
     from varifocal.run import RunDirectory
+    from varifocal.trained import find_trained
 
     run = run.expanduser()
     with stage_bars() as progress:
         found = retention(run, data=data, text=text, limit=limit or LIMIT, progress=progress)
     command = shlex.join(["varifocal", *sys.argv[1:]])
-    file = found.write(RunDirectory(run).evaluations, command)
+    opened = RunDirectory(run)
+    file = found.write(opened.evaluations_at(find_trained(opened).step), command)
     renew_card(run)
     _print_retention([_read_retention(run)])
     print(file)
@@ -179,7 +181,10 @@ def show_retention(run: Path, data: Path | None, text: Path | None, limit: int |
 
 def _read_retention(run: Path) -> dict[str, Any]:
     """Read what `eval --retention` has left in a run."""
-    file = run / "eval" / "retention.json"
+    from varifocal.run import RunDirectory
+    from varifocal.trained import scores_folder
+
+    file = scores_folder(RunDirectory(run)) / "retention.json"
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

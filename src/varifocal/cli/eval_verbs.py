@@ -174,7 +174,9 @@ def _score_sources(
     from varifocal.cli.screen import print_left_out, print_scores, stage_bars
     from varifocal.evaluation.suites import score_sources
     from varifocal.run import RunDirectory
+    from varifocal.trained import find_trained
 
+    trained = find_trained(RunDirectory.open(model), checkpoint)
     recipe, parts = open_run(model, checkpoint=checkpoint)
     sources = _instead(recipe.data.evaluate, data, split) if data or split else None
     with stage_bars() as progress:
@@ -182,7 +184,7 @@ def _score_sources(
             score_sources(
                 recipe,
                 parts,
-                RunDirectory(Path(model)).evaluations_at(checkpoint),
+                RunDirectory(Path(model)).evaluations_at(trained.step),
                 sources=sources,
                 score=score,
                 blind=blind,
@@ -256,10 +258,11 @@ def _data_of(model: str) -> Path:
 def _scores_of(model: str, adapter: Path | None) -> Path:
     """Return where scores go: into the run, or `runs/MODEL/eval`."""
     from varifocal.run import RunDirectory
+    from varifocal.trained import find_trained
 
     run = RunDirectory(Path(model).expanduser())
     if run.recipe.is_file():
-        return run.evaluations
+        return run.evaluations_at(find_trained(run).step)
     words = [model] if adapter is None else [model, str(adapter)]
     name = "-".join(re.sub(r"[^\w.]+", "-", word).strip("-") for word in words)
     return RunDirectory(_RUNS / name).evaluations

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from varifocal.errors import DataError, RunError
+from varifocal.run import RunDirectory
+from varifocal.trained import scores_folder
 
 ENDING = ".predictions.jsonl"
 
@@ -79,7 +81,7 @@ def find_predictions(place: Path) -> dict[str, Path]:
     """
     if place.is_file() and place.name.endswith(ENDING):
         return {place.name.removesuffix(ENDING): place}
-    for folder in (place / "eval", place):
+    for folder in (scores_folder(RunDirectory(place)), place):
         if files := sorted(folder.glob(f"*{ENDING}")):
             return {file.name.removesuffix(ENDING): file for file in files}
     raise RunError(

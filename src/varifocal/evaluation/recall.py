@@ -44,7 +44,7 @@ def _lacks(line: Line) -> bool:
 def _examples(place: Path) -> Iterator[Example]:
     """Yield what the recipe's `data.evaluate` holds on this machine, as far as still there."""
     root = next(
-        (one for one in (place, *place.parents[:2]) if (one / "recipe.yaml").is_file()), None
+        (one for one in (place, *place.parents[:3]) if (one / "recipe.yaml").is_file()), None
     )
     if root is None:
         return

@@ -22,6 +22,7 @@ from varifocal.export.parity import Parity, Rounding, compare, prompts, referenc
 from varifocal.export.plain import language_model
 from varifocal.export.stopping import Stops, answers_of_run, check_stops
 from varifocal.export.stored import put_unrounded
+from varifocal.trained import find_trained
 from varifocal.writing import check_folder, whole_directory, write_json, write_text
 
 ROUTES = {"text": 0, "image": 1}
@@ -163,6 +164,8 @@ _NARROW = (
 
 def _notes(job: Job) -> Iterator[str]:
     grafted = language_model(job.parts.base)[1] != ""
+    if (trained := find_trained(job.order.run)).step is not None:
+        yield f"The run had not reached its end: this is the run as of step {trained.step}."
     if job.route == "text":
         yield "The text route: what the model does with rows that show no picture."
     if job.route == "image":

@@ -23,6 +23,7 @@ from varifocal.errors import RunError
 from varifocal.models.loss import LossKernel, supervised_loss
 from varifocal.models.sharding import in_world, is_spread, whole_tensors
 from varifocal.run import CHECKPOINT_PREFIX, UNLOGGED, RunDirectory
+from varifocal.trained import TENSORS
 from varifocal.training.cost import Clock, Meter
 from varifocal.training.engines import (
     asks_for_fsdp,
@@ -47,9 +48,6 @@ from varifocal.writing import (
 )
 
 _PICTURES = ("pixel_values", "image_features")
-
-TRAINED = "model.safetensors"
-"""A checkpoint's file for trained weights that are no adapter."""
 
 
 class SupervisedTrainer(Trainer):
@@ -339,14 +337,14 @@ class SupervisedTrainer(Trainer):
             else:
                 target.mkdir(parents=True, exist_ok=True)
                 save_file(
-                    trained_tensors(cast(nn.Module, self.model), state_dict), target / TRAINED
+                    trained_tensors(cast(nn.Module, self.model), state_dict), target / TENSORS
                 )
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
         """As transformers', which warns of every tensor that a checkpoint does not hold."""
-        file = Path(resume_from_checkpoint) / TRAINED
+        file = Path(resume_from_checkpoint) / TENSORS
         into = cast(nn.Module, model or self.model)
         if self.is_fsdp_enabled and is_spread(into):
             return  # `train` has loaded it

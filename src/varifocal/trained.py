@@ -1,0 +1,116 @@
+"""Where a run's trained weights are: those of its end, or of its newest checkpoint if it stopped.
+
+A run that Ctrl-C has stopped has no `adapter/` yet, but a checkpoint that holds what it had
+learned; and one that was finished, then continued with `--resume` and stopped again, has an
+`adapter/` that is older than its newest checkpoint. Whatever opens a run asks here.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from varifocal.errors import RunError
+from varifocal.run import CHECKPOINT_PREFIX, RunDirectory, checkpoint_step
+
+TENSORS = "model.safetensors"
+"""The trained tensors in a checkpoint of full tuning."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run's weights.
+
+    Attributes:
+        place: the folder that holds them: an adapter, a whole model, or a checkpoint.
+        step: of the checkpoint; None for the end of the training.
+        note: what to tell whoever opens it; "" for the end.
+    """
+
+    place: Path
+    step: int | None = None
+    note: str = ""
+
+    @property
+    def is_adapter(self) -> bool:
+        """Whether the folder holds PEFT's files."""
+        return (self.place / "adapter_config.json").is_file()
+
+    @property
+    def is_model(self) -> bool:
+        """Whether the folder holds a whole model."""
+        return (self.place / "config.json").is_file()
+
+
+def find_trained(run: RunDirectory, checkpoint: int | None = None) -> Trained:
+    """Find the weights of a run.
+
+    Args:
+        run: finished or stopped.
+        checkpoint: of this step; by default those of the end, or else of the newest checkpoint
+            whose files hold what was written.
+
+    Raises:
+        RunError: there are none, there is no checkpoint of that step, or all are damaged.
+    """
+    if checkpoint is not None:
+        return Trained(run.checkpoint(checkpoint), checkpoint)
+    if (end := _end(run)) is not None:
+        return end
+    newest, passed_over = run.newest_whole_checkpoint()
+    if newest is None:
+        raise RunError(
+            f"{run.root} has no adapter yet; finish it with: "
+            f"varifocal train {run.recipe} --out {run.root} --resume"
+        )
+    step = checkpoint_step(newest)
+    damaged = "".join(f"; {path.name} is damaged: {wrong}" for path, wrong in passed_over.items())
+    note = (
+        f"{run.root} has not reached its end: this is the run as of step {step} "
+        f"({newest.name}){damaged}; go on with: "
+        f"varifocal train {run.recipe} --out {run.root} --resume"
+    )
+    return Trained(newest, step, note)
+
+
+def is_finished(run: RunDirectory) -> bool:
+    """Tell whether a run's end was saved, and no step was taken after it."""
+    return _end(run) is not None
+
+
+def scores_folder(run: RunDirectory) -> Path:
+    """Return where the scores of a run stand as it is now.
+
+    Those of a stopped run stand by the step, so that they are not taken for those of its end.
+    """
+    if is_finished(run):
+        return run.evaluations
+    scored = [
+        folder
+        for folder in run.evaluations.glob(f"{CHECKPOINT_PREFIX}*")
+        if folder.name.removeprefix(CHECKPOINT_PREFIX).isdigit() and any(folder.glob("*.json*"))
+    ]
+    return max(scored, key=checkpoint_step, default=run.evaluations)
+
+
+def _end(run: RunDirectory) -> Trained | None:
+    """Return the weights of the training's end; None where a checkpoint has more steps."""
+    newest = run.newest_checkpoint()
+    steps = _steps(run)
+    if newest is not None and steps is not None and checkpoint_step(newest) > steps:
+        return None
+    for end in (Trained(run.model), Trained(run.adapter)):
+        if end.is_model or end.is_adapter:
+            return end
+    return None
+
+
+def _steps(run: RunDirectory) -> int | None:
+    """Return how many steps the training had taken when it was finished, as it has noted it."""
+    try:
+        page = json.loads((run.root / "training.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    steps = page.get("steps") if isinstance(page, dict) else None
+    return steps if isinstance(steps, int) else None
