@@ -222,6 +222,18 @@ BAD = {
         {},
         "none of the choices",
     ),
+    "a key twice": (
+        "a.jsonl",
+        '{"question": "a", "answer": "b", "answer": "c"}',
+        {},
+        "line 1 .*key 'answer' stands twice",
+    ),
+    "a key twice with one value": (
+        "a.jsonl",
+        '{"question": "a", "answer": "b", "answer": "b"}',
+        {},
+        None,
+    ),
     "one choice": ("a.jsonl", [{**Q, "choices": ["So."]}], {}, "2 to 26 choices"),
     "a picture on the web": ("a.jsonl", [llava(image="http://a.org/b.png")], {}, "is a URL"),
     "a part on the web": ("a.jsonl", [shown("https://a.org/b.png")], {}, "is a URL"),

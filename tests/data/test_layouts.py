@@ -259,6 +259,13 @@ def test_what_an_object_holds_in_addition_is_told(place):
     ]
 
 
+def test_two_lists_of_one_file_are_told_apart(place):
+    row = {"question": "a", "answer": "b"}
+    content = {"one": [row], "two": [{**row, "answer": "c"}]}
+    one, two = (open_source(place(content, "a.json", field=name)) for name in ("one", "two"))
+    assert one.fingerprint != two.fingerprint
+
+
 TABLES = {
     "a.csv": ("question,answer\na;b,c\n", "a;b", ""),
     "b.csv": ('\ufeffquestion;answer\r\n"a;""b""";c\r\n', 'a;"b"', "semicolons"),

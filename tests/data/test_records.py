@@ -355,9 +355,10 @@ def test_fingerprints_follow_content_and_question(tmp_path):
         fingerprint(),
         fingerprint('{"question": "a", "answer": "c"}\n' * 2),
         fingerprint(answer_as="letter"),
+        fingerprint(answer_is="value"),
         fingerprint(max_examples=1),
         fingerprint(instructions="varied"),
     ]
-    assert len(set(seen)) == 5
+    assert len(set(seen)) == 6
     assert fingerprint() == seen[0]
     assert fingerprint(name="other", weight=2.0) == seen[0]

@@ -109,16 +109,27 @@ def parse_json(text: str, where: str) -> Any:
     """Parse JSON.
 
     Raises:
-        DataError: it is not JSON; the text names `where`, line and column.
+        DataError: it is not JSON, or an object has two values for one key; the text names `where`,
+            and line and column.
     """
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_without_twins)
     except json.JSONDecodeError as error:
         raise DataError(
             f"{where} is not JSON: {error.msg} at line {error.lineno}, column {error.colno}"
         ) from error
     except (RecursionError, ValueError) as error:
         raise DataError(f"{where} is not JSON that can be read: {error}") from error
+
+
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a dict of an object's keys and values; two values for one key would lose one of them."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        for key, value in pairs:
+            if found[key] != value:
+                raise ValueError(f"key '{key[:40]}' stands twice, with different values")
+    return found
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

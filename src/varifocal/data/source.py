@@ -238,7 +238,7 @@ class _Parser:
             **section.model_dump(
                 mode="json",
                 include={
-                    *("split", "skills", "columns", "image_folder"),
+                    *("split", "skills", "columns", "image_folder", "field"),
                     *("answer_as", "answer_is", "prompt_format", "instructions"),
                 },
             ),
