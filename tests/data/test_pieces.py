@@ -61,6 +61,23 @@ def test_a_text_between_walls_is_tokenised_once(tokenizers, monkeypatch):
     assert read == [question + answer + "\n"]
 
 
+def test_many_turns_are_not_tokenised_from_each_turn_to_the_end(tokenizers, monkeypatch):
+    """An answer whose first letter merges with the blank before it is cut apart from its prompt."""
+    pieces = PieceTokenizer(tokenizers["smollm2"])
+    ids, read = pieces._ids, []
+    monkeypatch.setattr(pieces, "_ids", lambda text: read.append(len(text)) or ids(text))
+    text, cuts = "", []
+    for turn in range(40):
+        text += f"<|im_start|>user\nWhat of {turn}?<|im_end|>\n<|im_start|>A: "
+        cuts.append(len(text))
+        text += f"is {turn} repels<|im_end|>"
+        cuts.append(len(text))
+        text += "\n"
+    split = pieces.split(text, cuts)
+    assert sum(read) < 4 * len(text)  # 22 times as much without the walls
+    assert split == without_walls(tokenizers["smollm2"]).split(text, cuts)
+
+
 def test_what_another_caller_set_in_the_tokenizer_changes_nothing(tokenizers):
     tokenizer = copy.deepcopy(tokenizers["smollm2"])
     tokenizer.pad_token = "</s>"

@@ -13,6 +13,7 @@ from varifocal.data.encode import Encoder
 from varifocal.data.example import Image, Message
 from varifocal.errors import DataError
 from varifocal.serving.engine import (
+    ContextLengthError,
     Engine,
     EngineClosed,
     EngineFault,
@@ -155,6 +156,45 @@ def test_too_long_is_refused_at_once_and_the_windows_end_ends_an_answer(llama, t
     request = engine.submit(ASKED)
     assert text(request) == "a" * (60 - request.prompt_tokens + 1)
     assert request.finish_reason == "length"
+
+
+@pytest.mark.parametrize("overflow", ["truncate_prompt", "drop_oldest_turns"])
+def test_a_runs_own_overflow_cuts_no_prompt(llama, tokenizer, overflow) -> None:
+    """A run that trained on cut prompts does not answer another question than was asked."""
+    llama.config.max_position_embeddings = 80
+    engine = Engine(llama, Encoder(tokenizer, max_length=30, overflow=overflow))
+    talk = [*ASKED, Message("assistant", ("It attracts.",)), *ASKED]
+    with pytest.raises(ContextLengthError) as error:
+        engine.submit(talk)
+    assert (error.value.prompt_tokens, error.value.window) == (86, 80)
+    request = engine.submit(ASKED, Sampling(1))  # longer than max_length, within the window
+    assert request.prompt_tokens == 36 > 30
+    assert text(request) is not None
+    engine.close()
+
+
+def test_no_queue_answers_as_many_as_the_batch_has(llama, tokenizer) -> None:
+    engine = Engine(llama, Encoder(tokenizer), max_batch=2, max_queue=0)
+    gate = Gate(engine)
+    both = [engine.submit(ASKED, Sampling(3)) for _ in range(2)]
+    with pytest.raises(QueueFull):
+        engine.submit(ASKED, Sampling(3))
+    gate.open.set()
+    for request in both:
+        text(request)
+        assert request.completion_tokens
+    engine.close()
+
+
+@pytest.mark.parametrize("wrong", [{"max_batch": 0}, {"max_queue": -1}])
+def test_an_engine_without_room_is_refused(llama, tokenizer, wrong) -> None:
+    with pytest.raises(ValueError, match="max_batch must be at least 1 and max_queue 0, not "):
+        Engine(llama, Encoder(tokenizer), **wrong)
+
+
+def test_a_talk_that_ends_with_an_answer_is_not_cut_short(engine: Engine) -> None:
+    with pytest.raises(DataError, match="ends with the user's turn"):
+        engine.submit([*ASKED, Message("assistant", ("It attracts.",))])
 
 
 def test_a_model_without_an_adapter_cannot_leave_it_out(engine: Engine) -> None:

@@ -43,7 +43,7 @@ def start(model, *options: str) -> subprocess.Popen[str]:
 
 @pytest.mark.slow
 def test_sigterm_lets_an_answer_end(model) -> None:
-    server = start(model, "--port", "0")
+    server = start(model, "--port", "0", "--max-queue", "0")
     assert server.stdout is not None
     line = server.stdout.readline()
     found = re.search(r"http://127\.0\.0\.1:\d+", line)
