@@ -27,6 +27,22 @@ def test_other_machines_need_a_key() -> None:
     assert "--api-key" in str(result.exception)
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "sentence"),
+    [
+        ("--max-body-mib", "inf", "max_body_mib must be above 0 and at most 1e+06, not inf"),
+        ("--max-image-mpixels", "1e300", "max_image_mpixels must be above 0"),
+        ("--max-time", "inf", "max_time_s must be above 0"),
+        ("--allow-origin", "chat.example", "such as https://chat.example"),
+        ("--allow-origin", "https://chat.example/page", "is a scheme and a host"),
+    ],
+)
+def test_a_bound_that_binds_nothing_is_refused(model, option, value, sentence) -> None:
+    result = CliRunner().invoke(app, ["serve", str(model), option, value])
+    assert isinstance(result.exception, VarifocalError)
+    assert sentence in str(result.exception)
+
+
 @pytest.fixture
 def model(tmp_path, llama, tokenizer):
     llama.save_pretrained(tmp_path / "model")

@@ -67,7 +67,10 @@ ImageOption = Annotated[
     typer.Option("--image", metavar="FILE", help="A picture; may be given several times."),
 ]
 TemperatureOption = Annotated[
-    float, typer.Option(min=0, help="0 takes the likeliest token; above 0, chance grows with it.")
+    float,
+    typer.Option(
+        min=0, max=100, help="0 takes the likeliest token; above 0, chance grows with it."
+    ),
 ]
 MaxTokensOption = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
 

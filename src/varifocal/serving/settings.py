@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
+from varifocal.errors import VarifocalError
+
+_TIMES = ("max_header_s", "max_body_s", "max_stall_s", "max_time_s", "drain_s")
+_MOST = 1e6
+_ORIGIN = re.compile(r"\*|null|[A-Za-z][A-Za-z0-9+.-]*://[^/?#@\s]+")
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -55,6 +61,23 @@ class ServeSettings:
     allow_origins: tuple[str, ...] = ()
     image_hosts: tuple[str, ...] = ()
     drain_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        """Refuse bounds that bind nothing, and origins that no browser sends.
+
+        Raises:
+            VarifocalError: the bound's name and what was given.
+        """
+        for name in ("max_body_mib", "max_image_mpixels", "max_held_mib", *_TIMES):
+            value = getattr(self, name)
+            if not (0 < value < _MOST):
+                raise VarifocalError(f"{name} must be above 0 and at most {_MOST:g}, not {value}")
+        for origin in self.allow_origins:
+            if not _ORIGIN.fullmatch(origin):
+                raise VarifocalError(
+                    f"an allowed origin is a scheme and a host, such as https://chat.example or "
+                    f"http://localhost:3000, or * for all, not '{origin}'"
+                )
 
     @property
     def is_private(self) -> bool:
