@@ -115,7 +115,7 @@ def test_a_tiny_nucleus_is_greedy(engine: Engine) -> None:
     ("settings_", "message"),
     [
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, not 0"),
-        ({"temperature": -1.0}, "temperature must be at least 0, not -1.0"),
+        ({"temperature": -1.0}, "temperature must be at least 0 and finite, not -1.0"),
         ({"top_p": 0.0}, "top_p must be above 0 and at most 1, not 0.0"),
         ({"stop": ("a", "")}, r"stop must be a tuple of texts, none empty, not \('a', ''\)"),
         ({"stop": "end"}, "stop must be a tuple of texts"),
