@@ -21,7 +21,6 @@ GOOD: dict[str, Any] = {"model": "tiny", "max_tokens": 3, "messages": [HI]}
 BOUNDS = {
     "max_new_tokens": 2000,
     "max_body_mib": 0.5,
-    "max_held_mib": 0.75,
     "max_header_s": 0.5,
     "max_body_s": 1.0,
     "max_stall_s": 0.5,
@@ -115,7 +114,7 @@ def test_a_second_head_on_a_connection_has_its_time_too(port) -> None:
         connection.sendall(request[:20])
         started = time.monotonic()
         assert rest(connection) == b""
-    assert 0.3 < time.monotonic() - started < 3
+    assert 0.3 < time.monotonic() - started < 4.5  # uvicorn itself would wait for ever
 
 
 @pytest.mark.parametrize("drops", [False, True])
@@ -173,14 +172,14 @@ def test_a_body_that_says_it_is_too_large_gets_its_413(port) -> None:
         assert b" 413 " in connection.recv(4096).splitlines()[0]
 
 
-def test_large_bodies_at_a_time_are_a_429(port) -> None:
-    with send(port, head(port, 500_000) + b" " * 400_000):
-        status, answer = 0, {}
-        end = time.monotonic() + 0.8
-        while status != 429 and time.monotonic() < end:
-            status, answer = ask(port, b" " * 500_000)
-        assert (status, answer["error"]["code"]) == (429, "too_many_bytes")
-    until(lambda: ask(port, b" " * 500_000)[0] == 400)
+def test_large_bodies_at_a_time_are_a_429(tokenizer, serving) -> None:
+    with serving(seeing_engine(tokenizer), max_body_mib=0.5, max_held_mib=0.75) as address:
+        port = int(address.rpartition(":")[2])
+        with send(port, head(port, 500_000) + b" " * 400_000):
+            until(lambda: ask(port, b" " * 500_000)[0] == 429)
+            assert ask(port, b" " * 500_000)[1]["error"]["code"] == "too_many_bytes"
+            assert ask(port)[0] == 200  # a small one still finds room
+        until(lambda: ask(port, b" " * 500_000)[0] == 400)
 
 
 @pytest.mark.parametrize(
