@@ -5,14 +5,16 @@ from __future__ import annotations
 import base64
 import io
 import json
+from collections.abc import Callable
 from typing import Any
 
 import PIL.Image
 import pytest
 
 from tiny_server import seeing_engine
+from varifocal.data.encode import Encoder
 from varifocal.data.example import Message
-from varifocal.serving.engine import Sampling
+from varifocal.serving.engine import Engine, Sampling
 from varifocal.serving.reading import Reader
 from varifocal.serving.refusal import Refused
 from varifocal.serving.settings import ServeSettings
@@ -236,10 +238,39 @@ def test_hardly_a_temperature_takes_the_likeliest(reader, engine) -> None:
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_refusal_names_the_field_and_the_reason(refusing, name) -> None:
     change, param, reason = REFUSED[name]
-    status, error = refusing(json.dumps({**GOOD, **change}).encode())
+    status, answer = refusing(json.dumps({**GOOD, **change}).encode())
+    error = answer["error"]
     assert (status, error["param"]) == (400, param)
     assert reason in error["message"]
     assert error["type"] == "invalid_request_error"
+
+
+STRICT = (
+    "{% for message in messages %}"
+    "{% if message['role'] == 'system' %}{{ raise_exception('no system turns here') }}{% endif %}"
+    "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('user and assistant must take turns') }}{% endif %}"
+    "<s>{{ message['role'] }}\n{{ message['content'] }}</s>\n{% endfor %}"
+    "{% if add_generation_prompt %}<s>assistant\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("turns", "reason"),
+    [
+        ((("system", "Be kind."), ("user", "Hi")), "no system turns here"),
+        ((("user", "Hi"), ("user", "Are you there?")), "must take turns"),
+        ((("assistant", "Hello"), ("user", "Hi")), "must take turns"),
+    ],
+)
+def test_turns_that_the_template_refuses_are_a_400(llama, tokenizer, turns, reason) -> None:
+    engine = Engine(llama, Encoder(tokenizer, chat_template=STRICT))
+    ask = asking(engine)
+    assert ask(json.dumps({**GOOD, **said(("user", "Hi"))}).encode())[0] == 200
+    status, answer = ask(json.dumps({**GOOD, **said(*turns)}).encode())
+    assert (status, answer["error"]["param"]) == (400, "messages")
+    assert reason in answer["error"]["message"]
+    engine.close()
 
 
 @pytest.mark.parametrize("name", RAW)
@@ -254,7 +285,11 @@ def test_a_body_that_is_no_request_is_told(reader, name) -> None:
 
 @pytest.fixture(scope="module")
 def refusing(engine):
-    """Ask the app without a socket: a body -> status and error."""
+    return asking(engine)
+
+
+def asking(engine) -> Callable[[bytes], tuple[int, dict[str, Any]]]:
+    """Ask the app without a socket: a body -> status and answer."""
     from fastapi.testclient import TestClient
 
     from varifocal.serving.api import create_app
@@ -265,6 +300,6 @@ def refusing(engine):
     def ask(body: bytes) -> tuple[int, dict[str, Any]]:
         headers = {"Content-Type": "application/json"}
         answer = client.post("/v1/chat/completions", content=body, headers=headers)
-        return answer.status_code, answer.json()["error"]
+        return answer.status_code, answer.json()
 
     return ask

@@ -21,7 +21,7 @@ from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 
 from varifocal import __version__
-from varifocal.errors import DataError, VarifocalError, nearest
+from varifocal.errors import DataError, ModelError, VarifocalError, nearest
 from varifocal.serving import schema
 from varifocal.serving.answers import Answer, completion, stream_events
 from varifocal.serving.chat_request import ChatRequest
@@ -190,7 +190,7 @@ async def _begin(server: _Server, request: Request) -> tuple[ChatRequest, Answer
         raise Refused(503, "shutting_down", str(error)) from error
     except ContextLengthError as error:
         raise Refused(400, "context_length_exceeded", str(error), "messages") from error
-    except DataError as error:
+    except (DataError, ModelError) as error:  # a template that refuses turns is a ModelError
         raise Refused(400, "invalid_messages", str(error), "messages") from error
     except VarifocalError as error:
         raise Refused(500, "engine_error", str(error)) from error
