@@ -121,11 +121,11 @@ def for_language_model(
     return LoraFiles(written, weights, tuple(sorted(outside - {prefix.rstrip(".")})))
 
 
-def _without(prefix: str, pattern: Mapping[str, Any]) -> dict[str, Any]:
+def _without(prefix: str, pattern: Mapping[str, Any] | None) -> dict[str, Any]:
     """Name layers as the language model does, with PEFT's own "^" in front or without."""
     return {
         f"^{name[1:].removeprefix(prefix)}" if name[:1] == "^" else name.removeprefix(prefix): value
-        for name, value in pattern.items()
+        for name, value in (pattern or {}).items()
     }
 
 
