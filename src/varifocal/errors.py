@@ -39,6 +39,10 @@ class ModelError(VarifocalError):
     """A model, tower, adapter or installed library version does not fit."""
 
 
+class ChatTemplateError(ModelError):
+    """A chat template refuses a conversation, or does not write it so that it can be used."""
+
+
 class RunError(VarifocalError):
     """A run directory cannot be read, written or continued."""
 

@@ -167,7 +167,7 @@ BAD = {
         "no pair of texts",
     ),
     "no turns": ("a.jsonl", [llava(), llava(conversations=[])], {}, "line 2.* list of turns"),
-    "a turn that is a text": ("a.jsonl", [llava(), llava(conversations=["a"])], {}, "line 2: a tu"),
+    "a turn that is a text": ("a.jsonl", [llava(), llava(conversations=["a"])], {}, "line 2: tu"),
     "an empty answer": ("a.jsonl", [talk(("human", "a"), ("gpt", " "))], {}, "turn 2 is empty"),
     "the answer first": ("a.jsonl", [talk(("gpt", "b"), ("human", "a"))], {}, "the user first"),
     "two answers": ("a.jsonl", [talk(*PAIR, ("gpt", "c"))], {}, "must take turns"),

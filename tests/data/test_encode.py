@@ -32,7 +32,9 @@ words = st.text(st.characters(exclude_categories=["Cs"]), max_size=12).filter(
     lambda text: IMAGE_TOKEN not in text  # hypothesis knows the texts in our files
 )
 blanks = st.sampled_from(["", " ", "\n", "\n\n", "  ", "\t", "\u00a0", "The answer is B."])
-texts = st.builds(lambda a, b, c: a + b + c, blanks, words, blanks)
+texts = st.builds(lambda a, b, c: a + b + c, blanks, words, blanks).filter(
+    lambda text: "<" not in text  # hypothesis likes to draw what stands in this file
+)
 answers = texts.filter(lambda text: text.strip())
 
 
@@ -162,21 +164,6 @@ def test_which_answers_are_trained(tokenizers, name):
     assert (everything.prompt_mask == untrained).all()
 
 
-def test_a_template_that_rewrites_earlier_answers_trains_the_last(tokenizers):
-    tokenizer = copy.deepcopy(tokenizers["phi"])
-    tokenizer.chat_template = (
-        "{% for m in messages %}{{ '<|' + m['role'] + '|>' }}"
-        "{{ m['content'] if loop.last or m['role'] != 'assistant' else 'short' }}"
-        "{{ '<|im_end|>' }}{% endfor %}"
-        "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
-    )
-    example = talk("one?", "two", "three?", "four")
-    with pytest.raises(ModelError, match=r"writes turn 2 in another way .*last_answer"):
-        encoder_of(tokenizer).encode(example)
-    encoded = encoder_of(tokenizer, train_on="last_answer").encode(example)
-    assert [tokenizer.decode(ids) for ids in runs(encoded)] == ["four<|im_end|>"]
-
-
 def test_an_answer_without_an_end_of_turn_gets_the_end_of_sequence(tokenizers):
     tokenizer = copy.deepcopy(tokenizers["phi"])
     tokenizer.chat_template = (
@@ -219,6 +206,9 @@ def test_a_template_without_system_messages_says_so(tokenizers):
         + tokenizer.chat_template
     )
     assert "<|user|>" in text_of(tokenizer, talk("one?", "two"), system_prompt="")
+    own = talk("one?", "two", system="Mine.")
+    with pytest.raises(DataError, match=r"^book.json: record '7': .*refuses the turns system, us"):
+        encoder_of(tokenizer).encode(own)
     with pytest.raises(ModelError, match=r"refuses the turns system, user.*: no system"):
         text_of(tokenizer, talk("one?", "two"), system_prompt="Be brief.")
 

@@ -303,6 +303,8 @@ def _print_segment(console: Console, segment: Segment) -> None:
         f"{segment.num_trained} of {segment.num_tokens} train",
         *(["prompt cut"] if member.encoded.was_cut else []),
         *(["oldest turns left out"] if member.encoded.dropped_turns else []),
+        *(["earlier answers are prompt"] if member.encoded.rewritten_answers else []),
+        *(["system message left out"] if member.encoded.lost_system else []),
     ]
     _print_border(console, ", ".join(facts))
     for image in segment.images:

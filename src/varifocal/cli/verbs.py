@@ -130,7 +130,7 @@ def train(
         return
     renew_card(root)
     print_left_out([*result.skipped, *result.dropped])
-    for note in result.passed_over:
+    for note in (*result.data_notes, *result.passed_over):
         print(note, file=sys.stderr)
     loss = "" if result.loss is None else f"loss {result.loss:.3f}, "
     print(

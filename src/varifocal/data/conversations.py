@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from varifocal.data.example import Example, Image, Message, Role
 from varifocal.data.parsing import ParseOptions, id_of, short, task_of
 from varifocal.data.pictures import find_picture, picture_cells
 from varifocal.data.questions import PLACEHOLDER
 from varifocal.data.raw_rows import Record
+from varifocal.data.turn_keys import WORD_KEYS, TurnNotes, read_notes
 from varifocal.errors import AnswerError, DataError, PlaceholderError, nearest
 
 _ROLES: dict[str, Role] = {
@@ -22,6 +23,21 @@ _ROLES: dict[str, Role] = {
     "developer": "system",
 }
 _OTHER_MEDIA = ("video", "videos", "audio", "audios")
+_TOOLS = ("tools", "functions")
+
+
+class Said(NamedTuple):
+    """One turn as a record has it.
+
+    Attributes:
+        speaker: "human", "assistant" ...
+        content: a text, or a list of OpenAI's parts.
+        notes: its other keys.
+    """
+
+    speaker: str
+    content: object
+    notes: TurnNotes = TurnNotes()
 
 
 def parse_conversation(record: Record, asked: ParseOptions) -> Example:
@@ -36,30 +52,41 @@ def parse_conversation(record: Record, asked: ParseOptions) -> Example:
     """
     row, where = record.row, record.where
     turns = _turns_of(row, where)
-    said: list[tuple[str, object]] = [_read_turn(turn, where) for turn in turns]
+    said = [_read_turn(turn, f"{where}: turn {n}") for n, turn in enumerate(turns, start=1)]
     system = row.get("system")
-    if system and said and said[0][0] != "system":
-        said.insert(0, ("system", system))
+    if system and said and said[0].speaker != "system":
+        said.insert(0, Said("system", system))
     return conversation(said, record, asked)
 
 
 def conversation(
-    said: Sequence[tuple[str, object]], record: Record, asked: ParseOptions
+    said: Sequence[tuple[str, object] | Said], record: Record, asked: ParseOptions
 ) -> Example:
     """Make an example of speakers and what they say; see `parse_conversation`."""
     where = record.where
     for key in _OTHER_MEDIA:
         if record.row.get(key):
             raise DataError(f"{where} has '{key}'; only text and pictures can be read")
+    for key in _TOOLS:
+        if record.row.get(key) not in (None, "", "[]", [], {}):
+            raise DataError(f"{where} has '{key}'; conversations with tools cannot be read")
     pictures = _pictures_of(record.row, asked, where)
     waiting = iter(pictures)
     messages: list[Message] = []
     placeholders = 0
-    for speaker, content in said:
+    unread: list[str] = []
+    turns = (turn if isinstance(turn, Said) else Said(turn[0], turn[1]) for turn in said)
+    for speaker, content, notes in turns:
         parts = _parts_of(content, asked, where)
         placeholders += sum(part is None for part in parts)
         filled = (next(waiting, None) if part is None else part for part in parts)
-        message = Message(_role(speaker, where), tuple(part for part in filled if part))
+        message = Message(
+            _role(speaker, where),
+            tuple(part for part in filled if part),
+            notes.thought,
+            notes.is_trained,
+        )
+        unread += notes.unread
         if message.role == "assistant" and not message.text.strip():
             raise AnswerError(f"{where}: the answer in turn {len(messages) + 1} is empty")
         messages.append(message)
@@ -69,7 +96,11 @@ def conversation(
             f"but {len(pictures)} pictures are given"
         )
     return Example(
-        tuple(messages), id=id_of(record), source=record.source, task=task_of(record, asked)
+        tuple(messages),
+        id=id_of(record),
+        source=record.source,
+        task=task_of(record, asked),
+        unread_keys=tuple(dict.fromkeys(unread)),
     )
 
 
@@ -93,17 +124,18 @@ def _rows_of(columns: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
     return [dict(zip(names, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
-def _read_turn(turn: Any, where: str) -> tuple[str, object]:
-    """Return a turn's speaker and what is said."""
+def _read_turn(turn: Any, where: str) -> Said:
+    """Read a turn's speaker, what is said, and its other keys."""
     if not isinstance(turn, dict):
-        raise DataError(f"{where}: a turn is {short(turn)}, no object")
+        raise DataError(f"{where} is {short(turn)}, no object")
     speaker = turn.get("from") if turn.get("from") is not None else turn.get("role")
-    content = turn.get("value") if turn.get("value") is not None else turn.get("content")
     if not isinstance(speaker, str):
-        raise DataError(f"{where}: a turn's speaker ('from' or 'role') is {short(speaker)}")
-    if turn.get("tool_calls") or turn.get("function_call"):
-        raise DataError(f"{where}: a turn calls tools; only text and pictures can be read")
-    return speaker, content
+        raise DataError(f"{where}: its speaker ('from' or 'role') is {short(speaker)}")
+    words = [turn[key] for key in WORD_KEYS if turn.get(key) is not None]
+    if len(words) > 1 and words[0] != words[1]:
+        raise DataError(f"{where} has both 'value' and 'content', and they differ")
+    notes = read_notes(turn, _role(speaker, where), where)
+    return Said(speaker, words[0] if words else None, notes)
 
 
 def _role(speaker: str, where: str) -> Role:

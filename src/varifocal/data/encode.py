@@ -8,10 +8,12 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -20,39 +22,35 @@ from transformers import PreTrainedTokenizerBase
 from varifocal.data.encoded import IGNORED as IGNORED
 from varifocal.data.encoded import Encoded, EncodedExamples, Ids
 from varifocal.data.example import Example, Message
-from varifocal.data.pieces import PieceTokenizer, fingerprint_tokenizer
+from varifocal.data.pieces import PieceTokenizer, fingerprint_tokenizer, placeholder_id
 from varifocal.data.reading import OnBadRecord
-from varifocal.data.shorten import drop_oldest, shorten
-from varifocal.data.template import AnswerSpan, ChatTemplate, Turn
+from varifocal.data.shorten import Overflow as Overflow
+from varifocal.data.shorten import TooLongError as TooLongError
+from varifocal.data.shorten import make_fit
+from varifocal.data.template import AnswerSpan, ChatTemplate
 from varifocal.data.token_bound import TokenBound
-from varifocal.errors import DataError, ModelError, PlaceholderError
+from varifocal.data.turns import TrainOn as TrainOn
+from varifocal.data.turns import TurnWriter, answers_to_train, loses_system, until_trained
+from varifocal.data.written import Turn, Written
+from varifocal.errors import ChatTemplateError, DataError, ModelError
 
-Overflow = Literal["error", "drop", "truncate_prompt", "drop_oldest_turns"]
-TrainOn = Literal["answers", "last_answer", "all"]
 Progress = Callable[[int, int], None]
 
-VERSION = 1
+VERSION = 2
 """Of the encoding itself; raised whenever the same example would get other ids or marks."""
 
 
-class TooLongError(DataError):
-    """An example takes more tokens than the limit.
-
-    Attributes:
-        tokens: how many.
-        at_least: whether that is only the least that it can take; it was not tokenised.
-    """
-
-    def __init__(self, told: str, tokens: int, *, at_least: bool = False) -> None:
-        super().__init__(told)
-        self.tokens, self.at_least = tokens, at_least
+_LOG = logging.getLogger(__name__)
+_HELLO: Turn = {"role": "user", "content": "a"}
 
 
 class Encoder:
     """Turns examples into token ids with the tokenizer's own chat template.
 
     Trained ids are the assistant's words and the end-of-turn token behind them, exactly what the
-    model has to write behind the same prompt (see `varifocal.data.template`).
+    model has to write behind the same prompt (see `varifocal.data.written`). An earlier answer that
+    the template writes in another way once the conversation goes on (Qwen3 drops its thought) is
+    prompt alone, and counted.
 
     Args:
         tokenizer: one without a chat template gets `template.plain_template`.
@@ -76,7 +74,8 @@ class Encoder:
         system: what a conversation without a system message starts with; None for no such turn.
 
     Raises:
-        ModelError: the placeholder is not one token, or the template cannot be used.
+        ModelError: the placeholder is not one token, or the template cannot be used, or refuses
+            the system prompt.
         ValueError: a number or a word that is not allowed.
     """
 
@@ -104,12 +103,14 @@ class Encoder:
         self.template = ChatTemplate(tokenizer, image_token, chat_template)
         self.pieces = PieceTokenizer(tokenizer)
         self.image_token = image_token
-        self.image_token_id = _check_placeholder(tokenizer, image_token, image_token_id)
+        self.image_token_id = placeholder_id(tokenizer, image_token, image_token_id)
         self.tokens_per_image = tokens_per_image
         self.max_length = max_length
         self.overflow: Overflow = overflow
         self.train_on: TrainOn = train_on
         self.system = self.template.system_turn(system_prompt)
+        self._check_system()
+        self._turns = TurnWriter(self.template.control_tokens, image_token, self.system)
         self._fewest_tokens: Callable[[str], int] | None = None
 
     def for_prompts(self, window: int | None) -> Encoder:
@@ -125,6 +126,20 @@ class Encoder:
         other._fewest_tokens = TokenBound(self.tokenizer)
         return other
 
+    def _check_system(self) -> None:
+        """Refuse a system prompt that the template refuses, and tell of one that it leaves out."""
+        if not self.system:
+            return
+        turns: list[Turn] = [{"role": "system", "content": self.system}, _HELLO]
+        try:
+            text = self.template.render(turns)
+        except ChatTemplateError as error:
+            raise ModelError(f"data.system_prompt cannot be set: {error}") from error
+        if loses_system(turns, text):
+            _LOG.warning(
+                "data.system_prompt is not in what the model reads: the chat template leaves it out"
+            )
+
     def encode(self, example: Example, with_answer: bool = True) -> Encoded:
         """Encode one example.
 
@@ -139,23 +154,28 @@ class Encoder:
         Raises:
             TooLongError: it is over `max_length` and may not or cannot be made shorter.
             DataError: the text holds the placeholder or one of the template's control tokens, a
-                picture meets a model without eyes, or an answer is missing or empty.
-            ModelError: the chat template refuses the conversation.
+                picture meets a model without eyes, an answer is missing or empty, no answer is to
+                be trained, or the chat template refuses the conversation.
         """
-        turns = self._turns(example, with_answer)
-        encoded = self._encode(turns, example)
-        if self._fits(encoded):
-            return encoded
-        build = partial(self._turns, with_answer=with_answer)
-        turns, kept, how = self._shorten(example, encoded, build)
-        return replace(self._encode(turns, kept), **how)
+        if with_answer:
+            example = until_trained(example, self.train_on)
+        with _named(example):
+            turns = self._turns.write(example, with_answer)
+            encoded = self._encode(turns, example)
+            if self._fits(encoded):
+                return encoded
+            build = partial(self._turns.write, with_answer=with_answer)
+            turns, kept, how = self._shorten(example, encoded, build)
+            return replace(self._encode(turns, kept), **how)
 
     def encode_options(self, example: Example) -> tuple[Encoded, list[Ids]]:
         """Encode a multiple-choice question and each of its options, for scoring by likelihood.
 
         An option's ids are those the answer has in training when that option is the right one: its
         words and the end-of-turn token. Where the trained answer goes on behind the option
-        (QCM-ALE), they end with the option's words.
+        (QCM-ALE), they end with the option's words. What the template writes in front of every
+        answer (an empty thought, a channel) is the same for all options and belongs to the prompt:
+        a thought that the generation prompt opens is closed there, empty.
 
         Returns:
             The prompt up to the answer, and one array an option. The prompt is the same for all,
@@ -166,19 +186,27 @@ class Encoder:
         """
         if not example.options:
             raise DataError(f"{example.name}: no choices to score")
-        turns = self._turns(example, with_answer=False)
-        answers = [self._encode(_answer(turns, option), example) for option in example.options]
-        longest = max(range(len(answers)), key=lambda index: len(answers[index]))
-        how: dict[str, Any] = {}
-        if not self._fits(answers[longest]):
-            option = example.options[longest]
-            full, example, how = self._shorten(
-                example, answers[longest], lambda kept: _answer(self._turns(kept, False), option)
-            )
-            turns = full[:-1]
-        prompt = replace(self._encode(turns, example), **how)
-        complete = example.is_option_complete
-        return prompt, [self._option_ids(turns, option, complete) for option in example.options]
+        with _named(example):
+            turns = self._turns.write(example, with_answer=False)
+            answers = [self._encode(_answer(turns, option), example) for option in example.options]
+            longest = max(range(len(answers)), key=lambda index: len(answers[index]))
+            how: dict[str, Any] = {}
+            if not self._fits(answers[longest]):
+                option = example.options[longest]
+                full, example, how = self._shorten(
+                    example,
+                    answers[longest],
+                    lambda kept: _answer(self._turns.write(kept, False), option),
+                )
+                turns = full[:-1]
+            prompt = self._encode(turns, example)
+            complete = example.is_option_complete
+            split = [self._option_ids(turns, option, complete) for option in example.options]
+            frame = split[0][0]
+            ids = np.concatenate([prompt.input_ids, frame])
+            mask = np.concatenate([prompt.prompt_mask, np.ones(len(frame), np.bool_)])
+            prompt = replace(prompt, input_ids=ids, prompt_mask=mask, **how)
+            return prompt, [ids for _, ids in split]
 
     @cached_property
     def fingerprint(self) -> str:
@@ -198,7 +226,7 @@ class Encoder:
     def end_of_turn_id(self) -> int:
         """The id a trained answer ends with: where a model that answers has to stop."""
         probe = Example((Message("user", ("a",)), Message("assistant", ("b",))))
-        return int(self._option_ids(self._turns(probe, False), "b", complete=True)[-1])
+        return int(self._option_ids(self._turns.write(probe, False), "b", complete=True)[1][-1])
 
     def encode_all(
         self,
@@ -232,67 +260,35 @@ class Encoder:
                 progress(done, len(examples))
         return result
 
-    def _turns(self, example: Example, with_answer: bool) -> list[Turn]:
-        """Write the messages as the template takes them."""
-        messages = list(example.messages)
-        if with_answer and messages[-1].role != "assistant":
-            raise DataError(f"{example.name} has no answer: its last turn is the user's")
-        if not with_answer and messages[-1].role == "assistant":
-            del messages[-1]
-        turns = [{"role": m.role, "content": self._content(m, example)} for m in messages]
-        if turns[0]["role"] != "system" and self.system is not None:
-            turns.insert(0, {"role": "system", "content": self.system})
-        return turns
-
-    def _content(self, message: Message, example: Example) -> str:
-        """Join a message's parts, and refuse text that would mislead the model."""
-        is_empty = message.role == "assistant" and not message.text.strip()
-        if is_empty and not example.is_prompt:
-            raise DataError(f"{example.name}: an answer is empty")
-        parts: list[str] = []
-        for part in message.content:
-            if isinstance(part, str):
-                self._check_text(part, example)
-                parts.append(part)
-            elif self.image_token is None:
-                raise DataError(f"{example.name} has a picture, but the model has no vision tower")
-            else:
-                parts.append(self.image_token)
-        return "".join(parts)
-
-    def _check_text(self, text: str, example: Example) -> None:
-        if self.image_token is not None and self.image_token in text:
-            raise PlaceholderError(
-                f"{example.name}: the text holds the image placeholder '{self.image_token}'; "
-                "pictures are given as pictures"
-            )
-        for token in self.template.control_tokens:
-            if token in text:
-                raise DataError(
-                    f"{example.name}: the text holds the model's control token '{token}', which "
-                    "would end or begin a turn; take it out"
-                )
-
     def _encode(self, turns: Sequence[Turn], example: Example) -> Encoded:
         """Render, tokenise and mark what is trained, whatever the length."""
         answered = turns[-1]["role"] == "assistant"
-        text = self.template.render(turns, add_generation_prompt=not answered)
+        last = self.template.written(turns) if answered else None
+        text = (
+            self.template.render(turns, add_generation_prompt=True)
+            if last is None
+            else last.prompt + last.text
+        )
         self._check_length(text, example)
-        spans = list(self._spans(turns, text))
-        pieces = self.pieces.split(text, _cuts(spans))
+        spans = self._spans(turns, text, last)
+        wanted = answers_to_train(turns, example, self.train_on) if answered else set()
         ids: list[int] = []
         mask: list[bool] = []
-        for number, piece in enumerate(pieces):
-            span = spans[number // 2] if number % 2 else None
+        for number, piece in enumerate(self.pieces.split(text, _cuts(spans.values()))):
+            index, span = list(spans.items())[number // 2] if number % 2 else (-1, None)
             if span is not None and not span.closed:
                 piece = [*piece, self._end_of_sequence()]
-            trained = answered and span is not None and self.train_on != "all"
-            trained = trained and (self.train_on == "answers" or span is spans[-1])
             ids += piece
-            mask += [not trained] * len(piece)
+            mask += [index not in wanted] * len(piece)
         if self.train_on == "all" and answered:
             mask = [token == self.image_token_id for token in ids]
-        return self._expand(np.array(ids, np.int32), np.array(mask, np.bool_), example)
+        encoded = self._expand(np.array(ids, np.int32), np.array(mask, np.bool_), example)
+        return replace(
+            encoded,
+            rewritten_answers=len(wanted - set(spans)) if self.train_on == "answers" else 0,
+            lost_system=loses_system(turns, text),
+            unread_keys=bool(example.unread_keys),
+        )
 
     def _check_length(self, text: str, example: Example) -> None:
         """Refuse a prompt that cannot fit the window, before it is tokenised."""
@@ -303,16 +299,18 @@ class Encoder:
             told = f"{example.name} takes at least {fewest} tokens, at most {self.max_length} fit"
             raise TooLongError(told, fewest, at_least=True)
 
-    def _spans(self, turns: Sequence[Turn], text: str) -> Iterator[AnswerSpan]:
-        """Find the answers; one that the template rewrites later counts only if it is trained."""
-        is_prompt = turns[-1]["role"] != "assistant"
-        answers = [index for index, turn in enumerate(turns) if turn["role"] == "assistant"]
-        for index in filter(None, answers):  # a greeting has no prompt
-            try:
-                yield self.template.span(turns, index, text)
-            except ModelError:
-                if not is_prompt and (self.train_on == "answers" or index == len(turns) - 1):
-                    raise
+    def _spans(
+        self, turns: Sequence[Turn], text: str, last: Written | None
+    ) -> dict[int, AnswerSpan]:
+        """Find the answers: turn -> where it stands, but of those that are rewritten later."""
+        # a greeting has no prompt
+        answers = [n for n, turn in enumerate(turns) if turn["role"] == "assistant" and n]
+        found = {
+            index: span
+            for index in (answers if last is None else answers[:-1])
+            if (span := self.template.span(turns, index, text)) is not None
+        }
+        return found if last is None else found | {answers[-1]: self.template.place(last)}
 
     def _end_of_sequence(self) -> int:
         number = self.tokenizer.eos_token_id
@@ -328,8 +326,8 @@ class Encoder:
         images = example.images
         is_image = ids == (-1 if self.image_token_id is None else self.image_token_id)
         if int(is_image.sum()) != len(images):
-            raise ModelError(
-                f"{example.name} has {len(images)} pictures, the chat template wrote "
+            raise ChatTemplateError(
+                f"{len(images)} pictures are given, the chat template wrote "
                 f"{int(is_image.sum())} placeholders"
             )
         copies = np.where(is_image, self.tokens_per_image, 1)
@@ -339,17 +337,18 @@ class Encoder:
             np.repeat(ids, copies), mask, example.modality, images, example_id=example.id
         )
 
-    def _option_ids(self, turns: Sequence[Turn], option: str, complete: bool) -> Ids:
+    def _option_ids(self, turns: Sequence[Turn], option: str, complete: bool) -> tuple[Ids, Ids]:
+        """Return the ids that the template writes in front of an option, and the option's."""
         answered = _answer(turns, option)
-        text = self.template.render(answered)
-        spans = list(self._spans(answered, text))
-        cuts = _cuts(spans)
-        if not complete:
-            cuts[-1] = spans[-1].words_end
-        ids = self.pieces.split(text, cuts)[-2]
-        if complete and not spans[-1].closed:
-            ids.append(self._end_of_sequence())
-        return np.array(ids, np.int32)
+        last = self.template.written(answered)
+        text = last.prompt + last.text
+        *earlier, span = self._spans(answered, text, last).values()
+        end = span.end if complete else span.words_end
+        ids = self.pieces.split(text, [*_cuts(earlier), span.start, span.words_start, end])
+        frame, words = ids[-3], ids[-2]
+        if complete and not span.closed:
+            words.append(self._end_of_sequence())
+        return np.array(frame, np.int32), np.array(words, np.int32)
 
     def _fits(self, encoded: Encoded) -> bool:
         return self.max_length is None or len(encoded) <= self.max_length
@@ -357,76 +356,31 @@ class Encoder:
     def _shorten(
         self, example: Example, encoded: Encoded, build: Callable[[Example], list[Turn]]
     ) -> tuple[list[Turn], Example, dict[str, Any]]:
-        """Make a conversation fit, as the policy says.
-
-        Returns:
-            Its turns, the example they are of, and what of `Encoded` says how it was done.
-
-        Raises:
-            TooLongError: that is not the policy, or what has to stay is too long by itself.
-        """
-        size = f"{example.name} takes {len(encoded)} tokens, max_length is {self.max_length}"
-        if self.overflow == "drop":
-            raise TooLongError(f"{size} (overflow: drop)", len(encoded))
-        if self.overflow == "error":
-            raise TooLongError(
-                f"{size}; raise max_length, or set overflow to 'drop', 'truncate_prompt' or "
-                "'drop_oldest_turns'",
-                len(encoded),
-            )
-        if self.overflow == "drop_oldest_turns":
-            return self._drop_turns(example, encoded, size, build)
-        turns = shorten(
-            build(example),
-            self.image_token,
-            lambda turns: self._fits(self._encode(turns, example)),
+        """Make a conversation fit, as the policy says; see `make_fit`."""
+        return make_fit(
+            example,
+            build,
+            lambda turns, kept: self._fits(self._encode(turns, kept)),
+            num_tokens=len(encoded),
+            max_length=self.max_length,
+            overflow=self.overflow,
+            image_token=self.image_token,
         )
-        if turns is None:
-            raise TooLongError(
-                f"{size}, and its images, answer and the chat template's frame leave no room for "
-                "the question; raise max_length",
-                len(encoded),
-            )
-        return turns, example, {"was_cut": True}
-
-    def _drop_turns(
-        self,
-        example: Example,
-        encoded: Encoded,
-        size: str,
-        build: Callable[[Example], list[Turn]],
-    ) -> tuple[list[Turn], Example, dict[str, Any]]:
-        kept = drop_oldest(example, lambda kept: self._fits(self._encode(build(kept), kept)))
-        if kept is None:
-            raise TooLongError(
-                f"{size}, and its last question with its answer, and the turn of the picture it "
-                "may speak of, take more by themselves; raise max_length",
-                len(encoded),
-            )
-        return build(kept), kept, {"dropped_turns": len(example.messages) - len(kept.messages)}
 
 
-def _cuts(spans: Sequence[AnswerSpan]) -> list[int]:
+@contextmanager
+def _named(example: Example) -> Iterator[None]:
+    """Name the record that the chat template refuses."""
+    try:
+        yield
+    except ChatTemplateError as error:
+        named = f"{example.name}: " if example.id or example.source else ""
+        raise DataError(f"{named}{error}") from error
+
+
+def _cuts(spans: Iterable[AnswerSpan]) -> list[int]:
     return [cut for span in spans for cut in (span.start, span.end)]
 
 
 def _answer(turns: Sequence[Turn], answer: str) -> list[Turn]:
     return [*turns, {"role": "assistant", "content": answer}]
-
-
-def _check_placeholder(
-    tokenizer: PreTrainedTokenizerBase, token: str | None, number: int | None
-) -> int | None:
-    """Return the placeholder's id."""
-    if token is None:
-        return None
-    ids = list(tokenizer(token, add_special_tokens=False).input_ids)
-    if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
-        raise ModelError(
-            f"the tokenizer does not know the image placeholder '{token}' as one token"
-        )
-    if number is not None and ids[0] != number:
-        raise ModelError(
-            f"the placeholder '{token}' has id {ids[0]} in the tokenizer, not {number}"
-        )
-    return ids[0]

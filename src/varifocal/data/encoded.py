@@ -31,6 +31,10 @@ class Encoded:
         example_id: the example's id.
         was_cut: whether prompt text was taken out to meet the limit.
         dropped_turns: how many of the oldest turns were left out to meet the limit, two a pair.
+        rewritten_answers: answers that are prompt alone, because the chat template writes them in
+            another way once the conversation goes on than when they are to be written.
+        lost_system: whether the system message is not in what the model reads.
+        unread_keys: whether its turns have keys that nothing is made of.
     """
 
     input_ids: Ids
@@ -40,10 +44,19 @@ class Encoded:
     example_id: str = ""
     was_cut: bool = False
     dropped_turns: int = 0
+    rewritten_answers: int = 0
+    lost_system: bool = False
+    unread_keys: bool = False
 
     def __len__(self) -> int:
         """Count the tokens."""
         return len(self.input_ids)
+
+    @property
+    def is_told(self) -> bool:
+        """Whether it is not all that its record seems to say, so that it has to be counted."""
+        counts = (self.dropped_turns, self.rewritten_answers)
+        return any((self.was_cut, self.lost_system, self.unread_keys, *counts))
 
     @property
     def labels(self) -> Ids:

@@ -21,7 +21,9 @@ from varifocal.data.encode import Encoded
 from varifocal.data.example import Example, Image
 from varifocal.writing import unwritable_is_an_error
 
-_HEADER = 5  # numbers in front of an entry: T, N, modality, was_cut, dropped_turns
+_HEADER = 8
+"""Numbers in front of an entry: T, N, modality, was_cut, dropped_turns, rewritten_answers,
+lost_system, unread_keys."""
 
 
 class EncodedTable:
@@ -61,7 +63,7 @@ class EncodedTable:
         with self._entries.open("rb") as file:
             file.seek(self._place(number) - 1)
             header = np.frombuffer(file.read(_HEADER * 4), np.int32)
-            length, num_images, modality, was_cut, dropped_turns = map(int, header)
+            length, num_images, modality, was_cut, dropped_turns, *told = map(int, header)
             body = np.frombuffer(file.read((num_images + length) * 4), np.int32)
             bits = np.frombuffer(file.read(-(-length // 8)), np.uint8)
         every: tuple[Image, ...] = example.images if example is not None else ()
@@ -73,6 +75,9 @@ class EncodedTable:
             example_id=example.id if example is not None else "",
             was_cut=bool(was_cut),
             dropped_turns=dropped_turns,
+            rewritten_answers=told[0],
+            lost_system=bool(told[1]),
+            unread_keys=bool(told[2]),
         )
 
     def has_images(self, number: int) -> bool:
@@ -110,6 +115,7 @@ def _entry(one: Encoded, example: Example) -> bytes:
         next(place for place, there in enumerate(example.images) if there is image)
         for image in one.images
     ]
+    told = [one.rewritten_answers, int(one.lost_system), int(one.unread_keys)]
     header = [len(one), len(places), one.modality, int(one.was_cut), one.dropped_turns]
-    numbers = np.array([*header, *places], np.int32).tobytes()
+    numbers = np.array([*header, *told, *places], np.int32).tobytes()
     return numbers + one.input_ids.tobytes() + np.packbits(one.prompt_mask).tobytes()

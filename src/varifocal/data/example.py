@@ -184,10 +184,14 @@ class Message:
     Attributes:
         role: "system", "user" or "assistant".
         content: text and pictures in the order in which the model reads them.
+        thought: what the assistant thinks before it answers, where a record gives it apart.
+        is_trained: False for an answer that the record marks as not to be learnt.
     """
 
     role: Role
     content: tuple[str | Image, ...]
+    thought: str = ""
+    is_trained: bool = True
 
     @property
     def text(self) -> str:
@@ -226,6 +230,7 @@ class Example:
         question: the parts of the last user turn, where a format knows them.
         is_prompt: whether it is a conversation to be answered, as a client sends it: its turns may
             come in any order and an earlier answer may be empty, as far as the chat template goes.
+        unread_keys: of its turns, what no reader knows and nothing is made of.
     """
 
     messages: tuple[Message, ...]
@@ -238,6 +243,7 @@ class Example:
     tags: Mapping[str, str] = field(default_factory=dict)
     question: Question | None = None
     is_prompt: bool = False
+    unread_keys: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse conversations that no chat template can render."""
@@ -255,6 +261,7 @@ class Example:
         self._check_turns()
         for message in self.messages:
             self._check_text(message.text)
+            self._check_text(message.thought)
         for option in self.options:
             self._check_text(option)
 

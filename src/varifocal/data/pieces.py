@@ -12,6 +12,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from varifocal.errors import ModelError
+
 _SHORT = 64
 """Tails of a prompt up to so many characters are remembered; they are the template's, and few."""
 _MOST_TAILS = 4096
@@ -187,3 +189,30 @@ def fingerprint_tokenizer(tokenizer: Any) -> str:
         told = [type(tokenizer).__name__, tokenizer.get_vocab(), added]
     told = [told, dict(tokenizer.special_tokens_map), bool(tokenizer.split_special_tokens)]
     return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def placeholder_id(
+    tokenizer: PreTrainedTokenizerBase, token: str | None, number: int | None
+) -> int | None:
+    """Return the id of an image placeholder; None without one.
+
+    Args:
+        tokenizer: any tokenizer of transformers.
+        token: the placeholder.
+        number: the id it should have; None for any.
+
+    Raises:
+        ModelError: it is not one token, or has another id.
+    """
+    if token is None:
+        return None
+    ids = list(tokenizer(token, add_special_tokens=False).input_ids)
+    if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
+        raise ModelError(
+            f"the tokenizer does not know the image placeholder '{token}' as one token"
+        )
+    if number is not None and ids[0] != number:
+        raise ModelError(
+            f"the placeholder '{token}' has id {ids[0]} in the tokenizer, not {number}"
+        )
+    return ids[0]

@@ -44,12 +44,51 @@ class Tally:
         dropped: one sentence for each sample over the limit.
         num_cut: samples whose prompt was cut.
         num_shortened: conversations whose oldest turns were left out.
+        num_rewritten: conversations of which an earlier answer is prompt alone, because the chat
+            template writes it in another way once the conversation goes on.
+        num_rewritten_answers: those answers.
+        num_lost_system: samples whose system message the chat template leaves out.
+        num_unread_keys: records whose turns have keys that nothing is made of.
     """
 
     skipped: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
     num_cut: int = 0
     num_shortened: int = 0
+    num_rewritten: int = 0
+    num_rewritten_answers: int = 0
+    num_lost_system: int = 0
+    num_unread_keys: int = 0
+
+    def add(self, sample: Encoded) -> None:
+        """Count a sample that has not been counted."""
+        self.num_cut += sample.was_cut
+        self.num_shortened += sample.dropped_turns > 0
+        self.num_rewritten += sample.rewritten_answers > 0
+        self.num_rewritten_answers += sample.rewritten_answers
+        self.num_lost_system += sample.lost_system
+        self.num_unread_keys += sample.unread_keys
+
+    def notes(self) -> list[str]:
+        """Say in a sentence each what is trained otherwise than the records may suggest."""
+        told = []
+        if self.num_rewritten:
+            told.append(
+                f"{self.num_rewritten_answers:,} earlier answers of {self.num_rewritten:,} "
+                "conversations are prompt and not trained: the chat template writes them in "
+                "another way once the conversation goes on"
+            )
+        if self.num_lost_system:
+            told.append(
+                f"the chat template leaves out the system message of {self.num_lost_system:,} "
+                "samples"
+            )
+        if self.num_unread_keys:
+            told.append(
+                f"the turns of {self.num_unread_keys:,} records have keys that nothing is made of; "
+                "varifocal data check names them"
+            )
+        return told
 
 
 class Samples(Sequence[Encoded]):
@@ -178,9 +217,8 @@ class Samples(Sequence[Encoded]):
             if key not in self._counted:
                 (self.tally.dropped if found.too_long else self.tally.skipped).append(found.reason)
                 self._counted.add(key)
-        elif (found.was_cut or found.dropped_turns) and key not in self._counted:
-            self.tally.num_cut += found.was_cut
-            self.tally.num_shortened += found.dropped_turns > 0
+        elif found.is_told and key not in self._counted:
+            self.tally.add(found)
             self._counted.add(key)
 
 

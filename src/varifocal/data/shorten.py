@@ -4,14 +4,87 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any, Literal
 
 from varifocal.data.example import Example, Image, Message
-from varifocal.data.template import Turn
+from varifocal.data.written import Turn
+from varifocal.errors import DataError
+
+Overflow = Literal["error", "drop", "truncate_prompt", "drop_oldest_turns"]
 
 CUT_MARK = " ... "
 """Stands where text was taken out."""
 LEAST_KEPT = 40
 """Characters of a user's text that stay; with fewer there is no question left to answer."""
+
+
+class TooLongError(DataError):
+    """An example takes more tokens than the limit.
+
+    Attributes:
+        tokens: how many.
+        at_least: whether that is only the least that it can take; it was not tokenised.
+    """
+
+    def __init__(self, told: str, tokens: int, *, at_least: bool = False) -> None:
+        super().__init__(told)
+        self.tokens, self.at_least = tokens, at_least
+
+
+def make_fit(
+    example: Example,
+    build: Callable[[Example], list[Turn]],
+    fits: Callable[[list[Turn], Example], bool],
+    *,
+    num_tokens: int,
+    max_length: int | None,
+    overflow: Overflow,
+    image_token: str | None,
+) -> tuple[list[Turn], Example, dict[str, Any]]:
+    """Make a conversation fit, as the policy says.
+
+    Args:
+        example: what is too long.
+        build: writes an example's turns.
+        fits: whether the turns of an example are short enough.
+        num_tokens: what it takes.
+        max_length: what it may take.
+        overflow: the policy.
+        image_token: the placeholder.
+
+    Returns:
+        Its turns, the example they are of, and what of `Encoded` says how it was done.
+
+    Raises:
+        TooLongError: that is not the policy, or what has to stay is too long by itself.
+    """
+    size = f"{example.name} takes {num_tokens} tokens, max_length is {max_length}"
+    if overflow == "drop":
+        raise TooLongError(f"{size} (overflow: drop)", num_tokens)
+    if overflow == "error":
+        raise TooLongError(
+            f"{size}; raise max_length, or set overflow to 'drop', 'truncate_prompt' or "
+            "'drop_oldest_turns'",
+            num_tokens,
+        )
+    if overflow == "drop_oldest_turns":
+        kept = drop_oldest(example, lambda kept: fits(build(kept), kept))
+        if kept is not None:
+            dropped = len(example.messages) - len(kept.messages)
+            return build(kept), kept, {"dropped_turns": dropped}
+        raise TooLongError(
+            f"{size}, and its last question with its answer, and the turn of the picture it may "
+            "speak of, take more by themselves; raise max_length",
+            num_tokens,
+        )
+    turns = shorten(build(example), image_token, lambda turns: fits(turns, example))
+    if turns is None:
+        raise TooLongError(
+            f"{size}, and its images, answer and the chat template's frame leave no room for the "
+            "question; raise max_length",
+            num_tokens,
+        )
+    return turns, example, {"was_cut": True}
 
 
 def shorten(

@@ -73,8 +73,8 @@ def _endless(
             found = _encode(record, encoder)
             if isinstance(found, Encoded):
                 usable += 1
-                tally.num_cut += first and found.was_cut
-                tally.num_shortened += first and found.dropped_turns > 0
+                if first:
+                    tally.add(found)
                 yield found
                 continue
             refuse_or_pass(found, encoder.overflow, on_bad_record)

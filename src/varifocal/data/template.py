@@ -1,8 +1,8 @@
 """The chat template: conversations to text, and where in that text an answer stands.
 
 Nothing is searched for in a conversation's text. The prompt of an answer is the template's own
-rendering of everything before it; where the answer's words stand is read off two renderings that
-differ in them alone; the end of turn is the first special token the template writes behind them.
+rendering of everything before it with its generation prompt; what the model has to write is what
+the rendering of the answered conversation has from there on (see `varifocal.data.written`).
 """
 
 from __future__ import annotations
@@ -14,10 +14,8 @@ from typing import Any, cast
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from varifocal.errors import ModelError
-
-Turn = dict[str, str]
-"""A message as templates take it: {"role": ..., "content": ...}."""
+from varifocal.data.written import Frame, Turn, Written, common_length, written
+from varifocal.errors import ChatTemplateError, ModelError
 
 _PLAIN = (
     "{% for message in messages %}"
@@ -56,6 +54,8 @@ class AnswerSpan:
 
     Attributes:
         start: first character behind its prompt, the template's generation prompt included.
+        words_start: first character behind what the template itself writes there (an empty
+            thought, a channel), the blanks in front of the words not counted to it.
         words_end: first character behind its words.
         end: first character behind its end-of-turn token.
         closed: False where the template writes no special token behind an answer; then `end` is
@@ -63,6 +63,7 @@ class AnswerSpan:
     """
 
     start: int
+    words_start: int
     words_end: int
     end: int
     closed: bool
@@ -104,14 +105,14 @@ class ChatTemplate:
         ]
         self.takes_parts = False
         self.takes_parts = self._wants_parts()
-        self._frames: dict[tuple[str, ...], tuple[str, str]] = {}
+        self._frames: dict[tuple[str, ...], Frame] = {}
         self.control_tokens = self._find_control_tokens()
 
     def render(self, turns: Sequence[Turn], add_generation_prompt: bool = False) -> str:
         """Write a conversation as text.
 
         Raises:
-            ModelError: the template refuses it, for example its system message.
+            ChatTemplateError: the template refuses it, for example its system message.
         """
         contents = [self._parts(turn) for turn in turns] if self.takes_parts else list(turns)
         try:
@@ -121,9 +122,10 @@ class ChatTemplate:
                 tokenize=False,
                 add_generation_prompt=add_generation_prompt,
             )
-        except (TemplateError, TypeError) as error:
+        # A template is a program: besides its own refusals it can fail as Python does.
+        except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
             roles = ", ".join(turn["role"] for turn in turns)
-            raise ModelError(
+            raise ChatTemplateError(
                 f"the tokenizer's chat template refuses the turns {roles}: {error}"
             ) from error
         assert isinstance(text, str)
@@ -158,7 +160,7 @@ class ChatTemplate:
                 parts.append({"type": "image"})
             if piece:
                 parts.append({"type": "text", "text": piece})
-        return {"role": turn["role"], "content": parts}
+        return {**turn, "content": parts}
 
     def system_turn(self, system_prompt: str | None) -> str | None:
         """Decide what a conversation without a system message starts with.
@@ -179,62 +181,93 @@ class ChatTemplate:
             return None
         return "" if len(empty) < len(self.render([user])) else None
 
-    def span(self, turns: Sequence[Turn], index: int, text: str) -> AnswerSpan:
-        """Find an assistant turn in the rendered conversation.
+    def written(self, turns: Sequence[Turn]) -> Written:
+        """Return the prompt of a conversation's closing answer, and what is to be written.
+
+        Args:
+            turns: a conversation that ends with an assistant's turn.
+
+        Raises:
+            ChatTemplateError: the template refuses it, or leaves the answer or its thought out.
+        """
+        *before, answer = turns
+        prompt = self.render(before, add_generation_prompt=True)
+        whole = self.render(turns)
+        frame = self._usual_frame(before)
+        if not whole.endswith(frame.after):
+            frame = self._frame(before)
+        return written(prompt, whole, answer, frame)
+
+    def span(self, turns: Sequence[Turn], index: int, text: str) -> AnswerSpan | None:
+        """Find an assistant turn in a conversation's text.
 
         Args:
             turns: the whole conversation.
             index: which of them, an assistant's.
-            text: the rendering of all turns.
+            text: of all turns, as the model reads them.
 
-        Raises:
-            ModelError: the template writes earlier turns otherwise once later ones follow.
+        Returns:
+            Where it stands, or None where the text does not hold it as it has to be written behind
+            its own prompt: the template writes earlier turns in another way.
         """
-        prompt = self.render(turns[:index], add_generation_prompt=True)
-        until = text if index == len(turns) - 1 else self.render(turns[: index + 1])
-        inside = until[len(prompt) :]
-        before, after = self._usual_frame(turns[:index])
-        if not (inside.startswith(before) and inside.endswith(after)):
-            before, after = self._frame(turns[:index])
-        words_end = len(prompt) + max(len(inside) - len(after), 0)
-        stop, closed = self._end_of_turn(after)
-        span = AnswerSpan(len(prompt), words_end, words_end + stop, closed)
-        agrees = until.startswith(prompt) and inside.startswith(before) and inside.endswith(after)
-        if not agrees or text[: span.end] != until[: span.end]:
-            raise ModelError(
-                f"the tokenizer's chat template writes turn {index + 1} in another way once the "
-                "conversation goes on; train on the last answer alone (train_on: last_answer)"
-            )
-        return span
+        try:
+            answer = self.written(turns[: index + 1])
+        except ChatTemplateError:
+            return None
+        span = self.place(answer)
+        return span if text.startswith((answer.prompt + answer.text)[: span.end]) else None
 
-    def _usual_frame(self, turns: Sequence[Turn]) -> tuple[str, str]:
+    def place(self, answer: Written) -> AnswerSpan:
+        """Say where an answer stands in its own text, prompt and all."""
+        start = len(answer.prompt)
+        words_end = start + answer.words_end
+        stop, closed = self._end_of_turn(answer.text[answer.words_end :])
+        return AnswerSpan(start, start + answer.words_start, words_end, words_end + stop, closed)
+
+    def _usual_frame(self, turns: Sequence[Turn]) -> Frame:
         """Return the frame of an answer behind turns of these roles, whatever they say."""
         roles = tuple(turn["role"] for turn in turns)
         if roles not in self._frames:
             self._frames[roles] = self._frame([{"role": role, "content": "a"} for role in roles])
         return self._frames[roles]
 
-    def _frame(self, turns: Sequence[Turn]) -> tuple[str, str]:
-        """Return what the template writes between the prompt and the answer, and behind it."""
-        start = len(self.render(turns, add_generation_prompt=True))
+    def _frame(self, turns: Sequence[Turn]) -> Frame:
+        """Return what the template writes around the words of an answer behind these turns."""
+        prompt = self.render(turns, add_generation_prompt=True)
         one, other = (
-            self.render([*turns, {"role": "assistant", "content": probe}])[start:]
-            for probe in ("X", "Y")
+            self.render([*turns, {"role": "assistant", "content": probe}]) for probe in ("X", "Y")
         )
         if one == other:
-            raise ModelError("the tokenizer's chat template leaves the assistant's words out")
-        pairs = zip(one, other, strict=False)
-        place = next(place for place, (a, b) in enumerate(pairs) if a != b)
-        return one[:place], one[place + 1 :]
+            raise ChatTemplateError(
+                "the tokenizer's chat template leaves the assistant's words out"
+            )
+        place = common_length(one, other)
+        kept = common_length(prompt, one[:place])
+        return Frame(
+            lost=len(prompt) - kept,
+            before=one[kept:place],
+            after=one[place + 1 :],
+            opening=len(prompt) - common_length(prompt, self.render(turns)),
+        )
 
     def _end_of_turn(self, after: str) -> tuple[int, bool]:
-        """Return how many characters of the frame belong to the answer, and if a token ends it."""
+        """Return how many characters behind the words are the answer's, and if a token ends it.
+
+        The first special token ends it; where the end of sequence follows at once, that does: a
+        model that writes both has to be trained on both.
+        """
         ends = [
             (place, place + len(token))
             for token in self._special_tokens
             if (place := after.find(token)) >= 0
         ]
-        return (min(ends)[1], True) if ends else (0, False)
+        if not ends:
+            return 0, False
+        end = min(ends, key=lambda span: (span[0], -span[1]))[1]
+        final = self.tokenizer.eos_token
+        if isinstance(final, str) and final and after.startswith(final, end):
+            end += len(final)
+        return end, True
 
     def _spell(self, number: int) -> str:
         token = self.tokenizer.convert_ids_to_tokens(number)
@@ -246,8 +279,8 @@ class ChatTemplate:
             {"role": "assistant", "content": "b"},
             {"role": "user", "content": "c"},
         ]
-        written = self.render(turns, add_generation_prompt=True)
+        texts = self.render(turns, add_generation_prompt=True) + self.render(turns[:2])
         own = (self.tokenizer.bos_token, self.tokenizer.eos_token)
         return tuple(
-            sorted(token for token in self._special_tokens if token in written or token in own)
+            sorted(token for token in self._special_tokens if token in texts or token in own)
         )

@@ -21,4 +21,17 @@ def chat_template(encoder: Encoder) -> str:
     """
     if encoder.system is None:
         return encoder.template.jinja
-    return _SYSTEM_FIRST.replace("SYSTEM", json.dumps(encoder.system)) + encoder.template.jinja
+    return _SYSTEM_FIRST.replace("SYSTEM", _literal(encoder.system)) + encoder.template.jinja
+
+
+def _literal(text: str) -> str:
+    r"""Write a text as a string of Jinja that transformers and llama.cpp read alike.
+
+    llama.cpp's engine fails on `\u00e9`, and transformers reads the pair `\ud83e\uddf2` as two
+    halves. So characters stand as they are; what is escaped (line breaks, quotes, backslashes)
+    both read alike.
+
+    >>> print(_literal('Größe "in" \\ 🧲'))
+    "Größe \"in\" \\ 🧲"
+    """
+    return json.dumps(text, ensure_ascii=False)

@@ -29,6 +29,7 @@ class TrainingResult:
         packing_efficiency: share of the rows' tokens that are no padding.
         skipped, dropped: what was left out of the data, one sentence each.
         num_cut: samples whose prompt was cut.
+        data_notes: what was trained otherwise than the records may suggest, one sentence each.
         passed_over: notes on damaged checkpoints, and on one that could not be checked.
         alignment_loss: of the last hundred alignment steps; None without alignment.
         alignment_seconds: of the alignment's steps alone.
@@ -48,6 +49,7 @@ class TrainingResult:
     skipped: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
     num_cut: int = 0
+    data_notes: list[str] = field(default_factory=list)
     passed_over: list[str] = field(default_factory=list)
     alignment_loss: float | None = None
     alignment_seconds: float | None = None
@@ -87,6 +89,7 @@ def result_of(
         dropped=data.tally.dropped,
         passed_over=start.notes(),
         num_cut=data.tally.num_cut,
+        data_notes=data.tally.notes(),
         alignment_loss=aligned.loss if aligned else None,
         alignment_seconds=aligned.seconds if aligned else None,
         training_seconds=last.get("train_runtime", 0.0),

@@ -21,6 +21,9 @@ Kind = Literal[
     "duplicate",
     "duplicate_id",
     "overlap",
+    "rewritten",
+    "lost_system",
+    "unread_keys",
 ]
 SIDES: tuple[Side, ...] = get_args(Side)
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -35,6 +38,9 @@ HEADINGS: dict[Kind, str] = {
     "duplicate": "same question, pictures and answer as an earlier record",
     "duplicate_id": "same id as an earlier record of its source",
     "overlap": "evaluation question that is trained on",
+    "rewritten": "earlier answers that are prompt alone, since the template writes them anew",
+    "lost_system": "system message that the chat template leaves out",
+    "unread_keys": "keys of turns that nothing is made of",
 }
 """What a report calls each kind."""
 

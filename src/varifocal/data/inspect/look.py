@@ -156,14 +156,15 @@ class Looker:
             -1 if self.encoder.image_token_id is None else self.encoder.image_token_id
         )
         seen = replace(seen, num_tokens=length, num_image_tokens=int(is_image.sum()))
+        told = _told(whole, example)
         limit = self.encoder.max_length
         if limit is None or length <= limit:
-            return replace(seen, num_kept=length, num_trained=_trained(whole)), []
+            return replace(seen, num_kept=length, num_trained=_trained(whole)), told
         said = f"{example.name} takes {length:,} tokens, max_length is {limit:,}"
         try:
             short, kept = self._encode(self.encoder, example)
         except TooLongError as error:
-            return seen, [("too_long", f"{said}: {self._fate(error)}")]
+            return seen, [*told, ("too_long", f"{said}: {self._fate(error)}")]
         seen = replace(
             seen,
             num_kept=kept,
@@ -171,7 +172,7 @@ class Looker:
             was_cut=short.was_cut,
             lost_turns=short.dropped_turns > 0,
         )
-        return seen, [("too_long", f"{said}: shortened to {kept:,}")]
+        return seen, [*told, ("too_long", f"{said}: shortened to {kept:,}")]
 
     def _encode(self, encoder: Encoder, example: Example) -> tuple[Encoded, int]:
         """Encode as the run does; the length is that of the longest option's answer."""
@@ -204,6 +205,19 @@ def _kind(error: DataError) -> Kind:
         if isinstance(error, cls):
             return kind
     return "broken"
+
+
+def _told(encoded: Encoded, example: Example) -> list[tuple[Kind, str]]:
+    """Say what of a record that gives a sample is not in what is trained."""
+    told: list[tuple[Kind, str]] = []
+    if count := encoded.rewritten_answers:
+        told.append(("rewritten", f"{example.name}: {count} of its answers are prompt alone"))
+    if encoded.lost_system:
+        told.append(("lost_system", f"{example.name}: its system message is left out"))
+    if example.unread_keys:
+        keys = ", ".join(f"'{key}'" for key in example.unread_keys)
+        told.append(("unread_keys", f"{example.name}: nothing is made of {keys} in its turns"))
+    return told
 
 
 def _trained(encoded: Encoded) -> int:

@@ -110,6 +110,8 @@ def _segment(segment: Segment) -> str:
         *([f"id {member.encoded.example_id}"] if member.encoded.example_id else []),
         *(["prompt cut"] if member.encoded.was_cut else []),
         *(["oldest turns left out"] if member.encoded.dropped_turns else []),
+        *(["earlier answers are prompt"] if member.encoded.rewritten_answers else []),
+        *(["system message left out"] if member.encoded.lost_system else []),
     ]
     pictures = "".join(_picture(image) for image in segment.images)
     figures = f'<div class="pictures">{pictures}</div>' if pictures else ""

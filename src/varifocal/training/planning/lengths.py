@@ -151,7 +151,10 @@ def count_work(
         flops_masked=round(spent.flops_masked * scale),
         num_dropped=len(data.tally.dropped),
         num_cut=data.tally.num_cut,
-        notes=[] if share or not steps else [_SAMPLED.format(len(counted.lengths))],
+        notes=[
+            *([] if share or not steps else [_SAMPLED.format(len(counted.lengths))]),
+            *data.tally.notes(),
+        ],
     )
 
 
