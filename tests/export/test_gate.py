@@ -264,3 +264,27 @@ def test_scales_of_a_lora_are_the_runs(make_run, tmp_path, changes, form):
 
 def _base_of(run):
     return load_recipe(run.recipe, check_paths=False).model.language_model
+
+
+@pytest.mark.parametrize(
+    ("files", "left"),
+    [
+        ({"memory.max": "100", "memory.current": "70", "memory.stat": "inactive_file 20"}, [50]),
+        ({"memory.max": "max", "memory.current": "70", "memory.stat": "inactive_file 20"}, []),
+        (
+            {
+                "memory/memory.limit_in_bytes": "100",
+                "memory/memory.usage_in_bytes": "90",
+                "memory/memory.stat": "total_inactive_file 5",
+            },
+            [15],
+        ),
+        ({}, []),
+    ],
+)
+def test_the_memory_that_a_container_leaves(tmp_path, files, left):
+    """Of both kinds of control group; files in the cache count as free."""
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"{text}\n")
+    assert holding._left_in_group(tmp_path) == left
