@@ -130,6 +130,13 @@ def test_a_layout_loads_as_it_is(place, name, streaming):
     assert said(example) == expected
 
 
+def test_of_a_prompt_that_is_a_conversation_only_the_completion_is_trained(place):
+    prompt = [*BIRD, *WREN, {"role": "user", "content": "Another?"}]
+    (example,) = load_source(place({"prompt": prompt, "completion": WREN}))
+    answers = [message for message in example.messages if message.role == "assistant"]
+    assert [message.is_trained for message in answers] == [False, True]
+
+
 COSMOS = {"context": "She lit it.", "question": "Why?", "answer0": "Dark.", "answer1": "Noon."}
 WITH_A_WORD = {
     "A-OKVQA": (

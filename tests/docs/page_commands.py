@@ -134,7 +134,7 @@ def _check_exists(path):
 
 
 def _check_make(words):
-    targets = re.findall(r"(?m)^(\w+):", (ROOT / "Makefile").read_text())
+    targets = re.findall(r"(?m)^([\w-]+):", (ROOT / "Makefile").read_text())
     for word in words:
         if "=" not in word and word not in targets:
             raise WrongCommandError(f"no target {word}; there are {', '.join(targets)}")

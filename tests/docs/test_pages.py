@@ -150,7 +150,7 @@ def test_every_marker_says_what_it_needs(page):
 
 @pytest.mark.parametrize("page", BLOCKS)
 def test_every_test_that_a_page_names_exists(page):
-    for node in re.findall(r"\btests/[\w/]+(?:\.py(?:::\w+)?)?", PAGES[page]):
+    for node in re.findall(r"\btests/[\w/]+(?:\.(?:py|txt)(?:::\w+)?)?", PAGES[page]):
         check_test(node)
 
 
