@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import os
 import shutil
 import zlib
 from collections.abc import Iterator
@@ -13,7 +12,8 @@ from pathlib import Path
 from typing import IO, cast
 
 from varifocal.cache import cache_root
-from varifocal.errors import DataError
+from varifocal.errors import DataError, RunError
+from varifocal.writing import whole_file
 
 UNREADABLE = (OSError, EOFError, zlib.error)
 """What reading a packed file raises where it is damaged."""
@@ -45,14 +45,14 @@ def unpacked(path: Path) -> Path:
     copy = cache_root() / "unpacked" / hashlib.sha256(identity.encode()).hexdigest()
     if copy.is_file():
         return copy
-    scratch = copy.with_suffix(f".{os.getpid()}")
     try:
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        with gzip.open(path) as packed, scratch.open("wb") as plain:
+        with (
+            whole_file(copy) as staging,
+            gzip.open(path) as packed,
+            staging.open("wb") as plain,
+        ):
             shutil.copyfileobj(packed, plain, 1 << 20)
-        scratch.replace(copy)
-    except UNREADABLE as error:
-        scratch.unlink(missing_ok=True)
+    except (RunError, *UNREADABLE) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(
             f"'{path}' cannot be unpacked into '{copy.parent}': {reason}; unpack it yourself, or "
