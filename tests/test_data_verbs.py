@@ -12,6 +12,7 @@ from varifocal.cli.data_screen import bar
 from varifocal.data.encode import Encoder
 from varifocal.models.vision import VisionTower
 from varifocal.recipe import load_recipe
+from varifocal.training.examples import load_training_data
 
 IMAGE_TOKEN = "<|image|>"
 TEMPLATE = (
@@ -89,6 +90,25 @@ def test_usable_data_end_with_0_and_say_so(run, recipe):
     assert code == 0
     assert out.splitlines()[-1] == "usable: 2 of 2 records train"
     assert err == "train: train.jsonl 2/2\n"
+
+
+def test_what_is_not_read_is_told_before_and_by_a_run(run, recipe, tmp_path):
+    rows = [{**GOOD[1], "score": 5}, {**GOOD[1], "rejected": "Yes."}]
+    told = "train.jsonl: as sharegpt, these columns are not read: score, rejected"
+    page = recipe(rows)
+    code, out, _ = run("data", "check", page, "--json", tmp_path / "found.json")
+    assert (code, f"note: {told}" in out.splitlines()) == (0, True)
+    assert json.loads((tmp_path / "found.json").read_text())["sources"][0]["notes"] == [told]
+    data = load_recipe(page).data
+    data = data.model_copy(
+        update={
+            "train": tuple(
+                section.model_copy(update={"path": str(tmp_path / "train.jsonl")})
+                for section in data.train
+            )
+        }
+    )
+    assert load_training_data(data, assemble.load_encoder(load_recipe(page))).notes == [told]
 
 
 def test_unusable_data_end_with_1_and_the_mend(run, recipe):
