@@ -329,8 +329,10 @@ def pages():
     lengths = {"max_length": st.integers(1, 64), "row_length": st.integers(64, 128)}
     one_place = {"path": st.just("a.json"), "hub": st.none(), "subset": st.none()}
     sources = st.lists(sections(SourceSection, **one_place, weight=st.none()), max_size=2)
+    letters = st.characters(categories=["L", "N"])
     return sections(
         Recipe,
+        name=st.none() | st.text(letters, min_size=1, max_size=40),
         model=sections(ModelSection, vision_tower=st.none()),
         tuner=st.one_of(sections(MMASection), sections(LoraSection, type=st.just("lora"))),
         data=sections(DataSection, train=sources, **lengths),

@@ -167,14 +167,22 @@ def test_the_second_epoch_is_packed_anew_and_resuming_knows_it(long_recipe, tmp_
     assert any(len(row) > 1 for rows in by_epoch for row in rows)
 
 
-def test_a_run_that_logs_nothing_has_the_mean_of_all_its_steps_for_a_loss(recipe, tmp_path):
-    page = recipe({"training.max_steps": 2, "training.save_steps": 1, "training.logging_steps": 9})
-    first = train(page, tmp_path / "run").loss
-    assert train(page, tmp_path / "run", resume=True).loss == pytest.approx(first)
-    half = recipe({"training.max_steps": 1, "training.save_steps": 1, "training.logging_steps": 9})
-    train(half, tmp_path / "half")
-    whole = train(page, tmp_path / "half", resume=True).loss
-    assert whole == pytest.approx(first, rel=0.2)  # the first step's rate was another
+def test_the_last_line_holds_the_loss_of_the_last_steps(recipe, tmp_path):
+    told = []
+    steps = {"training.max_steps": 5, "training.save_steps": 5}
+    every = RunDirectory(tmp_path / "every")
+    train(recipe({**steps, "training.logging_steps": 1}), every.root)
+    losses = [line["loss"] for line in every.read_metrics()]
+    some = RunDirectory(tmp_path / "some")
+    page = recipe({**steps, "training.logging_steps": 3})
+    result = train(page, some.root, progress=lambda *at: told.append(at))
+    lines = {line["step"]: line["loss"] for line in some.read_metrics()}
+    assert lines == {3: pytest.approx(sum(losses[:3]) / 3), 5: pytest.approx(sum(losses[3:]) / 2)}
+    assert result.loss == lines[5]
+    training = [at for at in told if at[0] == "train"]
+    assert [at[1] for at in training] == [1, 2, 3, 4, 5]
+    assert f"loss {lines[5]:.3f}" in training[-1][3]
+    assert train(page, some.root, resume=True).loss == lines[5]
 
 
 def test_a_run_that_took_steps_is_not_saved_as_one_without(recipe, tmp_path):

@@ -1,13 +1,14 @@
 """MixLoRA attached as a recipe says, on models with and without eyes."""
 
 import pytest
+from peft import get_peft_model
 
 from varifocal.assemble import assemble
 from varifocal.errors import RecipeError
-from varifocal.recipe import MixLoraSection
+from varifocal.recipe import LoraSection, MixLoraSection
 from varifocal.training.parameters import count_trained
 from varifocal.training.tuner import attach_tuner
-from varifocal.tuners import MixLoraLayer
+from varifocal.tuners import MixLoraConfig, MixLoraLayer, MMAConfig
 
 SETTINGS = {
     "num_factors": 4,
@@ -60,3 +61,17 @@ def test_mixlora_leaves_the_tower_alone_unless_asked(whole, tower):
 def test_settings_that_mixlora_refuses_are_named_as_the_recipes(whole):
     with pytest.raises(RecipeError, match=r"^tuner: rank must lie between 1 and num_factors=2"):
         attach_tuner(whole, MixLoraSection(num_factors=2, rank=4))
+
+
+@pytest.mark.parametrize("section", [LoraSection, MixLoraSection])
+def test_a_misspelt_target_among_right_ones_is_refused(whole, section):
+    told = "tuner: target_modules: no module's name ends with 'v_porj'; did you mean 'v_proj'"
+    with pytest.raises(RecipeError, match=told):
+        attach_tuner(whole, section(target_modules=("q_proj", "v_porj")))
+
+
+@pytest.mark.parametrize("config", [MMAConfig, MixLoraConfig])
+def test_our_peft_methods_refuse_it_without_a_recipe(whole, config):
+    right = "input_layernorm" if config is MMAConfig else "q_proj"
+    with pytest.raises(ValueError, match="no module's name ends with 'nowhere'"):
+        get_peft_model(whole, config(target_modules=[right, "nowhere"]))

@@ -378,9 +378,13 @@ class _Metrics(TrainerCallback):
             speed = logs.get("tokens_per_second", 0.0)
             self.note = f"loss {logs['loss']:.3f}, {speed:.0f} tokens/s"
             self.run.append_metrics({"step": state.global_step, **logs})
+            self.tell("train", state.global_step, state.max_steps, self.note)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.is_world_process_zero:
+        # Else the last line would hold the loss of an interval before.
+        if state.global_step == state.max_steps and args.logging_strategy == "steps":
+            control.should_log = True
+        if state.is_world_process_zero and not control.should_log:  # `on_log` tells of the others
             self.tell("train", state.global_step, state.max_steps, self.note)
 
 

@@ -121,7 +121,21 @@ class SupervisedTrainer(Trainer):
 
     def _is_logged(self) -> bool:
         """Whether a line of metrics follows the step in hand."""
-        return (self.state.global_step + 1) % max(int(self.state.logging_steps), 1) == 0
+        step = self.state.global_step + 1
+        return step % max(int(self.state.logging_steps), 1) == 0 or step == self.state.max_steps
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Return the parameters that weight decay shrinks: matrices, by their dimension.
+
+        As LaVIN's code decides. transformers goes by names, and would leave out every adapter in a
+        layer that is called `layernorm`. A bias stays whole, MMA's stacked ones ([2, D]) too.
+        """
+        return [
+            name
+            for name, parameter in model.named_parameters()
+            if len(getattr(parameter, "ds_shape", parameter.shape)) > 1  # ZeRO-3 keeps one flat
+            and not name.endswith("bias")
+        ]
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Make transformers' optimiser, the connector's parameters in groups of their own."""

@@ -21,6 +21,7 @@ from varifocal.recipe import (
 )
 from varifocal.training.full import hold_in_float32, train_whole
 from varifocal.tuners import MixLoraConfig, MMAConfig
+from varifocal.tuners.targets import check_targets
 
 # The names transformers gives the image encoder of a vision-language model.
 _INSIDE_A_TOWER = r".*\b(vision_tower|vision_model|visual)\..*"
@@ -63,6 +64,8 @@ def attach_tuner(
         config = _config(tuner, saved, sees)
         if isinstance(config, MMAConfig | MixLoraConfig):
             config.base_fingerprint = base_fingerprint
+        if isinstance(tuner, LoraSection):  # our own methods look for themselves
+            check_targets(model, tuner.target_modules)
         with adapters_change_one():
             tuned = cast(PeftModel, get_peft_model(model, config))
     except ValueError as error:
