@@ -53,8 +53,7 @@ class TrainingSection(Section):
     warmup_steps: Annotated[float, Field(ge=0)] = 0.0
     """Warm-up in steps, or below 1 as a share of all steps."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """Shrinks trained matrices (by dimension, biases and norms left out) by this share of the rate."""
-    """AdamW's decoupled weight decay."""
+    """AdamW's decoupled weight decay of trained matrices; biases and norms keep their size."""
     adam_beta1: Share = 0.9
     """AdamW's decay of the first moment."""
     adam_beta2: Share = 0.999
