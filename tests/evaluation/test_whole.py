@@ -190,3 +190,29 @@ def test_it_opens_from_a_directory(tokenizer, question, tmp_path):
     prompt = opened.asker.prepare(question, with_options=True)
     assert len(opened.asker.score([prompt], "mean")[0]) == 2
     assert opened.fingerprint
+
+
+def test_an_opened_thought_is_closed_before_the_options_and_left_out_of_what_is_read(
+    tokenizer, question
+):
+    kind, config, processor = idefics3(tokenizer)
+    opening = "assistant: {% endif %}", "assistant: <think>\n{% endif %}"
+    processor.chat_template = processor.chat_template.replace(*opening)
+    model = kind(config).eval()
+    asker = WholeAsker(Whole(model, processor, None))
+    prompt = asker.prepare(question, with_options=True).question
+    assert prompt.text.endswith("assistant: <think>\n\n</think>")
+    said = [processor.tokenizer.decode(ids) for ids in prompt.options]
+    assert said == [f"\n\n{option}</s>" for option in question.options]
+    asked = asker.prepare(question, with_options=False).question
+    assert asked.text.endswith("assistant: <think>\n")
+    ids = processor.tokenizer("hm\n</think>\n\ntwo").input_ids
+    model.generate = lambda **given: torch.cat([given["input_ids"], torch.tensor([ids])], dim=1)
+    assert asker.write([asker.prepare(question, with_options=False)], 4) == ["two"]
+
+
+def test_a_template_that_refuses_names_the_question(tokenizer, question):
+    kind, config, processor = idefics3(tokenizer)
+    processor.chat_template = "{{ raise_exception('no') }}"
+    with pytest.raises(DataError, match=r"record 'q': no$"):
+        WholeAsker(Whole(kind(config).eval(), processor, None)).prepare(question, with_options=True)

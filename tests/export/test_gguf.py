@@ -87,6 +87,16 @@ def test_its_chat_template_is_the_runs_with_its_system_turn(mma_run, tmp_path):
     )
 
 
+def test_llama_cpp_reads_a_system_prompt_beyond_ascii(make_run, tmp_path, ask_llama_cpp):
+    prompt = 'Sei "knapp", größte 🧲.\nUnd {{ freundlich }}.'
+    run = make_run({"type": "lora"}, data={"system_prompt": prompt})
+    (done,) = export(Order(run, "gguf", num_prompts=2), tmp_path / "out")
+    turns = [{"role": "user", "content": "Hi"}]
+    job = {"model": str(done.directory / "model.gguf"), "text": TEXT, "turns": turns}
+    (found,) = ask_llama_cpp([job])
+    assert found["chat"] == f"<s>system\n{prompt}</s>\n<s>user\nHi</s>\n<s>assistant\n"
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_is_written_as_such(mma_run, tmp_path, dtype):
     done = export(Order(mma_run, "gguf", dtype=dtype, num_prompts=4), tmp_path / "out")[1]

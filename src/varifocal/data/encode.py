@@ -32,13 +32,13 @@ from varifocal.data.token_bound import TokenBound
 from varifocal.data.turns import TrainOn as TrainOn
 from varifocal.data.turns import TurnWriter, answers_to_train, loses_system, until_trained
 from varifocal.data.written import Turn, Written
+from varifocal.data.written_answer import read_words
 from varifocal.errors import ChatTemplateError, DataError, ModelError
 
 Progress = Callable[[int, int], None]
 
 VERSION = 2
 """Of the encoding itself; raised whenever the same example would get other ids or marks."""
-
 
 _LOG = logging.getLogger(__name__)
 _HELLO: Turn = {"role": "user", "content": "a"}
@@ -225,8 +225,22 @@ class Encoder:
     @property
     def end_of_turn_id(self) -> int:
         """The id a trained answer ends with: where a model that answers has to stop."""
-        probe = Example((Message("user", ("a",)), Message("assistant", ("b",))))
-        return int(self._option_ids(self._turns.write(probe, False), "b", complete=True)[1][-1])
+        return int(self._probe[1][-1])
+
+    @property
+    def opening_ids(self) -> Ids:
+        """The ids that every answer begins with, whatever it says: an empty thought, a channel."""
+        return self._probe[0]
+
+    @cached_property
+    def _probe(self) -> tuple[Ids, Ids]:
+        """An answer: what the template puts in front of it, and its words with their end."""
+        asked = Example((Message("user", ("a",)),))
+        return self._option_ids(self._turns.write(asked, False), "b", complete=True)
+
+    def read_answer(self, ids: Sequence[int]) -> str:
+        """Return the words of what a model has written behind a prompt; see `read_words`."""
+        return read_words(self.tokenizer, ids, self.opening_ids.tolist())
 
     def encode_all(
         self,

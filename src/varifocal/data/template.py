@@ -14,7 +14,7 @@ from typing import Any, cast
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from varifocal.data.written import Frame, Turn, Written, common_length, written
+from varifocal.data.written import PROBES, Frame, Turn, Written, frame_of, written
 from varifocal.errors import ChatTemplateError, ModelError
 
 _PLAIN = (
@@ -233,21 +233,10 @@ class ChatTemplate:
 
     def _frame(self, turns: Sequence[Turn]) -> Frame:
         """Return what the template writes around the words of an answer behind these turns."""
-        prompt = self.render(turns, add_generation_prompt=True)
-        one, other = (
-            self.render([*turns, {"role": "assistant", "content": probe}]) for probe in ("X", "Y")
-        )
-        if one == other:
-            raise ChatTemplateError(
-                "the tokenizer's chat template leaves the assistant's words out"
-            )
-        place = common_length(one, other)
-        kept = common_length(prompt, one[:place])
-        return Frame(
-            lost=len(prompt) - kept,
-            before=one[kept:place],
-            after=one[place + 1 :],
-            opening=len(prompt) - common_length(prompt, self.render(turns)),
+        return frame_of(
+            self.render(turns, add_generation_prompt=True),
+            self.render(turns),
+            *(self.render([*turns, {"role": "assistant", "content": one}]) for one in PROBES),
         )
 
     def _end_of_turn(self, after: str) -> tuple[int, bool]:

@@ -42,6 +42,34 @@ class Frame:
     opening: int
 
 
+PROBES = ("X", "Y")
+"""Answers that differ in everything, by which the frame around one is found."""
+
+
+def frame_of(prompt: str, unasked: str, one: str, other: str) -> Frame:
+    """Read the frame of an answer off renderings.
+
+    Args:
+        prompt: of the turns before it, with the generation prompt.
+        unasked: of the same turns, without it.
+        one: of the same turns, answered with the first of `PROBES`.
+        other: of the same turns, answered with the second.
+
+    Raises:
+        ChatTemplateError: the template leaves answers out.
+    """
+    if one == other:
+        raise ChatTemplateError("the tokenizer's chat template leaves the assistant's words out")
+    place = common_length(one, other)
+    kept = common_length(prompt, one[:place])
+    return Frame(
+        lost=len(prompt) - kept,
+        before=one[kept:place],
+        after=one[place + 1 :],
+        opening=len(prompt) - common_length(prompt, unasked),
+    )
+
+
 @dataclass(frozen=True)
 class Written:
     """A prompt and what has to be written behind it.

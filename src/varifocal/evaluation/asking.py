@@ -117,8 +117,7 @@ class EncodedAsker:
             max_new_tokens=max_new_tokens,
             token_budget=_ONE_BATCH,
         )
-        decode = self._encoder.tokenizer.decode
-        return [str(decode(ids, skip_special_tokens=True)) for ids in written]
+        return [self._encoder.read_answer(ids) for ids in written]
 
 
 def without_pictures(example: Example) -> Example:

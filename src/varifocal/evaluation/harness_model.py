@@ -108,9 +108,7 @@ class HarnessModel:
                 token_budget=self.rows * (longest + max_new_tokens),
                 progress=_told(bar),
             )
-        return [
-            str(self.encoder.tokenizer.decode(ids, skip_special_tokens=True)) for ids in written
-        ]
+        return [self.encoder.read_answer(ids) for ids in written]
 
     def answer(self, asked: Sequence[tuple[Question, dict[str, Any]]]) -> list[str]:
         """Write answers under each question's own generation arguments.

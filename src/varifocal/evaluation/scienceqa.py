@@ -258,7 +258,7 @@ def _write(
     """Let the model write its answers."""
     ends = stop_ids(model, encoder.end_of_turn_id)
     written = greedy_answers(model, questions, load_images, stop_ids=ends, **batching)
-    return [str(encoder.tokenizer.decode(ids, skip_special_tokens=True)) for ids in written]
+    return [encoder.read_answer(ids) for ids in written]
 
 
 def _blind(message: Message) -> Message:

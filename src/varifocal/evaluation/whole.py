@@ -14,11 +14,14 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 
 from varifocal.assemble import Whole
 from varifocal.data.example import Example, Image
-from varifocal.errors import DataError, ModelError
+from varifocal.data.written import PROBES, frame_of, written
+from varifocal.data.written_answer import read_words
+from varifocal.errors import ChatTemplateError, DataError, ModelError
 from varifocal.evaluation.asking import Prompt, key_of
 from varifocal.evaluation.scoring import Normalisation
 
@@ -58,10 +61,13 @@ class WholeAsker:
             DataError: a picture cannot be read, or the processor refuses the question.
         """
         turns = [_turn(message.role, message.content) for message in example.messages]
-        text = self._render(turns, prompt=True)
-        options = tuple(
-            self._option(turns, text, option) for option in example.options if with_options
-        )
+        try:
+            text = self._render(turns, prompt=True)
+            options: tuple[list[int], ...] = ()
+            if with_options:
+                text, options = self._options(turns, text, example.options)
+        except (TemplateError, ChatTemplateError, TypeError) as error:
+            raise DataError(f"{example.name}: {error}") from error
         question = _Question(text, example.images, options)
         try:
             ids = self._inputs(question)["input_ids"][0]
@@ -85,11 +91,28 @@ class WholeAsker:
         options = {"add_generation_prompt": prompt, "tokenize": False}
         return str(self._processor.apply_chat_template(list(turns), **options))
 
-    def _option(self, turns: Sequence[dict[str, Any]], prompt: str, option: str) -> list[int]:
-        """Return the ids of an option and its end of turn, as the template writes them."""
-        answered = self._render([*turns, _turn("assistant", (option,))], prompt=False)
-        said = answered.removeprefix(prompt).rstrip() if answered.startswith(prompt) else option
-        return list(self._tokenizer(said, add_special_tokens=False).input_ids)
+    def _options(
+        self, turns: Sequence[dict[str, Any]], prompt: str, options: Sequence[str]
+    ) -> tuple[str, tuple[list[int], ...]]:
+        """Write each option with its end of turn, as the template does.
+
+        Returns:
+            The prompt, what every answer begins with behind it, and each option's ids.
+        """
+
+        def answered(text: str) -> str:
+            return self._render([*turns, _turn("assistant", (text,))], prompt=False)
+
+        frame = frame_of(prompt, self._render(turns, prompt=False), *map(answered, PROBES))
+        answers = [
+            written(prompt, answered(option), {"role": "assistant", "content": option}, frame)
+            for option in options
+        ]
+        ids = tuple(self._ids(one.text[one.words_start :].rstrip()) for one in answers)
+        return answers[0].prompt + answers[0].text[: answers[0].words_start], ids
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self._tokenizer(text, add_special_tokens=False).input_ids)
 
     def _inputs(self, question: _Question) -> dict[str, Tensor]:
         pictures = [image.open() for image in question.images]
@@ -139,8 +162,7 @@ class WholeAsker:
         ids = cast(Any, self.model).generate(
             **inputs, **greedy, top_k=None, max_new_tokens=max_new_tokens, pad_token_id=pad
         )
-        written = ids[0, inputs["input_ids"].shape[1] :]
-        return str(self._tokenizer.decode(written, skip_special_tokens=True))
+        return read_words(self._tokenizer, ids[0, inputs["input_ids"].shape[1] :].tolist(), ())
 
     def _placed(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
         parameter = next(self.model.parameters())

@@ -7,6 +7,7 @@ own runs the model while there is work, and ends when there is none.
 from __future__ import annotations
 
 import atexit
+import logging
 import threading
 import weakref
 from collections import Counter, deque
@@ -57,6 +58,7 @@ __all__ = [
 ]
 
 GIB = 2**30
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,8 @@ class Engine:
         )
         self._changed = threading.Condition(threading.RLock())
         self._encoding = threading.Lock()
+        self._opening = encoder.opening_ids.tolist()
+        self._told_system = False
         self._waiting: deque[Request] = deque()
         self._active: dict[int, Request] = {}
         self._worker: threading.Thread | None = None
@@ -260,7 +264,11 @@ class Engine:
     def _encode(self, example: Example) -> Encoded:
         try:
             with self._encoding:
-                return self.encoder.encode(example, with_answer=False)
+                encoded = self.encoder.encode(example, with_answer=False)
+                if encoded.lost_system and not self._told_system:
+                    self._told_system = True
+                    _LOG.warning("the chat template leaves a system message out; told once")
+                return encoded
         except TooLongError as error:
             window = self._window or error.tokens
             raise ContextLengthError(error.tokens, window, at_least=error.at_least) from error
@@ -314,7 +322,7 @@ class Engine:
         most = request.sampling.max_new_tokens
         if self._window is not None:  # the last token is written, but not read
             most = min(most, self._window - request.prompt_tokens + 1)
-        return Writing(request, self.encoder.tokenizer, self.stop_ids, most)
+        return Writing(request, self.encoder.tokenizer, self.stop_ids, most, self._opening)
 
     @torch.inference_mode()
     def _work(self) -> None:

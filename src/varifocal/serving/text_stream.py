@@ -56,6 +56,39 @@ class TextStream:
         )
 
 
+class Opening:
+    """Holds back what a chat template puts in front of every answer: an empty thought, a channel.
+
+    Args:
+        ids: the tokens that it consists of.
+
+    Attributes:
+        was_left_out: whether the answer began with it.
+    """
+
+    def __init__(self, ids: Sequence[int]) -> None:
+        self._ids = list(ids)
+        self._matched = 0
+        self._is_over = not self._ids
+        self.was_left_out = False
+
+    def push(self, token: int) -> list[int]:
+        """Take a token and return those that belong to the answer."""
+        if self._is_over:
+            return [token]
+        if token == self._ids[self._matched]:
+            self._matched += 1
+            self.was_left_out = self._is_over = self._matched == len(self._ids)
+            return []
+        return [*self.flush(), token]
+
+    def flush(self) -> list[int]:
+        """Return what was held back: the answer begins, or ends, in another way."""
+        held = [] if self._is_over else self._ids[: self._matched]
+        self._is_over = True
+        return held
+
+
 class StopWords:
     """Lets text through up to the stop word that is complete first, never a part of one.
 

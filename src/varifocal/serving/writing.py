@@ -6,13 +6,14 @@ Letters: V vocabulary.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from varifocal.serving.request import FinishReason, Piece, Request, TokenLogprob
-from varifocal.serving.text_stream import REPLACEMENT, StopWords, TextStream
+from varifocal.serving.text_stream import REPLACEMENT, Opening, StopWords, TextStream
 
 
 class Writing:
@@ -23,16 +24,24 @@ class Writing:
         tokenizer: any tokenizer of transformers.
         stop_ids: ids at which an answer ends.
         max_tokens: most tokens of this answer.
+        opening: tokens that the chat template puts in front of every answer; where the answer
+            begins with them, they and their log-probabilities are not told.
     """
 
     def __init__(
-        self, request: Request, tokenizer: Any, stop_ids: frozenset[int], max_tokens: int
+        self,
+        request: Request,
+        tokenizer: Any,
+        stop_ids: frozenset[int],
+        max_tokens: int,
+        opening: Sequence[int] = (),
     ) -> None:
         self.request = request
         self.tokenizer = tokenizer
         self.stop_ids = stop_ids
         self.max_tokens = max_tokens
         self._choose = request.sampling.chooser()
+        self._opening = Opening(opening)
         self._text = TextStream(tokenizer)
         self._stop = StopWords(request.sampling.stop)
         self._written = 0  # characters that came out of the tokens
@@ -60,7 +69,10 @@ class Writing:
         if sampling.logprobs is not None:
             told = tell_logprob(logits[0], token, sampling.logprobs, self.tokenizer)
             self._told.append((self._written, told))
-        self._hand_on(self._text.push(token))
+        for one in self._opening.push(token):
+            self._hand_on(self._text.push(one))
+        if self._opening.was_left_out and not self._written:
+            self._told.clear()
         if self._stop.found:
             return token, "stop"
         if self.request.completion_tokens >= self.max_tokens:
@@ -69,6 +81,8 @@ class Writing:
         return token, None
 
     def _hand_on(self, text: str, *, is_last: bool = False) -> None:
+        if self._opening.was_left_out and not self._written:
+            text = text.lstrip("\n")
         self._written += len(text)
         passed = self._stop.push(text)
         if is_last:
@@ -82,6 +96,8 @@ class Writing:
             self.request.give(Piece(passed, tuple(told)))
 
     def _end(self) -> None:
+        for token in self._opening.flush():
+            self._hand_on(self._text.push(token))
         self._hand_on(self._text.flush(), is_last=True)
 
 
