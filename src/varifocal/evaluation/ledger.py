@@ -18,6 +18,9 @@ from varifocal.writing import sweep_staged, write_text
 
 Line = dict[str, Any]
 
+_IN_HAND: set[str] = set()
+"""Files that this process writes: some file systems let a process take its own lock twice."""
+
 
 class Ledger:
     """Predictions as JSON lines, each marked with what it was made by.
@@ -60,20 +63,26 @@ class Ledger:
             RunError: another process has it, or the disk does not take the lock's file.
         """
         lock = FileLock(self._path.parent / f".{self._path.name}.lock")
+        taken = RunError(
+            f"another 'varifocal eval' is writing {self._path}; wait for it, or give this one "
+            "a folder of its own with --out"
+        )
+        key = str(self._path.absolute())
+        if key in _IN_HAND:
+            raise taken
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             lock.acquire(blocking=False)
         except Timeout:
-            raise RunError(
-                f"another 'varifocal eval' is writing {self._path}; wait for it, or give this one "
-                "a folder of its own with --out"
-            ) from None
+            raise taken from None
         except OSError as error:
             raise RunError(f"{self._path} cannot be written: {error.strerror}") from error
-        sweep_staged(self._path.parent, glob.escape(self._path.name))
+        _IN_HAND.add(key)
         try:
+            sweep_staged(self._path.parent, glob.escape(self._path.name))
             yield
         finally:
+            _IN_HAND.discard(key)
             lock.release()
 
     @contextmanager
