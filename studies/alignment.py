@@ -18,7 +18,7 @@ from pathlib import Path
 from studies.alignment_figures import curves
 from studies.alignment_results import TASKS, collect
 from studies.alignment_tables import tables
-from studies.command import check_data, command_of, parser_of, read_options, run_study
+from studies.command import check_data, command_of, parser_of, read_options, run_study, take_out
 from studies.record import write_study
 from varifocal.analysis.words import words_of_run
 from varifocal.data.formats import load_source
@@ -42,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     seeds = options.seeds
     check_data(options.data, *NLVR_FILES)
     nlvr = options.data and (options.data / "nlvr").resolve()
+    take_out(options.out)
     prepare(options.out, options.quick, nlvr)
     os.chdir(options.out)  # the sweeps' paths start there
     here = Path()

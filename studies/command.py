@@ -7,7 +7,7 @@ from pathlib import Path
 
 from varifocal.errors import DataError, Stopped, VarifocalError
 from varifocal.stopping import sigterm_interrupts
-from varifocal.writing import claim_folder
+from varifocal.writing import check_folder, claim_folder
 
 SEEDS = (0, 1, 2)
 """Those that a study's sweeps name."""
@@ -32,15 +32,27 @@ def parser_of(doc: str | None, *, quick: str, data: str) -> argparse.ArgumentPar
 def read_options(
     parser: argparse.ArgumentParser, arguments: Sequence[str] | None = None
 ) -> argparse.Namespace:
-    """Parse a command line, and make its OUT; a study writes over no folder of somebody's.
+    """Parse a command line; a study writes over no folder of somebody's.
 
     Seeds that are not given are all, or the first with `--quick`.
+
+    Raises:
+        RunError: OUT holds other files than a study's.
     """
     options = parser.parse_args(arguments)
-    claim_folder(options.out)
+    check_folder(options.out, place="another OUT")
     if options.seeds is None:
         options.seeds = _seeds_by_default(options)
     return options
+
+
+def take_out(out: Path) -> None:
+    """Make a study's OUT and mark it, when what it is to be made from is known to be there.
+
+    Raises:
+        RunError: it holds other files than a study's, or cannot be written.
+    """
+    claim_folder(out, place="another OUT")
 
 
 def _seeds_by_default(options: argparse.Namespace) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from studies.command import command_of, parser_of, read_options, run_study
+from studies.command import command_of, parser_of, read_options, run_study, take_out
 from studies.lavin_results import SETTINGS, differences, draw, gathered, table
 from studies.record import write_study
 from varifocal.assemble import Assembly, assemble, open_run
@@ -27,7 +27,7 @@ from varifocal.evaluation.scienceqa import evaluate
 from varifocal.recipe import Recipe
 from varifocal.run import RunDirectory
 from varifocal.sweep import Sweep, load_sweep, run_sweep
-from varifocal.writing import write_json
+from varifocal.writing import write_json, write_text
 
 HERE = Path(__file__).parent
 PICTURE_SKILLS = ("circuits", "shapes", "thermometer")
@@ -107,7 +107,7 @@ class Study:
         results = gathered(base, done)
         write_study(self.out / "lavin.json", self.command, self.seeds, results)
         draw(results, self.out / "lavin.png")
-        (self.out / "lavin.md").write_text(f"{table(results)}\n\n{differences(results)}\n")
+        write_text(self.out / "lavin.md", f"{table(results)}\n\n{differences(results)}\n")
 
     def _make_book(self) -> None:
         book = self.out / "sciencebook"
@@ -200,6 +200,7 @@ def main() -> None:
     parser = parser_of(__doc__, quick="every setting, one step, one seed", data="holds alpaca")
     options = read_options(parser)
     size, command = QUICK if options.quick else FULL, command_of("lavin", options)
+    take_out(options.out)
     study = Study(options.out, size, options.seeds, options.data, command)
     study.run()
     study.write()

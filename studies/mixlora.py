@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from studies.command import command_of, parser_of, read_options, run_study
+from studies.command import command_of, parser_of, read_options, run_study, take_out
 from studies.mixlora_figures import draw_all, print_tables
 from studies.mixlora_results import collect
 from studies.mixlora_tasks import Sizes, make_tasks
@@ -82,6 +82,7 @@ def main() -> None:
     if options.data is None:
         print("without --data NLVR and Fashion-MNIST are left out: four tasks of sciencebook")
     size, command = QUICK if options.quick else FULL, command_of("mixlora", options)
+    take_out(options.out)
     study = Study(options.out, size, seeds, options.data, options.quick, command)
     for settings in study.size.turns:
         for seed in seeds:

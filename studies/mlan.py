@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from studies.command import check_data, command_of, parser_of, read_options, run_study
+from studies.command import check_data, command_of, parser_of, read_options, run_study, take_out
 from studies.mlan_figures import draw, print_table
 from studies.mlan_results import collect
 from studies.record import write_study
@@ -118,6 +118,7 @@ def main() -> None:
         options.data,
         command_of("mlan", options, *rows),
     )
+    take_out(options.out)
     make_books(study.data, study.size)
     for seed in study.seeds:
         for stage in FILES:

@@ -1,6 +1,5 @@
 """What every study keeps: its figures over seeds, and with what they were made."""
 
-import json
 import platform
 import subprocess
 from collections.abc import Sequence
@@ -8,6 +7,8 @@ from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
+
+from varifocal.writing import write_json
 
 PACKAGES = ("varifocal", "torch", "transformers", "peft")
 T95 = (0.0, 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
@@ -48,8 +49,7 @@ def write_study(file: Path, command: str, seeds: Sequence[int], results: dict[st
         "seeds": list(seeds),
         **results,
     }
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(page, indent=2) + "\n")
+    write_json(file, page)
 
 
 def _commit() -> str:

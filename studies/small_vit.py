@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPImageProcessorPil, Dinov2Config, Dinov2Model
 
+from studies.command import run_study, take_out
 from varifocal.data.sciencebook import SKILLS, compose, draw
-from varifocal.writing import claim_folder
 
 SEED = 20_261_122
 """Of the pictures; the studies make theirs with seeds from 0 to 9."""
@@ -279,9 +279,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--batch", type=int, default=BATCH)
     options = parser.parse_args()
-    claim_folder(options.out)
+    take_out(options.out)
     save(pretrain(options.out, options.steps, options.batch), options.out / "model")
 
 
 if __name__ == "__main__":
-    main()
+    run_study(main)

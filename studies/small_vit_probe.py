@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import Dinov2Config, Dinov2Model
 
-from studies.command import run_study
+from studies.command import run_study, take_out
 from studies.record import write_study
 from studies.small_vit import SHAPE, picture_skills, words_of
 from varifocal.data.sciencebook import compose, draw
@@ -30,7 +30,7 @@ from varifocal.models.connector import pool_cells
 from varifocal.models.load import load_image_processor
 from varifocal.models.sources import locate, read_config
 from varifocal.models.vision import VISION_MODELS, VisionTower, build_tower
-from varifocal.writing import claim_folder, write_json
+from varifocal.writing import write_json, write_text
 
 SEED = 77
 """Of the pictures; pre-training had another."""
@@ -165,7 +165,7 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=80)
     parser.add_argument("--test", type=int, default=40)
     options = parser.parse_args()
-    claim_folder(options.out)
+    take_out(options.out)
     scores = probe(options.out, options.vit, options.train, options.test)
     given = f"--vit {options.vit} --train {options.train} --test {options.test}"
     command = f"python -m studies.small_vit_probe OUT {given}"
@@ -174,7 +174,7 @@ def main() -> None:
         "balanced_accuracy": scores,
     }
     write_study(options.out / "small-vit.json", command, [SEED], figures)
-    (options.out / "small-vit.md").write_text(table(scores) + "\n")
+    write_text(options.out / "small-vit.md", table(scores) + "\n")
 
 
 if __name__ == "__main__":

@@ -15,12 +15,11 @@ from varifocal.errors import RecipeError, RunError
 from varifocal.recipe import Recipe
 from varifocal.recipe.page import validate
 from varifocal.run import RunDirectory
+from varifocal.staging import machine, staging_path, sweep_abandoned
 from varifocal.stopping import sigterm_interrupts
 from varifocal.writing import (
     check_folder,
     claim_folder,
-    staging_path,
-    sweep_staged,
     unwritable_is_an_error,
     whole_directory,
     whole_file,
@@ -69,7 +68,7 @@ def test_no_verb_writes_into_a_foreign_folder(run, foreign, command, tmp_path, m
     assert code == 2
     assert (
         f"{foreign} is not empty, and Varifocal did not make it: it holds .env.template, "
-        ".old.original, README.md and 2 more; choose another --out, or an empty folder"
+        ".old.original, README.md and 2 more; choose "
     ) in told.replace("\n", " ")
     assert contents(foreign) == before
 
@@ -94,11 +93,13 @@ def test_an_empty_folder_a_marked_one_and_known_names_are_free(tmp_path):
 
 
 def test_only_marked_names_are_swept(foreign):
-    half = staging_path(foreign / "README.md")
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    half = staging_path(foreign / "README.md", f"{machine()}-{gone.pid}-0123abcd")
     half.write_text("half")
     before = contents(foreign)
     RunDirectory(foreign).sweep()
-    sweep_staged(foreign)
+    sweep_abandoned(foreign / "README.md")
     del before[half.name]
     assert contents(foreign) == before
 
@@ -140,7 +141,7 @@ def test_a_second_process_is_told_of_the_first(hold, tmp_path, monkeypatch):
 
     holder = hold()
     run = RunDirectory.create(tmp_path / "run")
-    told = f"is being written by process {holder.pid} on {socket.gethostname()}; wait until it"
+    told = f"is being written by process {holder.pid} on {socket.gethostname()} since .*; wait"
     with pytest.raises(RunError, match=told), run.lock():
         pass
     with pytest.raises(RunError, match=told):
@@ -156,8 +157,9 @@ def test_a_killed_process_is_no_obstacle(hold, tmp_path, workers):
     holder.kill()
     holder.wait()
     with RunDirectory.create(tmp_path / "run").lock():
-        noted = json.loads((tmp_path / "run" / ".varifocal").read_text())
-    assert noted == {"pid": os.getpid(), "host": socket.gethostname()}
+        noted = json.loads((tmp_path / "run" / ".varifocal.holder").read_text())
+    assert (noted["pid"], noted["host"]) == (os.getpid(), socket.gethostname())
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".varifocal"]
 
 
 def test_one_process_may_take_its_lock_again(tmp_path):
@@ -238,8 +240,8 @@ def test_the_command_line_has_no_traceback_for_a_place_that_refuses(run, monkeyp
     code, _, told = run("plan", "demo")
     assert code == 2
     assert told == (
-        f"error: {tmp_path / 'file'} cannot be written (read-only file system); name a place that "
-        "you may write, or change its permissions\n"
+        f"error: {tmp_path / 'file'} cannot be used: read-only file system; change its "
+        "permissions, or name another place\n"
     )
 
 

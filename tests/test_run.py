@@ -3,15 +3,16 @@
 import errno
 import json
 import os
+import subprocess
+import time
 
 import pytest
 from safetensors import SafetensorError
 
 from varifocal.errors import RunError
 from varifocal.run import RunDirectory, fingerprint_files
+from varifocal.staging import machine, process_staging_path, staging_path, sweep_abandoned
 from varifocal.writing import (
-    process_staging_path,
-    staging_path,
     whole_directory,
     write_json,
     write_text,
@@ -79,7 +80,7 @@ def test_a_checkpoint_loses_its_name_before_its_files(run, monkeypatch):
     run.keep_newest(4)
     assert len(list(run.checkpoints.iterdir())) == 4
     with monkeypatch.context() as patch:
-        patch.setattr("varifocal.run.shutil.rmtree", lambda *args, **kwargs: 1 / 0)  # as a kill
+        patch.setattr("varifocal.staging.shutil.rmtree", lambda *args, **kwargs: 1 / 0)  # as a kill
         with pytest.raises(ZeroDivisionError):
             run.keep_newest(3)
     assert not list(run.checkpoints.glob("checkpoint-2*"))
@@ -151,10 +152,15 @@ def test_a_directory_takes_the_place_of_the_old_one(tmp_path):
 
 
 def test_what_a_killed_writer_left_goes_with_the_next_one(tmp_path):
-    six, other = (staging_path(tmp_path / f"checkpoint-{n}") for n in (6, 60))
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    killed = f"{machine()}-{gone.pid}-0123abcd"
+    six, other = (staging_path(tmp_path / f"checkpoint-{n}", killed) for n in (6, 60))
+    living = staging_path(tmp_path / "checkpoint-6")  # as another process may be writing it
     part = process_staging_path(tmp_path / "checkpoint-6", 1)
+    elsewhere = staging_path(tmp_path / "checkpoint-6", f"00000000-{gone.pid}-0123abcd")
     strangers = tmp_path / ".checkpoint-6.original"
-    for left in (six, other, part, strangers):
+    for left in (six, other, living, part, elsewhere, strangers):
         left.mkdir()
     with whole_directory(tmp_path / "checkpoint-6") as staging:
         (staging / "new").write_text("new")
@@ -162,9 +168,14 @@ def test_what_a_killed_writer_left_goes_with_the_next_one(tmp_path):
     assert tree(tmp_path) == {
         "checkpoint-6": None,
         "checkpoint-6/new": b"new",
-        other.name: None,
-        strangers.name: None,
+        **{left.name: None for left in (other, living, part, elsewhere, strangers)},
     }
+    two_days_ago = time.time() - 2 * 86400
+    os.utime(elsewhere, (two_days_ago, two_days_ago))
+    sweep_abandoned(tmp_path / "checkpoint-6")
+    assert not elsewhere.exists()
+    RunDirectory(tmp_path).sweep()  # nobody else writes where a training is alone
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-6", strangers.name}
 
 
 @pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt()])

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
+from varifocal.staging import staging_path
+
 _FOLDERS = ("digests", "encoded", "features", "indexes", "scans", "unpacked")
 
 
@@ -37,7 +39,7 @@ def file_digest(file: Path) -> str:
     digest = _hash(file)
     with contextlib.suppress(OSError):  # a cache that cannot be written costs time, nothing else
         note.parent.mkdir(parents=True, exist_ok=True)
-        scratch = note.with_suffix(f".{os.getpid()}")
+        scratch = staging_path(note)
         scratch.write_text(digest)
         scratch.replace(note)
     return digest

@@ -11,23 +11,20 @@ import hashlib
 import json
 import os
 import re
-import shutil
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from varifocal.errors import ModelError, RunError
+from varifocal.locking import alone, check_unoccupied
 from varifocal.manifest import MANIFEST, damage, unlisted_damage
+from varifocal.staging import delete, is_abandoned, staged
 from varifocal.writing import (
     MARK,
     check_folder,
     put_away,
-    sweep_staged,
     unwritable_is_an_error,
     write_text,
 )
@@ -36,9 +33,6 @@ CHECKPOINT_PREFIX = "checkpoint-"
 UNLOGGED = "unlogged.json"
 """A checkpoint's file for what transformers forgets: losses since the last line, and the cost."""
 
-
-_SECONDS_TO_DIE = 15
-"""How long the workers of a killed process may keep its lock: torch's look for it every 5 s."""
 
 _RESOLVED = re.compile(r"^provenance:", re.MULTILINE)
 
@@ -100,24 +94,19 @@ class RunDirectory:
         Raises:
             RunError: another process has it; the text names it.
         """
-        if int(os.environ.get("RANK", "0")) != 0:
+        if os.environ.get("RANK", "0") != "0":
             yield
             return
-        file = self.root / MARK
-        lock = FileLock(file, is_singleton=True)
-        with unwritable_is_an_error(self.root):
-            try:
-                lock.acquire(timeout=0 if _owner_lives(file) else _SECONDS_TO_DIE)
-            except Timeout:
-                raise RunError(
-                    f"{self.root} is being written by {_owner(file)}; wait until it ends, stop it, "
-                    "or choose another --out"
-                ) from None
-            file.write_text(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
-        try:
+        with alone(self.root, nested=True):
             yield
-        finally:
-            lock.release()
+
+    def check_unoccupied(self) -> None:
+        """Refuse a run that another process is writing.
+
+        Raises:
+            RunError: one is.
+        """
+        check_unoccupied(self.root)
 
     @classmethod
     def open(cls, root: str | Path) -> "RunDirectory":
@@ -258,17 +247,19 @@ class RunDirectory:
         Each loses its name first: one that a kill leaves half deleted is no checkpoint any more.
         """
         for path in self._checkpoints()[number:] if number else []:
-            shutil.rmtree(put_away(path), ignore_errors=True)
+            if away := put_away(path):
+                delete(away)
 
     def sweep(self) -> None:
-        """Delete what a killed process left half written; nothing else may be writing here."""
-        for directory in (self.root, self.checkpoints):
-            sweep_staged(directory)
+        """Delete what a killed training left half written; it needs the run's lock."""
+        for path in [*staged(self.root), *staged(self.checkpoints)]:
+            if path.is_dir() or is_abandoned(path):  # an evaluation may be writing the card
+                delete(path)
 
     def set_aside(self, checkpoint: Path) -> Path:
         """Rename a damaged checkpoint, so that it is neither resumed nor counted."""
         target = checkpoint.with_name(f"damaged-{checkpoint.name}")
-        shutil.rmtree(target, ignore_errors=True)
+        delete(target)
         os.replace(checkpoint, target)
         return target
 
@@ -306,26 +297,6 @@ class RunDirectory:
         """
         with unwritable_is_an_error(self.metrics), self.metrics.open("a") as file:
             file.write(json.dumps(record) + "\n")
-
-
-def _owner(file: Path) -> str:
-    """Say which process has a lock, as it noted there."""
-    known = _json_or_none(file.read_text(errors="replace")) or {}
-    return f"process {known.get('pid', 'unknown')} on {known.get('host', 'unknown')}"
-
-
-def _owner_lives(file: Path) -> bool:
-    """Whether the process that noted itself may still run; of another machine nobody knows."""
-    known = _json_or_none(file.read_text(errors="replace")) or {}
-    if known.get("host") != socket.gethostname() or not isinstance(known.get("pid"), int):
-        return True
-    try:
-        os.kill(known["pid"], 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # another user's
-        pass
-    return True
 
 
 def checkpoint_step(path: Path) -> int:

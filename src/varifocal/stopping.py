@@ -8,9 +8,13 @@ from contextlib import contextmanager
 from types import FrameType
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM was received: what ends at Ctrl-C ends; what Ctrl-C only cuts short ends too."""
+
+
 @contextmanager
 def sigterm_interrupts() -> Iterator[None]:
-    """Let SIGTERM raise KeyboardInterrupt in this process while the block runs.
+    """Let SIGTERM raise Terminated in this process while the block runs.
 
     A process forked meanwhile (a worker that prepares data) ends at once, as it would have. Where
     somebody else handles SIGTERM, or outside the main thread, nothing is changed.
@@ -21,7 +25,7 @@ def sigterm_interrupts() -> Iterator[None]:
         if os.getpid() != ours:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        raise KeyboardInterrupt
+        raise Terminated
 
     is_main = threading.current_thread() is threading.main_thread()
     if not is_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:

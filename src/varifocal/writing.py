@@ -1,82 +1,48 @@
 """Write files and folders whole or not at all, with the umask's modes, over nothing foreign.
 
-What is not whole yet has a name of its own kind (`.NAME.varifocal-8LETTERS`), by which a later
-process knows that it may be deleted; no other name is ever swept. A folder that holds neither
-nothing nor a mark of ours belongs to somebody else and is refused.
+What is not whole yet has a name of its own kind (`varifocal.staging`). A folder that is neither
+empty nor has a mark of ours belongs to somebody else and is refused.
 """
 
 import errno
-import glob
 import json
 import os
 import re
-import secrets
-import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from varifocal.cache import cache_root
-from varifocal.errors import RunError
+from varifocal.errors import RunError, VarifocalError
 from varifocal.manifest import write_manifest
+from varifocal.staging import delete, follow_umask, is_staged, staging_path, sweep_abandoned
 
 MARK = ".varifocal"
 """The file by which an output folder is known as ours; see `claim_folder`."""
 
-_STAGED = re.compile(r"\..+\.varifocal-([0-9a-f]{8}|process\d+)")
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ENOTDIR}
+_REFUSED |= {errno.EEXIST, errno.EISDIR, errno.EIO, errno.ESTALE, errno.ENOLCK}
+_SAID = {
+    "No space left": errno.ENOSPC,
+    # torch.save counts the bytes that went out, and says no more than that they are too few.
+    "unexpected pos": errno.ENOSPC,
+    "Read-only file system": errno.EROFS,
+    "Permission denied": errno.EACCES,
+}
 _NAMED = 3  # entries of a foreign folder that an error lists
 
 
-def staging_path(target: Path) -> Path:
-    """Return a new hidden name next to a file or folder that is to be written.
-
-    >>> is_staged(staging_path(Path("runs/demo/recipe.yaml")))
-    True
-    """
-    return target.with_name(f".{target.name[-200:]}.varifocal-{secrets.token_hex(4)}")
-
-
-def process_staging_path(target: Path, number: int) -> Path:
-    """Return the hidden name under which one of several processes writes its part of a folder."""
-    return target.with_name(f".{target.name}.varifocal-process{number}")
-
-
-def is_staged(path: Path) -> bool:
-    """Tell whether a name is one of `staging_path`.
-
-    >>> is_staged(Path(".env.template")), is_staged(Path(".old.original"))
-    (False, False)
-    """
-    return _STAGED.fullmatch(path.name) is not None
-
-
-def sweep_staged(directory: Path, name: str = "*") -> None:
-    """Delete what killed processes left half written; nothing else may be writing there.
-
-    Args:
-        directory: only itself is swept, no folder in it.
-        name: a pattern of the names that were to be written.
-    """
-    for path in filter(is_staged, directory.glob(f".{name}.varifocal-*")):
-        _delete(path)
-
-
-def _delete(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def check_folder(folder: Path, mark: str = MARK, known: Collection[str] = ()) -> None:
+def check_folder(
+    folder: Path, mark: str = MARK, known: Collection[str] = (), place: str = "another --out"
+) -> None:
     """Refuse an output folder that holds files of somebody else.
 
     Args:
         folder: may be missing, empty, or have the mark.
         mark: the name of a file that only our writing puts there.
         known: names that may stand there without the mark.
+        place: what a user is to choose instead.
 
     Raises:
         RunError: it is a file, or holds something and no mark; the text names what it holds.
@@ -84,25 +50,34 @@ def check_folder(folder: Path, mark: str = MARK, known: Collection[str] = ()) ->
     if not os.path.lexists(folder):
         return
     if not folder.is_dir():
-        raise RunError(f"{folder} is a file, and a folder is to be written; choose another --out")
+        raise RunError(f"{folder} is a file, and a folder is to be written; choose {place}")
     with unwritable_is_an_error(folder):
         held = sorted(path.name for path in folder.iterdir() if not is_staged(path))
     if mark in held or set(held) <= set(known):
         return
-    more = f" and {len(held) - _NAMED} more" if len(held) > _NAMED else ""
     raise RunError(
         f"{folder} is not empty, and Varifocal did not make it: it holds "
-        f"{', '.join(held[:_NAMED])}{more}; choose another --out, or an empty folder"
+        f"{listed(held)}; choose {place}, or an empty folder"
     )
 
 
-def claim_folder(folder: Path, known: Collection[str] = ()) -> None:
+def listed(names: Sequence[str]) -> str:
+    """Name a few files, and how many more there are.
+
+    >>> listed(["a", "b", "c", "d", "e"])
+    'a, b, c and 2 more'
+    """
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
+
+
+def claim_folder(folder: Path, known: Collection[str] = (), place: str = "another --out") -> None:
     """Make an output folder and mark it as ours; see `check_folder`.
 
     Raises:
         RunError: it holds files of somebody else, or cannot be written.
     """
-    check_folder(folder, known=known)
+    check_folder(folder, known=known, place=place)
     with unwritable_is_an_error(folder):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / MARK).touch()
@@ -122,7 +97,8 @@ def whole_file(path: Path) -> Iterator[Path]:
             yield staging
             os.replace(staging, path)
         finally:
-            staging.unlink(missing_ok=True)
+            delete(staging)
+        sweep_abandoned(path)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -159,36 +135,43 @@ def whole_directory(target: Path, noted: str | None = None) -> Iterator[Path]:
             yield staging
             if noted is not None:
                 write_manifest(staging, noted)
-            _follow_umask(staging)
+            follow_umask(staging)
             _swap(staging, target)
         finally:
-            shutil.rmtree(staging, ignore_errors=True)
-
-
-def _follow_umask(directory: Path) -> None:
-    """Let a group read what it may: safetensors and others write files for their owner alone.
-
-    The directory was made under the umask, which cannot be read without setting it for a moment.
-    """
-    mode = directory.stat().st_mode & 0o777
-    for path in directory.rglob("*"):
-        if not path.is_symlink():
-            path.chmod(mode if path.is_dir() else mode & 0o666)
+            delete(staging)
 
 
 def _swap(staging: Path, target: Path) -> None:
     """Put `staging` where `target` stands; the old one and what kills left are deleted last."""
-    away = put_away(target) if target.exists() else None
-    os.replace(staging, target)
-    if away is not None:
-        shutil.rmtree(away, ignore_errors=True)
-    sweep_staged(target.parent, glob.escape(target.name))
+    while True:
+        away = put_away(target)
+        try:
+            os.replace(staging, target)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                if away is not None:
+                    os.replace(away, target)
+                raise
+            # Another process has put its own there between the two steps.
+            _delete_if(away)
+            continue
+        break
+    _delete_if(away)
+    sweep_abandoned(target)
 
 
-def put_away(path: Path) -> Path:
-    """Rename a directory to a hidden name, under which nobody looks for it."""
+def _delete_if(path: Path | None) -> None:
+    if path is not None:
+        delete(path)
+
+
+def put_away(path: Path) -> Path | None:
+    """Rename a directory to a hidden name, under which nobody looks for it; None if it is gone."""
     away = staging_path(path)
-    os.replace(path, away)
+    try:
+        os.replace(path, away)
+    except FileNotFoundError:
+        return None
     return away
 
 
@@ -216,7 +199,8 @@ def unwritable_is_an_error(path: Path) -> Iterator[None]:
 def refusal(error: Exception, path: Path) -> str | None:
     """Say why a place could not be written; None for an error of another kind."""
     in_cache = path.is_relative_to(cache_root())
-    if _is_full(error):
+    number = error_number(error)
+    if number in _FULL:
         mend = "free some space"
         if in_cache:
             mend += " or set VARIFOCAL_CACHE to a folder on another disk,"
@@ -225,20 +209,41 @@ def refusal(error: Exception, path: Path) -> str | None:
             f"{mend} and repeat the command with --resume"
         )
     place = getattr(error, "filename", None)
-    elsewhere = place is not None and path.parent not in Path(os.fsdecode(place)).parents
-    if getattr(error, "errno", None) in _REFUSED and not elsewhere:
+    elsewhere = isinstance(place, str | bytes) and not _is_near(Path(os.fsdecode(place)), path)
+    if number in _REFUSED and not elsewhere:
         mend = "set VARIFOCAL_CACHE to a folder" if in_cache else "name a place"
         return (
-            f"{path} cannot be written ({os.strerror(error.errno).lower()}); {mend} that you may "  # type: ignore[attr-defined]
+            f"{path} cannot be written ({os.strerror(number).lower()}); {mend} that you may "
             "write, or change its permissions"
         )
     return None
 
 
-def _is_full(error: Exception) -> bool:
-    """Whether an error is a full disk's, a used-up quota's or a file size limit's."""
+def _is_near(place: Path, path: Path) -> bool:
+    """Whether a place lies in the folder of a path, or is a folder on the way to it."""
+    folder = path.parent
+    return folder in (place, *place.parents) or place in folder.parents
+
+
+def error_number(error: Exception) -> int | None:
+    """Return the operating system's number of an error, also of safetensors' and torch's own."""
     number = getattr(error, "errno", None)
-    if number is not None:
-        return number in _FULL
-    # torch.save counts the bytes that went out, and says no more than that they are too few.
-    return any(text in str(error) for text in ("No space left", "unexpected pos"))
+    if isinstance(number, int) or isinstance(error, VarifocalError):
+        return number
+    if system := re.search(r"\(os error (\d+)\)", str(error)):
+        return int(system[1])
+    return next((known for text, known in _SAID.items() if text in str(error)), None)
+
+
+def unusable(error: OSError) -> str | None:
+    """Say of an error that no part of a command expected which place it is about, and why.
+
+    It may have come of reading as well as of writing, which nobody can tell from it.
+    """
+    if error.errno not in _FULL | _REFUSED:
+        return None
+    reason = os.strerror(error.errno).lower()
+    if error.filename is None:
+        return f"a file cannot be used: {reason}"
+    place = os.fsdecode(error.filename)
+    return f"{place} cannot be used: {reason}; change its permissions, or name another place"

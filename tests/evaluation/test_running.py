@@ -220,7 +220,7 @@ def test_a_second_call_keeps_off_the_file_of_the_first(asker, tmp_path):
     class Impatient(Watched):
         def score(self, prompts, normalisation):
             if not self.batches:
-                with pytest.raises(RunError, match=r"another 'varifocal eval' is writing .*--out"):
+                with pytest.raises(RunError, match=r"jsonl in .* is being written by .*--out"):
                     run(benchmark(), items(), Watched(asker), tmp_path, about=ABOUT)
             return super().score(prompts, normalisation)
 

@@ -123,7 +123,7 @@ def test_a_run_that_is_killed_and_stopped_ends_as_one_that_was_not(
     with pytest.raises(RunError, match="holds a run already; add --resume to go on with it"):
         train(long_recipe(), run.root)
     # As a kill in the middle of saving leaves it.
-    half = run.checkpoints / ".checkpoint-6.varifocal-0123abcd"
+    half = run.checkpoints / ".checkpoint-6.varifocal-tmp-0123abcd-1-0123abcd"
     (half / "checkpoint-6").mkdir(parents=True)
     (half / "checkpoint-6" / "adapter_model.safetensors").write_bytes(b"half")
 

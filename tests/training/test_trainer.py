@@ -230,7 +230,7 @@ def test_the_other_processes_of_a_run_leave_no_half_checkpoint(recipe, tmp_path,
     with monkeypatch.context() as patch:
         patch.setattr(TrainingArguments, "should_save", False)
         train(page, run.root)
-    aside = run.checkpoints / ".checkpoint-1.varifocal-process0" / "checkpoint-1"
+    aside = run.checkpoints / ".checkpoint-1.varifocal-tmp-process0" / "checkpoint-1"
     assert [path.name for path in aside.iterdir()] == ["rng_state.pth"]
     assert run.newest_checkpoint() is None
     written = (aside / "rng_state.pth").read_bytes()

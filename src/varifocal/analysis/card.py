@@ -39,7 +39,7 @@ from varifocal.analysis.report import COST_ROWS
 from varifocal.analysis.runs import RunSummary, read_run
 from varifocal.run import RunDirectory
 from varifocal.trained import scores_folder
-from varifocal.writing import write_text
+from varifocal.writing import whole_file, write_text
 
 CARD = "README.md"
 SAMPLES = 6
@@ -274,8 +274,8 @@ def _small(sample: Sample, path: Path) -> Path | None:
     except DataError:
         return None
     picture.thumbnail((_SIDE, _SIDE))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture.save(path)
+    with whole_file(path) as staging:
+        picture.save(staging, format="PNG")
     return path
 
 

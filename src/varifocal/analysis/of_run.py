@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -15,9 +16,10 @@ from varifocal.analysis.routing import Routing, measure_routing
 from varifocal.analysis.routing_plots import overlap_heatmap, usage_panels
 from varifocal.analysis.tasks import TaskExamples, encode_tasks, load_tasks
 from varifocal.assemble import Assembly, open_run
+from varifocal.locking import alone
 from varifocal.recipe import Recipe
 from varifocal.run import RunDirectory
-from varifocal.writing import write_json
+from varifocal.writing import claim_folder, write_json
 
 
 class Progress(Protocol):
@@ -75,6 +77,24 @@ class Written:
     left_out: Sequence[str] = field(default_factory=tuple)
 
 
+@contextmanager
+def analysis_folder(root: str | Path, out: Path | None) -> Iterator[Path]:
+    """Yield the folder that an analysis of a run writes, kept from other processes meanwhile.
+
+    Args:
+        root: the run directory.
+        out: another folder than the run's `analysis`.
+
+    Raises:
+        RunError: `out` holds other files, or another process writes an analysis there.
+    """
+    if out is not None:
+        claim_folder(out)
+    place = out or RunDirectory(Path(root)).analysis
+    with alone(place, "analysis"):
+        yield place
+
+
 def interference_of_run(
     root: str | Path,
     asked: TaskSample,
@@ -103,33 +123,33 @@ def interference_of_run(
             or a task is not in it.
     """
     recipe, parts = open_run(root)
-    gradient = AdapterGradient(
-        parts.model, parts.load_images, num_groups=num_groups, with_connector=with_connector
-    )
-    drawn = asked.load(recipe)
-    samples, left_out = encode_tasks(drawn, parts.encoder, recipe.data.on_bad_record)
-    _see(drawn, parts, progress)
-    found = measure_interference(
-        samples,
-        gradient,
-        gradient.blocks,
-        estimator=estimator,
-        progress=(lambda done, total: progress("gradients", done, total)) if progress else None,
-    )
-    out = out or RunDirectory(Path(root)).analysis
-    page = {
-        "run": str(root),
-        "tuner": recipe.tuner.type,
-        "with_connector": with_connector,
-        "data": list(drawn.places),
-        "split": asked.split,
-        "seed": asked.seed,
-        **found.as_json(),
-    }
-    files = [out / f"interference{end}" for end in (".json", ".png", "-layers.png")]
-    write_json(files[0], page)
-    _draw(found, files[1], files[2])
-    return found, Written(files, [*drawn.left_out, *left_out])
+    with analysis_folder(root, out) as place:
+        gradient = AdapterGradient(
+            parts.model, parts.load_images, num_groups=num_groups, with_connector=with_connector
+        )
+        drawn = asked.load(recipe)
+        samples, left_out = encode_tasks(drawn, parts.encoder, recipe.data.on_bad_record)
+        _see(drawn, parts, progress)
+        found = measure_interference(
+            samples,
+            gradient,
+            gradient.blocks,
+            estimator=estimator,
+            progress=(lambda done, total: progress("gradients", done, total)) if progress else None,
+        )
+        page = {
+            "run": str(root),
+            "tuner": recipe.tuner.type,
+            "with_connector": with_connector,
+            "data": list(drawn.places),
+            "split": asked.split,
+            "seed": asked.seed,
+            **found.as_json(),
+        }
+        files = [place / f"interference{end}" for end in (".json", ".png", "-layers.png")]
+        write_json(files[0], page)
+        _draw(found, files[1], files[2])
+        return found, Written(files, [*drawn.left_out, *left_out])
 
 
 def _see(drawn: TaskExamples, parts: Assembly, progress: Progress | None) -> None:
@@ -170,26 +190,26 @@ def routing_of_run(
             is not there, or a task is not in it.
     """
     recipe, parts = open_run(root)
-    drawn = asked.load(recipe)
-    samples, left_out = encode_tasks(drawn, parts.encoder, recipe.data.on_bad_record)
-    found = measure_routing(
-        parts.model,
-        samples,
-        parts.load_images,
-        (lambda done, total: progress("examples", done, total)) if progress else None,
-    )
-    out = out or RunDirectory(Path(root)).analysis
-    page = {
-        "run": str(root),
-        "tuner": recipe.tuner.type,
-        "data": list(drawn.places),
-        "split": asked.split,
-        "seed": asked.seed,
-        **found.as_json(),
-    }
-    write_json(out / "routing.json", page)
-    pictures = _draw_routing(found, out)
-    return found, Written([out / "routing.json", *pictures], [*drawn.left_out, *left_out])
+    with analysis_folder(root, out) as place:
+        drawn = asked.load(recipe)
+        samples, left_out = encode_tasks(drawn, parts.encoder, recipe.data.on_bad_record)
+        found = measure_routing(
+            parts.model,
+            samples,
+            parts.load_images,
+            (lambda done, total: progress("examples", done, total)) if progress else None,
+        )
+        page = {
+            "run": str(root),
+            "tuner": recipe.tuner.type,
+            "data": list(drawn.places),
+            "split": asked.split,
+            "seed": asked.seed,
+            **found.as_json(),
+        }
+        write_json(place / "routing.json", page)
+        pictures = _draw_routing(found, place)
+        return found, Written([place / "routing.json", *pictures], [*drawn.left_out, *left_out])
 
 
 def _draw_routing(found: Routing, out: Path) -> list[Path]:

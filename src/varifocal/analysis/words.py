@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from varifocal.analysis.of_run import Progress, Written
+from varifocal.analysis.of_run import Progress, Written, analysis_folder
 from varifocal.analysis.words_sheet import MOST_LOCAL_TOKENS, Spoken, words_sheet
 from varifocal.assemble import Assembly, assemble, open_run
 from varifocal.data.described import load_captions
@@ -24,7 +24,6 @@ from varifocal.models import GraftedForConditionalGeneration
 from varifocal.models.saved_connector import load_connector
 from varifocal.models.words import build_vocabulary, embed_words, token_log_probabilities
 from varifocal.recipe import Recipe
-from varifocal.run import RunDirectory
 from varifocal.tuners.plugin import evaluating
 from varifocal.writing import write_json
 
@@ -76,33 +75,34 @@ def words_of_run(
     """
     recipe, parts = open_run(root)
     _check(recipe, parts, root)
-    vocabulary = _vocabulary(recipe, parts, words)
-    shown = [Image(path=path) for path in images] or _some(recipe, num_pictures)
-    told = progress or (lambda stage, done, total: None)
-    start = _start(recipe)
-    told("looks", 0, 2)
-    before = nearest_words(start, shown, vocabulary)
-    told("looks", 1, 2)
-    after = nearest_words(parts, shown, vocabulary)
-    told("looks", 2, 2)
-    grid = _grid(parts)
-    found = [
-        Spoken(image.open(), grid, *pair) for image, *pair in zip(shown, before, after, strict=True)
-    ]
-    out = out or RunDirectory(Path(root)).analysis
-    page = {
-        "run": str(root),
-        "scale": vocabulary.scale,
-        "vocabulary": list(vocabulary.words),
-        "grid": list(grid),
-        "pictures": [
-            {"picture": str(image.path or ""), "before": one.before, "after": one.after}
-            for image, one in zip(shown, found, strict=True)
-        ],
-    }
-    write_json(out / "words.json", page)
-    words_sheet(found, out / "words.png")
-    return found, Written([out / "words.json", out / "words.png"])
+    with analysis_folder(root, out) as place:
+        vocabulary = _vocabulary(recipe, parts, words)
+        shown = [Image(path=path) for path in images] or _some(recipe, num_pictures)
+        told = progress or (lambda stage, done, total: None)
+        start = _start(recipe)
+        told("looks", 0, 2)
+        before = nearest_words(start, shown, vocabulary)
+        told("looks", 1, 2)
+        after = nearest_words(parts, shown, vocabulary)
+        told("looks", 2, 2)
+        grid = _grid(parts)
+        found = [
+            Spoken(image.open(), grid, *pair)
+            for image, *pair in zip(shown, before, after, strict=True)
+        ]
+        page = {
+            "run": str(root),
+            "scale": vocabulary.scale,
+            "vocabulary": list(vocabulary.words),
+            "grid": list(grid),
+            "pictures": [
+                {"picture": str(image.path or ""), "before": one.before, "after": one.after}
+                for image, one in zip(shown, found, strict=True)
+            ],
+        }
+        write_json(place / "words.json", page)
+        words_sheet(found, place / "words.png")
+        return found, Written([place / "words.json", place / "words.png"])
 
 
 def _start(recipe: Recipe) -> Assembly:

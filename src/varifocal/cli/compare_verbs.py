@@ -165,15 +165,17 @@ def show_retention(run: Path, data: Path | None, text: Path | None, limit: int |
     from varifocal.cli.run_verbs import renew_card
     from varifocal.cli.screen import stage_bars
     from varifocal.evaluation.retention import LIMIT, retention
+    from varifocal.locking import alone
     from varifocal.run import RunDirectory
     from varifocal.trained import find_trained
 
     run = run.expanduser()
-    with stage_bars() as progress:
-        found = retention(run, data=data, text=text, limit=limit or LIMIT, progress=progress)
     command = shlex.join(["varifocal", *sys.argv[1:]])
-    opened = RunDirectory(run)
-    file = found.write(opened.evaluations_at(find_trained(opened).step), command)
+    opened = RunDirectory.open(run)
+    scores = opened.evaluations_at(find_trained(opened).step)
+    with alone(scores, "retention"), stage_bars() as progress:
+        found = retention(run, data=data, text=text, limit=limit or LIMIT, progress=progress)
+        file = found.write(scores, command)
     renew_card(run)
     _print_retention([_read_retention(run)])
     print(file)

@@ -45,7 +45,10 @@ def check(
     from varifocal.cli.screen import stage_bars
     from varifocal.data.inspect.check import check_data
     from varifocal.recipe import load_recipe
+    from varifocal.writing import claim_folder
 
+    if plots is not None:
+        claim_folder(plots, place="another --plots")
     page = load_recipe(recipe, overrides or ())
     encoder = load_encoder(page)
     with stage_bars() as progress:

@@ -11,6 +11,7 @@ import typer
 
 from varifocal.cli.ready import ready
 from varifocal.errors import VarifocalError
+from varifocal.stopping import Terminated
 
 _NEEDED = ("fastapi", "uvicorn", "prometheus_client")  # the extra `serve`
 
@@ -143,6 +144,8 @@ def _run(app: Any, settings: Any, name: str) -> None:
     server = Server(server_config(app, settings))
     try:
         server.run()
+    except Terminated:  # uvicorn sends the signal again when all is answered
+        return
     except SystemExit as error:  # uvicorn's way of saying that it could not listen
         raise VarifocalError(
             f"cannot listen on {settings.host}:{settings.port}; is another server there? "

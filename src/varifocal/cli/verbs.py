@@ -6,7 +6,6 @@ Torch and transformers cost seconds, so a verb imports what it needs when it run
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from pathlib import Path
@@ -29,6 +28,7 @@ from varifocal.cli.run_verbs import add_run_verbs, renew_card
 from varifocal.cli.serve_verb import add_serve_verb
 from varifocal.cli.words_verb import add_words_verb
 from varifocal.errors import Stopped, VarifocalError, nearest
+from varifocal.stopping import Terminated, sigterm_interrupts
 
 INTERRUPTED = 130
 MISTAKE = 2
@@ -178,6 +178,8 @@ def chat(
         try:
             if not talk.obey(line):
                 break
+        except Terminated:
+            raise
         except KeyboardInterrupt:
             continue  # it cut the answer short, not the conversation
         except VarifocalError as error:
@@ -189,8 +191,6 @@ def main() -> None:
 
     SIGTERM, which schedulers and containers send, ends every stage as Ctrl-C does.
     """
-    from varifocal.stopping import sigterm_interrupts
-
     try:
         with sigterm_interrupts():
             code = app(prog_name="varifocal", standalone_mode=False)
@@ -199,23 +199,20 @@ def main() -> None:
         sys.exit(stop.exit_code)
     except VarifocalError as error:
         code = _complain(str(error), error.exit_code)
+    except KeyboardInterrupt:  # before typer has begun, or after
+        code = INTERRUPTED
     except _UsageError as error:
         code = _complain(_usage(error))
     except OSError as error:
-        told = _refused(error)
+        from varifocal.writing import unusable
+
+        told = unusable(error)
         if told is None:
             raise
         code = _complain(told)
     if code == INTERRUPTED:
         print(_how_to_go_on(sys.argv[1:]), file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
-
-
-def _refused(error: OSError) -> str | None:
-    """Say which place refused to be written, where that is what the error says."""
-    from varifocal.writing import refusal
-
-    return None if error.filename is None else refusal(error, Path(os.fsdecode(error.filename)))
 
 
 def _complain(text: str, code: int = MISTAKE) -> int:

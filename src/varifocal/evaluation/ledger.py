@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import glob
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from varifocal.errors import RunError
 from varifocal.evaluation.asking import Prompt
 from varifocal.evaluation.items import Answer
-from varifocal.writing import sweep_staged, write_text
+from varifocal.locking import alone
+from varifocal.writing import write_text
 
 Line = dict[str, Any]
-
-_IN_HAND: set[str] = set()
-"""Files that this process writes: some file systems let a process take its own lock twice."""
 
 
 class Ledger:
@@ -60,30 +55,10 @@ class Ledger:
         """Keep others from the file for the while; a kill lets go of it.
 
         Raises:
-            RunError: another process has it, or the disk does not take the lock's file.
+            RunError: another process has it, or the folder cannot be written.
         """
-        lock = FileLock(self._path.parent / f".{self._path.name}.lock")
-        taken = RunError(
-            f"another 'varifocal eval' is writing {self._path}; wait for it, or give this one "
-            "a folder of its own with --out"
-        )
-        key = str(self._path.absolute())
-        if key in _IN_HAND:
-            raise taken
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            lock.acquire(blocking=False)
-        except Timeout:
-            raise taken from None
-        except OSError as error:
-            raise RunError(f"{self._path} cannot be written: {error.strerror}") from error
-        _IN_HAND.add(key)
-        try:
-            sweep_staged(self._path.parent, glob.escape(self._path.name))
+        with alone(self._path.parent, self._path.name):
             yield
-        finally:
-            _IN_HAND.discard(key)
-            lock.release()
 
     @contextmanager
     def open(self) -> Iterator[Callable[[Line], None]]:

@@ -18,6 +18,7 @@ from varifocal.evaluation.benchmarks.row import Benchmark
 from varifocal.evaluation.items import Item
 from varifocal.evaluation.running import About, Result, Tell, Way, run
 from varifocal.evaluation.scienceqa import Method, Report, evaluate
+from varifocal.locking import alone
 from varifocal.recipe import Recipe, SourceSection
 
 ScoreBy = Literal["options", "generate", "both"]
@@ -69,6 +70,7 @@ def score_sources(
         RecipeError: there is no source, or two would write the same files.
         DataError: a source cannot be read, has no multiple-choice questions, or has pictures and
             the model no eyes.
+        RunError: another process scores the same suite, or the directory cannot be written.
     """
     chosen = recipe.data.evaluate if sources is None else sources
     if not chosen:
@@ -80,19 +82,20 @@ def score_sources(
         left_out = _leaves_pictures_out(source, examples, parts, blind)
         for method in _METHODS[score or recipe.evaluation.score]:
             suite = suite_name(source, method, blind=left_out)
-            report = evaluate(
-                parts.model,
-                parts.encoder,
-                examples,
-                parts.load_images,
-                method=method,
-                blind=left_out,
-                token_budget=recipe.evaluation.batch_size * recipe.data.max_length,
-                max_new_tokens=recipe.evaluation.max_new_tokens,
-                suite=suite,
-                progress=partial(progress, suite) if progress else None,
-            )
-            scores, _ = report.write(directory)
+            with alone(directory, suite):  # which also shows at once whether it can be written
+                report = evaluate(
+                    parts.model,
+                    parts.encoder,
+                    examples,
+                    parts.load_images,
+                    method=method,
+                    blind=left_out,
+                    token_budget=recipe.evaluation.batch_size * recipe.data.max_length,
+                    max_new_tokens=recipe.evaluation.max_new_tokens,
+                    suite=suite,
+                    progress=partial(progress, suite) if progress else None,
+                )
+                scores, _ = report.write(directory)
             yield Scored(report, scores, examples.skipped)
 
 

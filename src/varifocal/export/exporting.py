@@ -22,8 +22,10 @@ from varifocal.export.parity import Parity, Rounding, compare, prompts, referenc
 from varifocal.export.plain import language_model
 from varifocal.export.stopping import Stops, answers_of_run, check_stops
 from varifocal.export.stored import put_unrounded
+from varifocal.locking import alone
+from varifocal.recipe import load_recipe
 from varifocal.trained import find_trained
-from varifocal.writing import check_folder, whole_directory, write_json, write_text
+from varifocal.writing import check_folder, listed, whole_directory, write_json, write_text
 
 ROUTES = {"text": 0, "image": 1}
 _PLAIN = (
@@ -98,21 +100,24 @@ def export(order: Order, out: Path, tell: Callable[[str], None] | None = None) -
         tell: told of each step in a few words.
 
     Raises:
-        RunError: there is no finished run, the folder holds something else than an export, or the
-            disk is full.
+        RunError: there is no finished run, the folder holds something else than an export, another
+            process writes there, or the disk is full.
         ModelError: this tuner has no such form, or the artifact failed the parity gate.
     """
     say = tell or (lambda text: None)
+    tuner = load_recipe(order.run.recipe, check_paths=False).tuner.type
+    routes = list(ROUTES.items()) if tuner == "mma" else [("", 0)]
+    for name, _ in routes:
+        check_replaceable(out / name)
     # a narrower format is what the weights are rounded to at the end, and not before
     recipe, parts = open_run(order.run.root, dtype="float32" if order.dtype == "float32" else None)
     check_possible(order, recipe, parts)
-    routes = list(ROUTES.items()) if recipe.tuner.type == "mma" else [("", 0)]
-    for name, _ in routes:
-        check_folder(out / name, mark=PARITY)
     say(f"the trained model answers {order.num_prompts} prompts")
     parts, is_wide = in_float32(parts)
     done = []
     with ExitStack() as places:
+        if len(routes) > 1:
+            places.enter_context(alone(out, "export"))  # both have to be of one run
         for name, modality in routes:
             asked = [order.prompt] if order.prompt else _examples(order, parts, name)
             cases = references(parts, asked, modality)
@@ -221,7 +226,32 @@ def _write_papers(job: Job, done: Exported, directory: Path) -> None:
         command=order.command or f"varifocal export {order.run.root} --to {order.to}",
     )
     write_text(directory / "README.md", card)
-    write_json(directory / PARITY, done.as_json())
+    files = sorted({*_files(directory), PARITY})
+    write_json(directory / PARITY, {**done.as_json(), "files": files})
+
+
+def check_replaceable(directory: Path) -> None:
+    """Refuse to replace a folder that is not empty and no export, or holds other files as well.
+
+    Raises:
+        RunError: it is; the text names some of what it holds.
+    """
+    check_folder(directory, mark=PARITY)
+    if not (directory / PARITY).is_file():
+        return
+    present = _files(directory)
+    written = set(read_parity(directory).get("files", present))  # of older exports nobody knows
+    if strange := [name for name in present if name not in written]:
+        raise RunError(
+            f"{directory} would be replaced, and it holds what no export wrote: {listed(strange)}; "
+            "move that, or choose another --out"
+        )
+
+
+def _files(directory: Path) -> list[str]:
+    """List the files of a folder and its subfolders, by their paths from there."""
+    files = (path for path in directory.rglob("*") if path.is_symlink() or not path.is_dir())
+    return sorted(path.relative_to(directory).as_posix() for path in files)
 
 
 def read_parity(directory: Path) -> dict[str, Any]:

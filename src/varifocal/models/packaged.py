@@ -34,7 +34,8 @@ from varifocal.models.efficientnet import (
     from_port,
 )
 from varifocal.models.gguf_file import convert_gguf
-from varifocal.writing import staging_path
+from varifocal.staging import delete, follow_umask, staging_path, sweep_abandoned
+from varifocal.writing import unwritable_is_an_error
 
 CONVERSION = "v1"
 """Part of every cache directory's name; raise it when a conversion below changes."""
@@ -99,17 +100,20 @@ def packaged_directory(name: str) -> Path:
 
 def _convert_into(target: Path, convert: Callable[[Path, Path], None], source: Path) -> None:
     """Convert beside the target, then rename: nobody ever sees half a directory."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = staging_path(target)
-    scratch.mkdir()
-    try:
-        with torch.device("cpu"):  # a meta build may be what asks for the files first
-            convert(source, scratch)
-        # another process may have been first: a directory cannot be renamed onto a full one
-        with contextlib.suppress(OSError):
-            scratch.rename(target)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    with unwritable_is_an_error(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = staging_path(target)
+        scratch.mkdir()
+        try:
+            with torch.device("cpu"):  # a meta build may be what asks for the files first
+                convert(source, scratch)
+            follow_umask(scratch)
+            # another process may have been first: a directory cannot be renamed onto a full one
+            with contextlib.suppress(OSError):
+                scratch.rename(target)
+        finally:
+            delete(scratch)
+        sweep_abandoned(target)
     if not target.is_dir():
         raise ModelError(f"could not write the converted weights to {target}")
 

@@ -152,13 +152,16 @@ def run_launch(launch: Launch, page: Recipe) -> None:
     The other ones' words are kept in a temporary folder and shown when they fail.
 
     Raises:
-        RunError: a process died; the others were ended, and the text says how to go on.
+        RunError: another process writes the run; or a process died, the others were ended, and the
+            text says how to go on.
         Stopped: the processes were asked to stop, and have saved.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import elastic_launch
 
+    if launch.num_nodes == 1:  # of several nodes another one may have begun already
+        RunDirectory(launch.out).check_unoccupied()
     os.environ.setdefault("OMP_NUM_THREADS", str(max(_cores() // launch.num_processes, 1)))
     with tempfile.TemporaryDirectory(prefix="varifocal-launch-") as logs:
         start = elastic_launch(_agent(launch, logs), sys.executable)

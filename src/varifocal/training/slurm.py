@@ -109,8 +109,11 @@ def submit(launch: Launch, options: SlurmOptions) -> str:
         A sentence with the job's number and where its output goes.
 
     Raises:
-        RunError: there is no Slurm here, or submitit is not installed.
+        RunError: another process writes the run, there is no Slurm here, or submitit is not
+            installed.
     """
+    # The job's own files come into the folder before the training does, which has to know it.
+    RunDirectory.create(launch.out, resume=launch.resume).check_unoccupied()
     job = _executor(launch, options, there=True).submit(TrainingJob(launch))
     return f"submitted job {job.job_id}; its output: {job.paths.stdout}"
 

@@ -23,6 +23,7 @@ from varifocal.errors import RunError
 from varifocal.models.loss import LossKernel, supervised_loss
 from varifocal.models.sharding import in_world, is_spread, whole_tensors
 from varifocal.run import CHECKPOINT_PREFIX, UNLOGGED, RunDirectory
+from varifocal.staging import delete, process_staging_path
 from varifocal.trained import TENSORS
 from varifocal.training.cost import Clock, Meter
 from varifocal.training.engines import (
@@ -41,7 +42,6 @@ from varifocal.training.resuming import take_rates
 from varifocal.training.routing_watch import RoutingWatch
 from varifocal.tuners import balance_loss
 from varifocal.writing import (
-    process_staging_path,
     unwritable_is_an_error,
     whole_directory,
     write_json,
@@ -225,11 +225,12 @@ class SupervisedTrainer(Trainer):
             self._write_aside(staging, model, trial)
             self.accelerator.wait_for_everyone()
             write_json(staging / name / UNLOGGED, unlogged)
-            others = (process_staging_path(final, n) for n in range(self.args.world_size))
+            others = [process_staging_path(final, n) for n in range(self.args.world_size)]
             for part in [staging, *others]:
                 if (part / name).is_dir():  # not where another machine has a disk of its own
                     _move_into(part / name, staging)
-            (staging / name).rmdir()
+            for part in [staging / name, *others]:
+                delete(part)
         RunDirectory(final.parent.parent).keep_newest(self.args.save_total_limit)
 
     def _write_aside(self, directory: Path, model: nn.Module, trial: Any) -> None:

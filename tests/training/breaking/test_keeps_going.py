@@ -145,7 +145,7 @@ def assert_same_end(run, reference):
     assert {path.name for path in run.root.iterdir()} == {
         path.name for path in reference.root.iterdir()
     }
-    assert not list(run.root.rglob(".*"))
+    assert [path.name for path in run.root.rglob(".*")] == [".varifocal"]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked")

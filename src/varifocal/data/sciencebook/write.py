@@ -15,6 +15,7 @@ from varifocal.data.sciencebook.drawing import Canvas
 from varifocal.data.sciencebook.skill import Question, Skill
 from varifocal.data.sciencebook.table import SKILLS, chosen
 from varifocal.errors import DataError
+from varifocal.locking import alone
 from varifocal.writing import claim_folder, write_text
 
 PICTURE_NAME = "image.png"
@@ -72,7 +73,8 @@ def make_sciencebook(
 
     Raises:
         DataError: an unknown skill, a negative count, or a directory that already holds a data set.
-        RunError: the directory holds somebody's files, or the disk refuses.
+        RunError: the directory holds somebody's files, another process is writing there, or the
+            disk refuses.
     """
     table = chosen(skills)
     counts = {"train": train, "val": val, "test": test}
@@ -82,14 +84,15 @@ def make_sciencebook(
     root = Path(directory)
     if (root / "problems.json").exists():
         raise DataError(f"{root} already holds a data set; delete it or choose another directory")
-    claim_folder(root)
+    claim_folder(root, place="another folder")
     try:
-        problems = _write_pictures(root, table, counts, seed, progress)
-        splits = {split: [] for split in SPLITS}
-        for name, record in problems.items():
-            splits[record["split"]].append(name)
-        _write_json(root / "pid_splits.json", splits)
-        _write_json(root / "problems.json", problems)
+        with alone(root):
+            problems = _write_pictures(root, table, counts, seed, progress)
+            splits = {split: [] for split in SPLITS}
+            for name, record in problems.items():
+                splits[record["split"]].append(name)
+            _write_json(root / "pid_splits.json", splits)
+            _write_json(root / "problems.json", problems)
     except OSError as error:
         raise DataError(f"cannot write the data set in {root}: {error}") from error
     return Summary(
