@@ -290,15 +290,20 @@ def read(section):
     return examples
 
 
-@pytest.mark.parametrize("streaming", [False, True])
-@pytest.mark.parametrize("name", BAD)
+def in_both_ways():
+    """Yield each bad file read at random and as a stream, but for what only a count tells."""
+    for name, (_, _, _, expected) in BAD.items():
+        yield name, False
+        if expected not in ("has no row", "no record in split"):
+            yield name, True
+
+
+@pytest.mark.parametrize(("name", "streaming"), list(in_both_ways()))
 def test_a_bad_file_is_right_or_a_sentence(tmp_path, name, streaming):
     file, content, asked, expected = BAD[name]
     folder = tmp_path / "data"
     folder.mkdir()
     path = write(folder, file, content)
-    if streaming and expected in ("has no row", "no record in split"):
-        pytest.skip("a stream is not counted")
     found = read(SourceSection(path=str(path), streaming=streaming, **asked))
     if expected is None:
         assert isinstance(found, list)
