@@ -194,7 +194,7 @@ def test_every_verb_that_changes_a_run_renews_its_card(make_run, tmp_path, monke
         return SimpleNamespace(
             steps=1, trained_parameters={"a": 1}, loss=1.0, minutes=1.0, peak_memory_gib=1.0,
             skipped=(), dropped=(), runs=[SimpleNamespace(root=roots["sweep"])],
-            alignment_loss=None, passed_over=(),
+            alignment_loss=None, passed_over=(), data_notes=(),
         )  # fmt: skip
 
     monkeypatch.setattr("varifocal.training.train.train", lambda *_, **__: changed("train"))
