@@ -15,7 +15,6 @@ from typing import Any, cast
 import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -37,9 +36,9 @@ from varifocal.models.llava import is_llava
 from varifocal.models.load import check_pictures, load_processor, sees, tokens_of_whole
 from varifocal.models.packaged import PACKAGED
 from varifocal.models.qwen_vl import QwenVLProcessor
+from varifocal.models.saved_adapter import load_adapter
 from varifocal.models.saved_connector import load_connector
 from varifocal.models.saved_tensors import load_trained_tensors
-from varifocal.models.shared_table import adapters_change_one
 from varifocal.models.sources import locate, read_config
 from varifocal.recipe import ModelSection, NoTunerSection, Recipe, load_recipe
 from varifocal.run import RunDirectory
@@ -306,23 +305,6 @@ def _with_whole_model(recipe: Recipe, directory: Path) -> Recipe:
     """The recipe around the model that its full tuning has saved, tower and connector inside."""
     whole = {"language_model": str(directory), "vision_tower": None, "connector": None}
     return recipe.model_copy(update={"model": recipe.model.model_copy(update=whole)})
-
-
-def load_adapter(model: PreTrainedModel, directory: Path) -> PeftModel:
-    """Put a saved adapter around a model, for use.
-
-    Raises:
-        ModelError: the adapter's tensors do not fit the model, or their file is damaged.
-    """
-    try:
-        with adapters_change_one():
-            return PeftModel.from_pretrained(model, str(directory))
-    except (RuntimeError, ValueError, SafetensorError) as error:
-        raise ModelError(
-            f"the adapter in '{directory}' does not fit this model: "
-            f"{str(error).strip().splitlines()[0]} "
-            "Load it on the base model that it was trained on"
-        ) from error
 
 
 def check_base(adapter: Path, recipe: Recipe, fingerprint: str | None) -> None:

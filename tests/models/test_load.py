@@ -257,7 +257,8 @@ def test_shards_are_fingerprinted_by_their_index(tmp_path):
         tmp_path,
         "sharded",
         {},
-        **{"model__safetensors.index.json": json.dumps(index), "extra__safetensors": "x"},
+        **{"model__safetensors.index.json": json.dumps(index)},
+        **{f"{name}__safetensors": "x" for name in ("model-1", "model-2", "extra")},
     )
     names = [file.name for file in sources.weight_files(directory)]
     assert names == ["model-1.safetensors", "model-2.safetensors"]

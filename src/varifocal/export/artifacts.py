@@ -31,7 +31,8 @@ from varifocal.export.stored import Wanted, check_stored, check_stored_lora
 from varifocal.export.template import chat_template
 from varifocal.models.decoding import stop_ids
 from varifocal.models.load import load_model, load_processor
-from varifocal.models.shared_table import adapters_change_one
+from varifocal.models.loading import load_every_tensor
+from varifocal.models.saved_adapter import load_adapter
 from varifocal.recipe import Recipe
 from varifocal.writing import write_text
 
@@ -217,7 +218,7 @@ def _write_gguf(job: Job, content: PlainModel, directory: Path) -> Path:
 def _opened(kind: Any, directory: Path, parts: Assembly, **options: Any) -> Any:
     written: PreTrainedModel = language_model(parts.base)[0]
     options["attn_implementation"] = written.config._attn_implementation
-    model: Any = kind.from_pretrained(directory, dtype=written.dtype, **options)
+    model: Any = load_every_tensor(kind, directory, directory.name, dtype=written.dtype, **options)
     return model.to(written.device).eval()
 
 
@@ -284,7 +285,7 @@ def _on_its_base(job: Job, adapter: Path) -> PeftModel:
     loaded: Any = load_model(language_section(job.recipe)).model
     like = language_model(job.parts.base)[0]
     base = loaded.to(like.device, like.dtype)
-    with warnings.catch_warnings(), adapters_change_one():
+    with warnings.catch_warnings():
         # a bias that cannot be merged: the card says so
         warnings.filterwarnings("ignore", message="`lora_bias=True` was passed")
-        return PeftModel.from_pretrained(base, str(adapter)).eval()
+        return load_adapter(base, adapter).eval()

@@ -1,22 +1,18 @@
 """From the model section of a recipe to a model and its processor."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
 from transformers import (
     AutoConfig,
-    AutoImageProcessor,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoProcessor,
-    AutoTokenizer,
-    BitImageProcessorPil,
-    CLIPImageProcessorPil,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    SiglipImageProcessorPil,
 )
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -26,10 +22,17 @@ from transformers.models.auto.modeling_auto import (
 from varifocal.cache import fingerprint
 from varifocal.errors import ModelError
 from varifocal.models.attention_code import check_attention
+from varifocal.models.config_checks import check_pad_id
 from varifocal.models.connector import Connector, build_connector, embedding_scale
 from varifocal.models.grafted import GraftedForConditionalGeneration, graft
 from varifocal.models.llava import connector_name, is_llava, prepare_llava, tokens_per_image
-from varifocal.models.packaged import efficientnet_processor
+from varifocal.models.loading import check_has_weights, load_weights
+from varifocal.models.preprocessing import (
+    family_processor,
+    load_image_processor,
+    load_tokenizer,
+    picture_side,
+)
 from varifocal.models.processor import GraftedProcessor
 from varifocal.models.published import PUBLISHED
 from varifocal.models.quantised import keep_weights, quantisation
@@ -42,6 +45,7 @@ from varifocal.models.qwen_vl import (
 )
 from varifocal.models.segment_attention import register
 from varifocal.models.sources import clear_loading_errors, locate, read_config, weight_files
+from varifocal.models.tokenizer_checks import check_tokenizer
 from varifocal.models.vision import VISION_MODELS, VisionTower, build_tower
 from varifocal.recipe import ConnectorSection, ModelSection
 
@@ -103,7 +107,9 @@ def load_processor(section: ModelSection) -> Any:
         return _whole_processor(section)
     shapes = cast(GraftedForConditionalGeneration, _load_meta(section, {}).model)
     image_processor = load_image_processor(section.vision_tower)
-    return _processor(image_processor, _tokenizer(section.language_model), shapes.connector)
+    name = section.language_model
+    tokenizer = load_tokenizer(name, read_config(name))
+    return _processor(image_processor, tokenizer, shapes.connector)
 
 
 def _freeze(model: PreTrainedModel) -> None:
@@ -119,16 +125,18 @@ def _load_whole(section: ModelSection) -> tuple[PreTrainedModel, Any]:
     config = read_config(name)
     _check_picture_side(section, config)
     language = not sees(config, name)
+    check_pad_id(name, config)
+    check_has_weights(name)
     kind = AutoModelForCausalLM if language else AutoModelForImageTextToText
-    with clear_loading_errors(name):
-        options = _language_options(section, sees=not language)
-        model = kind.from_pretrained(locate(name), **options)
+    options = _language_options(section, sees=not language)
+    processor = _whole_processor(section)  # small files first
+    model = load_weights(kind, name, partial(kind.from_config, config), **options)
     keep_weights(model)
     if is_llava(config):
         prepare_llava(model)
     if section.picture_side is not None:
         prepare_qwen_vl(model, section.picture_side)
-    return model, _whole_processor(section)
+    return model, processor
 
 
 def check_pictures(section: ModelSection) -> None:
@@ -159,15 +167,17 @@ def _whole_processor(section: ModelSection) -> Any:
     name = section.language_model
     config: Any = read_config(name)
     if not sees(config, name):
-        return _tokenizer(name)
+        return load_tokenizer(name, config)
     if section.picture_side is not None:
         _check_picture_side(section, config)
-        parts = load_image_processor(name), _tokenizer(name)
+        parts = load_image_processor(name), load_tokenizer(name, config)
         return QwenVLProcessor(*parts, section.picture_side, config.image_token_id)
     with clear_loading_errors(name):
         processor = AutoProcessor.from_pretrained(locate(name), trust_remote_code=False)
         if is_llava(config):
             processor.image_processor = load_image_processor(name)  # the PIL one, as for a graft
+    if isinstance(tokenizer := getattr(processor, "tokenizer", None), PreTrainedTokenizerBase):
+        check_tokenizer(name, tokenizer, config, processor.chat_template)
     return processor
 
 
@@ -189,11 +199,6 @@ def tokens_of_whole(processor: Any, section: ModelSection) -> int:
         "them, LLaVA 1.5's kind, and Qwen2-VL's with model.picture_side: name a language model, "
         "and a vision_tower"
     )
-
-
-def _tokenizer(name: str) -> PreTrainedTokenizerBase:
-    with clear_loading_errors(name):
-        return AutoTokenizer.from_pretrained(locate(name), trust_remote_code=False)
 
 
 def sees(config: PreTrainedConfig, name: str) -> bool:
@@ -226,10 +231,12 @@ def _load_grafted(
 
 def _load_language(section: ModelSection) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     name = section.language_model
-    tokenizer = _tokenizer(name)
-    with clear_loading_errors(name):
-        options = _language_options(section, sees=False)
-        model = AutoModelForCausalLM.from_pretrained(locate(name), **options)
+    config = read_config(name)
+    check_pad_id(name, config)
+    tokenizer = load_tokenizer(name, config)
+    options = _language_options(section, sees=False)
+    build = partial(AutoModelForCausalLM.from_config, config)
+    model = load_weights(AutoModelForCausalLM, name, build, **options)
     keep_weights(model)
     return model, tokenizer
 
@@ -264,54 +271,16 @@ def vision_class(config: PreTrainedConfig, name: str) -> type[PreTrainedModel]:
 def _load_tower(section: ModelSection, name: str, image_size: int) -> VisionTower:
     config = read_config(name)
     kind = vision_class(config, name)
-    with clear_loading_errors(name):
-        model = kind.from_pretrained(
-            locate(name),
-            dtype=getattr(torch, section.dtype),
-            attn_implementation=section.attn_implementation,
-            use_safetensors=True,
-        )
+    vision: Any = getattr(config, "vision_config", config)
+    model = load_weights(
+        kind,
+        name,
+        partial(cast(Any, kind)._from_config, vision),
+        dtype=getattr(torch, section.dtype),
+        attn_implementation=section.attn_implementation,
+        use_safetensors=True,
+    )
     return build_tower(model, image_size=image_size)
-
-
-def load_image_processor(name: str) -> Any:
-    """Load a tower's own image processor, or its family's where the checkpoint has none.
-
-    Always the PIL one: torchvision's resizes slightly otherwise, and an answer should not depend
-    on what else is installed.
-    """
-    try:
-        return AutoImageProcessor.from_pretrained(locate(name), backend="pil")
-    except OSError:
-        return _family_processor(read_config(name))
-
-
-def _family_processor(config: PreTrainedConfig) -> Any:
-    vision = getattr(config, "vision_config", config)
-    side = {"height": vision.image_size, "width": vision.image_size}
-    if config.model_type.startswith("siglip"):
-        return SiglipImageProcessorPil(size=side)
-    if config.model_type == "dinov2":
-        return BitImageProcessorPil(
-            size={"shortest_edge": 256}, crop_size={"height": 224, "width": 224}
-        )
-    if config.model_type == "efficientnet_lite":
-        return efficientnet_processor(vision.image_size)
-    return CLIPImageProcessorPil(size={"shortest_edge": vision.image_size}, crop_size=side)
-
-
-def picture_side(image_processor: Any) -> int:
-    """Return the side, in pixels, of the squares an image processor makes.
-
-    Raises:
-        ModelError: it makes no squares of one size.
-    """
-    crops = getattr(image_processor, "do_center_crop", False)
-    size = image_processor.crop_size if crops else image_processor.size
-    height, width = size.get("height"), size.get("width")
-    if height is None or height != width:
-        raise ModelError(f"the image processor gives no squares of one size: {dict(size)}")
-    return height
 
 
 def _picture_side(name: str, config: PreTrainedConfig) -> int:
@@ -319,7 +288,7 @@ def _picture_side(name: str, config: PreTrainedConfig) -> int:
     try:
         return picture_side(load_image_processor(name))
     except ModelError:
-        return picture_side(_family_processor(config))
+        return picture_side(family_processor(config))
 
 
 def _connector(
@@ -366,10 +335,13 @@ def _load_meta(section: ModelSection, base_ids: dict[str, str]) -> LoadedModel:
             " leave vision_tower out"
         )
     _check_picture_side(section, config)
+    check_pad_id(section.language_model, config)
     kind = AutoModelForCausalLM if language else AutoModelForImageTextToText
     with torch.device("meta"):
         options = {"dtype": getattr(torch, section.dtype)}
-        model = kind.from_config(config, attn_implementation=section.attn_implementation, **options)
+        attention = section.attn_implementation
+        with clear_loading_errors(section.language_model):
+            model = kind.from_config(config, attn_implementation=attention, **options)
         if section.picture_side is not None:
             prepare_qwen_vl(model, section.picture_side)
         if section.vision_tower is None:
@@ -378,7 +350,9 @@ def _load_meta(section: ModelSection, base_ids: dict[str, str]) -> LoadedModel:
         vision_kind = vision_class(vision, section.vision_tower)
         vision = getattr(vision, "vision_config", vision)
         side = _picture_side(section.vision_tower, vision)
-        tower = build_tower(vision_kind._from_config(vision, **options), image_size=side)
+        with clear_loading_errors(section.vision_tower):
+            vision_model = vision_kind._from_config(vision, **options)
+        tower = build_tower(vision_model, image_size=side)
         connector = _connector(section, tower, model, seed=0)
         grafted = graft(model, tower, connector, image_token_id=config.vocab_size)
     return LoadedModel(grafted, None, base_ids, None)

@@ -16,6 +16,7 @@ processes that convert at once end with the same one.
 """
 
 import contextlib
+import pickle
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -106,7 +107,7 @@ def _convert_into(target: Path, convert: Callable[[Path, Path], None], source: P
         scratch.mkdir()
         try:
             with torch.device("cpu"):  # a meta build may be what asks for the files first
-                convert(source, scratch)
+                _convert(convert, source, scratch)
             follow_umask(scratch)
             # another process may have been first: a directory cannot be renamed onto a full one
             with contextlib.suppress(OSError):
@@ -116,6 +117,16 @@ def _convert_into(target: Path, convert: Callable[[Path, Path], None], source: P
         sweep_abandoned(target)
     if not target.is_dir():
         raise ModelError(f"could not write the converted weights to {target}")
+
+
+def _convert(convert: Callable[[Path, Path], None], source: Path, folder: Path) -> None:
+    try:
+        convert(source, folder)
+    except (RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
+        raise ModelError(
+            f"{source} is damaged, or of another version than is known: "
+            f"{' '.join(str(error).split())}; install its package again"
+        ) from error
 
 
 def _convert_smollm2(file: Path, directory: Path) -> None:

@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Any, cast
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from varifocal.errors import RecipeError
@@ -30,10 +32,18 @@ def load_connector(model: PreTrainedModel, run: Path) -> None:
     tensors = {
         f".{name}".split(marker, 1)[1]: tensor
         for file in files
-        for name, tensor in load_file(file).items()
+        for name, tensor in _read(file, where).items()
         if marker in f".{name}"
     }
     try:
         cast(Any, model).connector.load_state_dict(tensors)
     except RuntimeError as error:
-        raise RecipeError(f"{where} was trained with another connector: {error}") from error
+        reason = " ".join(str(error).split())
+        raise RecipeError(f"{where} was trained with another connector: {reason}") from error
+
+
+def _read(file: Path, where: str) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise RecipeError(f"{where}: {file} is damaged: {error}; train that run again") from error

@@ -1,7 +1,6 @@
 """From a name in a recipe to a checkpoint: packaged weights, a local directory, or a hub id."""
 
 import contextlib
-import json
 import re
 import socket
 from collections.abc import Iterator
@@ -9,12 +8,21 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
+import torch
 from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
-from huggingface_hub.errors import HfHubHTTPError
 from transformers import AutoConfig, PreTrainedConfig
 
-from varifocal.errors import ModelError, nearest
+from varifocal.errors import ModelError, VarifocalError, nearest
+from varifocal.models.checkpoint_files import (
+    CONFIG,
+    Shapes,
+    check_config_file,
+    damaged_json,
+    read_shapes,
+    weight_paths,
+)
+from varifocal.models.config_checks import check_against_weights
 from varifocal.models.packaged import PACKAGED, find_source, packaged_directory
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/\w[\w.-]*")
@@ -78,21 +86,50 @@ def read_config(name: str) -> PreTrainedConfig:
     """Read the config of a name.
 
     Raises:
-        ModelError: there is none, or it cannot be had from here.
+        ModelError: there is none, it cannot be had from here, or it cannot be that of the weights
+            beside it.
     """
     place = locate(name)
+    if (file := Path(place) / CONFIG).is_file():
+        check_config_file(file)
     with clear_loading_errors(name):
-        return AutoConfig.from_pretrained(place, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(place, trust_remote_code=False)
+    check_against_weights(name, config, shapes_of(name))
+    return config
+
+
+def shapes_of(name: str) -> Shapes:
+    """Return the shapes of a name's tensors where its files are near, else none.
+
+    Raises:
+        ModelError: a file of the weights is damaged or missing.
+    """
+    place = Path(locate(name))
+    if not place.is_dir():
+        return {}
+    try:
+        return read_shapes(place)
+    except ModelError as error:
+        if name not in PACKAGED:
+            raise
+        raise ModelError(f"{error}: delete {place}, it is made anew from its package") from error
 
 
 @contextlib.contextmanager
 def clear_loading_errors(name: str) -> Iterator[None]:
-    """Say in one sentence why a checkpoint could not be loaded."""
+    """Say in one sentence why a checkpoint could not be loaded.
+
+    Whatever a library raises over a file is the file's fault here: tokenizers raises plain
+    `Exception`, config classes raise errors of their own, and constructors `AssertionError`.
+    """
     refuse_pickles(name)
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError, HfHubHTTPError) as error:
-        reason = " ".join(str(error).split())
+    except (VarifocalError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        damage = damaged_json(Path(locate(name)))
+        reason = damage or " ".join(str(error).split()) or type(error).__name__
         raise ModelError(f"{name!r} cannot be loaded: {reason}") from error
 
 
@@ -122,8 +159,4 @@ def weight_files(name: str) -> list[Path]:
     path = Path(name).expanduser()
     if not path.is_dir():
         path = _downloaded(name) or path
-    index = path / "model.safetensors.index.json"
-    if index.is_file():
-        shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        return [path / shard for shard in sorted(set(shards))]
-    return sorted(path.glob("*.safetensors"))
+    return weight_paths(path) or sorted(path.glob("*.safetensors"))

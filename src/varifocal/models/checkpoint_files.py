@@ -1,0 +1,192 @@
+"""What a checkpoint's folder says of itself, read without loading anything: config, index, headers.
+
+Everything here is cheap: JSON files, and the headers of safetensors files. It says in a sentence
+which file is damaged, where transformers would end in a traceback or fill memory first.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from varifocal.errors import ModelError
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+MOST_LAYERS = 10_000
+"""Layers of a model, at most; published ones have some 130."""
+MOST = 10_000_000
+"""Of any other size in a config, at most; published vocabularies have 262,208 words."""
+
+_LAYERS = {"num_hidden_layers", "num_layers", "n_layer", "n_layers", "depth"}
+_COUNTS = {
+    "vocab_size",
+    *("hidden_size", "n_embd", "d_model", "embed_dim"),
+    *("intermediate_size", "n_inner", "ffn_dim"),
+    *("num_attention_heads", "num_key_value_heads", "n_head", "n_heads", "num_heads"),
+    *("image_size", "patch_size", "num_channels"),
+}
+_PERHAPS_NONE = {"head_dim", "num_experts", "num_local_experts", "n_routed_experts"}
+"""Numbers that may be 0."""
+
+RESTORE = "copy or download it again"
+
+_TEXTS = (
+    *(CONFIG, INDEX, "generation_config.json", "tokenizer_config.json", "tokenizer.json"),
+    *("special_tokens_map.json", "added_tokens.json", "vocab.json", "chat_template.json"),
+    *("preprocessor_config.json", "processor_config.json", "adapter_config.json"),
+)
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""A checkpoint's tensors: name -> shape."""
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object.
+
+    Raises:
+        ModelError: it cannot be read, is not JSON in UTF-8, or holds something else.
+    """
+    try:
+        page = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelError(f"{file} cannot be read: {error.strerror}") from error
+    except RecursionError:
+        raise ModelError(f"{file} is damaged: it is nested too deeply") from None
+    except ValueError as error:
+        raise ModelError(f"{file} is damaged, it is no JSON text: {error}; {RESTORE}") from error
+    if not isinstance(page, dict):
+        raise ModelError(f"{file} is damaged: it should hold a JSON object; {RESTORE}")
+    return page
+
+
+def check_config_file(file: Path) -> None:
+    """Refuse sizes in a `config.json` that no model can have.
+
+    transformers lists as many layer types as a config has layers, so a mistyped depth has to be
+    seen before it reads the file.
+
+    Raises:
+        ModelError: the file cannot be read, or a size is not a whole number in its range.
+    """
+    for key, value in _sizes(read_object(file)):
+        name = key.rpartition(".")[2]
+        least = 0 if name in _PERHAPS_NONE else 1
+        most = MOST_LAYERS if name in _LAYERS else MOST
+        for size in value if isinstance(value, list) else [value]:
+            if size is not None and not (_is_whole(size) and least <= size <= most):
+                raise ModelError(
+                    f"{file}: {key} is {value!r:.40}; it must be a whole number from {least} to "
+                    f"{most:,}"
+                )
+
+
+def _is_whole(size: Any) -> bool:
+    is_number = isinstance(size, int | float) and not isinstance(size, bool)
+    return is_number and (isinstance(size, int) or size.is_integer())
+
+
+def _sizes(page: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield a config's sizes by their dotted keys, those of its parts too."""
+    for key, value in page.items():
+        if isinstance(value, dict) and key.endswith("_config") and key != "quantization_config":
+            yield from _sizes(value, f"{above}{key}.")
+        elif key in _LAYERS | _COUNTS | _PERHAPS_NONE:
+            yield f"{above}{key}", value
+
+
+def weight_paths(folder: Path) -> list[Path]:
+    """Return the safetensors files that `from_pretrained` reads from a folder; none if it has none.
+
+    Raises:
+        ModelError: the index is damaged, or names a file that is not there.
+    """
+    if (folder / WEIGHTS).exists():
+        return [folder / WEIGHTS]
+    if not (folder / INDEX).exists():
+        return []
+    places = read_object(folder / INDEX).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise ModelError(f"{folder / INDEX} is damaged: it has no weight_map; {RESTORE}")
+    odd = [place for place in places.values() if not _is_inside(place)]
+    if odd:
+        raise ModelError(f"{folder / INDEX} is damaged: {odd[0]!r:.60} is no file name; {RESTORE}")
+    shards = sorted(set(places.values()))
+    missing = [shard for shard in shards if not (folder / shard).exists()]
+    if missing:
+        raise ModelError(
+            f"{folder}: {len(missing)} of {len(shards)} weight files are missing: "
+            f"{_few(missing)}; copy or download them again"
+        )
+    return [folder / shard for shard in shards]
+
+
+def _is_inside(place: Any) -> bool:
+    """Tell whether an index names a file in its own folder."""
+    if not isinstance(place, str) or not place:
+        return False
+    return not Path(place).is_absolute() and ".." not in Path(place).parts
+
+
+def read_shapes(folder: Path) -> Shapes:
+    """Read the names and shapes of a folder's tensors from its files' headers.
+
+    Returns:
+        Name -> shape; empty for a folder without safetensors files.
+
+    Raises:
+        ModelError: a file is damaged, or a tensor is not where the index says.
+    """
+    files = weight_paths(folder)
+    found = {str(file.relative_to(folder)): _header(file) for file in files}
+    if files and files != [folder / WEIGHTS]:
+        places: dict[str, str] = read_object(folder / INDEX)["weight_map"]
+        lost = sorted(name for name, shard in places.items() if name not in found[shard])
+        if lost:
+            raise ModelError(
+                f"{folder / places[lost[0]]} does not hold {len(lost)} of the tensors that "
+                f"{INDEX} says it holds: {_few(lost)}; {RESTORE}"
+            )
+    return {name: shape for header in found.values() for name, shape in header.items()}
+
+
+def _header(file: Path) -> dict[str, tuple[int, ...]]:
+    try:
+        with safe_open(file, framework="np") as tensors:
+            return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{file} {_damage(file, error)}") from error
+
+
+def _damage(file: Path, error: Exception) -> str:
+    """Say what is wrong with a safetensors file that cannot be opened."""
+    if not file.is_file():
+        return "is no file"
+    with file.open("rb") as opened:
+        start = opened.read(40)
+    if start.startswith(b"version https://git-lfs"):
+        return "is a pointer of Git LFS, and not the weights themselves; run: git lfs pull"
+    size = file.stat().st_size
+    what = "is empty" if not size else f"is damaged or cut short ({size:,} bytes; {error})"
+    return f"{what}; {RESTORE}"
+
+
+def damaged_json(folder: Path) -> str | None:
+    """Return a sentence for a folder's first damaged JSON file, None if there is none."""
+    for file in (folder / name for name in _TEXTS):
+        if not file.exists():
+            continue
+        try:
+            read_object(file)
+        except ModelError as error:
+            return str(error)
+    return None
+
+
+def _few(names: list[str]) -> str:
+    """List the first names, and tell that there are more."""
+    return ", ".join(names[:4]) + (", …" if len(names) > 4 else "")

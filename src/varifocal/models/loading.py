@@ -1,0 +1,188 @@
+"""Load a model of which every tensor comes from its checkpoint, or say which one does not.
+
+transformers draws a tensor that a checkpoint lacks at random, prints a table and goes on; a run on
+such a base would be trained on noise, and opened on other noise.
+"""
+
+import logging
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, SiglipVisionModel
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+
+from varifocal.errors import ModelError
+from varifocal.models.checkpoint_files import INDEX, WEIGHTS, weight_paths
+from varifocal.models.config_checks import check_number
+from varifocal.models.packaged import PACKAGED
+from varifocal.models.sources import clear_loading_errors, locate, refuse_pickles, shapes_of
+
+_BUFFERS = (
+    r"(^|\.)position_ids$",
+    r"rotary_emb\.(inv_freq|cos_cached|sin_cached)$",
+    r"\.(attn|attention)\.(bias|masked_bias|causal_mask)$",
+    r"\.num_batches_tracked$",
+)
+"""What older versions of transformers saved, and every version can compute: masks and positions."""
+_OTHER_HEADS = (r"(^|\.)pooler\.", r"^cls\.seq_relationship\.", r"(^|\.)mtp\.")
+"""Parts for another task than writing the next token: BERT's two, and multi-token prediction."""
+_OTHER_HALF = (r"^text_model\.", r"^(text|visual)_projection\.", r"^logit_(scale|bias)$")
+"""The half of CLIP and SigLIP that reads text."""
+_CLASSIFIER = (r"^classifier\.",)
+
+_SPARE: tuple[tuple[type[PreTrainedModel] | None, str], ...] = (
+    (None, r"(^|\.)embeddings\.mask_token$"),
+    (None, r"\.num_batches_tracked$"),
+    (None, r"(^|\.)vision_(tower|model)\.(vision_model\.)?head\.(probe|attention|layernorm|mlp)"),
+    (SiglipVisionModel, r"^(vision_model\.)?head\."),
+)
+"""Tensors that a checkpoint may lack, of one class or of all: no state of a patch depends on them.
+
+DINOv2's token for hidden patches, and the head by which SigLIP pools an image."""
+
+
+def load_weights(
+    kind: Any, name: str, build: Callable[[], PreTrainedModel], **options: Any
+) -> PreTrainedModel:
+    """Load a model of which every tensor comes from its checkpoint.
+
+    Args:
+        kind: what has `from_pretrained`: an Auto class, or a class of models.
+        name: of a packaged model, a local directory, or a hub id.
+        build: builds the model from its config alone; called on the meta device, to count.
+        options: of `from_pretrained`.
+
+    Raises:
+        ModelError: a file cannot be read, or tensors are missing, left over or of another shape.
+    """
+    check_has_weights(name)
+    shapes = shapes_of(name)
+    with clear_loading_errors(name):
+        with torch.device("meta"):
+            shaped = build()
+        described = sum(parameter.numel() for parameter in shaped.parameters())
+        check_number(name, shaped.config, described, shapes)
+        del shaped
+        return load_every_tensor(kind, locate(name), name, **options)
+
+
+def check_has_weights(name: str) -> None:
+    """Raise `ModelError` for a local folder without weights, before anything else is read."""
+    place = Path(locate(name))
+    if place.is_dir() and not weight_paths(place):
+        refuse_pickles(name)
+        raise ModelError(
+            f"{name!r} cannot be loaded: it has no file named {WEIGHTS} or {INDEX}; copy the "
+            "weights beside its config.json"
+        )
+
+
+def load_every_tensor(kind: Any, place: str | Path, name: str, **options: Any) -> PreTrainedModel:
+    """Call `from_pretrained`, and refuse a model that is not wholly of its checkpoint.
+
+    Args:
+        kind: what has `from_pretrained`.
+        place: what it is given.
+        name: what error texts call the checkpoint.
+        options: more of what it is given.
+
+    Raises:
+        ModelError: as `load_weights`.
+    """
+    # ZeRO-3's own loading cannot go on past a mismatch, and names it
+    options["ignore_mismatched_sizes"] = not is_deepspeed_zero3_enabled()
+    with _load_report() as told:
+        try:
+            model, found = kind.from_pretrained(place, output_loading_info=True, **options)
+        except RuntimeError as error:
+            if not (names := _unconvertible(told)):
+                raise
+            raise ModelError(
+                f"{name!r}: its weights cannot be read as those of the model that its config.json "
+                f"describes: {_few(names)}; {_remedy(name)}"
+            ) from error
+    refuse_other_tensors(name, model, found)
+    return model
+
+
+def refuse_other_tensors(
+    name: str, model: PreTrainedModel, found: Mapping[str, Iterable[Any]]
+) -> None:
+    """Refuse what `output_loading_info` tells of tensors that are missing, left over or misshapen.
+
+    Args:
+        name: what error texts call the checkpoint.
+        model: as loaded.
+        found: `missing_keys`, `unexpected_keys`, and `mismatched_keys` with both shapes.
+
+    Raises:
+        ModelError: how many tensors there are of each kind, and the names of the first ones.
+    """
+    spare = [pattern for kind, pattern in _SPARE if kind is None or isinstance(model, kind)]
+    ignored = [*_BUFFERS, *_OTHER_HEADS]
+    if not model.can_generate():
+        ignored += [*_OTHER_HALF, *_CLASSIFIER]
+    missing = _without(found["missing_keys"], spare)
+    left = _without(found["unexpected_keys"], ignored)
+    shapes = sorted(
+        f"{key} is {_by(own)} there and {_by(wanted)} in the model"
+        for key, own, wanted in found["mismatched_keys"]
+    )
+    kinds = ((missing, "missing"), (left, "left over"), (shapes, "of another shape"))
+    faults = [f"{len(names)} {what} ({_few(names)})" for names, what in kinds if names]
+    if faults:
+        raise ModelError(
+            f"{name!r} does not hold the model that its config.json describes. Tensors: "
+            f"{'; '.join(faults)}. Nothing is drawn at random in their place: {_remedy(name)}"
+        )
+
+
+def _remedy(name: str) -> str:
+    """Say how a checkpoint is brought into order."""
+    if name in PACKAGED:
+        return f"delete {locate(name)}, which is made anew from the package"
+    return "take config.json and all weight files from one checkpoint, or download it again"
+
+
+def _without(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
+    known = re.compile("|".join(patterns))
+    return sorted(name for name in names if not known.search(name))
+
+
+def _by(shape: Iterable[int]) -> str:
+    return " x ".join(map(str, shape)) or "a single number"
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
+
+
+def _unconvertible(told: list[str]) -> list[str]:
+    """Read from transformers' table which tensors it could not convert, as quantised ones."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(told))
+    rows = re.findall(r"^\s*(\S+)\s*\|\s*CONVERSION\b", plain, re.MULTILINE)
+    return sorted(rows)
+
+
+@contextmanager
+def _load_report() -> Iterator[list[str]]:
+    """Keep transformers' table of tensors out of the log: what is in it is said in a sentence."""
+    told: list[str] = []
+
+    def keep(record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        if "LOAD REPORT" not in text:
+            return True
+        told.append(text)
+        return False
+
+    logger = logging.getLogger("transformers.modeling_utils")
+    logger.addFilter(keep)
+    try:
+        yield told
+    finally:
+        logger.removeFilter(keep)

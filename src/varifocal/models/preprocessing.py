@@ -1,0 +1,101 @@
+"""Load what turns text and images into a model's tensors: tokenizers and image processors."""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import (
+    AutoImageProcessor,
+    AutoTokenizer,
+    BitImageProcessorPil,
+    CLIPImageProcessorPil,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+    SiglipImageProcessorPil,
+)
+
+from varifocal.errors import ModelError
+from varifocal.models.checkpoint_files import damaged_json
+from varifocal.models.packaged import efficientnet_processor
+from varifocal.models.sources import clear_loading_errors, locate, read_config
+from varifocal.models.tokenizer_checks import check_tokenizer
+
+_VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "*.model")
+
+
+def load_tokenizer(name: str, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
+    """Load a language model's tokenizer; for one whose padding lies past the vocabulary, unset it.
+
+    Raises:
+        ModelError: it cannot be loaded, or the model cannot be used with it.
+    """
+    tokenizer = _tokenizer(name)
+    check_tokenizer(name, tokenizer, config)
+    words = getattr(config.get_text_config(decoder=True), "vocab_size", None)
+    pad = tokenizer.pad_token_id
+    if words is not None and pad is not None and pad >= words:  # some copies of Llama 2 have one
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    return tokenizer
+
+
+def _tokenizer(name: str) -> Any:
+    place = Path(locate(name))
+    try:
+        with clear_loading_errors(name):
+            return AutoTokenizer.from_pretrained(locate(name), trust_remote_code=False)
+    except ModelError as error:
+        if not place.is_dir() or any(next(place.glob(each), None) for each in _VOCABULARIES):
+            raise
+        raise ModelError(
+            f"{name!r} holds no tokenizer, a file such as {_VOCABULARIES[0]} is missing; "
+            "copy it from the model that the weights belong to"
+        ) from error
+
+
+def load_image_processor(name: str) -> Any:
+    """Load a tower's own image processor, or its family's where the checkpoint has none.
+
+    Always the PIL one: torchvision's resizes slightly otherwise, and an answer should not depend
+    on what else is installed.
+    """
+    try:
+        with clear_loading_errors(name):
+            return AutoImageProcessor.from_pretrained(locate(name), backend="pil")
+    except ModelError as error:
+        if not isinstance(error.__cause__, OSError) or _has_file(name):
+            raise
+        return family_processor(read_config(name))
+
+
+def family_processor(config: PreTrainedConfig) -> Any:
+    """Return the image processor that a tower's family is published with."""
+    vision = getattr(config, "vision_config", config)
+    side = {"height": vision.image_size, "width": vision.image_size}
+    if config.model_type.startswith("siglip"):
+        return SiglipImageProcessorPil(size=side)
+    if config.model_type == "dinov2":
+        return BitImageProcessorPil(
+            size={"shortest_edge": 256}, crop_size={"height": 224, "width": 224}
+        )
+    if config.model_type == "efficientnet_lite":
+        return efficientnet_processor(vision.image_size)
+    return CLIPImageProcessorPil(size={"shortest_edge": vision.image_size}, crop_size=side)
+
+
+def picture_side(image_processor: Any) -> int:
+    """Return the side, in pixels, of the squares an image processor makes.
+
+    Raises:
+        ModelError: it makes no squares of one size.
+    """
+    crops = getattr(image_processor, "do_center_crop", False)
+    size = image_processor.crop_size if crops else image_processor.size
+    height, width = size.get("height"), size.get("width")
+    if height is None or height != width:
+        raise ModelError(f"the image processor gives no squares of one size: {dict(size)}")
+    return height
+
+
+def _has_file(name: str) -> bool:
+    """Tell whether a local checkpoint has a file of an image processor, damaged or not."""
+    folder = Path(locate(name))
+    return (folder / "preprocessor_config.json").exists() or damaged_json(folder) is not None
