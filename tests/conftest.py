@@ -172,6 +172,11 @@ def save_qwen_vl(directory, kind="Qwen2VL"):
     tokenizer.save_pretrained(directory)
 
 
+@pytest.fixture(scope="session")
+def make_qwen_vl():
+    return save_qwen_vl
+
+
 @pytest.fixture(scope="session", params=["Qwen2VL", "Qwen2_5_VL"])
 def qwen_vl(request, tmp_path_factory):
     """The directory of a random Qwen2-VL, and of a Qwen2.5-VL; nobody changes them."""

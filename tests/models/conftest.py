@@ -76,12 +76,12 @@ def tiny_grafted(
     return graft(language_model, vision_tower, built, image).eval()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_llama() -> Callable[..., LlamaForCausalLM]:
     return tiny_llama
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_vit() -> Callable[..., PreTrainedModel]:
     return tiny_vit
 
@@ -123,6 +123,6 @@ def tiny_tokenizer(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_tokenizer() -> Callable[..., PreTrainedTokenizerFast]:
     return tiny_tokenizer

@@ -120,7 +120,7 @@ def weight_paths(folder: Path) -> list[Path]:
     if missing:
         raise ModelError(
             f"{folder}: {len(missing)} of {len(shards)} weight files are missing: "
-            f"{_few(missing)}; copy or download them again"
+            f"{few(missing)}; copy or download them again"
         )
     return [folder / shard for shard in shards]
 
@@ -149,7 +149,7 @@ def read_shapes(folder: Path) -> Shapes:
         if lost:
             raise ModelError(
                 f"{folder / places[lost[0]]} does not hold {len(lost)} of the tensors that "
-                f"{INDEX} says it holds: {_few(lost)}; {RESTORE}"
+                f"{INDEX} says it holds: {few(lost)}; {RESTORE}"
             )
     return {name: shape for header in found.values() for name, shape in header.items()}
 
@@ -187,6 +187,10 @@ def damaged_json(folder: Path) -> str | None:
     return None
 
 
-def _few(names: list[str]) -> str:
-    """List the first names, and tell that there are more."""
+def few(names: list[str]) -> str:
+    """List the first names, and tell that there are more.
+
+    >>> few(["a", "b", "c", "d", "e"])
+    'a, b, c, d, …'
+    """
     return ", ".join(names[:4]) + (", …" if len(names) > 4 else "")

@@ -16,6 +16,8 @@ _TOWERS = ("clip_vision_model", "siglip_vision_model", "dinov2")
 _WIDTHS = ("intermediate_size", "vocab_size")
 _NUMBER = re.compile(r"\.(\d+)\.")
 _REMEDY = "take config.json and weights from the same checkpoint"
+_FAR = 4
+"""How far beyond a tensor's longest side a size is refused unbuilt; below it, by tensors' names."""
 _SLACK = 100_000_000
 _PACKED = 16
 """Weights that a number of a quantised checkpoint may hold: 2 bits each in 32."""
@@ -51,7 +53,7 @@ def check_against_weights(name: str, config: PreTrainedConfig, shapes: Shapes) -
             )
         for key in _WIDTHS:
             size = _number(part, key)
-            if size is not None and size > max(sides):
+            if size is not None and size > _FAR * max(sides):
                 raise ModelError(
                     f"{name!r}: config.json says {key} {size} ({part.model_type}), and the longest "
                     f"side of its tensors is {max(sides)}; {_REMEDY}"

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, SiglipVisionModel
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from varifocal.errors import ModelError
-from varifocal.models.checkpoint_files import INDEX, WEIGHTS, weight_paths
+from varifocal.models.checkpoint_files import INDEX, WEIGHTS, few, weight_paths
 from varifocal.models.config_checks import check_number
 from varifocal.models.packaged import PACKAGED
 from varifocal.models.sources import clear_loading_errors, locate, refuse_pickles, shapes_of
@@ -103,7 +103,7 @@ def load_every_tensor(kind: Any, place: str | Path, name: str, **options: Any) -
                 raise
             raise ModelError(
                 f"{name!r}: its weights cannot be read as those of the model that its config.json "
-                f"describes: {_few(names)}; {_remedy(name)}"
+                f"describes: {few(names)}; {_remedy(name)}"
             ) from error
     refuse_other_tensors(name, model, found)
     return model
@@ -133,7 +133,7 @@ def refuse_other_tensors(
         for key, own, wanted in found["mismatched_keys"]
     )
     kinds = ((missing, "missing"), (left, "left over"), (shapes, "of another shape"))
-    faults = [f"{len(names)} {what} ({_few(names)})" for names, what in kinds if names]
+    faults = [f"{len(names)} {what} ({few(names)})" for names, what in kinds if names]
     if faults:
         raise ModelError(
             f"{name!r} does not hold the model that its config.json describes. Tensors: "
@@ -155,10 +155,6 @@ def _without(names: Iterable[str], patterns: Iterable[str]) -> list[str]:
 
 def _by(shape: Iterable[int]) -> str:
     return " x ".join(map(str, shape)) or "a single number"
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (", …" if len(names) > 4 else "")
 
 
 def _unconvertible(told: list[str]) -> list[str]:

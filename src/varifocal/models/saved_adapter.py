@@ -8,6 +8,7 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from varifocal.errors import ModelError
+from varifocal.models.checkpoint_files import few, read_object
 from varifocal.models.shared_table import adapters_change_one
 
 WEIGHTS = "adapter_model.safetensors"
@@ -31,6 +32,7 @@ def load_adapter(model: PreTrainedModel, directory: Path) -> PeftModel:
         raise ModelError(
             f"'{directory}' holds no {WEIGHTS}, the only adapter weights that are read"
         )
+    read_object(directory / "adapter_config.json")
     try:
         config = PeftConfig.from_pretrained(str(directory))
         config.inference_mode = True
@@ -41,12 +43,12 @@ def load_adapter(model: PreTrainedModel, directory: Path) -> PeftModel:
     except KeyError as error:  # of a module that was trained whole
         raise _misfit(directory, f"1 tensor is missing in {WEIGHTS} ({error.args[0]})") from error
     except (RuntimeError, ValueError, TypeError, SafetensorError) as error:
-        raise _misfit(directory, next(iter(str(error).strip().splitlines()), "")) from error
+        raise _misfit(directory, f"{' '.join(str(error).split()):.300}") from error
     faults = [
-        f"{len(names)} {'tensor is' if len(names) == 1 else 'tensors are'} {what} ({_few(names)})"
+        f"{len(names)} {'tensor is' if len(names) == 1 else 'tensors are'} {what} ({few(names)})"
         for names, what in (
-            (found.missing_keys, f"missing in {WEIGHTS}"),
-            (found.unexpected_keys, "left over"),
+            (sorted(found.missing_keys), f"missing in {WEIGHTS}"),
+            (sorted(found.unexpected_keys), "left over"),
         )
         if names
     ]
@@ -60,7 +62,3 @@ def _misfit(directory: Path, reason: str) -> ModelError:
         f"the adapter in '{directory}' does not fit this model: {reason} "
         "Load it on the base model that it was trained on"
     )
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(sorted(names)[:4]) + (", …" if len(names) > 4 else "")
