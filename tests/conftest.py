@@ -79,6 +79,14 @@ def save_llava(directory, strategy="default", tower="clip", kind="Llava", templa
     ).save_pretrained(directory)
 
 
+@pytest.fixture(autouse=True)
+def _pictures_are_read_strictly(monkeypatch):
+    """lmms-eval, once imported, lets Pillow open half a picture in the whole process."""
+    from PIL import ImageFile
+
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", False)
+
+
 @pytest.fixture
 def run(monkeypatch, capsys):
     """Run a command line in this process: `run("plan", "demo")` gives exit code, stdout, stderr."""
