@@ -328,7 +328,10 @@ def _is_required(section, name):
 def pages():
     lengths = {"max_length": st.integers(1, 64), "row_length": st.integers(64, 128)}
     one_place = {"path": st.just("a.json"), "hub": st.none(), "subset": st.none()}
-    sources = st.lists(sections(SourceSection, **one_place, weight=st.none()), max_size=2)
+    of_a_score = {"metric": st.none()}  # belongs to data.evaluate
+    sources = st.lists(
+        sections(SourceSection, **one_place, **of_a_score, weight=st.none()), max_size=2
+    )
     letters = st.characters(categories=["L", "N"])
     return sections(
         Recipe,

@@ -217,12 +217,19 @@ def _scores(scores: Sequence[ScoreLine]) -> Iterator[Block]:
         "Percent unless a measure says otherwise, with 95 % intervals over the items. An answer "
         "that cannot be read counts as wrong and is told as unparsed."
     )
+    missing = {one.suite: one.left_out for one in scores if one.left_out}
+    if missing:
+        told = ", ".join(f"{suite} {count:,}" for suite, count in missing.items())
+        yield Paragraph(f"Items that could not be asked, and that the scores are without: {told}.")
     lines = [
         [one.suite, one.measure, f"{one.value:.1f}", one.interval, f"{one.count:,}",
          f"{one.unparsed:,}"]
         for one in scores
     ]  # fmt: skip
     yield Grid(["suite", "measure", "score", "95 % interval", "items", "unparsed"], lines)
+    figures = [[one.suite, one.beside] for one in scores if one.main and one.beside]
+    if figures:
+        yield Grid(["suite", "beside its main score: blind rules, likelihood both ways"], figures)
     protocols = {one.suite: one.protocol for one in scores}
     yield Grid(["suite", "protocol"], [[*one] for one in protocols.items()])
 

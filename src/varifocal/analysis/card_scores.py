@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 _LINES_READ = 200  # of a predictions file; samples are taken from its beginning
@@ -24,6 +25,8 @@ class ScoreLine:
         unparsed: of them, answers that could not be read.
         protocol: how it was measured, in words.
         main: whether it stands for the suite.
+        beside: what blind rules score, and both ways of reading likelihoods, in words.
+        left_out: items that could not be asked.
     """
 
     suite: str
@@ -35,6 +38,8 @@ class ScoreLine:
     unparsed: int
     protocol: str
     main: bool
+    beside: str = ""
+    left_out: int = 0
 
     @property
     def interval(self) -> str:
@@ -85,6 +90,7 @@ def _of_columns(suite: str, page: Mapping[str, Any]) -> list[ScoreLine]:
         ScoreLine(
             suite, f"accuracy, {name}", one["accuracy"], one.get("low"), one.get("high"),
             one.get("count", 0), one.get("unparsed", 0), words, name == "average",
+            _in_figures(one, one), page.get("items_left_out") or 0,
         )
         for name, one in columns
         if isinstance(one, dict) and _is_number(one.get("accuracy"))
@@ -98,14 +104,31 @@ def _of_measures(suite: str, page: Mapping[str, Any]) -> list[ScoreLine]:
     limit, main = page.get("limit"), page.get("main")
     marks += [f"first {limit} items"] if limit else []
     protocol = "; ".join([words, *marks])
+    blind, ways = page.get("baselines"), page.get("by_normalisation")
+    both = {f"by_{key}": value for key, value in ways.items()} if isinstance(ways, dict) else {}
+    beside = _in_figures(blind if isinstance(blind, dict) else {}, both)
     return [
         ScoreLine(
             suite, str(one.get("name")), one["value"], one.get("low"), one.get("high"),
             one.get("count", 0), one.get("unparsed", 0), protocol, one.get("name") == main,
+            beside if one.get("name") == main else "", page.get("items_left_out") or 0,
         )
         for one in page["measures"]
         if isinstance(one, dict) and _is_number(one.get("value"))
     ]  # fmt: skip
+
+
+def _in_figures(blind: Mapping[str, Any], ways: Mapping[str, Any]) -> str:
+    """Say what blind rules score, and both ways of reading likelihoods."""
+    answer = f"always '{shorten(str(blind.get('majority_answer', '')), 30, placeholder='...')}'"
+    named = {
+        "guessing": blind.get("chance"),
+        answer: blind.get("majority"),
+        "the longest option": blind.get("longest"),
+        "by sum": ways.get("by_sum"),
+        "by mean": ways.get("by_mean"),
+    }
+    return ", ".join(f"{name} {value:.1f}" for name, value in named.items() if _is_number(value))
 
 
 def _in_words(protocol: Mapping[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -157,7 +157,27 @@ def _rows(runs: Sequence[RunSummary]) -> list[Row]:
         for name in sorted(names, key=lambda name: name not in mains):
             cells = tuple(_score(scores.get(name)) for scores in of_suite)
             rows.append(Row("scores", _called(f"{suite} {name}"), cells, main=name in mains))
+            rows += _beside(suite, [scores.get(name) for scores in of_suite])
     return rows
+
+
+BESIDE: tuple[tuple[str, str], ...] = (
+    ("chance", "guessing"),
+    ("majority", "always the same answer"),
+    ("longest", "the longest option"),
+    ("by_sum", "by the sum of likelihoods"),
+    ("by_mean", "by their mean"),
+)
+"""What stands beside a suite's main score, and what reports call it."""
+
+
+def _beside(suite: str, scores: Sequence[Mapping[str, Any] | None]) -> Iterator[Row]:
+    """Yield what blind rules score on a suite, and both ways of reading likelihoods."""
+    for key, label in BESIDE:
+        values = [one.get(key) if one is not None else None for one in scores]
+        cells = tuple(f"{one:.1f}" if isinstance(one, int | float) else NONE for one in values)
+        if set(cells) != {NONE}:
+            yield Row("scores", f"{suite} ({label})", cells)
 
 
 def _called(score: str) -> str:

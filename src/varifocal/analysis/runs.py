@@ -39,7 +39,8 @@ class RunSummary:
         loss: of the last line of metrics.
         cost: as `cost.json`; of an unfinished run, as its newest checkpoint has it.
         scores: suite -> measure -> `value` (percent, unless the measure's name says otherwise),
-            `low`, `high`, `count`, and `main`: whether it stands for the suite; that one is first.
+            `low`, `high`, `count`, and `main`: whether it stands for the suite; that one is first,
+            and has `chance`, `majority` and `longest` of blind rules, `by_sum` and `by_mean`.
         metrics: lines of `metrics.jsonl`.
     """
 
@@ -164,23 +165,50 @@ def _scores(directory: Path) -> dict[str, dict[str, dict[str, Any]]]:
         page = _json(path)
         columns, measures = page.get("columns"), page.get("measures")
         if isinstance(columns, dict):
-            read = _measures(columns.items(), "accuracy", HEADLINE)
+            beside = _of_column(columns.get(HEADLINE))
+            read = _measures(columns.items(), "accuracy", HEADLINE, beside)
         elif isinstance(measures, list):
             named = [(one.get("name"), one) for one in measures if isinstance(one, dict)]
-            read = _measures(named, "value", page.get("main"))
+            read = _measures(named, "value", page.get("main"), _of_page(page))
         else:
             continue
         found |= {path.stem: read} if read else {}
     return found
 
 
-def _measures(pages: Iterable[tuple[Any, Any]], key: str, main: Any) -> dict[str, dict[str, Any]]:
-    """Take what has a number; `key` is what the file calls it."""
+_BLIND = ("chance", "majority", "longest")
+_WAYS = ("by_sum", "by_mean")
+
+
+def _of_column(one: Any) -> dict[str, Any]:
+    """What stands beside the score of a column: blind rules, and both ways of likelihood."""
+    return {key: one.get(key) for key in (*_BLIND, *_WAYS)} if isinstance(one, dict) else {}
+
+
+def _of_page(page: Mapping[str, Any]) -> dict[str, Any]:
+    """What stands beside the main measure of a benchmark; see `_of_column`."""
+    blind, ways = page.get("baselines"), page.get("by_normalisation")
+    known = blind if isinstance(blind, dict) else {}
+    both = ways if isinstance(ways, dict) else {}
+    return {
+        **{key: known.get(key) for key in _BLIND},
+        **{key: both.get(key.removeprefix("by_")) for key in _WAYS},
+    }
+
+
+def _measures(
+    pages: Iterable[tuple[Any, Any]],
+    key: str,
+    main: Any,
+    beside: Mapping[str, Any],
+) -> dict[str, dict[str, Any]]:
+    """Take what has a number; `key` is what the file calls it, `beside` what the main one has."""
     read = {
         str(name): {
             "value": one[key],
             **{end: one.get(end) for end in ("low", "high", "count")},
             "main": name == main,
+            **(beside if name == main else {}),
         }
         for name, one in pages
         if isinstance(one, dict) and isinstance(one.get(key), int | float)

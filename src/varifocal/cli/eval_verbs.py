@@ -55,6 +55,14 @@ _ScoreOption = Annotated[
     typer.Option(help="By likelihood, by what is written, or both; the usual way by default."),
 ]
 _BlindOption = Annotated[bool, typer.Option("--blind", help="Leave the pictures out.")]
+_OnBadOption = Annotated[
+    Literal["fail", "skip"] | None,
+    typer.Option(
+        "--on-bad-record",
+        help="A question that cannot be asked, its picture missing or damaged: stop, or leave it "
+        "out and count it; by default as the run's data.on_bad_record says, and fail for a model.",
+    ),
+]
 _LimitOption = Annotated[
     int | None,
     typer.Option(min=1, help="With --suite or --retention: only the first so many items."),
@@ -114,6 +122,7 @@ def evaluate(
     out: _OutOption = None,
     retention: _RetentionOption = False,
     text: _TextOption = None,
+    on_bad_record: _OnBadOption = None,
 ) -> None:
     """Score a run or a model; scores and predictions stay on disk, and a stopped call goes on."""
     ready()
@@ -129,6 +138,7 @@ def evaluate(
                 "--dtype": dtype,
                 "--checkpoint": checkpoint,
                 "--out": out,
+                "--on-bad-record": on_bad_record,
             }
         )
         show_retention(Path(model), data, text, limit)
@@ -137,13 +147,14 @@ def evaluate(
         raise VarifocalError("--text belongs to --retention; add it")
     if suite is None:
         _refuse_without_suite(limit, batch_size, adapter, dtype, out)
-        _score_sources(model, data, split, score, blind, checkpoint)
+        _score_sources(model, data, split, score, blind, checkpoint, on_bad_record)
         return
     if checkpoint is not None:
         raise VarifocalError("--checkpoint scores a run's own sources; leave out --suite")
     from varifocal.evaluation.running import Way
 
-    way = Way(None, blind, split, limit, batch_size or 8)
+    on_bad_record = on_bad_record or _on_bad_of(model)
+    way = Way(None, blind, split, limit, batch_size or 8, on_bad_record)
     _score_suite(model, suite, data, way, score, adapter, dtype or "float32", out)
 
 
@@ -168,10 +179,12 @@ def _score_sources(
     score: Literal["options", "generate", "both"] | None,
     blind: bool,
     checkpoint: int | None,
+    on_bad_record: Literal["fail", "skip"] | None,
 ) -> None:
-    """Score a run on its recipe's sources by ScienceQA's protocol."""
+    """Score a run on its recipe's sources."""
     from varifocal.assemble import open_run
-    from varifocal.cli.screen import print_left_out, print_scores, stage_bars
+    from varifocal.cli.screen import print_left_out, print_result, print_scores, stage_bars
+    from varifocal.evaluation.running import Result
     from varifocal.evaluation.suites import score_sources
     from varifocal.run import RunDirectory
     from varifocal.trained import find_trained
@@ -189,10 +202,14 @@ def _score_sources(
                 score=score,
                 blind=blind,
                 progress=progress,
+                on_bad_record=on_bad_record,
             )
         )
     renew_card(Path(model))
     for result in results:
+        if isinstance(result.report, Result):
+            print_result(result.report)
+            continue
         print_scores(result.report)
         print_left_out(result.skipped)
         print(result.file)
@@ -241,6 +258,17 @@ def _score_suite(
             print_result(result)
     if out is None:
         renew_card(Path(model).expanduser())
+
+
+def _on_bad_of(model: str) -> Literal["fail", "skip"]:
+    """Return what a run's recipe does with bad records; `fail` for anything else."""
+    from varifocal.recipe import load_recipe
+    from varifocal.run import RunDirectory
+
+    run = RunDirectory(Path(model).expanduser())
+    if not run.recipe.is_file():
+        return "fail"
+    return load_recipe(run.recipe, check_paths=False).data.on_bad_record
 
 
 def _data_of(model: str) -> Path:

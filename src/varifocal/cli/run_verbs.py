@@ -120,7 +120,10 @@ def print_report(found: Report) -> None:
 
 def _is_shown(row: Row) -> bool:
     """Whether a score stands on the screen too; the files have all."""
-    return row.main or row.label.endswith(_COLUMNS)
+    from varifocal.analysis.report import BESIDE
+
+    beside = tuple(f" ({label})" for _, label in BESIDE)
+    return row.main or row.label.endswith((*_COLUMNS, *beside))
 
 
 def _print(title: str, head: Sequence[str], lines: Sequence[Sequence[str]]) -> None:

@@ -1,6 +1,7 @@
 """What long work and its results look like on the terminal."""
 
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from varifocal.evaluation.running import Result
-    from varifocal.evaluation.scienceqa import Report
+    from varifocal.evaluation.scienceqa import Report, Score
 
 
 class StageBars:
@@ -101,7 +102,8 @@ def print_demo(result: Mapping[str, Any], root: Path) -> None:
 def print_scores(report: "Report") -> None:
     """Print a report as a table, one line a column of the protocol."""
     how = ", ".join(f"{key} {value}" for key, value in report.protocol.items())
-    table = Table(title=f"{report.suite} ({how})", title_justify="left")
+    caption = _beside(report.columns["average"]) if "average" in report.columns else ""
+    table = Table(title=f"{report.suite} ({how})", title_justify="left", caption=caption)
     table.add_column("")
     for name in ("accuracy %", "95 % interval", "chance", "questions", "unparsed"):
         table.add_column(name, justify="right")
@@ -110,11 +112,44 @@ def print_scores(report: "Report") -> None:
             numbers = (f"{one.accuracy:.1f}", f"{one.low:.1f} to {one.high:.1f}")
             table.add_row(name, *numbers, f"{one.chance:.1f}", f"{one.count}", f"{one.unparsed}")
     Console().print(table)
+    _print_of_how_many(len(report.predictions), len(report.left_out))
+
+
+def _beside(score: "Score") -> str:
+    """Say what blind rules would score, and both ways of reading likelihoods."""
+    words = _of_baselines(score.chance, score.majority, score.majority_answer, score.longest)
+    if score.by_sum is not None and score.by_mean is not None:
+        words.append(_of_normalisations(score.by_sum, score.by_mean))
+    return "; ".join(words)
+
+
+def _of_baselines(
+    chance: float | None, majority: float | None, answer: str, longest: float | None
+) -> list[str]:
+    named = textwrap.shorten(answer, 30, placeholder="...")
+    told = {"guessing": chance, f"always '{named}'": majority, "the longest option": longest}
+    return [f"{rule} {value:.1f}" for rule, value in told.items() if value is not None]
+
+
+def _of_normalisations(by_sum: float, by_mean: float) -> str:
+    return f"by the sum over an option's tokens {by_sum:.1f}, by their mean {by_mean:.1f}"
+
+
+def _print_of_how_many(asked: int, left_out: int) -> None:
+    if left_out:
+        print(f"scored on {asked:,} of {asked + left_out:,}; {left_out:,} could not be asked")
 
 
 def print_result(result: "Result") -> None:
     """Print a benchmark's measures as a table, the headline first."""
-    table = Table(title=result.name, title_justify="left", caption=result.benchmark.protocol)
+    blind = result.baselines
+    words = [
+        result.benchmark.protocol,
+        *_of_baselines(blind.chance, blind.majority, blind.majority_answer, blind.longest),
+    ]
+    if both := result.by_normalisation:
+        words.append(_of_normalisations(both["sum"], both["mean"]))
+    table = Table(title=result.name, title_justify="left", caption="; ".join(words))
     table.add_column("")
     for name in ("score %", "95 % interval", "items", "unparsed"):
         table.add_column(name, justify="right")
@@ -127,6 +162,8 @@ def print_result(result: "Result") -> None:
         print(f"{result.num_cut} prompts were shortened to fit into the model's window")
     if result.kept:
         print(f"{result.kept} of {len(result.answered)} answers were there already")
+    _print_of_how_many(len(result.answered), len(result.left_out))
+    print_left_out(result.left_out)
     print(result.file)
 
 

@@ -231,6 +231,8 @@ class Example:
         is_prompt: whether it is a conversation to be answered, as a client sends it: its turns may
             come in any order and an earlier answer may be empty, as far as the chat template goes.
         unread_keys: of its turns, what no reader knows and nothing is made of.
+        answers: all right answers to the last question, where the record has several of them
+            (annotators', alternatives); the last turn is one of them. For scoring.
     """
 
     messages: tuple[Message, ...]
@@ -244,6 +246,7 @@ class Example:
     question: Question | None = None
     is_prompt: bool = False
     unread_keys: tuple[str, ...] = ()
+    answers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse conversations that no chat template can render."""

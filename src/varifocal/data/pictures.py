@@ -6,7 +6,10 @@ import base64
 import binascii
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from varifocal.data.choices import list_in_cell
 from varifocal.data.example import Image
 from varifocal.errors import DataError, PictureError
 
+_ABSENT_ALLOWED: ContextVar[bool] = ContextVar("absent_pictures_allowed", default=False)
 _NUMBERED = re.compile(r"image_?(\d+)", re.IGNORECASE)
 
 
@@ -50,6 +54,58 @@ def picture_cells(row: Mapping[str, Any], where: str) -> list[Any]:
     return [*(several or one), *more]
 
 
+@dataclass(frozen=True)
+class AbsentImage(Image):
+    """A picture that a record names and that is not there, or cannot be read from the record.
+
+    Attributes:
+        reason: what is wrong; said when the picture is opened.
+    """
+
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        """Ask for no place: there is none."""
+
+    @property
+    def name(self) -> str:
+        """What an error text calls this picture."""
+        return "a picture that is not there"
+
+    def read(self) -> bytes:
+        """Say what is wrong.
+
+        Raises:
+            PictureError: always.
+        """
+        raise PictureError(self.reason)
+
+
+@contextmanager
+def absent_pictures_allowed(allowed: bool = True) -> Iterator[None]:
+    """Let records name pictures that are not there while the block runs.
+
+    For questions that are asked without their pictures, and for benchmarks, of which one missing
+    file is to be counted and named where the question is asked, and must not end the reading.
+    """
+    token = _ABSENT_ALLOWED.set(allowed)
+    try:
+        yield
+    finally:
+        _ABSENT_ALLOWED.reset(token)
+
+
+def absent(error: PictureError) -> AbsentImage:
+    """Return what stands for a picture that is not there, where that is allowed.
+
+    Raises:
+        PictureError: the one that is given, where it is not.
+    """
+    if not _ABSENT_ALLOWED.get():
+        raise error
+    return AbsentImage(reason=str(error))
+
+
 def find_picture(value: Any, folder: Path, where: str) -> Image:
     """Return the picture a record names or holds, not opened yet; nothing is ever downloaded.
 
@@ -60,8 +116,16 @@ def find_picture(value: Any, folder: Path, where: str) -> Image:
         where: file and place of the record, for the error text.
 
     Raises:
-        PictureError: it is none of these, a URL, a path that leaves the folder, or no such file.
+        PictureError: it is none of these, a URL, a path that leaves the folder, or no such file,
+            and no `absent_pictures_allowed` is around the call.
     """
+    try:
+        return _find(value, folder, where)
+    except PictureError as error:
+        return absent(error)
+
+
+def _find(value: Any, folder: Path, where: str) -> Image:
     if isinstance(value, Mapping):
         content = value.get("bytes")
         value = content if content is not None else value.get("path")
@@ -78,7 +142,7 @@ def find_picture(value: Any, folder: Path, where: str) -> Image:
         return Image(data=_decode(body, f"{where}: the data: URI '{value[:40]}'"))
     if isinstance(value, str) and _is_base64(value):
         return Image(data=_decode(value, f"{where}: the picture's text '{value[:40]}'"))
-    return resolve_image(folder, value, where)
+    return _resolve(folder, value, where)
 
 
 _BASE64 = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR", "Qk", "SUkqA", "TU0AK", "UDY")
@@ -119,8 +183,16 @@ def resolve_image(folder: Path, name: Any, where: str) -> Image:
         The picture, not opened yet.
 
     Raises:
-        PictureError: no text, a URL, a path that leaves the folder, or no such file.
+        PictureError: no text, a URL, a path that leaves the folder, or no such file, and no
+            `absent_pictures_allowed` is around the call.
     """
+    try:
+        return _resolve(folder, name, where)
+    except PictureError as error:
+        return absent(error)
+
+
+def _resolve(folder: Path, name: Any, where: str) -> Image:
     if not isinstance(name, str) or not name.strip():
         raise PictureError(f"{where}: the picture's path is {repr(name)[:80]}, a text is needed")
     if "://" in name:

@@ -6,6 +6,7 @@ from collections import ChainMap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from varifocal.data.answers import most_given, right_answers
 from varifocal.data.cells import filled, needed_cell, raw_cell, text_cell
 from varifocal.data.choices import Choices, read_choices
 from varifocal.data.example import Example, Image, Message, Question
@@ -23,8 +24,12 @@ from varifocal.data.questions import (
 from varifocal.data.raw_rows import Record
 from varifocal.errors import DataError, PlaceholderError, nearest
 
-COLUMNS = ("question", "answer", "context", "choices", "image", "id", "task", "split", "skill")
-"""What a table can be asked for; `question` and `answer` are needed, the others optional."""
+COLUMNS = (
+    *("question", "answer", "answers", "context", "choices"),
+    *("image", "id", "task", "split", "skill"),
+)
+"""What a table can be asked for; `question` and `answer` are needed, the others optional. `answers`
+holds all right answers of a question that has several; then `answer` may be left out."""
 
 
 def check_columns(columns: Mapping[str, str], place: str) -> None:
@@ -50,7 +55,8 @@ def with_our_names(row: Mapping[str, Any]) -> Mapping[str, Any]:
     """Add our columns to a row whose layout is a public set's of questions.
 
     Those are `answerKey` (ARC, CommonsenseQA, OpenBookQA), a question of `stem` and `choices` (the
-    official files of the first two), and SQuAD's `answers`, of which the first is taken.
+    official files of the first two), SQuAD's `answers`, of which the first is taken, and VQA's, of
+    which the most frequent one is.
 
     >>> row = with_our_names({"question": {"stem": "Which?", "choices": ["a"]}, "answerKey": "A"})
     >>> row["question"], row["choices"], row["answer"]
@@ -66,6 +72,8 @@ def with_our_names(row: Mapping[str, Any]) -> Mapping[str, Any]:
     elif "answer" not in row and isinstance(answers := row.get("answers"), Mapping):
         texts = answers.get("text")
         ours["answer"] = texts[0] if isinstance(texts, list) and texts else None
+    elif "answer" not in row and (found := right_answers(row.get("answers"))):
+        ours["answer"] = most_given(found)
     return ChainMap(ours, row) if ours else row  # type: ignore[arg-type]  # only read
 
 
@@ -83,7 +91,8 @@ def parse_table_row(record: Record, asked: ParseOptions) -> Example:
         DataError: a mapped column is not there, or a value cannot be used.
     """
     row, where = with_our_names(record.row), record.where
-    row = _with_one_answer(row, asked)
+    answers = _answers(row, asked, where)
+    row = _with_one_answer(row, asked, answers)
     pictures = _pictures(row, asked, where)
     context = text_cell(row, "context", asked, where)
     choices = _choices(row, asked, where)
@@ -106,19 +115,33 @@ def parse_table_row(record: Record, asked: ParseOptions) -> Example:
         answer_index=gold,
         options=options,
         question=Question(question, context),
+        answers=() if choices.raw or len(answers) < 2 else answers,
         tags={
             key: value for key in ("split", "skill") if (value := text_cell(row, key, asked, where))
         },
     )
 
 
-def _with_one_answer(row: Mapping[str, Any], asked: ParseOptions) -> Mapping[str, Any]:
-    """Take the only element of an answer that is a list, as Super-NaturalInstructions has it."""
+def _answers(row: Mapping[str, Any], asked: ParseOptions, where: str) -> tuple[str, ...]:
+    """Return all right answers of a row, of its column `answers` or of a list in `answer`."""
+    found = right_answers(raw_cell(row, "answers", asked, where))
+    answer = row.get(asked.columns.get("answer", "answer"))
+    return found or (right_answers(answer) if not isinstance(answer, str) else ())
+
+
+def _with_one_answer(
+    row: Mapping[str, Any], asked: ParseOptions, answers: Sequence[str]
+) -> Mapping[str, Any]:
+    """Take one of several answers: the only element of a list, or the one that most gave."""
     column = asked.columns.get("answer", "answer")
     answer = row.get(column)
-    if not isinstance(answer, list) or len(answer) != 1:
+    if isinstance(answer, list) and len(answer) == 1:
+        answer = answer[0]  # as Super-NaturalInstructions has it
+    elif answers and (column not in row or isinstance(answer, list | Mapping)):
+        answer = most_given(answers)
+    else:
         return row
-    return ChainMap({column: answer[0]}, row)  # type: ignore[arg-type]  # only read
+    return ChainMap({column: answer}, row)  # type: ignore[arg-type]  # only read
 
 
 def _pictures(row: Mapping[str, Any], asked: ParseOptions, where: str) -> list[Image]:

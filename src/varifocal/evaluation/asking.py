@@ -32,12 +32,14 @@ class Prompt:
         length: tokens of its row.
         was_cut: whether text was taken out of it to fit into the model's window.
         question: what the asker itself needs.
+        option_lengths: tokens of each option, end of turn included; empty where none is scored.
     """
 
     key: bytes
     length: int
     was_cut: bool
     question: Any
+    option_lengths: tuple[int, ...] = ()
 
     @property
     def sha(self) -> str:
@@ -95,7 +97,8 @@ class EncodedAsker:
             encoded.input_ids, tuple(options), encoded.modality, tuple(encoded.images)
         )
         key = key_of([encoded.input_ids, *options], encoded.images, example)
-        return Prompt(key, question.length, encoded.was_cut, question)
+        lengths = tuple(map(len, options)) if with_options else ()
+        return Prompt(key, question.length, encoded.was_cut, question, lengths)
 
     def score(self, prompts: Sequence[Prompt], normalisation: Normalisation) -> list[list[float]]:
         """Return each option's log-probability in nats."""

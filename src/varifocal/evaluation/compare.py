@@ -127,7 +127,11 @@ def compare_predictions(
     reworded = [id_ for id_ in ids if not _same_prompt(first.lines[id_], second.lines[id_])]
     out = {*other_gold, *(() if any_prompt else reworded)}
     pairs = [_pair(first.lines[id_], second.lines[id_]) for id_ in ids if id_ not in out]
-    notes = [*_absent(first, second, len(ids)), *_protocols(first, second)]
+    notes = [
+        *_absent(first, second, len(ids)),
+        *_not_asked(first, second),
+        *_protocols(first, second),
+    ]
     if other_gold:
         notes.append(f"{_items(len(other_gold))} left out: the files have other gold answers")
     if reworded:
@@ -205,6 +209,14 @@ def _absent(first: Predictions, second: Predictions, shared: int) -> Iterator[st
     for number, one in enumerate((first, second)):
         if alone := len(one.lines) - shared:
             yield f"{_items(alone)} that only the {('first', 'second')[number]} has: left out"
+
+
+def _not_asked(first: Predictions, second: Predictions) -> Iterator[str]:
+    """Say of how many items a file knows that they could not be asked."""
+    for number, one in enumerate((first, second)):
+        if one.left_out:
+            which = ("first", "second")[number]
+            yield f"{_items(one.left_out)} that the {which} could not be asked: left out"
 
 
 def _protocols(first: Predictions, second: Predictions) -> Iterator[str]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
+from varifocal.data.pictures import absent_pictures_allowed
 from varifocal.errors import DataError, nearest
 from varifocal.evaluation.benchmarks.row import Benchmark
 from varifocal.evaluation.items import Item
@@ -35,7 +36,8 @@ def load_items(
         DataError: a file is missing or broken; the text says what the folder has to hold.
     """
     try:
-        return list(islice(benchmark.load(folder, split), limit))
+        with absent_pictures_allowed():  # it is named, or not needed, where the item is asked
+            return list(islice(benchmark.load(folder, split), limit))
     except DataError as error:
         raise DataError(f"{benchmark.name}: {error}; {_needs(benchmark, str(folder))}") from error
     except FileNotFoundError as error:

@@ -62,12 +62,14 @@ class Predictions:
         file: where they stand.
         lines: id -> line, in the file's order.
         protocol: how the answers were made, as the score file says; empty without one.
+        left_out: items that could not be asked, as the score file says.
     """
 
     suite: str
     file: Path
     lines: Mapping[str, Line]
     protocol: Mapping[str, Any]
+    left_out: int = 0
 
 
 def find_predictions(place: Path) -> dict[str, Path]:
@@ -111,7 +113,10 @@ def read_predictions(file: Path) -> Predictions:
             raise DataError(f"{file}: line {number}: the id '{line.id}' stands there twice")
         lines[line.id] = line
     suite = file.name.removesuffix(ENDING)
-    return Predictions(suite, file, lines, _protocol(file.with_name(f"{suite}.json")))
+    page = _score_page(file.with_name(f"{suite}.json"))
+    left_out = page.get("items_left_out", 0)
+    counted = left_out if isinstance(left_out, int) else 0
+    return Predictions(suite, file, lines, _protocol(page), counted)
 
 
 def _line(row: Mapping[str, Any]) -> Line:
@@ -156,11 +161,16 @@ def _gold(gold: object, options: Sequence[str]) -> str:
     return str(gold)
 
 
-def _protocol(file: Path) -> dict[str, Any]:
-    """What the score file says of the making: our reports have a table, benchmarks a sentence."""
+def _score_page(file: Path) -> dict[str, Any]:
+    """Return a score file; nothing where there is none."""
     try:
         page = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    said = page.get("protocol", {}) if isinstance(page, dict) else {}
+    return page if isinstance(page, dict) else {}
+
+
+def _protocol(page: Mapping[str, Any]) -> dict[str, Any]:
+    """What the score file says of the making: our reports have a table, benchmarks a sentence."""
+    said = page.get("protocol", {})
     return dict(said) if isinstance(said, dict) else {"protocol": said}

@@ -14,18 +14,24 @@ import platform
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from varifocal.data.reading import OnBadRecord
 from varifocal.errors import DataError
+from varifocal.evaluation import baselines
 from varifocal.evaluation.answering import evaluation_mode
 from varifocal.evaluation.asking import Asker, Prompt, without_pictures
+from varifocal.evaluation.baselines import Baselines
 from varifocal.evaluation.benchmarks.row import Answered, Benchmark, Measure, Method
 from varifocal.evaluation.items import Answer, Item
 from varifocal.evaluation.ledger import Ledger
-from varifocal.evaluation.scoring import best_option
+from varifocal.evaluation.scoring import NORMALISATIONS, Normalisation, best_option, by_mean
 from varifocal.writing import write_json
+
+MOST_NAMED = 100
+"""Items left out that a score file names; all are counted."""
 
 _RECORDED = ("varifocal", "torch", "transformers", "peft", "tokenizers", "pillow")
 
@@ -70,6 +76,8 @@ class Way:
         split: None takes the one that is reported.
         limit: only the first items; None for all.
         batch_size: questions of a forward pass; it does not change what is answered.
+        on_bad_record: an item that cannot be asked, as one whose picture is missing: stop, or leave
+            it out and count it.
     """
 
     method: Method | None = None
@@ -77,6 +85,7 @@ class Way:
     split: str | None = None
     limit: int | None = None
     batch_size: int = 8
+    on_bad_record: OnBadRecord = "fail"
 
     def stem(self, benchmark: Benchmark) -> str:
         """Name the files of the scores: everything that is not the benchmark's own is in it."""
@@ -99,6 +108,10 @@ class Result:
         file: where the scores stand.
         kept: how many answers an earlier call had left.
         num_cut: prompts that were shortened to fit into the model's window.
+        left_out: one sentence for each item that could not be asked; the measures are without it.
+        baselines: what blind rules would score, in the unit of the main measure.
+        by_normalisation: the main measure by the sum over a choice's tokens and by their mean;
+            empty where answers are written.
     """
 
     name: str
@@ -108,6 +121,9 @@ class Result:
     file: Path
     kept: int
     num_cut: int
+    left_out: Sequence[str] = ()
+    baselines: Baselines = field(default_factory=Baselines)
+    by_normalisation: Mapping[Normalisation, float] = field(default_factory=dict)
 
 
 def run(
@@ -119,6 +135,7 @@ def run(
     way: Way | None = None,
     about: About | None = None,
     progress: Tell | None = None,
+    left_out: Sequence[str] = (),
 ) -> Result:
     """Ask what is not answered yet, and score everything.
 
@@ -130,16 +147,22 @@ def run(
         way: how it is asked; the benchmark's own way by default.
         about: who is asked.
         progress: told of every batch, with the time that is left.
+        left_out: sentences on records of which no item could be made; they are counted as well.
 
     Raises:
-        DataError: there are no items, two have one id, or one cannot be asked.
+        DataError: there are no items, two have one id, or one cannot be asked and `way` does not
+            say that such ones are left out.
         RunError: the predictions cannot be written, or another call writes them.
     """
     way, about, items = way or Way(), about or About(), list(items)
     name = way.stem(benchmark)
     _check(benchmark, items)
     session = _Session(benchmark, asker, way, progress or _silent)
-    prompts = session.prepare(items)
+    prompts, not_asked = session.prepare(items)
+    left_out = [*left_out, *not_asked]
+    items = [item for item in items if item.id in prompts]
+    if not items:
+        raise DataError(f"{name}: all {len(left_out):,} items are left out; {left_out[0]}")
     ledger = Ledger(directory / f"{name}.predictions.jsonl", _identity(benchmark, way, about))
     file = directory / f"{name}.json"
     with ledger.alone():
@@ -151,10 +174,21 @@ def run(
                 write(_line(benchmark, item, prompts[item.id], answer))
         answered = [(item, _read(benchmark, item, answers[item.id])) for item in items]
         ledger.finish([_line(benchmark, item, prompts[item.id], one) for item, one in answered])
-        measures = benchmark.measure(answered)
-        write_json(file, _page(benchmark, way, about, measures, answered, prompts))
-    cut = sum(prompt.was_cut for prompt in prompts.values())
-    return Result(name, benchmark, measures, answered, file, kept, cut)
+        cut = sum(prompt.was_cut for prompt in prompts.values())
+        result = Result(
+            name,
+            benchmark,
+            benchmark.measure(answered),
+            answered,
+            file,
+            kept,
+            cut,
+            left_out,
+            _baselines(benchmark, items),
+            _by_normalisation(benchmark, answered, prompts),
+        )
+        write_json(file, _page(result, way, about, prompts))
+    return result
 
 
 def batches(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
@@ -191,16 +225,28 @@ class _Session:
         self._name = way.stem(benchmark)
         self._by_likelihood = (way.method or benchmark.method) == "likelihood"
 
-    def prepare(self, items: Sequence[Item]) -> dict[str, Prompt]:
-        """Write every prompt, by the item's id."""
+    def prepare(self, items: Sequence[Item]) -> tuple[dict[str, Prompt], list[str]]:
+        """Write every prompt, by the item's id; and a sentence for each item that is left out."""
         prompts: dict[str, Prompt] = {}
-        for item in items:
-            asked = without_pictures(item.asked) if self._way.blind else item.asked
-            if self._by_likelihood and not asked.choices:
-                raise DataError(f"{asked.name}: no choices; their likelihood cannot be compared")
-            prompts[item.id] = self._asker.prepare(asked, with_options=self._by_likelihood)
-            self._tell(f"{self._name}: prompts", len(prompts), len(items))
-        return prompts
+        left_out: list[str] = []
+        for number, item in enumerate(items, start=1):
+            try:
+                prompts[item.id] = self._prepare(item)
+            except DataError as error:
+                if self._way.on_bad_record == "fail":
+                    raise DataError(f"{self._name}, item '{item.id}': {error}; {_MEND}") from error
+                left_out.append(f"item '{item.id}': {error}")
+            self._tell(f"{self._name}: prompts", number, len(items))
+        return prompts, left_out
+
+    def _prepare(self, item: Item) -> Prompt:
+        """Write a prompt; its pictures are decoded, so that a damaged one is found here."""
+        asked = without_pictures(item.asked) if self._way.blind else item.asked
+        if self._by_likelihood and not asked.choices:
+            raise DataError(f"{asked.name}: no choices; their likelihood cannot be compared")
+        for image in asked.images:
+            image.open()
+        return self._asker.prepare(asked, with_options=self._by_likelihood)
 
     def ask(
         self,
@@ -233,6 +279,61 @@ class _Session:
             yield item, _read(benchmark, item, answer)
 
 
+_MEND = (
+    "fix it, or leave such items out of the score with --on-bad-record skip (--blind needs no "
+    "pictures)"
+)
+
+
+def _baselines(benchmark: Benchmark, items: Sequence[Item]) -> Baselines:
+    """Score blind rules by the benchmark's main measure."""
+    gold = [(item.example.choices, item.example.answer_index) for item in items]
+    known = [(choices, right) for choices, right in gold if right is not None and choices]
+    if len(known) == len(items):
+        return baselines.of_choices(known)
+    return baselines.of_open(
+        items,
+        lambda text, item: Answer(item.id, text=text, parsed=benchmark.parse(text, item)),
+        benchmark.credit,
+        lambda answered: _main_of(benchmark, answered),
+    )
+
+
+def _main_of(benchmark: Benchmark, answered: Sequence[Answered]) -> float:
+    return next(one.value for one in benchmark.measure(answered) if one.name == benchmark.main)
+
+
+def _by_normalisation(
+    benchmark: Benchmark, answered: Sequence[Answered], prompts: Mapping[str, Prompt]
+) -> dict[Normalisation, float]:
+    """Return the main measure by sums and by means, where the scores tell both."""
+    if any(answer.choice is None for _, answer in answered):
+        return {}
+    own, found = benchmark.normalisation, {}
+    for one in NORMALISATIONS:
+        again = [
+            (item, _chosen(item, _as(own, one, answer.scores, prompts[item.id].option_lengths)))
+            for item, answer in answered
+        ]
+        found[one] = _main_of(benchmark, again)
+    return found
+
+
+def _as(
+    own: Normalisation, wanted: Normalisation, scores: Sequence[float], lengths: Sequence[int]
+) -> Sequence[float]:
+    if own == wanted:
+        return scores
+    if wanted == "mean":
+        return by_mean(scores, lengths)
+    return [score * length for score, length in zip(scores, lengths, strict=True)]
+
+
+def _chosen(item: Item, scores: Sequence[float]) -> Answer:
+    choice = best_option(scores)
+    return Answer(item.id, choice=choice, parsed=item.example.choices[choice], scores=tuple(scores))
+
+
 def _span(seconds: float) -> str:
     """Write a time for a person.
 
@@ -247,9 +348,7 @@ def _span(seconds: float) -> str:
 def _read(benchmark: Benchmark, item: Item, answer: Answer) -> Answer:
     """Say what an answer names; a kept one is read anew, by the parser as it is now."""
     if answer.text is None:
-        choice = best_option(answer.scores)
-        named = item.example.choices[choice]
-        return Answer(item.id, choice=choice, parsed=named, scores=answer.scores)
+        return _chosen(item, answer.scores)
     return Answer(item.id, text=answer.text, parsed=benchmark.parse(answer.text, item))
 
 
@@ -283,25 +382,23 @@ def _identity(benchmark: Benchmark, way: Way, about: About) -> str:
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _page(
-    benchmark: Benchmark,
-    way: Way,
-    about: About,
-    measures: Sequence[Measure],
-    answered: Sequence[Answered],
-    prompts: Mapping[str, Prompt],
-) -> dict[str, Any]:
+def _page(result: Result, way: Way, about: About, prompts: Mapping[str, Prompt]) -> dict[str, Any]:
     """Return what `NAME.json` holds."""
+    benchmark, answered = result.benchmark, result.answered
     versions = {"python": platform.python_version()}
     versions |= {name: importlib.metadata.version(name) for name in _RECORDED}
     shas = "".join(prompts[item.id].sha + repr(item.references) for item, _ in answered)
     return {
         "benchmark": benchmark.name,
         "main": benchmark.main,
-        "measures": [asdict(measure) for measure in measures],
+        "measures": [asdict(measure) for measure in result.measures],
+        "baselines": asdict(result.baselines),
+        "by_normalisation": dict(result.by_normalisation),
         "items": len(answered),
+        "items_left_out": len(result.left_out),
+        "left_out": list(result.left_out[:MOST_NAMED]),
         "unparsed": sum(answer.parsed is None for _, answer in answered),
-        "shortened_prompts": sum(prompt.was_cut for prompt in prompts.values()),
+        "shortened_prompts": result.num_cut,
         "method": way.method or benchmark.method,
         "blind": way.blind,
         "split": way.split,

@@ -19,12 +19,14 @@ from varifocal.data.encode import Encoder
 from varifocal.data.example import Example, Message
 from varifocal.errors import DataError
 from varifocal.evaluation.answering import evaluation_mode, greedy_answers, parse_answer
+from varifocal.evaluation.baselines import of_choices
 from varifocal.evaluation.scoring import (
     ImageLoader,
     Normalisation,
     Progress,
     Question,
     best_option,
+    by_mean,
     score_options,
 )
 from varifocal.evaluation.statistics import wilson
@@ -34,6 +36,8 @@ from varifocal.writing import write_json, write_text
 Method = Literal["likelihood", "generate"]
 
 AVERAGE = "average"
+MOST_NAMED = 100
+"""Records left out that a score file names; all are counted."""
 
 _SUBJECTS = {"NAT": "natural science", "SOC": "social science", "LAN": "language science"}
 _GRADES = {"G1-6": range(1, 7), "G7-12": range(7, 13)}
@@ -52,8 +56,9 @@ class Prediction:
         gold: index of the right option.
         prediction: index of the option answered; None when the text names none.
         correct: whether they agree.
-        scores: [options] log-probabilities in nats, by likelihood.
+        scores: [options] log-probabilities in nats, sums over tokens, by likelihood.
         text: what the model wrote, when it wrote.
+        num_tokens: [options] of each option, end of turn included, by likelihood.
     """
 
     id: str
@@ -65,6 +70,7 @@ class Prediction:
     correct: bool
     scores: tuple[float, ...] | None = None
     text: str | None = None
+    num_tokens: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,10 @@ class Score:
         accuracy: percent; None when there are no questions.
         low, high: 95 % Wilson interval, percent.
         chance: percent right when every option is as likely as the others.
+        majority, longest: percent right of `baselines.Baselines`' blind rules.
+        majority_answer: what the first of them says.
+        by_sum, by_mean: percent right by the sum over an option's tokens, and by their mean; None
+            where answers are written.
     """
 
     count: int
@@ -87,6 +97,11 @@ class Score:
     low: float | None
     high: float | None
     chance: float | None
+    majority: float | None = None
+    majority_answer: str = ""
+    longest: float | None = None
+    by_sum: float | None = None
+    by_mean: float | None = None
 
 
 @dataclass(frozen=True)
@@ -98,17 +113,26 @@ class Report:
         protocol: method, normalisation and so on, as said in the JSON.
         columns: column name -> score, in `COLUMNS`' order.
         predictions: in the order of the examples.
+        left_out: one sentence for each record that could not be asked; the scores are without it.
     """
 
     suite: str
     protocol: Mapping[str, Any]
     columns: Mapping[str, Score]
     predictions: Sequence[Prediction]
+    left_out: Sequence[str] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return what `eval/SUITE.json` holds."""
         columns = {name: asdict(score) for name, score in self.columns.items()}
-        return {"suite": self.suite, "protocol": dict(self.protocol), "columns": columns}
+        return {
+            "suite": self.suite,
+            "protocol": dict(self.protocol),
+            "columns": columns,
+            "items": len(self.predictions),
+            "items_left_out": len(self.left_out),
+            "left_out": list(self.left_out[:MOST_NAMED]),
+        }
 
     def write(self, directory: Path) -> tuple[Path, Path]:
         """Write `SUITE.json` and `SUITE.predictions.jsonl`, each whole or not at all.
@@ -165,10 +189,32 @@ def _score(predictions: Sequence[Prediction]) -> Score:
     if not count:
         return Score(0, 0, 0, None, None, None, None)
     low, high = wilson(correct, count)
-    chance = sum(1 / len(one.options) for one in predictions) / count
+    blind = of_choices([(one.options, one.gold) for one in predictions])
     return Score(
-        count, correct, unparsed, 100 * correct / count, 100 * low, 100 * high, 100 * chance
+        count,
+        correct,
+        unparsed,
+        100 * correct / count,
+        100 * low,
+        100 * high,
+        blind.chance,
+        blind.majority,
+        blind.majority_answer,
+        blind.longest,
+        _accuracy_by(predictions, "sum"),
+        _accuracy_by(predictions, "mean"),
     )
+
+
+def _accuracy_by(predictions: Sequence[Prediction], wanted: Normalisation) -> float | None:
+    """Return the percent right by sums or by means, whichever the predictions were chosen by."""
+    right = 0
+    for one in predictions:
+        if one.scores is None or one.num_tokens is None:
+            return None
+        scores = one.scores if wanted == "sum" else by_mean(one.scores, one.num_tokens)
+        right += best_option(scores) == one.gold
+    return 100 * right / len(predictions)
 
 
 def evaluate(
@@ -184,6 +230,7 @@ def evaluate(
     max_new_tokens: int = 64,
     suite: str = "scienceqa",
     progress: Progress | None = None,
+    left_out: Sequence[str] = (),
 ) -> Report:
     """Ask every question and score the answers.
 
@@ -201,6 +248,7 @@ def evaluate(
         max_new_tokens: of a written answer.
         suite: the report's name in the run directory.
         progress: called with (questions done, questions in all).
+        left_out: sentences on records that `examples` are without, for the report.
 
     Raises:
         DataError: there are no questions, or one has no choices or no gold answer.
@@ -213,10 +261,9 @@ def evaluate(
     with evaluation_mode(model):
         if method == "likelihood":
             protocol["normalisation"] = normalisation
-            scores = score_options(
-                model, questions, load_images, normalisation=normalisation, **batching
-            )
-            answers = [_Answer(best_option(of_one), scores=tuple(of_one)) for of_one in scores]
+            sums = score_options(model, questions, load_images, normalisation="sum", **batching)
+            lengths = [tuple(map(len, question.option_ids)) for question in questions]
+            answers = [_choose(*pair, normalisation) for pair in zip(sums, lengths, strict=True)]
         else:
             protocol["max_new_tokens"] = max_new_tokens
             batching["max_new_tokens"] = max_new_tokens
@@ -226,7 +273,7 @@ def evaluate(
                 for text, example in zip(texts, examples, strict=True)
             ]
     predictions = [_predict(*pair) for pair in zip(examples, answers, strict=True)]
-    return Report(suite, protocol, tabulate(predictions), predictions)
+    return Report(suite, protocol, tabulate(predictions), predictions, left_out)
 
 
 def ask(encoder: Encoder, example: Example, *, blind: bool = False) -> Question:
@@ -275,6 +322,15 @@ class _Answer:
     index: int | None
     scores: tuple[float, ...] | None = None
     text: str | None = None
+    num_tokens: tuple[int, ...] | None = None
+
+
+def _choose(
+    sums: Sequence[float], lengths: tuple[int, ...], normalisation: Normalisation
+) -> _Answer:
+    """Take the likeliest option by sums or means."""
+    scores = sums if normalisation == "sum" else by_mean(sums, lengths)
+    return _Answer(best_option(scores), scores=tuple(sums), num_tokens=lengths)
 
 
 def _predict(example: Example, answer: _Answer) -> Prediction:
@@ -292,4 +348,5 @@ def _predict(example: Example, answer: _Answer) -> Prediction:
         correct=answer.index == gold,
         scores=answer.scores,
         text=answer.text,
+        num_tokens=answer.num_tokens,
     )

@@ -10,6 +10,7 @@ Letters: B rows, T tokens of the longest row, L logits kept, V vocabulary.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,9 +20,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from varifocal.errors import ModelError
 from varifocal.models.decoding import reads_marks
 
 Normalisation = Literal["sum", "mean"]
+NORMALISATIONS: tuple[Normalisation, ...] = ("sum", "mean")
 ImageLoader = Callable[[Sequence[Any]], Mapping[str, Tensor]]
 Progress = Callable[[int, int], None]
 Ids = npt.NDArray[np.int32]
@@ -211,8 +214,26 @@ def rate_options(
 
 
 def best_option(scores: Sequence[float]) -> int:
-    """Return the index of the highest score, the first of equals."""
+    """Return the index of the highest score, the first of equals.
+
+    Raises:
+        ModelError: a score is no number, so that none is the highest.
+    """
+    if any(math.isnan(score) for score in scores):
+        raise ModelError(
+            f"the model gives log-probabilities that are no numbers ({list(scores)}): its weights "
+            "are damaged, or its number format overflows; try float32"
+        )
     return max(range(len(scores)), key=lambda index: scores[index])
+
+
+def by_mean(scores: Sequence[float], lengths: Sequence[int]) -> list[float]:
+    """Return the mean log-probability of a token of each option, of sums over its tokens.
+
+    >>> by_mean([-4.0, -6.0], [2, 6])
+    [-2.0, -1.0]
+    """
+    return [score / length for score, length in zip(scores, lengths, strict=True)]
 
 
 def batch_by_length(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:

@@ -12,10 +12,14 @@ from typing import Literal
 from varifocal.assemble import Assembly
 from varifocal.data.example import Example
 from varifocal.data.formats import check_images, load_source
-from varifocal.errors import DataError, RecipeError
-from varifocal.evaluation.asking import Asker
+from varifocal.data.metric import Gold, choose_metric, gold_answers
+from varifocal.data.pictures import absent_pictures_allowed
+from varifocal.data.reading import Examples, OnBadRecord, gather
+from varifocal.errors import AnswerError, DataError, RecipeError
+from varifocal.evaluation.asking import Asker, EncodedAsker
 from varifocal.evaluation.benchmarks.row import Benchmark
 from varifocal.evaluation.items import Item
+from varifocal.evaluation.open_answers import benchmark_of, items_of, with_own_ids
 from varifocal.evaluation.running import About, Result, Tell, Way, run
 from varifocal.evaluation.scienceqa import Method, Report, evaluate
 from varifocal.locking import alone
@@ -35,12 +39,13 @@ class Scored:
     """A suite's result.
 
     Attributes:
-        report: its scores and predictions.
+        report: its scores and predictions: a `Report` of multiple-choice questions, a `Result` of
+            questions that are answered in words.
         file: where the scores stand.
         skipped: one sentence for each record that was left out.
     """
 
-    report: Report
+    report: Report | Result
     file: Path
     skipped: Sequence[str]
 
@@ -54,8 +59,11 @@ def score_sources(
     score: ScoreBy | None = None,
     blind: bool | None = False,
     progress: Callable[[str, int, int], None] | None = None,
+    on_bad_record: OnBadRecord | None = None,
 ) -> Iterator[Scored]:
     """Score a model on sources, and write each report as soon as it is there.
+
+    Multiple-choice questions are scored by ScienceQA's protocol, others by their source's `metric`.
 
     Args:
         recipe: its `evaluation` section says how; its `data.evaluate`, on what.
@@ -65,38 +73,105 @@ def score_sources(
         score: another method than the recipe's.
         blind: leave the pictures out of the prompts; None does where the model has no eyes.
         progress: called with (suite, questions done, questions in all).
+        on_bad_record: another rule than the recipe's for records that cannot be asked.
 
     Raises:
         RecipeError: there is no source, or two would write the same files.
-        DataError: a source cannot be read, has no multiple-choice questions, or has pictures and
-            the model no eyes.
+        DataError: a source cannot be read, its metric does not fit its questions, or it has
+            pictures and the model no eyes.
         RunError: another process scores the same suite, or the directory cannot be written.
     """
     chosen = recipe.data.evaluate if sources is None else sources
     if not chosen:
         raise RecipeError("data.evaluate names no source; there is nothing to score on")
     _check_names(chosen)
-    on_bad_record = recipe.data.on_bad_record
+    on_bad_record = on_bad_record or recipe.data.on_bad_record
     for source in chosen:
-        examples = check_images(load_source(source, on_bad_record=on_bad_record), on_bad_record)
-        left_out = _leaves_pictures_out(source, examples, parts, blind)
+        examples, is_blind = _questions(source, parts, blind, on_bad_record)
+        asked = "likelihood" if score == "options" else source.metric
+        metric = choose_metric(asked, Gold.of(examples), source.place)
+        suite = suite_name(source, "likelihood")
+        if metric != "likelihood":
+            way = Way(blind=is_blind, batch_size=recipe.evaluation.batch_size)
+            benchmark = benchmark_of(metric, suite, source.place, recipe.evaluation.max_new_tokens)
+            yield _score_open(recipe, parts, directory, benchmark, examples, way, progress)
+            continue
         for method in _METHODS[score or recipe.evaluation.score]:
-            suite = suite_name(source, method, blind=left_out)
+            suite = suite_name(source, method, blind=is_blind)
             with alone(directory, suite):  # which also shows at once whether it can be written
                 report = evaluate(
                     parts.model,
                     parts.encoder,
-                    examples,
+                    with_own_ids(examples),
                     parts.load_images,
                     method=method,
-                    blind=left_out,
+                    blind=is_blind,
                     token_budget=recipe.evaluation.batch_size * recipe.data.max_length,
                     max_new_tokens=recipe.evaluation.max_new_tokens,
                     suite=suite,
                     progress=partial(progress, suite) if progress else None,
+                    left_out=examples.skipped,
                 )
                 scores, _ = report.write(directory)
             yield Scored(report, scores, examples.skipped)
+
+
+def _questions(
+    source: SourceSection, parts: Assembly, blind: bool | None, on_bad_record: OnBadRecord
+) -> tuple[Examples, bool]:
+    """Read a source's questions; and whether they are asked without their pictures.
+
+    Then no picture is looked for, and a missing one is nothing bad. Otherwise each is decoded.
+    """
+    needs_none = blind is True or (blind is None and parts.load_images is None)
+    with absent_pictures_allowed(needs_none):
+        found = load_source(source, on_bad_record=on_bad_record)
+    is_blind = _leaves_pictures_out(source, found, parts, blind)
+    answered = gather(found, _with_answer, on_bad_record)
+    examples = Examples(answered, [*found.skipped, *answered.skipped])
+    if not is_blind:
+        examples = check_images(examples, on_bad_record)
+    if not examples:
+        first = f"; {examples.skipped[0]}" if examples.skipped else ""
+        raise DataError(
+            f"'{source.place}': all {len(examples.skipped):,} records are left out{first}"
+        )
+    return examples, is_blind
+
+
+def _with_answer(example: Example) -> Example:
+    if not gold_answers(example):
+        raise AnswerError(f"{example.name}: no gold answer to compare with")
+    return example
+
+
+def _score_open(
+    recipe: Recipe,
+    parts: Assembly,
+    directory: Path,
+    benchmark: Benchmark,
+    examples: Examples,
+    way: Way,
+    progress: Callable[[str, int, int], None] | None,
+) -> Scored:
+    """Score questions that are answered in words."""
+
+    def tell(stage: str, done: int, total: int, note: str = "") -> None:
+        if progress is not None:
+            progress(stage, done, total)
+
+    about = About(model=recipe.name or "", seed=recipe.seed, dtype=recipe.model.dtype)
+    result = run(
+        benchmark,
+        items_of(examples),
+        EncodedAsker(parts),
+        directory,
+        way=way,
+        about=about,
+        progress=tell,
+        left_out=examples.skipped,
+    )
+    return Scored(result, result.file, examples.skipped)
 
 
 def _leaves_pictures_out(

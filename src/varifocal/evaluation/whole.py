@@ -75,7 +75,8 @@ class WholeAsker:
             raise DataError(f"{example.name}: {error}") from error
         arrays = [ids.int().numpy(), *(torch.tensor(one).int().numpy() for one in options)]
         length = len(ids) + sum(map(len, options))
-        return Prompt(key_of(arrays, example.images, example), length, False, question)
+        key = key_of(arrays, example.images, example)
+        return Prompt(key, length, False, question, tuple(map(len, options)))
 
     @torch.inference_mode()
     def score(self, prompts: Sequence[Prompt], normalisation: Normalisation) -> list[list[float]]:

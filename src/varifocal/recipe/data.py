@@ -22,6 +22,7 @@ FormatName = Literal[
     "table",
     "captions",
 ]
+MetricName = Literal["exact", "vqa", "anls", "contains", "likelihood"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -51,6 +52,9 @@ class SourceSection(Section):
     answer_is: Literal["auto", "index", "index_from_1", "value", "letter"] = "auto"
     """What a gold answer beside choices is; `auto`: a choice's text or letter, and an integer is an
     index from 0, or beside numbers the equal one."""
+    metric: MetricName | None = None
+    """`data.evaluate`: how answers are scored. By default `likelihood` where all questions have
+    choices, `vqa` where each has the answers of three annotators or more, else `exact`."""
     instructions: Literal["plain", "varied"] = "plain"
     """`varied`: word each question by a template drawn by seed, as MLAN does."""
     skills: Words | None = None
@@ -131,6 +135,15 @@ class DataSection(Section):
     """Encode while training instead of before it; by default from 20,000 examples on."""
     num_workers: Annotated[int, Field(ge=0)] = 0
     """Processes that prepare data beside the training process."""
+
+    @model_validator(mode="after")
+    def _metric_is_of_a_score(self) -> "DataSection":
+        for key in ("train", "captions"):
+            for number, source in enumerate(getattr(self, key)):
+                if source.metric is not None:
+                    text = "says how data.evaluate is scored; leave it out here"
+                    raise WrongKeyError(f"{key}[{number}].metric", text)
+        return self
 
     @model_validator(mode="after")
     def _row_holds_example(self) -> "DataSection":

@@ -118,8 +118,26 @@ def test_questions_that_are_trained_and_scored_overlap(section, encoder):
 
 
 def test_a_question_without_gold_answer_cannot_be_scored(section, encoder):
-    report = check(section(GOOD, [talk("Open?", "Yes.")]), encoder)
+    silent = {"conversations": talk("Open?", "")["conversations"][:1]}
+    report = check(section(GOOD, [silent, talk("Open?", "Yes.")]), encoder)
     assert found(report) == [("no_answer", "evaluate", 0)]
+
+
+def test_a_question_that_is_answered_in_words_can_be_scored(section, encoder):
+    report = check(
+        section(GOOD, [talk("Open?", "Yes."), talk("<image>?", "Red.", "red.png")]), encoder
+    )
+    assert found(report) == []
+    assert report.verdict.is_usable
+
+
+def test_questions_with_and_without_choices_in_one_source_are_refused_as_scoring_would(
+    section, encoder
+):
+    mixed = [choice("Is it?"), {"question": "Which?", "answer": "red"}]
+    report = check(section(GOOD, mixed), encoder)
+    assert not report.verdict.is_usable
+    assert "1 of 2 questions have choices and 1 have none" in report.verdict.sentence
 
 
 def test_all_findings_are_counted_and_written_but_few_are_held(section, encoder, tmp_path):

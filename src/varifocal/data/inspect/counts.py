@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from varifocal.data.inspect.findings import Finding, Findings, Side
 from varifocal.data.inspect.look import Look
+from varifocal.data.metric import Gold
 
 
 def _numbers() -> array[int]:
@@ -42,6 +43,7 @@ class SourceCounts:
         num_shortened: records whose oldest turns are left out.
         num_left_out: records over the limit that give no sample.
         content, question, id: digests of each record (see `Look`).
+        gold: what its usable questions are compared with when they are scored.
         notes: what is not read of the source, and what was found out about its file.
     """
 
@@ -62,6 +64,7 @@ class SourceCounts:
     content: array[int] = field(default_factory=_digests)
     question: array[int] = field(default_factory=_digests)
     id: array[int] = field(default_factory=_digests)
+    gold: Gold = field(default_factory=Gold)
     notes: list[str] = field(default_factory=list)
     _codes: dict[str, int] = field(default_factory=dict)
 
@@ -87,6 +90,7 @@ class SourceCounts:
     def _count(self, look: Look) -> None:
         self.tasks[look.task] += 1
         self.usable[look.modality] += 1
+        self.gold.add(look.has_choices, look.num_answers)
         self.image_tokens[look.num_image_tokens] += 1
         self.num_cut += look.was_cut
         self.num_shortened += look.lost_turns

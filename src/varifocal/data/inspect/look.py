@@ -12,8 +12,9 @@ from typing import Protocol
 
 from varifocal.data.encode import Encoder, TooLongError
 from varifocal.data.encoded import Encoded
-from varifocal.data.example import Example, Image
+from varifocal.data.example import Example, Image, Message
 from varifocal.data.inspect.findings import STOPPING, Kind, Side
+from varifocal.data.metric import gold_answers
 from varifocal.errors import AnswerError, DataError, PictureError, PlaceholderError
 
 _PICTURES_REMEMBERED = 4096
@@ -45,6 +46,8 @@ class Look:
         content: 64-bit digest of question, pictures and answer; 0 if it cannot be read.
         question: 64-bit digest of question and pictures.
         id: 64-bit digest of its id; 0 if it has none.
+        has_choices: whether it is a multiple-choice question.
+        num_answers: right answers that it is compared with when it is scored.
         findings: kinds and sentences.
     """
 
@@ -59,6 +62,8 @@ class Look:
     content: int = 0
     question: int = 0
     id: int = 0
+    has_choices: bool = False
+    num_answers: int = 0
     findings: tuple[tuple[Kind, str], ...] = ()
 
     @property
@@ -110,6 +115,8 @@ class Looker:
             question=question,
             content=digest(str(question), _answer(example)),
             id=0 if _PLACE.fullmatch(example.id) else digest(example.id),
+            has_choices=example.answer_index is not None,
+            num_answers=len(gold_answers(example)),
         )
         if self.encoder.image_token is None and example.images:
             findings.append(("no_eyes", f"{example.name} has a picture, the model no vision tower"))
@@ -138,7 +145,7 @@ class Looker:
 
     def _lacks_answer(self, example: Example) -> str:
         if self.side == "evaluate":
-            known = example.answer_index is not None
+            known = gold_answers(example)
             return "" if known else f"{example.name}: no gold answer to compare with"
         for message in example.messages:
             if message.role == "assistant" and not message.text.strip():
@@ -175,9 +182,16 @@ class Looker:
         return seen, [*told, ("too_long", f"{said}: shortened to {kept:,}")]
 
     def _encode(self, encoder: Encoder, example: Example) -> tuple[Encoded, int]:
-        """Encode as the run does; the length is that of the longest option's answer."""
+        """Encode as the run does; the length is that of the longest option's answer.
+
+        A question that is answered in words is its prompt alone: the model writes the answer.
+        """
         if self.side != "evaluate":
             encoded = encoder.encode(example)
+            return encoded, len(encoded)
+        if example.answer_index is None:
+            asked = replace(example, messages=_without_answer(example))
+            encoded = encoder.encode(asked, with_answer=False)
             return encoded, len(encoded)
         prompt, options = encoder.encode_options(example)
         return prompt, len(prompt) + max(map(len, options))
@@ -218,6 +232,11 @@ def _told(encoded: Encoded, example: Example) -> list[tuple[Kind, str]]:
         keys = ", ".join(f"'{key}'" for key in example.unread_keys)
         told.append(("unread_keys", f"{example.name}: nothing is made of {keys} in its turns"))
     return told
+
+
+def _without_answer(example: Example) -> tuple[Message, ...]:
+    messages = example.messages
+    return messages[:-1] if messages[-1].role == "assistant" else messages
 
 
 def _trained(encoded: Encoded) -> int:

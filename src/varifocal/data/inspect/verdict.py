@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from varifocal.data.inspect.counts import SourceCounts
 from varifocal.data.inspect.findings import STOPPING, Findings
+from varifocal.data.metric import choose_metric
+from varifocal.errors import DataError
 from varifocal.recipe import DataSection
 
 
@@ -32,6 +34,7 @@ def judge(data: DataSection, all_counts: Sequence[SourceCounts], findings: Findi
         _too_long(data, all_counts),
         _no_room(data, all_counts),
         _too_long_to_score(data, all_counts),
+        _no_metric(data, all_counts),
         _nothing_left(all_counts),
     )
     if reason := next(filter(None, reasons), ""):
@@ -83,6 +86,19 @@ def _too_long_to_score(data: DataSection, all_counts: Sequence[SourceCounts]) ->
         f"{_records(over)} to score on take more than data.max_length {data.max_length} tokens, "
         f"and a question may not be left out of a score; set data.max_length to {longest}{mend}"
     )
+
+
+def _no_metric(data: DataSection, all_counts: Sequence[SourceCounts]) -> str:
+    """Say which source of questions cannot be scored, and why, as the scoring itself would."""
+    scored = [one for one in all_counts if one.side == "evaluate"]
+    for section, counts in zip(data.evaluate, scored, strict=True):
+        if not counts.num_usable:
+            return f"no record of '{section.place}' can be scored; look at what is listed above"
+        try:
+            choose_metric(section.metric, counts.gold, section.place)
+        except DataError as error:
+            return str(error)
+    return ""
 
 
 def _nothing_left(all_counts: Sequence[SourceCounts]) -> str:

@@ -14,12 +14,12 @@ import numpy.typing as npt
 import PIL.Image
 
 from varifocal.data.example import Image
-from varifocal.data.pictures import find_picture
 from varifocal.errors import DataError
 from varifocal.evaluation.benchmarks.files import (
     ask,
     first_file,
     index_of,
+    picture_of,
     read_table,
     value_of,
 )
@@ -162,7 +162,7 @@ def _from_table(folder: Path, split: str, needed: str, columns: Sequence[str]) -
     for record in read_table(folder, (split,), needed):
         row, where = record.row, record.where
         keys = [next((key for key in names.split("|") if key in row), names) for names in columns]
-        image = find_picture(value_of(row, keys[0], where), folder, where)
+        image = picture_of(row, keys[0], folder, where)
         yield record.place, image, index_of(value_of(row, keys[1], where), 10**6, where, keys[1])
 
 

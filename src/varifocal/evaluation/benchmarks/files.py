@@ -9,6 +9,7 @@ from typing import Any
 
 from varifocal.data.example import Example, Image, Question
 from varifocal.data.parsing import short
+from varifocal.data.pictures import absent, find_picture
 from varifocal.data.questions import user_turn
 from varifocal.data.raw_rows import Record, StreamedRecords
 from varifocal.data.records import open_records, read_in_order
@@ -155,7 +156,7 @@ def find_image(folders: Sequence[Path], name: str, where: str) -> Image:
     """Find a picture by name, with or without its ending, in the first folder that has it.
 
     Raises:
-        PictureError: there is none.
+        PictureError: there is none, and no `absent_pictures_allowed` is around the call.
     """
     for folder in folders:
         for ending in ("", *_PICTURE_ENDINGS):
@@ -163,7 +164,19 @@ def find_image(folders: Sequence[Path], name: str, where: str) -> Image:
             if path.is_file():
                 return Image(path)
     looked = ", ".join(f"'{folder}'" for folder in folders)
-    raise PictureError(f"{where}: no picture '{name}' in {looked}")
+    return absent(PictureError(f"{where}: no picture '{name}' in {looked}"))
+
+
+def picture_of(row: Mapping[str, Any], key: str, folder: Path, where: str) -> Image:
+    """Return the picture in a row; see `find_picture`.
+
+    Raises:
+        DataError: there is no such column.
+        PictureError: the cell holds none, and no `absent_pictures_allowed` is around the call.
+    """
+    if key in row and row[key] is None:
+        return absent(PictureError(f"{where}: '{key}' is empty; it should hold a picture"))
+    return find_picture(value_of(row, key, where), folder, where)
 
 
 def ask(

@@ -9,10 +9,15 @@ from pathlib import Path
 import numpy as np
 
 from varifocal.data.example import Image
-from varifocal.data.pictures import find_picture
 from varifocal.data.reading import read_text
 from varifocal.errors import DataError, nearest
-from varifocal.evaluation.benchmarks.files import ask, find_image, read_table, text_of, value_of
+from varifocal.evaluation.benchmarks.files import (
+    ask,
+    find_image,
+    picture_of,
+    read_table,
+    text_of,
+)
 from varifocal.evaluation.benchmarks.row import Answered, Benchmark, Measure, accuracy, exact
 from varifocal.evaluation.items import Item
 from varifocal.evaluation.metrics.mme import COGNITION, PERCEPTION, SUBTASKS, pair_up
@@ -46,7 +51,7 @@ def load_mme(folder: Path, split: str | None) -> Iterator[Item]:
         row, where = record.row, record.where
         subtask, name = text_of(row, "category", where), text_of(row, "question_id", where)
         if subtask in wanted:
-            image = find_picture(value_of(row, "image", where), folder, where)
+            image = picture_of(row, "image", folder, where)
             asked, gold = text_of(row, "question", where), text_of(row, "answer", where)
             group = f"{subtask}/{Path(name).stem}"
             yield _item(f"{name} {record.place}", where, asked, gold, image, subtask, group)

@@ -20,6 +20,7 @@ from varifocal.evaluation.benchmarks.files import (
     first_file,
     index_of,
     letter_index,
+    picture_of,
     read_records,
     read_table,
     text_of,
@@ -98,7 +99,7 @@ def _diagram(
     record: Record,
     folder: Path,
 ) -> Item:
-    image = find_picture(value_of(record.row, "image", where), folder, where)
+    image = picture_of(record.row, "image", folder, where)
     prompt = question_text(asked, choices=choices)
     return ask(name, where, prompt, image, question=Question(asked), choices=choices, gold=gold)
 
@@ -154,7 +155,7 @@ def load_snli_ve(folder: Path, split: str | None) -> Iterator[Item]:
         image = (
             find_image(folders, str(name).removesuffix(".jpg"), where)
             if name
-            else find_picture(value_of(row, "image", where), folder, where)
+            else picture_of(row, "image", folder, where)
         )
         said = text_of(row, "sentence2" if file else "hypothesis", where)
         prompt = f"Is this true of the picture? Answer yes, maybe or no. {said}"
@@ -199,7 +200,7 @@ def _real_world(record: Record, folder: Path) -> Item:
     row, where = record.row, record.where
     asked, answer = text_of(row, "question", where), text_of(row, "answer", where)
     choices = _listed_options(asked)
-    image = find_picture(value_of(row, "image", where), folder, where)
+    image = picture_of(row, "image", folder, where)
     if not choices:
         references = (_as_digit(answer),)
         return ask(record.place, where, asked, image, references=references)

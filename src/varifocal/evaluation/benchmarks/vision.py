@@ -17,6 +17,7 @@ from varifocal.evaluation.benchmarks.files import (
     ask,
     find_image,
     first_file,
+    picture_of,
     read_records,
     read_table,
     text_of,
@@ -77,7 +78,7 @@ def _pope_table(folder: Path, wanted: Sequence[str]) -> Iterator[Item]:
             one = splits[0] if full else text_of(row, "category", where)
             if one not in wanted:
                 continue
-            image = find_picture(value_of(row, "image", where), folder, where)
+            image = picture_of(row, "image", folder, where)
             name = f"{one}-{value_of(row, 'question_id', where)}"
             asked, gold = text_of(row, "question", where), text_of(row, "answer", where)
             yield _pope_item(name, where, asked, image, gold, one)
@@ -201,7 +202,7 @@ def load_textvqa(folder: Path, split: str | None) -> Iterator[Item]:
         names = (split, "validation") if split == "val" else (split,)
         for record in read_table(folder, names, _TEXTVQA_FILES):
             row, where = record.row, record.where
-            image = find_picture(value_of(row, "image", where), folder, where)
+            image = picture_of(row, "image", folder, where)
             yield _textvqa_item(row, where, image)
         return
     rows = value_of(read_json_object(file), "data", str(file))

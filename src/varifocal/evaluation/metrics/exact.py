@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 _WORDS = "zero one two three four five six seven eight nine ten"
 NUMBER_WORDS = {word: str(value) for value, word in enumerate(_WORDS.split())}
 
@@ -23,3 +25,17 @@ def read_short(text: str) -> str | None:
     """
     lines = text.strip().splitlines()
     return plain(lines[0]) or None if lines else None
+
+
+def says(text: str, reference: str) -> bool:
+    """Tell whether the words of a reference stand in a text, one after the other.
+
+    Case, blanks and the reference's final full stop do not count. A word that denies it does not
+    count either: "not red" says "red".
+
+    >>> says("It is a red Car.", "red car"), says("a scarlet car", "car."), says("a scar", "car")
+    (True, True, False)
+    """
+    wanted = plain(reference) or " ".join(reference.lower().split())
+    said = " ".join(text.lower().split())
+    return bool(wanted) and re.search(rf"(?<!\w){re.escape(wanted)}(?!\w)", said) is not None
