@@ -120,7 +120,7 @@ def measure(main: OpenMetric, answered: Sequence[Answered]) -> list[Measure]:
     """Measure answers by every metric that is defined for all of them, the main one first."""
     several = all(item.example.choices or len(item.references) > 1 for item, _ in answered)
     others: tuple[OpenMetric, ...] = ("exact", "contains", "anls", "vqa")
-    chosen = [one for one in others if one != main and (several or one != "vqa")]
+    chosen: list[OpenMetric] = [o for o in others if o != main and (several or o != "vqa")]
     return [_measure(main, answered), *(_measure(name, answered) for name in chosen)]
 
 
