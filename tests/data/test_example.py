@@ -3,6 +3,7 @@ import json
 
 import numpy as np
 import PIL.Image
+import PIL.ImageFile
 import PIL.ImageOps
 import pytest
 
@@ -86,6 +87,16 @@ SAVED_AS = {
 def test_every_format_and_mode_becomes_rgb(kind, mode):
     picture = opened(PIL.Image.new(mode, (5, 3)), kind)
     assert (picture.mode, picture.size) == ("RGB", (5, 3))
+
+
+def test_half_a_file_is_refused_though_a_library_has_allowed_it(monkeypatch):
+    """lmms-eval does where it is imported; then Pillow gives a picture that ends in grey."""
+    monkeypatch.setattr("PIL.ImageFile.LOAD_TRUNCATED_IMAGES", True)
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    whole = saved(PIL.Image.fromarray(noise), "PNG")
+    with pytest.raises(DataError, match="cannot be decoded"):
+        Image(data=whole[: len(whole) // 2]).open()
+    assert PIL.ImageFile.LOAD_TRUNCATED_IMAGES is True
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "JPEG", "GIF", "BMP", "WEBP", "PPM"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import IO, Literal, get_args
 
 import numpy as np
 import PIL.Image
+import PIL.ImageFile
 
 from varifocal.errors import DataError
 
@@ -114,7 +116,7 @@ class Image:
         """
         file = io.BytesIO(self.read())
         try:
-            with self._identify(file) as picture:
+            with _whole_pictures_only, self._identify(file) as picture:
                 picture.load()
                 return _to_rgb(_upright(picture))
         except DataError:
@@ -141,6 +143,33 @@ class Image:
                 f"at most {MAX_PIXELS:,} in all are read; save it smaller"
             )
         return picture
+
+
+class _WholePicturesOnly:
+    """While anything decodes, Pillow refuses a truncated file, whatever the process has set.
+
+    Libraries set `PIL.ImageFile.LOAD_TRUNCATED_IMAGES` where they are imported (lmms-eval does),
+    and from then on half a file would be read as a picture that ends in grey.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._decoding, self._before = threading.Lock(), 0, False
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._decoding == 0:
+                self._before = PIL.ImageFile.LOAD_TRUNCATED_IMAGES
+                PIL.ImageFile.LOAD_TRUNCATED_IMAGES = False
+            self._decoding += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._decoding -= 1
+            if self._decoding == 0:
+                PIL.ImageFile.LOAD_TRUNCATED_IMAGES = self._before
+
+
+_whole_pictures_only = _WholePicturesOnly()
 
 
 def _reason(error: BaseException) -> str:
