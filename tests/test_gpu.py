@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from varifocal.models import placing
+from varifocal.recipe.reading import SHIPPED
 from varifocal.training.engines import spreads_weights
 
 HERE = Path(__file__).parent
@@ -121,7 +122,8 @@ def test_a_process_takes_the_gpu_of_its_rank(monkeypatch, rank, index):
 
 def test_weights_that_are_spread_are_not_put_on_one_gpu(recipe, monkeypatch):
     assert not spreads_weights(recipe())
-    assert spreads_weights(recipe({"training.fsdp": "full_shard"}))
-    assert spreads_weights(recipe({"training.deepspeed": "zero3.json"}))
+    assert spreads_weights(recipe({"training.fsdp": True}))
+    zero = {"training.deepspeed": str(SHIPPED / "launch" / "zero3.json")}
+    assert spreads_weights(recipe(zero, check_paths=False))
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     assert spreads_weights(recipe())

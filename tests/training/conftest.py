@@ -18,8 +18,13 @@ from transformers import (
 )
 
 from tiny import byte_tokenizer, llama_config
+from varifocal.assemble import assemble
 from varifocal.models.efficientnet import EfficientNetLite, EfficientNetLiteConfig
 from varifocal.recipe import load_recipe
+from varifocal.run import RunDirectory
+from varifocal.training.examples import load_training_data
+from varifocal.training.train import build_trainer
+from varifocal.training.tuner import attach_tuner
 
 SIDE = 28
 COLOURS = {"red": (220, 30, 30), "green": (30, 160, 60), "blue": (40, 60, 210)}
@@ -149,7 +154,21 @@ def recipe_file(tmp_path, parts, book):
 @pytest.fixture
 def recipe(recipe_file):
     """Read the page with overrides: `recipe({"training.max_steps": 1})`."""
-    return lambda overrides=(): load_recipe(recipe_file, overrides)
+    return lambda overrides=(), **options: load_recipe(recipe_file, overrides, **options)
+
+
+@pytest.fixture
+def trainer_of(tmp_path):
+    """Build a recipe's Trainer, without a run: `trainer_of(recipe())`."""
+
+    def build(page):
+        parts = assemble(page)
+        model = attach_tuner(parts.base, page.tuner)
+        data = load_training_data(page.data, parts.encoder, seed=0)
+        run = RunDirectory(tmp_path / "no-run")
+        return build_trainer(page, run, parts.with_model(model), data, lambda *_: None)
+
+    return build
 
 
 @pytest.fixture

@@ -163,14 +163,19 @@ def dotted(location: Iterable[Any]) -> str:
     return text.removeprefix(".")
 
 
-def validate(model: type[ModelT], page: Any) -> ModelT:
+def validate(model: type[ModelT], page: Any, context: Mapping[str, Any] | None = None) -> ModelT:
     """Build a model from a page.
+
+    Args:
+        model: a section, or the whole page.
+        page: as YAML gives it.
+        context: what the sections' own checks have to know.
 
     Raises:
         RecipeError: with one sentence a line for everything that is wrong.
     """
     try:
-        return model.model_validate(page)
+        return model.model_validate(page, context=dict(context or {}))
     except ValidationError as error:
         findings = error.errors(include_url=False)
         raise RecipeError("\n".join(_sentence(model, dict(each)) for each in findings)) from None

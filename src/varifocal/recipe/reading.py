@@ -8,9 +8,13 @@ from typing import Any
 
 from varifocal.errors import RecipeError, nearest
 from varifocal.recipe.data import DataSection, SourceSection
+from varifocal.recipe.engine_files import ENGINE_FILES, check_engine_files
 from varifocal.recipe.model import ConnectorSection
+from varifocal.recipe.optimizers import missing_package
 from varifocal.recipe.page import as_overrides, put, read_page, validate
 from varifocal.recipe.sections import Recipe
+from varifocal.recipe.services import missing_services
+from varifocal.recipe.training import TrainingSection
 
 SHIPPED = Path(__file__).parent / "shipped"
 
@@ -28,7 +32,7 @@ def load_recipe(
     Args:
         path: a YAML file, or the bare name of a recipe that ships with Varifocal (`demo`).
         overrides: dotted keys and values, as a mapping or as texts `training.max_steps=100`.
-        check_paths: refuse data sources that are not there.
+        check_paths: refuse data sources, files of engines and packages that are not there.
 
     Returns:
         The recipe, named, its paths absolute.
@@ -41,12 +45,48 @@ def load_recipe(
     for key, value in as_overrides(overrides).items():
         put(page, key, _from_here(key, value))
     shipped = SHIPPED.resolve() in file.resolve().parents
-    recipe = _absolute(validate(Recipe, page), Path.cwd() if shipped else file.parent)
+    # A run's own copy: what was trained is done, and has to open with any version's rules.
+    context = {"is_trained": page.get("provenance") is not None}
+    recipe = _absolute(validate(Recipe, page, context), Path.cwd() if shipped else file.parent)
     if recipe.name is None:
         recipe = recipe.model_copy(update={"name": file.stem})
     if check_paths:
         _check_sources(recipe.data)
+        check_installed(recipe.training)
+        check_engine_files(recipe.training)
     return recipe
+
+
+def check_again(recipe: Recipe, num_processes: int) -> None:
+    """Check what training needs, whoever made the recipe: a run's own copy is read leniently.
+
+    Args:
+        recipe: about to be trained.
+        num_processes: that train it.
+
+    Raises:
+        RecipeError: one sentence a line for each thing that is wrong.
+    """
+    validate(Recipe, recipe.model_dump() | {"provenance": None})
+    check_installed(recipe.training)
+    check_engine_files(recipe.training, num_processes)
+
+
+def check_installed(training: TrainingSection) -> None:
+    """Refuse an optimiser or a service whose package is not installed.
+
+    Raises:
+        RecipeError: names the package.
+    """
+    package = missing_package(training.optimizer)
+    if package is not None:
+        raise RecipeError(
+            f"training.optim: {training.optimizer} needs {package}; run: pip install {package}, or "
+            "take adamw_torch"
+        )
+    lacking = missing_services(training.get("report_to"))
+    if lacking is not None:
+        raise RecipeError(f"training.report_to: {lacking} is not installed; run: pip install it")
 
 
 def find_recipe(path: str | Path) -> Path:
@@ -68,6 +108,8 @@ def _from_here(key: str, value: Any) -> Any:
     """Let a path on the command line start where the user stands, not at the recipe."""
     name = key.rpartition(".")[2]
     names = ("path", "image_folder", "root", "weights", "language_model", "vision_tower")
+    if name in ENGINE_FILES:
+        return _engine_file(Path.cwd(), value)
     if not isinstance(value, str) or name not in names:
         return value
     return _join(Path.cwd(), value) if name in names[:4] else _model_name(Path.cwd(), value)
@@ -95,8 +137,24 @@ def _absolute(recipe: Recipe, base: Path) -> Recipe:
                     "connector": _connector_at(base, model.connector),
                 }
             ),
+            "training": _training_at(base, recipe.training),
         }
     )
+
+
+def _training_at(base: Path, training: TrainingSection) -> TrainingSection:
+    given = {key: training.get(key) for key in ENGINE_FILES if training.get(key) is not None}
+    if not given:
+        return training
+    files = {key: _engine_file(base, value) for key, value in given.items()}
+    # A copy's update would leave passed-through keys beside the others.
+    return TrainingSection.model_construct(**{**training.model_dump(), **files})
+
+
+def _engine_file(base: Path, value: Any) -> Any:
+    """Make the path of an engine's settings absolute; they may stand in the recipe itself."""
+    is_path = isinstance(value, str) and not value.lstrip().startswith("{")
+    return _join(base, value) if is_path else value
 
 
 def _connector_at(base: Path, connector: ConnectorSection | None) -> ConnectorSection | None:

@@ -3,11 +3,13 @@
 from typing import Literal
 
 import yaml
-from pydantic import Field
+from pydantic import Field, ValidationInfo, model_validator
 
 from varifocal.recipe.data import DataSection
 from varifocal.recipe.model import ModelSection
+from varifocal.recipe.page import WrongKeyError
 from varifocal.recipe.section import Count, RunName, Section
+from varifocal.recipe.trainer_arguments import NEED_WORKERS
 from varifocal.recipe.training import TrainingSection
 from varifocal.recipe.tuners import MMASection, TunerSection
 
@@ -48,6 +50,24 @@ class Recipe(Section):
     evaluation: EvaluationSection = EvaluationSection()
     provenance: Provenance | None = None
     """Written by the run into its own copy of the recipe."""
+
+    @model_validator(mode="after")
+    def _training_fits_the_data(self, info: ValidationInfo) -> "Recipe":
+        """Refuse keys of training that do nothing, or another thing, with these data."""
+        if (info.context or {}).get("is_trained"):
+            return self
+        for key in NEED_WORKERS:
+            if self.training.get(key) and (self.data.num_workers == 0 or self.data.lazy):
+                raise WrongKeyError(
+                    f"training.{key}", "needs data.num_workers above 0, and data.lazy: false"
+                )
+        if self.training.get("neftune_noise_alpha") and self.data.packing:
+            raise WrongKeyError(
+                "training.neftune_noise_alpha",
+                "the noise is scaled by a row's length; set data.packing to false, so that a row "
+                "is an example",
+            )
+        return self
 
     def dump_yaml(self) -> str:
         """Write the whole page, defaults included; `load_recipe` reads it back as it is."""

@@ -4,26 +4,15 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from varifocal.errors import nearest
-from varifocal.recipe.page import WrongKeyError
+from varifocal.errors import RecipeError, nearest
+from varifocal.recipe.optimizers import check_optimizer
+from varifocal.recipe.page import WrongKeyError, validate
+from varifocal.recipe.schedules import NOT_OFFERED, Schedule, check_schedule
 from varifocal.recipe.section import Count, Rate, Section, Share
-
-Schedule = Literal[
-    "linear",
-    "cosine",
-    "cosine_with_restarts",
-    "polynomial",
-    "constant",
-    "constant_with_warmup",
-    "inverse_sqrt",
-    "reduce_lr_on_plateau",
-    "cosine_with_min_lr",
-    "cosine_warmup_with_min_lr",
-    "warmup_stable_decay",
-    "greedy",
-]
+from varifocal.recipe.services import check_services, services
+from varifocal.recipe.trainer_arguments import NEED_REPORT_TO, REFUSED, PassedArguments
 
 
 class TrainingSection(Section):
@@ -80,36 +69,48 @@ class TrainingSection(Section):
     loss_kernel: Literal["liger"] | None = None
     """Our own: `liger` fuses head and loss into one kernel without logits (CUDA, liger-kernel)."""
 
+    @field_validator("lr_scheduler_type", mode="before")
+    @classmethod
+    def _schedule_can_work(cls, value: Any) -> Any:
+        if isinstance(value, str) and value in NOT_OFFERED:
+            raise ValueError(f"{value} is not offered: {NOT_OFFERED[value]}")
+        return value
+
     @model_validator(mode="after")
-    def _extras_are_trainer_arguments(self) -> "TrainingSection":
-        extras = self.model_extra or {}
-        if extras:
-            _check_trainer_arguments(extras, list(type(self).model_fields))
+    def _everything_is_acted_upon(self, info: ValidationInfo) -> "TrainingSection":
+        """Refuse what would do nothing; of a run that is trained already, nothing more is asked."""
+        if not (info.context or {}).get("is_trained"):
+            _check_passed(self.model_extra or {}, list(type(self).model_fields))
+            check_optimizer(self)
+            check_schedule(self)
+            check_services(self.get("report_to"))
+            _check_combinations(self)
         return self
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return a passed-through argument, or a default where it is not set or null."""
+        found = (self.model_extra or {}).get(key, getattr(self, key, None))
+        return default if found is None else found
+
+    @property
+    def optimizer(self) -> str:
+        """The optimiser, by transformers' name."""
+        return self.get("optim", DEFAULT_OPTIMIZER)
 
     def trainer_arguments(self) -> dict[str, Any]:
         """Return what goes to `transformers.TrainingArguments`: all but our own knobs."""
-        arguments = self.model_dump(exclude=_OWN_KNOBS)
+        unset = {key for key, value in (self.model_extra or {}).items() if value is None}
+        arguments = self.model_dump(exclude=_OWN_KNOBS | unset)
         # transformers 5.21 renamed it and warns about the old name, which 5.20 alone knows.
         if "activation_checkpointing" in _trainer_argument_names():
             arguments["activation_checkpointing"] = arguments.pop("gradient_checkpointing")
         return arguments
 
 
-_OWN_KNOBS = {"connector_learning_rate", "compile_layers", "loss_chunk", "loss_kernel"}
+DEFAULT_OPTIMIZER = "adamw_torch_fused"
+"""transformers' optimiser where `optim` is not set."""
 
-# What the run itself decides; a recipe that set these would be overruled without a word.
-_OURS = {
-    "output_dir": "give --out",
-    "resume_from_checkpoint": "give --resume",
-    "seed": "set seed at the top of the recipe",
-    "data_seed": "set seed at the top of the recipe",
-    "per_device_eval_batch_size": "set evaluation.batch_size",
-    "dataloader_num_workers": "set data.num_workers",
-    "remove_unused_columns": "Varifocal needs it as it is",
-    "use_liger_kernel": "Varifocal computes the loss; set training.loss_kernel to liger",
-    "warmup_ratio": "set warmup_steps to the share, a number below 1",
-}
+_OWN_KNOBS = {"connector_learning_rate", "compile_layers", "loss_chunk", "loss_kernel"}
 
 
 def _trainer_argument_names() -> set[str]:
@@ -118,12 +119,36 @@ def _trainer_argument_names() -> set[str]:
     return {field.name for field in dataclasses.fields(TrainingArguments) if field.init}
 
 
-def _check_trainer_arguments(extras: Mapping[str, Any], declared: list[str]) -> None:
-    """Hold the passed-through keys against the installed transformers; imports torch."""
-    known = _trainer_argument_names()
-    for key in extras:
-        if key in _OURS:
-            raise WrongKeyError(key, f"not set here; {_OURS[key]}")
-        if key not in known:
-            hint = nearest(key, [*declared, *sorted(known)])
+def _check_passed(extras: Mapping[str, Any], declared: list[str]) -> None:
+    """Hold the passed-through keys against those that do something, and their values."""
+    passed = PassedArguments.model_fields
+    for key, value in extras.items():
+        if key in REFUSED:
+            raise WrongKeyError(key, f"not set here; {REFUSED[key]}")
+        if key not in passed:
+            hint = nearest(key, [*declared, *passed, *sorted(REFUSED)])
             raise WrongKeyError(key, f"unknown key, here and in TrainingArguments{hint}")
+        try:
+            validate(PassedArguments, {key: value})
+        except RecipeError as error:
+            text = str(error).splitlines()[0].partition(": ")[2]
+            raise WrongKeyError(key, text) from None
+
+
+def _check_combinations(training: TrainingSection) -> None:
+    """Refuse keys that need others, exclude others, or are neither a count nor a share."""
+    for key in ("logging_steps", "save_steps"):
+        value = getattr(training, key)
+        if value > 1 and value != int(value):
+            raise WrongKeyError(
+                key, f"{value} was given; give whole steps, or a share of the run below 1"
+            )
+    if training.fp16 and training.bf16:
+        raise WrongKeyError("fp16", "bf16 is set as well; set one of them")
+    if training.get("fsdp_config") is not None and not training.get("fsdp"):
+        raise WrongKeyError("fsdp_config", "does nothing without training.fsdp: true")
+    if training.get("fsdp") and training.get("deepspeed") is not None:
+        raise WrongKeyError("deepspeed", "fsdp is set as well; set one of them")
+    for key in NEED_REPORT_TO:
+        if training.get(key) is not None and not services(training.get("report_to")):
+            raise WrongKeyError(key, "does nothing without training.report_to")

@@ -73,3 +73,17 @@ def part_of(name: str) -> str:
         if f".{mark}." in f".{name}.":
             return part
     return "language_model"
+
+
+def decayed_names(model: nn.Module) -> list[str]:
+    """List the parameters that weight decay shrinks: matrices, by their dimension.
+
+    As LaVIN's code decides. By their names, as transformers decides, every adapter in a layer that
+    is called `layernorm` would be left out. A bias stays whole, MMA's stacked ones ([2, D]) too.
+    """
+    return [
+        name
+        for name, parameter in model.named_parameters()
+        if len(getattr(parameter, "ds_shape", parameter.shape)) > 1  # ZeRO-3 keeps one flat
+        and not name.endswith("bias")
+    ]

@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from varifocal.errors import ModelError, RunError
 from varifocal.manifest import MANIFEST
 from varifocal.recipe import Recipe, load_recipe
+from varifocal.recipe.optimizers import same_state
 from varifocal.run import UNLOGGED, RunDirectory, checkpoint_step
 from varifocal.training.examples import fingerprint_source
 
@@ -157,6 +158,23 @@ def check_pace(checkpoint: Path, recipe: Recipe, num_processes: int) -> None:
         f"{checkpoint} was trained with {before} rows a step, and {num_processes} processes with "
         f"this recipe would take {now}: {mend}; `varifocal launch` keeps the number by itself"
     )
+
+
+def check_optimizer_kept(run: RunDirectory, checkpoint: Path, recipe: Recipe) -> None:
+    """Refuse to go on with an optimiser that cannot read the checkpoint's state.
+
+    Raises:
+        RunError: names both.
+    """
+    before = _unlogged(checkpoint).get("optimizer")
+    if before is None:  # of an older version
+        before = load_recipe(run.recipe, check_paths=False).training.optimizer
+    now = recipe.training.optimizer
+    if not same_state(before, now):
+        raise RunError(
+            f"{checkpoint} holds the state of {before}, and training.optim is {now}, which cannot "
+            f"go on with it: set training.optim to {before}, or choose another --out"
+        )
 
 
 def _check_shards(checkpoint: Path, recipe: Recipe, num_processes: int) -> None:

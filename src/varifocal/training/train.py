@@ -1,6 +1,7 @@
 """The main job: from a recipe to a trained run."""
 
 import importlib.metadata
+import os
 import platform
 import re
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from varifocal.data.even_rows import EvenRows
 from varifocal.data.lazy_rows import LazyRows
 from varifocal.data.packing import Collator, PackedDataset
 from varifocal.data.parallel import lost_worker_is_an_error
-from varifocal.errors import RecipeError, RunError, Stopped
+from varifocal.errors import RunError, Stopped
 from varifocal.models.saved_connector import load_connector
 from varifocal.models.sharding import (
     in_world,
@@ -33,6 +34,7 @@ from varifocal.recipe.sections import Provenance
 from varifocal.run import RunDirectory
 from varifocal.training.alignment import Aligned, align, aligns
 from varifocal.training.cost import Clock
+from varifocal.training.dry_build import check_before_loading
 from varifocal.training.engines import spreads_weights
 from varifocal.training.examples import (
     TrainingData,
@@ -46,6 +48,7 @@ from varifocal.training.progress import Progress
 from varifocal.training.result import TrainingResult, result_of
 from varifocal.training.resuming import (
     Start,
+    check_optimizer_kept,
     check_pace,
     check_same,
     clear_the_way,
@@ -86,7 +89,7 @@ def train(
         Stopped: Ctrl-C or SIGTERM; a checkpoint was written.
         DataError, ModelError, RecipeError: as their parts.
     """
-    _check_connector_is_kept(recipe)
+    check_before_loading(recipe)
     run = RunDirectory.create(root, resume=resume)
     with run.lock():
         return _train(recipe, run, resume, progress or _silent, predict)
@@ -105,6 +108,8 @@ def _train(
     _check_nothing_is_lost(recipe, run, start)
     for note in start.notes():
         tell("resume", 1, 1, note)
+    if start.checkpoint is not None:
+        check_optimizer_kept(run, start.checkpoint, recipe)
     set_seed(recipe.seed)
     parts, data = _open(recipe, run, start, tell, clock)
     predicted = foresee(recipe, data) if predict and is_main_process() else None
@@ -185,19 +190,6 @@ def _check_nothing_is_lost(recipe: Recipe, run: RunDirectory, start: Start) -> N
         )
 
 
-def _check_connector_is_kept(recipe: Recipe) -> None:
-    """Refuse to fit a connector that the adapter would then leave out."""
-    connector = recipe.model.connector
-    if connector is None or recipe.tuner.train_connector or recipe.tuner.type == "full":
-        return
-    for key in ("alignment", "weights"):
-        if getattr(connector, key) is not None:
-            raise RecipeError(
-                f"model.connector.{key} changes the connector, and tuner.train_connector: false "
-                "would not save it; set tuner.train_connector to true"
-            )
-
-
 def build_trainer(
     recipe: Recipe,
     run: RunDirectory,
@@ -228,6 +220,7 @@ def build_trainer(
         loss_kernel=recipe.training.loss_kernel,
         callbacks=[_Metrics(run, tell)],
         clock=clock,
+        schedule=recipe.training,
     )
     trainer.remove_callback(PrinterCallback)  # only the command line prints
     return trainer
@@ -249,6 +242,8 @@ def _num_rows(recipe: Recipe) -> int | None:
 def training_arguments(recipe: Recipe, run: RunDirectory, num_workers: int) -> TrainingArguments:
     """The recipe's knobs as transformers takes them, and those that a run decides."""
     given = recipe.training.trainer_arguments()
+    if "LOCAL_RANK" not in os.environ:
+        given.pop("ddp_backend", None)  # accelerate asks for processes that nobody launched
     return TrainingArguments(
         **{
             "report_to": "none",

@@ -22,10 +22,12 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 from varifocal.errors import RunError
 from varifocal.models.loss import LossKernel, supervised_loss
 from varifocal.models.sharding import in_world, is_spread, whole_tensors
+from varifocal.recipe import TrainingSection
 from varifocal.run import CHECKPOINT_PREFIX, UNLOGGED, RunDirectory
 from varifocal.staging import delete, process_staging_path
 from varifocal.trained import TENSORS
 from varifocal.training.cost import Clock, Meter
+from varifocal.training.dry_build import check_fits
 from varifocal.training.engines import (
     asks_for_fsdp,
     check_engine,
@@ -37,7 +39,7 @@ from varifocal.training.engines import (
 from varifocal.training.finite import is_finite, not_finite
 from varifocal.training.full import trained_tensors
 from varifocal.training.interrupt import anyone
-from varifocal.training.parameters import part_of
+from varifocal.training.parameters import decayed_names, part_of
 from varifocal.training.resuming import take_rates
 from varifocal.training.routing_watch import RoutingWatch
 from varifocal.tuners import balance_loss
@@ -57,6 +59,7 @@ class SupervisedTrainer(Trainer):
         connector_learning_rate: the peak for the connector's parameters; the common one when None.
         loss_chunk, loss_kernel: as `supervised_loss` takes them.
         clock: of the stages before the training.
+        schedule: the section whose schedule is held against the run's steps; None checks nothing.
         kwargs: as for `transformers.Trainer`.
     """
 
@@ -67,9 +70,11 @@ class SupervisedTrainer(Trainer):
         loss_chunk: int | None = None,
         loss_kernel: LossKernel | None = None,
         clock: Clock | None = None,
+        schedule: TrainingSection | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self.schedule = schedule
         self.connector_learning_rate = connector_learning_rate
         self.loss_options: dict[str, Any] = {"chunk": loss_chunk, "kernel": loss_kernel}
         self.model_accepts_loss_kwargs = True
@@ -122,20 +127,13 @@ class SupervisedTrainer(Trainer):
     def _is_logged(self) -> bool:
         """Whether a line of metrics follows the step in hand."""
         step = self.state.global_step + 1
-        return step % max(int(self.state.logging_steps), 1) == 0 or step == self.state.max_steps
+        is_first = step == 1 and self.args.logging_first_step
+        is_last = step == self.state.max_steps
+        return is_first or is_last or step % max(int(self.state.logging_steps), 1) == 0
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """Return the parameters that weight decay shrinks: matrices, by their dimension.
-
-        As LaVIN's code decides. transformers goes by names, and would leave out every adapter in a
-        layer that is called `layernorm`. A bias stays whole, MMA's stacked ones ([2, D]) too.
-        """
-        return [
-            name
-            for name, parameter in model.named_parameters()
-            if len(getattr(parameter, "ds_shape", parameter.shape)) > 1  # ZeRO-3 keeps one flat
-            and not name.endswith("bias")
-        ]
+        """Return the parameters that weight decay shrinks; transformers goes by names."""
+        return decayed_names(model)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Make transformers' optimiser, the connector's parameters in groups of their own."""
@@ -152,6 +150,13 @@ class SupervisedTrainer(Trainer):
                     {**group, "params": own, "lr": self.connector_learning_rate}
                 )
         return optimizer
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """As transformers'; refuse a schedule whose parts do not fit into the run's steps."""
+        check_fits(self.schedule, num_training_steps)
+        return super().create_scheduler(num_training_steps, optimizer)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """As transformers', which asks for it before every update; refuse one that is no number."""
@@ -255,6 +260,7 @@ class SupervisedTrainer(Trainer):
             "losses": gather_object([loss]) if in_world() else [loss],
             "logged_at": self._globalstep_last_logged,
             "rows_per_step": rows * args.world_size,
+            "optimizer": str(getattr(args.optim, "value", args.optim)),
         }
 
     def drop_zeros(self) -> None:

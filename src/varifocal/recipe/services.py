@@ -1,0 +1,63 @@
+"""The services that a training reports to, by transformers' names."""
+
+import importlib.util
+from collections.abc import Iterable
+
+from varifocal.errors import nearest
+from varifocal.recipe.page import WrongKeyError
+
+SERVICES: dict[str, tuple[str, ...]] = {
+    "azure_ml": ("azureml",),
+    "clearml": ("clearml",),
+    "codecarbon": ("codecarbon",),
+    "comet_ml": ("comet_ml",),
+    "dagshub": ("dagshub",),
+    "dvclive": ("dvclive",),
+    "flyte": ("flytekit",),
+    "kubeflow": (),
+    "mlflow": ("mlflow",),
+    "neptune": ("neptune",),
+    "swanlab": ("swanlab",),
+    "tensorboard": ("tensorboard", "tensorboardX"),
+    "trackio": ("trackio",),
+    "wandb": ("wandb",),
+}
+"""Service -> the packages of which one has to be installed."""
+
+
+def services(report_to: str | Iterable[str] | None) -> list[str]:
+    """List the services that `report_to` names; `none` names none, `all` is itself.
+
+    >>> services("wandb"), services("none"), services(["wandb", "mlflow"])
+    (['wandb'], [], ['wandb', 'mlflow'])
+    """
+    named = [report_to] if isinstance(report_to, str) else list(report_to or ())
+    return [] if named == ["none"] else named
+
+
+def check_services(report_to: str | Iterable[str] | None) -> None:
+    """Refuse a service that transformers does not know.
+
+    Raises:
+        WrongKeyError: it names `report_to`.
+    """
+    named = services(report_to)
+    for name in named if named != ["all"] else ():
+        if name not in SERVICES:
+            hint = nearest(name, SERVICES) or f"; known: none, all, {', '.join(SERVICES)}"
+            raise WrongKeyError("report_to", f"{name!r} is no service of transformers{hint}")
+
+
+def missing_services(report_to: str | Iterable[str] | None) -> str | None:
+    """Name what has to be installed for the services, or None."""
+    named = services(report_to)
+    if named == ["all"]:
+        found = any(_is_there(packages) for packages in SERVICES.values() if packages)
+        return None if found else "one of " + ", ".join(sorted(SERVICES))
+    known = [SERVICES[name] for name in named if name in SERVICES]
+    lacking = [packages[0] for packages in known if not _is_there(packages)]
+    return " ".join(lacking) or None
+
+
+def _is_there(packages: tuple[str, ...]) -> bool:
+    return not packages or any(importlib.util.find_spec(package) for package in packages)

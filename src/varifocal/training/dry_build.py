@@ -1,0 +1,120 @@
+"""What transformers would refuse after minutes of loading, found on one number beforehand."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Trainer, get_scheduler
+from transformers.training_args import OptimizerNames
+from transformers.utils.import_utils import is_torch_tf32_available
+
+from varifocal.errors import RecipeError
+from varifocal.models.sharding import num_processes
+from varifocal.recipe import Recipe, TrainingSection
+from varifocal.recipe.page import WrongKeyError
+from varifocal.recipe.reading import check_again
+from varifocal.recipe.schedules import check_length
+
+_STEPS = 10**9  # more than any run's; the parts of a schedule are held against the real number
+
+
+def check_before_loading(recipe: Recipe) -> None:
+    """Refuse what cannot be trained here, before any model or data are read.
+
+    Raises:
+        RecipeError: one sentence a line for each thing that is wrong.
+    """
+    check_again(recipe, num_processes())
+    check_training(recipe.training)
+    _check_connector_is_kept(recipe)
+
+
+def _check_connector_is_kept(recipe: Recipe) -> None:
+    """Refuse to fit a connector that the adapter would then leave out."""
+    connector = recipe.model.connector
+    if connector is None or recipe.tuner.train_connector or recipe.tuner.type == "full":
+        return
+    for key in ("alignment", "weights"):
+        if getattr(connector, key) is not None:
+            raise RecipeError(
+                f"model.connector.{key} changes the connector, and tuner.train_connector: false "
+                "would not save it; set tuner.train_connector to true"
+            )
+
+
+def check_fits(training: TrainingSection | None, steps: int) -> None:
+    """Refuse a schedule whose parts do not fit into a run's steps.
+
+    Raises:
+        RecipeError: names the key.
+    """
+    try:
+        if training is not None:
+            check_length(training, steps)
+    except WrongKeyError as error:
+        raise RecipeError(f"training.{error.key}: {error}") from None
+
+
+def check_training(training: TrainingSection) -> None:
+    """Build the optimiser and the schedule for one number, and look at the device.
+
+    Args:
+        training: a recipe's section.
+
+    Raises:
+        RecipeError: a library refuses a value, or the device cannot compute so.
+    """
+    _check_device(training)
+    optimizer = _built("optim", lambda: _optimizer(training))
+    _built("lr_scheduler_kwargs", lambda: _schedule(training, optimizer))
+
+
+def _built(key: str, build: Any) -> Any:
+    try:
+        return build()
+    except (ImportError, TypeError, ValueError) as error:
+        raise RecipeError(f"training.{key}: {error}") from error
+
+
+def _optimizer(training: TrainingSection) -> torch.optim.Optimizer:
+    args: Any = SimpleNamespace(
+        optim=OptimizerNames(training.optimizer),
+        optim_args=training.get("optim_args"),
+        learning_rate=training.learning_rate,
+        adam_beta1=training.adam_beta1,
+        adam_beta2=training.adam_beta2,
+        adam_epsilon=training.get("adam_epsilon", 1e-8),
+        weight_decay=training.weight_decay,
+    )
+    kind, settings = Trainer.get_optimizer_cls_and_kwargs(args)
+    number = nn.Parameter(torch.zeros(1))
+    return kind([{"params": [number], "weight_decay": training.weight_decay}], **settings)
+
+
+def _schedule(training: TrainingSection, optimizer: torch.optim.Optimizer) -> Any:
+    return get_scheduler(
+        training.lr_scheduler_type,
+        optimizer,
+        num_warmup_steps=int(training.warmup_steps),
+        num_training_steps=_STEPS,
+        scheduler_specific_kwargs=training.get("lr_scheduler_kwargs"),
+    )
+
+
+def _check_device(training: TrainingSection) -> None:
+    has_gpu = torch.cuda.is_available()
+    if training.fp16 and not has_gpu:
+        raise RecipeError(
+            "training.fp16: float16 is computed on a CUDA device, and there is none here; set "
+            "training.bf16, or neither"
+        )
+    if training.bf16 and has_gpu and not torch.cuda.is_bf16_supported():
+        raise RecipeError("training.bf16: this GPU has no bfloat16; set training.fp16")
+    if training.optimizer.startswith("paged_") and not has_gpu:
+        raise RecipeError(
+            f"training.optim: {training.optimizer} moves its state out of a GPU's memory, and "
+            "there is no GPU here; take one that is not paged"
+        )
+    if training.get("tf32") and not is_torch_tf32_available():
+        raise RecipeError("training.tf32: this device has no TF32; take the key out")
