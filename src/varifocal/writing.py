@@ -247,3 +247,13 @@ def unusable(error: OSError) -> str | None:
         return f"a file cannot be used: {reason}"
     place = os.fsdecode(error.filename)
     return f"{place} cannot be used: {reason}; change its permissions, or name another place"
+
+
+def move_into(source: Path, target: Path) -> None:
+    """Move a folder's files into another, into folders of one name too: DeepSpeed's, FSDP's."""
+    for path in list(source.iterdir()):
+        moved = target / path.name
+        if path.is_dir() and moved.is_dir():
+            move_into(path, moved)
+        else:
+            os.replace(path, moved)

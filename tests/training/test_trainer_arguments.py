@@ -70,6 +70,10 @@ def test_every_field_of_the_installed_transformers_has_its_place():
     assert set(EXAMPLES) | ENGINES == PASSED
 
 
+def test_the_recipes_page_names_every_passed_field():
+    assert {name for name in PASSED if f"`{name}`" not in TrainingSection.__doc__} == set()
+
+
 @pytest.mark.parametrize("key", sorted(REFUSED))
 def test_a_field_that_would_do_nothing_is_refused_with_what_to_do(key, recipe):
     with pytest.raises(RecipeError) as refused:

@@ -18,8 +18,16 @@ from varifocal.recipe.trainer_arguments import NEED_REPORT_TO, REFUSED, PassedAr
 class TrainingSection(Section):
     """How it is trained: fields of `transformers.TrainingArguments` under their own names.
 
-    The common ones stand here; any other is passed through (`optim: adamw_8bit`). Batch sizes
-    count packed rows.
+    The common ones stand here. These may stand beside them: `optim`, `optim_args`, `adam_epsilon`,
+    `lr_scheduler_kwargs`, `neftune_noise_alpha` (rows of one example), `save_strategy` (no, steps,
+    epoch), `logging_first_step`, `log_level`, `log_level_replica`, `log_on_each_node`, `report_to`,
+    `run_name`, `project`, `trackio_space_id`, `trackio_bucket_id`, `trackio_static_space_id`,
+    `tf32`, `torch_empty_cache_steps`, `full_determinism`, `dataloader_pin_memory`,
+    `dataloader_persistent_workers`, `dataloader_prefetch_factor`,
+    `dataloader_multiprocessing_context`, `ddp_find_unused_parameters`, `ddp_bucket_cap_mb`,
+    `ddp_broadcast_buffers`, `ddp_backend`, `ddp_timeout`, `fsdp`, `fsdp_config`, `deepspeed`. Any
+    other is refused with what to do instead: it would do nothing here, or something else. Batch
+    sizes count packed rows.
     """
 
     model_config = ConfigDict(extra="allow")

@@ -377,7 +377,7 @@ class _Metrics(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # Else the last line would hold the loss of an interval before.
-        if state.global_step == state.max_steps and args.logging_strategy == "steps":
+        if state.global_step == state.max_steps:
             control.should_log = True
         if state.is_world_process_zero and not control.should_log:  # `on_log` tells of the others
             self.tell("train", state.global_step, state.max_steps, self.note)

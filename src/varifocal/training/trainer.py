@@ -6,7 +6,6 @@ whole or not at all and hold no pickled arguments.
 """
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any, cast
@@ -44,6 +43,7 @@ from varifocal.training.resuming import take_rates
 from varifocal.training.routing_watch import RoutingWatch
 from varifocal.tuners import balance_loss
 from varifocal.writing import (
+    move_into,
     unwritable_is_an_error,
     whole_directory,
     write_json,
@@ -233,7 +233,7 @@ class SupervisedTrainer(Trainer):
             others = [process_staging_path(final, n) for n in range(self.args.world_size)]
             for part in [staging, *others]:
                 if (part / name).is_dir():  # not where another machine has a disk of its own
-                    _move_into(part / name, staging)
+                    move_into(part / name, staging)
             for part in [staging / name, *others]:
                 delete(part)
         RunDirectory(final.parent.parent).keep_newest(self.args.save_total_limit)
@@ -376,16 +376,6 @@ class SupervisedTrainer(Trainer):
         if tensors.keys() != trained_tensors(into, None).keys():
             raise RunError(f"{file} holds other tensors than are trained; start the run anew")
         into.load_state_dict(tensors, strict=False)
-
-
-def _move_into(source: Path, target: Path) -> None:
-    """Move a folder's files into another, into folders of one name too: DeepSpeed's, FSDP's."""
-    for path in list(source.iterdir()):
-        moved = target / path.name
-        if path.is_dir() and moved.is_dir():
-            _move_into(path, moved)
-        else:
-            os.replace(path, moved)
 
 
 def _nothing(model: nn.Module) -> torch.Tensor:
