@@ -75,3 +75,16 @@ def test_our_peft_methods_refuse_it_without_a_recipe(whole, config):
     right = "input_layernorm" if config is MMAConfig else "q_proj"
     with pytest.raises(ValueError, match="no module's name ends with 'nowhere'"):
         get_peft_model(whole, config(target_modules=[right, "nowhere"]))
+
+
+@pytest.mark.parametrize("section", [LoraSection, MixLoraSection])
+def test_a_target_that_only_the_left_out_tower_has_is_refused(whole, section):
+    with pytest.raises(RecipeError, match=r"ends with 'fc1' is excluded \(a vision tower is"):
+        attach_tuner(whole, section(target_modules=("q_proj", "fc1")))
+
+
+@pytest.mark.parametrize("config", [MMAConfig, MixLoraConfig])
+@pytest.mark.parametrize("key", ["exclude_modules", "modules_to_save"])
+def test_our_peft_methods_refuse_other_wrong_names(whole, config, key):
+    with pytest.raises(ValueError, match=rf"{key}: no module's name ends with 'v_porj'; did you"):
+        get_peft_model(whole, config(**{key: ["v_porj"]}))

@@ -65,7 +65,7 @@ def attach_tuner(
         if isinstance(config, MMAConfig | MixLoraConfig):
             config.base_fingerprint = base_fingerprint
         if isinstance(tuner, LoraSection):  # our own methods look for themselves
-            check_targets(model, tuner.target_modules)
+            check_targets(model, tuner.target_modules, cast(Any, config).exclude_modules)
         with adapters_change_one():
             tuned = cast(PeftModel, get_peft_model(model, config))
     except ValueError as error:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ..mma.sites import site_of
-from ..targets import check_targets
+from ..targets import check_config
 from .config import MixLoraConfig
 from .layer import NO_MERGE, MixLoraLayer
 from .routing import ROUTING, DecoderRouting
@@ -45,7 +45,7 @@ class MixLoraModel(BaseTuner):
         config = cast(MixLoraConfig, peft_config)
         if config.target_modules is None:
             config.target_modules = _linears_of_blocks(self.model)
-        check_targets(self.model, config.target_modules)
+        check_config(self.model, config)
         return config
 
     def _check_merge_allowed(self) -> None:

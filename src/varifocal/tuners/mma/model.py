@@ -9,7 +9,7 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
 from ..plugin import evaluating
-from ..targets import check_targets
+from ..targets import check_config
 from .config import MMAConfig
 from .layer import NO_MERGE, MMALayer
 from .routing import ModalityEmbedding
@@ -54,7 +54,7 @@ class MMAModel(BaseTuner):
                     "norms in target_modules"
                 )
             config.target_modules = _shortest(names, self.model)
-        check_targets(self.model, config.target_modules)
+        check_config(self.model, config)
         return config
 
     def _check_merge_allowed(self) -> None:
