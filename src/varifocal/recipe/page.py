@@ -33,18 +33,71 @@ class WrongKeyError(ValueError):
         self.key = key
 
 
+_MOST_NODES = 100_000
+"""Values of a page, each counted as often as aliases repeat it; recipes have some hundred."""
+
+
 class _StrictLoader(yaml.SafeLoader):
-    """SafeLoader that refuses double keys, and reads `1e-3` as a number and dates as text."""
+    """SafeLoader that refuses double keys, and reads `1e-3` as a number and dates as text.
+
+    What a tag cannot make of its text, keys that are no words, and aliases that repeat themselves
+    or would make a page too large, are refused by their line.
+    """
+
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        if node is not None:
+            _count_nodes(node, {})
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, KeyError, AttributeError, TypeError, IndexError):
+            kind = node.tag.rpartition(":")[2]
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{node.value!r:.40} is no {kind}", node.start_mark
+            ) from None
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(
+                    None, None, "a key has to be one word, not a list or a section", key.start_mark
+                )
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key '{key.value}' stands twice", key.start_mark
                 )
             seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+def _count_nodes(node: yaml.Node, counted: dict[int, int | None]) -> int:
+    """Count a node with all below it, what an alias repeats once for each time.
+
+    Raises:
+        ConstructorError: it holds itself, or too many.
+    """
+    if id(node) in counted:
+        number = counted[id(node)]
+        if number is None:
+            raise yaml.constructor.ConstructorError(
+                None, None, "an alias stands inside of what it repeats", node.start_mark
+            )
+        return number
+    counted[id(node)] = None
+    below = node.value if isinstance(node, yaml.SequenceNode) else ()
+    if isinstance(node, yaml.MappingNode):
+        below = [each for pair in node.value for each in pair]
+    number = 1 + sum(_count_nodes(each, counted) for each in below)
+    if number > _MOST_NODES:
+        raise yaml.constructor.ConstructorError(
+            None, None, f"aliases make over {_MOST_NODES:,} values of this", node.start_mark
+        )
+    counted[id(node)] = number
+    return number
 
 
 _StrictLoader.yaml_implicit_resolvers = {
@@ -80,7 +133,9 @@ def parse_yaml(text: str, origin: str) -> Any:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark else ""
         raise RecipeError(f"{origin}{line}: {error.problem or error.context}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except RecursionError:
+        raise RecipeError(f"{origin}: lists or sections stand too deep in one another") from None
+    except (yaml.YAMLError, ValueError) as error:
         raise RecipeError(f"{origin}: not a YAML page: {error}") from None
 
 
