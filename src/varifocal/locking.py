@@ -22,6 +22,9 @@ from varifocal.staging import delete, machine
 from varifocal.writing import MARK, unwritable_is_an_error, write_json
 
 BEAT_S = 5.0
+SECONDS_TO_DIE = 15
+"""How long what a killed process has forked may keep its lock: torch looks for it every 5 s."""
+
 SILENCE_S = 60.0
 """Seconds without a sign after which a process of another machine is taken for ended."""
 
@@ -83,7 +86,7 @@ def _locked(folder: Path, name: str, file: Path, holder: Path) -> Iterator[None]
         is_new = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            lock.acquire(blocking=False)
+            lock.acquire(timeout=0 if _lives(_read(holder)) else SECONDS_TO_DIE)
         except Timeout:
             raise RunError(_occupied(folder, name, file, _read(holder))) from None
     try:
@@ -170,6 +173,19 @@ def _read(holder: Path) -> Holder | None:
         return Holder(**json.loads(holder.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
+
+
+def _lives(holder: Holder | None) -> bool:
+    """Whether a process may still run; of another machine nobody knows."""
+    if holder is None or holder.machine != machine():
+        return True
+    try:
+        os.kill(holder.pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        pass
+    return True
 
 
 def _occupied(folder: Path, name: str, file: Path, holder: Holder | None) -> str:
