@@ -413,3 +413,9 @@ def test_the_dump_is_yaml_that_others_read(folder):
     page = yaml.safe_load(recipe.dump_yaml())
     assert page["data"]["train"][1]["epochs"] == 2
     assert list(page) == list(Recipe.model_fields)
+
+
+def test_a_text_that_looks_like_a_number_stays_one():
+    page = {"name": "1e3", "model": {"language_model": "a"}}
+    text = validate(Recipe, page).dump_yaml()
+    assert validate(Recipe, parse_yaml(text, "page")).name == "1e3"

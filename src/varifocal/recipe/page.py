@@ -19,7 +19,7 @@ from varifocal.errors import RecipeError, nearest
 Page = dict[str, Any]
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
-_FLOAT = re.compile(
+FLOAT = re.compile(
     r"^[-+]?(\d[\d_]*\.?[\d_]*([eE][-+]?\d+)|\d[\d_]*\.[\d_]*|\.\d[\d_]*([eE][-+]?\d+)?)$"
     r"|^[-+]?\.(inf|Inf|INF)$|^\.(nan|NaN|NAN)$"
 )
@@ -108,7 +108,7 @@ _StrictLoader.yaml_implicit_resolvers = {
     ]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_StrictLoader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
+_StrictLoader.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+0123456789."))
 
 
 def parse_yaml(text: str, origin: str) -> Any:

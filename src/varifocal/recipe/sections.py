@@ -7,7 +7,7 @@ from pydantic import Field, ValidationInfo, model_validator
 
 from varifocal.recipe.data import DataSection
 from varifocal.recipe.model import ModelSection
-from varifocal.recipe.page import WrongKeyError
+from varifocal.recipe.page import FLOAT, WrongKeyError
 from varifocal.recipe.section import Count, RunName, Section
 from varifocal.recipe.trainer_arguments import NEED_WORKERS
 from varifocal.recipe.training import TrainingSection
@@ -85,3 +85,5 @@ def _quote(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 
 
 _Dumper.add_representer(str, _quote)
+# A text that our reader would take for a number, `1e3`, is written in quotes.
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+0123456789."))
