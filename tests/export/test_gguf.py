@@ -55,6 +55,7 @@ def bytes_of_letters():
     return {letter: byte for byte, letter in bytes_to_unicode().items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tuner", ["mma", "lora"])
 def test_llama_cpp_says_what_the_run_says(mma_run, make_run, tmp_path, ask_llama_cpp, tuner):
     run = mma_run if tuner == "mma" else make_run({"type": "lora"})
@@ -87,6 +88,7 @@ def test_its_chat_template_is_the_runs_with_its_system_turn(mma_run, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_llama_cpp_reads_a_system_prompt_beyond_ascii(make_run, tmp_path, ask_llama_cpp):
     prompt = 'Sei "knapp", größte 🧲.\nUnd {{ freundlich }}.'
     run = make_run({"type": "lora"}, data={"system_prompt": prompt})

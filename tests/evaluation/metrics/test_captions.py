@@ -103,6 +103,7 @@ def test_words_are_those_of_the_official_tokeniser(caption, words):
     assert tokenise(caption) == words.split()
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_cocos_scorers():
     """Runs where pycocoevalcap is installed; it is no dependency (its licence, and Java)."""
     official_bleu = pytest.importorskip("pycocoevalcap.bleu.bleu_scorer").BleuScorer(n=4)

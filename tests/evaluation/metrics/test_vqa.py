@@ -78,6 +78,7 @@ def test_one_annotator_cannot_be_left_out():
         soft_accuracy("red", ["red"])
 
 
+@pytest.mark.slow
 def test_textvqa_is_what_lmms_eval_makes_of_it():
     """Against a port of the official script that is not ours, on random joins of its own words."""
     theirs = pytest.importorskip("lmms_eval.tasks._task_utils.vqa_eval_metric")
