@@ -34,12 +34,12 @@ from varifocal.models.decoding import add_stop_ids
 from varifocal.models.features import FeatureStore
 from varifocal.models.llava import is_llava
 from varifocal.models.load import check_pictures, load_processor, sees, tokens_of_whole
-from varifocal.models.packaged import PACKAGED
+from varifocal.models.names import PACKAGED, locate
 from varifocal.models.qwen_vl import QwenVLProcessor
 from varifocal.models.saved_adapter import load_adapter
 from varifocal.models.saved_connector import load_connector
 from varifocal.models.saved_tensors import load_trained_tensors
-from varifocal.models.sources import locate, read_config
+from varifocal.models.sources import read_config
 from varifocal.recipe import ModelSection, NoTunerSection, Recipe, load_recipe
 from varifocal.run import RunDirectory
 from varifocal.trained import Trained, find_trained

@@ -20,7 +20,7 @@ from packaging.version import Version
 
 from varifocal.errors import ModelError
 
-_ROOMS = {"peft": "varifocal.tuners", "transformers": "varifocal.models"}
+_ROOMS = {"peft": "varifocal.tuners", "transformers": "varifocal.models.auto_classes"}
 
 # What pyproject.toml asks for, checked again because other installs can move a library.
 SUPPORTED = {"peft": ("0.21", "0.22"), "transformers": ("5.20", "6")}

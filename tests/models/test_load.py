@@ -8,9 +8,9 @@ import torch
 from transformers import CLIPImageProcessorPil, PreTrainedTokenizerBase
 
 from varifocal.errors import ModelError
-from varifocal.models import GraftedProcessor, attention_code, load_model, sources
+from varifocal.models import GraftedProcessor, attention_code, load_model, names, sources
 from varifocal.models.connector import embedding_scale
-from varifocal.models.packaged import PACKAGED, Packaged
+from varifocal.models.names import PACKAGED, Packaged
 from varifocal.recipe import ConnectorSection, ModelSection
 
 LAVIN = ConnectorSection(type="cls_pyramid", hidden_dim=128)
@@ -19,7 +19,7 @@ LAVIN = ConnectorSection(type="cls_pyramid", hidden_dim=128)
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch, tmp_path):
     monkeypatch.setenv("VARIFOCAL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(sources, "hub_is_reachable", lambda: False)
+    monkeypatch.setattr(names, "hub_is_reachable", lambda: False)
 
 
 @pytest.fixture

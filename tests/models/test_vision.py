@@ -8,7 +8,7 @@ from transformers import Dinov2Config, Dinov2Model
 from varifocal.errors import ModelError
 from varifocal.models import EfficientNetLite, EfficientNetLiteConfig, build_tower
 from varifocal.models.efficientnet import SameConv2d, from_port
-from varifocal.models.packaged import PACKAGED, find_source
+from varifocal.models.names import PACKAGED, find_source
 
 
 def states_by_hand(vit, pictures):

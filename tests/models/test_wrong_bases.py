@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessorPil
 
 from varifocal.errors import VarifocalError
-from varifocal.models import load_model, sources
+from varifocal.models import load_model, names
 from varifocal.recipe import ModelSection
 
 WEIGHTS = "model.safetensors"
@@ -20,7 +20,7 @@ FC = "encoder.layers.1.mlp.fc1.weight"
 @pytest.fixture(autouse=True)
 def _no_network(monkeypatch, tmp_path):
     monkeypatch.setenv("VARIFOCAL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(sources, "hub_is_reachable", lambda: False)
+    monkeypatch.setattr(names, "hub_is_reachable", lambda: False)
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,8 @@ from studies.small_vit_probe import balanced, features, pictures_of, score, towe
 
 from studies import small_vit, small_vit_probe
 from varifocal.errors import RunError
-from varifocal.models.packaged import find_source, packaged_directory
+from varifocal.models.names import find_source
+from varifocal.models.packaged import packaged_directory
 
 
 def test_descriptions_become_words_and_sets():

@@ -59,7 +59,7 @@ def first_sentence(file: Path) -> str:
 
 def needs(recipe: Recipe) -> dict[str, str]:
     """Say what a recipe has to be given: models, data, and a run that goes before."""
-    from varifocal.models.packaged import PACKAGED
+    from varifocal.models.names import PACKAGED
 
     model = recipe.model
     names = [name for name in (model.language_model, model.vision_tower) if name]

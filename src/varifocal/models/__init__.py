@@ -1,12 +1,37 @@
-"""Grafted models: a language model, a vision tower and the connector between them."""
+"""Grafted models: a language model, a vision tower and the connector between them.
 
-from varifocal.models.connector import ClsPyramid, Connector, PatchMLP, build_connector
-from varifocal.models.efficientnet import EfficientNetLite, EfficientNetLiteConfig
-from varifocal.models.grafted import GraftedConfig, GraftedForConditionalGeneration, graft
-from varifocal.models.llava import connector_name
-from varifocal.models.load import LoadedModel, load_model
-from varifocal.models.processor import GraftedProcessor
-from varifocal.models.vision import VisionTower, build_tower
+The names below are imported when they are first used, since `models.names` is needed without torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from varifocal.models.connector import ClsPyramid, Connector, PatchMLP, build_connector
+    from varifocal.models.efficientnet import EfficientNetLite, EfficientNetLiteConfig
+    from varifocal.models.grafted import GraftedConfig, GraftedForConditionalGeneration, graft
+    from varifocal.models.llava import connector_name
+    from varifocal.models.load import LoadedModel, load_model
+    from varifocal.models.processor import GraftedProcessor
+    from varifocal.models.vision import VisionTower, build_tower
+
+_MODULES = {
+    "ClsPyramid": "connector",
+    "Connector": "connector",
+    "EfficientNetLite": "efficientnet",
+    "EfficientNetLiteConfig": "efficientnet",
+    "GraftedConfig": "grafted",
+    "GraftedForConditionalGeneration": "grafted",
+    "GraftedProcessor": "processor",
+    "LoadedModel": "load",
+    "PatchMLP": "connector",
+    "VisionTower": "vision",
+    "build_connector": "connector",
+    "build_tower": "vision",
+    "connector_name": "llava",
+    "graft": "grafted",
+    "load_model": "load",
+}
 
 __all__ = [
     "ClsPyramid",
@@ -25,3 +50,10 @@ __all__ = [
     "graft",
     "load_model",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name from its module when it is first used (PEP 562)."""
+    if name not in _MODULES:
+        raise AttributeError(f"module 'varifocal.models' has no attribute '{name}'")
+    return getattr(importlib.import_module(f"varifocal.models.{_MODULES[name]}"), name)

@@ -27,6 +27,7 @@ from varifocal.models.connector import Connector, build_connector, embedding_sca
 from varifocal.models.grafted import GraftedForConditionalGeneration, graft
 from varifocal.models.llava import connector_name, is_llava, prepare_llava, tokens_per_image
 from varifocal.models.loading import check_has_weights, load_weights
+from varifocal.models.names import locate
 from varifocal.models.preprocessing import (
     family_processor,
     load_image_processor,
@@ -43,13 +44,10 @@ from varifocal.models.qwen_vl import (
     prepare_qwen_vl,
     tokens_of_side,
 )
-from varifocal.models.segment_attention import register
-from varifocal.models.sources import clear_loading_errors, locate, read_config, weight_files
+from varifocal.models.sources import clear_loading_errors, read_config, weight_files
 from varifocal.models.tokenizer_checks import check_tokenizer
 from varifocal.models.vision import VISION_MODELS, VisionTower, build_tower
 from varifocal.recipe import ConnectorSection, ModelSection
-
-register()
 
 
 @dataclass(frozen=True)

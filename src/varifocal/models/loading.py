@@ -18,8 +18,8 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from varifocal.errors import ModelError
 from varifocal.models.checkpoint_files import INDEX, WEIGHTS, few, weight_paths
 from varifocal.models.config_checks import check_number
-from varifocal.models.packaged import PACKAGED
-from varifocal.models.sources import clear_loading_errors, locate, refuse_pickles, shapes_of
+from varifocal.models.names import PACKAGED, locate
+from varifocal.models.sources import clear_loading_errors, refuse_pickles, shapes_of
 
 _BUFFERS = (
     r"(^|\.)position_ids$",

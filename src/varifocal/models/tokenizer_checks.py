@@ -6,7 +6,7 @@ from typing import Any
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from varifocal.errors import ModelError
-from varifocal.models.sources import locate
+from varifocal.models.names import locate
 
 _PROBE = "a 1"
 
