@@ -125,7 +125,7 @@ def test_text_of_ones_own_and_what_was_trained_on(run, trained, data, tmp_path):
 def test_a_training_source_is_not_held_out(recipe, data):
     section = {"path": str(data / "alpaca"), "format": "alpaca"}
     page = recipe({"data.train": [section]})
-    encoder = SimpleNamespace(max_length=160, encode=None)
+    encoder = SimpleNamespace(max_length=160, encode=len)
     found = gather_material(page, encoder, data, data / "alpaca" / "some.json", 0)
     assert (
         found.notes
@@ -173,6 +173,66 @@ def test_what_is_missing_is_said(run, trained, tmp_path):
     assert f"make it with: varifocal eval {tmp_path}/new --retention" in " ".join(err.split())
     _, _, err = run("eval", root, "--text", "x.txt")
     assert "--text belongs to --retention; add it" in err
+
+
+def test_a_missing_image_does_not_stop_what_asks_no_images(run, trained, data):
+    """It is counted and named: the record with it is not among the questions without images."""
+    file = data / "scienceqa-text" / "problems.json"
+    problems = json.loads(file.read_text())
+    problems["1"]["image"] = "lost.png"
+    file.write_text(json.dumps(problems))
+    root = trained("mma")
+    code, out, _ = run("eval", root, "--retention", "--data", data)
+    assert code == 0
+    page, rows = rows_of(root)
+    assert (rows["questions right %"]["count"], page["records_left_out"]) == (3, 0)
+    (note,) = [one for one in page["notes"] if "image is missing" in one]
+    assert "1 record, the first" in note
+    assert "lost.png" in note
+    assert "lost.png" in "".join(out.split())
+
+
+@pytest.mark.parametrize("part", ["question", "instruction", "text"])
+def test_a_bad_record_is_named_or_left_out_and_counted(run, trained, data, tmp_path, part):
+    """A question without its answer, an instruction without a text, a row of text without it."""
+    file = damage(data, tmp_path, part)
+    root, more = trained("mma"), ("--data", data, "--text", tmp_path / "text.jsonl")
+    code, _, err = run("eval", root, "--retention", *more)
+    assert code == 2
+    assert file.name in "".join(err.split())
+    assert "--on-bad-record skip" in " ".join(err.split())
+    code, out, err = run("eval", root, "--retention", *more, "--on-bad-record", "skip")
+    assert code == 0
+    page, rows = rows_of(root)
+    counts = {"text": 3, "question": 4, "instruction": 3}
+    counts[part] -= 1
+    assert [row["count"] for row in rows.values()][:3] == list(counts.values())
+    assert page["records_left_out"] == len(page["left_out"]) == 1
+    assert file.name in page["left_out"][0]
+    assert "left out as bad: 1 record, the first" in " ".join(out.split())
+    assert f"left out: {page['left_out'][0]}" in err
+
+
+def damage(data, tmp_path, part):
+    """Write three rows of text; break one record of a part, and return its file."""
+    text = [{"text": f"Some words, {n}."} for n in range(3)]
+    files = {
+        "question": data / "scienceqa-text" / "problems.json",
+        "instruction": data / "alpaca" / "some.json",
+        "text": tmp_path / "text.jsonl",
+    }
+    if part == "question":
+        problems = json.loads(files[part].read_text())
+        problems["1"]["answer"] = 7
+        files[part].write_text(json.dumps(problems))
+    elif part == "instruction":
+        rows = json.loads(files[part].read_text())
+        rows[1]["output"] = None
+        files[part].write_text(json.dumps(rows))
+    else:
+        text[1] = {"words": "none"}
+    (tmp_path / "text.jsonl").write_text("\n".join(map(json.dumps, text)))
+    return files[part]
 
 
 def test_the_prompts_are_all_different():

@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -160,10 +160,16 @@ def refuse_beside_retention(given: Mapping[str, Any]) -> None:
             raise VarifocalError(f"--retention has its own measures; leave out {option}")
 
 
-def show_retention(run: Path, data: Path | None, text: Path | None, limit: int | None) -> None:
+def show_retention(
+    run: Path,
+    data: Path | None,
+    text: Path | None,
+    limit: int | None,
+    on_bad_record: Literal["fail", "skip"] | None,
+) -> None:
     """Measure a run's text skills against its base's, show the table and keep it in the run."""
     from varifocal.cli.run_verbs import renew_card
-    from varifocal.cli.screen import stage_bars
+    from varifocal.cli.screen import print_left_out, stage_bars
     from varifocal.evaluation.retention import LIMIT, retention
     from varifocal.locking import alone
     from varifocal.run import RunDirectory
@@ -174,10 +180,18 @@ def show_retention(run: Path, data: Path | None, text: Path | None, limit: int |
     opened = RunDirectory.open(run)
     scores = opened.evaluations_at(find_trained(opened).step)
     with alone(scores, "retention"), stage_bars() as progress:
-        found = retention(run, data=data, text=text, limit=limit or LIMIT, progress=progress)
+        found = retention(
+            run,
+            data=data,
+            text=text,
+            limit=limit or LIMIT,
+            on_bad_record=on_bad_record,
+            progress=progress,
+        )
         file = found.write(scores, command)
     renew_card(run)
     _print_retention([_read_retention(run)])
+    print_left_out(found.left_out)
     print(file)
 
 

@@ -138,10 +138,9 @@ def evaluate(
                 "--dtype": dtype,
                 "--checkpoint": checkpoint,
                 "--out": out,
-                "--on-bad-record": on_bad_record,
             }
         )
-        show_retention(Path(model), data, text, limit)
+        show_retention(Path(model), data, text, limit, on_bad_record)
         return
     if text is not None:
         raise VarifocalError("--text belongs to --retention; add it")

@@ -25,9 +25,10 @@ from torch import nn
 
 from varifocal.assemble import Assembly, assemble, open_run
 from varifocal.data.encode import Encoder
+from varifocal.data.reading import OnBadRecord
 from varifocal.evaluation.answering import evaluation_mode, greedy_answers
 from varifocal.evaluation.retention_material import Material, gather_material
-from varifocal.evaluation.scienceqa import evaluate
+from varifocal.evaluation.scienceqa import MOST_NAMED, evaluate
 from varifocal.evaluation.scoring import Question, batch_by_length, plant
 from varifocal.evaluation.statistics import (
     Interval,
@@ -100,6 +101,7 @@ class Retention:
         sources: what was measured on, in words.
         notes: what has to be known to read it.
         seed: of the bootstrap.
+        left_out: one sentence for each record that could not be used.
     """
 
     run: str
@@ -109,6 +111,7 @@ class Retention:
     sources: Mapping[str, str]
     notes: Sequence[str]
     seed: int = 0
+    left_out: Sequence[str] = ()
 
     def write(self, directory: Path, command: str | None = None) -> Path:
         """Write `retention.json`.
@@ -118,7 +121,8 @@ class Retention:
             command: what makes it again.
         """
         file = directory / "retention.json"
-        write_json(file, {**asdict(self), "command": command})
+        page = {**asdict(self), "left_out": list(self.left_out[:MOST_NAMED])}
+        write_json(file, {**page, "records_left_out": len(self.left_out), "command": command})
         return file
 
 
@@ -152,6 +156,7 @@ def retention(
     data: Path | None = None,
     text: Path | None = None,
     limit: int = LIMIT,
+    on_bad_record: OnBadRecord | None = None,
     progress: Progress | None = None,
 ) -> Retention:
     """Measure a run's text skills against those of its base.
@@ -164,17 +169,20 @@ def retention(
         data: where questions and instructions lie, see `gather_material`.
         text: held-out text, see there.
         limit: of each kind.
+        on_bad_record: another rule than the recipe's for records that cannot be read or asked.
         progress: called with (stage, done, total).
 
     Raises:
         RunError: the run is not finished.
-        DataError: there is nothing to measure on, or it cannot be read.
+        DataError: there is nothing to measure on, it cannot be read, or a record is bad and is not
+            to be left out.
         ModelError: the base has changed since.
     """
     tell = progress or (lambda stage, done, total: None)
     recipe = load_recipe(RunDirectory.open(root).recipe, check_paths=False)
     base = assemble(_without_eyes(recipe))
-    material = gather_material(recipe, base.encoder, data, text, limit)
+    rule = on_bad_record or recipe.data.on_bad_record
+    material = gather_material(recipe, base.encoder, data, text, limit, rule)
     written = _write(base, material, partial(tell, "base writes"))
     measure = partial(_measure, encoder=base.encoder, material=material, written=written, tell=tell)
     columns = {"base": measure(base.model, stage="base")}
@@ -196,8 +204,16 @@ def retention(
         notes.append(f"tuner '{kind}' has no adapter to switch off: off is the base model itself")
     columns["on"] = measure(parts.model, stage="on")
     name = recipe.model.language_model
-    rows = _rows(columns, recipe.seed)
-    return Retention(str(root), name, recipe.tuner.type, rows, material.sources, notes, recipe.seed)
+    return Retention(
+        str(root),
+        name,
+        recipe.tuner.type,
+        _rows(columns, recipe.seed),
+        material.sources,
+        notes,
+        recipe.seed,
+        material.left_out,
+    )
 
 
 def _without_eyes(recipe: Recipe) -> Recipe:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
 from varifocal.data.encode import Encoder, TooLongError
 from varifocal.data.example import Example, Message
+from varifocal.data.pictures import AbsentImage, absent_pictures_allowed
 from varifocal.data.raw_rows import Record, StreamedRecords, read_in_order
+from varifocal.data.reading import OnBadRecord
 from varifocal.data.records import open_records
 from varifocal.data.source import open_source
 from varifocal.errors import DataError
 from varifocal.evaluation.retention_prompts import PROMPTS
+from varifocal.evaluation.scienceqa import ask
 from varifocal.evaluation.scoring import Question
 from varifocal.recipe import Recipe, SourceSection
 
@@ -42,6 +47,7 @@ class Material:
         instructions: conversations without pictures whose last turn is an instruction's answer.
         sources: part -> where it came from, in words.
         notes: where it is not what it should be.
+        left_out: one sentence for each record that cannot be read or asked.
     """
 
     texts: Sequence[Question]
@@ -49,10 +55,89 @@ class Material:
     instructions: Sequence[Example]
     sources: Mapping[str, str]
     notes: Sequence[str] = ()
+    left_out: Sequence[str] = ()
+
+
+Usable = TypeVar("Usable")
+
+
+@dataclass
+class _Records:
+    """Records as they are read, and what is wrong with some of them.
+
+    Attributes:
+        on_bad_record: "fail" raises the first error, "skip" notes it and goes on.
+        left_out: what was noted.
+        absent: one sentence for each record whose image is not there; none would be asked.
+    """
+
+    on_bad_record: OnBadRecord
+    left_out: list[str] = field(default_factory=list)
+    absent: list[str] = field(default_factory=list)
+
+    def usable(
+        self, found: Iterable[Usable | DataError], check: Callable[[Usable], Any] | None = None
+    ) -> Iterator[Usable]:
+        """Yield what could be read and passes a check, which raises DataError.
+
+        Raises:
+            DataError: the first bad record, with "fail".
+        """
+        for one in found:
+            try:
+                if isinstance(one, DataError):
+                    raise one
+                if check is not None:
+                    check(one)
+            except DataError as error:
+                self.refuse(error)
+            else:
+                yield one
+
+    def refuse(self, error: DataError) -> None:
+        """Note what is wrong with a record, once.
+
+        Raises:
+            DataError: with "fail".
+        """
+        if self.on_bad_record == "fail":
+            raise DataError(
+                f"{error}; fix it, or leave such records out with --on-bad-record skip"
+            ) from error
+        if str(error) not in self.left_out:
+            self.left_out.append(str(error))
+
+    def text_only(self, section: SourceSection) -> Iterator[Example]:
+        """Yield a source's examples that name no image, so that a missing one does not matter."""
+        for found in self.usable(open_source(section)):
+            self.absent += [
+                f"{found.name}: {image.reason}"
+                for image in found.images
+                if isinstance(image, AbsentImage)
+            ]
+            if not found.images:
+                yield found
+
+    def notes(self) -> Iterator[str]:
+        """Count the records that could not be used, and name the first."""
+        if self.left_out:
+            yield f"left out as bad: {_counted(self.left_out)}"
+        if self.absent:
+            yield f"not asked, and the image is missing: {_counted(self.absent)}"
+
+
+def _counted(sentences: Sequence[str]) -> str:
+    count = len(sentences)
+    return f"{count:,} record{'' if count == 1 else 's'}, the first {sentences[0]}"
 
 
 def gather_material(
-    recipe: Recipe, encoder: Encoder, data: Path | None, text: Path | None, limit: int
+    recipe: Recipe,
+    encoder: Encoder,
+    data: Path | None,
+    text: Path | None,
+    limit: int,
+    on_bad_record: OnBadRecord = "fail",
 ) -> Material:
     """Find what is measured on.
 
@@ -65,10 +150,25 @@ def gather_material(
             of `data`, else those of the recipe's own text examples in `data.evaluate` that no
             training source holds.
         limit: at most so many texts, questions and instructions each, the first ones.
+        on_bad_record: a record that cannot be read or asked: stop, or leave it out and count it. A
+            record with an image is not asked, so that a missing image stops nothing.
 
     Raises:
-        DataError: a file or folder is not there or cannot be read.
+        DataError: a file or folder is not there or cannot be read, or a record is bad and is not
+            to be left out.
     """
+    with absent_pictures_allowed():
+        return _gather(recipe, encoder, data, text, limit, _Records(on_bad_record))
+
+
+def _gather(
+    recipe: Recipe,
+    encoder: Encoder,
+    data: Path | None,
+    text: Path | None,
+    limit: int,
+    records: _Records,
+) -> Material:
     if data is not None and not data.is_dir():
         raise DataError(f"--data: no folder '{data}'; it holds scienceqa-text and alpaca")
     found = _questions_in(data), _instructions_in(data)
@@ -77,31 +177,35 @@ def gather_material(
             f"--data: '{data}' has neither scienceqa-text/problems.json nor alpaca/*.json"
         )
     is_given = found[0] and (found[1] or text)
-    own = [] if is_given else list(islice(_held_out(recipe), 4 * limit))
+    own = [] if is_given else list(islice(_held_out(recipe, records), 4 * limit))
     sources: dict[str, str] = {}
+    can_ask = partial(ask, encoder)
     if section := found[0]:
-        asked = list(islice(_text_only(section), limit))
+        asked = list(islice(records.usable(records.text_only(section), can_ask), limit))
         sources["questions"] = f"{section.path}, split {section.split}, questions without pictures"
     else:
-        asked = [one for one in own if one.answer_index is not None][:limit]
+        questions = (one for one in own if one.answer_index is not None)
+        asked = list(islice(records.usable(questions, can_ask), limit))
         sources["questions"] = f"questions of {_OWN}" if asked else "none; --data can hold some"
     if file := found[1]:
-        told = list(islice(_text_only(SourceSection(path=str(file))), limit))
+        instructed = records.text_only(SourceSection(path=str(file)))
+        can_tell = partial(encoder.encode, with_answer=False)
+        told = list(islice(records.usable(instructed, can_tell), limit))
         sources["instructions"] = str(file)
     else:
         told = [Example((Message("user", (prompt,)),)) for prompt in PROMPTS[:limit]]
         sources["instructions"] = f"{len(told)} plain instructions that come with varifocal"
     if text is not None:
-        texts = list(islice(_windows(encoder, text), limit))
+        texts = list(islice(_windows(encoder, text, records), limit))
         sources["text"] = f"{text}, windows of {WINDOW} tokens"
     else:
-        texts = list(_answers(encoder, told if found[1] else own[:limit]))
+        texts = list(_answers(encoder, told if found[1] else own[:limit], records))
         kept = f"answers of at most {encoder.max_length} tokens of {found[1] or _OWN}"
         sources["text"] = kept if texts else "none; --text FILE gives some"
-    notes = list(_not_held_out(recipe, *found, text))
+    notes = [*_not_held_out(recipe, *found, text), *records.notes()]
     if any(_OWN in place for place in sources.values()):
         notes.append(_OF_ITS_TASK)
-    return Material(texts, asked, told, sources, notes)
+    return Material(texts, asked, told, sources, notes, records.left_out)
 
 
 def _not_held_out(
@@ -117,20 +221,12 @@ def _not_held_out(
             yield f"{place} is a training source of this run: it is not held out"
 
 
-def _held_out(recipe: Recipe) -> Iterator[Example]:
+def _held_out(recipe: Recipe, records: _Records) -> Iterator[Example]:
     """Yield what `data.evaluate` has without a picture, sources that are trained on left out."""
     trained = {(one.place, one.split) for one in recipe.data.train}
     for section in recipe.data.evaluate:
         if (section.place, section.split) not in trained and not section.streaming:
-            yield from _text_only(section)
-
-
-def _text_only(section: SourceSection) -> Iterator[Example]:
-    for found in open_source(section):
-        if isinstance(found, DataError):
-            raise found
-        if not found.images:
-            yield found
+            yield from records.text_only(section)
 
 
 def _questions_in(data: Path | None) -> SourceSection | None:
@@ -152,13 +248,18 @@ def _instructions_in(data: Path | None) -> Path | None:
     return next((file for file in found if file.is_file()), None)
 
 
-def _answers(encoder: Encoder, examples: Sequence[Example]) -> Iterator[Question]:
+def _answers(
+    encoder: Encoder, examples: Sequence[Example], records: _Records
+) -> Iterator[Question]:
     """Yield each example's last answer behind what comes before it."""
     for example in examples:
         try:
             encoded = encoder.encode(example)
         except TooLongError:
             continue  # its answer alone is over max_length
+        except DataError as error:
+            records.refuse(error)
+            continue
         trained = np.flatnonzero(~encoded.prompt_mask)
         end = int(trained[-1]) + 1
         masked = np.flatnonzero(encoded.prompt_mask[:end])
@@ -166,10 +267,10 @@ def _answers(encoder: Encoder, examples: Sequence[Example]) -> Iterator[Question
         yield Question(encoded.input_ids[:start], (encoded.input_ids[start:end],))
 
 
-def _windows(encoder: Encoder, file: Path) -> Iterator[Question]:
+def _windows(encoder: Encoder, file: Path, records: _Records) -> Iterator[Question]:
     """Yield a file's text in windows: each token is read once, behind at most `WINDOW` others."""
     tokenizer = encoder.tokenizer
-    for text in _texts(file):
+    for text in records.usable(_texts(file)):
         ids = list(tokenizer(text, add_special_tokens=False).input_ids)
         first = tokenizer.bos_token_id
         ids = [first, *ids] if isinstance(first, int) else ids
@@ -178,7 +279,7 @@ def _windows(encoder: Encoder, file: Path) -> Iterator[Question]:
             yield Question(window[:1], (window[1:],))
 
 
-def _texts(file: Path) -> Iterator[str]:
+def _texts(file: Path) -> Iterator[str | DataError]:
     if not file.is_file():
         raise DataError(f"--text: no file '{file}'")
     if file.suffix not in (".jsonl", ".json", ".csv", ".tsv", ".parquet"):
@@ -186,10 +287,12 @@ def _texts(file: Path) -> Iterator[str]:
         return
     for record in _read(file):
         if isinstance(record, DataError):
-            raise record
-        if not isinstance(record.row.get("text"), str):
-            raise DataError(f"{record.where}: no column 'text' (it has: {', '.join(record.row)})")
-        yield record.row["text"]
+            yield record
+        elif not isinstance(record.row.get("text"), str):
+            has = ", ".join(record.row)
+            yield DataError(f"{record.where}: no column 'text' (it has: {has})")
+        else:
+            yield record.row["text"]
 
 
 def _read(file: Path) -> Iterator[Record | DataError]:
