@@ -37,7 +37,7 @@ from varifocal.models.load import check_pictures, load_processor, sees, tokens_o
 from varifocal.models.names import PACKAGED, locate
 from varifocal.models.qwen_vl import QwenVLProcessor
 from varifocal.models.saved_adapter import load_adapter
-from varifocal.models.saved_connector import load_connector
+from varifocal.models.saved_connector import start_connector
 from varifocal.models.saved_tensors import load_trained_tensors
 from varifocal.models.sources import read_config
 from varifocal.recipe import ModelSection, NoTunerSection, Recipe, load_recipe
@@ -157,9 +157,7 @@ def _with_trained_tensors(recipe: Recipe, base: Assembly, trained: Trained) -> A
     """
     recorded = recipe.provenance.base_fingerprint if recipe.provenance else None
     _check_same_base(trained.place, recipe, recorded, base.fingerprint)
-    connector = recipe.model.connector
-    if connector is not None and connector.weights is not None:
-        load_connector(base.base, Path(connector.weights))
+    start_connector(base.base, recipe.model.connector, trained.place)
     load_trained_tensors(base.base, trained.place)
     return base
 

@@ -119,13 +119,17 @@ def test_a_resumed_run_ends_as_an_unbroken_one(recipe_of, tmp_path, monkeypatch,
     assert losses[0] == losses[1]
 
 
-def test_a_checkpoint_holds_what_is_trained_and_no_more(recipe_of, tmp_path):
-    page = recipe_of("graft", {"tuner.train_connector": False})
+@pytest.mark.parametrize(
+    ("kind", "held"), [("graft", {"language_model", "connector"}), ("llava", {"language_model"})]
+)
+def test_a_checkpoint_holds_what_no_base_holds_and_no_more(recipe_of, tmp_path, kind, held):
+    """A graft's connector is in no file of the base, a LLaVA's frozen projector is."""
+    page = recipe_of(kind, {"tuner.train_connector": False, "training.max_steps": 2})
     train(page, tmp_path / "run")
     with safe_open(
         RunDirectory(tmp_path / "run").newest_checkpoint() / "model.safetensors", "pt"
     ) as file:
-        assert {part_of(name) for name in file.keys()} == {"language_model"}  # noqa: SIM118
+        assert {part_of(name) for name in file.keys()} == held  # noqa: SIM118
 
 
 @pytest.mark.parametrize(("held", "moves"), [("float32", True), ("bfloat16", False)])

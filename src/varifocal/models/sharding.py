@@ -1,6 +1,7 @@
 """Keeping the processes of one training run in step when only some of them see a picture."""
 
 import os
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -58,19 +59,22 @@ def is_spread(model: nn.Module) -> bool:
     return any(isinstance(p, DTensor) or hasattr(p, "ds_id") for p in model.parameters())
 
 
-def whole_tensors(model: nn.Module, *, trained_only: bool) -> dict[str, Tensor]:
+def whole_tensors(
+    model: nn.Module, only: Iterable[nn.Parameter] | None = None
+) -> dict[str, Tensor]:
     """Put a model's tensors together from their parts; every process has to call this.
 
     Args:
         model: its parameters whole, or spread by FSDP2 or ZeRO-3.
-        trained_only: leave frozen parameters where they are.
+        only: the parameters to put together; the others stay where they are. None means all.
 
     Returns:
         Parameters and buffers by name, on the CPU, one tensor for tied ones. Those of ZeRO-3 are
         in the precision that it computes in.
     """
     named = list(model.named_parameters(remove_duplicate=False))
-    chosen = [(name, each) for name, each in named if each.requires_grad or not trained_only]
+    wanted = {id(each) for each in (model.parameters() if only is None else only)}
+    chosen = [(name, each) for name, each in named if id(each) in wanted]
     found: dict[int, Tensor] = {}
     for _, each in chosen:
         if id(each) not in found:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from varifocal.errors import RecipeError
+from varifocal.models.grafted import GraftedForConditionalGeneration
 from varifocal.models.llava import connector_name
 from varifocal.recipe import FullSection
 
@@ -64,14 +65,27 @@ def _to_float32(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(each.float() if one else each for each, one in zip(args, is_float, strict=True))
 
 
-def trained_tensors(model: nn.Module, state: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-    """Return the trained parameters by name.
+def saved_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters that a checkpoint holds: the trained, and a graft's frozen connector.
+
+    An alignment, or another run, may have trained the connector that full tuning freezes, and no
+    file of the base holds it.
+    """
+    found = {id(each): each for each in model.parameters() if each.requires_grad}
+    is_graft = isinstance(model, GraftedForConditionalGeneration)
+    connector = cast(Any, model).connector.parameters() if is_graft else ()
+    return list((found | {id(each): each for each in connector}).values())
+
+
+def saved_tensors(model: nn.Module, state: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    """Return the parameters that a checkpoint holds, by name.
 
     Args:
-        model: being trained.
+        model: being trained, without an adapter.
         state: its tensors, where they were gathered from several processes; else its own.
     """
-    names = [name for name, each in model.named_parameters() if each.requires_grad]
+    chosen = set(map(id, saved_parameters(model)))
+    names = [name for name, each in model.named_parameters() if id(each) in chosen]
     own = dict(model.named_parameters()) if state is None else state
     return {name: own[name].detach().contiguous() for name in names}
 
@@ -90,7 +104,7 @@ def save_whole(
         processor: tokenizer, or processor, written beside it.
         directory: an empty folder.
         dtype: of the recipe's model.
-        state: as `trained_tensors`.
+        state: as `saved_tensors`.
     """
     whole: dict[str, Tensor] | None = None
     if state is not None:

@@ -21,7 +21,7 @@ from varifocal.data.lazy_rows import LazyRows
 from varifocal.data.packing import Collator, PackedDataset
 from varifocal.data.parallel import lost_worker_is_an_error
 from varifocal.errors import RunError, Stopped
-from varifocal.models.saved_connector import load_connector
+from varifocal.models.saved_connector import start_connector
 from varifocal.models.sharding import (
     in_world,
     is_main_process,
@@ -41,7 +41,7 @@ from varifocal.training.examples import (
     fingerprint_sources,
     load_training_data,
 )
-from varifocal.training.full import save_whole
+from varifocal.training.full import save_whole, saved_parameters
 from varifocal.training.interrupt import StopWish, anyone, stop_wish
 from varifocal.training.planning.record import beside, foresee
 from varifocal.training.progress import Progress
@@ -161,8 +161,7 @@ def _tune(
     recipe: Recipe, parts: Assembly, start: Start, tell: Progress, clock: Clock
 ) -> tuple[Assembly, Aligned | None]:
     """Put the connector's weights in, or fit it to words in a fresh run; then attach the tuner."""
-    if recipe.model.connector is not None and recipe.model.connector.weights is not None:
-        load_connector(parts.base, Path(recipe.model.connector.weights))
+    start_connector(parts.base, recipe.model.connector, start.checkpoint)
     fresh = start.checkpoint is None
     aligned = align(recipe, parts, tell, clock) if aligns(recipe) and fresh else None
     set_seed(recipe.seed)  # a tuner starts alike, whether there was an alignment or not
@@ -338,7 +337,9 @@ def _gather(trainer: SupervisedTrainer) -> dict[str, torch.Tensor] | None:
     """Put the weights together that are spread over processes; None where none are."""
     model = cast(nn.Module, trainer.model)
     if is_spread(model):
-        return whole_tensors(model, trained_only=isinstance(model, PeftModel))
+        return whole_tensors(
+            model, saved_parameters(model) if isinstance(model, PeftModel) else None
+        )
     if not trainer.is_fsdp_enabled or trainer.args.max_steps == 0:
         return None
     return cast(Any, trainer.accelerator).get_state_dict(trainer.model_wrapped)

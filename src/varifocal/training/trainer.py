@@ -36,7 +36,7 @@ from varifocal.training.engines import (
     wrap_present_layers,
 )
 from varifocal.training.finite import is_finite, not_finite
-from varifocal.training.full import trained_tensors
+from varifocal.training.full import saved_parameters, saved_tensors
 from varifocal.training.interrupt import anyone
 from varifocal.training.parameters import decayed_names, part_of
 from varifocal.training.resuming import take_rates
@@ -338,14 +338,14 @@ class SupervisedTrainer(Trainer):
         """As transformers', with what is spread over processes put together, the trained alone."""
         model = cast(nn.Module, self.model)
         if is_spread(model):
-            self._save(output_dir, whole_tensors(model, trained_only=True))
+            self._save(output_dir, whole_tensors(model, saved_parameters(model)))
         else:
             super().save_model(output_dir, _internal_call)
 
     def _save(
         self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None
     ) -> None:
-        """The trained tensors only: the recipe holds the arguments, so nothing is pickled."""
+        """Only what no base holds: the recipe holds the arguments, so nothing is pickled."""
         if not self.args.should_save:
             return
         target = Path(output_dir or cast(str, self.args.output_dir))
@@ -357,9 +357,7 @@ class SupervisedTrainer(Trainer):
                 )
             else:
                 target.mkdir(parents=True, exist_ok=True)
-                save_file(
-                    trained_tensors(cast(nn.Module, self.model), state_dict), target / TENSORS
-                )
+                save_file(saved_tensors(cast(nn.Module, self.model), state_dict), target / TENSORS)
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
@@ -373,7 +371,10 @@ class SupervisedTrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, cast(Any, model))
             return
         tensors = load_file(file)
-        if tensors.keys() != trained_tensors(into, None).keys():
+        wanted = saved_tensors(into, None).keys()
+        # An older version left a frozen connector out; `start_connector` has restored it.
+        trained = {name for name, each in into.named_parameters() if each.requires_grad}
+        if not trained <= tensors.keys() <= wanted:
             raise RunError(f"{file} holds other tensors than are trained; start the run anew")
         into.load_state_dict(tensors, strict=False)
 
