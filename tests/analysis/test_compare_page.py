@@ -26,7 +26,8 @@ def found(*items: dict, **changes: object) -> dict:
     interval = {"value": 10.0, "low": 5.0, "high": 15.0}
     line = {"name": "all", "count": 9, "first": interval, "second": interval, "won": 1, "lost": 0,
             "difference": interval, "both": 4, "neither": 4, "p": 1.0}  # fmt: skip
-    suite = {"suite": "toy", "shared": 9, "notes": [], "rows": [line], "items": list(items)}
+    suite = {"suite": "toy", "shared": 9, "notes": [], "rows": [line], "items": list(items),
+             "blind_rules": ["blind rules: always 'repel' 40.0"]}  # fmt: skip
     return {"first": "a", "second": "b", "seed": 0, "notes": [], "suites": [suite]} | changes
 
 
@@ -52,6 +53,10 @@ def test_both_answers_and_the_right_one_are_shown() -> None:
     assert "10.0 <small>5.0 to 15.0</small>" in text
 
 
+def test_blind_rules_stand_above_the_table() -> None:
+    assert "<p>blind rules: always &#x27;repel&#x27; 40.0.</p>" in page(found())
+
+
 def test_written_and_unread_answers_stand_beside_the_gold_one() -> None:
     text = page(found(item(options=[], answers=["two cats", "hm"], read=[True, False], gold="2")))
     assert "two cats" in text
@@ -64,7 +69,7 @@ def test_every_text_is_escaped() -> None:
     one = item(question=EVIL, options=[EVIL], gold=EVIL, answers=[EVIL, EVIL], id=EVIL,
                images=[EVIL], tags={EVIL: EVIL})  # fmt: skip
     told = found(one, first=EVIL, second=EVIL, notes=[EVIL])
-    told["suites"][0] |= {"suite": EVIL, "notes": [EVIL]}
+    told["suites"][0] |= {"suite": EVIL, "notes": [EVIL], "blind_rules": [EVIL]}
     told["suites"][0]["rows"][0]["name"] = EVIL
     tags = Tags(page(told))
     assert "script" not in tags.names

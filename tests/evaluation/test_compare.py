@@ -12,6 +12,7 @@ from PIL import Image
 
 from varifocal.data.example import Example, Message
 from varifocal.errors import DataError, RunError
+from varifocal.evaluation.baselines import Baselines
 from varifocal.evaluation.compare import Comparison, compare
 from varifocal.evaluation.predictions import read_predictions
 from varifocal.evaluation.recall import recall
@@ -98,6 +99,32 @@ def question(answer: int, hint: str = "no") -> tuple[Example, Prediction]:
     line = Prediction("7", columns_of(example), "Question: Which?", example.choices, 1, answer,
                       answer == 1, scores=(-1.0, -2.0))  # fmt: skip
     return example, line
+
+
+def test_what_blind_rules_score_is_shown(tmp_path, run) -> None:
+    """A benchmark's file has them apart, a suite's in its column of all questions."""
+    blind = {"chance": 50.0, "majority": 75.0, "majority_answer": "yes", "longest": 25.0}
+    pages = {"toy": {"baselines": blind}, "book": {"columns": {"average": blind}}}
+    for name in ("a", "b"):
+        for suite, page in pages.items():
+            file = write(tmp_path / name / "eval", suite, row(1, 1.0), row(2, float(name == "b")))
+            file.with_name(f"{suite}.json").write_text(json.dumps(page))
+    code, out, _ = run("compare", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "both")
+    assert code == 0
+    told = "guessing 50.0; always 'yes' 75.0; the longest option 25.0"
+    assert out.count(f"blind rules, over all items of the suite: {told}") == 2
+    suites = json.loads((tmp_path / "both" / "compare.json").read_text())["suites"]
+    assert [suite["baselines"] for suite in suites] == [[blind, blind]] * 2
+    assert "always &#x27;yes&#x27; 75.0" in (tmp_path / "both" / "compare.html").read_text()
+    (tmp_path / "b" / "eval" / "toy.json").write_text(json.dumps({"baselines": {"chance": 20}}))
+    _, out, _ = run("compare", tmp_path / "a", tmp_path / "b", "--suite", "toy")
+    assert "blind rules, over all items of a: guessing 50.0" in out
+    assert "blind rules, over all items of b: guessing 20.0\n" in out
+
+
+def test_files_without_baselines_say_none(tmp_path) -> None:
+    suite = both(tmp_path, [row(1, 1.0)], [row(1, 0.0)]).suites[0]
+    assert suite.baselines == (Baselines(), Baselines())
 
 
 def test_lines_of_the_older_reports(tmp_path) -> None:

@@ -112,6 +112,7 @@ class _Album:
 def _suite(suite: Mapping[str, Any], names: Mapping[str, str], album: _Album) -> str:
     parts = [f"<section>\n<h2>{escape(suite['suite'])}</h2>", _notes(suite["notes"])]
     parts.append(f"<p>{int(suite['shared']):,} shared items.</p>")
+    parts += [f"<p>{escape(sentence)}.</p>" for sentence in suite["blind_rules"]]
     rows = list(suite["rows"])
     plain = [row for row in rows if ": " not in row["name"]]
     by_tag = [row for row in rows if ": " in row["name"]]

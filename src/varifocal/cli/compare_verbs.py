@@ -70,7 +70,7 @@ def compare(
         claim_folder(out)
     found = compare_runs(first, second, suite or (), any_prompt=any_prompt, enrich=recall)
     for one in found.suites:
-        _print_suite(one, found.first, found.second)
+        _print_suite(one, found.first, found.second, found.blind_rules(one))
     for note in found.notes:
         print(note)
     if out is not None:
@@ -81,7 +81,7 @@ def compare(
         print(out / "compare.html")
 
 
-def _print_suite(one: SuiteComparison, first: str, second: str) -> None:
+def _print_suite(one: SuiteComparison, first: str, second: str, blind_rules: Sequence[str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -97,6 +97,8 @@ def _print_suite(one: SuiteComparison, first: str, second: str) -> None:
         console.print(table)
     else:
         print(f"{one.suite}: {len(one.pairs):,} shared items")
+    for sentence in blind_rules:
+        print(sentence)
     for note in one.notes:
         print(f"note: {note}")
     for line in _differing(one, first, second):

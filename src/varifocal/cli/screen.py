@@ -1,7 +1,6 @@
 """What long work and its results look like on the terminal."""
 
 import sys
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -117,18 +116,13 @@ def print_scores(report: "Report") -> None:
 
 def _beside(score: "Score") -> str:
     """Say what blind rules would score, and both ways of reading likelihoods."""
-    words = _of_baselines(score.chance, score.majority, score.majority_answer, score.longest)
+    from varifocal.evaluation.baselines import Baselines
+
+    rules = Baselines(score.chance, score.majority, score.majority_answer, score.longest)
+    words = rules.words()
     if score.by_sum is not None and score.by_mean is not None:
         words.append(_of_normalisations(score.by_sum, score.by_mean))
     return "; ".join(words)
-
-
-def _of_baselines(
-    chance: float | None, majority: float | None, answer: str, longest: float | None
-) -> list[str]:
-    named = textwrap.shorten(answer, 30, placeholder="...")
-    told = {"guessing": chance, f"always '{named}'": majority, "the longest option": longest}
-    return [f"{rule} {value:.1f}" for rule, value in told.items() if value is not None]
 
 
 def _of_normalisations(by_sum: float, by_mean: float) -> str:
@@ -142,11 +136,7 @@ def _print_of_how_many(asked: int, left_out: int) -> None:
 
 def print_result(result: "Result") -> None:
     """Print a benchmark's measures as a table, the headline first."""
-    blind = result.baselines
-    words = [
-        result.benchmark.protocol,
-        *_of_baselines(blind.chance, blind.majority, blind.majority_answer, blind.longest),
-    ]
+    words = [result.benchmark.protocol, *result.baselines.words()]
     if both := result.by_normalisation:
         words.append(_of_normalisations(both["sum"], both["mean"]))
     table = Table(title=result.name, title_justify="left", caption="; ".join(words))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,42 @@ class Baselines:
     majority: float | None = None
     majority_answer: str = ""
     longest: float | None = None
+
+    def words(self) -> list[str]:
+        """Say each rule that is known with its score.
+
+        >>> Baselines(50.0, 66.7, "yes", None).words()
+        ['guessing 50.0', "always 'yes' 66.7"]
+        """
+        named = textwrap.shorten(self.majority_answer, 30, placeholder="...")
+        rules = {
+            "guessing": self.chance,
+            f"always '{named}'": self.majority,
+            "the longest option": self.longest,
+        }
+        return [f"{rule} {value:.1f}" for rule, value in rules.items() if value is not None]
+
+
+def sentences(pair: Sequence[Baselines], names: Sequence[str]) -> list[str]:
+    """Say what blind rules score under two score files; once where both say the same.
+
+    Args:
+        pair: of each file; they are of all its items.
+        names: of the two models.
+
+    >>> sentences([Baselines(50.0), Baselines(50.0)], ["a", "b"])
+    ['blind rules, over all items of the suite: guessing 50.0']
+    >>> sentences([Baselines(50.0), Baselines(25.0)], ["a", "b"])[1]
+    'blind rules, over all items of b: guessing 25.0'
+    """
+    words = ["; ".join(one.words()) for one in pair]
+    if words[0] == words[1]:
+        names, words = ["the suite"], words[:1]
+    return [
+        f"blind rules, over all items of {name}: {text}"
+        for name, text in zip(names, words, strict=True)
+        if text
+    ]
 
 
 def of_choices(questions: Sequence[tuple[Sequence[str], int]]) -> Baselines:

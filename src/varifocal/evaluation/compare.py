@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from varifocal.errors import RunError, nearest
+from varifocal.evaluation.baselines import Baselines, sentences
 from varifocal.evaluation.paired import Kind, Pair, Row, paired_rows, tags_of
 from varifocal.evaluation.predictions import Line, Predictions, find_predictions, read_predictions
 
@@ -21,12 +22,14 @@ class SuiteComparison:
         rows: the one over all items, then measures, columns and tags; none without credit.
         pairs: every shared item.
         notes: what has to be known: items left out, other prompts, another protocol.
+        baselines: of blind rules, as the score file of each says.
     """
 
     suite: str
     rows: Sequence[Row]
     pairs: Sequence[Pair]
     notes: Sequence[str]
+    baselines: tuple[Baselines, Baselines] = (Baselines(), Baselines())
 
     def of_kind(self, kind: Kind) -> list[Pair]:
         """Return the pairs of one kind, in the files' order."""
@@ -38,6 +41,7 @@ class SuiteComparison:
             "suite": self.suite,
             "shared": len(self.pairs),
             "notes": list(self.notes),
+            "baselines": [asdict(one) for one in self.baselines],
             "rows": [asdict(row) for row in self.rows],
             "items": [_item(pair) for pair in self.pairs if pair.kind is not None],
         }
@@ -60,6 +64,10 @@ class Comparison:
     notes: Sequence[str]
     seed: int
 
+    def blind_rules(self, suite: SuiteComparison) -> list[str]:
+        """Say what blind rules score under both files of a suite."""
+        return sentences(suite.baselines, (self.first, self.second))
+
     def to_dict(self) -> dict[str, Any]:
         """What `compare.json` holds."""
         return {
@@ -67,7 +75,9 @@ class Comparison:
             "second": self.second,
             "seed": self.seed,
             "notes": list(self.notes),
-            "suites": [suite.to_dict() for suite in self.suites],
+            "suites": [
+                {**suite.to_dict(), "blind_rules": self.blind_rules(suite)} for suite in self.suites
+            ],
         }
 
 
@@ -143,7 +153,7 @@ def compare_predictions(
         same = sum(pair.kind is None for pair in pairs)
         notes.append(f"the files give items no credit; {same} of {len(pairs)} answers are the same")
     suite = first.suite if first.suite == second.suite else f"{first.suite} / {second.suite}"
-    return SuiteComparison(suite, rows, pairs, notes)
+    return SuiteComparison(suite, rows, pairs, notes, (first.baselines, second.baselines))
 
 
 def _shared(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from varifocal.errors import DataError, RunError
+from varifocal.evaluation.baselines import Baselines
 from varifocal.run import RunDirectory
 from varifocal.trained import scores_folder
 
@@ -63,6 +64,7 @@ class Predictions:
         lines: id -> line, in the file's order.
         protocol: how the answers were made, as the score file says; empty without one.
         left_out: items that could not be asked, as the score file says.
+        baselines: of blind rules on all items, as the score file says.
     """
 
     suite: str
@@ -70,6 +72,7 @@ class Predictions:
     lines: Mapping[str, Line]
     protocol: Mapping[str, Any]
     left_out: int = 0
+    baselines: Baselines = field(default_factory=Baselines)
 
 
 def find_predictions(place: Path) -> dict[str, Path]:
@@ -116,7 +119,7 @@ def read_predictions(file: Path) -> Predictions:
     page = _score_page(file.with_name(f"{suite}.json"))
     left_out = page.get("items_left_out", 0)
     counted = left_out if isinstance(left_out, int) else 0
-    return Predictions(suite, file, lines, _protocol(page), counted)
+    return Predictions(suite, file, lines, _protocol(page), counted, _baselines(page))
 
 
 def _line(row: Mapping[str, Any]) -> Line:
@@ -168,6 +171,17 @@ def _score_page(file: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return page if isinstance(page, dict) else {}
+
+
+def _baselines(page: Mapping[str, Any]) -> Baselines:
+    """Read them where benchmarks have them, or in the column of all questions."""
+    columns = page.get("columns")
+    found = page.get("baselines", columns.get("average") if isinstance(columns, dict) else None)
+    if not isinstance(found, dict):
+        return Baselines()
+    rates = {name: found.get(name) for name in ("chance", "majority", "longest")}
+    known = {name: float(one) for name, one in rates.items() if isinstance(one, int | float)}
+    return Baselines(**known, majority_answer=str(found.get("majority_answer") or ""))
 
 
 def _protocol(page: Mapping[str, Any]) -> dict[str, Any]:
