@@ -177,7 +177,7 @@ def open_model(
         both may be as long as the model's window; longer ones lose text from their middle.
 
     Raises:
-        RunError: there is nothing of that name, or the run is not finished.
+        RunError: there is nothing of that name, or the run has neither weights nor a checkpoint.
         ModelError: the model or its adapter cannot be had, or they do not fit.
     """
     path = Path(name).expanduser()

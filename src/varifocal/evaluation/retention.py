@@ -173,7 +173,7 @@ def retention(
         progress: called with (stage, done, total).
 
     Raises:
-        RunError: the run is not finished.
+        RunError: the run has neither weights nor a checkpoint yet.
         DataError: there is nothing to measure on, it cannot be read, or a record is bad and is not
             to be left out.
         ModelError: the base has changed since.

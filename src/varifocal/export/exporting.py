@@ -100,8 +100,8 @@ def export(order: Order, out: Path, tell: Callable[[str], None] | None = None) -
         tell: told of each step in a few words.
 
     Raises:
-        RunError: there is no finished run, the folder holds something else than an export, another
-            process writes there, or the disk is full.
+        RunError: the run has neither weights nor a checkpoint, the folder holds something else than
+            an export, another process writes there, or the disk is full.
         ModelError: this tuner has no such form, or the artifact failed the parity gate.
     """
     say = tell or (lambda text: None)
