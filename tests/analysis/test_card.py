@@ -227,6 +227,8 @@ def test_scoring_and_retention_renew_the_card_of_a_run_and_of_no_model(
     assert "| accuracy, average |" in (root / "README.md").read_text()
 
     class Kept:
+        left_out = ()
+
         def write(self, evaluations, command):
             row = {"name": "right %", "count": 3, "p": None, "change": None}
             row |= {key: {"value": 1.0, "low": 0.0, "high": 2.0} for key in ("base", "off", "on")}
