@@ -19,8 +19,8 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AddedToken, PreTrainedTokenizerFast
 
-from varifocal.data.encode import Encoder
-from varifocal.data.encoded import Encoded
+from varifocal.data.encoding.encoded import Encoded
+from varifocal.data.encoding.encoder import Encoder
 from varifocal.data.example import Example, Message
 from varifocal.errors import VarifocalError
 

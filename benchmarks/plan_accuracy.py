@@ -69,7 +69,7 @@ def _hold(work: Path, model: str, method: str, steps: int) -> dict[str, Any]:
 
 def _recipe(work: Path, model: str) -> list[str]:
     """Write data, and a model if it is random; return the recipe and its overrides."""
-    from varifocal.data.sciencebook import make_sciencebook
+    from varifocal.sciencebook import make_sciencebook
 
     book = work / "sciencebook"
     if not (book / "problems.json").is_file():

@@ -17,9 +17,9 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from varifocal.assemble import assemble
-from varifocal.data.sciencebook import make_sciencebook
 from varifocal.recipe import load_recipe
 from varifocal.run import RunDirectory
+from varifocal.sciencebook import make_sciencebook
 from varifocal.training.examples import load_training_data
 from varifocal.training.train import build_trainer
 from varifocal.training.tuner import attach_tuner

@@ -21,9 +21,9 @@ from studies.alignment_tables import tables
 from studies.command import check_data, command_of, parser_of, read_options, run_study, take_out
 from studies.record import write_study
 from varifocal.analysis.words import words_of_run
-from varifocal.data.formats import load_source
-from varifocal.data.sciencebook import make_sciencebook
+from varifocal.data.loading import load_source
 from varifocal.recipe import Recipe, SourceSection
+from varifocal.sciencebook import make_sciencebook
 from varifocal.sweep import Sweep, load_sweep, run_sweep
 
 HERE = Path(__file__).parent

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from varifocal.analysis.plots import FAINT, INK, new_figure, save_figure
+from varifocal.plotting import FAINT, INK, new_figure, save_figure
 
 STYLE = {
     "none": ("no stage", "#6b7280", "o", ":"),

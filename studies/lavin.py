@@ -18,14 +18,14 @@ from studies.command import command_of, parser_of, read_options, run_study, take
 from studies.lavin_results import SETTINGS, differences, draw, gathered, table
 from studies.record import write_study
 from varifocal.assemble import Assembly, assemble, open_run
-from varifocal.data.formats import load_source
-from varifocal.data.sciencebook import make_sciencebook
+from varifocal.data.loading import load_source
 from varifocal.errors import RunError
 from varifocal.evaluation.retention import read
-from varifocal.evaluation.retention_material import gather_material
+from varifocal.evaluation.retention_data import gather_material
 from varifocal.evaluation.scienceqa import evaluate
 from varifocal.recipe import Recipe
 from varifocal.run import RunDirectory
+from varifocal.sciencebook import make_sciencebook
 from varifocal.sweep import Sweep, load_sweep, run_sweep
 from varifocal.writing import write_json, write_text
 

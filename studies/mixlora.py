@@ -21,7 +21,7 @@ from studies.mixlora_figures import draw_all, print_tables
 from studies.mixlora_results import collect
 from studies.mixlora_tasks import Sizes, make_tasks
 from studies.record import write_study
-from varifocal.analysis.of_run import TaskSample, interference_of_run, routing_of_run
+from varifocal.analysis.run_analysis import TaskSample, interference_of_run, routing_of_run
 from varifocal.errors import RunError
 from varifocal.recipe import Recipe, load_recipe
 from varifocal.run import RunDirectory

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from varifocal.analysis.plots import FAINT, INK, new_figure, save_figure
+from varifocal.plotting import FAINT, INK, new_figure, save_figure
 
 COLOURS = {"lora": "#e69f00", "weighted": "#0072b2", "hard": "#009e73", "random": "#7f7f7f"}
 """Okabe and Ito's, told apart by colour-blind readers."""

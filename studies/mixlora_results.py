@@ -10,7 +10,7 @@ from typing import Any
 
 from studies.record import over_seeds
 from varifocal.analysis.tasks import task_of
-from varifocal.data.formats import load_source
+from varifocal.data.loading import load_source
 from varifocal.evaluation.suites import suite_name
 from varifocal.recipe import load_recipe
 from varifocal.run import RunDirectory

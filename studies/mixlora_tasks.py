@@ -13,9 +13,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from varifocal.data.sciencebook import make_sciencebook
 from varifocal.errors import DataError
-from varifocal.evaluation.benchmarks.table import BENCHMARKS
+from varifocal.evaluation.benchmarks.registry import BENCHMARKS
+from varifocal.sciencebook import make_sciencebook
 from varifocal.writing import whole_directory
 
 SKILLS = ("counting", "shapes", "opposites", "synonyms")

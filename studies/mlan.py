@@ -21,10 +21,10 @@ from studies.mlan_figures import draw, print_table
 from studies.mlan_results import collect
 from studies.record import write_study
 from varifocal.assemble import open_model
-from varifocal.data.sciencebook import SKILLS, compose, make_sciencebook
 from varifocal.evaluation.suites import score_sources
 from varifocal.recipe import SourceSection
 from varifocal.run import RunDirectory
+from varifocal.sciencebook import SKILLS, compose, make_sciencebook
 from varifocal.sweep import Point, Sweep, load_sweep, run_sweep
 
 HERE = Path(__file__).parent

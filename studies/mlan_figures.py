@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from studies.mlan_claims import ASKED
-from varifocal.analysis.plots import FAINT, INK, new_figure, save_figure
 from varifocal.evaluation.statistics import wilson
+from varifocal.plotting import FAINT, INK, new_figure, save_figure
 
 ROWS, COST, BASE = "#0072b2", "#d55e00", "#7f7f7f"
 """Okabe and Ito's blue and vermilion, told apart by colour-blind readers; grey."""

@@ -10,9 +10,9 @@ from typing import Any
 
 from studies.mlan_claims import ASKED, at_cost, budgets_of, claims
 from studies.record import over_seeds
-from varifocal.data.sciencebook import SKILLS
 from varifocal.recipe import load_recipe
 from varifocal.run import UNLOGGED, RunDirectory
+from varifocal.sciencebook import SKILLS
 from varifocal.sweep import DONE
 
 SUITES = {

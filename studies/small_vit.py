@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from transformers import CLIPImageProcessorPil, Dinov2Config, Dinov2Model
 
 from studies.command import run_study, take_out
-from varifocal.data.sciencebook import SKILLS, compose, draw
+from varifocal.sciencebook import SKILLS, compose, draw
 
 SEED = 20_261_122
 """Of the pictures; the studies make theirs with seeds from 0 to 9."""

@@ -24,13 +24,13 @@ from transformers import Dinov2Config, Dinov2Model
 from studies.command import run_study, take_out
 from studies.record import write_study
 from studies.small_vit import SHAPE, picture_skills, words_of
-from varifocal.data.sciencebook import compose, draw
 from varifocal.errors import RunError
 from varifocal.models.connector import pool_cells
 from varifocal.models.names import locate
 from varifocal.models.preprocessing import load_image_processor
 from varifocal.models.sources import read_config
 from varifocal.models.vision import VISION_MODELS, VisionTower, build_tower
+from varifocal.sciencebook import compose, draw
 from varifocal.writing import write_json, write_text
 
 SEED = 77

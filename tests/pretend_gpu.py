@@ -125,8 +125,8 @@ def pretend_gpu() -> Iterator[None]:
             run_thread(self)
 
     threading.Thread.run = run_with_modes
-    from varifocal.models import placing
+    from varifocal.models import distributed
 
-    placing.own_device = lambda: torch.device(NAME, 0)
+    distributed.own_device = lambda: torch.device(NAME, 0)
     with _Factories(), _FromLists():
         yield

@@ -5,9 +5,9 @@ import json
 import PIL.Image
 import pytest
 
-from varifocal.data.formats import load_source
+from varifocal.data.loading import load_source
 from varifocal.recipe import load_recipe
-from varifocal.training.parameters import count_parameters
+from varifocal.training.tuner import count_parameters
 
 
 def read(name, overrides=()):

@@ -8,8 +8,8 @@ import PIL.Image
 import pytest
 import typer.main
 
-from varifocal.cli import verbs
-from varifocal.cli.screen import stage_bars
+from varifocal.cli import main
+from varifocal.cli.tables import stage_bars
 from varifocal.errors import DataError, Stopped
 
 VERBS = (
@@ -153,12 +153,12 @@ def test_ctrl_c_says_how_to_go_on(run, training):
     ],
 )
 def test_what_goes_on_is_a_command_that_exists(typed, told):
-    words = verbs._how_to_go_on(typed.split())
+    words = main._how_to_go_on(typed.split())
     if told is None:
         assert words == "stopped"
         return
     assert words.endswith(f"to go on: varifocal {told}")
-    command, name, *rest = typer.main.get_command(verbs.app), *told.split()
+    command, name, *rest = typer.main.get_command(main.app), *told.split()
     assert command.commands[name].make_context(name, rest).params
 
 
@@ -207,7 +207,7 @@ class Parrot:
 
 @pytest.fixture
 def parrot(monkeypatch):
-    import varifocal.cli.talk as room
+    import varifocal.cli.chat as room
 
     parts = SimpleNamespace(model=None, encoder=None, load_images=lambda images: {})
     monkeypatch.setattr(room, "open_run", lambda root: (None, parts))

@@ -8,8 +8,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from varifocal import assemble
-from varifocal.cli.data_screen import bar
-from varifocal.data.encode import Encoder
+from varifocal.cli.data_tables import bar
+from varifocal.data.encoding.encoder import Encoder
 from varifocal.models.vision import VisionTower
 from varifocal.recipe import load_recipe
 from varifocal.training.examples import load_training_data
@@ -194,7 +194,7 @@ def test_show_marks_what_trains_and_where_a_segment_ends(run, recipe):
 def test_control_characters_of_a_record_are_named(run, recipe, monkeypatch):
     from rich.console import Console
 
-    from varifocal.cli.data_screen import _styled
+    from varifocal.cli.data_tables import _styled
 
     assert str(_styled(Console(), "prompt", "a\x1b[31mb\n")) == "a\\x1b[31mb↵\n"
 

@@ -9,14 +9,14 @@ from typer.testing import CliRunner
 
 from varifocal.cli import app
 from varifocal.errors import ModelError, RecipeError
+from varifocal.models.families.qwen_vl import cell_side
 from varifocal.models.load import sees
 from varifocal.models.published import PUBLISHED
-from varifocal.models.qwen_vl import cell_side
+from varifocal.planning.devices import GPUS
+from varifocal.planning.estimate import estimate
 from varifocal.recipe import load_recipe
 from varifocal.recipe.reading import SHIPPED
-from varifocal.training.parameters import count_parameters
-from varifocal.training.planning.devices import GPUS
-from varifocal.training.planning.estimate import estimate
+from varifocal.training.tuner import count_parameters
 
 # What public pages give for the released weights, to the last parameter.
 PARAMETERS = {

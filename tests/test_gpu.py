@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from varifocal.models import placing
+from varifocal.models import distributed
 from varifocal.recipe.reading import SHIPPED
 from varifocal.training.engines import spreads_weights
 
@@ -117,7 +117,7 @@ def test_a_process_takes_the_gpu_of_its_rank(monkeypatch, rank, index):
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     if rank is not None:
         monkeypatch.setenv("LOCAL_RANK", rank)
-    assert placing.own_device() == torch.device("cuda", index)
+    assert distributed.own_device() == torch.device("cuda", index)
 
 
 def test_weights_that_are_spread_are_not_put_on_one_gpu(recipe, monkeypatch):

@@ -4,7 +4,7 @@ import pytest
 
 from varifocal.recipe import load_recipe
 from varifocal.recipe.reading import SHIPPED
-from varifocal.training.parameters import count_parameters
+from varifocal.training.tuner import count_parameters
 
 NAMES = ("mixlora-vision-flan-7b", "mixlora-vision-flan-llava-1.5-7b")
 D, F, LAYERS = 4096, 11008, 32

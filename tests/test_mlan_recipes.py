@@ -6,7 +6,7 @@ import pytest
 
 from varifocal.recipe import load_recipe
 from varifocal.recipe.reading import SHIPPED
-from varifocal.training.parameters import count_parameters
+from varifocal.training.tuner import count_parameters
 
 NAMES = sorted(file.stem for file in SHIPPED.glob("mlan-*.yaml"))
 BASES = ("llama2-7b", "vicuna-7b")

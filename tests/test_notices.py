@@ -29,7 +29,7 @@ def test_only_the_known_notice_is_left_out(name, message):
 
 
 def test_hushing_twice_filters_once():
-    from varifocal.notices import hush
+    from varifocal.registration import hush
 
     before = list(logging.getLogger(KERNEL).filters)
     hush()

@@ -10,8 +10,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from varifocal.cli import main
 from varifocal.errors import RecipeError
 from varifocal.recipe import LoraSection, MMASection, NoTunerSection, load_recipe
-from varifocal.training.parameters import count_parameters, count_trained
-from varifocal.training.tuner import attach_tuner
+from varifocal.training.tuner import attach_tuner, count_parameters, count_trained
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
 

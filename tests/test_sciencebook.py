@@ -11,9 +11,9 @@ from collections import Counter, defaultdict
 import pytest
 from PIL import Image
 
-from varifocal.data import sciencebook
-from varifocal.data.sciencebook import SKILLS, chance, compose, make_sciencebook
+from varifocal import sciencebook
 from varifocal.errors import DataError, RunError
+from varifocal.sciencebook import SKILLS, chance, compose, make_sciencebook
 
 PICTURE = [name for name, skill in SKILLS.items() if skill.needs == "picture"]
 TEXT = [name for name, skill in SKILLS.items() if skill.needs == "text"]

@@ -5,9 +5,9 @@ import re
 import numpy as np
 import pytest
 
-from varifocal.data.sciencebook import SKILLS, compose, draw
-from varifocal.data.sciencebook.drawing import COLOURS, SHAPES
-from varifocal.data.sciencebook.skill import NUMBERS
+from varifocal.sciencebook import SKILLS, compose, draw
+from varifocal.sciencebook.drawing import COLOURS, SHAPES
+from varifocal.sciencebook.skill import NUMBERS
 
 PICTURE = [name for name, skill in SKILLS.items() if skill.needs == "picture"]
 BRIGHT = ("red", "blue", "green", "yellow", "orange", "purple")

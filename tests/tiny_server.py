@@ -15,7 +15,7 @@ from peft import get_peft_model
 from transformers import LlamaForCausalLM
 
 from tiny import byte_tokenizer, clip_tower, llama_config
-from varifocal.data.encode import Encoder
+from varifocal.data.encoding.encoder import Encoder
 from varifocal.models.connector import PatchMLP
 from varifocal.models.grafted import graft
 from varifocal.serving.api import create_app

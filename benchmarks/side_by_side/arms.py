@@ -27,8 +27,8 @@ from transformers import (
 from transformers.trainer_callback import PrinterCallback
 
 from varifocal.assemble import Assembly, assemble
-from varifocal.data.encode import Encoded
-from varifocal.data.packing import PackedDataset
+from varifocal.data.encoding.encoder import Encoded
+from varifocal.data.rows.packing import PackedDataset
 from varifocal.recipe import LoraSection, Recipe
 from varifocal.run import RunDirectory
 from varifocal.training.examples import TrainingData, load_training_data

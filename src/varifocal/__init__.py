@@ -8,8 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from varifocal.errors import DataError, ModelError, RecipeError, RunError, VarifocalError
-from varifocal.notices import hush
-from varifocal.registration import register_on_import
+from varifocal.registration import hush, register_on_import
 
 if TYPE_CHECKING:
     from varifocal.models import (
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
         load_model,
     )
     from varifocal.recipe import Recipe, load_recipe
-    from varifocal.training.parameters import count_parameters
+    from varifocal.training.tuner import count_parameters
     from varifocal.tuners import MixLoraConfig, MMAConfig
 
 _HOMES = {
@@ -33,7 +32,7 @@ _HOMES = {
     "load_model": "varifocal.models",
     "Recipe": "varifocal.recipe",
     "load_recipe": "varifocal.recipe",
-    "count_parameters": "varifocal.training.parameters",
+    "count_parameters": "varifocal.training.tuner",
 }
 
 __all__ = [

@@ -19,26 +19,24 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from varifocal.cache import cache_root, file_digest
-from varifocal.data.encode import Encoder
+from varifocal.data.encoding.encoder import Encoder
 from varifocal.data.example import Image
-from varifocal.data.packing import ImageLoader
+from varifocal.data.rows.packing import ImageLoader
 from varifocal.errors import ModelError, RunError
 from varifocal.models import (
     GraftedConfig,
     GraftedForConditionalGeneration,
     GraftedProcessor,
+    distributed,
     load_model,
-    placing,
 )
 from varifocal.models.decoding import add_stop_ids
+from varifocal.models.families.llava import is_llava
+from varifocal.models.families.qwen_vl import QwenVLProcessor
 from varifocal.models.features import FeatureStore
-from varifocal.models.llava import is_llava
 from varifocal.models.load import check_pictures, load_processor, sees, tokens_of_whole
 from varifocal.models.names import PACKAGED, locate
-from varifocal.models.qwen_vl import QwenVLProcessor
-from varifocal.models.saved_adapter import load_adapter
-from varifocal.models.saved_connector import start_connector
-from varifocal.models.saved_tensors import load_trained_tensors
+from varifocal.models.saved import load_adapter, load_trained_tensors, start_connector
 from varifocal.models.sources import read_config
 from varifocal.recipe import ModelSection, NoTunerSection, Recipe, load_recipe
 from varifocal.run import RunDirectory
@@ -92,7 +90,7 @@ def assemble(recipe: Recipe, device: torch.device | None = None) -> Assembly:
             more or fewer tokens by their size.
     """
     check_pictures(recipe.model)
-    device = device or placing.own_device()  # bitsandbytes loads onto the process's current GPU
+    device = device or distributed.own_device()  # bitsandbytes loads onto the process's current GPU
     loaded = load_model(recipe.model, seed=recipe.seed)
     cast(Any, loaded.model).to(device)
     encoder = _encoder(loaded.processor, recipe)
@@ -237,7 +235,7 @@ def open_whole(
     """
     section = {"language_model": str(name), "dtype": dtype}
     loaded = load_model(ModelSection.model_validate(section))
-    cast(Any, loaded.model).to(placing.own_device())
+    cast(Any, loaded.model).to(distributed.own_device())
     model = loaded.model if adapter is None else _with_adapter(loaded.model, Path(adapter))
     return Whole(model, loaded.processor, loaded.fingerprint)
 

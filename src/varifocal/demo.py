@@ -13,18 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from varifocal.analysis.contact_sheet import Card, contact_sheet
-from varifocal.analysis.plots import loss_curve, routing_plot
 from varifocal.assemble import Assembly, assemble, open_run
 from varifocal.data.example import Example
-from varifocal.data.formats import load_source
-from varifocal.data.sciencebook import SKILLS, make_sciencebook
+from varifocal.data.loading import load_source
 from varifocal.errors import RunError
 from varifocal.evaluation.scienceqa import AVERAGE, Report, evaluate
+from varifocal.plotting import loss_curve, routing_plot
+from varifocal.progress import Progress
 from varifocal.recipe import Recipe, load_recipe
+from varifocal.reports.contact_sheet import Card, contact_sheet
 from varifocal.run import RunDirectory
-from varifocal.training.peak_memory import peak_memory_gib
-from varifocal.training.progress import Progress
+from varifocal.sciencebook import SKILLS, make_sciencebook
+from varifocal.training.cost import peak_memory_gib
 from varifocal.training.train import train
 from varifocal.tuners import routing_table
 from varifocal.writing import write_json

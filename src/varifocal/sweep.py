@@ -20,16 +20,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, model_validator
 
-from varifocal.analysis.runs import flat
 from varifocal.errors import RecipeError, RunError, Stopped
 from varifocal.recipe import Recipe, SourceSection, load_recipe
 from varifocal.recipe.page import WrongKeyError, as_overrides, read_page, validate
 from varifocal.recipe.section import RunName, Section
+from varifocal.reports.runs import flat
 from varifocal.run import RunDirectory
 from varifocal.writing import claim_folder, write_json
 
 if TYPE_CHECKING:
-    from varifocal.analysis.report import Report
+    from varifocal.reports.runs_table import Report
 
 REPORT_FILES = ("report.md", "report.json", "report.png")
 DONE = "point.json"
@@ -260,7 +260,7 @@ def run_sweep(sweep: Sweep, out: str | Path, progress: Tell | None = None) -> Re
         Stopped: Ctrl-C or SIGTERM; the same sweep goes on where it stopped.
         DataError, ModelError, RecipeError: as a point's training and scoring.
     """
-    from varifocal.analysis.report import compare
+    from varifocal.reports.runs_table import compare
 
     out = Path(out)
     tell = progress or (lambda *_: None)

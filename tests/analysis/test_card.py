@@ -12,10 +12,10 @@ import yaml
 from huggingface_hub import ModelCard
 from typer.testing import CliRunner
 
-from varifocal.analysis.card import make_card, write_card
-from varifocal.cli.run_verbs import renew_card
-from varifocal.cli.verbs import app
+from varifocal.cli.main import app
+from varifocal.cli.report import renew_card
 from varifocal.errors import RunError
+from varifocal.reports.card import make_card, write_card
 
 INTERVAL = {"low": 40.0, "high": 61.0}
 
@@ -201,8 +201,8 @@ def test_every_verb_that_changes_a_run_renews_its_card(make_run, tmp_path, monke
     monkeypatch.setattr("varifocal.demo.run_demo", lambda *_, **__: changed("demo"))
     monkeypatch.setattr("varifocal.sweep.run_sweep", lambda *_, **__: changed("sweep"))
     monkeypatch.setattr("varifocal.sweep.load_sweep", lambda *_: SimpleNamespace(name="s"))
-    monkeypatch.setattr("varifocal.cli.screen.print_demo", lambda *_: None)
-    monkeypatch.setattr("varifocal.cli.run_verbs.print_report", lambda *_: None)
+    monkeypatch.setattr("varifocal.cli.tables.print_demo", lambda *_: None)
+    monkeypatch.setattr("varifocal.cli.report.print_report", lambda *_: None)
     recipe = str(roots["train"] / "recipe.yaml")
     for name, arguments in VERBS.items():
         told = [recipe if one == "RECIPE" else one for one in arguments]

@@ -7,8 +7,8 @@ from html.parser import HTMLParser
 
 from PIL import Image
 
-from varifocal.analysis import compare_page
-from varifocal.analysis.compare_page import MOST_CARDS, MOST_TEXT, page, write_page
+from varifocal.reports import compare_page
+from varifocal.reports.compare_page import MOST_CARDS, MOST_TEXT, page, write_page
 
 EVIL = "<script>alert('x')</script>\"&"
 

@@ -4,8 +4,13 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from varifocal.analysis.heatmap import _reach, interference_heatmap, layer_heatmaps
-from varifocal.analysis.routing_plots import overlap_heatmap, usage_panels
+from varifocal.analysis.heatmap import (
+    _reach,
+    interference_heatmap,
+    layer_heatmaps,
+    overlap_heatmap,
+    usage_panels,
+)
 
 TASKS = ["magnets", "a task with a name that is far too long for a heat map"]
 RED, BLUE, GREY = (103, 0, 31), (5, 48, 97), (216, 220, 225)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from varifocal.analysis import histogram
+from varifocal.reports import histogram
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from varifocal.analysis.gradients import AdapterGradient
 from varifocal.analysis.interference import ALL, measure_interference
-from varifocal.data.encode import Encoded
+from varifocal.data.encoding.encoder import Encoded
 
 NO_BLOCKS: dict[str, slice] = {}
 

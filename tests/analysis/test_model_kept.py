@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 from tiny import byte_tokenizer
 from varifocal.analysis.gradients import AdapterGradient
 from varifocal.analysis.routing import measure_routing
-from varifocal.data.encode import Encoder
+from varifocal.data.encoding.encoder import Encoder
 from varifocal.data.example import Example, Message
 from varifocal.evaluation.scienceqa import evaluate
 from varifocal.tuners import MixLoraConfig, MMAConfig

@@ -10,8 +10,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from varifocal.analysis.contact_sheet import Card, _wrap, contact_sheet
-from varifocal.analysis.plots import loss_curve, routing_plot, smoothed
+from varifocal.plotting import loss_curve, routing_plot, smoothed
+from varifocal.reports.contact_sheet import Card, _wrap, contact_sheet
 
 GREEN, RED = (0x2E, 0x7D, 0x43), (0xB9, 0x3A, 0x32)
 
@@ -129,5 +129,5 @@ def test_wrapping_at_six_characters(text: str, most: int, lines: list[str]) -> N
 
 
 def test_importing_does_not_load_matplotlib() -> None:
-    code = "import sys, varifocal.analysis.contact_sheet; sys.exit('matplotlib' in sys.modules)"
+    code = "import sys, varifocal.reports.contact_sheet; sys.exit('matplotlib' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

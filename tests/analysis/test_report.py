@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from varifocal import cli
-from varifocal.analysis.report import compare, differences, group_rows, mean_of
-from varifocal.analysis.runs import flat, read_run
+from varifocal.reports.runs import flat, read_run
+from varifocal.reports.runs_table import compare, differences, group_rows, mean_of
 
 PAGE = {
     "model": {"language_model": "smollm2-135m-instruct"},

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image as Pillow
 
 from varifocal.data.example import Example
-from varifocal.data.parsing import ParseOptions
-from varifocal.data.raw_rows import Record
-from varifocal.data.register import FORMATS
+from varifocal.data.formats.base import ParseOptions
+from varifocal.data.formats.registry import FORMATS
+from varifocal.data.readers.base import Record
 from varifocal.data.source import open_source
 from varifocal.errors import DataError
 from varifocal.recipe import SourceSection

@@ -14,11 +14,11 @@ import pytest
 from tokenizers import AddedToken
 
 from chat_templates import EOS, FAMILIES
-from varifocal.data.encode import Encoder
+from varifocal.data.encoding.encoder import Encoder
+from varifocal.data.encoding.samples import Samples
 from varifocal.data.example import Example, Message
-from varifocal.data.inspect.look import Looker
+from varifocal.data.inspect.scan import Looker
 from varifocal.data.mixture import Part, draw
-from varifocal.data.samples import Samples
 from varifocal.data.source import open_source
 from varifocal.errors import AnswerError, DataError, ModelError
 from varifocal.recipe import DataSection, SourceSection

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 
-from varifocal.data.encode import Encoder, TooLongError
+from varifocal.data.encoding.encoder import Encoder, TooLongError
 from varifocal.data.example import Example, Image, Message
 from varifocal.errors import DataError, ModelError
 

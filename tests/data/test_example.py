@@ -8,7 +8,7 @@ import PIL.ImageOps
 import pytest
 
 from varifocal.data.example import MAX_PIXELS, Example, Image, Message
-from varifocal.data.formats import check_images, load_source
+from varifocal.data.loading import check_images, load_source
 from varifocal.errors import DataError
 from varifocal.recipe import SourceSection
 

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from varifocal.data.example import Example
-from varifocal.data.formats import check_images, load_scienceqa, load_source, load_table
+from varifocal.data.loading import check_images, load_scienceqa, load_source, load_table
 from varifocal.errors import DataError
 from varifocal.recipe import SourceSection
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image as Pillow
 
 from varifocal.data.example import Image
-from varifocal.data.register import FORMATS
+from varifocal.data.formats.registry import FORMATS
 from varifocal.data.source import open_source
 from varifocal.errors import DataError
 from varifocal.recipe import SourceSection

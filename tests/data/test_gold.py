@@ -5,8 +5,8 @@ import json
 import pytest
 
 from varifocal.data import source as source_module
-from varifocal.data.formats import load_source
-from varifocal.data.gold import gold_index, settle_integers
+from varifocal.data.formats.gold import gold_index, settle_integers
+from varifocal.data.loading import load_source
 from varifocal.data.source import open_source
 from varifocal.errors import DataError
 from varifocal.recipe import SourceSection

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from varifocal.data import instructions, mixture
+from varifocal.data import mixture
 from varifocal.data.example import Example, Image, Message, Question
-from varifocal.data.instructions import WORDINGS, kind_of, vary
-from varifocal.data.questions import question_text
-from varifocal.data.wordings import CONTEXT, LISTINGS
+from varifocal.data.formats import instructions
+from varifocal.data.formats.instructions import CONTEXT, LISTINGS, WORDINGS, kind_of, vary
+from varifocal.data.formats.questions import question_text
 
 FIELDS = {
     "multiple_choice": {"question", "options"},
@@ -133,7 +133,8 @@ def test_seeds_word_differently():
 
 def test_another_process_draws_the_same():
     code = (
-        "from varifocal.data.example import *; from varifocal.data.instructions import vary\n"
+        "from varifocal.data.example import *\n"
+        "from varifocal.data.formats.instructions import vary\n"
         "turns = (Message('user', ('Why?',)), Message('assistant', ('yes',)))\n"
         "print([vary(Example(turns, id=str(n), question=Question('Why?')), 7).messages[0].text"
         " for n in range(9)])"

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image as Pillow
 
 from varifocal.data.example import Image
-from varifocal.data.formats import load_source
+from varifocal.data.loading import load_source
 from varifocal.data.source import open_source
 from varifocal.errors import DataError
 from varifocal.recipe import SourceSection

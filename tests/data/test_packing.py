@@ -6,9 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from varifocal.data.encode import Encoded
+from varifocal.data.encoding.encoder import Encoded
 from varifocal.data.example import Image
-from varifocal.data.packing import Collator, PackedDataset, PaddedCollator, efficiency, pack
+from varifocal.data.rows.packing import Collator, PackedDataset, PaddedCollator, efficiency, pack
 from varifocal.errors import DataError
 
 quick = settings(max_examples=60, deadline=None)
@@ -106,7 +106,7 @@ def test_epochs_differ_and_come_back_the_same():
 
 
 def test_an_epoch_that_takes_more_rows_falls_back_on_the_first(monkeypatch):
-    import varifocal.data.packing as packing
+    import varifocal.data.rows.packing as packing
 
     real = packing.pack
 

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from varifocal.data.encode import Encoder
+from varifocal.data.encoding.encoder import Encoder
+from varifocal.data.encoding.prefix_tokenizer import PieceTokenizer
 from varifocal.data.example import Example, Image, Message
-from varifocal.data.pieces import PieceTokenizer
 
 PICTURE = "<|image|>"
 PARTS = [

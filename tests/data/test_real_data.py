@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from varifocal.data.encode import Encoder
-from varifocal.data.formats import check_images, load_scienceqa, load_table
+from varifocal.data.encoding.encoder import Encoder
+from varifocal.data.loading import check_images, load_scienceqa, load_table
 from varifocal.data.source import open_source
 from varifocal.recipe import SourceSection
 

@@ -15,13 +15,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from varifocal.data import byte_index, file_records
 from varifocal.data import source as source_module
-from varifocal.data.byte_index import index_csv, index_lines
-from varifocal.data.file_records import FileRecords
-from varifocal.data.json_index import index_list
-from varifocal.data.raw_rows import Record, StreamedRecords
-from varifocal.data.records import open_records, read_in_order
+from varifocal.data.readers import files, index
+from varifocal.data.readers.base import Record, StreamedRecords
+from varifocal.data.readers.files import FileRecords
+from varifocal.data.readers.index import index_csv, index_lines, index_list
+from varifocal.data.readers.open import open_records, read_in_order
 from varifocal.data.source import Source, StreamedSource, open_source
 from varifocal.errors import DataError
 from varifocal.recipe import SourceSection
@@ -33,7 +32,7 @@ values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
     max_leaves=6,
 )
-READ = byte_index.blocks
+READ = index.blocks
 quick = settings(
     max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -44,7 +43,7 @@ def small_blocks(monkeypatch):
     """Read files a few bytes at a time, so that blocks end at every place."""
 
     def use(size):
-        for module in ("varifocal.data.byte_index", "varifocal.data.json_index"):
+        for module in ("varifocal.data.readers.index", "varifocal.data.readers.index"):
             monkeypatch.setattr(f"{module}.blocks", lambda stream: READ(stream, size))
 
     return use
@@ -143,7 +142,7 @@ def test_one_bad_row_leaves_its_neighbours_alone(tmp_path):
 
 
 def test_a_record_of_many_megabytes_is_refused_unread(tmp_path, monkeypatch):
-    monkeypatch.setattr(file_records, "MAX_RECORD_BYTES", 100)
+    monkeypatch.setattr(files, "MAX_RECORD_BYTES", 100)
     line = json.dumps({"a": "x" * 500})
     (tmp_path / "a.jsonl").write_text(f'{{"a": 1}}\n{line}\n{{"a": 3}}\n')
     section = SourceSection(path=str(tmp_path / "a.jsonl"))
@@ -156,12 +155,12 @@ def test_a_record_of_many_megabytes_is_refused_unread(tmp_path, monkeypatch):
 
 
 def test_the_index_of_a_large_file_is_kept_and_made_anew_when_it_changes(tmp_path, monkeypatch):
-    monkeypatch.setattr(byte_index, "_KEPT_FROM", 1)
+    monkeypatch.setattr(index, "_KEPT_FROM", 1)
     path = tmp_path / "a.jsonl"
     path.write_text('{"a": 1}\n')
     assert len(FileRecords(path)) == 1
     made = []
-    monkeypatch.setattr(file_records, "index_lines", lambda file: made.append(file) or 1 / 0)
+    monkeypatch.setattr(files, "index_lines", lambda file: made.append(file) or 1 / 0)
     assert FileRecords(path)[0].row == {"a": 1}
     assert made == []
     os.utime(path, (1, 1))  # the same size, another time
@@ -180,7 +179,7 @@ def test_opening_does_not_hold_the_rows(tmp_path):
     tracemalloc.stop()
     assert len(source) == 20_000
     assert kept < 1_000_000 < 18_000_000 < path.stat().st_size
-    assert peak < 3 * byte_index.BLOCK
+    assert peak < 3 * index.BLOCK
 
 
 def test_records_travel_to_other_processes(tmp_path):

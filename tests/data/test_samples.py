@@ -7,12 +7,11 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from varifocal.data.encode import Encoder
+from varifocal.data.encoding.encoder import Encoder
+from varifocal.data.encoding.samples import Samples, Tally, UsableSamples
 from varifocal.data.example import Example, Image, Message
-from varifocal.data.lazy_rows import LazyRows, estimate_rows, shuffled_passes
-from varifocal.data.packing import PackedDataset
-from varifocal.data.samples import Samples, Tally, UsableSamples
-from varifocal.data.streams import streamed_passes
+from varifocal.data.rows.lazy import LazyRows, estimate_rows, shuffled_passes, streamed_passes
+from varifocal.data.rows.packing import PackedDataset
 from varifocal.errors import DataError
 
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from varifocal.data.encode import Encoder, TooLongError
+from varifocal.data.encoding.encoder import Encoder, TooLongError
 from varifocal.data.example import Example, Image, Message
 
 PICTURE = "<|image|>"

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image as Pillow
 
 from varifocal import cache
-from varifocal.data import tar_records
+from varifocal.data.readers import tar
 from varifocal.data.source import Source, open_source
 from varifocal.errors import DataError
 from varifocal.recipe import SourceSection
@@ -210,8 +210,8 @@ def test_a_link_is_told(tmp_path):
 
 
 def test_a_sample_that_is_too_large_is_not_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(tar_records, "MAX_SAMPLE_BYTES", 1000)
-    monkeypatch.setattr(tar_records, "_MOST_READ", 3000)
+    monkeypatch.setattr(tar, "MAX_SAMPLE_BYTES", 1000)
+    monkeypatch.setattr(tar, "_MOST_READ", 3000)
     members = [("1.png", b"0" * 5000), ("1.json", talk()), ("2.json", talk("b", 0))]
     for source in both(write_tar(tmp_path / "a.tar", members), format="llava"):
         first, second = source
@@ -279,7 +279,7 @@ def test_a_stream_holds_one_sample_at_a_time(tmp_path):
     path = write_tar(tmp_path / "a.tar", [(f"{n}.bin", b"\0" * 10_000) for n in range(3)])
     with path.open("rb") as stream:
         held = []
-        for sample in tar_records._samples(stream, path):
+        for sample in tar._samples(stream, path):
             held.append(sample)
             assert sum(len(one.members) for one in held) == 1
             sample.members.clear()

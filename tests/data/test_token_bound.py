@@ -9,7 +9,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import PreTrainedTokenizerFast
 
 from tiny import byte_tokenizer
-from varifocal.data.token_bound import TokenBound
+from varifocal.data.encoding.prefix_tokenizer import TokenBound
 
 
 def merging(normalizer=None, **model) -> PreTrainedTokenizerFast:

@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from varifocal.data.encode import Encoder
+from varifocal.data.encoding.encoder import Encoder
+from varifocal.data.encoding.samples import Samples
 from varifocal.data.mixture import Part, draw
-from varifocal.data.samples import Samples
+from varifocal.data.rows.lazy import streamed_passes
 from varifocal.data.source import open_source
-from varifocal.data.streams import streamed_passes
 from varifocal.errors import DataError
 from varifocal.recipe import DataSection, SourceSection
 

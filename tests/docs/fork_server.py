@@ -15,11 +15,11 @@ import traceback
 import torch
 
 import varifocal.assemble
-import varifocal.cli.screen
-import varifocal.cli.talk
-import varifocal.cli.verbs
+import varifocal.cli.chat
+import varifocal.cli.main
+import varifocal.cli.tables
 import varifocal.demo
-import varifocal.evaluation.running
+import varifocal.evaluation.runner
 import varifocal.export.exporting
 import varifocal.training.train
 
@@ -59,7 +59,7 @@ def run(arguments):
     try:
         if arguments[0] == "varifocal":
             sys.argv = arguments
-            varifocal.cli.verbs.main()
+            varifocal.cli.main.main()
         elif arguments[1] == "-m":
             sys.argv = arguments[2:]
             runpy.run_module(arguments[2], run_name="__main__", alter_sys=True)

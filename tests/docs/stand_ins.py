@@ -37,7 +37,7 @@ def small_language_model(cache, converted):
 
 def make_data(folder):
     """Write rows in the layouts of the data that the pages name."""
-    from varifocal.data.sciencebook import make_sciencebook
+    from varifocal.sciencebook import make_sciencebook
 
     rows = [
         {"instruction": f"Say the number {n} twice.", "input": "", "output": f"{n} {n}"}

@@ -10,7 +10,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tiny import byte_tokenizer, llama_config
-from varifocal.evaluation.scoring import Question
+from varifocal.evaluation.likelihood import Question
 
 VOCABULARY = 61
 

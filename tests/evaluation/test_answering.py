@@ -10,9 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from varifocal.evaluation import answering
-from varifocal.evaluation.answering import greedy_answers, parse_answer
-from varifocal.evaluation.scoring import Question
+from varifocal.evaluation import generation
+from varifocal.evaluation.generation import greedy_answers, parse_answer
+from varifocal.evaluation.likelihood import Question
 
 CHOICES = ["attract", "repel", "A magnet does nothing"]
 
@@ -100,4 +100,4 @@ def test_images_without_a_loader_are_refused(llama) -> None:
 
 
 def test_doctests() -> None:
-    assert doctest.testmod(answering).failed == 0
+    assert doctest.testmod(generation).failed == 0

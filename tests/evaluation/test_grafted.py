@@ -10,8 +10,8 @@ import torch
 from peft import get_peft_model
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from varifocal.evaluation.answering import greedy_answers
-from varifocal.evaluation.scoring import Question, score_options
+from varifocal.evaluation.generation import greedy_answers
+from varifocal.evaluation.likelihood import Question, score_options
 from varifocal.models.connector import PatchMLP
 from varifocal.models.grafted import graft
 from varifocal.models.vision import TransformersTower

@@ -18,10 +18,10 @@ from varifocal.assemble import open_model
 from varifocal.data.example import Example, Image, Message
 from varifocal.errors import DataError, ModelError
 from varifocal.evaluation import harness
-from varifocal.evaluation.answering import greedy_answers
+from varifocal.evaluation.generation import greedy_answers
 from varifocal.evaluation.harness_model import HarnessModel, images_of
+from varifocal.evaluation.likelihood import score_options
 from varifocal.evaluation.scienceqa import evaluate
-from varifocal.evaluation.scoring import score_options
 
 ROWS = [
     ("Which is a metal?", ["iron", "wood", "wool"], 0),

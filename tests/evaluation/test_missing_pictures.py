@@ -11,12 +11,11 @@ from PIL import Image as Pictures
 
 from varifocal.data.example import Example
 from varifocal.errors import DataError, PictureError
-from varifocal.evaluation.asking import Prompt
-from varifocal.evaluation.benchmarks.table import BENCHMARKS
+from varifocal.evaluation.benchmarks.registry import BENCHMARKS, load_items
 from varifocal.evaluation.compare import compare_predictions
-from varifocal.evaluation.folders import load_items
+from varifocal.evaluation.evaluated_model import Prompt
 from varifocal.evaluation.predictions import read_predictions
-from varifocal.evaluation.running import About, Result, Way, run
+from varifocal.evaluation.runner import About, Result, Way, run
 
 ABOUT = About(model="tiny", fingerprint="w1")
 
@@ -137,7 +136,7 @@ def test_a_comparison_says_what_could_not_be_asked(tmp_path: Path) -> None:
 
 
 def test_training_still_refuses_a_missing_picture(tmp_path: Path) -> None:
-    from varifocal.data.formats import load_source
+    from varifocal.data.loading import load_source
     from varifocal.recipe import SourceSection
 
     place = nlvr(tmp_path / "nlvr")

@@ -9,18 +9,18 @@ import pytest
 from PIL import Image as Pictures
 
 from varifocal.assemble import Assembly
-from varifocal.data.encode import Encoder
+from varifocal.data.encoding.encoder import Encoder
 from varifocal.data.example import Example, Message
-from varifocal.data.formats import load_source
+from varifocal.data.loading import load_source
 from varifocal.data.metric import Gold, choose_metric
 from varifocal.errors import DataError, ModelError, RecipeError
-from varifocal.evaluation import asking
+from varifocal.evaluation import evaluated_model
 from varifocal.evaluation.baselines import of_choices
-from varifocal.evaluation.items import Answer
+from varifocal.evaluation.benchmark import Answer
+from varifocal.evaluation.likelihood import best_option
 from varifocal.evaluation.open_answers import benchmark_of, credit, items_of, measure, read
 from varifocal.evaluation.predictions import read_predictions
-from varifocal.evaluation.running import run
-from varifocal.evaluation.scoring import best_option
+from varifocal.evaluation.runner import run
 from varifocal.evaluation.suites import score_sources
 from varifocal.recipe import DataSection, ModelSection, Recipe, SourceSection
 
@@ -184,7 +184,11 @@ class Said:
     """An asker that writes what it is told to; it never sees a gold answer."""
 
     def __init__(self, parts: Assembly, answers: list[str]) -> None:
-        self.model, self._asker, self._answers = parts.model, asking.EncodedAsker(parts), answers
+        self.model, self._asker, self._answers = (
+            parts.model,
+            evaluated_model.EncodedAsker(parts),
+            answers,
+        )
 
     def prepare(self, example: Example, *, with_options: bool):
         assert example.messages[-1].role == "user"

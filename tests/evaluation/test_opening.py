@@ -12,9 +12,7 @@ from transformers import LlamaForCausalLM
 from varifocal.assemble import is_whole, open_model
 from varifocal.data.example import Example, Image, Message
 from varifocal.errors import ModelError, RunError
-from varifocal.evaluation.asking import EncodedAsker
-from varifocal.evaluation.opening import open_asker
-from varifocal.evaluation.whole import WholeAsker
+from varifocal.evaluation.evaluated_model import EncodedAsker, WholeAsker, open_asker
 
 # peft 0.21 reads a name that transformers 5.23 has renamed
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is dep:FutureWarning")
@@ -239,7 +237,7 @@ def test_scores_of_a_model_go_into_runs(run, language_model, book, tmp_path, mon
     ],
 )
 def test_a_mistake_is_said_before_the_model_is_loaded(run, book, options, sentence, monkeypatch):
-    monkeypatch.setattr("varifocal.evaluation.opening.open_asker", lambda *given: 1 / 0)
+    monkeypatch.setattr("varifocal.evaluation.evaluated_model.open_asker", lambda *given: 1 / 0)
     (book / "README.md").write_text("")
     options = [str(book) if option == "DATA" else option for option in options]
     code, _, err = run("eval", "smollm2-135m-instruct", *options)
@@ -252,7 +250,7 @@ def test_a_stopped_suite_says_how_to_go_on(run, book, monkeypatch):
     def stop(*given):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("varifocal.evaluation.opening.open_asker", stop)
+    monkeypatch.setattr("varifocal.evaluation.evaluated_model.open_asker", stop)
     code, _, err = run("eval", "lm", "--suite", "scienceqa", "--data", book)
     assert code == 130
     assert err.startswith("stopped; the answers are kept; to go on: varifocal eval lm --suite")

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from varifocal.cli.compare_verbs import _print_retention
-from varifocal.evaluation.answering import greedy_answers
+from varifocal.cli.compare import _print_retention
+from varifocal.evaluation.generation import greedy_answers
+from varifocal.evaluation.likelihood import Question
 from varifocal.evaluation.retention import (
     Reading,
     Retention,
@@ -17,7 +18,6 @@ from varifocal.evaluation.retention import (
     _rows,
     read,
 )
-from varifocal.evaluation.scoring import Question
 
 STOP = {5, 6, 7, 8, 9, 10}
 

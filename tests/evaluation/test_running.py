@@ -6,13 +6,12 @@ import pytest
 import torch
 
 from varifocal.assemble import Assembly
-from varifocal.data.encode import Encoder
+from varifocal.data.encoding.encoder import Encoder
 from varifocal.data.example import Example, Message
 from varifocal.errors import DataError, RunError
-from varifocal.evaluation.asking import EncodedAsker
-from varifocal.evaluation.benchmarks.row import Benchmark, accuracy
-from varifocal.evaluation.items import Item
-from varifocal.evaluation.running import About, Way, run
+from varifocal.evaluation.benchmark import Benchmark, Item, accuracy
+from varifocal.evaluation.evaluated_model import EncodedAsker
+from varifocal.evaluation.runner import About, Way, run
 
 ABOUT = About(model="tiny", fingerprint="w1", command="varifocal eval tiny")
 
@@ -205,13 +204,13 @@ def test_what_cannot_be_asked_is_refused(asker, tmp_path):
 
 
 def test_a_full_disk_says_that_answers_are_kept(tmp_path):
-    from varifocal.evaluation import ledger
+    from varifocal.evaluation import predictions
 
     class Full:
         def write(self, text):
             raise OSError(28, "No space left on device")
 
-    book = ledger.Ledger(tmp_path / "x.jsonl", "who")
+    book = predictions.Ledger(tmp_path / "x.jsonl", "who")
     with pytest.raises(RunError, match=r"cannot be written \(No space left.*before is kept"):
         book._append(Full(), {"id": "a"})
 

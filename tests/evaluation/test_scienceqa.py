@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from varifocal.data.encode import Encoder
+from varifocal.data.encoding.encoder import Encoder
 from varifocal.data.example import Example, Image, Message
 from varifocal.errors import DataError
 from varifocal.evaluation import scienceqa
+from varifocal.evaluation.likelihood import score_options
 from varifocal.evaluation.scienceqa import COLUMNS, Prediction, columns_of, evaluate, tabulate
-from varifocal.evaluation.scoring import score_options
 
 PICTURE = Image(data=b"never opened here")
 NATURAL, SOCIAL, LANGUAGE = "natural science", "social science", "language science"

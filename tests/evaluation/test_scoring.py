@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import MistralConfig, MistralForCausalLM
 
-from varifocal.evaluation.scoring import (
+from varifocal.evaluation.likelihood import (
     Question,
     batch_by_length,
     best_option,

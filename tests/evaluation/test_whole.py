@@ -11,8 +11,7 @@ import transformers as hf
 from varifocal.assemble import Whole, is_whole
 from varifocal.data.example import Example, Image, Message
 from varifocal.errors import DataError
-from varifocal.evaluation.opening import open_asker
-from varifocal.evaluation.whole import WholeAsker
+from varifocal.evaluation.evaluated_model import WholeAsker, open_asker
 
 # PaliGemma's processor asks numpy for an array in the old way.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

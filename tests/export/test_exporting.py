@@ -10,12 +10,10 @@ from transformers import LlamaForCausalLM
 
 from varifocal.assemble import open_run
 from varifocal.errors import ModelError, RunError
-from varifocal.export import shards
-from varifocal.export.exporting import export, read_parity
-from varifocal.export.order import Order, check_possible
-from varifocal.export.plain import PlainModel, fold_route
-from varifocal.export.push import push
-from varifocal.export.shards import write_plain
+from varifocal.export import plain
+from varifocal.export.exporting import export, push, read_parity
+from varifocal.export.plain import PlainModel, fold_route, write_plain
+from varifocal.export.request import Order, check_possible
 from varifocal.recipe import load_recipe
 from varifocal.tuners.mma import folding
 
@@ -69,7 +67,7 @@ def test_writing_keeps_one_shard_in_memory(tmp_path, monkeypatch):
     shapes = dict.fromkeys(names, torch.empty(1003, device="meta"))
     tensors = dict.fromkeys(names, lambda: torch.ones(1003))
     content = PlainModel(LlamaForCausalLM, LlamaForCausalLM.config_class(), None, tensors, shapes)
-    made, alive, store, save = [], [], shards.as_stored, shards.save_file
+    made, alive, store, save = [], [], plain.as_stored, plain.save_file
 
     def stored(tensor):
         ready = store(tensor)
@@ -80,8 +78,8 @@ def test_writing_keeps_one_shard_in_memory(tmp_path, monkeypatch):
         alive.append(sum(tensor() is not None for tensor in made))
         save(*args, **kwargs)
 
-    monkeypatch.setattr(shards, "as_stored", stored)
-    monkeypatch.setattr(shards, "save_file", watched)
+    monkeypatch.setattr(plain, "as_stored", stored)
+    monkeypatch.setattr(plain, "save_file", watched)
     write_plain(content, tmp_path, shard_gib=3.5 * 4 * 1003 / 2**30)
     assert alive == [3, 3, 3, 3]
 

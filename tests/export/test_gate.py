@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM
 
 from varifocal.assemble import open_run
 from varifocal.errors import ModelError
-from varifocal.export import adapters, artifacts, gguf, holding, shards
+from varifocal.export import adapters, artifacts, gguf, holding, plain
 from varifocal.export.exporting import export
-from varifocal.export.order import Order
+from varifocal.export.request import Order
 from varifocal.recipe import load_recipe
 
 LORA = {"type": "lora", "lora_alpha": 24.0}
@@ -60,7 +60,7 @@ def test_one_number_that_is_one_step_off_on_disk(lora_run, tmp_path, monkeypatch
     def wrong(store):
         return lambda tensor: nudged(store(tensor)) if next(calls) == 3 else store(tensor)
 
-    monkeypatch.setattr(shards, "as_stored", wrong(shards.as_stored))
+    monkeypatch.setattr(plain, "as_stored", wrong(plain.as_stored))
     monkeypatch.setattr(adapters, "as_stored", wrong(adapters.as_stored))
     told = iter(range(10_000))
     numpy = gguf._as_numpy
@@ -70,13 +70,13 @@ def test_one_number_that_is_one_step_off_on_disk(lora_run, tmp_path, monkeypatch
 
 @pytest.mark.parametrize("form", ["merged", "llava"])
 def test_two_layers_that_have_changed_places_on_disk(lora_run, tmp_path, monkeypatch, form):
-    save = shards.save_file
+    save = plain.save_file
 
     def swapped(tensors, *rest, **options):
         one, other = (next(n for n in tensors if f"layers.{i}.mlp.up_proj" in n) for i in (0, 1))
         save({**tensors, one: tensors[other], other: tensors[one]}, *rest, **options)
 
-    monkeypatch.setattr(shards, "save_file", swapped)
+    monkeypatch.setattr(plain, "save_file", swapped)
     assert "up_proj.weight was read back" in refused(lora_run, form, tmp_path / "out")
 
 

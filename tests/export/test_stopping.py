@@ -11,7 +11,7 @@ from varifocal.data.example import Example, Message
 from varifocal.errors import ModelError
 from varifocal.export import artifacts
 from varifocal.export.exporting import export
-from varifocal.export.order import Order
+from varifocal.export.request import Order
 from varifocal.serving.engine import Engine, Sampling
 
 ASKED = (Message("user", ("Which one?",)),)

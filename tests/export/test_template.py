@@ -3,9 +3,9 @@
 import pytest
 
 from tiny import byte_tokenizer
-from varifocal.data.encode import Encoder
+from varifocal.data.encoding.encoder import Encoder
 from varifocal.data.example import Example, Message
-from varifocal.export.template import chat_template
+from varifocal.export.plain import chat_template
 
 PROMPTS = [
     "Antworte in höchstens fünf Wörtern.",

@@ -10,9 +10,8 @@ from varifocal.assemble import open_run
 from varifocal.data.example import Message
 from varifocal.errors import RecipeError
 from varifocal.export.exporting import export
-from varifocal.export.order import Order
-from varifocal.export.plain import plain
-from varifocal.export.shards import write_plain
+from varifocal.export.plain import plain, write_plain
+from varifocal.export.request import Order
 from varifocal.serving.engine import Engine, Sampling
 
 IDS = torch.arange(40, 60)[None]

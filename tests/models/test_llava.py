@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 
 from varifocal.assemble import assemble, load_encoder
 from varifocal.data.example import Example, Image, Message
-from varifocal.data.packing import Collator
+from varifocal.data.rows.packing import Collator
 from varifocal.errors import ModelError
 from varifocal.models import connector_name, load_model
 from varifocal.recipe import DataSection, ModelSection, Recipe

@@ -8,7 +8,7 @@ import torch
 from transformers import CLIPImageProcessorPil, PreTrainedTokenizerBase
 
 from varifocal.errors import ModelError
-from varifocal.models import GraftedProcessor, attention_code, load_model, names, sources
+from varifocal.models import GraftedProcessor, load_model, names, sources
 from varifocal.models.connector import embedding_scale
 from varifocal.models.names import PACKAGED, Packaged
 from varifocal.recipe import ConnectorSection, ModelSection
@@ -237,10 +237,10 @@ def test_attention_code_that_cannot_be_had(name, sentence, language, tmp_path):
 
 
 def test_other_attention_code_is_left_to_transformers(language, monkeypatch):
-    monkeypatch.setattr(attention_code, "find_spec", lambda name: name == "kernels")
-    attention_code.check_attention("flash_attention_2")
-    attention_code.check_attention("kernels-community/flash-attn2")
-    attention_code.check_attention("paged|eager")
+    monkeypatch.setattr(sources, "find_spec", lambda name: name == "kernels")
+    sources.check_attention("flash_attention_2")
+    sources.check_attention("kernels-community/flash-attn2")
+    sources.check_attention("paged|eager")
 
 
 def test_quantisation_asks_for_its_extra(language, monkeypatch):

@@ -11,12 +11,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from varifocal.assemble import assemble, load_encoder
 from varifocal.data.example import Example, Image, Message
-from varifocal.data.packing import Collator
+from varifocal.data.rows.packing import Collator
 from varifocal.errors import ModelError
-from varifocal.evaluation.answering import greedy_answers
-from varifocal.evaluation.scoring import Question, score_options
+from varifocal.evaluation.generation import greedy_answers
+from varifocal.evaluation.likelihood import Question, score_options
 from varifocal.models import load_model
-from varifocal.models.qwen_vl import positions_of_rows
+from varifocal.models.families.qwen_vl import positions_of_rows
 from varifocal.recipe import ModelSection, Recipe
 from varifocal.training.flops import picture_flops
 from varifocal.tuners import MixLoraConfig, MMAConfig

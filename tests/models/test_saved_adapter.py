@@ -6,7 +6,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from varifocal.errors import ModelError
-from varifocal.models.saved_adapter import load_adapter
+from varifocal.models.saved import load_adapter
 from varifocal.tuners import MixLoraConfig, MMAConfig
 
 FILE = "adapter_model.safetensors"

@@ -8,14 +8,14 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from varifocal.models import distributed
 from varifocal.models import grafted as grafted_module
-from varifocal.models import sharding
 
 IMAGE, V = 61, 5
 
 
 def among_others(monkeypatch):
-    for module in (sharding, grafted_module):
+    for module in (distributed, grafted_module):
         monkeypatch.setattr(module, "in_world", lambda: True)
 
 
@@ -52,7 +52,7 @@ def test_among_others_a_text_batch_touches_what_trains(grafted, monkeypatch):
 
 def test_sharded_parts_run_with_every_process(grafted, monkeypatch):
     among_others(monkeypatch)
-    monkeypatch.setattr(sharding, "deepspeed_config", lambda: {})
+    monkeypatch.setattr(distributed, "deepspeed_config", lambda: {})
     ran = []
     for part in (grafted.vision_tower, grafted.connector):
         part.register_forward_hook(lambda module, _args, _out: ran.append(type(module).__name__))

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from tiny import byte_tokenizer, clip_tower, llama_config
-from varifocal.data.encode import Encoder
+from varifocal.data.encoding.encoder import Encoder
 from varifocal.data.example import Image
 from varifocal.models.connector import PatchMLP
 from varifocal.models.grafted import graft

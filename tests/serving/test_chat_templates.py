@@ -10,8 +10,8 @@ import urllib.request
 import pytest
 
 from chat_templates import FAMILIES
-from varifocal.cli.talk import Talk
-from varifocal.data.encode import Encoder
+from varifocal.cli.chat import Talk
+from varifocal.data.encoding.encoder import Encoder
 from varifocal.data.example import Example, Message
 from varifocal.errors import DataError
 from varifocal.serving.engine import Engine, Sampling

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from varifocal.data.encode import Encoder
+from varifocal.data.encoding.encoder import Encoder
 from varifocal.data.example import Example, Message
 from varifocal.errors import DataError
 from varifocal.serving.engine import Engine, Sampling

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from varifocal.data.encode import Encoder
+from varifocal.data.encoding.encoder import Encoder
 from varifocal.data.example import Example, Message
 from varifocal.serving.engine import Engine, Request, Sampling
 

@@ -10,10 +10,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from varifocal.data.encode import Encoder
+from varifocal.data.encoding.encoder import Encoder
 from varifocal.data.example import Example, Message
 from varifocal.serving.engine import Engine, Request, Sampling
-from varifocal.serving.prefix import PrefixCache, Seen
+from varifocal.serving.kv_cache import PrefixCache, Seen
 from varifocal.tuners import MixLoraConfig
 
 FIRST = (Message("user", ("What is a magnet?",)),)

@@ -11,10 +11,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
-from varifocal.data.encode import Encoder
+from varifocal.data.encoding.encoder import Encoder
 from varifocal.data.example import Example, Message
+from varifocal.serving.adapter_routes import copy_sharing_weights
 from varifocal.serving.engine import Engine, Sampling
-from varifocal.serving.model_copy import copy_sharing_weights
 from varifocal.tuners import MixLoraConfig, MMAConfig
 
 ASKED = (Message("user", ("What is a magnet?",)),)

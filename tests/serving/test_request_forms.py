@@ -12,7 +12,7 @@ import PIL.Image
 import pytest
 
 from tiny_server import seeing_engine
-from varifocal.data.encode import Encoder
+from varifocal.data.encoding.encoder import Encoder
 from varifocal.data.example import Message
 from varifocal.serving.engine import Engine, Sampling
 from varifocal.serving.reading import Reader

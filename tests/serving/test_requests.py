@@ -9,7 +9,7 @@ import threading
 import pytest
 import torch
 
-from varifocal.data.encode import Encoder
+from varifocal.data.encoding.encoder import Encoder
 from varifocal.data.example import Image, Message
 from varifocal.errors import DataError
 from varifocal.serving.engine import (

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from varifocal.serving.text_stream import StopWords, TextStream
+from varifocal.serving.answer_state import StopWords, TextStream
 
 
 @pytest.mark.parametrize("text", ["a", "ä", "Grüße 漢字 🧲🧭!", "  two  blanks", "e\u0301"])

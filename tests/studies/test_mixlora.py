@@ -18,7 +18,7 @@ from studies.mixlora_tasks import SKILLS, Sizes, make_tasks
 
 from studies import mixlora
 from varifocal.analysis.tasks import task_of
-from varifocal.data.formats import load_source
+from varifocal.data.loading import load_source
 from varifocal.errors import DataError, RunError
 from varifocal.recipe import SourceSection
 from varifocal.recipe.page import read_page

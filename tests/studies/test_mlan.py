@@ -11,7 +11,7 @@ from studies.mlan_figures import draw, paired, print_table
 from studies.mlan_results import MEASURES, SUITES
 
 from studies import mlan
-from varifocal.data.sciencebook import SKILLS
+from varifocal.sciencebook import SKILLS
 
 ROOT = Path(__file__).parents[2]
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)

@@ -12,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from varifocal.assemble import assemble
-from varifocal.data.encode import Encoded
-from varifocal.data.packing import Collator
+from varifocal.data.encoding.encoder import Encoded
+from varifocal.data.rows.packing import Collator
 from varifocal.models.loss import supervised_loss
 from varifocal.recipe import LoraSection, MixLoraSection, MMASection, NoTunerSection
 from varifocal.run import RunDirectory

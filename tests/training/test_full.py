@@ -9,14 +9,13 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 import varifocal  # noqa: F401  # registers the graft
 from varifocal.assemble import assemble, open_run
 from varifocal.errors import RecipeError
-from varifocal.models.saved_connector import load_connector
+from varifocal.models.saved import load_connector
 from varifocal.recipe import FullSection, NoTunerSection
 from varifocal.run import RunDirectory
 from varifocal.training.full import save_whole
-from varifocal.training.parameters import part_of
 from varifocal.training.train import train
 from varifocal.training.trainer import SupervisedTrainer
-from varifocal.training.tuner import attach_tuner
+from varifocal.training.tuner import attach_tuner, part_of
 
 KINDS = ("plain", "graft", "llava")
 

@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from varifocal.models import connector_name, load_model
-from varifocal.models.sharding import whole_tensors
+from varifocal.models.distributed import whole_tensors
 from varifocal.recipe import ConnectorSection, ModelSection
 from varifocal.tuners import MMAConfig
 

@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 
 from varifocal.errors import DataError, Stopped
 from varifocal.run import RunDirectory
-from varifocal.training.interrupt import StopWish
+from varifocal.training.callbacks import StopWish
 from varifocal.training.train import train
 
 LAZY = {"data.lazy": True, "training.max_steps": 8, "training.save_steps": 3}

@@ -5,7 +5,7 @@ import torch
 
 from varifocal.assemble import assemble
 from varifocal.data.example import Example, Image, Message
-from varifocal.evaluation.scoring import Question, score_options
+from varifocal.evaluation.likelihood import Question, score_options
 from varifocal.training.train import train
 
 

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from varifocal.training import peak_memory
+from varifocal.training import cost
 
 MEBIBYTE = 1 / 1024
 
@@ -17,36 +17,34 @@ def no_gpu(monkeypatch):
 
 
 def test_memory_that_was_held_and_let_go_counts():
-    before = peak_memory.peak_memory_gib()
+    before = cost.peak_memory_gib()
     held = np.ones(int(before * 2**30) // 8 + 2**23)  # as much again as the peak was, and 64 MiB
-    after = peak_memory.peak_memory_gib()
+    after = cost.peak_memory_gib()
     del held
     assert after >= before + 60 * MEBIBYTE
-    assert peak_memory.peak_memory_gib() == pytest.approx(after, abs=60 * MEBIBYTE)
+    assert cost.peak_memory_gib() == pytest.approx(after, abs=60 * MEBIBYTE)
 
 
 def test_the_line_is_read_in_kib(tmp_path, monkeypatch):
-    monkeypatch.setattr(peak_memory, "_STATUS", tmp_path / "status")
+    monkeypatch.setattr(cost, "_STATUS", tmp_path / "status")
     (tmp_path / "status").write_text("VmPeak:\t 9999999 kB\nVmHWM:\t 1572864 kB\nVmRSS:\t 1 kB\n")
-    assert peak_memory.peak_memory_gib() == 1.5
+    assert cost.peak_memory_gib() == 1.5
 
 
 @pytest.mark.parametrize("status", [None, "Name:\tpython\n"])
 @pytest.mark.parametrize(("system", "unit"), [("darwin", 2**30), ("linux", 2**20)])
 def test_elsewhere_the_system_is_asked(tmp_path, monkeypatch, status, system, unit):
-    monkeypatch.setattr(peak_memory, "_STATUS", tmp_path / "status")
-    monkeypatch.setattr(peak_memory.sys, "platform", system)
+    monkeypatch.setattr(cost, "_STATUS", tmp_path / "status")
+    monkeypatch.setattr(cost.sys, "platform", system)
     monkeypatch.setattr(
-        peak_memory.resource, "getrusage", lambda who: type("Usage", (), {"ru_maxrss": 3 * unit})
+        cost.resource, "getrusage", lambda who: type("Usage", (), {"ru_maxrss": 3 * unit})
     )
     if status is not None:
         (tmp_path / "status").write_text(status)
-    assert peak_memory.peak_memory_gib() == 3.0
+    assert cost.peak_memory_gib() == 3.0
 
 
-@pytest.mark.skipif(
-    not peak_memory._STATUS.exists(), reason="only Linux tells the peak of one process"
-)
+@pytest.mark.skipif(not cost._STATUS.exists(), reason="only Linux tells the peak of one process")
 def test_a_child_does_not_count_what_its_parent_held():
     code = (
         "import importlib.util as i, sys, types\n"
@@ -54,5 +52,5 @@ def test_a_child_does_not_count_what_its_parent_held():
         "s = i.spec_from_file_location('memory', sys.argv[1]); m = i.module_from_spec(s)\n"
         "s.loader.exec_module(m); print(m._high_water_mark())"
     )
-    said = subprocess.check_output([sys.executable, "-c", code, peak_memory.__file__], text=True)
-    assert float(said) < 0.1 < peak_memory.peak_memory_gib()
+    said = subprocess.check_output([sys.executable, "-c", code, cost.__file__], text=True)
+    assert float(said) < 0.1 < cost.peak_memory_gib()

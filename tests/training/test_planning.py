@@ -11,29 +11,16 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from varifocal.errors import DataError, RecipeError, RunError
 from varifocal.models.loss import supervised_loss
+from varifocal.planning.calibration import Calibration, find_calibration, keep
+from varifocal.planning.devices import GPUS, find_device, judge
+from varifocal.planning.lengths import Workload, num_steps
+from varifocal.planning.measuring import calibrate
+from varifocal.planning.memory import int8_bytes, nf4_bytes, parts_of_peak, state_bytes, weigh
+from varifocal.planning.paper import beside_paper
+from varifocal.planning.repeating import alike
+from varifocal.planning.shapes import build_shapes
+from varifocal.planning.tracing import BACKWARD, HEAD, Step, switch_checkpointing, trace_step
 from varifocal.recipe import load_recipe
-from varifocal.training.planning.calibration import Calibration, find_calibration, keep
-from varifocal.training.planning.devices import GPUS, find_device
-from varifocal.training.planning.lengths import Workload, num_steps
-from varifocal.training.planning.measuring import calibrate
-from varifocal.training.planning.memory import (
-    int8_bytes,
-    nf4_bytes,
-    parts_of_peak,
-    state_bytes,
-    weigh,
-)
-from varifocal.training.planning.paper import beside_paper
-from varifocal.training.planning.repeating import alike
-from varifocal.training.planning.shapes import build_shapes
-from varifocal.training.planning.tracing import (
-    BACKWARD,
-    HEAD,
-    Step,
-    switch_checkpointing,
-    trace_step,
-)
-from varifocal.training.planning.verdict import judge
 from varifocal.training.train import train
 from varifocal.training.tuner import attach_tuner
 
@@ -328,9 +315,7 @@ def test_devices_share_the_rows_of_a_step_as_a_launch_does(recipe_file, run):
 
 def test_a_run_that_does_not_fit_ends_with_one(monkeypatch, run):
     arguments = ["lavin-13b-scienceqa", "--device", "t4", "--json"]
-    monkeypatch.setattr(
-        "varifocal.training.planning.estimate.trace_step", lambda *a, **k: Step(1, {})
-    )
+    monkeypatch.setattr("varifocal.planning.estimate.trace_step", lambda *a, **k: Step(1, {}))
     code, out, _ = run("plan", *arguments)
     page = json.loads(out)
     assert code == 1
@@ -382,7 +367,7 @@ def test_a_plan_that_fails_does_not_fail_the_run(recipe_file, tmp_path, monkeypa
     def fail(*_, **__):
         raise RuntimeError("no shapes today")
 
-    monkeypatch.setattr("varifocal.training.planning.record.estimate", fail)
+    monkeypatch.setattr("varifocal.planning.record.estimate", fail)
     train(load_recipe(recipe_file), tmp_path / "run", predict=True)
     page = json.loads((tmp_path / "run" / "plan.json").read_text())
     assert page["predicted"] == {"error": "RuntimeError: no shapes today"}

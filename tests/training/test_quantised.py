@@ -16,11 +16,11 @@ from torch import nn
 from varifocal.assemble import assemble, open_run
 from varifocal.errors import Stopped
 from varifocal.models.loss import supervised_loss
+from varifocal.planning.memory import weigh
+from varifocal.planning.shapes import build_shapes
 from varifocal.recipe import LoraSection, MixLoraSection, MMASection
 from varifocal.run import RunDirectory
 from varifocal.training.examples import load_training_data
-from varifocal.training.planning.memory import weigh
-from varifocal.training.planning.shapes import build_shapes
 from varifocal.training.train import build_trainer, train
 from varifocal.training.tuner import attach_tuner
 

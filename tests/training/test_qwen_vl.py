@@ -9,14 +9,14 @@ from transformers import AutoModelForImageTextToText
 
 from varifocal.assemble import open_run
 from varifocal.data.example import Image, Message
-from varifocal.data.formats import load_source
-from varifocal.data.packing import Collator
+from varifocal.data.loading import load_source
+from varifocal.data.rows.packing import Collator
 from varifocal.errors import RecipeError
+from varifocal.planning.devices import this_cpu
+from varifocal.planning.estimate import estimate
 from varifocal.serving.engine import Engine, Sampling
-from varifocal.training.parameters import count_parameters
-from varifocal.training.planning.devices import this_cpu
-from varifocal.training.planning.estimate import estimate
 from varifocal.training.train import train
+from varifocal.training.tuner import count_parameters
 
 
 @pytest.fixture

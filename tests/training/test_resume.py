@@ -17,7 +17,7 @@ import yaml
 from safetensors.torch import load_file
 from transformers import get_scheduler
 
-from varifocal.data.packing import PackedDataset
+from varifocal.data.rows.packing import PackedDataset
 from varifocal.errors import ModelError, RunError
 from varifocal.recipe import load_recipe
 from varifocal.run import RunDirectory

@@ -5,8 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from varifocal.evaluation.retention_material import gather_material
-from varifocal.evaluation.retention_prompts import PROMPTS
+from varifocal.evaluation.retention_data import PROMPTS, gather_material
 from varifocal.training.train import train
 
 # peft 0.21 reads a name that transformers 5.23 has renamed

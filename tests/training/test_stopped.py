@@ -8,12 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from varifocal.analysis.card import make_card
-from varifocal.analysis.report import compare as lay_side_by_side
 from varifocal.assemble import open_run, weights_fingerprint
-from varifocal.cli.verbs import app
+from varifocal.cli.main import app
 from varifocal.errors import ModelError, RunError, Stopped
 from varifocal.evaluation.compare import compare
+from varifocal.reports.card import make_card
+from varifocal.reports.runs_table import compare as lay_side_by_side
 from varifocal.run import RunDirectory
 from varifocal.trained import find_trained, is_finished
 from varifocal.training.train import train

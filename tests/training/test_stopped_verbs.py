@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from varifocal.assemble import open_run
-from varifocal.cli import serve_verb
+from varifocal.cli import serve
 from varifocal.data.example import Example, Message
 from varifocal.errors import Stopped
 from varifocal.run import RunDirectory
@@ -102,7 +102,7 @@ def test_serve_answers_as_of_the_newest_checkpoint(run, stopped, says, monkeypat
             answer = client.post("/v1/chat/completions", json={**body, "max_tokens": LENGTH})
         told["answer"] = answer.json()["choices"][0]["message"]["content"]
 
-    monkeypatch.setattr(serve_verb, "_run", post)
+    monkeypatch.setattr(serve, "_run", post)
     assert run("serve", stopped.root)[0] == 0
     assert says(3)
     assert told["answer"] == answer_at(stopped, 3)

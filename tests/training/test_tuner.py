@@ -6,8 +6,7 @@ from peft import get_peft_model
 from varifocal.assemble import assemble
 from varifocal.errors import RecipeError
 from varifocal.recipe import LoraSection, MixLoraSection
-from varifocal.training.parameters import count_trained
-from varifocal.training.tuner import attach_tuner
+from varifocal.training.tuner import attach_tuner, count_trained
 from varifocal.tuners import MixLoraConfig, MixLoraLayer, MMAConfig
 
 SETTINGS = {

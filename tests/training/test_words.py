@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from varifocal.analysis import words as analysis_words
-from varifocal.analysis.words_sheet import Spoken, words_sheet
+from varifocal.analysis.words import Spoken, words_sheet
 from varifocal.assemble import assemble
 from varifocal.models.words import token_log_probabilities
 from varifocal.recipe import load_recipe

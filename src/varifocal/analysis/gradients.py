@@ -15,8 +15,8 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from varifocal.data.encode import Encoded
-from varifocal.data.packing import Collator, ImageLoader
+from varifocal.data.encoding.encoder import Encoded
+from varifocal.data.rows.packing import Collator, ImageLoader
 from varifocal.errors import ModelError
 from varifocal.models.loss import supervised_loss
 from varifocal.tuners.plugin import evaluating

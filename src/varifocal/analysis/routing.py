@@ -20,8 +20,8 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from varifocal.analysis.gradients import block_of, group_names
-from varifocal.data.encode import Encoded
-from varifocal.data.packing import Collator, ImageLoader
+from varifocal.data.encoding.encoder import Encoded
+from varifocal.data.rows.packing import Collator, ImageLoader
 from varifocal.errors import ModelError
 from varifocal.tuners import record_routing, routing_table
 from varifocal.tuners.plugin import evaluating

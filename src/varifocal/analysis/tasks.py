@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from varifocal.data.encode import Encoded, Encoder
+from varifocal.data.encoding.encoder import Encoded, Encoder
 from varifocal.data.example import Example
-from varifocal.data.formats import check_images
+from varifocal.data.loading import check_images
 from varifocal.data.reading import Examples, OnBadRecord
-from varifocal.data.sciencebook import SKILLS
 from varifocal.data.source import open_source
 from varifocal.errors import DataError, RecipeError, nearest
 from varifocal.recipe import DataSection, SourceSection
+from varifocal.sciencebook import SKILLS
 
 MAX_TASKS = 12
 """Tasks that are compared when none are named: as many as a picture still shows."""

@@ -4,6 +4,6 @@
 conversation.
 """
 
-from varifocal.cli.verbs import app, main
+from varifocal.cli.main import app, main
 
 __all__ = ["app", "main"]

@@ -17,15 +17,15 @@ import numpy.typing as npt
 
 from varifocal.cache import cache_root
 from varifocal.data.example import Example
+from varifocal.data.formats.base import Format, ParseOptions
+from varifocal.data.formats.questions import Integers
+from varifocal.data.formats.registry import FORMATS, detect
+from varifocal.data.formats.scienceqa import ScienceQARecords
+from varifocal.data.formats.table import check_columns, find_integers
 from varifocal.data.parallel import map_in_order
-from varifocal.data.parsing import Format, ParseOptions
-from varifocal.data.questions import Integers
-from varifocal.data.raw_rows import Record, Records, StreamedRecords, read_in_order
-from varifocal.data.records import open_records
-from varifocal.data.register import FORMATS, detect
-from varifocal.data.scienceqa import ScienceQARecords
-from varifocal.data.table import check_columns, find_integers
-from varifocal.data.unread import unread_columns
+from varifocal.data.readers.base import Record, Records, StreamedRecords, read_in_order
+from varifocal.data.readers.open import open_records
+from varifocal.data.readers.unread import unread_columns
 from varifocal.errors import DataError, RunError, nearest
 from varifocal.writing import whole_file, write_text
 
@@ -275,7 +275,7 @@ class _Parser:
         self.wants(record)
         example = self.format.parse(record, self.asked)
         if self.section.instructions == "varied":
-            from varifocal.data.instructions import vary
+            from varifocal.data.formats.instructions import vary
 
             return vary(example, self.seed)
         return example

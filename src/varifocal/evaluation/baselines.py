@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from varifocal.evaluation.items import Answer, Item
+from varifocal.evaluation.benchmark import Answer, Item
 
 _CANDIDATES = 10
 """Most frequent right answers among which the best constant one is looked for."""

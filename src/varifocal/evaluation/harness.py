@@ -34,7 +34,7 @@ from varifocal.assemble import Assembly
 from varifocal.data.example import Image
 from varifocal.errors import ModelError, VarifocalError
 from varifocal.evaluation.harness_model import PICTURE, HarnessModel, images_of
-from varifocal.evaluation.scoring import Question
+from varifocal.evaluation.likelihood import Question
 
 _INSTALL = {"lm-eval": "'varifocal[eval]'", "lmms-eval": "'lmms-eval>=0.7'"}
 

@@ -19,8 +19,8 @@ from tqdm import tqdm
 from varifocal.assemble import Assembly, open_model
 from varifocal.data.example import Example, Image, Message
 from varifocal.errors import DataError, ModelError
-from varifocal.evaluation.answering import greedy_answers
-from varifocal.evaluation.scoring import Progress, Question, Rating, rate_options
+from varifocal.evaluation.generation import greedy_answers
+from varifocal.evaluation.likelihood import Progress, Question, Rating, rate_options
 from varifocal.models.decoding import stop_ids
 
 PICTURE = "<image>"

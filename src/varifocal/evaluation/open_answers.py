@@ -14,10 +14,15 @@ from typing import Literal
 
 from varifocal.data.example import Example
 from varifocal.data.metric import gold_answers
-from varifocal.evaluation.benchmarks.row import Answered, Benchmark, Measure, name_of_choice
-from varifocal.evaluation.items import Answer, Item
-from varifocal.evaluation.metrics.anls import anls
-from varifocal.evaluation.metrics.exact import plain, says
+from varifocal.evaluation.benchmark import (
+    Answer,
+    Answered,
+    Benchmark,
+    Item,
+    Measure,
+    name_of_choice,
+)
+from varifocal.evaluation.metrics.text_match import anls, plain, says
 from varifocal.evaluation.metrics.vqa import soft_accuracy
 from varifocal.evaluation.statistics import bootstrap_mean, wilson
 

@@ -24,12 +24,12 @@ from peft import PeftModel
 from torch import nn
 
 from varifocal.assemble import Assembly, assemble, open_run
-from varifocal.data.encode import Encoder
+from varifocal.data.encoding.encoder import Encoder
 from varifocal.data.reading import OnBadRecord
-from varifocal.evaluation.answering import evaluation_mode, greedy_answers
-from varifocal.evaluation.retention_material import Material, gather_material
+from varifocal.evaluation.generation import evaluation_mode, greedy_answers
+from varifocal.evaluation.likelihood import Question, batch_by_length, plant
+from varifocal.evaluation.retention_data import Material, gather_material
 from varifocal.evaluation.scienceqa import MOST_NAMED, evaluate
-from varifocal.evaluation.scoring import Question, batch_by_length, plant
 from varifocal.evaluation.statistics import (
     Interval,
     bootstrap_ratio,

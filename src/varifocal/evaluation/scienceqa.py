@@ -15,12 +15,12 @@ from typing import Any, Literal
 
 from torch import nn
 
-from varifocal.data.encode import Encoder
+from varifocal.data.encoding.encoder import Encoder
 from varifocal.data.example import Example, Message
 from varifocal.errors import DataError
-from varifocal.evaluation.answering import evaluation_mode, greedy_answers, parse_answer
 from varifocal.evaluation.baselines import of_choices
-from varifocal.evaluation.scoring import (
+from varifocal.evaluation.generation import evaluation_mode, greedy_answers, parse_answer
+from varifocal.evaluation.likelihood import (
     ImageLoader,
     Normalisation,
     Progress,

@@ -11,16 +11,15 @@ from typing import Literal
 
 from varifocal.assemble import Assembly
 from varifocal.data.example import Example
-from varifocal.data.formats import check_images, load_source
+from varifocal.data.loading import check_images, load_source
 from varifocal.data.metric import Gold, choose_metric, gold_answers
-from varifocal.data.pictures import absent_pictures_allowed
+from varifocal.data.readers.images import absent_pictures_allowed
 from varifocal.data.reading import Examples, OnBadRecord, gather
 from varifocal.errors import AnswerError, DataError, RecipeError
-from varifocal.evaluation.asking import Asker, EncodedAsker
-from varifocal.evaluation.benchmarks.row import Benchmark
-from varifocal.evaluation.items import Item
+from varifocal.evaluation.benchmark import Benchmark, Item
+from varifocal.evaluation.evaluated_model import Asker, EncodedAsker
 from varifocal.evaluation.open_answers import benchmark_of, items_of, with_own_ids
-from varifocal.evaluation.running import About, Result, Tell, Way, run
+from varifocal.evaluation.runner import About, Result, Tell, Way, run
 from varifocal.evaluation.scienceqa import Method, Report, evaluate
 from varifocal.locking import alone
 from varifocal.recipe import Recipe, SourceSection

@@ -17,22 +17,26 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from varifocal.assemble import Assembly
 from varifocal.data.example import Example
 from varifocal.export import gguf
-from varifocal.export.adapters import LoraFiles, own_lora, route_lora
+from varifocal.export.adapters import LoraFiles, own_lora, route_lora, routed_lora
 from varifocal.export.llava import llava, through_pixels, write_processor
 from varifocal.export.merging import Produce, plain_tensors, shared_table_is_adapted, wide
-from varifocal.export.order import Order, Target, language_section
 from varifocal.export.parity import Case
-from varifocal.export.plain import PlainModel, fold_route, language_model, plain
+from varifocal.export.plain import (
+    PlainModel,
+    chat_template,
+    fold_route,
+    language_model,
+    plain,
+    write_plain,
+)
 from varifocal.export.probing import check_layers, lora_probes, mma_probes
-from varifocal.export.routed import routed_lora
-from varifocal.export.shards import write_plain
+from varifocal.export.request import Order, Target, language_section
 from varifocal.export.stopping import Answered
 from varifocal.export.stored import Wanted, check_stored, check_stored_lora
-from varifocal.export.template import chat_template
 from varifocal.models.decoding import stop_ids
 from varifocal.models.load import load_model, load_processor
 from varifocal.models.loading import load_every_tensor
-from varifocal.models.saved_adapter import load_adapter
+from varifocal.models.saved import load_adapter
 from varifocal.recipe import Recipe
 from varifocal.writing import write_text
 

@@ -13,13 +13,13 @@ import torch
 
 from varifocal.assemble import Assembly, open_run
 from varifocal.data.example import Example
-from varifocal.errors import RunError
+from varifocal.errors import ModelError, RunError
 from varifocal.export.artifacts import Job, make
 from varifocal.export.card import write_card
 from varifocal.export.holding import in_float32
-from varifocal.export.order import Order, check_possible
 from varifocal.export.parity import Parity, Rounding, compare, prompts, references, rounding
 from varifocal.export.plain import language_model
+from varifocal.export.request import Order, check_possible
 from varifocal.export.stopping import Stops, answers_of_run, check_stops
 from varifocal.export.stored import put_unrounded
 from varifocal.locking import alone
@@ -264,3 +264,38 @@ def read_parity(directory: Path) -> dict[str, Any]:
     if not file.is_file():
         raise RunError(f"{directory} is no export of Varifocal: it has no parity.json")
     return json.loads(file.read_text())
+
+
+def push(directory: Path, repo_id: str, *, private: bool = True) -> str:
+    """Upload an artifact that passed the parity gate.
+
+    Args:
+        directory: as `export` wrote it, with its routes inside or alone.
+        repo_id: `owner/name`; made where it is not there.
+        private: of a repository that is made now.
+
+    Returns:
+        The repository's address.
+
+    Raises:
+        RunError: the folder is no export.
+        ModelError: it did not pass the gate, or the hub refuses.
+    """
+    from huggingface_hub import create_repo, upload_folder
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    routes = [part for part in sorted(directory.iterdir()) if (part / PARITY).is_file()]
+    for part in routes or [directory]:
+        if not read_parity(part)["passed"]:
+            raise ModelError(f"{part} did not pass the parity gate, so it is not pushed")
+    try:
+        create_repo(repo_id, private=private, exist_ok=True)
+        told = upload_folder(
+            repo_id=repo_id, folder_path=directory, commit_message="varifocal export"
+        )
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise ModelError(
+            f"the hub did not take {directory} as {repo_id}: {str(error).splitlines()[0]}; log in "
+            "with `hf auth login`, and name a repository of your own"
+        ) from error
+    return str(told)

@@ -31,8 +31,7 @@ from varifocal.data.example import Example, Image
 from varifocal.errors import ModelError
 from varifocal.export.merging import Produce, plain_tensors
 from varifocal.export.parity import Case
-from varifocal.export.plain import PlainModel, distinct
-from varifocal.export.template import chat_template
+from varifocal.export.plain import PlainModel, chat_template, distinct
 from varifocal.models.connector import PlainMLP
 from varifocal.models.grafted import GraftedForConditionalGeneration
 from varifocal.models.processor import GraftedProcessor, with_image_parts

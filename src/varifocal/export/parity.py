@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from varifocal.assemble import Assembly
 from varifocal.data.example import Example, Image, Message
-from varifocal.data.sciencebook import SKILLS, compose, draw
 from varifocal.errors import ModelError
 from varifocal.models.decoding import pad_left, reads_marks
+from varifocal.sciencebook import SKILLS, compose, draw
 from varifocal.tuners.plugin import evaluating
 
 SEED = 20_231_224  # of the prompts; no training data of ours has it

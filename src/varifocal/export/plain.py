@@ -7,20 +7,56 @@ nothing is rounded until it is written.
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from peft import PeftModel
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from varifocal.data.encoding.encoder import Encoder
 from varifocal.errors import ModelError
 from varifocal.export.merging import Produce, plain_tensors
 from varifocal.models.grafted import GraftedForConditionalGeneration
 from varifocal.tuners.mma.folding import AffineMap, fold_linear, fold_maps, readers
+from varifocal.writing import unwritable_is_an_error, write_json
+
+_SYSTEM_FIRST = (
+    "{%- if messages and messages[0].role != 'system' -%}"
+    "{%- set messages = [{'role': 'system', 'content': SYSTEM}] + messages -%}"
+    "{%- endif -%}{{- '' }}"
+)
+
+
+def chat_template(encoder: Encoder) -> str:
+    """Return the run's chat template, with the run's system turn where a talk brings none.
+
+    Others who load an export do not know `data.system_prompt`; without it many templates write a
+    default that the run never saw.
+    """
+    if encoder.system is None:
+        return encoder.template.jinja
+    return _SYSTEM_FIRST.replace("SYSTEM", _literal(encoder.system)) + encoder.template.jinja
+
+
+def _literal(text: str) -> str:
+    r"""Write a text as a string of Jinja that transformers and llama.cpp read alike.
+
+    llama.cpp's engine fails on `\u00e9`, and transformers reads the pair `\ud83e\uddf2` as two
+    halves. So characters stand as they are; what is escaped (line breaks, quotes, backslashes)
+    both read alike.
+
+    >>> print(_literal('Größe "in" \\ 🧲'))
+    "Größe \"in\" \\ 🧲"
+    """
+    return json.dumps(text, ensure_ascii=False)
+
 
 GRAFT = "language_model."
 """Where a grafted model holds its language model."""
@@ -168,3 +204,67 @@ def distinct(model: nn.Module) -> dict[str, Tensor]:
             seen.add(id(tensor))
             found[name] = tensor.detach()
     return found
+
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+def write_plain(model: PlainModel, directory: Path, *, shard_gib: float = 4.0) -> None:
+    """Write config and weights as `save_pretrained` does.
+
+    Args:
+        model: its tensors are produced a shard at a time.
+        directory: an empty folder.
+        shard_gib: most GiB a file; a larger tensor stands alone.
+
+    Raises:
+        RunError: the disk is full.
+    """
+    groups = list(_groups(model.shapes, int(shard_gib * 2**30)))
+    placed: dict[str, str] = {}
+    with unwritable_is_an_error(directory):
+        model.config.save_pretrained(directory)
+        if model.generation_config is not None:
+            model.generation_config.save_pretrained(directory)
+        for number, names in enumerate(groups, start=1):
+            file = SINGLE if len(groups) == 1 else _shard(number, len(groups))
+            _write_shard(model, names, directory / file)
+            placed |= dict.fromkeys(names, file)
+    if len(groups) > 1:
+        size = sum(_bytes(shape) for shape in model.shapes.values())
+        write_json(
+            directory / INDEX,
+            {"metadata": {"total_size": size}, "weight_map": dict(sorted(placed.items()))},
+        )
+
+
+def _write_shard(model: PlainModel, names: list[str], file: Path) -> None:
+    """Write one file; its tensors are gone when this returns, before the next are made."""
+    shard = {name: as_stored(model.rounded(name)) for name in names}
+    save_file(shard, file, metadata={"format": "pt"})
+
+
+def _shard(number: int, total: int) -> str:
+    return f"model-{number:05}-of-{total:05}.safetensors"
+
+
+def _groups(shapes: dict[str, Tensor], limit: int) -> Iterator[list[str]]:
+    names: list[str] = []
+    size = 0
+    for name, shape in shapes.items():
+        if names and size + _bytes(shape) > limit:
+            yield names
+            names, size = [], 0
+        names.append(name)
+        size += _bytes(shape)
+    yield names
+
+
+def _bytes(shape: Tensor) -> int:
+    return shape.numel() * shape.element_size()
+
+
+def as_stored(tensor: Tensor) -> Tensor:
+    """Bring a tensor into a file's form: on the CPU, in one piece, sharing memory with none."""
+    return tensor.detach().to("cpu", memory_format=torch.contiguous_format).clone()

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from varifocal.models.connector import ClsPyramid, Connector, PatchMLP, build_connector
     from varifocal.models.efficientnet import EfficientNetLite, EfficientNetLiteConfig
+    from varifocal.models.families.llava import connector_name
     from varifocal.models.grafted import GraftedConfig, GraftedForConditionalGeneration, graft
-    from varifocal.models.llava import connector_name
     from varifocal.models.load import LoadedModel, load_model
     from varifocal.models.processor import GraftedProcessor
     from varifocal.models.vision import VisionTower, build_tower

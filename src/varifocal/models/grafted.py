@@ -22,9 +22,9 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from varifocal.errors import ModelError
 from varifocal.models.connector import Connector, build_connector
+from varifocal.models.distributed import in_world, is_sharded, touch
 from varifocal.models.generation import GraftedGenerationMixin, RowMemory
 from varifocal.models.rows import check_images
-from varifocal.models.sharding import in_world, is_sharded, touch
 from varifocal.models.vision import Selection, VisionTower, tower_from_config
 
 

@@ -21,11 +21,22 @@ from transformers.models.auto.modeling_auto import (
 
 from varifocal.cache import fingerprint
 from varifocal.errors import ModelError
-from varifocal.models.attention_code import check_attention
 from varifocal.models.config_checks import check_pad_id
 from varifocal.models.connector import Connector, build_connector, embedding_scale
+from varifocal.models.families.llava import (
+    connector_name,
+    is_llava,
+    prepare_llava,
+    tokens_per_image,
+)
+from varifocal.models.families.qwen_vl import (
+    QwenVLProcessor,
+    check_side,
+    is_qwen_vl,
+    prepare_qwen_vl,
+    tokens_of_side,
+)
 from varifocal.models.grafted import GraftedForConditionalGeneration, graft
-from varifocal.models.llava import connector_name, is_llava, prepare_llava, tokens_per_image
 from varifocal.models.loading import check_has_weights, load_weights
 from varifocal.models.names import locate
 from varifocal.models.preprocessing import (
@@ -37,14 +48,12 @@ from varifocal.models.preprocessing import (
 from varifocal.models.processor import GraftedProcessor
 from varifocal.models.published import PUBLISHED
 from varifocal.models.quantised import keep_weights, quantisation
-from varifocal.models.qwen_vl import (
-    QwenVLProcessor,
-    check_side,
-    is_qwen_vl,
-    prepare_qwen_vl,
-    tokens_of_side,
+from varifocal.models.sources import (
+    check_attention,
+    clear_loading_errors,
+    read_config,
+    weight_files,
 )
-from varifocal.models.sources import clear_loading_errors, read_config, weight_files
 from varifocal.models.tokenizer_checks import check_tokenizer
 from varifocal.models.vision import VISION_MODELS, VisionTower, build_tower
 from varifocal.recipe import ConnectorSection, ModelSection

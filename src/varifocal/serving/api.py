@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +24,57 @@ from starlette.exceptions import HTTPException
 
 from varifocal import __version__
 from varifocal.errors import DataError, ModelError, VarifocalError, nearest
+from varifocal.sciencebook import compose, draw
 from varifocal.serving import schema
 from varifocal.serving.answers import Answer, completion, stream_events
 from varifocal.serving.chat_request import ChatRequest
 from varifocal.serving.engine import Engine
-from varifocal.serving.examples import example_questions
 from varifocal.serving.guard import Guard
 from varifocal.serving.metrics import CONTENT_TYPE, ServerMetrics
 from varifocal.serving.reading import Reader
 from varifocal.serving.refusal import Refused
 from varifocal.serving.request import ContextLengthError, EngineClosed, QueueFull, Sampling
+from varifocal.serving.schema import Question
 from varifocal.serving.settings import ServeSettings
+
+_SEED = 7
+
+
+def example_questions(*, pictures: bool) -> list[Question]:
+    """Compose the questions that the page offers.
+
+    Args:
+        pictures: whether the model can see.
+    """
+    texts = [
+        Question(title="A sum", text="What is 17 plus 25?"),
+        Question(
+            title="A piece of code",
+            text="Write a Python function that returns the larger of two numbers.",
+        ),
+        Question(title="A fact", text="Why does ice float on water?"),
+    ]
+    return [*(_pictured() if pictures else ()), *texts]
+
+
+def _pictured() -> list[Question]:
+    record, uri = _drawn("concentrations", 0)
+    _, other = _drawn("shapes", 3)
+    choices = ", ".join(record["choices"])
+    asked = f"{record['question']} Choose one of: {choices}."
+    return [
+        Question(title="A science question", text=asked, image=uri),
+        Question(title="A caption", text="Describe this picture.", image=other),
+    ]
+
+
+def _drawn(skill: str, index: int) -> tuple[dict[str, Any], str]:
+    """Compose a question that the demo learns to answer, and its picture as a `data:` URI."""
+    record, question = compose(skill, "test", index, _SEED)
+    file = BytesIO()
+    draw(skill, "test", index, _SEED, question).save(file, format="PNG")
+    return record, f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
 
 PAGE = Path(__file__).parent / "page"
 _REFUSALS: dict[int | str, dict[str, Any]] = {

@@ -18,15 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from varifocal.data.encode import Encoder, TooLongError
-from varifocal.data.encoded import Encoded
+from varifocal.data.encoding.encoded import Encoded
+from varifocal.data.encoding.encoder import Encoder, TooLongError
 from varifocal.data.example import Example, Message
 from varifocal.errors import DataError, VarifocalError
 from varifocal.models.decoding import stop_ids
 from varifocal.models.grafted import GraftedForConditionalGeneration
-from varifocal.serving.lanes import Lanes
-from varifocal.serving.model_copy import copy_sharing_weights
-from varifocal.serving.prefix import PrefixCache
+from varifocal.serving.adapter_routes import Lanes, copy_sharing_weights
+from varifocal.serving.answer_state import TextStream, Writing
+from varifocal.serving.kv_cache import PrefixCache
 from varifocal.serving.request import (
     ContextLengthError,
     EngineClosed,
@@ -39,8 +39,6 @@ from varifocal.serving.request import (
     TokenLogprob,
 )
 from varifocal.serving.scheduler import EngineFault, LoadImages, Scheduler, fault
-from varifocal.serving.text_stream import TextStream
-from varifocal.serving.writing import Writing
 from varifocal.tuners import routing_table
 
 __all__ = [

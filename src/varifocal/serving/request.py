@@ -14,7 +14,7 @@ from typing import Literal
 
 import torch
 
-from varifocal.data.encoded import Encoded
+from varifocal.data.encoding.encoded import Encoded
 from varifocal.errors import DataError, VarifocalError
 from varifocal.models.decoding import Choose, greedy, sampler
 

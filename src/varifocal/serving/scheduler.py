@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from varifocal.data.example import Image
 from varifocal.errors import VarifocalError
 from varifocal.models.decoding import reads_marks
-from varifocal.serving import kv_rows
-from varifocal.serving.lanes import Lanes
-from varifocal.serving.prefix import PrefixCache, Seen
+from varifocal.serving import kv_cache
+from varifocal.serving.adapter_routes import Lanes
+from varifocal.serving.answer_state import Writing
+from varifocal.serving.kv_cache import PrefixCache, Seen
 from varifocal.serving.request import FinishReason, Request
-from varifocal.serving.writing import Writing
 
 LoadImages = Callable[[Sequence[Image]], Mapping[str, Tensor]]
 
@@ -105,7 +105,7 @@ class Scheduler:
         self.tokens_per_image = tokens_per_image
         self.image_token_id = image_token_id
         self.batches: list[Batch] = []
-        self.alone_because = kv_rows.rows_can_join(self.model.config.get_text_config(decoder=True))
+        self.alone_because = kv_cache.rows_can_join(self.model.config.get_text_config(decoder=True))
         self._device = next(model.parameters()).device
         self._reads_marks = reads_marks(model)
 
@@ -146,7 +146,7 @@ class Scheduler:
         if self._shares(request) is not None:
             found = self.prefixes.find(self._seen(row))
             start = found.length
-            cache = kv_rows.filled(found.keys) if start else None
+            cache = kv_cache.filled(found.keys) if start else None
             request.continued_tokens = start if found.is_whole else 0
         request.cached_tokens = start
         ids = torch.tensor([row.ids[start:]], device=self._device)
@@ -238,12 +238,12 @@ class Scheduler:
         if into is None:
             self.batches.append(batch)
             return
-        into.cache, into.mask = kv_rows.join(into.cache, into.mask, batch.cache, batch.mask)
+        into.cache, into.mask = kv_cache.join(into.cache, into.mask, batch.cache, batch.mask)
         into.rows += batch.rows
         order = sorted(range(len(into.rows)), key=lambda row: into.rows[row].request.route)
         if order != list(range(len(order))):
             into.rows = [into.rows[row] for row in order]
-            into.cache, into.mask = kv_rows.keep(into.cache, into.mask, order)
+            into.cache, into.mask = kv_cache.keep(into.cache, into.mask, order)
 
     def _leave(self, batch: Batch, leaving: list[Row]) -> None:
         """Take rows out of a batch, and remember what they have read."""
@@ -257,7 +257,7 @@ class Scheduler:
         stay = [index for index, row in enumerate(batch.rows) if row not in leaving]
         batch.rows = [batch.rows[index] for index in stay]
         if stay:
-            batch.cache, batch.mask = kv_rows.keep(batch.cache, batch.mask, stay)
+            batch.cache, batch.mask = kv_cache.keep(batch.cache, batch.mask, stay)
         else:
             self.batches = [one for one in self.batches if one is not batch]
 
@@ -267,7 +267,7 @@ class Scheduler:
         seen = self._seen(row)
         if not self.prefixes.holds(seen):
             start = batch.mask.shape[1] - len(row.ids)
-            self.prefixes.put(seen, kv_rows.read(batch.cache, index, start))
+            self.prefixes.put(seen, kv_cache.read(batch.cache, index, start))
 
     def _seen(self, row: Row) -> Seen:
         ids = np.asarray(row.ids, dtype=np.int64)

@@ -20,14 +20,14 @@ import torch
 from torch import nn
 
 from varifocal.assemble import Assembly
-from varifocal.data.described import load_captions
+from varifocal.data.loading import load_captions
 from varifocal.errors import RecipeError, RunError
 from varifocal.models.connector import PlainMLP, embedding_scale
 from varifocal.models.words import Vocabulary, build_vocabulary, word_log_probabilities
+from varifocal.progress import Progress
 from varifocal.recipe import Recipe
+from varifocal.training.callbacks import is_finite, not_finite
 from varifocal.training.cost import Clock
-from varifocal.training.finite import is_finite, not_finite
-from varifocal.training.progress import Progress
 
 
 def aligns(recipe: Recipe) -> bool:

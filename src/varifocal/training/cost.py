@@ -8,10 +8,13 @@ Legend: B rows, T tokens.
 
 from __future__ import annotations
 
+import resource
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,8 +22,39 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from varifocal.models.sharding import in_world
+from varifocal.models.distributed import in_world
 from varifocal.training.flops import FlopFormula
+
+_STATUS = Path("/proc/self/status")
+
+
+def peak_memory_gib() -> float:
+    """The most memory this process has held, in GiB: on the GPU where there is one, else resident.
+
+    On Linux the resident peak is `VmHWM`: `ru_maxrss` begins at what the parent process held when
+    it started this one.
+    """
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    own = _high_water_mark()
+    return _of_rusage() if own is None else own
+
+
+def _high_water_mark() -> float | None:
+    """Read `VmHWM` (kB) in GiB; None where the system keeps no such file or line."""
+    try:
+        lines = _STATUS.read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return None
+    found = next((line for line in lines if line.startswith("VmHWM:")), None)
+    return None if found is None else int(found.split()[1]) / 2**20
+
+
+def _of_rusage() -> float:
+    """`ru_maxrss` in GiB, which macOS counts in bytes and other systems in KiB."""
+    unit = 2**30 if sys.platform == "darwin" else 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
 
 IGNORED = -100
 

@@ -10,7 +10,7 @@ from transformers.training_args import OptimizerNames
 from transformers.utils.import_utils import is_torch_tf32_available
 
 from varifocal.errors import RecipeError
-from varifocal.models.sharding import num_processes
+from varifocal.models.distributed import num_processes
 from varifocal.recipe import Recipe, TrainingSection
 from varifocal.recipe.page import WrongKeyError
 from varifocal.recipe.reading import check_again

@@ -6,15 +6,14 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from varifocal.cache import cache_root
-from varifocal.data.encode import Encoder
+from varifocal.data.encoding.encoder import Encoder
+from varifocal.data.encoding.samples import Samples, Tally, UsableSamples
 from varifocal.data.example import Image
-from varifocal.data.lazy_rows import LazyRows, estimate_rows, shuffled_passes
 from varifocal.data.mixture import BROKEN, MODALITY_NAMES, Draw, Part, draw, needs_scan
-from varifocal.data.packing import PackedDataset
 from varifocal.data.reading import OnBadRecord
-from varifocal.data.samples import Samples, Tally, UsableSamples
+from varifocal.data.rows.lazy import LazyRows, estimate_rows, shuffled_passes, streamed_passes
+from varifocal.data.rows.packing import PackedDataset
 from varifocal.data.source import Source, StreamedSource, open_source
-from varifocal.data.streams import streamed_passes
 from varifocal.errors import DataError
 from varifocal.recipe import DataSection, SourceSection
 

@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from varifocal.models import GraftedForConditionalGeneration
-from varifocal.models.qwen_vl import is_qwen_vl
+from varifocal.models.families.qwen_vl import is_qwen_vl
 from varifocal.tuners.mma.layer import MMALayer
 
 FUSED = ("segments", "flash_attention_2", "flash_attention_3", "flex_attention")

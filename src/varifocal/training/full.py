@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from varifocal.errors import RecipeError
+from varifocal.models.families.llava import connector_name
 from varifocal.models.grafted import GraftedForConditionalGeneration
-from varifocal.models.llava import connector_name
 from varifocal.recipe import FullSection
 
 

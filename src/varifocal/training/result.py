@@ -5,11 +5,11 @@ from typing import Any
 
 from varifocal.assemble import Assembly
 from varifocal.training.alignment import Aligned
+from varifocal.training.cost import peak_memory_gib
 from varifocal.training.examples import TrainingData
-from varifocal.training.parameters import count_trained
-from varifocal.training.peak_memory import peak_memory_gib
 from varifocal.training.resuming import Start
 from varifocal.training.trainer import SupervisedTrainer
+from varifocal.training.tuner import count_trained
 
 
 @dataclass(frozen=True)

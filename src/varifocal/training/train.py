@@ -16,23 +16,25 @@ from torch import nn
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
 
 from varifocal.assemble import Assembly, assemble
-from varifocal.data.even_rows import EvenRows
-from varifocal.data.lazy_rows import LazyRows
-from varifocal.data.packing import Collator, PackedDataset
 from varifocal.data.parallel import lost_worker_is_an_error
+from varifocal.data.rows.lazy import EvenRows, LazyRows
+from varifocal.data.rows.packing import Collator, PackedDataset
 from varifocal.errors import RunError, Stopped
-from varifocal.models.saved_connector import start_connector
-from varifocal.models.sharding import (
+from varifocal.models.distributed import (
     in_world,
     is_main_process,
     is_spread,
     num_processes,
     whole_tensors,
 )
+from varifocal.models.saved import start_connector
+from varifocal.planning.record import beside, foresee
+from varifocal.progress import Progress
 from varifocal.recipe import Recipe
 from varifocal.recipe.sections import Provenance
 from varifocal.run import RunDirectory
 from varifocal.training.alignment import Aligned, align, aligns
+from varifocal.training.callbacks import StopWish, anyone, stop_wish
 from varifocal.training.cost import Clock
 from varifocal.training.dry_build import check_before_loading
 from varifocal.training.engines import spreads_weights
@@ -42,9 +44,6 @@ from varifocal.training.examples import (
     load_training_data,
 )
 from varifocal.training.full import save_whole, saved_parameters
-from varifocal.training.interrupt import StopWish, anyone, stop_wish
-from varifocal.training.planning.record import beside, foresee
-from varifocal.training.progress import Progress
 from varifocal.training.result import TrainingResult, result_of
 from varifocal.training.resuming import (
     Start,

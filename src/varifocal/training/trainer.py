@@ -19,12 +19,13 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from varifocal.errors import RunError
+from varifocal.models.distributed import in_world, is_spread, whole_tensors
 from varifocal.models.loss import LossKernel, supervised_loss
-from varifocal.models.sharding import in_world, is_spread, whole_tensors
 from varifocal.recipe import TrainingSection
 from varifocal.run import CHECKPOINT_PREFIX, UNLOGGED, RunDirectory
 from varifocal.staging import delete, process_staging_path
 from varifocal.trained import TENSORS
+from varifocal.training.callbacks import RoutingWatch, anyone, is_finite, not_finite
 from varifocal.training.cost import Clock, Meter
 from varifocal.training.dry_build import check_fits
 from varifocal.training.engines import (
@@ -35,12 +36,9 @@ from varifocal.training.engines import (
     whole_optimizer_state,
     wrap_present_layers,
 )
-from varifocal.training.finite import is_finite, not_finite
 from varifocal.training.full import saved_parameters, saved_tensors
-from varifocal.training.interrupt import anyone
-from varifocal.training.parameters import decayed_names, part_of
 from varifocal.training.resuming import take_rates
-from varifocal.training.routing_watch import RoutingWatch
+from varifocal.training.tuner import decayed_names, part_of
 from varifocal.tuners import balance_loss
 from varifocal.writing import (
     move_into,

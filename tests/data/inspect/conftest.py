@@ -6,9 +6,9 @@ import pytest
 from PIL import Image as Pictures
 
 from varifocal.cache import cache_root
-from varifocal.data.encode import Encoder
+from varifocal.data.encoding.encoder import Encoder
+from varifocal.data.encoding.samples import Samples
 from varifocal.data.mixture import Part, draw
-from varifocal.data.samples import Samples
 from varifocal.data.source import open_source
 from varifocal.recipe import DataSection, SourceSection
 

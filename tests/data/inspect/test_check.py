@@ -7,11 +7,11 @@ import weakref
 import pytest
 from PIL import Image as Pictures
 
+from varifocal.data.encoding.samples import UsableSamples
 from varifocal.data.example import Example, Message
 from varifocal.data.inspect import check as check_module
 from varifocal.data.inspect.check import check_data
-from varifocal.data.packing import PackedDataset
-from varifocal.data.samples import UsableSamples
+from varifocal.data.rows.packing import PackedDataset
 from varifocal.data.source import Source, open_source
 from varifocal.recipe import DataSection, SourceSection
 

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image as Pictures
 
-from varifocal.data.inspect.first_rows import FirstRows
-from varifocal.data.inspect.page import html_page
-from varifocal.data.inspect.rows import readable
-from varifocal.data.packing import Collator, PackedDataset
-from varifocal.data.samples import UsableSamples
+from varifocal.data.encoding.samples import UsableSamples
+from varifocal.data.inspect.html import html_page
+from varifocal.data.inspect.rows import FirstRows, readable
+from varifocal.data.rows.packing import Collator, PackedDataset
 from varifocal.errors import DataError
 
 PER_IMAGE = 4

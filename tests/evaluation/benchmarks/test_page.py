@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from varifocal.evaluation.benchmarks.table import BENCHMARKS, SUITES
+from varifocal.evaluation.benchmarks.registry import BENCHMARKS, SUITES
 
 PAGE = Path(__file__).parents[3] / "docs" / "evaluation.md"
 ROWS = {

@@ -5,12 +5,11 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from varifocal.assemble import Assembly
-from varifocal.data.encode import Encoder
+from varifocal.data.encoding.encoder import Encoder
 from varifocal.errors import DataError
-from varifocal.evaluation.asking import EncodedAsker, without_pictures
-from varifocal.evaluation.benchmarks.table import BENCHMARKS, SUITES
-from varifocal.evaluation.folders import find_folders, load_items
-from varifocal.evaluation.items import Answer
+from varifocal.evaluation.benchmark import Answer
+from varifocal.evaluation.benchmarks.registry import BENCHMARKS, SUITES, find_folders, load_items
+from varifocal.evaluation.evaluated_model import EncodedAsker, without_pictures
 
 rows = pytest.mark.parametrize("row", BENCHMARKS.values(), ids=BENCHMARKS)
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from varifocal.data.example import Example, Message
 from varifocal.errors import DataError
+from varifocal.evaluation.benchmark import Answer, Item
 from varifocal.evaluation.benchmarks.classes import CIFAR_10, CIFAR_100, FASHION, read_idx
-from varifocal.evaluation.benchmarks.table import BENCHMARKS
-from varifocal.evaluation.items import Answer, Item
+from varifocal.evaluation.benchmarks.registry import BENCHMARKS
 
 WRITTEN = [name for name, row in BENCHMARKS.items() if row.method == "generate"]
 

@@ -10,7 +10,7 @@ import PIL.Image
 import pytest
 
 from varifocal.errors import DataError
-from varifocal.evaluation.benchmarks.table import BENCHMARKS
+from varifocal.evaluation.benchmarks.registry import BENCHMARKS
 from varifocal.evaluation.scienceqa import columns_of
 
 IMAGE = datasets.Image()

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from varifocal.evaluation.metrics import anls as module
-from varifocal.evaluation.metrics import exact
-from varifocal.evaluation.metrics.anls import anls, levenshtein
+from varifocal.evaluation.metrics import text_match
+from varifocal.evaluation.metrics import text_match as module
+from varifocal.evaluation.metrics.text_match import anls, levenshtein
 
 
 def distance(first: str, second: str) -> int:
@@ -85,9 +85,9 @@ def test_no_right_answer_is_refused() -> None:
     ],
 )
 def test_words_that_a_text_says(text: str, reference: str, found: bool) -> None:
-    assert exact.says(text, reference) is found
+    assert text_match.says(text, reference) is found
 
 
 def test_doctests() -> None:
     assert doctest.testmod(module).failed == 0
-    assert doctest.testmod(exact).failed == 0
+    assert doctest.testmod(text_match).failed == 0

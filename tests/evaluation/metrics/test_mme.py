@@ -2,7 +2,7 @@
 
 import pytest
 
-from varifocal.evaluation.metrics.mme import COGNITION, PERCEPTION, pair_up
+from varifocal.evaluation.benchmarks.mme import COGNITION, PERCEPTION, pair_up
 
 
 def test_ten_subtasks_of_perception_and_four_of_cognition():

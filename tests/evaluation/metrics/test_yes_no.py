@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from varifocal.evaluation.metrics.yes_no import confusion, read_prefix, read_yes_no
+from varifocal.evaluation.metrics.text_match import confusion, read_prefix, read_yes_no
 
 
 def test_pope_on_paper():

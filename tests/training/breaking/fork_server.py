@@ -13,8 +13,8 @@ import time
 
 import torch
 
-import varifocal.cli.screen
-import varifocal.cli.verbs
+import varifocal.cli.main
+import varifocal.cli.tables
 import varifocal.training.train
 from varifocal.training.trainer import SupervisedTrainer
 
@@ -56,7 +56,7 @@ def child(request):
     if request["touch"]:
         kill_at_touch(request["touch"])
     sys.argv = ["varifocal", *request["arguments"]]
-    varifocal.cli.verbs.main()
+    varifocal.cli.main.main()
 
 
 def wait(pid, seconds):

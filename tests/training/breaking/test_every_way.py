@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from varifocal.data.packing import Collator
+from varifocal.data.rows.packing import Collator
 from varifocal.errors import ModelError, RunError
 from varifocal.run import RunDirectory, checkpoint_step
 from varifocal.training.train import train

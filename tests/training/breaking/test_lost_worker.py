@@ -4,9 +4,9 @@ import signal
 
 import pytest
 
-from varifocal.data.encode import Encoder
-from varifocal.data.packing import Collator
+from varifocal.data.encoding.encoder import Encoder
 from varifocal.data.parallel import lost_worker_is_an_error
+from varifocal.data.rows.packing import Collator
 from varifocal.errors import RunError
 from varifocal.run import RunDirectory
 from varifocal.training.train import train

@@ -9,7 +9,7 @@ from torch import nn
 
 from varifocal.errors import RunError
 from varifocal.run import RunDirectory
-from varifocal.training.finite import is_finite
+from varifocal.training.callbacks import is_finite
 from varifocal.training.train import train
 from varifocal.training.trainer import SupervisedTrainer
 

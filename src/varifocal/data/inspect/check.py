@@ -10,12 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from varifocal.data.encode import Encoder
+from varifocal.data.encoding.encoder import Encoder
 from varifocal.data.inspect.counts import SourceCounts
-from varifocal.data.inspect.doubles import find_doubles
+from varifocal.data.inspect.duplicates import find_doubles
 from varifocal.data.inspect.epoch import Epoch, first_epoch
 from varifocal.data.inspect.findings import HEADINGS, KINDS, SIDES, Findings, Side
-from varifocal.data.inspect.look import Look, Looker
+from varifocal.data.inspect.scan import Look, Looker
 from varifocal.data.inspect.verdict import Verdict, judge
 from varifocal.data.parallel import map_in_order
 from varifocal.data.source import Source, StreamedSource, open_source

@@ -10,7 +10,7 @@ import numpy as np
 
 from varifocal.data.inspect.counts import SourceCounts, as_numbers
 from varifocal.data.mixture import MODALITY_NAMES, Draw, Part, ReportRow, draw
-from varifocal.data.packing import WINDOW, efficiency, pack
+from varifocal.data.rows.packing import WINDOW, efficiency, pack
 from varifocal.recipe import DataSection, SourceSection
 
 

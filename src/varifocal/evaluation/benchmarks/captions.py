@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 
 from varifocal.data.example import Image
-from varifocal.data.parsing import short
-from varifocal.data.pictures import find_picture
-from varifocal.data.questions import CAPTION_PROMPT
-from varifocal.data.raw_rows import Record
+from varifocal.data.formats.base import short
+from varifocal.data.formats.questions import CAPTION_PROMPT
+from varifocal.data.readers.base import Record
+from varifocal.data.readers.images import find_picture
 from varifocal.data.reading import read_json_object
 from varifocal.errors import DataError
-from varifocal.evaluation.benchmarks.files import (
+from varifocal.evaluation.benchmark import Answer, Answered, Benchmark, Item, Measure
+from varifocal.evaluation.benchmarks.loading import (
     ask,
     find_image,
     first_file,
@@ -24,8 +25,6 @@ from varifocal.evaluation.benchmarks.files import (
     text_of,
     value_of,
 )
-from varifocal.evaluation.benchmarks.row import Answered, Benchmark, Measure
-from varifocal.evaluation.items import Answer, Item
 from varifocal.evaluation.metrics.captions import (
     NGRAMS,
     BleuCounts,

@@ -15,7 +15,8 @@ import PIL.Image
 
 from varifocal.data.example import Image
 from varifocal.errors import DataError
-from varifocal.evaluation.benchmarks.files import (
+from varifocal.evaluation.benchmark import Answered, Benchmark, Item, Measure, accuracy
+from varifocal.evaluation.benchmarks.loading import (
     ask,
     first_file,
     index_of,
@@ -23,8 +24,6 @@ from varifocal.evaluation.benchmarks.files import (
     read_table,
     value_of,
 )
-from varifocal.evaluation.benchmarks.row import Answered, Benchmark, Measure, accuracy
-from varifocal.evaluation.items import Item
 
 DIGITS = tuple("0123456789")
 _CIFAR_10_NAMES = "airplane automobile bird cat deer dog frog horse ship truck"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
@@ -11,18 +13,82 @@ import numpy as np
 from varifocal.data.example import Image
 from varifocal.data.reading import read_text
 from varifocal.errors import DataError, nearest
-from varifocal.evaluation.benchmarks.files import (
-    ask,
-    find_image,
-    picture_of,
-    read_table,
-    text_of,
-)
-from varifocal.evaluation.benchmarks.row import Answered, Benchmark, Measure, accuracy, exact
-from varifocal.evaluation.items import Item
-from varifocal.evaluation.metrics.mme import COGNITION, PERCEPTION, SUBTASKS, pair_up
-from varifocal.evaluation.metrics.yes_no import read_prefix
+from varifocal.evaluation.benchmark import Answered, Benchmark, Item, Measure, accuracy, exact
+from varifocal.evaluation.benchmarks.loading import ask, find_image, picture_of, read_table, text_of
+from varifocal.evaluation.metrics.text_match import read_prefix
 from varifocal.evaluation.statistics import bootstrap, wilson
+
+PERCEPTION = (
+    "existence",
+    "count",
+    "position",
+    "color",
+    "posters",
+    "celebrity",
+    "scene",
+    "landmark",
+    "artwork",
+    "OCR",
+)
+COGNITION = (
+    "commonsense_reasoning",
+    "numerical_calculation",
+    "text_translation",
+    "code_reasoning",
+)
+SUBTASKS = (*PERCEPTION, *COGNITION)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """A subtask's answers.
+
+    Attributes:
+        questions: of them all.
+        right: of them.
+        images: those with two questions answered.
+        both_right: of them, both.
+    """
+
+    questions: int
+    right: int
+    images: int
+    both_right: int
+
+    @property
+    def accuracy(self) -> float:
+        """Percent of questions."""
+        return 100 * self.right / self.questions
+
+    @property
+    def accuracy_plus(self) -> float | None:
+        """Percent of images with both right; None without a complete pair."""
+        return 100 * self.both_right / self.images if self.images else None
+
+    @property
+    def score(self) -> float | None:
+        """Their sum, at most 200; None without a complete pair."""
+        plus = self.accuracy_plus
+        return None if plus is None else self.accuracy + plus
+
+
+def pair_up(answers: Iterable[tuple[str, bool]]) -> Pairs:
+    """Count a subtask's (image, right) answers.
+
+    >>> pair_up([("a.jpg", True), ("a.jpg", True), ("b.jpg", True), ("b.jpg", False)]).score
+    125.0
+    """
+    by_image: dict[str, list[bool]] = defaultdict(list)
+    for image, right in answers:
+        by_image[image].append(right)
+    pairs = [found for found in by_image.values() if len(found) == 2]
+    return Pairs(
+        questions=sum(map(len, by_image.values())),
+        right=sum(map(sum, by_image.values())),
+        images=len(pairs),
+        both_right=sum(map(all, pairs)),
+    )
+
 
 _FILES = "MME's SUBTASK/*.txt beside its pictures, or SUBTASK/questions_answers_YN and images"
 _INSIDE = "questions_answers_YN"

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from varifocal.data.example import Question
-from varifocal.data.questions import question_text
+from varifocal.data.formats.questions import question_text
 from varifocal.data.reading import read_json_object
 from varifocal.errors import DataError
-from varifocal.evaluation.benchmarks.files import (
+from varifocal.evaluation.benchmark import Answered, Benchmark, Item, Measure, accuracy
+from varifocal.evaluation.benchmarks.loading import (
     ask,
     first_file,
     index_of,
@@ -22,8 +23,6 @@ from varifocal.evaluation.benchmarks.files import (
     texts_of,
     value_of,
 )
-from varifocal.evaluation.benchmarks.row import Answered, Benchmark, Measure, accuracy
-from varifocal.evaluation.items import Item
 
 _RACE_FILES = "RACE's SPLIT/middle/*.txt and SPLIT/high/*.txt"
 _OPENBOOK_FILES = "OpenBookQA's Data/Main/test.jsonl"

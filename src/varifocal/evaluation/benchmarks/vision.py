@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from varifocal.data.example import Image
-from varifocal.data.parsing import short
-from varifocal.data.pictures import find_picture
+from varifocal.data.formats.base import short
+from varifocal.data.readers.images import find_picture
 from varifocal.data.reading import read_json_object
 from varifocal.errors import DataError
-from varifocal.evaluation.benchmarks.files import (
+from varifocal.evaluation.benchmark import Answer, Answered, Benchmark, Item, Measure, accuracy
+from varifocal.evaluation.benchmarks.loading import (
     ask,
     find_image,
     first_file,
@@ -24,11 +25,14 @@ from varifocal.evaluation.benchmarks.files import (
     texts_of,
     value_of,
 )
-from varifocal.evaluation.benchmarks.row import Answered, Benchmark, Measure, accuracy
-from varifocal.evaluation.items import Answer, Item
-from varifocal.evaluation.metrics.exact import plain, read_short
+from varifocal.evaluation.metrics.text_match import (
+    Confusion,
+    confusion,
+    plain,
+    read_short,
+    read_yes_no,
+)
 from varifocal.evaluation.metrics.vqa import normalise, soft_accuracy
-from varifocal.evaluation.metrics.yes_no import Confusion, confusion, read_yes_no
 from varifocal.evaluation.statistics import Interval, bootstrap, bootstrap_mean
 
 _POPE_FILES = "POPE's coco_pope_random.json, _popular and _adversarial, and COCO's val2014/"

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import Literal
 
-from varifocal.evaluation.metrics.exact import NUMBER_WORDS
+from varifocal.evaluation.metrics.text_match import NUMBER_WORDS
 
 Dialect = Literal["textvqa", "vqa2"]
 

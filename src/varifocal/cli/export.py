@@ -1,0 +1,115 @@
+"""The verb that lets a run leave the house."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from varifocal.cli.options import ready
+from varifocal.errors import VarifocalError
+
+if TYPE_CHECKING:
+    from varifocal.export.parity import Parity, Rounding
+
+
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+ToOption = Annotated[
+    Literal["merged", "lora", "route", "llava", "gguf"],
+    typer.Option(
+        help="merged: plain transformers checkpoints; lora: PEFT LoRAs; route: the LoRA that "
+        "one prompt chooses (MixLoRA); llava: transformers' LLaVA, for a graft whose connector "
+        "is plain; gguf: the language model for llama.cpp."
+    ),
+]
+OutOption = Annotated[Path | None, typer.Option(metavar="DIR", help="By default RUN/export/KIND.")]
+DtypeOption = Annotated[
+    Literal["float32", "bfloat16", "float16"] | None,
+    typer.Option(help="Number format of the weights; by default the run's."),
+]
+PromptOption = Annotated[
+    str | None, typer.Option(metavar="TEXT", help="For --to route: the prompt.")
+]
+ImageOption = Annotated[
+    list[Path] | None, typer.Option(metavar="FILE", help="For --to route: its pictures.")
+]
+PromptsOption = Annotated[
+    int, typer.Option(min=1, help="Prompts that both models answer before it leaves.")
+]
+MaxGapOption = Annotated[
+    float | None,
+    typer.Option(min=0, help="Largest difference of two logits before rounding, in float32."),
+]
+ShardOption = Annotated[float, typer.Option(min=0.001, help="Most GiB a safetensors file.")]
+PushOption = Annotated[str | None, typer.Option(metavar="OWNER/NAME", help="Upload it, too.")]
+PublicOption = Annotated[
+    bool, typer.Option("--public", help="Of a hub repository made now: everybody may see it.")
+]
+
+
+def add_export_verb(app: typer.Typer) -> None:
+    """Give an app the verb of this file."""
+    app.command(epilog="Example: varifocal export runs/demo --to merged --dtype float32")(export)
+
+
+def export(
+    run: RunArgument,
+    to: ToOption,
+    out: OutOption = None,
+    dtype: DtypeOption = None,
+    prompt: PromptOption = None,
+    image: ImageOption = None,
+    prompts: PromptsOption = 16,
+    max_gap: MaxGapOption = None,
+    shard_gib: ShardOption = 4.0,
+    push_to_hub: PushOption = None,
+    public: PublicOption = False,
+) -> None:
+    """Write a run as what others load, each artifact held against the trained model."""
+    if image and prompt is None:
+        raise VarifocalError("--image belongs to --prompt: give the prompt that shows the picture")
+    ready()
+    from varifocal.export.adapters import prompt_example
+    from varifocal.export.exporting import export as run_export
+    from varifocal.export.exporting import push
+    from varifocal.export.request import Order
+    from varifocal.run import RunDirectory
+
+    order = Order(
+        RunDirectory.open(run),
+        to,
+        dtype,
+        prompts,
+        max_gap,
+        shard_gib,
+        None if prompt is None else prompt_example(prompt, image or ()),
+        f"varifocal {shlex.join(sys.argv[1:])}",
+    )
+    target = out or run / "export" / to
+    for done in run_export(order, target, lambda text: print(text, flush=True)):
+        print(f"{done.directory}: passed; {_sentence(done.parity)}")
+        if done.rounding is not None:
+            print(f"  {_lost(done.rounding)}")
+        for note in done.notes:
+            print(f"  {note}")
+    if push_to_hub is not None:
+        print(push(target, push_to_hub, private=not public))
+
+
+def _sentence(parity: Parity) -> str:
+    return (
+        f"{parity.prompts} prompts, largest gap {parity.largest_gap:.2g} (allowed "
+        f"{parity.bound:.2g}), in the mean {parity.relative_gap:.2g} of the logits, "
+        f"{parity.agreement:.1%} of {parity.tokens} tokens agree, compared in {parity.dtype}"
+    )
+
+
+def _lost(rounding: Rounding) -> str:
+    return (
+        f"Rounding to {rounding.dtype} comes on top: logits move by up to "
+        f"{rounding.largest_gap:.2g}, in the mean {rounding.relative_gap:.2g} of the logits, and "
+        f"{1 - rounding.agreement:.1%} of the tokens change."
+    )

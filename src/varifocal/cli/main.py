@@ -1,0 +1,240 @@
+"""The verbs of the command line, and how they end.
+
+Torch and transformers cost seconds, so a verb imports what it needs when it runs, and
+`varifocal --help` stays quick.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import typer
+
+from varifocal import __version__
+from varifocal.cli.analyze import add_words_verb, analyze_app
+from varifocal.cli.cache import add_cache_verb
+from varifocal.cli.data import data_app
+from varifocal.cli.evaluate import add_eval_verb
+from varifocal.cli.export import add_export_verb
+from varifocal.cli.launch import add_launch_verb
+from varifocal.cli.options import RecipeArgument, SetOption, ready
+from varifocal.cli.plan import add_plan_verb
+from varifocal.cli.recipes import add_recipes_verb
+from varifocal.cli.report import add_run_verbs, renew_card
+from varifocal.cli.serve import add_serve_verb
+from varifocal.errors import Stopped, VarifocalError, nearest
+from varifocal.stopping import Terminated, sigterm_interrupts
+
+INTERRUPTED = 130
+MISTAKE = 2
+RUNS = Path("runs")
+
+# Of what it raises for a wrong option or verb, typer makes only a subclass public.
+_UsageError = cast(type[Exception], typer.BadParameter.__mro__[1])
+
+app = typer.Typer(
+    help="Give a frozen language model eyes: train a few parameters, measure, talk to the result.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+app.add_typer(data_app, name="data")
+add_words_verb(analyze_app)
+app.add_typer(analyze_app, name="analyze")
+add_eval_verb(app)
+add_recipes_verb(app)
+add_plan_verb(app)
+add_run_verbs(app)
+add_export_verb(app)
+add_cache_verb(app)
+add_serve_verb(app)
+add_launch_verb(app)
+
+RunArgument = Annotated[
+    Path, typer.Argument(metavar="RUN", help="A run directory, such as runs/demo.")
+]
+ResumeOption = Annotated[
+    bool, typer.Option("--resume", help="Go on with an interrupted run as if it had not stopped.")
+]
+ImageOption = Annotated[
+    list[Path] | None,
+    typer.Option("--image", metavar="FILE", help="A picture; may be given several times."),
+]
+TemperatureOption = Annotated[
+    float,
+    typer.Option(
+        min=0, max=100, help="0 takes the likeliest token; above 0, chance grows with it."
+    ),
+]
+MaxTokensOption = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
+
+
+@app.callback(invoke_without_command=True)
+def varifocal(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    """Give a frozen language model eyes: train a few parameters, measure, talk to the result."""
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command(epilog="Example: varifocal demo --quick")
+def demo(
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A few steps on a little data: does it all work?")
+    ] = False,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The run directory.")] = RUNS / "demo",
+) -> None:
+    """Teach a real 135M language model to answer science questions about pictures.
+
+    An interrupted demo goes on where it stopped; a finished one is only shown again.
+    """
+    ready()
+    from varifocal.cli.tables import print_demo, stage_bars
+    from varifocal.demo import run_demo
+
+    with stage_bars() as progress:
+        result = run_demo(out, quick=quick, progress=progress)
+    renew_card(out)
+    print_demo(result, out)
+
+
+@app.command(epilog="Example: varifocal train lavin-7b-scienceqa --set data.root=data/scienceqa")
+def train(
+    recipe: RecipeArgument,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The run directory; runs/NAME by default.")
+    ] = None,
+    resume: ResumeOption = False,
+    overrides: SetOption = None,
+) -> None:
+    """Train a recipe into a run directory; Ctrl-C saves what there is."""
+    ready()
+    from varifocal.cli.tables import print_left_out, stage_bars
+    from varifocal.models.distributed import is_main_process
+    from varifocal.recipe import load_recipe
+    from varifocal.training.train import train as run_training
+
+    page = load_recipe(recipe, overrides or ())
+    root = out or RUNS / str(page.name)
+    with stage_bars() as progress:
+        result = run_training(page, root, resume=resume, progress=progress, predict=True)
+    if not is_main_process():
+        return
+    renew_card(root)
+    print_left_out([*result.skipped, *result.dropped])
+    for note in (*result.data_notes, *result.passed_over):
+        print(note, file=sys.stderr)
+    loss = "" if result.loss is None else f"loss {result.loss:.3f}, "
+    print(
+        f"{root}: {result.steps} steps, {sum(result.trained_parameters.values()):,} trained "
+        f"parameters, {loss}{result.minutes:.1f} min, peak memory {result.peak_memory_gib:.1f} GiB"
+    )
+    print(f"next: varifocal eval {root}")
+
+
+@app.command(epilog='Example: varifocal ask runs/demo "Will they attract?" --image magnets.png')
+def ask(
+    run: RunArgument,
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help="What to ask.")],
+    image: ImageOption = None,
+    temperature: TemperatureOption = 0.0,
+    max_new_tokens: MaxTokensOption = 256,
+) -> None:
+    """Ask a trained run one question, about pictures or not."""
+    ready()
+    from varifocal.cli.chat import Talk, readable_pictures
+
+    pictures = readable_pictures(image or [])
+    talk = Talk(run, temperature, max_new_tokens)
+    talk.show(pictures)
+    talk.say(question)
+
+
+@app.command(epilog="Example: varifocal chat runs/demo --image magnets.png")
+def chat(
+    run: RunArgument,
+    image: ImageOption = None,
+    temperature: TemperatureOption = 0.0,
+    max_new_tokens: MaxTokensOption = 256,
+) -> None:
+    """Talk with a trained run, about pictures or not, over several turns."""
+    ready()
+    from varifocal.cli.chat import Talk, readable_pictures, typed_lines
+
+    pictures = readable_pictures(image or [])
+    talk = Talk(run, temperature, max_new_tokens)
+    talk.show(pictures)
+    print("/image FILE shows a picture with the next turn, /base on leaves the adapter out,")
+    print("/new starts over, /quit leaves.")
+    for line in typed_lines():
+        try:
+            if not talk.obey(line):
+                break
+        except Terminated:
+            raise
+        except KeyboardInterrupt:
+            continue  # it cut the answer short, not the conversation
+        except VarifocalError as error:
+            _complain(str(error))
+
+
+def main() -> None:
+    """Run a command line: a user's mistake is one sentence and exit code 2, never a traceback.
+
+    SIGTERM, which schedulers and containers send, ends every stage as Ctrl-C does.
+    """
+    try:
+        with sigterm_interrupts():
+            code = app(prog_name="varifocal", standalone_mode=False)
+    except Stopped as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(stop.exit_code)
+    except VarifocalError as error:
+        code = _complain(str(error), error.exit_code)
+    except KeyboardInterrupt:  # before typer has begun, or after
+        code = INTERRUPTED
+    except _UsageError as error:
+        code = _complain(_usage(error))
+    except OSError as error:
+        from varifocal.writing import unusable
+
+        told = unusable(error)
+        if told is None:
+            raise
+        code = _complain(told)
+    if code == INTERRUPTED:
+        print(_how_to_go_on(sys.argv[1:]), file=sys.stderr)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _complain(text: str, code: int = MISTAKE) -> int:
+    for line in text.splitlines():
+        print(f"error: {line}", file=sys.stderr)
+    return code
+
+
+def _how_to_go_on(arguments: list[str]) -> str:
+    if arguments[:1] == ["eval"] and "--suite" in arguments:
+        return f"stopped; the answers are kept; to go on: varifocal {shlex.join(arguments)}"
+    verb = arguments[0] if arguments else ""
+    if verb not in ("train", "launch", "demo", "sweep"):
+        return "stopped"
+    # A demo and a sweep go on by themselves, and know no --resume.
+    asks = verb in ("train", "launch") and "--resume" not in arguments
+    again = [*arguments, "--resume"] if asks else arguments
+    return f"stopped; to go on: varifocal {shlex.join(again)}"
+
+
+def _usage(error: Any) -> str:
+    """Say a wrong option or verb in one sentence, with the nearest right one."""
+    text = error.format_message().rstrip(".")
+    if possible := getattr(error, "possibilities", None):
+        text = f"{error.message}{nearest(error.option_name, possible).rstrip('?')}"
+    command = error.ctx.command_path if error.ctx else "varifocal"
+    return f"{text} (see: {command} --help)"

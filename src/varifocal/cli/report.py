@@ -1,0 +1,138 @@
+"""The verbs that tell of runs: `report`, of one or side by side, and `sweep`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from varifocal.cli.options import ready
+from varifocal.errors import VarifocalError
+
+if TYPE_CHECKING:
+    from varifocal.reports.runs_table import Report, Row
+
+_SIDE_BY_SIDE = 5  # more runs than these stand below one another
+_COLUMNS = (" TXT %", " IMG %", " NO %")  # of ScienceQA, that stand on the screen too
+_SHORT = ("trained parameters", "tokens", "TFLOP", "minutes", "loss")
+
+
+def add_run_verbs(app: typer.Typer) -> None:
+    """Give an app the verbs of this file."""
+    app.command(epilog="Example: varifocal report runs/demo --html card.html")(report)
+    app.command(epilog="Example: varifocal sweep sweeps/mlan-two-shares.yaml")(sweep)
+
+
+def report(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Run directories, finished or not.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Write report.md, report.json and report.png there."),
+    ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Of one run: write its card as one page, too."),
+    ] = None,
+) -> None:
+    """Write a run's model card (RUN/README.md); lay several runs side by side."""
+    from varifocal.reports.runs_table import compare
+    from varifocal.writing import claim_folder
+
+    if out is not None:
+        claim_folder(out)
+    if html is not None and len(runs) > 1:
+        raise VarifocalError(f"--html is the card of one run; {len(runs)} are named")
+    written: Sequence[Path] = ()
+    if len(runs) == 1:
+        from varifocal.reports.card import write_card
+
+        written = write_card(runs[0], html)
+    found = compare(runs)
+    print_report(found)
+    for file in written:
+        print(file)
+    if out is not None:
+        for file in found.write(out):
+            print(file)
+
+
+def renew_card(root: Path) -> None:
+    """Write a run's model card again, since the run has changed; a model is no run and has none."""
+    from varifocal.reports.card import write_card
+    from varifocal.run import RunDirectory
+
+    if RunDirectory(root).recipe.is_file():
+        write_card(root)
+
+
+def sweep(
+    page: Annotated[Path, typer.Argument(metavar="SWEEP.yaml", help="A recipe and a grid.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where the runs go; runs/NAME by default.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a knob of every point."),
+    ] = None,
+) -> None:
+    """Train and score one recipe over a grid; the same command goes on with what is left."""
+    ready()
+    from varifocal.cli.tables import stage_bars
+    from varifocal.sweep import load_sweep, run_sweep
+
+    loaded = load_sweep(page, overrides or ())
+    root = out or Path("runs") / loaded.name
+    with stage_bars() as progress:
+        found = run_sweep(loaded, root, progress)
+    for run in found.runs:
+        renew_card(run.root)
+    print_report(found)
+    print(root / "report.md")
+
+
+def print_report(found: Report) -> None:
+    """Print a report: runs as columns while they fit, and else as lines."""
+    from varifocal.reports.runs_table import group_rows
+
+    if found.groups:
+        _print("Over seeds", *group_rows(found))
+    names = [run.name for run in found.runs]
+    if len(names) <= _SIDE_BY_SIDE:
+        seen = [row for row in found.rows if row.section != "scores" or _is_shown(row)]
+        _print("Runs", ["", *names], [[row.label, *row.cells] for row in seen])
+        return
+    kept = [
+        row
+        for row in found.rows
+        if row.section in ("run", "recipe") or row.label in _SHORT or row.main
+    ]
+    lines = zip(*(row.cells for row in kept), strict=True)
+    _print(
+        "Runs",
+        ["", *(row.label for row in kept)],
+        [[name, *cells] for name, cells in zip(names, lines, strict=True)],
+    )
+
+
+def _is_shown(row: Row) -> bool:
+    """Whether a score stands on the screen too; the files have all."""
+    from varifocal.reports.runs_table import BESIDE
+
+    beside = tuple(f" ({label})" for _, label in BESIDE)
+    return row.main or row.label.endswith((*_COLUMNS, *beside))
+
+
+def _print(title: str, head: Sequence[str], lines: Sequence[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for number, name in enumerate(head):
+        table.add_column(name, justify="right" if number else "left", overflow="fold")
+    for line in lines:
+        table.add_row(*line)
+    Console().print(table)

@@ -1,0 +1,1 @@
+"""Examples to token ids: chat template, answer spans, truncation, encoded tables."""

@@ -1,0 +1,289 @@
+"""The samples of a run: records of its sources, encoded when they are needed, and only once."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+
+from varifocal.data.encoding.encoded_table import EncodedTable
+from varifocal.data.encoding.encoder import Encoded, Encoder, TooLongError
+from varifocal.data.example import Example
+from varifocal.data.mixture import Draw
+from varifocal.data.parallel import CHUNK, map_in_order
+from varifocal.data.reading import OnBadRecord
+from varifocal.data.source import Source
+from varifocal.errors import DataError
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A record that gives no sample.
+
+    Attributes:
+        reason: one sentence with file and record.
+        too_long: it is over the length limit and dropped; else it is broken.
+    """
+
+    reason: str
+    too_long: bool = False
+
+
+@dataclass
+class Tally:
+    """What became of the records that were looked at, each counted once.
+
+    Attributes:
+        skipped: one sentence for each broken record.
+        dropped: one sentence for each sample over the limit.
+        num_cut: samples whose prompt was cut.
+        num_shortened: conversations whose oldest turns were left out.
+        num_rewritten: conversations of which an earlier answer is prompt alone, because the chat
+            template writes it in another way once the conversation goes on.
+        num_rewritten_answers: those answers.
+        num_lost_system: samples whose system message the chat template leaves out.
+        num_unread_keys: records whose turns have keys that nothing is made of.
+    """
+
+    skipped: list[str] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+    num_cut: int = 0
+    num_shortened: int = 0
+    num_rewritten: int = 0
+    num_rewritten_answers: int = 0
+    num_lost_system: int = 0
+    num_unread_keys: int = 0
+
+    def add(self, sample: Encoded) -> None:
+        """Count a sample that has not been counted."""
+        self.num_cut += sample.was_cut
+        self.num_shortened += sample.dropped_turns > 0
+        self.num_rewritten += sample.rewritten_answers > 0
+        self.num_rewritten_answers += sample.rewritten_answers
+        self.num_lost_system += sample.lost_system
+        self.num_unread_keys += sample.unread_keys
+
+    def notes(self) -> list[str]:
+        """Say in a sentence each what is trained otherwise than the records may suggest."""
+        told = []
+        if self.num_rewritten:
+            told.append(
+                f"{self.num_rewritten_answers:,} earlier answers of {self.num_rewritten:,} "
+                "conversations are prompt and not trained: the chat template writes them in "
+                "another way once the conversation goes on"
+            )
+        if self.num_lost_system:
+            told.append(
+                f"the chat template leaves out the system message of {self.num_lost_system:,} "
+                "samples"
+            )
+        if self.num_unread_keys:
+            told.append(
+                f"the turns of {self.num_unread_keys:,} records have keys that nothing is made of; "
+                "varifocal data check names them"
+            )
+        return told
+
+
+class Samples(Sequence[Encoded]):
+    """The records an epoch holds, as encoded samples.
+
+    A sample is looked up in the table of its source, or encoded and put there. A broken record
+    raises, or counts and is left out (`on_bad_record="skip"`); one that is too long is counted and
+    left out with `overflow="drop"`. Broken ones are tried again in the next run.
+
+    Args:
+        sources: where the records come from.
+        draw: which records of which source an epoch holds.
+        encoder: makes token ids.
+        directory: where the tables lie.
+        on_bad_record: "fail" or "skip".
+        num_workers: processes that encode; the result is the same for any number.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        draw: Draw,
+        encoder: Encoder,
+        directory: Path,
+        on_bad_record: OnBadRecord = "fail",
+        num_workers: int = 0,
+    ) -> None:
+        self.sources, self.draw, self.encoder = sources, draw, encoder
+        self.on_bad_record: OnBadRecord = on_bad_record
+        self.num_workers = num_workers
+        self.tally = Tally()
+        self._counted: set[int] = set()
+        self._tables = [_table(source, encoder, directory) for source in sources]
+
+    def __len__(self) -> int:
+        """Count the records of an epoch, those that will be left out included."""
+        return len(self.draw.records)
+
+    @overload
+    def __getitem__(self, number: int) -> Encoded: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[Encoded]: ...
+    def __getitem__(self, number: int | slice) -> Encoded | list[Encoded]:
+        """Return a sample.
+
+        Raises:
+            DataError: the record is broken or too long.
+        """
+        if isinstance(number, slice):
+            return [self[each] for each in range(len(self))[number]]
+        found, example = self._look_up_or_encode(number)
+        if isinstance(found, LeftOut):
+            raise DataError(found.reason)
+        if example is not None:
+            self._keep([(number, found, example)])
+        return found
+
+    def example(self, number: int) -> Example:
+        """Return a sample's record as it is before it is encoded."""
+        return self.sources[self.draw.parts[number]].example(int(self.draw.records[number]))
+
+    def usable(
+        self, numbers: Sequence[int], progress: Progress | None = None
+    ) -> Iterator[tuple[int, Encoded]]:
+        """Encode samples and yield those that are usable, in the order given, with their numbers.
+
+        Args:
+            numbers: of samples, each 0 to below `len(self)`.
+            progress: called with (done, all) after every sample.
+
+        Raises:
+            DataError: at the first broken record with `on_bad_record="fail"`, and at the first that
+                is too long unless `overflow` is "drop".
+        """
+        for done, (number, found) in enumerate(
+            zip(numbers, self._encode(numbers), strict=True), start=1
+        ):
+            self._count(int(number), found)
+            if progress is not None:
+                progress(done, len(numbers))
+            if isinstance(found, Encoded):
+                yield int(number), found
+
+    def _encode(self, numbers: Sequence[int]) -> Iterator[Encoded | LeftOut]:
+        """Look samples up or encode them, in order; several processes share the encoding."""
+        fresh: list[tuple[int, Encoded, Example]] = []
+        found = map_in_order(self._look_up_or_encode, numbers, self.num_workers)
+        for number, (one, example) in zip(numbers, found, strict=True):
+            if example is not None and isinstance(one, Encoded):
+                fresh.append((int(number), one, example))
+            if len(fresh) >= CHUNK:
+                self._keep(fresh)
+                fresh = []
+            yield one
+        self._keep(fresh)
+
+    def _look_up_or_encode(self, number: int) -> tuple[Encoded | LeftOut, Example | None]:
+        """Return a sample, and its example if it is new to the table."""
+        table, record = self._place(number)
+        source = self.sources[self.draw.parts[number]]
+        try:
+            if record in table:
+                pictured = table.has_images(record)
+                return table.read(record, source.example(record) if pictured else None), None
+            example = source.example(record)
+            check_pictures(example)
+            return self.encoder.encode(example), example
+        except TooLongError as error:
+            return LeftOut(str(error), too_long=True), None
+        except DataError as error:
+            return LeftOut(str(error)), None
+
+    def _keep(self, fresh: Sequence[tuple[int, Encoded, Example]]) -> None:
+        for part, table in enumerate(self._tables):
+            own = [each for each in fresh if self.draw.parts[each[0]] == part]
+            table.add([(int(self.draw.records[n]), one, example) for n, one, example in own])
+
+    def _place(self, number: int) -> tuple[EncodedTable, int]:
+        return self._tables[self.draw.parts[number]], int(self.draw.records[number])
+
+    def _count(self, number: int, found: Encoded | LeftOut) -> None:
+        """Count what became of a record, once; raise where it must not be left out."""
+        key = int(self.draw.parts[number]) << 40 | int(self.draw.records[number])
+        if isinstance(found, LeftOut):
+            refuse_or_pass(found, self.encoder.overflow, self.on_bad_record)
+            if key not in self._counted:
+                (self.tally.dropped if found.too_long else self.tally.skipped).append(found.reason)
+                self._counted.add(key)
+        elif found.is_told and key not in self._counted:
+            self.tally.add(found)
+            self._counted.add(key)
+
+
+def refuse_or_pass(left_out: LeftOut, overflow: str, on_bad_record: OnBadRecord) -> None:
+    """Raise for a record that may not be left out.
+
+    Raises:
+        DataError: it is too long and not to be dropped, or broken and not to be skipped.
+    """
+    if left_out.too_long and overflow == "drop":
+        return
+    if on_bad_record == "fail":
+        raise DataError(left_out.reason)
+
+
+def check_pictures(example: Example) -> None:
+    """Decode an example's pictures, so that a damaged one is found before it is needed.
+
+    Raises:
+        DataError: a picture cannot be opened; the text names record and file.
+    """
+    for image in example.images:
+        try:
+            image.open()
+        except DataError as error:
+            raise DataError(f"{example.name}: {error}") from error
+
+
+class UsableSamples(Sequence[Encoded]):
+    """The samples of an epoch that are neither broken nor too long; encodes them all.
+
+    Args:
+        samples: all of them.
+        progress: called with (done, all) after every sample.
+
+    Attributes:
+        numbers: int64 [n], their places in `samples`.
+        lengths: int64 [n], their tokens.
+    """
+
+    def __init__(self, samples: Samples, progress: Progress | None = None) -> None:
+        found = [(n, len(one)) for n, one in samples.usable(range(len(samples)), progress)]
+        self.samples = samples
+        self.numbers, self.lengths = np.array(found, np.int64).reshape(-1, 2).T
+
+    def __len__(self) -> int:
+        """Count the usable samples."""
+        return len(self.numbers)
+
+    @overload
+    def __getitem__(self, number: int) -> Encoded: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[Encoded]: ...
+    def __getitem__(self, number: int | slice) -> Encoded | list[Encoded]:
+        """Return a sample."""
+        if isinstance(number, slice):
+            return [self[each] for each in range(len(self))[number]]
+        return self.samples[int(self.numbers[number])]
+
+    def name(self, number: int) -> str:
+        """What an error text calls a sample's record."""
+        return self.samples.example(int(self.numbers[number])).name
+
+
+def _table(source: Source, encoder: Encoder, directory: Path) -> EncodedTable:
+    told = f"{source.fingerprint} {encoder.fingerprint}"
+    key = hashlib.sha256(told.encode()).hexdigest()[:24]
+    return EncodedTable(directory / key)

@@ -1,0 +1,1 @@
+"""Formats of records: each parses a record into an example."""

@@ -1,0 +1,87 @@
+"""What a parser of records is given and gives, and the words they share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from varifocal.data.example import Example
+from varifocal.data.formats.questions import AnswerAs, AnswerIs, Integers
+from varifocal.data.readers.base import Record
+from varifocal.errors import DataError
+
+
+@dataclass(frozen=True)
+class ParseOptions:
+    """What a recipe's source asks of its records.
+
+    Attributes:
+        source: file or folder, for `Example.source`.
+        format: the format's name, the task of records that name none.
+        image_folder: where relative picture paths start, and the only place they may lead to.
+        columns: our name of a column -> its name in the file.
+        answer_as: how a choice is named.
+        prompt_format: ScienceQA's.
+        answer_is: what gold answers are.
+        integers: what the integers among them are, found out of the whole source; None: unknown.
+    """
+
+    source: str
+    format: str
+    image_folder: Path
+    columns: Mapping[str, str] = field(default_factory=dict)
+    answer_as: AnswerAs = "text"
+    prompt_format: str = "QCM-A"
+    answer_is: AnswerIs = "auto"
+    integers: Integers | None = None
+
+
+@dataclass(frozen=True)
+class Format:
+    """One row of the register of formats.
+
+    Attributes:
+        about: what its records look like, in a few words.
+        detect: whether a record is one of this format.
+        parse: makes an example of it; DataError names the record.
+        wants: whether a record is asked for; None takes every one.
+    """
+
+    about: str
+    detect: Callable[[Record], bool]
+    parse: Callable[[Record, ParseOptions], Example]
+    wants: Callable[[Mapping[str, Any], ParseOptions], bool] | None = None
+
+
+def text_of(row: Mapping[str, Any], key: str, where: str) -> str:
+    """Return a row's text without the blanks around it; "" where it is missing or null.
+
+    Raises:
+        DataError: it is no text.
+    """
+    value = row.get(key)
+    if value is not None and not isinstance(value, str):
+        raise DataError(f"{where}: '{key}' must be a text, not {short(value)}")
+    return (value or "").strip()
+
+
+def short(value: Any) -> str:
+    """Write a value for an error text, the middle of a long one left out."""
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:70]} ... {text[-20:]}"
+
+
+def id_of(record: Record) -> str:
+    """Return a record's id, or else its place in the file ("line 3")."""
+    value = record.row.get("id")
+    if isinstance(value, (str, int)) and not isinstance(value, bool) and str(value).strip():
+        return str(value).strip()
+    return record.place
+
+
+def task_of(record: Record, asked: ParseOptions) -> str:
+    """Return the task a record names, or else the format's name."""
+    named = (text_of(record.row, key, record.where) for key in ("task_name", "task"))
+    return next(filter(None, named), asked.format)

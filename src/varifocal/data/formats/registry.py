@@ -1,0 +1,128 @@
+"""The register of formats, and which of them a source is in."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from itertools import islice
+from typing import Any
+
+from varifocal.data.formats.alpaca import is_alpaca, parse_alpaca
+from varifocal.data.formats.base import Format
+from varifocal.data.formats.captions import is_caption, parse_caption
+from varifocal.data.formats.cauldron import is_cauldron, parse_cauldron
+from varifocal.data.formats.conversations import (
+    is_llava,
+    is_openai,
+    is_sharegpt,
+    is_vision_flan,
+    parse_conversation,
+    parse_vision_flan,
+)
+from varifocal.data.formats.pairs import (
+    is_prompt_completion,
+    is_query_response,
+    parse_prompt_completion,
+    parse_query_response,
+)
+from varifocal.data.formats.scienceqa import is_scienceqa, parse_scienceqa, wants_scienceqa
+from varifocal.data.formats.table import is_table_row, parse_table_row
+from varifocal.data.readers.base import Record
+from varifocal.errors import DataError
+
+_NAMES = {
+    "question": ("question", "query", "prompt", "instruction", "input", "sentence", "text", "stem"),
+    "answer": ("correct", "label", "answer", "target", "output", "response", "gold", "completion"),
+    "choices": ("choices", "options", "endings"),
+    "context": ("context", "passage"),
+}
+_NUMBERED = re.compile(r"((?:answer|option|choice|ending|sol)_?)(\d)", re.IGNORECASE)
+
+
+def suggest_columns(row: Mapping[str, Any]) -> str:
+    """Write a mapping for a row, "..." where no column looks like what is needed.
+
+    >>> suggest_columns({"question": "?", "choices": ["a", "b"], "correct_choice_idx": 1})
+    'question: question, answer: correct_choice_idx, choices: choices'
+    >>> suggest_columns({"text": "?", "option1": "a", "option2": "b", "label": 1})
+    "question: text, answer: label, choices: '{option1}|{option2}'"
+    """
+    names = [name for name in map(str, row) if row[name] not in (None, "")]
+    numbered = [name for name in names if _NUMBERED.fullmatch(name)]
+    single = [name for name in names if name not in numbered]
+    found = {ours: _first(single, words, row) for ours, words in _NAMES.items()}
+    if len(numbered) > 1:
+        found["choices"] = "'" + "|".join(f"{{{name}}}" for name in numbered) + "'"
+    needed = {"question": "...", "answer": "..."}
+    return ", ".join(
+        f"{ours}: {name or needed[ours]}" for ours, name in found.items() if name or ours in needed
+    )
+
+
+def _first(names: list[str], words: tuple[str, ...], row: Mapping[str, Any]) -> str:
+    """Return the first name that is, or else holds, one of some words."""
+    lists = words is _NAMES["choices"]
+    fitting = [name for name in names if isinstance(row[name], (list, dict)) == lists]
+    exact = [name for word in words for name in fitting if name.lower() == word]
+    part = [name for word in words for name in fitting if word in name.lower()]
+    return next(iter([*exact, *part]), "")
+
+
+FORMATS: dict[str, Format] = {
+    "vision_flan": Format("conversations, task_name", is_vision_flan, parse_vision_flan),
+    "llava": Format("conversations with <image>, image", is_llava, parse_conversation),
+    "sharegpt": Format("conversations of from and value", is_sharegpt, parse_conversation),
+    "mlan": Format("as llava; has to be named", lambda record: False, parse_conversation),
+    "openai": Format("messages of role and content", is_openai, parse_conversation),
+    "alpaca": Format("instruction, input, output", is_alpaca, parse_alpaca),
+    "scienceqa": Format(
+        "question, choices, answer, lecture", is_scienceqa, parse_scienceqa, wants_scienceqa
+    ),
+    "prompt_completion": Format(
+        "prompt and completion, or the like", is_prompt_completion, parse_prompt_completion
+    ),
+    "query_response": Format("query, response, history", is_query_response, parse_query_response),
+    "cauldron": Format("images, and texts of user and assistant", is_cauldron, parse_cauldron),
+    "table": Format("question, answer, or mapped columns", is_table_row, parse_table_row),
+    "captions": Format("file_name or image, and caption or text", is_caption, parse_caption),
+}
+"""Every format by its name; the first that a record fits is taken."""
+
+_LOOKED_AT = 8
+
+
+def detect(rows: Iterable[Record | DataError], place: str) -> str:
+    """Return the format that the first rows are in.
+
+    Args:
+        rows: those of a source, in order.
+        place: for the error text.
+
+    Raises:
+        DataError: they fit none, or none of them can be read.
+    """
+    first: list[Record | DataError] = list(islice(rows, _LOOKED_AT))
+    records = [row for row in first if isinstance(row, Record)]
+    for error in first if not records else ():
+        raise error if isinstance(error, DataError) else AssertionError
+    for name, one in FORMATS.items():
+        if any(one.detect(record) for record in records):
+            return name
+    seen = ", ".join(map(str, records[0].row)) if records else "no row"
+    known = "; ".join(f"{name} ({one.about})" for name, one in FORMATS.items())
+    raise DataError(
+        f"'{place}' is of no known format: its first record has {seen}; "
+        f"{_mend(records[0].row if records else {})}; or name its format, one of {known}"
+    )
+
+
+def _mend(row: Mapping[str, Any]) -> str:
+    """Say what to add to the recipe, or to do with the file."""
+    nested = [
+        str(name)
+        for name, cell in row.items()
+        if isinstance(cell, list) and cell and isinstance(cell[0], dict)
+    ]
+    if nested and not any(isinstance(cell, str) and len(cell.split()) > 1 for cell in row.values()):
+        return f"its questions lie deeper, in {', '.join(nested)}: write a row for each of them"
+    return f"map its columns, for example columns: {{{suggest_columns(row)}}}"

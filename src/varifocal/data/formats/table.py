@@ -1,0 +1,344 @@
+"""Plain tables: rows with named columns."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import ChainMap, Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from varifocal.data.example import Example, Image, Message, Question
+from varifocal.data.formats.base import ParseOptions, short
+from varifocal.data.formats.choices import Choices, list_in_cell, read_choices
+from varifocal.data.formats.gold import gold_index, settle_integers, written
+from varifocal.data.formats.questions import (
+    PLACEHOLDER,
+    Integers,
+    option_texts,
+    placed_turn,
+    question_text,
+    without_leading_places,
+)
+from varifocal.data.readers.base import Record
+from varifocal.data.readers.images import find_picture, picture_cells, pictures_in
+from varifocal.errors import AnswerError, DataError, PlaceholderError, nearest
+
+
+def right_answers(cell: Any) -> tuple[str, ...]:
+    """Return the texts of a cell that holds all right answers; none for any other cell.
+
+    >>> right_answers(["red", "Red"]), right_answers([{"answer": "2", "answer_id": 1}])
+    (('red', 'Red'), ('2',))
+    >>> right_answers({"text": ["a dog"], "answer_start": [3]}), right_answers("red")
+    (('a dog',), ())
+    """
+    if isinstance(cell, Mapping):
+        cell = cell.get("text")
+    if isinstance(cell, str):
+        cell = list_in_cell(cell)
+    if not isinstance(cell, list):
+        return ()
+    texts = [one.get("answer") if isinstance(one, Mapping) else one for one in cell]
+    if not all(isinstance(one, (str, int, float)) for one in texts):
+        return ()
+    return tuple(filter(None, map(written, texts)))
+
+
+def most_given(answers: Sequence[str]) -> str:
+    """Return the answer that most annotators gave, the first of equals; the one that is trained.
+
+    >>> most_given(["blue", "red", "red"])
+    'red'
+    """
+    return Counter(answers).most_common(1)[0][0]
+
+
+_WIDE = re.compile(r"[1-9]\d{2,}")
+
+
+def raw_cell(row: Mapping[str, Any], name: str, asked: ParseOptions, where: str) -> Any:
+    """Return a cell as it is; None where its column is neither mapped nor there.
+
+    Raises:
+        DataError: the mapped column is not there.
+    """
+    column = asked.columns.get(name, name)
+    if column not in row and name in asked.columns:
+        raise DataError(
+            f"{where} has no column '{column}' for {name} but {', '.join(row)}"
+            f"{nearest(column, row)}"
+        )
+    return row.get(column)
+
+
+def text_cell(row: Mapping[str, Any], name: str, asked: ParseOptions, where: str) -> str:
+    """Return a cell as text, "" where there is none.
+
+    Raises:
+        DataError: it is neither a text nor a number.
+    """
+    return as_text(raw_cell(row, name, asked, where), name, where)
+
+
+def needed_cell(row: Mapping[str, Any], name: str, asked: ParseOptions, where: str) -> str:
+    """Return a cell that must hold something, as text.
+
+    Raises:
+        AnswerError: it is the answer's and empty.
+        DataError: it is another's and empty, or no text.
+    """
+    value = text_cell(row, name, asked, where)
+    if not value:
+        error = AnswerError if name == "answer" else DataError
+        raise error(f"{where} has no {name}: column '{asked.columns.get(name, name)}' is empty")
+    return value
+
+
+def as_text(value: Any, name: str, where: str) -> str:
+    """Write a cell as text; JSON's true and false as they stand in the file.
+
+    >>> as_text(True, "answer", ""), as_text(3, "answer", ""), as_text(None, "answer", "")
+    ('true', '3', '')
+    """
+    if value is None:
+        return ""
+    if not isinstance(value, (str, int, float)):
+        raise DataError(f"{where}: {name} must be a text or a number, not {short(value)}")
+    return written(value)
+
+
+def filled(
+    template: str, row: Mapping[str, Any], name: str, asked: ParseOptions, where: str
+) -> str:
+    """Fill a template with columns in braces; `{image_id:012}` pads a number with zeros.
+
+    Raises:
+        DataError: it is no template, or a column is missing or empty.
+
+    >>> filled("{a:04}.jpg", {"a": 7}, "image", ParseOptions("", "table", None), "")
+    '0007.jpg'
+    """
+    parts: list[str] = []
+    try:
+        for text, column, width, _ in string.Formatter().parse(template):
+            parts.append(text)
+            if column is not None:
+                parts.append(
+                    _field(row, name, replace(asked, columns={name: column}), where, width)
+                )
+    except ValueError as error:
+        raise DataError(f"'{asked.source}': {name} template '{template}': {error}") from error
+    return "".join(parts)
+
+
+def _field(
+    row: Mapping[str, Any], name: str, asked: ParseOptions, where: str, width: str | None
+) -> str:
+    value = needed_cell(row, name, asked, where)
+    if not width:
+        return value
+    if _WIDE.search(width):
+        raise ValueError(f"'{width}' is wider than 99 characters")
+    return format(int(value) if value.isdecimal() else value, width)
+
+
+COLUMNS = (
+    *("question", "answer", "answers", "context", "choices"),
+    *("image", "id", "task", "split", "skill"),
+)
+"""What a table can be asked for; `question` and `answer` are needed, the others optional. `answers`
+holds all right answers of a question that has several; then `answer` may be left out."""
+
+
+def check_columns(columns: Mapping[str, str], place: str) -> None:
+    """Refuse names that no table is asked for.
+
+    Raises:
+        DataError: with the nearest name.
+    """
+    for name in columns:
+        if name not in COLUMNS:
+            allowed = ", ".join(COLUMNS)
+            hint = nearest(name, COLUMNS)
+            raise DataError(f"'{place}': column '{name}' is none of {allowed}{hint}")
+
+
+def is_table_row(record: Record) -> bool:
+    """Tell whether a row has a table's two columns under our own names or a public set's."""
+    row = with_our_names(record.row)
+    return "question" in row and "answer" in row
+
+
+def with_our_names(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Add our columns to a row whose layout is a public set's of questions.
+
+    Those are `answerKey` (ARC, CommonsenseQA, OpenBookQA), a question of `stem` and `choices` (the
+    official files of the first two), SQuAD's `answers`, of which the first is taken, and VQA's, of
+    which the most frequent one is.
+
+    >>> row = with_our_names({"question": {"stem": "Which?", "choices": ["a"]}, "answerKey": "A"})
+    >>> row["question"], row["choices"], row["answer"]
+    ('Which?', ['a'], 'A')
+    """
+    ours: dict[str, Any] = {}
+    question = row.get("question")
+    if isinstance(question, Mapping) and "stem" in question:
+        ours["question"] = question["stem"]
+        ours["choices"] = question.get("choices")
+    if "answer" not in row and "answerKey" in row:
+        ours["answer"] = row["answerKey"]
+    elif "answer" not in row and isinstance(answers := row.get("answers"), Mapping):
+        texts = answers.get("text")
+        ours["answer"] = texts[0] if isinstance(texts, list) and texts else None
+    elif "answer" not in row and (found := right_answers(row.get("answers"))):
+        ours["answer"] = most_given(found)
+    return ChainMap(ours, row) if ours else row  # type: ignore[arg-type]  # only read
+
+
+def parse_table_row(record: Record, asked: ParseOptions) -> Example:
+    """Make an example of a row.
+
+    `asked.columns` maps our names of `COLUMNS` to the file's; one that is not mapped has the same
+    name there, or is absent. `question` and `image` may be templates with columns in braces ("True
+    or false? {sentence}", "coco/{image_id:012}.jpg"); `choices` may be the choices themselves
+    ("true|false"), or several columns ("{option1}|{option2}"). With choices, `answer` names one of
+    them as `gold.gold_index` says. `<image>` in a question is the place of its picture; without it
+    the pictures come first.
+
+    Raises:
+        DataError: a mapped column is not there, or a value cannot be used.
+    """
+    row, where = with_our_names(record.row), record.where
+    answers = _answers(row, asked, where)
+    row = _with_one_answer(row, asked, answers)
+    pictures = _pictures(row, asked, where)
+    context = text_cell(row, "context", asked, where)
+    choices = _choices(row, asked, where)
+    gold = _gold(row, choices, asked, where) if choices.raw else None
+    options = option_texts(choices.texts, asked.answer_as)
+    answer = needed_cell(row, "answer", asked, where) if gold is None else options[gold]
+    question = without_leading_places(_question(row, asked, where), len(pictures))
+    listed = bool(context or choices.raw)
+    prompt = question_text(question, context, choices.texts) if listed else question
+    if PLACEHOLDER in answer:
+        raise PlaceholderError(
+            f"{where}: {PLACEHOLDER} stands in the answer; only questions have it"
+        )
+    return Example(
+        messages=(placed_turn(prompt, pictures, where), Message("assistant", (answer,))),
+        id=text_cell(row, "id", asked, where) or record.place,
+        source=record.source,
+        task=text_cell(row, "task", asked, where) or asked.format,
+        choices=choices.texts,
+        answer_index=gold,
+        options=options,
+        question=Question(question, context),
+        answers=() if choices.raw or len(answers) < 2 else answers,
+        tags={
+            key: value for key in ("split", "skill") if (value := text_cell(row, key, asked, where))
+        },
+    )
+
+
+def _answers(row: Mapping[str, Any], asked: ParseOptions, where: str) -> tuple[str, ...]:
+    """Return all right answers of a row, of its column `answers` or of a list in `answer`."""
+    found = right_answers(raw_cell(row, "answers", asked, where))
+    answer = row.get(asked.columns.get("answer", "answer"))
+    return found or (right_answers(answer) if not isinstance(answer, str) else ())
+
+
+def _with_one_answer(
+    row: Mapping[str, Any], asked: ParseOptions, answers: Sequence[str]
+) -> Mapping[str, Any]:
+    """Take one of several answers: the only element of a list, or the one that most gave."""
+    column = asked.columns.get("answer", "answer")
+    answer = row.get(column)
+    if isinstance(answer, list) and len(answer) == 1:
+        answer = answer[0]  # as Super-NaturalInstructions has it
+    elif answers and (column not in row or isinstance(answer, list | Mapping)):
+        answer = most_given(answers)
+    else:
+        return row
+    return ChainMap({column: answer}, row)  # type: ignore[arg-type]  # only read
+
+
+def _pictures(row: Mapping[str, Any], asked: ParseOptions, where: str) -> list[Image]:
+    """Find the pictures of a row, in their order."""
+    column = asked.columns.get("image")
+    if column is None:
+        values = picture_cells(row, where)
+    elif column in row or not set("{|") & set(column):
+        values = pictures_in(raw_cell(row, "image", asked, where))
+    else:
+        parts = (_picture_cell(part, row, asked, where) for part in column.split("|"))
+        values = [value for value in parts if value not in (None, "")]
+    return [find_picture(value, asked.image_folder, where) for value in values]
+
+
+def _picture_cell(part: str, row: Mapping[str, Any], asked: ParseOptions, where: str) -> Any:
+    """Return a column's cell, or a template's text; None where all of its columns are empty."""
+    if part in row:
+        return row[part]
+    names = [name for name in row if f"{{{name}" in part]
+    if names and all(row[name] in (None, "") for name in names):
+        return None
+    return filled(part, row, "image", asked, where)
+
+
+def _question(row: Mapping[str, Any], asked: ParseOptions, where: str) -> str:
+    template = asked.columns.get("question", "")
+    if "{" not in template:
+        return needed_cell(row, "question", asked, where)
+    return filled(template, row, "question", asked, where)
+
+
+def _choices(row: Mapping[str, Any], asked: ParseOptions, where: str) -> Choices:
+    """Read the choices of a row: a cell, several columns, or the same ones for every row."""
+    fixed = asked.columns.get("choices", "")
+    if fixed in row or "|" not in fixed:
+        value = raw_cell(row, "choices", asked, where)
+        return Choices() if value in (None, "") else read_choices(value, where)
+    parts = [
+        filled(part, row, "choices", asked, where) if "{" in part else part
+        for part in fixed.split("|")
+    ]
+    return read_choices(parts, where)
+
+
+def _gold(row: Mapping[str, Any], choices: Choices, asked: ParseOptions, where: str) -> int:
+    needed_cell(row, "answer", asked, where)
+    return gold_index(
+        raw_cell(row, "answer", asked, where),
+        choices.raw,
+        where,
+        answer_is=asked.answer_is,
+        integers=asked.integers,
+        labels=choices.labels,
+    )
+
+
+def find_integers(rows: Iterable[Record | DataError], asked: ParseOptions) -> Integers | None:
+    """Find out what the integer answers of a source are; see `gold.settle_integers`.
+
+    Raises:
+        DataError: its records contradict each other.
+    """
+    return settle_integers(_gold_cells(rows, asked))
+
+
+def _gold_cells(
+    records: Iterable[Record | DataError], asked: ParseOptions
+) -> Iterator[tuple[str, Any, Sequence[Any]]]:
+    """Yield place, answer and choices of the records that have both; broken ones are passed."""
+    for record in records:
+        if isinstance(record, DataError):
+            continue
+        row = with_our_names(record.row)
+        try:
+            choices = _choices(row, asked, record.where)
+            if choices.raw and not choices.labels:
+                yield record.where, raw_cell(row, "answer", asked, record.where), choices.raw
+        except DataError:  # whoever asks for the record gets the error
+            continue

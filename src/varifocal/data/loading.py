@@ -1,0 +1,170 @@
+"""The door to every data format, for what is wanted at once: examples in a list."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+from varifocal.data.example import Example, Image
+from varifocal.data.formats.questions import AnswerAs
+from varifocal.data.formats.registry import FORMATS
+from varifocal.data.formats.scienceqa import PromptFormat
+from varifocal.data.reading import Examples, OnBadRecord, gather
+from varifocal.data.source import open_source
+from varifocal.errors import DataError, nearest
+from varifocal.recipe import DataSection, SourceSection
+
+if TYPE_CHECKING:
+    from varifocal.recipe import SourceSection
+
+__all__ = ["FORMATS", "check_images", "load_scienceqa", "load_source", "load_table"]
+
+
+def load_source(
+    source: SourceSection,
+    *,
+    root: str | Path | None = None,
+    on_bad_record: OnBadRecord = "fail",
+    seed: int = 0,
+) -> Examples:
+    """Load what one `data.train` or `data.evaluate` entry of a recipe names.
+
+    Args:
+        source: path, format and how to ask.
+        root: folder at which a relative path starts; by default the working directory.
+        on_bad_record: "fail" raises at the first broken record, "skip" notes it in `skipped`.
+        seed: of the wording of instructions.
+
+    Returns:
+        The examples, `max_examples` usable ones at most, and the reasons of the skipped records.
+
+    Raises:
+        DataError: there is nothing at the path, its format is not known, or a record is broken.
+    """
+    whole = open_source(source.model_copy(update={"max_examples": None}), seed, root=root)
+    return gather(whole, _or_raise, on_bad_record, source.max_examples)
+
+
+def _or_raise(found: Example | DataError) -> Example:
+    if isinstance(found, DataError):
+        raise found
+    return found
+
+
+def load_scienceqa(
+    directory: str | Path,
+    split: str | None = None,
+    *,
+    prompt_format: PromptFormat = "QCM-A",
+    answer_as: AnswerAs = "text",
+    skills: Iterable[str] | None = None,
+    max_examples: int | None = None,
+    on_bad_record: OnBadRecord = "fail",
+) -> Examples:
+    """Load questions in ScienceQA's layout; see `load_source` and `recipe.SourceSection`.
+
+    Raises:
+        DataError: as `load_source`.
+    """
+    from varifocal.recipe import SourceSection
+
+    if prompt_format not in get_args(PromptFormat):
+        allowed = get_args(PromptFormat)
+        hint = nearest(prompt_format, allowed)
+        raise DataError(f"prompt format '{prompt_format}' is none of {', '.join(allowed)}{hint}")
+    source = SourceSection(
+        path=str(directory),
+        format="scienceqa",
+        split=split,
+        prompt_format=prompt_format,
+        answer_as=answer_as,
+        skills=None if skills is None else tuple(skills),
+        max_examples=max_examples,
+    )
+    return load_source(source, on_bad_record=on_bad_record)
+
+
+def load_table(
+    path: str | Path,
+    columns: Mapping[str, str] | None = None,
+    *,
+    image_folder: str | Path | None = None,
+    split: str | None = None,
+    skills: tuple[str, ...] | None = None,
+    answer_as: AnswerAs = "text",
+    max_examples: int | None = None,
+    on_bad_record: OnBadRecord = "fail",
+) -> Examples:
+    """Load a table of questions and answers; see `load_source` and `table.parse_table_row`.
+
+    Raises:
+        DataError: as `load_source`.
+    """
+    from varifocal.recipe import SourceSection
+
+    source = SourceSection(
+        path=str(path),
+        format="table",
+        columns=dict(columns or {}),
+        image_folder=None if image_folder is None else str(image_folder),
+        split=split,
+        skills=skills,
+        answer_as=answer_as,
+        max_examples=max_examples,
+    )
+    return load_source(source, on_bad_record=on_bad_record)
+
+
+def check_images(examples: Examples, on_bad_record: OnBadRecord = "fail") -> Examples:
+    """Decode every picture once, so that damaged ones are found before the training starts.
+
+    Returns:
+        The examples whose pictures can be decoded; `skipped` grows by the others.
+
+    Raises:
+        DataError: with "fail", at the first damaged picture; the text names record and file.
+    """
+
+    def check(example: Example) -> Example:
+        for image in example.images:
+            try:
+                image.open()
+            except DataError as error:
+                raise DataError(f"{example.name}: {error}") from error
+        return example
+
+    checked = gather(examples, check, on_bad_record)
+    return Examples(checked, [*examples.skipped, *checked.skipped])
+
+
+def load_captions(data: DataSection) -> list[tuple[Image, str]]:
+    """Collect described pictures: those of `data.captions`, or the captions of `data.train`.
+
+    Raises:
+        DataError: there are none.
+    """
+    sources = data.captions or [source for source in data.train if _may_have_captions(source)]
+    asked = [source.model_copy(update={"prompt_format": "caption"}) for source in sources]
+    examples = load_examples(asked, data.on_bad_record)
+    pairs = [(one.images[0], one.messages[-1].text) for one in examples if one.images]
+    if not pairs:
+        raise DataError(
+            "connector.alignment: words needs described pictures, and data.train has none; "
+            "name some in data.captions, or set model.connector.alignment to null"
+        )
+    return pairs
+
+
+def load_examples(sources: Sequence[SourceSection], on_bad_record: OnBadRecord) -> list[Example]:
+    """Read sources whole and decode every picture once."""
+    return [
+        example
+        for source in sources
+        for example in check_images(load_source(source, on_bad_record=on_bad_record), on_bad_record)
+    ]
+
+
+def _may_have_captions(source: SourceSection) -> bool:
+    """Only a ScienceQA folder keeps descriptions beside its questions."""
+    return (Path(source.place) / "problems.json").is_file()

@@ -1,0 +1,1 @@
+"""Readers of raw rows: JSON, CSV, parquet, tar shards, image folders."""

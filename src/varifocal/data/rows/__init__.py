@@ -1,0 +1,1 @@
+"""Samples packed into rows of fixed length, in memory or while training."""

@@ -1,0 +1,352 @@
+"""What text skills are measured on: held-out text, questions without pictures, instructions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from varifocal.data.encoding.encoder import Encoder, TooLongError
+from varifocal.data.example import Example, Message
+from varifocal.data.readers.base import Record, StreamedRecords, read_in_order
+from varifocal.data.readers.images import AbsentImage, absent_pictures_allowed
+from varifocal.data.readers.open import open_records
+from varifocal.data.reading import OnBadRecord
+from varifocal.data.source import open_source
+from varifocal.errors import DataError
+from varifocal.evaluation.likelihood import Question
+from varifocal.evaluation.scienceqa import ask
+from varifocal.recipe import Recipe, SourceSection
+
+PROMPTS = (
+    "Explain in two sentences why the sky is blue.",
+    "Write a short poem about rain.",
+    "List three uses of an old newspaper.",
+    "What is the capital of France, and on which river does it lie?",
+    "Give me a recipe for pancakes.",
+    "How do I remove a coffee stain from a shirt?",
+    "Write a polite email that asks for a day off.",
+    "What is the difference between a virus and a bacterium?",
+    "Name five animals that sleep through the winter.",
+    "Describe how bread is made.",
+    "Translate into French: Good morning, how are you?",
+    "Write a Python function that adds two numbers.",
+    "What should I pack for a week by the sea?",
+    "Explain gravity to a child of six.",
+    "Give two reasons to learn a second language.",
+    "Put these words in alphabetical order: pear, apple, grape, banana.",
+    "What is 12 times 11? Show your steps.",
+    "Tell a story of four sentences about a lost key.",
+    "Write a headline for an article about a new park.",
+    "How does a bicycle stay upright?",
+    "Suggest three names for a small bookshop.",
+    "What does 'a piece of cake' mean as a saying?",
+    "Correct this sentence: She go to school yesterday.",
+    "Make this sentence more formal: Thanks a lot for the help.",
+    "Which planets of our solar system have rings?",
+    "Explain what an interest rate is.",
+    "How can I fall asleep more easily?",
+    "Write one sentence that uses the word 'although'.",
+    "What are the primary colours?",
+    "Give an example of a metaphor and explain it.",
+    "Describe a walk through a forest in autumn.",
+    "How many minutes are there in a day?",
+    "What is a good way to learn a poem by heart?",
+    "Name three inventions of the nineteenth century.",
+    "Why do leaves fall in autumn?",
+    "Write a thank-you note to a neighbour who watered the plants.",
+    "What is the opposite of 'generous'?",
+    "Explain how rain forms.",
+    "Suggest a plan for a Saturday with two children.",
+    "What is photosynthesis?",
+    "Write three questions for an interview with a baker.",
+    "Sum up in one sentence: The meeting is on Tuesday, since the room was full.",
+    "How do I boil an egg?",
+    "What makes a good friend?",
+    "Convert 5 kilometres into metres.",
+    "Write a slogan for a bicycle repair shop.",
+    "What happened first, the invention of the telephone or of the telegraph?",
+    "Describe the taste of a lemon to somebody who has never had one.",
+)
+"""One user's turn each."""
+
+
+WINDOW = 256
+"""Tokens of a plain text that are read at a time."""
+
+_QUESTIONS = ("scienceqa-text", "scienceqa")
+_INSTRUCTIONS = ("alpaca*/*.json*", "alpaca*.json*")
+_SPLITS = ("test", "val", "minival")
+_OWN = "the run's own data.evaluate, those without pictures"
+_OF_ITS_TASK = (
+    "what comes from data.evaluate is the run's own task: there a change is mostly what it "
+    "learned; --data and --text give other material"
+)
+
+
+@dataclass(frozen=True)
+class Material:
+    """What every column of the table is measured on; a part may be empty.
+
+    Attributes:
+        texts: a prompt and the text that follows it, as its only option.
+        questions: multiple-choice questions without pictures.
+        instructions: conversations without pictures whose last turn is an instruction's answer.
+        sources: part -> where it came from, in words.
+        notes: where it is not what it should be.
+        left_out: one sentence for each record that cannot be read or asked.
+    """
+
+    texts: Sequence[Question]
+    questions: Sequence[Example]
+    instructions: Sequence[Example]
+    sources: Mapping[str, str]
+    notes: Sequence[str] = ()
+    left_out: Sequence[str] = ()
+
+
+Usable = TypeVar("Usable")
+
+
+@dataclass
+class _Records:
+    """Records as they are read, and what is wrong with some of them.
+
+    Attributes:
+        on_bad_record: "fail" raises the first error, "skip" notes it and goes on.
+        left_out: what was noted.
+        absent: one sentence for each record whose image is not there; none would be asked.
+    """
+
+    on_bad_record: OnBadRecord
+    left_out: list[str] = field(default_factory=list)
+    absent: list[str] = field(default_factory=list)
+
+    def usable(
+        self, found: Iterable[Usable | DataError], check: Callable[[Usable], Any] | None = None
+    ) -> Iterator[Usable]:
+        """Yield what could be read and passes a check, which raises DataError.
+
+        Raises:
+            DataError: the first bad record, with "fail".
+        """
+        for one in found:
+            try:
+                if isinstance(one, DataError):
+                    raise one
+                if check is not None:
+                    check(one)
+            except DataError as error:
+                self.refuse(error)
+            else:
+                yield one
+
+    def refuse(self, error: DataError) -> None:
+        """Note what is wrong with a record, once.
+
+        Raises:
+            DataError: with "fail".
+        """
+        if self.on_bad_record == "fail":
+            raise DataError(
+                f"{error}; fix it, or leave such records out with --on-bad-record skip"
+            ) from error
+        if str(error) not in self.left_out:
+            self.left_out.append(str(error))
+
+    def text_only(self, section: SourceSection) -> Iterator[Example]:
+        """Yield a source's examples that name no image, so that a missing one does not matter."""
+        for found in self.usable(open_source(section)):
+            self.absent += [
+                f"{found.name}: {image.reason}"
+                for image in found.images
+                if isinstance(image, AbsentImage)
+            ]
+            if not found.images:
+                yield found
+
+    def notes(self) -> Iterator[str]:
+        """Count the records that could not be used, and name the first."""
+        if self.left_out:
+            yield f"left out as bad: {_counted(self.left_out)}"
+        if self.absent:
+            yield f"not asked, and the image is missing: {_counted(self.absent)}"
+
+
+def _counted(sentences: Sequence[str]) -> str:
+    count = len(sentences)
+    return f"{count:,} record{'' if count == 1 else 's'}, the first {sentences[0]}"
+
+
+def gather_material(
+    recipe: Recipe,
+    encoder: Encoder,
+    data: Path | None,
+    text: Path | None,
+    limit: int,
+    on_bad_record: OnBadRecord = "fail",
+) -> Material:
+    """Find what is measured on.
+
+    Args:
+        recipe: of the run.
+        encoder: for the base model.
+        data: a folder with `scienceqa-text` (or `scienceqa`) and `alpaca`. Without questions there,
+            the recipe's own of `data.evaluate` are asked; without instructions, `PROMPTS`.
+        text: plain text, or rows with a column `text`; by default the answers to the instructions
+            of `data`, else those of the recipe's own text examples in `data.evaluate` that no
+            training source holds.
+        limit: at most so many texts, questions and instructions each, the first ones.
+        on_bad_record: a record that cannot be read or asked: stop, or leave it out and count it. A
+            record with an image is not asked, so that a missing image stops nothing.
+
+    Raises:
+        DataError: a file or folder is not there or cannot be read, or a record is bad and is not
+            to be left out.
+    """
+    with absent_pictures_allowed():
+        return _gather(recipe, encoder, data, text, limit, _Records(on_bad_record))
+
+
+def _gather(
+    recipe: Recipe,
+    encoder: Encoder,
+    data: Path | None,
+    text: Path | None,
+    limit: int,
+    records: _Records,
+) -> Material:
+    if data is not None and not data.is_dir():
+        raise DataError(f"--data: no folder '{data}'; it holds scienceqa-text and alpaca")
+    found = _questions_in(data), _instructions_in(data)
+    if data is not None and not any(found):
+        raise DataError(
+            f"--data: '{data}' has neither scienceqa-text/problems.json nor alpaca/*.json"
+        )
+    is_given = found[0] and (found[1] or text)
+    own = [] if is_given else list(islice(_held_out(recipe, records), 4 * limit))
+    sources: dict[str, str] = {}
+    can_ask = partial(ask, encoder)
+    if section := found[0]:
+        asked = list(islice(records.usable(records.text_only(section), can_ask), limit))
+        sources["questions"] = f"{section.path}, split {section.split}, questions without pictures"
+    else:
+        questions = (one for one in own if one.answer_index is not None)
+        asked = list(islice(records.usable(questions, can_ask), limit))
+        sources["questions"] = f"questions of {_OWN}" if asked else "none; --data can hold some"
+    if file := found[1]:
+        instructed = records.text_only(SourceSection(path=str(file)))
+        can_tell = partial(encoder.encode, with_answer=False)
+        told = list(islice(records.usable(instructed, can_tell), limit))
+        sources["instructions"] = str(file)
+    else:
+        told = [Example((Message("user", (prompt,)),)) for prompt in PROMPTS[:limit]]
+        sources["instructions"] = f"{len(told)} plain instructions that come with varifocal"
+    if text is not None:
+        texts = list(islice(_windows(encoder, text, records), limit))
+        sources["text"] = f"{text}, windows of {WINDOW} tokens"
+    else:
+        texts = list(_answers(encoder, told if found[1] else own[:limit], records))
+        kept = f"answers of at most {encoder.max_length} tokens of {found[1] or _OWN}"
+        sources["text"] = kept if texts else "none; --text FILE gives some"
+    notes = [*_not_held_out(recipe, *found, text), *records.notes()]
+    if any(_OWN in place for place in sources.values()):
+        notes.append(_OF_ITS_TASK)
+    return Material(texts, asked, told, sources, notes, records.left_out)
+
+
+def _not_held_out(
+    recipe: Recipe, section: SourceSection | None, *files: Path | None
+) -> Iterator[str]:
+    """Say which of the material the run was trained on: a file, its folder, or its split."""
+    trained = {(Path(one.place).resolve(), one.split) for one in recipe.data.train if one.path}
+    places = [(Path(section.place), section.split)] if section else []
+    places += [(file, None) for file in files if file is not None]
+    for place, split in places:
+        whole = place.resolve()
+        if {(whole, split), (whole, None), (whole.parent, None)} & trained:
+            yield f"{place} is a training source of this run: it is not held out"
+
+
+def _held_out(recipe: Recipe, records: _Records) -> Iterator[Example]:
+    """Yield what `data.evaluate` has without a picture, sources that are trained on left out."""
+    trained = {(one.place, one.split) for one in recipe.data.train}
+    for section in recipe.data.evaluate:
+        if (section.place, section.split) not in trained and not section.streaming:
+            yield from records.text_only(section)
+
+
+def _questions_in(data: Path | None) -> SourceSection | None:
+    """Find a folder in ScienceQA's layout, and the split of it that nobody trains on."""
+    if data is None:
+        return None
+    for folder in (*(data / name for name in _QUESTIONS), data):
+        if (folder / "problems.json").is_file():
+            known = (folder / "pid_splits.json").read_text(encoding="utf-8")
+            split = next((name for name in _SPLITS if f'"{name}"' in known), None)
+            return SourceSection(path=str(folder), format="scienceqa", split=split)
+    return None
+
+
+def _instructions_in(data: Path | None) -> Path | None:
+    if data is None:
+        return None
+    found = (file for pattern in _INSTRUCTIONS for file in sorted(data.glob(pattern)))
+    return next((file for file in found if file.is_file()), None)
+
+
+def _answers(
+    encoder: Encoder, examples: Sequence[Example], records: _Records
+) -> Iterator[Question]:
+    """Yield each example's last answer behind what comes before it."""
+    for example in examples:
+        try:
+            encoded = encoder.encode(example)
+        except TooLongError:
+            continue  # its answer alone is over max_length
+        except DataError as error:
+            records.refuse(error)
+            continue
+        trained = np.flatnonzero(~encoded.prompt_mask)
+        end = int(trained[-1]) + 1
+        masked = np.flatnonzero(encoded.prompt_mask[:end])
+        start = int(masked[-1]) + 1
+        yield Question(encoded.input_ids[:start], (encoded.input_ids[start:end],))
+
+
+def _windows(encoder: Encoder, file: Path, records: _Records) -> Iterator[Question]:
+    """Yield a file's text in windows: each token is read once, behind at most `WINDOW` others."""
+    tokenizer = encoder.tokenizer
+    for text in records.usable(_texts(file)):
+        ids = list(tokenizer(text, add_special_tokens=False).input_ids)
+        first = tokenizer.bos_token_id
+        ids = [first, *ids] if isinstance(first, int) else ids
+        for start in range(1, len(ids), WINDOW):
+            window = np.array(ids[start - 1 : start + WINDOW], np.int32)
+            yield Question(window[:1], (window[1:],))
+
+
+def _texts(file: Path) -> Iterator[str | DataError]:
+    if not file.is_file():
+        raise DataError(f"--text: no file '{file}'")
+    if file.suffix not in (".jsonl", ".json", ".csv", ".tsv", ".parquet"):
+        yield file.read_text(encoding="utf-8")
+        return
+    for record in _read(file):
+        if isinstance(record, DataError):
+            yield record
+        elif not isinstance(record.row.get("text"), str):
+            has = ", ".join(record.row)
+            yield DataError(f"{record.where}: no column 'text' (it has: {has})")
+        else:
+            yield record.row["text"]
+
+
+def _read(file: Path) -> Iterator[Record | DataError]:
+    records = open_records(SourceSection(path=str(file)))
+    return iter(records) if isinstance(records, StreamedRecords) else read_in_order(records)

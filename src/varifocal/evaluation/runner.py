@@ -1,0 +1,410 @@
+"""Ask a benchmark's items, keep every answer as it comes, and measure them.
+
+Answers are appended to `NAME.predictions.jsonl` batch by batch, so that a killed run has lost one
+batch; the same call goes on with what is left. At the end the lines are put into the items' order,
+and `NAME.json` gets the measures.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from varifocal.data.reading import OnBadRecord
+from varifocal.errors import DataError
+from varifocal.evaluation import baselines
+from varifocal.evaluation.baselines import Baselines
+from varifocal.evaluation.benchmark import Answer, Answered, Benchmark, Item, Measure, Method
+from varifocal.evaluation.evaluated_model import Asker, Prompt, without_pictures
+from varifocal.evaluation.generation import evaluation_mode
+from varifocal.evaluation.likelihood import NORMALISATIONS, Normalisation, best_option, by_mean
+from varifocal.evaluation.predictions import Ledger
+from varifocal.writing import write_json
+
+MOST_NAMED = 100
+"""Items left out that a score file names; all are counted."""
+
+_RECORDED = ("varifocal", "torch", "transformers", "peft", "tokenizers", "pillow")
+
+
+class Tell(Protocol):
+    """What is told of the progress."""
+
+    def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
+        """Say that `done` of `total` of a stage are done."""
+        ...
+
+
+@dataclass(frozen=True)
+class About:
+    """Who is asked; it goes into the score file.
+
+    Attributes:
+        model: name or place.
+        adapter: place of the adapter, or None.
+        fingerprint: digest of all weights; None keeps nothing of an earlier call, since nobody can
+            tell whether its answers are this model's.
+        seed: of the run's recipe; answers are greedy and need none.
+        dtype: number format of the weights.
+        command: what repeats it.
+    """
+
+    model: str = ""
+    adapter: str | None = None
+    fingerprint: str | None = None
+    seed: int = 0
+    dtype: str = ""
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a benchmark is asked.
+
+    Attributes:
+        method: None takes the benchmark's own.
+        blind: leave the pictures out of the prompts.
+        split: None takes the one that is reported.
+        limit: only the first items; None for all.
+        batch_size: questions of a forward pass; it does not change what is answered.
+        on_bad_record: an item that cannot be asked, as one whose picture is missing: stop, or leave
+            it out and count it.
+    """
+
+    method: Method | None = None
+    blind: bool = False
+    split: str | None = None
+    limit: int | None = None
+    batch_size: int = 8
+    on_bad_record: OnBadRecord = "fail"
+
+    def stem(self, benchmark: Benchmark) -> str:
+        """Name the files of the scores: everything that is not the benchmark's own is in it."""
+        words = [benchmark.name, self.split]
+        words.append(self.method if self.method not in (None, benchmark.method) else None)
+        words.append("blind" if self.blind else None)
+        words.append(f"first{self.limit}" if self.limit is not None else None)
+        return "-".join(filter(None, words))
+
+
+@dataclass(frozen=True)
+class Result:
+    """A benchmark's scores.
+
+    Attributes:
+        name: of its files.
+        benchmark: the row.
+        measures: its numbers.
+        answered: every item with its answer, in the items' order.
+        file: where the scores stand.
+        kept: how many answers an earlier call had left.
+        num_cut: prompts that were shortened to fit into the model's window.
+        left_out: one sentence for each item that could not be asked; the measures are without it.
+        baselines: what blind rules would score, in the unit of the main measure.
+        by_normalisation: the main measure by the sum over a choice's tokens and by their mean;
+            empty where answers are written.
+    """
+
+    name: str
+    benchmark: Benchmark
+    measures: Sequence[Measure]
+    answered: Sequence[Answered]
+    file: Path
+    kept: int
+    num_cut: int
+    left_out: Sequence[str] = ()
+    baselines: Baselines = field(default_factory=Baselines)
+    by_normalisation: Mapping[Normalisation, float] = field(default_factory=dict)
+
+
+def run(
+    benchmark: Benchmark,
+    items: Iterable[Item],
+    asker: Asker,
+    directory: Path,
+    *,
+    way: Way | None = None,
+    about: About | None = None,
+    progress: Tell | None = None,
+    left_out: Sequence[str] = (),
+) -> Result:
+    """Ask what is not answered yet, and score everything.
+
+    Args:
+        benchmark: a row of the table.
+        items: its questions; their gold answers never reach a prompt.
+        asker: the model.
+        directory: where `NAME.json` and `NAME.predictions.jsonl` go.
+        way: how it is asked; the benchmark's own way by default.
+        about: who is asked.
+        progress: told of every batch, with the time that is left.
+        left_out: sentences on records of which no item could be made; they are counted as well.
+
+    Raises:
+        DataError: there are no items, two have one id, or one cannot be asked and `way` does not
+            say that such ones are left out.
+        RunError: the predictions cannot be written, or another call writes them.
+    """
+    way, about, items = way or Way(), about or About(), list(items)
+    name = way.stem(benchmark)
+    _check(benchmark, items)
+    session = _Session(benchmark, asker, way, progress or _silent)
+    prompts, not_asked = session.prepare(items)
+    left_out = [*left_out, *not_asked]
+    items = [item for item in items if item.id in prompts]
+    if not items:
+        raise DataError(f"{name}: all {len(left_out):,} items are left out; {left_out[0]}")
+    ledger = Ledger(directory / f"{name}.predictions.jsonl", _identity(benchmark, way, about))
+    file = directory / f"{name}.json"
+    with ledger.alone():
+        answers = ledger.read(prompts, about.fingerprint is not None)
+        kept = len(answers)
+        with ledger.open() as write, evaluation_mode(asker.model):
+            for item, answer in session.ask(items, prompts, answers):
+                answers[item.id] = answer
+                write(_line(benchmark, item, prompts[item.id], answer))
+        answered = [(item, _read(benchmark, item, answers[item.id])) for item in items]
+        ledger.finish([_line(benchmark, item, prompts[item.id], one) for item, one in answered])
+        cut = sum(prompt.was_cut for prompt in prompts.values())
+        result = Result(
+            name,
+            benchmark,
+            benchmark.measure(answered),
+            answered,
+            file,
+            kept,
+            cut,
+            left_out,
+            _baselines(benchmark, items),
+            _by_normalisation(benchmark, answered, prompts),
+        )
+        write_json(file, _page(result, way, about, prompts))
+    return result
+
+
+def batches(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Yield indices, the longest first: what does not fit into memory shows at once.
+
+    >>> list(batches([3, 9, 4], 2))
+    [[1, 2], [0]]
+    """
+    order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]
+
+
+def _silent(stage: str, done: int, total: int, note: str = "") -> None:
+    pass
+
+
+def _check(benchmark: Benchmark, items: Sequence[Item]) -> None:
+    if not items:
+        raise DataError(f"{benchmark.name}: there are no items to ask")
+    twice = [name for name, count in Counter(item.id for item in items).items() if count > 1]
+    if twice:
+        raise DataError(
+            f"{benchmark.name}: {len(twice)} ids stand for more than one item, '{twice[0]}' first; "
+            "answers are kept by id, so each needs its own"
+        )
+
+
+class _Session:
+    """A benchmark put to a model."""
+
+    def __init__(self, benchmark: Benchmark, asker: Asker, way: Way, tell: Tell) -> None:
+        self._benchmark, self._asker, self._way, self._tell = benchmark, asker, way, tell
+        self._name = way.stem(benchmark)
+        self._by_likelihood = (way.method or benchmark.method) == "likelihood"
+
+    def prepare(self, items: Sequence[Item]) -> tuple[dict[str, Prompt], list[str]]:
+        """Write every prompt, by the item's id; and a sentence for each item that is left out."""
+        prompts: dict[str, Prompt] = {}
+        left_out: list[str] = []
+        for number, item in enumerate(items, start=1):
+            try:
+                prompts[item.id] = self._prepare(item)
+            except DataError as error:
+                if self._way.on_bad_record == "fail":
+                    raise DataError(f"{self._name}, item '{item.id}': {error}; {_MEND}") from error
+                left_out.append(f"item '{item.id}': {error}")
+            self._tell(f"{self._name}: prompts", number, len(items))
+        return prompts, left_out
+
+    def _prepare(self, item: Item) -> Prompt:
+        """Write a prompt; its pictures are decoded, so that a damaged one is found here."""
+        asked = without_pictures(item.asked) if self._way.blind else item.asked
+        if self._by_likelihood and not asked.choices:
+            raise DataError(f"{asked.name}: no choices; their likelihood cannot be compared")
+        for image in asked.images:
+            image.open()
+        return self._asker.prepare(asked, with_options=self._by_likelihood)
+
+    def ask(
+        self,
+        items: Sequence[Item],
+        prompts: Mapping[str, Prompt],
+        known: Mapping[str, Answer],
+    ) -> Iterator[Answered]:
+        """Yield the answers that are missing, as they come."""
+        left = [item for item in items if item.id not in known]
+        lengths = [prompts[item.id].length for item in left]
+        started, tokens, done = time.monotonic(), 0, len(items) - len(left)
+        self._tell(self._name, done, len(items))
+        for batch in batches(lengths, self._way.batch_size):
+            yield from self._answer([left[index] for index in batch], prompts)
+            tokens, done = tokens + sum(lengths[index] for index in batch), done + len(batch)
+            seconds = (time.monotonic() - started) * (sum(lengths) - tokens) / tokens
+            note = f"{_span(seconds)} left" if done < len(items) else ""
+            self._tell(self._name, done, len(items), note)
+
+    def _answer(self, items: Sequence[Item], prompts: Mapping[str, Prompt]) -> Iterator[Answered]:
+        """Ask one batch."""
+        benchmark, chosen = self._benchmark, [prompts[item.id] for item in items]
+        if self._by_likelihood:
+            scored = self._asker.score(chosen, benchmark.normalisation)
+            answers = [Answer("", scores=tuple(scores)) for scores in scored]
+        else:
+            written = self._asker.write(chosen, benchmark.max_new_tokens)
+            answers = [Answer("", text=text) for text in written]
+        for item, answer in zip(items, answers, strict=True):
+            yield item, _read(benchmark, item, answer)
+
+
+_MEND = (
+    "fix it, or leave such items out of the score with --on-bad-record skip (--blind needs no "
+    "pictures)"
+)
+
+
+def _baselines(benchmark: Benchmark, items: Sequence[Item]) -> Baselines:
+    """Score blind rules by the benchmark's main measure."""
+    gold = [(item.example.choices, item.example.answer_index) for item in items]
+    known = [(choices, right) for choices, right in gold if right is not None and choices]
+    if len(known) == len(items):
+        return baselines.of_choices(known)
+    return baselines.of_open(
+        items,
+        lambda text, item: Answer(item.id, text=text, parsed=benchmark.parse(text, item)),
+        benchmark.credit,
+        lambda answered: _main_of(benchmark, answered),
+    )
+
+
+def _main_of(benchmark: Benchmark, answered: Sequence[Answered]) -> float:
+    return next(one.value for one in benchmark.measure(answered) if one.name == benchmark.main)
+
+
+def _by_normalisation(
+    benchmark: Benchmark, answered: Sequence[Answered], prompts: Mapping[str, Prompt]
+) -> dict[Normalisation, float]:
+    """Return the main measure by sums and by means, where the scores tell both."""
+    if any(answer.choice is None for _, answer in answered):
+        return {}
+    own, found = benchmark.normalisation, {}
+    for one in NORMALISATIONS:
+        again = [
+            (item, _chosen(item, _as(own, one, answer.scores, prompts[item.id].option_lengths)))
+            for item, answer in answered
+        ]
+        found[one] = _main_of(benchmark, again)
+    return found
+
+
+def _as(
+    own: Normalisation, wanted: Normalisation, scores: Sequence[float], lengths: Sequence[int]
+) -> Sequence[float]:
+    if own == wanted:
+        return scores
+    if wanted == "mean":
+        return by_mean(scores, lengths)
+    return [score * length for score, length in zip(scores, lengths, strict=True)]
+
+
+def _chosen(item: Item, scores: Sequence[float]) -> Answer:
+    choice = best_option(scores)
+    return Answer(item.id, choice=choice, parsed=item.example.choices[choice], scores=tuple(scores))
+
+
+def _span(seconds: float) -> str:
+    """Write a time for a person.
+
+    >>> _span(42), _span(200), _span(7300)
+    ('42 s', '3 min', '2.0 h')
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _read(benchmark: Benchmark, item: Item, answer: Answer) -> Answer:
+    """Say what an answer names; a kept one is read anew, by the parser as it is now."""
+    if answer.text is None:
+        return _chosen(item, answer.scores)
+    return Answer(item.id, text=answer.text, parsed=benchmark.parse(answer.text, item))
+
+
+def _line(benchmark: Benchmark, item: Item, prompt: Prompt, answer: Answer) -> dict[str, Any]:
+    """Return a line of the predictions."""
+    asked = next(one for one in reversed(item.example.messages) if one.role == "user")
+    said = (
+        {"choice": answer.choice, "scores": list(answer.scores)}
+        if answer.text is None
+        else {"text": answer.text}
+    )
+    line: dict[str, Any] = {"id": item.id, "prompt_sha": prompt.sha, "question": asked.text}
+    line |= {"gold": list(item.references), **said, "parsed": answer.parsed}
+    line["correct"] = benchmark.credit(item, answer)
+    if item.group:
+        line["group"] = item.group
+    if item.example.images and (path := item.example.images[0].path):
+        line["image"] = str(path)
+    return line
+
+
+def _identity(benchmark: Benchmark, way: Way, about: About) -> str:
+    """Digest what decides an answer beside its prompt."""
+    told = {
+        "weights": about.fingerprint,
+        "dtype": about.dtype,
+        "method": way.method or benchmark.method,
+        "normalisation": benchmark.normalisation,
+        "max_new_tokens": benchmark.max_new_tokens,
+    }
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _page(result: Result, way: Way, about: About, prompts: Mapping[str, Prompt]) -> dict[str, Any]:
+    """Return what `NAME.json` holds."""
+    benchmark, answered = result.benchmark, result.answered
+    versions = {"python": platform.python_version()}
+    versions |= {name: importlib.metadata.version(name) for name in _RECORDED}
+    shas = "".join(prompts[item.id].sha + repr(item.references) for item, _ in answered)
+    return {
+        "benchmark": benchmark.name,
+        "main": benchmark.main,
+        "measures": [asdict(measure) for measure in result.measures],
+        "baselines": asdict(result.baselines),
+        "by_normalisation": dict(result.by_normalisation),
+        "items": len(answered),
+        "items_left_out": len(result.left_out),
+        "left_out": list(result.left_out[:MOST_NAMED]),
+        "unparsed": sum(answer.parsed is None for _, answer in answered),
+        "shortened_prompts": result.num_cut,
+        "method": way.method or benchmark.method,
+        "blind": way.blind,
+        "split": way.split,
+        "limit": way.limit,
+        "protocol": benchmark.protocol,
+        "source": benchmark.source,
+        "data": hashlib.sha256(shas.encode()).hexdigest(),
+        **asdict(about),
+        "versions": versions,
+    }

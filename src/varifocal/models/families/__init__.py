@@ -1,0 +1,1 @@
+"""Model families: what a kind of model needs to know about images."""

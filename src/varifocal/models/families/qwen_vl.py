@@ -1,0 +1,227 @@
+"""transformers' Qwen2-VL and Qwen2.5-VL, with pictures of one size.
+
+As they are, a picture takes as many tokens as it has cells, and every token has three positions
+(time, height, width; M-RoPE) that its processor's companion arrays say how to count. Here every
+picture is first put on a square of one side, so that all take as many tokens; and the three
+positions are derived from the one that rows, trees of options and caches are laid out by.
+
+transformers counts a token behind a picture from the picture's height on, so that positions lag
+behind the number of tokens by then. Here they are counted backwards from the row's end: what
+follows the last picture is where its place in its segment says, and what stands before lies the lag
+further on. Rotary attention sees differences alone, and those are transformers' own. So a cache can
+be continued by counting tokens, as for any model.
+
+Letters: B rows, T tokens, N images, V visual tokens per image, S cells at a picture's side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+import PIL.ImageOps
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from varifocal.errors import ModelError
+from varifocal.models.distributed import in_world, is_sharded, touch
+
+QWEN_VLS = ("qwen2_vl", "qwen2_5_vl")
+"""The `model_type` of configs that this file knows."""
+TOWER = "visual"
+"""What transformers calls their tower; its last part, the merger, is what others call connector."""
+
+
+class QwenVLProcessor:
+    """Tokenizer and image processor of a Qwen-VL, for pictures alone.
+
+    transformers' own processor wants a video processor, and that wants torchvision.
+
+    Args:
+        image_processor: its own, the one that needs PIL alone.
+        tokenizer: its own.
+        picture_side: of the squares, in pixels.
+        image_token_id: the placeholder's.
+    """
+
+    def __init__(
+        self,
+        image_processor: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        picture_side: int,
+        image_token_id: int,
+    ) -> None:
+        self.image_processor, self.tokenizer = image_processor, tokenizer
+        self.picture_side = picture_side
+        self.image_token_id = image_token_id
+        self.image_token = str(tokenizer.convert_ids_to_tokens(image_token_id))
+        self.chat_template = tokenizer.chat_template
+
+    def pictures(self, images: Iterable[PIL.Image.Image]) -> Mapping[str, Tensor]:
+        """Turn pictures into the tower's patches, and their grids.
+
+        A picture that is no square gets grey margins; nothing is cut away or pressed.
+
+        Returns:
+            `pixel_values` [N x patches, values], and `image_grid_thw` [N, 3].
+        """
+        size = (self.picture_side, self.picture_side)
+        squares = [
+            PIL.ImageOps.pad(one.convert("RGB"), size, PIL.Image.Resampling.BICUBIC, "#7f7f7f")
+            for one in images
+        ]
+        area = self.picture_side**2  # so it is not made larger or smaller again
+        sized = {"shortest_edge": area, "longest_edge": area}
+        made = self.image_processor(images=squares, size=sized, return_tensors="pt")
+        return {name: made[name] for name in ("pixel_values", "image_grid_thw")}
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write both parts' files."""
+        self.image_processor.save_pretrained(directory)
+        self.tokenizer.save_pretrained(directory)
+
+
+def is_qwen_vl(config: PreTrainedConfig) -> bool:
+    """Tell by its config a Qwen2-VL or Qwen2.5-VL."""
+    return config.model_type in QWEN_VLS
+
+
+def check_side(name: str, config: PreTrainedConfig, side: int | None) -> int:
+    """Return the side of a model's pictures in pixels.
+
+    Raises:
+        ModelError: a Qwen-VL has none, or one that is no whole number of cells.
+    """
+    cell = cell_side(config)
+    if side is None:
+        raise ModelError(
+            f"{name} is of type {config.model_type}, whose pictures take more or fewer tokens by "
+            f"their size; set model.picture_side, {16 * cell} for example, so that each is put on "
+            "a square of that many pixels and takes 256 tokens"
+        )
+    if side % cell:
+        lower = max(side // cell, 1) * cell
+        raise ModelError(
+            f"model.picture_side: {side} is no multiple of {cell}, the side of what one token of "
+            f"{name} sees; take {lower} or {lower + cell}"
+        )
+    return side
+
+
+def cell_side(config: PreTrainedConfig) -> int:
+    """Return the side, in pixels, of what one visual token sees."""
+    vision: Any = config.vision_config
+    return vision.patch_size * vision.spatial_merge_size
+
+
+def tokens_of_side(config: PreTrainedConfig, side: int) -> int:
+    """Count V, the tokens of a picture of that side."""
+    return (side // cell_side(config)) ** 2
+
+
+def grid_of_side(config: PreTrainedConfig, side: int, num_images: int) -> Tensor:
+    """Return `image_grid_thw` [N, 3] of pictures of that side."""
+    vision: Any = config.vision_config
+    cells = side // vision.patch_size
+    return torch.tensor([[1, cells, cells]]).expand(num_images, 3)
+
+
+def prepare_qwen_vl(model: PreTrainedModel, side: int) -> None:
+    """Let a Qwen-VL read rows of segments, and count its pictures.
+
+    Args:
+        model: fresh from its checkpoint; its inner forward is replaced, and it gets the attributes
+            `picture_side` and `vision_passes`, how many images have gone through the tower.
+        side: of its pictures, in pixels.
+    """
+    known: Any = model
+    known.picture_side, known.vision_passes = side, 0
+    known.model.forward = partial(_forward, model, known.model.forward)
+
+
+def positions_of_rows(
+    position_ids: Tensor, is_image: Tensor, tokens_per_image: int, side_tokens: int
+) -> Tensor:
+    """Derive M-RoPE's positions from places in segments.
+
+    Args:
+        position_ids: [B, T]; they restart at each segment.
+        is_image: [B, T] bool, True at placeholders.
+        tokens_per_image: V.
+        side_tokens: S.
+
+    Returns:
+        [4, B, T]: the places as given, by which masks are made, and time, height and width.
+
+    >>> places, seen = torch.arange(6)[None], torch.tensor([[0, 1, 1, 1, 1, 0]]).bool()
+    >>> positions_of_rows(places, seen, tokens_per_image=4, side_tokens=2)[1:, 0]
+    tensor([[2, 3, 3, 3, 3, 5],
+            [2, 3, 3, 4, 4, 5],
+            [2, 3, 4, 3, 4, 5]])
+    """
+    lag = tokens_per_image - side_tokens
+    seen = is_image.long()
+    number = seen.cumsum(1) - seen  # of placeholders before
+    # Those of later segments move a whole segment on, which attention inside it does not see.
+    coming = seen.sum(1, keepdim=True) // tokens_per_image - number // tokens_per_image
+    place = torch.where(is_image, number % tokens_per_image, 0)
+    begin = position_ids + coming * lag - place
+    rows = torch.where(is_image, place // side_tokens, 0)
+    columns = torch.where(is_image, place % side_tokens, 0)
+    return torch.stack([position_ids, begin, begin + rows, begin + columns])
+
+
+def _forward(model: Any, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Run a Qwen-VL without its head on rows that have places [B, T]."""
+    inner, ids, places = model.model, kwargs.get("input_ids"), kwargs.get("position_ids")
+    _refuse_sharded(inner.visual)
+    sees = kwargs.get("pixel_values") is not None
+    if sees:
+        kwargs["mm_encoder_outputs"] = {"image": _see(model, kwargs)}
+        kwargs["pixel_values"] = None
+    elif in_world():
+        kwargs = _in_step(inner, kwargs)
+    if ids is None or places is None or places.dim() != 2:  # transformers' own `generate`
+        return forward(*args, **kwargs)
+    is_image = ids == model.config.image_token_id
+    cache = kwargs.get("past_key_values")
+    if sees and cache is not None and cache.get_seq_length():
+        raise ModelError(
+            "a Qwen-VL cannot go on from a cache with further pictures: what is cached lies where "
+            "no picture follows; read the whole conversation again"
+        )
+    tokens = tokens_of_side(model.config, model.picture_side)
+    side = model.picture_side // cell_side(model.config)
+    kwargs["position_ids"] = positions_of_rows(places.expand_as(ids), is_image, tokens, side)
+    return forward(*args, **kwargs)
+
+
+def _see(model: Any, kwargs: Mapping[str, Any]) -> Any:
+    """Run the tower; the marks of rows are not for it."""
+    grid = kwargs["image_grid_thw"]
+    model.vision_passes += len(grid)
+    return model.model.get_image_features(kwargs["pixel_values"], grid, return_dict=True)
+
+
+def _refuse_sharded(tower: nn.Module) -> None:
+    """Refuse a tower that all processes have to run whenever one has a picture."""
+    if is_sharded(tower):
+        raise ModelError(
+            "a Qwen-VL is trained in whole copies only: take `varifocal launch --engine ddp`, or "
+            "one process"
+        )
+
+
+def _in_step(inner: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Without pictures, let the decoder's input depend on a tower that trains elsewhere."""
+    zero = touch(inner.visual) if inner.training else None
+    if zero is None:
+        return kwargs
+    embeds = kwargs.get("inputs_embeds")
+    if embeds is None:
+        embeds = inner.get_input_embeddings()(kwargs["input_ids"])
+    return {**kwargs, "inputs_embeds": embeds + zero.to(embeds.device, embeds.dtype)}

@@ -1,0 +1,165 @@
+"""A saved adapter put around a model, with every tensor that either of them has."""
+
+from pathlib import Path
+from typing import Any, cast
+
+from peft import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, PeftConfig, PeftModel
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from varifocal.errors import ModelError, RecipeError, RunError
+from varifocal.models.checkpoint_files import few, read_object
+from varifocal.models.shared_table import adapters_change_one
+from varifocal.recipe import ConnectorSection
+from varifocal.trained import TENSORS
+
+
+def load_trained_tensors(model: PreTrainedModel, checkpoint: Path) -> None:
+    """Put a checkpoint's trained tensors into a model, in the model's own number format.
+
+    Args:
+        model: as it was before the training; changed in place.
+        checkpoint: of full tuning.
+
+    Raises:
+        RunError: the checkpoint has no such tensors.
+        ModelError: they are another model's.
+    """
+    file = checkpoint / TENSORS
+    if not file.is_file():
+        raise RunError(f"{checkpoint} holds neither an adapter nor trained tensors ({TENSORS})")
+    try:
+        unknown = cast(Any, model).load_state_dict(load_file(file), strict=False).unexpected_keys
+    except (RuntimeError, SafetensorError) as error:
+        raise ModelError(f"{file} does not fit this model: {error}") from error
+    if unknown:
+        raise ModelError(f"{file} holds tensors that this model has not: {', '.join(unknown)}")
+
+
+CONNECTOR = "connector"
+_ADAPTER = "adapter_model.safetensors"
+_MARKER = f".{CONNECTOR}."
+
+
+def start_connector(
+    model: PreTrainedModel, section: ConnectorSection | None, checkpoint: Path | None
+) -> None:
+    """Start a model's connector from the run that the recipe names, unless a checkpoint has it.
+
+    Args:
+        model: a model without a tuner; changed in place.
+        section: the recipe's.
+        checkpoint: whose tensors are put into the model afterwards; None for a fresh run.
+
+    Raises:
+        RecipeError: as `load_connector`.
+        RunError: the checkpoint lacks a connector that was aligned, so nothing can restore it.
+    """
+    if section is None or (checkpoint is not None and _holds_connector(checkpoint)):
+        return
+    if checkpoint is not None and section.alignment is not None:
+        raise RunError(
+            f"{checkpoint} is of an older version, which did not save an aligned connector that "
+            "tuner.train_connector: false had frozen; train the run again"
+        )
+    if section.weights is not None:
+        load_connector(model, Path(section.weights))
+
+
+def _holds_connector(checkpoint: Path) -> bool:
+    """Tell whether the tensors of a checkpoint include a connector's."""
+    for file in (checkpoint / TENSORS, checkpoint / _ADAPTER):
+        if file.is_file():
+            with safe_open(file, framework="np") as tensors:
+                return any(_MARKER in f".{name}" for name in tensors.keys())  # noqa: SIM118
+    return False
+
+
+def load_connector(model: PreTrainedModel, run: Path) -> None:
+    """Start a model's connector from the one that another run trained.
+
+    Args:
+        model: a grafted model without a tuner; changed in place.
+        run: a run directory with an adapter, or with a whole model.
+
+    Raises:
+        RecipeError: the run has no trained connector, or its connector does not fit.
+    """
+    where = f"model.connector.weights: '{run}'"
+    adapter = run / "adapter" / _ADAPTER
+    files = [adapter] if adapter.is_file() else sorted((run / "model").glob("*.safetensors"))
+    if not files:
+        raise RecipeError(f"{where} holds no trained adapter")
+    tensors = {
+        f".{name}".split(_MARKER, 1)[1]: tensor
+        for file in files
+        for name, tensor in _read(file, where).items()
+        if _MARKER in f".{name}"
+    }
+    try:
+        cast(Any, model).connector.load_state_dict(tensors)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise RecipeError(f"{where} was trained with another connector: {reason}") from error
+
+
+def _read(file: Path, where: str) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise RecipeError(f"{where}: {file} is damaged: {error}; train that run again") from error
+
+
+WEIGHTS = "adapter_model.safetensors"
+_NAME = "default"
+
+
+def load_adapter(model: PreTrainedModel, directory: Path) -> PeftModel:
+    """Put a saved adapter around a model, for use.
+
+    As `PeftModel.from_pretrained`, which only warns of tensors that the file lacks, and is silent
+    about those that the model has no place for.
+
+    Args:
+        model: the base model; changed in place.
+        directory: of PEFT's files.
+
+    Raises:
+        ModelError: the adapter's tensors do not fit the model, or a file is missing or damaged.
+    """
+    if not (directory / WEIGHTS).is_file():
+        raise ModelError(
+            f"'{directory}' holds no {WEIGHTS}, the only adapter weights that are read"
+        )
+    read_object(directory / "adapter_config.json")
+    try:
+        config = PeftConfig.from_pretrained(str(directory))
+        config.inference_mode = True
+        kind = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(str(config.task_type), PeftModel)
+        with adapters_change_one():
+            wrapped = kind(cast(Any, model), config, _NAME)
+        found = wrapped.load_adapter(str(directory), _NAME)
+    except KeyError as error:  # of a module that was trained whole
+        raise _misfit(directory, f"1 tensor is missing in {WEIGHTS} ({error.args[0]})") from error
+    except (RuntimeError, ValueError, TypeError, SafetensorError) as error:
+        raise _misfit(directory, f"{' '.join(str(error).split()):.300}") from error
+    faults = [
+        f"{len(names)} {'tensor is' if len(names) == 1 else 'tensors are'} {what} ({few(names)})"
+        for names, what in (
+            (sorted(found.missing_keys), f"missing in {WEIGHTS}"),
+            (sorted(found.unexpected_keys), "left over"),
+        )
+        if names
+    ]
+    if faults:
+        raise _misfit(directory, "; ".join(faults) + ".")
+    return wrapped
+
+
+def _misfit(directory: Path, reason: str) -> ModelError:
+    return ModelError(
+        f"the adapter in '{directory}' does not fit this model: {reason} "
+        "Load it on the base model that it was trained on"
+    )

@@ -1,0 +1,386 @@
+"""The whole plan of a recipe: what it trains, holds, reads, takes and costs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from varifocal.data.encoding.encoder import Encoder
+from varifocal.errors import ModelError
+from varifocal.planning.calibration import Calibration, find_calibration
+from varifocal.planning.devices import CPU_FIRST_STEP_GIB, GIB, Device, judge
+from varifocal.planning.lengths import Workload, assume_work, count_work
+from varifocal.planning.memory import Weights, parts_of_peak, weigh
+from varifocal.planning.paper import beside_paper
+from varifocal.planning.shapes import Shapes, build_shapes, encoder_of
+from varifocal.planning.tracing import Step, switch_checkpointing, trace_step
+from varifocal.recipe import Recipe
+from varifocal.training.examples import TrainingData, load_training_data
+from varifocal.training.tuner import count_frozen, count_trained
+
+FREE_SHARE = 0.05
+"""Share of a device's memory that is left free: allocators waste some."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run will take; `varifocal plan --json` prints it.
+
+    Attributes:
+        recipe: its name.
+        device, num_devices: what it is planned for.
+        trained_parameters: and by part.
+        peak_memory_gib: of one device at its fullest, and by part in `memory_gib`.
+        device_memory_gib: what it has.
+        activations_gib: what a training step adds, with and without gradient checkpointing.
+        micro_batch, largest_micro_batch: rows a device takes at once, and the most that fit.
+        examples, steps, tokens, tokens_trained, tokens_padding, pad_share, vision_passes,
+            vision_lookups, flops, flops_masked: of the whole run, all devices together; None where
+            the data are unknown.
+        tokens_exact: whether every token was counted.
+        num_dropped, num_cut: examples over the limit, left out or cut.
+        seconds: by stage.
+        hours, usd: of the whole run; `usd` is None without a price.
+        calibrated: whether the rate was measured on this machine.
+        fits: whether the device holds it and no example stops it.
+        verdict: the last word in a sentence.
+        assumptions: what all this rests on.
+        paper: what the paper measured beside ours, for its own recipes.
+    """
+
+    recipe: str | None
+    device: str
+    num_devices: int
+    trained_parameters: int
+    trained_parameters_by_part: dict[str, int]
+    frozen_parameters: int
+    peak_memory_gib: float
+    memory_gib: dict[str, float]
+    device_memory_gib: float
+    activations_gib: dict[str, float]
+    micro_batch: int
+    largest_micro_batch: int | None
+    examples: int | None
+    steps: int | None
+    tokens: int | None
+    tokens_exact: bool
+    tokens_trained: int | None
+    tokens_padding: int | None
+    pad_share: float | None
+    vision_passes: int | None
+    vision_lookups: int | None
+    flops: int | None
+    flops_masked: int | None
+    num_dropped: int
+    num_cut: int
+    seconds: dict[str, float] | None
+    hours: float | None
+    usd: float | None
+    calibrated: bool
+    fits: bool
+    verdict: str
+    assumptions: list[str] = field(default_factory=list)
+    paper: dict[str, Any] | None = None
+
+    def page(self) -> dict[str, Any]:
+        """All of it as JSON."""
+        return asdict(self)
+
+
+def estimate(
+    recipe: Recipe,
+    device: Device,
+    *,
+    num_devices: int = 1,
+    price: float | None = None,
+    data: TrainingData | None = None,
+    quick: bool = False,
+    shapes: Shapes | None = None,
+) -> Plan:
+    """Plan a recipe from its models' shapes and its data's lengths; no weight is loaded.
+
+    Args:
+        recipe: what is to be trained.
+        device: each of the devices.
+        num_devices: that share the rows, each with all weights.
+        price: USD an hour of one device.
+        data: opened already; else it is opened here, if it can be.
+        quick: leave out the other way of checkpointing and the largest micro-batch.
+        shapes: the recipe's, built already.
+
+    Raises:
+        ModelError: a model's config cannot be had, or it cannot be planned from shapes.
+        DataError: the data are there, and cannot be read.
+        RecipeError: the tuner does not fit the model.
+    """
+    shapes = (shapes or build_shapes(recipe)).in_step(num_devices > 1)
+    calibration = find_calibration(recipe, shapes) if device.is_cpu else None
+    machine = _Machine(device, num_devices, calibration)
+    work = _work(recipe, shapes, data, num_devices)
+    weights = weigh(shapes.model, shapes.base, recipe)
+    steps = _steps(recipe, shapes, work, quick)
+    # a model that knows no checkpointing was refused before
+    step = steps[recipe.training.gradient_checkpointing]
+    parts = machine.parts_of_peak(weights, step)
+    peak, holds = sum(parts.values()) / GIB, sum(parts.values()) <= machine.room
+    largest = None if quick else _largest(recipe, machine, weights, step)
+    fits, verdict = judge(recipe, device, num_devices, peak, holds, work, largest)
+    return Plan(
+        recipe=recipe.name,
+        device=device.name,
+        num_devices=num_devices,
+        **_of_parameters(shapes),
+        **_of_memory(parts, steps),
+        device_memory_gib=round(device.memory_gib, 2),
+        micro_batch=recipe.training.per_device_train_batch_size,
+        largest_micro_batch=largest,
+        **_of_work(work),
+        **_of_time(recipe, machine, work, price),
+        calibrated=calibration is not None,
+        fits=fits,
+        verdict=verdict,
+        assumptions=_assumptions(recipe, machine, work),
+        paper=beside_paper(recipe, shapes),
+    )
+
+
+@dataclass(frozen=True)
+class _Machine:
+    """What a run is planned for.
+
+    Attributes:
+        device: each of the devices.
+        num_devices: that share the rows.
+        calibration: what was measured on this machine with such a recipe.
+    """
+
+    device: Device
+    num_devices: int
+    calibration: Calibration | None
+
+    @property
+    def room(self) -> float:
+        """Bytes of a device that may be held."""
+        return self.device.memory_gib * (1 - FREE_SHARE) * GIB
+
+    def parts_of_peak(self, weights: Weights, step: Step) -> dict[str, float]:
+        """Lay out a device's memory at its fullest moment: bytes by part."""
+        framework = self.device.overhead_gib
+        if self.calibration is not None:
+            framework = self.calibration.overhead_gib + CPU_FIRST_STEP_GIB
+        return parts_of_peak(weights, step, framework * GIB, self.num_devices, self.device.waste)
+
+
+def standing_gib(recipe: Recipe, shapes: Shapes) -> float:
+    """What a recipe's weights and optimiser take, before any step; quicker than a plan."""
+    return weigh(shapes.model, shapes.base, recipe).standing / GIB
+
+
+_CHECKPOINTING = {False: "without_checkpointing", True: "with_checkpointing"}
+
+
+def _of_parameters(shapes: Shapes) -> dict[str, Any]:
+    by_part = count_trained(shapes.model)
+    return {
+        "trained_parameters": sum(by_part.values()),
+        "trained_parameters_by_part": by_part,
+        "frozen_parameters": count_frozen(shapes.model),
+    }
+
+
+def _of_memory(parts: dict[str, float], steps: dict[bool, Step]) -> dict[str, Any]:
+    return {
+        "peak_memory_gib": round(sum(parts.values()) / GIB, 3),
+        "memory_gib": {name: round(size / GIB, 4) for name, size in parts.items()},
+        "activations_gib": {
+            _CHECKPOINTING[again]: round(each.peak / GIB, 3) for again, each in steps.items()
+        },
+    }
+
+
+def _of_work(work: Workload) -> dict[str, Any]:
+    rows = None if work.tokens is None else work.tokens + (work.tokens_padding or 0)
+    return {
+        "examples": work.examples,
+        "steps": work.steps,
+        "tokens": work.tokens,
+        "tokens_exact": work.exact,
+        "tokens_trained": work.tokens_trained,
+        "tokens_padding": work.tokens_padding,
+        "pad_share": round((work.tokens_padding or 0) / rows, 4) if rows else None,
+        "vision_passes": work.vision_passes,
+        "vision_lookups": work.vision_lookups,
+        "flops": work.flops,
+        "flops_masked": work.flops_masked,
+        "num_dropped": work.num_dropped,
+        "num_cut": work.num_cut,
+    }
+
+
+def _work(recipe: Recipe, shapes: Shapes, data: TrainingData | None, num_devices: int) -> Workload:
+    """Count what is read; without tokenizer or data, assume it."""
+    if data is not None:
+        return count_work(recipe, data, shapes.formula, shapes.eyes, num_devices)
+    try:
+        encoder = encoder_of(recipe)
+    except ModelError:
+        reason = "the tokenizer cannot be had"
+        return assume_work(recipe, shapes.formula, shapes.eyes, num_devices, reason)
+    missing = _missing_data(recipe)
+    if missing:
+        return assume_work(recipe, shapes.formula, shapes.eyes, num_devices, missing)
+    opened, num_over = _open(recipe, encoder, num_devices)
+    work = count_work(recipe, opened, shapes.formula, shapes.eyes, num_devices)
+    return replace(work, num_dropped=num_over) if num_over else work
+
+
+def _missing_data(recipe: Recipe) -> str:
+    """Say why data cannot be read from here; empty where they can."""
+    if not recipe.data.train:
+        return "data.train names no source"
+    for source in recipe.data.train:
+        if source.streaming:
+            return f"{source.place} is a stream"
+        if source.path is None:
+            return f"{source.hub} is on a hub and nothing is downloaded for a plan"
+        if not any(mark in source.path for mark in "*?[") and not Path(source.path).exists():
+            return f"there is no '{source.path}'"
+    return ""
+
+
+def _open(recipe: Recipe, encoder: Encoder, num_devices: int) -> tuple[TrainingData, int]:
+    """Open data as the run does; one over the limit is counted here where the run would stop."""
+    training = recipe.training
+    rows = training.per_device_train_batch_size * training.gradient_accumulation_steps
+    wanted = training.max_steps * rows * num_devices if training.max_steps > 0 else None
+    if encoder.overflow != "error":
+        return load_training_data(recipe.data, encoder, seed=recipe.seed, num_rows=wanted), 0
+    lenient = encoder_of(
+        recipe.model_copy(update={"data": recipe.data.model_copy(update={"overflow": "drop"})})
+    )
+    opened = load_training_data(recipe.data, lenient, seed=recipe.seed, num_rows=wanted)
+    return opened, len(opened.tally.dropped)
+
+
+def _steps(recipe: Recipe, shapes: Shapes, work: Workload, quick: bool) -> dict[bool, Step]:
+    """Trace a step: as it is, and with the other way of checkpointing.
+
+    Returns:
+        whether checkpointing -> step.
+    """
+    training = recipe.training
+    as_it_is = training.gradient_checkpointing
+    autocast = torch.bfloat16 if training.bf16 else torch.float16 if training.fp16 else None
+    found: dict[bool, Step] = {}
+    model: Any = shapes.base
+    for again in [as_it_is] if quick else [as_it_is, not as_it_is]:
+        if again and not model.supports_gradient_checkpointing:
+            continue
+        if again or found:
+            switch_checkpointing(shapes.base, again, autocast)
+        found[again] = trace_step(
+            shapes.model,
+            shapes.base,
+            work.batch,
+            autocast=autocast,
+            keep_gradients=training.gradient_accumulation_steps > 1,
+        )
+    return found
+
+
+def _largest(recipe: Recipe, machine: _Machine, weights: Weights, step: Step) -> int:
+    """Find the most rows that fit: what a step holds grows evenly with them."""
+    one, two = (
+        sum(machine.parts_of_peak(weights, step.of_rows(times)).values()) for times in (1, 2)
+    )
+    size = recipe.training.per_device_train_batch_size
+    each = max((two - one) / size, 1)
+    return max(int((machine.room - (one - each * size)) // each), 0)
+
+
+def _of_time(
+    recipe: Recipe, machine: _Machine, work: Workload, price: float | None
+) -> dict[str, Any]:
+    seconds = _seconds(recipe, machine, work)
+    if seconds is None:
+        return {"seconds": None, "hours": None, "usd": None}
+    hours = sum(seconds.values()) / 3600
+    return {
+        "seconds": {name: round(value, 2) for name, value in seconds.items()},
+        "hours": hours,
+        "usd": None if price is None else hours * price * machine.num_devices,
+    }
+
+
+def _seconds(recipe: Recipe, machine: _Machine, work: Workload) -> dict[str, float] | None:
+    """Estimate seconds by stage; None where the data are unknown."""
+    if work.flops is None or work.flops_masked is None:
+        return None
+    calibration = machine.calibration
+    if calibration is None:
+        rate = machine.device.flops_per_second(compute_format(recipe)) * machine.num_devices
+        return {"training": (work.flops + work.flops_masked) / rate}
+    seen = (work.vision_passes or 0) if calibration.seconds_per_picture else 0
+    tower = calibration.tower_flops * seen
+    return {
+        "loading": calibration.seconds_loading,
+        "vision_features": seen * calibration.seconds_per_picture,
+        "training": (work.flops - tower + work.flops_masked) / calibration.flops_per_second,
+    }
+
+
+def compute_format(recipe: Recipe) -> str:
+    """Name the number format that matrix products run in."""
+    if recipe.training.bf16:
+        return "bfloat16"
+    return "float16" if recipe.training.fp16 else recipe.model.dtype
+
+
+def _assumptions(recipe: Recipe, machine: _Machine, work: Workload) -> list[str]:
+    """Say in sentences what the plan rests on."""
+    device, calibration = machine.device, machine.calibration
+    dtype = compute_format(recipe)
+    told = list(work.notes)
+    if calibration is not None:
+        told.append(
+            f"the rate of {calibration.flops_per_second / 1e9:.1f} GFLOP/s, the loading and the "
+            f"framework's {calibration.overhead_gib:.2f} GiB were measured here by --calibrate "
+            f"({calibration.steps} steps)"
+        )
+    else:
+        peak = device.teraflops.get(dtype, device.teraflops["float32"])
+        told.append(
+            f"{device.utilisation:.0%} of {peak:.4g} TFLOP/s in {dtype} are reached; loading, "
+            f"encoding and checkpoints are left out ({device.source})"
+        )
+        if device.is_cpu:
+            told.append("this machine's rate is a guess; measure it with --calibrate")
+    if dtype not in device.teraflops:
+        told.append(f"{device.name} has no units for {dtype}; float32's rate is taken")
+    if device.waste:
+        told.append(
+            f"the allocator holds {device.waste:.0%} more than the tensors of a step, as it did in "
+            "one measured run (docs/plan.md)"
+        )
+    if not device.is_cpu:
+        told.append(
+            f"{device.overhead_gib:g} GiB for the CUDA context and workspaces is assumed, not "
+            f"measured; {FREE_SHARE:.0%} of the memory stays free"
+        )
+    if machine.num_devices > 1 and calibration is not None:
+        told.append(f"{machine.num_devices} processes share this machine, and its one rate")
+    elif machine.num_devices > 1:
+        told.append(f"{machine.num_devices} devices share the rows evenly, and wait for nobody")
+    if recipe.training.compile_layers:
+        told.append("compiled layers are planned as eager ones: they hold less and run faster")
+    if recipe.model.quantization:
+        told.append(
+            f"{recipe.model.quantization} weights are turned back into {recipe.model.dtype} one at "
+            "a time; the time that takes is not counted"
+        )
+    if recipe.model.connector is not None and recipe.model.connector.alignment:
+        told.append("the connector's alignment before the training is not counted")
+    return told

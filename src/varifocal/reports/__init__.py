@@ -1,0 +1,1 @@
+"""Reports about runs: model cards, tables of runs, comparison pages."""

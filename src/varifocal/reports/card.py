@@ -1,0 +1,366 @@
+"""The model card of one run: what it is, what it cost, what it scored, and what nobody tested.
+
+Reads the files of the run directory alone; no model is opened. The front matter is what the Hugging
+Face hub reads from a README.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from varifocal.plotting import loss_curve
+from varifocal.reports.blocks import (
+    Block,
+    Bullets,
+    Code,
+    Grid,
+    Heading,
+    Paragraph,
+    Picture,
+    to_html,
+    to_markdown,
+)
+from varifocal.reports.card_scores import Sample, ScoreLine, read_object, read_samples, read_scores
+from varifocal.reports.card_sections import limits, retention_blocks
+from varifocal.reports.runs import RunSummary, read_run
+from varifocal.reports.runs_table import COST_ROWS
+from varifocal.run import RunDirectory
+from varifocal.trained import scores_folder
+from varifocal.writing import whole_file, write_text
+
+CARD = "README.md"
+SAMPLES = 6
+
+_SIDE = 320  # pixels of a sample's longer side
+_HUB_NAMES = {"smollm2-135m-instruct": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_METHODS = {
+    "mma": "Mixture-of-Modality Adaptation (MMA, LaVIN)",
+    "mixlora": "Conditional Mixture-of-LoRA (MixLoRA)",
+    "lora": "LoRA",
+    "full": "full tuning",
+    "none": "its connector alone",
+}
+
+
+@dataclass(frozen=True)
+class Card:
+    """A run's model card.
+
+    Attributes:
+        metadata: the front matter.
+        blocks: the page.
+        folder: the run's directory, where pictures are.
+    """
+
+    metadata: Mapping[str, Any]
+    blocks: Sequence[Block]
+    folder: Path
+
+    def markdown(self) -> str:
+        """The card as the hub reads it."""
+        front = yaml.safe_dump(dict(self.metadata), sort_keys=False, allow_unicode=True)
+        return f"---\n{front}---\n\n{to_markdown(self.blocks, self.folder)}"
+
+    def html(self) -> str:
+        """The card as one page with its pictures inside."""
+        return to_html(self.blocks, str(self.metadata["model_name"]))
+
+
+def write_card(root: str | Path, html: Path | None = None) -> tuple[Path, ...]:
+    """Write `README.md` into a run directory, and the page if one is wanted.
+
+    Args:
+        root: the run directory, finished or not.
+        html: where the page goes.
+
+    Raises:
+        RunError: there is no run here.
+    """
+    card = make_card(root)
+    files = [card.folder / CARD]
+    write_text(files[0], card.markdown())
+    if html is not None:
+        write_text(html, card.html())
+        files.append(html)
+    return tuple(files)
+
+
+def make_card(root: str | Path) -> Card:
+    """Read a run and lay out its card; its loss plot and small sample pictures are written.
+
+    Raises:
+        RunError: there is no run here.
+    """
+    run = RunDirectory.open(root)
+    summary = read_run(run.root)
+    scored = scores_folder(run)
+    scores = read_scores(scored)
+    blocks = [
+        *_head(summary),
+        *_how_to_load(run, summary),
+        *_scores(scores),
+        *retention_blocks(read_object(scored / "retention.json")),
+        *_samples(run, summary, scores),
+        *_cost(run, summary),
+        *_data(run),
+        *_recipe(summary),
+        *_plots(run, summary),
+        Heading("Limits"),
+        Bullets(limits(run, summary, scores)),
+    ]
+    return Card(metadata(summary, scores), blocks, run.root)
+
+
+def metadata(run: RunSummary, scores: Sequence[ScoreLine]) -> dict[str, Any]:
+    """Return the front matter: fields and forms of the hub's model cards.
+
+    A base model or a data set that is no hub's is left out, because the hub refuses a path there.
+    """
+    whole = run.knobs.get("tuner.type") == "full"
+    eyes = bool(run.knobs.get("model.vision_tower"))
+    bases = [_hub_name(run.knobs.get(key)) for key in _PART_KEYS]
+    sources = [value for key, value in run.knobs.items() if re.search(r"train\[\d+\]\.hub$", key)]
+    hub = dict.fromkeys(name for name in map(_hub_name, sources) if name)
+    found: dict[str, Any] = {
+        "base_model": [name for name in dict.fromkeys(bases) if name],
+        "library_name": "transformers" if whole else "peft",
+        "pipeline_tag": "image-text-to-text" if eyes else "text-generation",
+        "license": "other",
+        "license_name": "as-its-base-models",
+        "datasets": [*hub],
+        "tags": ["varifocal", str(run.knobs.get("tuner.type", "adapter"))],
+        "model_name": run.name,
+    }
+    results = [_result(one) for one in scores if one.main]
+    if results:
+        found["model-index"] = [{"name": run.name, "results": results}]
+    return {key: value for key, value in found.items() if value}
+
+
+_PART_KEYS = ("model.language_model", "model.vision_tower")
+
+
+def _hub_name(name: Any) -> str | None:
+    """A name that the hub takes: `owner/name`, and no directory here."""
+    text = _HUB_NAMES.get(str(name), str(name))
+    return text if _HUB_NAME.fullmatch(text) and not Path(text).exists() else None
+
+
+def _result(one: ScoreLine) -> dict[str, Any]:
+    """One entry of `model-index`."""
+    kind = "accuracy" if one.measure.startswith("accuracy") else one.measure
+    return {
+        "task": {"type": "question-answering"},
+        "dataset": {"name": one.suite, "type": one.suite},
+        "metrics": [
+            {"type": kind, "value": round(one.value, 2), "name": f"{one.measure} ({one.protocol})"}
+        ],
+    }
+
+
+def _head(run: RunSummary) -> Iterator[Block]:
+    yield Heading(run.name, 1)
+    language, tower = (run.knobs.get(key) for key in _PART_KEYS)
+    method = _METHODS.get(str(run.knobs.get("tuner.type")), str(run.knobs.get("tuner.type")))
+    sees = f", seeing through {tower}" if tower else ""
+    count = run.trained_parameters
+    trained = "" if count is None else f"{count:,} parameters were trained."
+    if not run.finished:
+        trained = f"The run is not finished ({run.state})."
+    yield Paragraph(f"{language}, adapted by {method}{sees}. {trained}")
+
+
+def _how_to_load(run: RunDirectory, summary: RunSummary) -> Iterator[Block]:
+    yield Heading("How to use it")
+    if not summary.finished:
+        yield Code(f"varifocal train {run.recipe} --out {run.root} --resume", "bash")
+        if run.newest_checkpoint() is None:
+            return
+        yield Paragraph("Until then it is opened as of its newest checkpoint.")
+    eyes = bool(summary.knobs.get("model.vision_tower"))
+    picture = ' --image "picture.png"' if eyes else ""
+    yield Code(f'varifocal ask {run.root} "What is this?"{picture}', "bash")
+    turn = 'Image(Path("picture.png")), "What is this?"' if eyes else '"What is this?",'
+    names = "Image, Message" if eyes else "Message"
+    lines = ["from pathlib import Path\n"] if eyes else []
+    lines += [
+        "from varifocal.assemble import open_run",
+        f"from varifocal.data.example import {names}",
+        "from varifocal.serving.engine import Engine\n",
+        f"_, parts = open_run({str(run.root)!r})",
+        "engine = Engine(parts.model, parts.encoder, parts.load_images)",
+        f'print(engine.answer([Message("user", ({turn}))]))',
+    ]
+    yield Code("\n".join(lines), "python")
+
+
+def _scores(scores: Sequence[ScoreLine]) -> Iterator[Block]:
+    yield Heading("Scores")
+    if not scores:
+        yield Paragraph("Nothing has been scored yet.")
+        return
+    yield Paragraph(
+        "Percent unless a measure says otherwise, with 95 % intervals over the items. An answer "
+        "that cannot be read counts as wrong and is told as unparsed."
+    )
+    missing = {one.suite: one.left_out for one in scores if one.left_out}
+    if missing:
+        told = ", ".join(f"{suite} {count:,}" for suite, count in missing.items())
+        yield Paragraph(f"Items that could not be asked, and that the scores are without: {told}.")
+    lines = [
+        [one.suite, one.measure, f"{one.value:.1f}", one.interval, f"{one.count:,}",
+         f"{one.unparsed:,}"]
+        for one in scores
+    ]  # fmt: skip
+    yield Grid(["suite", "measure", "score", "95 % interval", "items", "unparsed"], lines)
+    figures = [[one.suite, one.beside] for one in scores if one.main and one.beside]
+    if figures:
+        yield Grid(["suite", "beside its main score: blind rules, likelihood both ways"], figures)
+    protocols = {one.suite: one.protocol for one in scores}
+    yield Grid(["suite", "protocol"], [[*one] for one in protocols.items()])
+
+
+def _samples(
+    run: RunDirectory, summary: RunSummary, scores: Sequence[ScoreLine]
+) -> Iterator[Block]:
+    sources = [
+        value
+        for key, value in summary.knobs.items()
+        if re.search(r"data\.evaluate\[\d+\]\.path$", key) and value
+    ]
+    finals = [one.suite for one in scores if one.suite in ("after",)]
+    found = read_samples(
+        scores_folder(run), [Path(str(one)) for one in sources], SAMPLES, next(iter(finals), None)
+    )
+    if not found:
+        return
+    yield Heading("Sample answers")
+    yield Paragraph(f"From the first predictions of {found[0].suite}: right and wrong ones.")
+    for number, one in enumerate(found):
+        yield Heading(_verdict(one), 3)
+        small = _small(one, run.plots / "samples" / f"{number}.png")
+        if small is not None:
+            yield Picture(small, f"item {one.id}", width=240)
+        yield Bullets(
+            [
+                f"asked: {one.question}",
+                f"answered: {one.answer if one.answer is not None else 'nothing that can be read'}",
+                f"right: {one.gold}",
+            ]
+        )
+
+
+def _verdict(one: Sample) -> str:
+    words = {True: "right", False: "wrong", None: "not judged alone"}
+    return f"{words[one.correct]} (item {one.id})"
+
+
+def _small(sample: Sample, path: Path) -> Path | None:
+    """Write a sample's picture, smaller, into the run."""
+    from varifocal.data.example import Image
+    from varifocal.errors import DataError
+
+    if sample.picture is None:
+        return None
+    try:
+        picture = Image(sample.picture).open()
+    except DataError:
+        return None
+    picture.thumbnail((_SIDE, _SIDE))
+    with whole_file(path) as staging:
+        picture.save(staging, format="PNG")
+    return path
+
+
+def _cost(run: RunDirectory, summary: RunSummary) -> Iterator[Block]:
+    plan = read_object(run.root / "plan.json")
+    planned, measured = (_part(plan, key) for key in ("predicted", "measured"))
+    measured = {**measured, **summary.cost}
+    lines = [
+        [label, say(measured.get(key)), say(planned.get(key))]
+        for label, key, say in COST_ROWS
+        if key in measured or key in planned
+    ]
+    known_rows = {key for _, key, _ in COST_ROWS}
+    lines += [
+        [key.replace("_", " "), _number(measured.get(key)), _number(planned[key])]
+        for key in planned
+        if key not in known_rows and _number(planned[key]) != "-"
+    ]
+    if not lines:
+        return
+    yield Heading("Cost")
+    known = any(cells[2] != "-" for cells in lines)
+    head = ["", "measured", "predicted"] if known else ["", "measured"]
+    yield Grid(head, [cells[: len(head)] for cells in lines])
+
+
+def _part(page: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    found = page.get(key)
+    return found if isinstance(found, dict) else {}
+
+
+def _number(value: Any) -> str:
+    known = isinstance(value, int | float) and not isinstance(value, bool)
+    return f"{value:,}" if isinstance(value, int) and known else f"{value:,.4g}" if known else "-"
+
+
+def _data(run: RunDirectory) -> Iterator[Block]:
+    yield Heading("Data")
+    page = read_object(run.data)
+    realised = [one for one in page.get("realised") or [] if isinstance(one, dict)]
+    if realised:
+        keys = ("source", "modality", "samples", "tokens", "trained_tokens")
+        yield Grid(
+            ["source", "modality", "samples", "tokens", "trained tokens"],
+            [[_cell(one.get(key)) for key in keys] for one in realised],
+        )
+    prints = _provenance(run).get("data") or {}
+    if prints:
+        rows = [[str(place), str(digest)] for place, digest in prints.items()]
+        yield Grid(["data", "content hash (SHA-256)"], rows)
+    if not realised and not prints:
+        yield Paragraph("The run has not written down its data yet.")
+
+
+def _provenance(run: RunDirectory) -> Mapping[str, Any]:
+    try:
+        page = yaml.safe_load(run.recipe.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    found = page.get("provenance") if isinstance(page, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+def _cell(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _recipe(summary: RunSummary) -> Iterator[Block]:
+    yield Heading("Recipe")
+    yield Paragraph("What differs from the defaults; recipe.yaml in the run directory has all.")
+    yield Grid(
+        ["knob", "value"],
+        [[key, str(value)] for key, value in summary.knobs.items() if key in summary.chosen],
+    )
+
+
+def _plots(run: RunDirectory, summary: RunSummary) -> Iterator[Block]:
+    losses = [line for line in summary.metrics if {"step", "loss"} <= set(line)]
+    found: list[Block] = []
+    if losses:
+        path = run.plots / "loss.png"
+        loss_curve(losses, path)
+        found.append(Picture(path, "training loss"))
+    places = (run.plots / "routing.png", *sorted(run.analysis.glob("routing*.png")))
+    found += [Picture(path, f"routing ({path.stem})") for path in places if path.is_file()]
+    if found:
+        yield Heading("Plots")
+        yield from found

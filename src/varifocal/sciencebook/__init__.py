@@ -1,0 +1,21 @@
+"""Procedural multimodal science questions in ScienceQA's layout.
+
+Every picture is drawn and every text composed by a small function, one per skill, so the data set
+needs no download, is true by construction, and can be as large as wanted. A new skill is one
+function and one table row: see `skill.py` for what both look like.
+"""
+
+from varifocal.sciencebook.skill import Question, Skill
+from varifocal.sciencebook.table import SKILLS, chance
+from varifocal.sciencebook.write import Summary, compose, draw, make_sciencebook
+
+__all__ = [
+    "SKILLS",
+    "Question",
+    "Skill",
+    "Summary",
+    "chance",
+    "compose",
+    "draw",
+    "make_sciencebook",
+]

@@ -1,0 +1,145 @@
+"""How a MixLoRA's routers spread the load, logged beside the loss: a collapse is seen early."""
+
+import math
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from statistics import fmean
+from types import FrameType
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+
+from varifocal.errors import RunError
+from varifocal.models.distributed import in_world
+from varifocal.tuners import MixLoraConfig, factor_load, record_routing
+from varifocal.tuners.mixlora import Load, RoutingRecord
+
+
+class StopWish:
+    """Whether somebody asked the training to stop."""
+
+    def __init__(self) -> None:
+        self.given = False
+
+    def __call__(self, signum: int, frame: FrameType | None) -> None:
+        """Note the first signal; let the second one interrupt at once."""
+        if self.given:
+            raise KeyboardInterrupt
+        self.given = True
+
+
+@contextmanager
+def stop_wish() -> Iterator[StopWish]:
+    """Listen for SIGINT and SIGTERM while the block runs, if it runs in the main thread."""
+    wish = StopWish()
+    if threading.current_thread() is not threading.main_thread():
+        yield wish
+        return
+    before: dict[int, Any] = {
+        number: signal.signal(number, wish) for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield wish
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def anyone(wish: bool, device: torch.device) -> bool:
+    """Tell whether any process wishes to stop; all of them must call it.
+
+    Signals reach processes at different steps. If each one obeyed its own, one would save while
+    the others wait for its gradient.
+    """
+    if not in_world():
+        return wish
+    flag = torch.tensor(float(wish), device=device)
+    torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+    return bool(flag)
+
+
+SCALE_AT_LEAST = 1e-4
+"""Below it, fp16's loss scale has been halved too often for its overflows to be chance."""
+_NAMED = 8  # records that a sentence names
+
+
+def is_finite(loss: torch.Tensor, norm: torch.Tensor | float, scaler: Any = None) -> bool:
+    """Tell whether a step may be taken; one synchronisation with the device.
+
+    Args:
+        loss: a scalar, summed over the step's micro-batches, or over more.
+        norm: of the gradient, as the clipping found it.
+        scaler: fp16's. It looks for overflows by itself, skips their steps and lowers its scale;
+            so with one, only a loss that is no number stops, or a scale that has run out.
+    """
+    if scaler is not None and scaler.is_enabled():
+        return math.isfinite(loss.item()) and scaler.get_scale() >= SCALE_AT_LEAST
+    if not isinstance(norm, torch.Tensor):
+        return math.isfinite(norm) and math.isfinite(loss.item())
+    whole: torch.Tensor = getattr(norm, "full_tensor", lambda: norm)()
+    return bool(torch.isfinite(whole) & torch.isfinite(loss).to(whole.device))
+
+
+def not_finite(
+    what: str, where: str, mends: Sequence[str], names: Sequence[str] = (), kept: str = ""
+) -> RunError:
+    """Make the error of a step that is not taken.
+
+    Args:
+        what: the step and what of it is no number.
+        where: in the data it stands.
+        mends: what a user can change.
+        names: of the records it was made from.
+        kept: what is saved, and how to go on.
+    """
+    listed = ", ".join(names[:_NAMED])
+    if len(names) > _NAMED:
+        listed += f" and {len(names) - _NAMED} more"
+    of = f" ({listed})" if listed else ""
+    end = f"; {kept}" if kept else ""
+    return RunError(f"{what}, on {where}{of}; it was not learned from. {'; or '.join(mends)}{end}")
+
+
+class RoutingWatch:
+    """Watches the steps that are logged; of a model without MixLoRA it sees nothing.
+
+    Args:
+        model: the model that is trained.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        config = model.active_peft_config if isinstance(model, PeftModel) else None
+        self.num_factors = config.num_factors if isinstance(config, MixLoraConfig) else None
+        self._records: list[RoutingRecord] = []
+
+    @contextmanager
+    def step(self, model: nn.Module, watched: bool) -> Iterator[None]:
+        """Record what a forward pass chooses, if this step is watched."""
+        if self.num_factors is None or not watched:
+            yield
+            return
+        with record_routing(model) as records:
+            yield
+        self._records = records
+
+    def figures(self) -> dict[str, float]:
+        """What the last watched step chose, over all linears and both pools.
+
+        Returns:
+            `factor_entropy` (mean; 1: all factors are used alike), `factor_top_load` (the largest
+            share of any factor) and `router_sharpness` (mean; 0: no preference); {} without any.
+        """
+        if not self._records or self.num_factors is None:
+            return {}
+        by_linear = factor_load(self._records, self.num_factors)
+        loads: list[Load] = [load for pools in by_linear.values() for load in pools]
+        sharpness = [load.sharpness for load in loads if load.sharpness is not None]
+        return {
+            "factor_entropy": fmean(load.entropy for load in loads),
+            "factor_top_load": max(float(load.shares.max()) for load in loads),
+            **({"router_sharpness": fmean(sharpness)} if sharpness else {}),
+        }
