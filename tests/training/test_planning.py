@@ -17,6 +17,7 @@ from varifocal.planning.lengths import Workload, num_steps
 from varifocal.planning.measuring import calibrate
 from varifocal.planning.memory import int8_bytes, nf4_bytes, parts_of_peak, state_bytes, weigh
 from varifocal.planning.paper import beside_paper
+from varifocal.planning.record import foresee
 from varifocal.planning.repeating import alike
 from varifocal.planning.shapes import build_shapes
 from varifocal.planning.tracing import BACKWARD, HEAD, Step, switch_checkpointing, trace_step
@@ -354,7 +355,7 @@ def test_the_verdict(overflow, holds, dropped, fits, told):
 
 
 def test_a_run_lays_its_plan_beside_what_it_measured(recipe_file, tmp_path):
-    train(load_recipe(recipe_file), tmp_path / "run", predict=True)
+    train(load_recipe(recipe_file), tmp_path / "run", predict=foresee)
     page = json.loads((tmp_path / "run" / "plan.json").read_text())
     predicted, measured = page["predicted"], page["measured"]
     for name in ("steps", "tokens", "tokens_trained", "tokens_padding", "vision_passes"):
@@ -368,7 +369,7 @@ def test_a_plan_that_fails_does_not_fail_the_run(recipe_file, tmp_path, monkeypa
         raise RuntimeError("no shapes today")
 
     monkeypatch.setattr("varifocal.planning.record.estimate", fail)
-    train(load_recipe(recipe_file), tmp_path / "run", predict=True)
+    train(load_recipe(recipe_file), tmp_path / "run", predict=foresee)
     page = json.loads((tmp_path / "run" / "plan.json").read_text())
     assert page["predicted"] == {"error": "RuntimeError: no shapes today"}
     assert page["measured"]["tokens"] > 0
@@ -380,7 +381,7 @@ def test_what_is_predicted_stands_there_before_the_first_step(recipe_file, tmp_p
 
     monkeypatch.setattr("varifocal.training.train._run", stop)
     with pytest.raises(RunError, match="stopped"):
-        train(load_recipe(recipe_file), tmp_path / "run", predict=True)
+        train(load_recipe(recipe_file), tmp_path / "run", predict=foresee)
     page = json.loads((tmp_path / "run" / "plan.json").read_text())
     assert page["predicted"]["tokens"] > 0
     assert "measured" not in page

@@ -24,6 +24,7 @@ from safetensors import safe_open
 from torch.distributed.tensor import DTensor
 
 from varifocal.errors import RunError
+from varifocal.planning.record import foresee
 from varifocal.recipe import load_recipe
 from varifocal.run import RunDirectory
 from varifocal.training import train as train_module
@@ -69,7 +70,7 @@ def work(rank, world, engine, more, out, resume, port, say):
     train_module.result_of = look
     page = load_recipe(PAGE, [*overrides(world, ENGINE.get(engine, engine)), *more])
     try:
-        train_module.train(page, out, resume=resume, predict=True)
+        train_module.train(page, out, resume=resume, predict=foresee)
     except RunError as error:
         found["error"] = str(error)
     if rank == 0:

@@ -117,13 +117,14 @@ def train(
     ready()
     from varifocal.cli.tables import print_left_out, stage_bars
     from varifocal.models.distributed import is_main_process
+    from varifocal.planning.record import foresee
     from varifocal.recipe import load_recipe
     from varifocal.training.train import train as run_training
 
     page = load_recipe(recipe, overrides or ())
     root = out or RUNS / str(page.name)
     with stage_bars() as progress:
-        result = run_training(page, root, resume=resume, progress=progress, predict=True)
+        result = run_training(page, root, resume=resume, progress=progress, predict=foresee)
     if not is_main_process():
         return
     renew_card(root)

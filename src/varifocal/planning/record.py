@@ -1,8 +1,7 @@
-"""`plan.json` of a run: what was predicted from shapes beside what was measured."""
+"""The prediction that a run writes to `plan.json`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from varifocal.models.distributed import num_processes
@@ -10,20 +9,6 @@ from varifocal.planning.devices import GPUS, Device, this_cpu
 from varifocal.planning.estimate import estimate
 from varifocal.recipe import Recipe
 from varifocal.training.examples import TrainingData
-
-STAGES = ("loading", "vision_features", "training")
-"""Those that a calibrated plan has seconds for."""
-MEASURED = (
-    "peak_memory_gib",
-    "steps",
-    "tokens",
-    "tokens_trained",
-    "tokens_padding",
-    "vision_passes",
-    "vision_lookups",
-    "flops",
-    "flops_masked",
-)
 
 
 def foresee(recipe: Recipe, data: TrainingData) -> dict[str, Any]:
@@ -42,25 +27,6 @@ def foresee(recipe: Recipe, data: TrainingData) -> dict[str, Any]:
         ).page()
     except Exception as error:  # a plan is a service: it never costs a run
         return {"error": f"{type(error).__name__}: {error}"}
-
-
-def beside(predicted: Mapping[str, Any], cost: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay a run's prediction beside its measures: what `plan.json` holds once it is done.
-
-    As in the prediction, counts are of all processes together, memory is of one device (measured
-    on the first process's), and seconds are the clock's.
-
-    Args:
-        predicted: as `foresee` gave it.
-        cost: as `cost.json` has it.
-    """
-    measured = {name: cost.get(name) for name in MEASURED}
-    seconds = {name: cost.get(f"seconds_{name}", 0.0) for name in STAGES}
-    hours = sum(seconds.values()) / 3600
-    return {
-        "predicted": dict(predicted),
-        "measured": {**measured, "seconds": seconds, "hours": hours},
-    }
 
 
 def this_device() -> Device:

@@ -1,5 +1,6 @@
 """What a training was, in numbers."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +11,20 @@ from varifocal.training.examples import TrainingData
 from varifocal.training.resuming import Start
 from varifocal.training.trainer import SupervisedTrainer
 from varifocal.training.tuner import count_trained
+
+PLANNED_STAGES = ("loading", "vision_features", "training")
+"""Those that a calibrated plan has seconds for."""
+MEASURED = (
+    "peak_memory_gib",
+    "steps",
+    "tokens",
+    "tokens_trained",
+    "tokens_padding",
+    "vision_passes",
+    "vision_lookups",
+    "flops",
+    "flops_masked",
+)
 
 
 @dataclass(frozen=True)
@@ -95,3 +110,22 @@ def result_of(
         training_seconds=last.get("train_runtime", 0.0),
         cost=cost,
     )
+
+
+def with_measures(predicted: Mapping[str, Any], cost: Mapping[str, Any]) -> dict[str, Any]:
+    """Join a run's prediction and its measures: what `plan.json` holds once it is done.
+
+    As in the prediction, counts are of all processes together, memory is of one device (measured
+    on the first process's), and seconds are the clock's.
+
+    Args:
+        predicted: as the caller of `train` gave it.
+        cost: as `cost.json` has it.
+    """
+    measured = {name: cost.get(name) for name in MEASURED}
+    seconds = {name: cost.get(f"seconds_{name}", 0.0) for name in PLANNED_STAGES}
+    hours = sum(seconds.values()) / 3600
+    return {
+        "predicted": dict(predicted),
+        "measured": {**measured, "seconds": seconds, "hours": hours},
+    }

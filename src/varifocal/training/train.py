@@ -4,7 +4,7 @@ import importlib.metadata
 import os
 import platform
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -28,7 +28,6 @@ from varifocal.models.distributed import (
     whole_tensors,
 )
 from varifocal.models.saved import start_connector
-from varifocal.planning.record import beside, foresee
 from varifocal.progress import Progress
 from varifocal.recipe import Recipe
 from varifocal.recipe.sections import Provenance
@@ -44,7 +43,7 @@ from varifocal.training.examples import (
     load_training_data,
 )
 from varifocal.training.full import save_whole, saved_parameters
-from varifocal.training.result import TrainingResult, result_of
+from varifocal.training.result import TrainingResult, result_of, with_measures
 from varifocal.training.resuming import (
     Start,
     check_optimizer_kept,
@@ -60,6 +59,8 @@ from varifocal.writing import whole_directory, write_json, write_text
 
 _LOST = re.compile(r"(?i)connection (was )?(closed|reset|refused)|broken pipe|timed out waiting")
 
+Prediction = Callable[[Recipe, TrainingData], dict[str, Any]]
+
 RECORDED = ("varifocal", "torch", "transformers", "peft", "accelerate", "tokenizers")
 
 
@@ -70,7 +71,7 @@ def train(
     *,
     resume: bool = False,
     progress: Progress | None = None,
-    predict: bool = False,
+    predict: Prediction | None = None,
 ) -> TrainingResult:
     """Train a recipe into a run directory.
 
@@ -79,7 +80,8 @@ def train(
         root: the run directory.
         resume: go on from its newest whole checkpoint; from the start when there is none.
         progress: told of every stage.
-        predict: write `plan.json`: what the run will take, and in the end what it took.
+        predict: gives, from the recipe and its opened data, what the run will take; it is written
+            to `plan.json`, in the end with what it took. `planning.record.foresee` is one.
 
     Raises:
         RunError: the directory holds another run or somebody's files, another process writes it,
@@ -99,7 +101,7 @@ def _silent(stage: str, done: int, total: int, note: str = "") -> None:
 
 
 def _train(
-    recipe: Recipe, run: RunDirectory, resume: bool, tell: Progress, predict: bool
+    recipe: Recipe, run: RunDirectory, resume: bool, tell: Progress, predict: Prediction | None
 ) -> TrainingResult:
     """Train into a run directory that no other process writes."""
     clock = Clock()
@@ -111,7 +113,7 @@ def _train(
         check_optimizer_kept(run, start.checkpoint, recipe)
     set_seed(recipe.seed)
     parts, data = _open(recipe, run, start, tell, clock)
-    predicted = foresee(recipe, data) if predict and is_main_process() else None
+    predicted = predict(recipe, data) if predict and is_main_process() else None
     tuned, aligned = _tune(recipe, parts, start, tell, clock)
     if recipe.training.max_steps != 0:
         with clock.stage("vision_features"):
@@ -176,7 +178,7 @@ def _report(
     write_json(run.data, data.report())
     write_json(run.cost, result.cost)
     if predicted is not None:
-        write_json(run.plan, beside(predicted, result.cost))
+        write_json(run.plan, with_measures(predicted, result.cost))
 
 
 def _check_nothing_is_lost(recipe: Recipe, run: RunDirectory, start: Start) -> None:
