@@ -1,9 +1,12 @@
 """Base checkpoints with one thing wrong each: every one is refused in a sentence that names it."""
 
 import json
+import math
+import os
 import shutil
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPImageProcessorPil
 
@@ -105,6 +108,36 @@ def cut(end):
     return tensors(change)
 
 
+def put_in(end, number):
+    """Put a number into a tensor."""
+
+    def change(held):
+        name = next(name for name in held if name.endswith(end))
+        held[name].view(-1)[3] = number
+
+    return tensors(change)
+
+
+def cast(end, dtype):
+    """Store a tensor in another number format."""
+
+    def change(held):
+        name = next(name for name in held if name.endswith(end))
+        held[name] = held[name].to(dtype)
+
+    return tensors(change)
+
+
+def pipe(file):
+    """Put a pipe that nobody writes into in a file's place."""
+
+    def put(folder):
+        (folder / file).unlink()
+        os.mkfifo(folder / file)
+
+    return put
+
+
 def add(name):
     return tensors(lambda held: held.update({name: next(iter(held.values())).clone()}))
 
@@ -172,6 +205,10 @@ LANGUAGE = {
         r"json: num_hidden_layers is 1000",
     ),
     "a width of 10^9": (config(hidden_size=10**9), r"config\.json: hidden_size is 1000000000"),
+    "a window of no tokens": (
+        config(max_position_embeddings=0),
+        r"config\.json: max_position_embeddings is 0; it must be a whole number from 1",
+    ),
     "no layers": (config(num_hidden_layers=0), r"num_hidden_layers is 0; .*whole number from 1"),
     "a negative width": (config(hidden_size=-32), r"hidden_size is -32; it must be a whole"),
     "a width in words": (config(hidden_size="wide"), r"hidden_size is 'wide'; it must be a whole"),
@@ -187,6 +224,14 @@ LANGUAGE = {
             cut("embed_tokens.weight")(folder),
         ),
         r"its tokenizer gives '.*' the id 54, and config\.json says vocab_size 27",
+    ),
+    "an unknown activation": (
+        config(hidden_act="no_such"),
+        r"config\.json: hidden_act is 'no_such', which transformers does not know",
+    ),
+    "an unknown kind of positions": (
+        config(rope_parameters={"rope_type": "no_such", "rope_theta": 1e4}),
+        r"config\.json: rope_parameters\.rope_type is 'no_such', which transformers does not know",
     ),
     "an unknown architecture": (config(model_type="no_such"), r"language' cannot be .*`no_such`"),
     "a config that is no JSON": (
@@ -209,6 +254,25 @@ LANGUAGE = {
         lambda folder: ((folder / WEIGHTS).unlink(), (folder / WEIGHTS).mkdir()),
         r"model\.safetensors is no file",
     ),
+    "weights that are a pipe": (pipe(WEIGHTS), r"model\.safetensors is no file but a pipe"),
+    "a tokenizer that is a pipe": (
+        pipe("tokenizer.json"),
+        r"tokenizer\.json is no file but a pipe",
+    ),
+    "a NaN": (
+        put_in(UP, math.nan),
+        rf"a NaN or an infinity in 1 of its tensors \({UP}\), and nothing can",
+    ),
+    "an infinity": (put_in("model.norm.weight", -math.inf), r"in 1 of .* \(model\.norm\.weight\)"),
+    "a NaN in float8": (
+        lambda folder: (put_in(UP, math.nan)(folder), cast(UP, torch.float8_e4m3fn)(folder)),
+        rf"a NaN or an infinity in 1 of its tensors \({UP}\)",
+    ),
+    "whole numbers": (
+        cast(UP, torch.int8),
+        rf"holds whole numbers \(I8\) as 1 weights \({UP}\), and config\.json has no quantiz",
+    ),
+    "truth values": (cast(UP, torch.bool), r"holds whole numbers \(BOOL\) as 1 weights"),
     "no weights": (remove(WEIGHTS), r"has no file named model\.safetensors"),
     "a shard is missing": (
         shards(remove("b.safetensors")),
@@ -225,6 +289,14 @@ LANGUAGE = {
         shards(config(INDEX, weight_map__odd="a.safetensors")),
         r"a\.safetensors does not hold 1 of .*: odd",
     ),
+    "a dropout of 2": (
+        config(attention_dropout=2.0),
+        r"attention_dropout is 2\.0; it must be",
+    ),
+    "a tokenizer's length in words": (
+        config("tokenizer_config.json", model_max_length="long"),
+        r"its tokenizer reads no text: .*'str'; restore its tokenizer_config",
+    ),
     "no tokenizer": (remove("tokenizer.json"), r"no tokenizer.*tokenizer\.json is missing"),
     "a garbled tokenizer": (shorten("tokenizer.json", 0.5), r"tokenizer\.json is damaged"),
     "another program's tokenizer": (write("tokenizer.json", b'{"a": 1}'), "cannot be loaded: "),
@@ -238,6 +310,14 @@ LANGUAGE = {
             write("tokenizer_config.json", b'{"tokenizer_class": "LlamaTokenizer"}')(folder),
         ),
         r"reads no text at all, it has 3 tokens; .* missing or empty \(.*tokenizer\.json",
+    ),
+    "a garbled generation config": (
+        write("generation_config.json", b"{"),
+        r"generation_config\.json is damaged",
+    ),
+    "an empty template": (
+        write("chat_template.jinja", b"\n"),
+        r"chat template \(.*chat_template\.jinja\) is empty; copy it again, or delete it",
     ),
     "a template that is no Jinja": (
         write("chat_template.jinja", b"{% for message in"),
@@ -253,6 +333,7 @@ LANGUAGE = {
     ),
 }
 TOWER = {
+    "a NaN": (put_in(FC, math.nan), rf"a NaN or an infinity in 1 of its tensors \(.*{FC}\)"),
     "a tensor is missing": (lose(FC), rf"1 missing \({FC}\)"),
     "fewer blocks than are held": (config(num_hidden_layers=4), r"64 left over \(.*layers\.4"),
     "more blocks than are held": (config(num_hidden_layers=9), r"9 layers .* weights hold 8"),
@@ -267,6 +348,22 @@ TOWER = {
     "patches without pixels": (config(patch_size=0), r"config\.json: patch_size is 0"),
     "weights cut short": (shorten(WEIGHTS, 0.5), r"model\.safetensors is damaged or cut short"),
     "no weights": (remove(WEIGHTS), r"tower' cannot be .* no file named model\.safetensors"),
+    "an image processor with two means": (
+        config("preprocessor_config.json", image_mean=[0.5, 0.5]),
+        r"its image processor reads no image: mean must have 3 elements",
+    ),
+    "an image processor that divides by zero": (
+        config("preprocessor_config.json", image_std=[0, 0, 0]),
+        r"makes no usable pixels of an image; correct the sizes, image_mean, image_std and resc",
+    ),
+    "an image processor that blackens": (
+        config("preprocessor_config.json", rescale_factor=0),
+        r"makes no usable pixels of an image",
+    ),
+    "an image processor that crops to nothing": (
+        config("preprocessor_config.json", crop_size={"height": 0, "width": 0}),
+        r"its image processor (reads no image|makes no usable pixels)",
+    ),
     "a garbled image processor": (
         write("preprocessor_config.json", b'{"size": '),
         r"preprocessor_config\.json is damaged",
@@ -277,6 +374,26 @@ TOWER = {
     ),
 }
 LLAVA = {
+    "an image token past the vocabulary": (
+        config(image_token_id=999, image_token_index=999),
+        r"images stand at token 999, and the processor writes '<image>', which is \d+; take both",
+    ),
+    "another word's id for the image token": (
+        config(image_token_id=3, image_token_index=3),
+        r"images stand at token 3, and the processor writes '<image>'",
+    ),
+    "states of a block that the tower lacks": (
+        config(vision_feature_layer=-9),
+        r"vision_feature_layer -9, and its vision tower has 2 blocks; restore config\.json",
+    ),
+    "no processor of a LLaVA": (
+        config("processor_config.json", processor_class="NoSuch"),
+        r"its processor reads no images, it is a \w+; restore its processor_config\.json",
+    ),
+    "a NaN in the projector": (
+        put_in("projector.linear_1.weight", math.nan),
+        r"a NaN or an infinity in 1 of its tensors \(.*multi_modal_projector\.linear_1\.weight\)",
+    ),
     "a tensor of the language model is missing": (lose("layers.1.mlp.up_proj.weight"), "1 missing"),
     "a tensor of the tower is missing": (lose("layers.1.mlp.fc1.weight"), r"1 missing \(.*vision"),
     "the projector is missing": (

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from varifocal.errors import ModelError
 
 CONFIG = "config.json"
+GENERATION = "generation_config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
@@ -30,16 +31,22 @@ _COUNTS = {
     *("num_attention_heads", "num_key_value_heads", "n_head", "n_heads", "num_heads"),
     *("image_size", "patch_size", "num_channels"),
 }
+_WINDOWS = {"max_position_embeddings", "n_positions"}
+_LONGEST = 10**9
+"""Tokens that a model can read, at most; published ones read 10,485,760."""
 _PERHAPS_NONE = {"head_dim", "num_experts", "num_local_experts", "n_routed_experts"}
 """Numbers that may be 0."""
 
 RESTORE = "copy or download it again"
 
 _TEXTS = (
-    *(CONFIG, INDEX, "generation_config.json", "tokenizer_config.json", "tokenizer.json"),
+    *(CONFIG, INDEX, GENERATION, "tokenizer_config.json", "tokenizer.json"),
     *("special_tokens_map.json", "added_tokens.json", "vocab.json", "chat_template.json"),
     *("preprocessor_config.json", "processor_config.json", "adapter_config.json"),
 )
+
+_QUANTIZED = '"quantization_config"'
+_WHOLE = {"BOOL", "I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64"}  # safetensors' names
 
 Shapes = Mapping[str, tuple[int, ...]]
 """A checkpoint's tensors: name -> shape."""
@@ -64,6 +71,17 @@ def read_object(file: Path) -> dict[str, Any]:
     return page
 
 
+def check_is_readable(folder: Path) -> None:
+    """Refuse a folder that holds a pipe or a device: reading one could wait forever.
+
+    Raises:
+        ModelError: it holds one.
+    """
+    for path in sorted(folder.iterdir()):
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise ModelError(f"{path} is no file but a pipe, a socket or a device; {RESTORE}")
+
+
 def check_config_file(file: Path) -> None:
     """Refuse sizes in a `config.json` that no model can have.
 
@@ -71,18 +89,35 @@ def check_config_file(file: Path) -> None:
     seen before it reads the file.
 
     Raises:
-        ModelError: the file cannot be read, or a size is not a whole number in its range.
+        ModelError: the file cannot be read, a size is not a whole number in its range, or a share
+            of dropped units is not from 0 to 1.
     """
-    for key, value in _sizes(read_object(file)):
+    page = read_object(file)
+    _check_rates(file, page)
+    for key, value in _sizes(page):
         name = key.rpartition(".")[2]
         least = 0 if name in _PERHAPS_NONE else 1
-        most = MOST_LAYERS if name in _LAYERS else MOST
+        most = MOST_LAYERS if name in _LAYERS else _LONGEST if name in _WINDOWS else MOST
         for size in value if isinstance(value, list) else [value]:
             if size is not None and not (_is_whole(size) and least <= size <= most):
                 raise ModelError(
                     f"{file}: {key} is {value!r:.40}; it must be a whole number from {least} to "
                     f"{most:,}"
                 )
+
+
+def _check_rates(file: Path, page: Mapping[str, Any], above: str = "") -> None:
+    """Refuse shares of dropped units that are none, in the parts of a config too."""
+    for key, value in page.items():
+        if isinstance(value, dict) and key.endswith("_config"):
+            _check_rates(file, value, f"{above}{key}.")
+        elif key.endswith(("dropout", "_pdrop")) and not _is_share(value):
+            raise ModelError(f"{file}: {above}{key} is {value}; it must be from 0 to 1")
+
+
+def _is_share(value: Any) -> bool:
+    """Whether a value is from 0 to 1, or no number at all, which transformers refuses."""
+    return not isinstance(value, int | float) or 0 <= value <= 1
 
 
 def _is_whole(size: Any) -> bool:
@@ -95,7 +130,7 @@ def _sizes(page: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]
     for key, value in page.items():
         if isinstance(value, dict) and key.endswith("_config") and key != "quantization_config":
             yield from _sizes(value, f"{above}{key}.")
-        elif key in _LAYERS | _COUNTS | _PERHAPS_NONE:
+        elif key in _LAYERS | _COUNTS | _WINDOWS | _PERHAPS_NONE:
             yield f"{above}{key}", value
 
 
@@ -142,7 +177,8 @@ def read_shapes(folder: Path) -> Shapes:
         ModelError: a file is damaged, or a tensor is not where the index says.
     """
     files = weight_paths(folder)
-    found = {str(file.relative_to(folder)): _header(file) for file in files}
+    is_packed = _says_quantized(folder / CONFIG)
+    found = {str(file.relative_to(folder)): _header(file, is_packed) for file in files}
     if files and files != [folder / WEIGHTS]:
         places: dict[str, str] = read_object(folder / INDEX)["weight_map"]
         lost = sorted(name for name, shard in places.items() if name not in found[shard])
@@ -154,12 +190,28 @@ def read_shapes(folder: Path) -> Shapes:
     return {name: shape for header in found.values() for name, shape in header.items()}
 
 
-def _header(file: Path) -> dict[str, tuple[int, ...]]:
+def _says_quantized(config: Path) -> bool:
+    """Whether a config, or a part of it, has a quantization_config."""
+    return config.is_file() and _QUANTIZED in config.read_text("utf-8", errors="replace")
+
+
+def _header(file: Path, is_packed: bool) -> dict[str, tuple[int, ...]]:
+    """Read shapes; `is_packed` is said of quantised weights, which are whole numbers."""
     try:
         with safe_open(file, framework="np") as tensors:
-            return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+            slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
+            shapes = {name: tuple(each.get_shape()) for name, each in slices.items()}
+            kinds = {name: each.get_dtype() for name, each in slices.items()}
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{file} {_damage(file, error)}") from error
+    whole = [name for name, kind in kinds.items() if kind in _WHOLE and name.endswith(".weight")]
+    if whole and not is_packed:
+        raise ModelError(
+            f"{file} holds whole numbers ({kinds[whole[0]]}) as {len(whole)} weights "
+            f"({few(whole)}), and {CONFIG} has no quantization_config that says how they are read; "
+            f"{RESTORE}"
+        )
+    return shapes
 
 
 def _damage(file: Path, error: Exception) -> str:

@@ -24,6 +24,7 @@ from varifocal.errors import ModelError
 from varifocal.models.config_checks import check_pad_id
 from varifocal.models.connector import Connector, build_connector, embedding_scale
 from varifocal.models.families.llava import (
+    check_llava,
     connector_name,
     is_llava,
     prepare_llava,
@@ -182,6 +183,7 @@ def _whole_processor(section: ModelSection) -> Any:
     with clear_loading_errors(name):
         processor = AutoProcessor.from_pretrained(locate(name), trust_remote_code=False)
         if is_llava(config):
+            check_llava(name, config, processor)
             processor.image_processor = load_image_processor(name)  # the PIL one, as for a graft
     if isinstance(tokenizer := getattr(processor, "tokenizer", None), PreTrainedTokenizerBase):
         check_tokenizer(name, tokenizer, config, processor.chat_template)

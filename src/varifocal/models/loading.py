@@ -106,6 +106,7 @@ def load_every_tensor(kind: Any, place: str | Path, name: str, **options: Any) -
                 f"describes: {few(names)}; {_remedy(name)}"
             ) from error
     refuse_other_tensors(name, model, found)
+    refuse_not_finite(name, model)
     return model
 
 
@@ -139,6 +140,33 @@ def refuse_other_tensors(
             f"{name!r} does not hold the model that its config.json describes. Tensors: "
             f"{'; '.join(faults)}. Nothing is drawn at random in their place: {_remedy(name)}"
         )
+
+
+def refuse_not_finite(name: str, model: PreTrainedModel) -> None:
+    """Refuse parameters with a NaN or an infinity, in which every answer would be lost.
+
+    Args:
+        name: what error texts call the checkpoint.
+        model: as loaded; parameters without values here (meta, another process's) are passed over.
+
+    Raises:
+        ModelError: how many such tensors there are, and the names of the first ones.
+    """
+    odd = [key for key, parameter in model.named_parameters() if not _is_finite(parameter)]
+    if odd:
+        raise ModelError(
+            f"{name!r} holds a NaN or an infinity in {len(odd)} of its tensors ({few(odd)}), and "
+            f"nothing can be computed with them: {_remedy(name)}"
+        )
+
+
+def _is_finite(parameter: torch.Tensor) -> bool:
+    if parameter.is_meta or not parameter.is_floating_point() or not parameter.numel():
+        return True
+    values = parameter.detach()
+    if values.element_size() == 1:  # float8 has no extremes
+        values = values.float()
+    return all(bool(end.isfinite()) for end in values.aminmax())
 
 
 def _remedy(name: str) -> str:

@@ -3,6 +3,10 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+import torch
 from transformers import (
     AutoImageProcessor,
     AutoTokenizer,
@@ -60,11 +64,36 @@ def load_image_processor(name: str) -> Any:
     """
     try:
         with clear_loading_errors(name):
-            return AutoImageProcessor.from_pretrained(locate(name), backend="pil")
+            processor = AutoImageProcessor.from_pretrained(locate(name), backend="pil")
     except ModelError as error:
         if not isinstance(error.__cause__, OSError) or _has_file(name):
             raise
         return family_processor(read_config(name))
+    _check_image_processor(name, processor)
+    return processor
+
+
+def _check_image_processor(name: str, image_processor: Any) -> None:
+    """Refuse an image processor that cannot read an image, or loses what is in it.
+
+    Raises:
+        ModelError: it raises, gives pixels that are not finite, or the same ones for two images.
+    """
+    probe = PIL.Image.linear_gradient("L").resize((64, 48)).convert("RGB")
+    try:
+        with np.errstate(all="ignore"):  # what is not finite is said below
+            first, second = (
+                image_processor(images=each, return_tensors="pt")["pixel_values"]
+                for each in (probe, PIL.ImageOps.invert(probe))
+            )
+    except Exception as error:  # of whatever kind: the settings are the file's
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ModelError(f"{name!r}: its image processor reads no image: {reason}") from error
+    if not first.isfinite().all() or torch.equal(first, second):
+        raise ModelError(
+            f"{name!r}: its image processor makes no usable pixels of an image; correct the sizes, "
+            "image_mean, image_std and rescale_factor in its preprocessor_config.json"
+        )
 
 
 def family_processor(config: PreTrainedConfig) -> Any:

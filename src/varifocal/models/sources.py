@@ -1,9 +1,10 @@
 """Read what stands next to a checkpoint's weights: its config, shapes and files."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoConfig, PreTrainedConfig
@@ -12,9 +13,12 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from varifocal.errors import ModelError, VarifocalError, nearest
 from varifocal.models.checkpoint_files import (
     CONFIG,
+    GENERATION,
     Shapes,
     check_config_file,
+    check_is_readable,
     damaged_json,
+    read_object,
     read_shapes,
     weight_paths,
 )
@@ -62,8 +66,12 @@ def read_config(name: str) -> PreTrainedConfig:
             beside it.
     """
     place = locate(name)
+    if Path(place).is_dir():
+        check_is_readable(Path(place))
     if (file := Path(place) / CONFIG).is_file():
         check_config_file(file)
+    if (file := Path(place) / GENERATION).is_file():
+        read_object(file)  # transformers passes a damaged one over, and with it where answers end
     with clear_loading_errors(name):
         config = AutoConfig.from_pretrained(place, trust_remote_code=False)
     check_against_weights(name, config, shapes_of(name))
@@ -101,8 +109,30 @@ def clear_loading_errors(name: str) -> Iterator[None]:
         raise
     except Exception as error:
         damage = damaged_json(Path(locate(name)))
-        reason = damage or " ".join(str(error).split()) or type(error).__name__
+        reason = damage or _unknown(name, error) or " ".join(str(error).split())
+        reason = reason or type(error).__name__
         raise ModelError(f"{name!r} cannot be loaded: {reason}") from error
+
+
+def _unknown(name: str, error: Exception) -> str | None:
+    """Say which value of a config a library looked up in vain; its error is the bare value."""
+    file = Path(locate(name)) / CONFIG
+    if not isinstance(error, KeyError) or not error.args or not file.is_file():
+        return None
+    value = error.args[0]
+    for key, found in _leaves(read_object(file)):
+        if found == value:
+            return f"{CONFIG}: {key} is {value!r}, which transformers does not know"
+    return None
+
+
+def _leaves(page: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield a config's values by their dotted keys."""
+    for key, value in page.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
 
 
 def refuse_pickles(name: str) -> None:

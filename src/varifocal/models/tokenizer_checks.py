@@ -24,17 +24,29 @@ def check_tokenizer(
 
     Raises:
         ModelError: it reads nothing, its ids lie past the vocabulary, or its chat template is
-            broken.
+            empty or broken.
     """
     _check_reads(name, tokenizer)
     _check_vocabulary(name, tokenizer, config)
-    if template or tokenizer.chat_template:
+    jinja = template or tokenizer.chat_template
+    if isinstance(jinja, str) and not jinja.strip():
+        raise ModelError(
+            f"{name!r}: its chat template ({_place(name)}) is empty; copy it again, or delete it "
+            "if the model has none"
+        )
+    if jinja:
         _check_template(name, tokenizer, template)
 
 
 def _check_reads(name: str, tokenizer: Any) -> None:
     """Refuse the empty tokenizer that transformers makes where the vocabulary's file is missing."""
-    ids = set(tokenizer(_PROBE, add_special_tokens=False).input_ids)
+    try:
+        ids = set(tokenizer(_PROBE, add_special_tokens=False).input_ids)
+    except Exception as error:  # of whatever kind: the settings are the file's
+        raise ModelError(
+            f"{name!r}: its tokenizer reads no text: {' '.join(str(error).split())}; restore its "
+            "tokenizer_config.json"
+        ) from error
     if not ids - {tokenizer.unk_token_id}:
         files = sorted(set(type(tokenizer).vocab_files_names.values()) | {"tokenizer.json"})
         raise ModelError(

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from varifocal.errors import ModelError
 from varifocal.models.distributed import in_world, is_sharded, touch
 from varifocal.models.grafted import GraftedForConditionalGeneration
 from varifocal.models.vision import PREFIX_TOKENS, VISION_MODELS
@@ -64,6 +65,41 @@ def tokens_per_image(config: PreTrainedConfig, side: int) -> int:
     # ViP-LLaVA has no choice of states: it always leaves the first out
     strategy = getattr(config, "vision_feature_select_strategy", "default")
     return states - 1 if strategy == "default" else states
+
+
+def check_llava(name: str, config: PreTrainedConfig, processor: Any) -> None:
+    """Refuse a LLaVA whose image token, or the tower's states that it reads, are not there.
+
+    Args:
+        name: what error texts call the checkpoint.
+        config: the model's.
+        processor: as loaded from the same checkpoint.
+
+    Raises:
+        ModelError: it has no processor of images and texts, the two name different image tokens,
+            or the tower has no such block.
+    """
+    whole: Any = config
+    if not hasattr(processor, "image_token"):
+        raise ModelError(
+            f"{name!r}: its processor reads no images, it is a {type(processor).__name__}; restore "
+            "its processor_config.json"
+        )
+    token = processor.tokenizer.convert_tokens_to_ids(processor.image_token)
+    if token != whole.image_token_id:
+        raise ModelError(
+            f"{name!r}: config.json says that images stand at token {whole.image_token_id}, and "
+            f"the processor writes {processor.image_token!r}, which is {token}; take both from one "
+            "checkpoint"
+        )
+    layers = whole.vision_feature_layer
+    blocks = whole.vision_config.num_hidden_layers
+    for layer in layers if isinstance(layers, list | tuple) else [layers]:
+        if not -blocks - 1 <= layer <= blocks:
+            raise ModelError(
+                f"{name!r}: config.json reads the states at vision_feature_layer {layer}, and its "
+                f"vision tower has {blocks} blocks; restore config.json"
+            )
 
 
 def prepare_llava(model: PreTrainedModel) -> None:
