@@ -1,14 +1,17 @@
 """What is kept to save work: shown by kind, deleted by kind and age, and nothing beside it."""
 
 import os
+import subprocess
 import time
+from hashlib import sha256
 
 import pytest
 from typer.testing import CliRunner
 
-from varifocal.cache import Kept, cache_kinds, clear_cache
+from varifocal.cache import Kept, cache_kinds, clear_cache, file_digest
 from varifocal.cli import app
 from varifocal.errors import VarifocalError
+from varifocal.staging import machine, staging_path
 
 DAY = 86400
 
@@ -89,3 +92,17 @@ def test_mistakes(kept, words, text):
     error = ask(*words).exception
     assert isinstance(error, VarifocalError)
     assert str(error).startswith(text)
+
+
+def test_a_digest_that_a_kill_left_half_written_is_deleted(tmp_path, monkeypatch):
+    monkeypatch.setenv("VARIFOCAL_CACHE", str(tmp_path / "cache"))
+    file = tmp_path / "weights"
+    file.write_bytes(b"abc")
+    assert file_digest(file) == sha256(b"abc").hexdigest()
+    (note,) = (tmp_path / "cache" / "digests").iterdir()
+    note.unlink()
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    staging_path(note, f"{machine()}-{gone.pid}-0123abcd").touch()
+    assert file_digest(file) == sha256(b"abc").hexdigest()
+    assert list(note.parent.iterdir()) == [note]

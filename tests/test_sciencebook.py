@@ -13,7 +13,7 @@ from PIL import Image
 
 from varifocal import sciencebook
 from varifocal.errors import DataError, RunError
-from varifocal.sciencebook import SKILLS, chance, compose, make_sciencebook
+from varifocal.sciencebook import SKILLS, chance, compose, make_sciencebook, write
 
 PICTURE = [name for name, skill in SKILLS.items() if skill.needs == "picture"]
 TEXT = [name for name, skill in SKILLS.items() if skill.needs == "text"]
@@ -273,6 +273,21 @@ def test_a_finished_data_set_is_not_overwritten(tmp_path):
     with pytest.raises(DataError, match="already holds a data set"):
         make_sciencebook(tmp_path, train=1, val=0, test=0, seed=1)
     assert contents(tmp_path) == before
+
+
+def test_one_that_another_process_finishes_meanwhile_is_not_overwritten(tmp_path, monkeypatch):
+    alone = write.alone
+
+    def finish_first(root):
+        monkeypatch.setattr(write, "alone", alone)
+        make_sciencebook(root, train=1, val=0, test=0, seed=0)
+        finish_first.made = contents(root)
+        return alone(root)
+
+    monkeypatch.setattr(write, "alone", finish_first)
+    with pytest.raises(DataError, match="already holds a data set"):
+        make_sciencebook(tmp_path, train=1, val=0, test=0, seed=1)
+    assert contents(tmp_path) == finish_first.made
 
 
 def test_a_killed_run_leaves_no_problems_json_and_can_be_repeated(tmp_path):

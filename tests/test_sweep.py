@@ -14,9 +14,10 @@ import yaml
 from varifocal import cli
 from varifocal.errors import RecipeError, RunError
 from varifocal.run import RunDirectory
-from varifocal.sweep import DONE, load_sweep, run_sweep
+from varifocal.sweep import DONE, _same_scores, load_sweep, run_sweep
 from varifocal.training.train import train
 from varifocal.training.trainer import SupervisedTrainer
+from varifocal.writing import write_text
 
 SWEEPS = Path(__file__).parents[1] / "sweeps"
 
@@ -290,6 +291,25 @@ def test_a_checkpoint_of_an_interruption_is_not_scored(write, tmp_path, book):
     (run.checkpoints / "checkpoint-2").rename(run.checkpoints / "checkpoint-3")  # as by Ctrl-C
     run_sweep(sweep, tmp_path / "out")
     assert [one.name for one in run.evaluations.iterdir() if one.is_dir()] == ["checkpoint-4"]
+
+
+def test_scores_of_the_last_checkpoint_are_copied_whole_or_not_at_all(tmp_path, monkeypatch):
+    run = RunDirectory.create(tmp_path / "run")
+    write_text(run.evaluations / "book.json", "{}")
+    (run.evaluations / ".book.json.varifocal-tmp-left-by-a-kill").touch()
+
+    def stop_halfway(source, target):
+        Path(target).write_text("{")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.copyfile", stop_halfway)
+        with pytest.raises(KeyboardInterrupt):
+            _same_scores(run, 4)
+    place = run.evaluations_at(4)
+    assert list(place.iterdir()) == []
+    _same_scores(run, 4)
+    assert [(file.name, file.read_text()) for file in place.iterdir()] == [("book.json", "{}")]
 
 
 def test_checkpoints_at_shares_of_a_run_are_scored(write, tmp_path, book):

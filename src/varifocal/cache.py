@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from varifocal.staging import staging_path
+from varifocal.staging import delete, staging_path, sweep_abandoned
 
 _FOLDERS = ("digests", "encoded", "features", "indexes", "scans", "unpacked")
 
@@ -40,8 +40,12 @@ def file_digest(file: Path) -> str:
     with contextlib.suppress(OSError):  # a cache that cannot be written costs time, nothing else
         note.parent.mkdir(parents=True, exist_ok=True)
         scratch = staging_path(note)
-        scratch.write_text(digest)
-        scratch.replace(note)
+        try:
+            scratch.write_text(digest)
+            scratch.replace(note)
+        finally:
+            delete(scratch)
+        sweep_abandoned(note)
     return digest
 
 

@@ -26,7 +26,7 @@ from varifocal.recipe.page import WrongKeyError, as_overrides, read_page, valida
 from varifocal.recipe.section import RunName, Section
 from varifocal.reports.runs import flat
 from varifocal.run import RunDirectory
-from varifocal.writing import claim_folder, write_json
+from varifocal.writing import claim_folder, whole_file, write_json
 
 if TYPE_CHECKING:
     from varifocal.reports.runs_table import Report
@@ -324,9 +324,9 @@ def _score(page: SweepSection, run: RunDirectory, tell: Tell, step: int | None =
 def _same_scores(run: RunDirectory, step: int) -> None:
     """Put the scores of a run's end down as those of its last checkpoint, too."""
     place = run.evaluations_at(step)
-    place.mkdir(parents=True, exist_ok=True)
-    for file in run.evaluations.glob("*.json*"):
-        shutil.copyfile(file, place / file.name)
+    for file in run.evaluations.glob("[!.]*.json*"):
+        with whole_file(place / file.name) as staging:
+            shutil.copyfile(file, staging)
 
 
 def _here(source: SourceSection) -> SourceSection:

@@ -82,11 +82,11 @@ def make_sciencebook(
         if count < 0:
             raise DataError(f"{split}: cannot make {count} questions; give 0 or more")
     root = Path(directory)
-    if (root / "problems.json").exists():
-        raise DataError(f"{root} already holds a data set; delete it or choose another directory")
+    _check_unfinished(root)
     claim_folder(root, place="another folder")
     try:
         with alone(root):
+            _check_unfinished(root)  # another process may have finished it meanwhile
             problems = _write_pictures(root, table, counts, seed, progress)
             splits = {split: [] for split in SPLITS}
             for name, record in problems.items():
@@ -102,6 +102,11 @@ def make_sciencebook(
         skills=tuple(skill.name for skill in table),
         chance=_mean(1 / len(record["choices"]) for record in problems.values()),
     )
+
+
+def _check_unfinished(root: Path) -> None:
+    if (root / "problems.json").exists():
+        raise DataError(f"{root} already holds a data set; delete it or choose another directory")
 
 
 def compose(
