@@ -8,7 +8,7 @@ import PIL.Image
 import pytest
 import typer.main
 
-from varifocal.cli import main
+from varifocal.cli.main import _how_to_go_on, app
 from varifocal.cli.tables import stage_bars
 from varifocal.errors import DataError, Stopped
 
@@ -153,12 +153,12 @@ def test_ctrl_c_says_how_to_go_on(run, training):
     ],
 )
 def test_what_goes_on_is_a_command_that_exists(typed, told):
-    words = main._how_to_go_on(typed.split())
+    words = _how_to_go_on(typed.split())
     if told is None:
         assert words == "stopped"
         return
     assert words.endswith(f"to go on: varifocal {told}")
-    command, name, *rest = typer.main.get_command(main.app), *told.split()
+    command, name, *rest = typer.main.get_command(app), *told.split()
     assert command.commands[name].make_context(name, rest).params
 
 
