@@ -113,7 +113,7 @@ def test_descriptions_without_a_telling_word_are_refused(descriptions, embedding
         vocabulary_of(descriptions, embedding)
     assert str(caught.value) == (
         "connector.alignment: words finds no word that some descriptions share and others lack; "
-        "describe more pictures, or set model.connector.alignment to null"
+        "describe more images, or set model.connector.alignment to null"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -43,7 +44,10 @@ def check(
     from varifocal.cli.data_tables import print_check
     from varifocal.cli.tables import stage_bars
     from varifocal.data.inspect.check import check_data
+    from varifocal.data.inspect.verdict import Verdict
+    from varifocal.planning.lengths import num_steps
     from varifocal.recipe import load_recipe
+    from varifocal.training.usable import why_refused
     from varifocal.writing import claim_folder
 
     if plots is not None:
@@ -54,6 +58,10 @@ def check(
         report = check_data(
             page.data, encoder, seed=page.seed, num_workers=workers, progress=progress
         )
+    rows = None if report.epoch is None else report.epoch.num_rows
+    refused = why_refused(page, steps=None if rows is None else num_steps(page, rows, 1))
+    if refused:
+        report = replace(report, verdict=Verdict(False, f"not usable: {refused}"))
     print_check(report)
     if json_file is not None:
         report.write_json(json_file)

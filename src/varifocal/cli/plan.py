@@ -58,7 +58,7 @@ def plan(
 ) -> None:
     """Say what a recipe will take: memory, tokens, hours, money; nothing is loaded.
 
-    Ends with 0 if it fits, with 1 if it does not.
+    Ends with 0 if it fits, with 1 if it does not, or if `train` would refuse it.
     """
     ready()
     from varifocal.errors import RecipeError
@@ -137,7 +137,7 @@ def _lines(plan: Plan) -> Iterator[str]:
     for sentence in plan.assumptions:
         yield from _item(sentence)
     yield ""
-    yield from textwrap.wrap(plan.verdict, _COLUMNS)
+    yield from _wrapped(plan.verdict)
 
 
 _SHOWN_GIB = 0.005
@@ -149,11 +149,15 @@ def _row(name: str, value: str) -> str:
 
 
 def _item(sentence: str) -> list[str]:
-    # a word too long for the line is an address, which is not to be broken
+    return _wrapped(f"- {sentence}", indent="  ")
+
+
+def _wrapped(sentence: str, indent: str = "") -> list[str]:
+    # a word too long for the line is an address or a path, which is not to be broken
     return textwrap.wrap(
-        f"- {sentence}",
+        sentence,
         _COLUMNS,
-        subsequent_indent="  ",
+        subsequent_indent=indent,
         break_long_words=False,
         break_on_hyphens=False,
     )

@@ -144,16 +144,47 @@ def load_captions(data: DataSection) -> list[tuple[Image, str]]:
     Raises:
         DataError: there are none.
     """
-    sources = data.captions or [source for source in data.train if _may_have_captions(source)]
-    asked = [source.model_copy(update={"prompt_format": "caption"}) for source in sources]
-    examples = load_examples(asked, data.on_bad_record)
-    pairs = [(one.images[0], one.messages[-1].text) for one in examples if one.images]
+    pairs = _pairs(load_examples(_sections(data), data.on_bad_record))
     if not pairs:
-        raise DataError(
-            "connector.alignment: words needs described pictures, and data.train has none; "
-            "name some in data.captions, or set model.connector.alignment to null"
-        )
+        raise no_captions(data)
     return pairs
+
+
+def find_captions(data: DataSection) -> list[tuple[Image, str]]:
+    """Collect what `load_captions` would, without decoding an image; what is broken is left out.
+
+    Raises:
+        DataError: a source of `data.captions` cannot be opened, or nothing is left of it.
+    """
+    found: list[tuple[Image, str]] = []
+    for section in _sections(data):
+        try:
+            found += _pairs(load_source(section, on_bad_record="skip"))
+        except DataError:  # a source to train on need not describe its images
+            if data.captions:
+                raise
+    return found
+
+
+def no_captions(data: DataSection) -> DataError:
+    """Return the error of a recipe that aligns its connector and describes no image."""
+    if data.captions:
+        what, mend = "data.captions has none that can be read", "name others there"
+    else:
+        what, mend = "data.train has none", "name some in data.captions"
+    return DataError(
+        f"connector.alignment: words needs described images, and {what}; {mend}, or set "
+        "model.connector.alignment to null"
+    )
+
+
+def _sections(data: DataSection) -> list[SourceSection]:
+    sources = data.captions or [source for source in data.train if _may_have_captions(source)]
+    return [source.model_copy(update={"prompt_format": "caption"}) for source in sources]
+
+
+def _pairs(examples: Iterable[Example]) -> list[tuple[Image, str]]:
+    return [(one.images[0], one.messages[-1].text) for one in examples if one.images]
 
 
 def load_examples(sources: Sequence[SourceSection], on_bad_record: OnBadRecord) -> list[Example]:

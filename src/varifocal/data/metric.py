@@ -10,7 +10,7 @@ from varifocal.data.example import Example
 from varifocal.errors import DataError
 
 if TYPE_CHECKING:
-    from varifocal.recipe.data import MetricName
+    from varifocal.recipe.data import MetricName, SourceSection
 
 ANNOTATORS = 3
 """Right answers of every question from which on they are taken for those of annotators."""
@@ -56,6 +56,24 @@ class Gold:
         for example in examples:
             gold.add(example.answer_index is not None, len(gold_answers(example)))
         return gold
+
+
+def check_scorable(section: SourceSection, gold: Gold) -> None:
+    """Refuse a source of `data.evaluate` that gives nothing to score.
+
+    Args:
+        section: the source.
+        gold: what those of its questions have that can be asked.
+
+    Raises:
+        DataError: there is no question with a gold answer, or its metric does not fit.
+    """
+    if not gold.count:
+        raise DataError(
+            f"data.evaluate: no record of '{section.place}' has a question and its answer, so "
+            "there is nothing to score; name other records, or leave the source out"
+        )
+    choose_metric(section.metric, gold, section.place)
 
 
 def choose_metric(asked: MetricName | None, gold: Gold, place: str) -> MetricName:

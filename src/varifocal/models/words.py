@@ -46,6 +46,27 @@ def words_of(description: str) -> list[str]:
     return list(dict.fromkeys(WORD.findall(description.lower())))
 
 
+def check_descriptions(descriptions: Sequence[str], minimum_count: int = 2) -> None:
+    """Refuse descriptions of which `build_vocabulary` can take no word.
+
+    Raises:
+        DataError: no word is left.
+    """
+    _telling_words([words_of(description) for description in descriptions], minimum_count)
+
+
+def _telling_words(bags: Sequence[Sequence[str]], minimum_count: int) -> list[str]:
+    """Return the words that several descriptions have and others have not."""
+    counts = Counter(word for bag in bags for word in bag)
+    words = [word for word, count in counts.items() if minimum_count <= count < len(bags)]
+    if not words:
+        raise DataError(
+            "connector.alignment: words finds no word that some descriptions share and others "
+            "lack; describe more images, or set model.connector.alignment to null"
+        )
+    return words
+
+
 def build_vocabulary(
     descriptions: Sequence[str],
     token_ids: Callable[[str], list[int]],
@@ -66,13 +87,7 @@ def build_vocabulary(
         DataError: no word is left.
     """
     bags = [words_of(description) for description in descriptions]
-    counts = Counter(word for bag in bags for word in bag)
-    words = [word for word, count in counts.items() if minimum_count <= count < len(bags)]
-    if not words:
-        raise DataError(
-            "connector.alignment: words finds no word that some descriptions share and others "
-            "lack; describe more pictures, or set model.connector.alignment to null"
-        )
+    words = _telling_words(bags, minimum_count)
     index = {word: i for i, word in enumerate(words)}
     targets = torch.zeros(len(bags), len(words))
     for row, bag in enumerate(bags):

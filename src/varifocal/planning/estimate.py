@@ -20,6 +20,7 @@ from varifocal.planning.tracing import Step, switch_checkpointing, trace_step
 from varifocal.recipe import Recipe
 from varifocal.training.examples import TrainingData, load_training_data
 from varifocal.training.tuner import count_frozen, count_trained
+from varifocal.training.usable import why_refused
 
 FREE_SHARE = 0.05
 """Share of a device's memory that is left free: allocators waste some."""
@@ -45,7 +46,7 @@ class Plan:
         seconds: by stage.
         hours, usd: of the whole run; `usd` is None without a price.
         calibrated: whether the rate was measured on this machine.
-        fits: whether the device holds it and no example stops it.
+        fits: whether the device holds it and nothing stops it.
         verdict: the last word in a sentence.
         assumptions: what all this rests on.
         paper: what the paper measured beside ours, for its own recipes.
@@ -128,6 +129,10 @@ def estimate(
     peak, holds = sum(parts.values()) / GIB, sum(parts.values()) <= machine.room
     largest = None if quick else _largest(recipe, machine, weights, step)
     fits, verdict = judge(recipe, device, num_devices, peak, holds, work, largest)
+    # a run that gives its own data has been asked already
+    refused = None if data else why_refused(recipe, steps=work.steps, skip_absent=True)
+    if refused:
+        fits, verdict = False, f"does not start: {refused}"
     return Plan(
         recipe=recipe.name,
         device=device.name,

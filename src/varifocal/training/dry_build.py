@@ -12,6 +12,7 @@ from transformers.utils.import_utils import is_torch_tf32_available
 from varifocal.errors import RecipeError
 from varifocal.models.distributed import num_processes
 from varifocal.recipe import Recipe, TrainingSection
+from varifocal.recipe.optimizers import missing_package
 from varifocal.recipe.page import WrongKeyError
 from varifocal.recipe.reading import check_again
 from varifocal.recipe.schedules import check_length
@@ -20,18 +21,21 @@ _STEPS = 10**9  # more than any run's; the parts of a schedule are held against 
 
 
 def check_before_loading(recipe: Recipe) -> None:
-    """Refuse what cannot be trained here, before any model or data are read.
+    """Refuse what cannot be trained in this process, before any model or data are read.
 
     Raises:
         RecipeError: one sentence a line for each thing that is wrong.
     """
     check_again(recipe, num_processes())
-    check_training(recipe.training)
-    _check_connector_is_kept(recipe)
+    _check_device(recipe.training)
 
 
-def _check_connector_is_kept(recipe: Recipe) -> None:
-    """Refuse to fit a connector that the adapter would then leave out."""
+def check_connector_is_kept(recipe: Recipe) -> None:
+    """Refuse to fit a connector that the adapter would then leave out.
+
+    Raises:
+        RecipeError: names the key that would fit it.
+    """
     connector = recipe.model.connector
     if connector is None or recipe.tuner.train_connector or recipe.tuner.type == "full":
         return
@@ -56,16 +60,18 @@ def check_fits(training: TrainingSection | None, steps: int) -> None:
         raise RecipeError(f"training.{error.key}: {error}") from None
 
 
-def check_training(training: TrainingSection) -> None:
-    """Build the optimiser and the schedule for one number, and look at the device.
+def check_libraries(training: TrainingSection, *, skip_absent: bool = False) -> None:
+    """Build the optimiser and the schedule for one number.
 
     Args:
         training: a recipe's section.
+        skip_absent: pass over an optimiser whose package is not installed.
 
     Raises:
-        RecipeError: a library refuses a value, or the device cannot compute so.
+        RecipeError: a library refuses a value.
     """
-    _check_device(training)
+    if skip_absent and missing_package(training.optimizer) is not None:
+        return
     optimizer = _built("optim", lambda: _optimizer(training))
     _built("lr_scheduler_kwargs", lambda: _schedule(training, optimizer))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from varifocal.cache import cache_root
 from varifocal.data.encoding.encoder import Encoder
-from varifocal.data.encoding.samples import Samples, Tally, UsableSamples
+from varifocal.data.encoding.samples import NO_EXAMPLE, NO_SOURCE, Samples, Tally, UsableSamples
 from varifocal.data.example import Image
 from varifocal.data.mixture import BROKEN, MODALITY_NAMES, Draw, Part, draw, needs_scan
 from varifocal.data.reading import OnBadRecord
@@ -115,7 +115,7 @@ def load_training_data(
         DataError: nothing is left to train on, or a record is bad and `on_bad_record` is `fail`.
     """
     if not data.train:
-        raise DataError("data.train names no source; there is nothing to train on")
+        raise DataError(NO_SOURCE)
     if any(source.streaming for source in data.train):
         return _streamed(data, encoder, seed, num_rows)
     samples = open_samples(data, encoder, seed=seed)
@@ -130,14 +130,14 @@ def load_training_data(
         return TrainingData(rows, samples.tally, names, samples.draw, notes=notes)
     usable = UsableSamples(samples, progress)
     if not len(usable):
-        raise DataError("there is no example to train on: all were skipped or dropped")
+        raise DataError(NO_EXAMPLE)
     rows = PackedDataset(usable, row_length, seed, data.packing, usable.lengths.tolist())
     return TrainingData(rows, samples.tally, names, samples.draw, usable, notes)
 
 
 def open_samples(data: DataSection, encoder: Encoder, *, seed: int = 0) -> Samples:
     """Open the training sources and draw the records of an epoch; nothing is encoded yet."""
-    sources = [_sized(open_source(section, seed)) for section in data.train]
+    sources = _open_sized(data, seed)
     scan = needs_scan(data.train, data.mixture)
     parts = [_part(source, scan, data.num_workers, data.on_bad_record) for source in sources]
     return Samples(
@@ -148,6 +148,23 @@ def open_samples(data: DataSection, encoder: Encoder, *, seed: int = 0) -> Sampl
         data.on_bad_record,
         data.num_workers,
     )
+
+
+def check_mixture(data: DataSection, *, seed: int = 0) -> None:
+    """Open the training sources and draw an epoch, where that needs no look at every record.
+
+    Raises:
+        DataError: a source cannot be opened, or nothing is left of it.
+        RecipeError: the mixture contradicts itself.
+    """
+    sources = _open_sized(data, seed)
+    if not needs_scan(data.train, data.mixture):
+        parts = [_part(source, False, 0, data.on_bad_record) for source in sources]
+        draw(parts, data.mixture, seed)
+
+
+def _open_sized(data: DataSection, seed: int) -> list[Source]:
+    return [_sized(open_source(section, seed)) for section in data.train]
 
 
 def _sized(source: Source | StreamedSource) -> Source:
@@ -174,8 +191,17 @@ def _part(source: Source, scan: bool, num_workers: int, on_bad_record: OnBadReco
     )
 
 
-def _streamed(data: DataSection, encoder: Encoder, seed: int, num_rows: int | None) -> TrainingData:
-    if num_rows is None:
+def check_streams(data: DataSection, *, has_end: bool) -> None:
+    """Refuse streams without an end, or that a mixture would have to count.
+
+    Args:
+        data: the recipe's section; one of `train` is a stream.
+        has_end: whether `training.max_steps` decides how many rows are taken.
+
+    Raises:
+        DataError: says what to set.
+    """
+    if not has_end:
         raise DataError("a source with streaming: true has no end; set training.max_steps")
     mixture = data.mixture
     if mixture.total or mixture.max_per_task or mixture.language_fraction is not None:
@@ -183,6 +209,11 @@ def _streamed(data: DataSection, encoder: Encoder, seed: int, num_rows: int | No
             "data.mixture counts records, and a source with streaming: true cannot be counted; "
             "give the sources a weight each, or streaming: false"
         )
+
+
+def _streamed(data: DataSection, encoder: Encoder, seed: int, num_rows: int | None) -> TrainingData:
+    check_streams(data, has_end=num_rows is not None)
+    assert num_rows is not None  # `check_streams` has refused others
     tally = Tally()
     sources = [open_source(section, seed) for section in data.train]
     weights = [section.weight or 1.0 for section in data.train]

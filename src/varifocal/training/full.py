@@ -30,10 +30,7 @@ def train_whole(model: PreTrainedModel, section: FullSection) -> PreTrainedModel
         RecipeError: the language model is quantised.
     """
     if getattr(model, "is_quantized", False):
-        raise RecipeError(
-            "tuner.type: full trains every weight of the language model, and model.quantization "
-            "holds them in 4 or 8 bits; leave quantization out, or take tuner.type: lora"
-        )
+        raise refuse_quantised()
     model.requires_grad_(False)
     for parameter in _language_parameters(model):
         parameter.requires_grad_(True)
@@ -43,6 +40,14 @@ def train_whole(model: PreTrainedModel, section: FullSection) -> PreTrainedModel
         connector = model.get_submodule(name).requires_grad_(True)
         hold_in_float32(connector)
     return model
+
+
+def refuse_quantised() -> RecipeError:
+    """Return the error of full fine-tuning on weights of 4 or 8 bits."""
+    return RecipeError(
+        "tuner.type: full trains every weight of the language model, and model.quantization "
+        "holds them in 4 or 8 bits; leave quantization out, or take tuner.type: lora"
+    )
 
 
 def _language_parameters(model: Any) -> list[nn.Parameter]:

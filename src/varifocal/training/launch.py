@@ -20,6 +20,7 @@ from varifocal.errors import RecipeError, RunError, Stopped, nearest
 from varifocal.recipe import Recipe, load_recipe
 from varifocal.recipe.reading import SHIPPED
 from varifocal.run import RunDirectory
+from varifocal.training.usable import check_usable
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
@@ -75,6 +76,7 @@ def check_launch(launch: Launch) -> Recipe:
     Raises:
         RecipeError: an unknown engine, a wrong recipe, or rows that cannot be shared.
         RunError: the run directory holds a run and `resume` is false.
+        DataError, RecipeError, RunError: as `varifocal.training.usable.check_usable`.
     """
     if launch.engine not in ENGINES:
         hint = nearest(launch.engine, ENGINES)
@@ -82,6 +84,7 @@ def check_launch(launch: Launch) -> Recipe:
     page = load_recipe(launch.recipe, launch.overrides)
     share_rows(page, launch.world_size)
     RunDirectory(launch.out).check_free(resume=launch.resume)
+    check_usable(page, skip_absent=True)
     return page
 
 

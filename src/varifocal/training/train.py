@@ -55,6 +55,7 @@ from varifocal.training.resuming import (
 )
 from varifocal.training.trainer import SupervisedTrainer
 from varifocal.training.tuner import attach_tuner
+from varifocal.training.usable import NOTHING_TRAINED, check_usable
 from varifocal.writing import whole_directory, write_json, write_text
 
 _LOST = re.compile(r"(?i)connection (was )?(closed|reset|refused)|broken pipe|timed out waiting")
@@ -91,6 +92,7 @@ def train(
         DataError, ModelError, RecipeError: as their parts.
     """
     check_before_loading(recipe)
+    check_usable(recipe)
     run = RunDirectory.create(root, resume=resume)
     with run.lock():
         return _train(recipe, run, resume, progress or _silent, predict)
@@ -204,7 +206,7 @@ def build_trainer(
         RunError: the model has no parameter to train.
     """
     if not any(parameter.requires_grad for parameter in parts.model.parameters()):
-        raise RunError("tuner: nothing is trained; set tuner.type or tuner.train_connector")
+        raise RunError(NOTHING_TRAINED)
     row_length = recipe.data.row_length or recipe.data.max_length
     static = row_length if recipe.training.compile_layers else None
     if recipe.training.compile_layers:

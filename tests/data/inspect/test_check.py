@@ -7,7 +7,7 @@ import weakref
 import pytest
 from PIL import Image as Pictures
 
-from varifocal.data.encoding.samples import UsableSamples
+from varifocal.data.encoding.samples import NO_SOURCE, UsableSamples
 from varifocal.data.example import Example, Message
 from varifocal.data.inspect import check as check_module
 from varifocal.data.inspect.check import check_data
@@ -242,8 +242,8 @@ def test_epochs_of_a_source_count(section, encoder):
             {"max_length": 200, "overflow": "truncate_prompt"},
             "1 record to train on cannot be cut to data.max_length 200",
         ),
-        (LONG, {"max_length": 200, "overflow": "drop"}, "no record of data.train gives an example"),
-        (["{", "{"], {"on_bad_record": "skip", "format": "llava"}, "no record of data.train"),
+        (LONG, {"max_length": 200, "overflow": "drop"}, "there is no example to train on"),
+        (["{", "{"], {"on_bad_record": "skip", "format": "llava"}, "there is no example to train"),
     ],
 )
 def test_what_is_not_usable_says_why_and_the_mend(section, encoder, records, knobs, words):
@@ -279,7 +279,7 @@ def test_a_question_too_long_to_score_is_not_usable_even_with_drop(section, enco
 
 def test_nothing_to_train_on_is_not_usable(encoder):
     report = check(DataSection(), encoder)
-    assert report.verdict.sentence == "not usable: data.train names no source; name one"
+    assert report.verdict.sentence == f"not usable: {NO_SOURCE}"
 
 
 # Reading

@@ -21,6 +21,12 @@ from varifocal.errors import DataError
 
 Progress = Callable[[int, int], None]
 
+NO_SOURCE = "data.train names no source; there is nothing to train on"
+NO_EXAMPLE = (
+    "there is no example to train on: all were skipped or dropped; look at data.max_length, and at "
+    "the sources' split, skills and max_examples"
+)
+
 
 @dataclass(frozen=True)
 class LeftOut:

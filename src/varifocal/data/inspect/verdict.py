@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from varifocal.data.encoding.samples import NO_EXAMPLE, NO_SOURCE
 from varifocal.data.inspect.counts import SourceCounts
 from varifocal.data.inspect.findings import STOPPING, Findings
-from varifocal.data.metric import choose_metric
+from varifocal.data.metric import check_scorable
 from varifocal.errors import DataError
 from varifocal.recipe import DataSection
 
@@ -28,7 +29,7 @@ class Verdict:
 def judge(data: DataSection, all_counts: Sequence[SourceCounts], findings: Findings) -> Verdict:
     """Say whether the training and the scoring would get through all records."""
     if not data.train:
-        return Verdict(False, "not usable: data.train names no source; name one")
+        return Verdict(False, f"not usable: {NO_SOURCE}")
     reasons = (
         _bad_records(data, findings),
         _too_long(data, all_counts),
@@ -92,10 +93,8 @@ def _no_metric(data: DataSection, all_counts: Sequence[SourceCounts]) -> str:
     """Say which source of questions cannot be scored, and why, as the scoring itself would."""
     scored = [one for one in all_counts if one.side == "evaluate"]
     for section, counts in zip(data.evaluate, scored, strict=True):
-        if not counts.num_usable:
-            return f"no record of '{section.place}' can be scored; look at what is listed above"
         try:
-            choose_metric(section.metric, counts.gold, section.place)
+            check_scorable(section, counts.gold)
         except DataError as error:
             return str(error)
     return ""
@@ -104,10 +103,7 @@ def _no_metric(data: DataSection, all_counts: Sequence[SourceCounts]) -> str:
 def _nothing_left(all_counts: Sequence[SourceCounts]) -> str:
     if any(kept for one in all_counts if one.side == "train" for kept in one.kept):
         return ""
-    return (
-        "no record of data.train gives an example to train on; look at what is listed above, and "
-        "at the sources' split, skills and max_examples"
-    )
+    return NO_EXAMPLE
 
 
 def _usable(data: DataSection, all_counts: Sequence[SourceCounts], findings: Findings) -> str:

@@ -9,7 +9,14 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from varifocal.data.encoding.encoder import Encoded, Encoder, TooLongError
-from varifocal.data.encoding.samples import LeftOut, Samples, Tally, check_pictures, refuse_or_pass
+from varifocal.data.encoding.samples import (
+    NO_EXAMPLE,
+    LeftOut,
+    Samples,
+    Tally,
+    check_pictures,
+    refuse_or_pass,
+)
 from varifocal.data.example import Example
 from varifocal.data.reading import OnBadRecord
 from varifocal.data.rows.packing import WINDOW, PackedDataset, pack
@@ -90,7 +97,7 @@ class LazyRows(Dataset[list[Encoded]]):
                     empty = False
                     yield self._pack(window, (self.seed, number, place))
             if empty:
-                raise DataError("there is no example to train on: all were skipped or dropped")
+                raise DataError(NO_EXAMPLE)
 
     def _pack(self, window: list[Encoded], seed: tuple[int, ...]) -> list[list[Encoded]]:
         lengths = [len(sample) for sample in window]
@@ -121,7 +128,7 @@ def estimate_rows(samples: Samples, row_length: int, seed: int, packing: bool = 
     head = _order(len(samples), seed, 0)[:FIRST_WINDOW]
     lengths = [len(one) for _, one in samples.usable(head.tolist())]
     if not lengths:
-        raise DataError("there is no example to train on: all were skipped or dropped")
+        raise DataError(NO_EXAMPLE)
     rows = pack(lengths, row_length, (seed, 0, 0), len(lengths) if packing else 1)
     return max(round(len(samples) * len(rows) / len(head)), 1)
 
@@ -233,7 +240,7 @@ def _endless(
             if first:
                 (tally.dropped if found.too_long else tally.skipped).append(found.reason)
         if not usable:
-            raise DataError("there is no example to train on: all were skipped or dropped")
+            raise DataError(NO_EXAMPLE)
         first = False
 
 

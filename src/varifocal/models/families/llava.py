@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from varifocal.errors import ModelError
 from varifocal.models.distributed import in_world, is_sharded, touch
-from varifocal.models.grafted import GraftedForConditionalGeneration
+from varifocal.models.grafted import GraftedConfig, GraftedForConditionalGeneration
 from varifocal.models.vision import PREFIX_TOKENS, VISION_MODELS
 
 PROJECTOR = "multi_modal_projector"
@@ -41,6 +41,11 @@ def connector_name(model: nn.Module) -> str | None:
         return "connector"
     names = (name for name, _ in model.named_modules() if name.rpartition(".")[2] == PROJECTOR)
     return next(names, None)
+
+
+def has_connector(config: PreTrainedConfig) -> bool:
+    """Tell by its config a model in which `connector_name` finds one."""
+    return isinstance(config, GraftedConfig) or is_llava(config)
 
 
 def is_llava(config: PreTrainedConfig) -> bool:

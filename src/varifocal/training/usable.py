@@ -1,0 +1,131 @@
+"""Why a recipe cannot be trained, found before a model is loaded or a process is started.
+
+`train`, `launch`, `plan` and `data check` all ask here, so no verb passes what another refuses.
+Two things are judged elsewhere: single records, which `data check` reads and `train` encodes, and
+what only a model's layers show, which `plan` builds without weights.
+"""
+
+from __future__ import annotations
+
+import glob
+from pathlib import Path
+
+from varifocal.data.encoding.samples import NO_SOURCE
+from varifocal.data.example import Image
+from varifocal.data.loading import find_captions, load_source, no_captions
+from varifocal.data.metric import Gold, check_scorable, gold_answers
+from varifocal.data.readers.images import absent_pictures_allowed
+from varifocal.errors import DataError, ModelError, RunError, VarifocalError
+from varifocal.models.families.llava import has_connector
+from varifocal.models.sources import read_config
+from varifocal.models.words import check_descriptions
+from varifocal.recipe import FullSection, NoTunerSection, Recipe, SourceSection
+from varifocal.training.alignment import aligns
+from varifocal.training.dry_build import check_connector_is_kept, check_fits, check_libraries
+from varifocal.training.examples import check_mixture, check_streams
+from varifocal.training.full import refuse_quantised
+
+NOTHING_TRAINED = "tuner: nothing is trained; set tuner.type or tuner.train_connector"
+
+
+def why_refused(
+    recipe: Recipe, *, steps: int | None = None, skip_absent: bool = False
+) -> str | None:
+    """Return the sentence with which `check_usable` refuses a recipe, or None."""
+    try:
+        check_usable(recipe, steps=steps, skip_absent=skip_absent)
+    except VarifocalError as error:
+        return str(error)
+    return None
+
+
+def check_usable(recipe: Recipe, *, steps: int | None = None, skip_absent: bool = False) -> None:
+    """Refuse a recipe that would end before its first step, whatever single records hold.
+
+    Args:
+        recipe: its paths absolute.
+        steps: of the whole run, where they are known; the parts of a schedule must fit into them.
+        skip_absent: pass over sources of a hub, paths that do not exist, and packages that are not
+            installed: the training may run on another machine.
+
+    Raises:
+        RecipeError: a library refuses a setting, the connector would not be saved, quantised
+            weights would be trained, or a schedule does not fit into the steps.
+        RunError: nothing is trained.
+        DataError: there is nothing to train on, a stream has no end, the alignment has no
+            descriptions or none that it can learn from, a source cannot be opened, or a source of
+            `data.evaluate` has nothing to score.
+    """
+    check_libraries(recipe.training, skip_absent=skip_absent)
+    check_connector_is_kept(recipe)
+    _check_tuner(recipe)
+    _check_training_sources(recipe, skip_absent)
+    if aligns(recipe):
+        _check_alignment(recipe, skip_absent)
+    for section in recipe.data.evaluate:
+        if _can_be_read(section, skip_absent):
+            _check_questions(section)
+    if steps is not None:
+        check_fits(recipe.training, steps)
+
+
+def _check_tuner(recipe: Recipe) -> None:
+    tuner, model = recipe.tuner, recipe.model
+    if isinstance(tuner, FullSection) and model.quantization:
+        raise refuse_quantised()
+    if not isinstance(tuner, NoTunerSection):
+        return
+    if not (tuner.train_connector and (model.vision_tower or _brings_connector(recipe))):
+        raise RunError(NOTHING_TRAINED)
+
+
+def _brings_connector(recipe: Recipe) -> bool:
+    try:
+        return has_connector(read_config(recipe.model.language_model))
+    except ModelError:  # whoever loads the model says what is wrong with it
+        return True
+
+
+def _check_training_sources(recipe: Recipe, skip_absent: bool) -> None:
+    data = recipe.data
+    if not data.train:
+        raise DataError(NO_SOURCE)
+    if any(section.streaming for section in data.train):
+        check_streams(data, has_end=recipe.training.max_steps >= 0)
+        return
+    if all(_can_be_read(section, skip_absent) for section in data.train):
+        check_mixture(data, seed=recipe.seed)
+
+
+def _check_alignment(recipe: Recipe, skip_absent: bool) -> None:
+    """Look for described images, and for words that tell them apart."""
+    data = recipe.data
+    if not all(_can_be_read(section, skip_absent) for section in data.captions or data.train):
+        return
+    pairs = find_captions(data)
+    if not any(_opens(image) for image, _ in pairs):
+        raise no_captions(data)
+    check_descriptions([caption for _, caption in pairs])
+
+
+def _opens(image: Image) -> bool:
+    try:
+        image.open()
+    except DataError:
+        return False
+    return True
+
+
+def _check_questions(section: SourceSection) -> None:
+    with absent_pictures_allowed():  # they may be asked without
+        examples = load_source(section, on_bad_record="skip")
+    check_scorable(section, Gold.of(one for one in examples if gold_answers(one)))
+
+
+def _can_be_read(section: SourceSection, skip_absent: bool) -> bool:
+    """Tell whether a source can be read from its start to its end, here."""
+    if section.streaming:
+        return False
+    if not skip_absent:
+        return True
+    return section.path is not None and bool(Path(section.path).exists() or glob.glob(section.path))
