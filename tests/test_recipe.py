@@ -389,6 +389,34 @@ def test_lavin_recipes_carry_the_settings_of_the_paper(size, temperature):
     assert {s.prompt_format for s in recipe.data.train} == {"QCM-ALE"}
 
 
+# Sections as a mapping
+
+
+def test_a_mapping_is_read_as_the_file_with_the_same_sections(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    train = ({"path": Path("alpaca.json")}, {"path": "alpaca.json", "epochs": 2})
+    sections = {"name": "recipe", "model": dict(MODEL), "data": {"train": train}}
+    assert load_recipe(sections) == load_recipe("recipe.yaml")
+    assert load_recipe({**sections, "model": ModelSection(**MODEL)}) == load_recipe("recipe.yaml")
+
+
+def test_an_override_does_not_reach_what_was_given(folder):
+    sections = {"model": dict(MODEL), "data": {"train": [{"path": str(folder / "alpaca.json")}]}}
+    changed = load_recipe(sections, {"data.train[0].epochs": 3.0, "seed": 4})
+    assert (changed.data.train[0].epochs, changed.seed, changed.name) == (3.0, 4, None)
+    assert sections["data"]["train"] == [{"path": str(folder / "alpaca.json")}]
+    again = load_recipe(changed, ["data.train[0].epochs=1.5"])
+    assert (again.data.train[0].epochs, again.seed) == (1.5, 4)
+    assert load_recipe(changed) == changed
+
+
+def test_a_mistake_in_a_mapping_is_named_with_its_place():
+    with pytest.raises(RecipeError, match=r"^trainin: unknown key; did you mean 'training'\?$"):
+        load_recipe({"model": MODEL, "trainin": {}})
+    with pytest.raises(RecipeError, match=r"^data.train\[0\].path: no file 'nowhere.json'"):
+        load_recipe({"model": MODEL, "data": {"train": [{"path": "nowhere.json"}]}})
+
+
 # The page describes itself
 
 

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from varifocal.errors import RecipeError, nearest
 from varifocal.recipe.data import DataSection, SourceSection
 from varifocal.recipe.engine_files import ENGINE_FILES, check_engine_files
@@ -22,7 +24,7 @@ _SIDES = ("train", "captions", "evaluate")
 
 
 def load_recipe(
-    path: str | Path,
+    source: str | os.PathLike[str] | Mapping[str, Any] | Recipe,
     overrides: Mapping[str, Any] | Iterable[str] = (),
     *,
     check_paths: bool = True,
@@ -30,25 +32,26 @@ def load_recipe(
     """Read, override and validate a recipe.
 
     Args:
-        path: a YAML file, or the bare name of a recipe that ships with Varifocal (`demo`).
+        source: a YAML file, the bare name of a recipe that ships with Varifocal (`demo`), the
+            sections as a mapping, whose relative paths start at the current directory, or a recipe.
         overrides: dotted keys and values, as a mapping or as texts `training.max_steps=100`.
         check_paths: refuse data sources, files of engines and packages that are not there.
 
     Returns:
-        The recipe, named, its paths absolute.
+        The recipe, its paths absolute; one that was read from a file has a name.
 
     Raises:
         RecipeError: one sentence a line for each thing that is wrong.
     """
-    file = find_recipe(path)
-    page = read_page(file)
+    file = None if isinstance(source, Mapping | Recipe) else find_recipe(source)
+    page = _as_page(source) if file is None else read_page(file)
     for key, value in as_overrides(overrides).items():
         put(page, key, _from_here(key, value))
-    shipped = SHIPPED.resolve() in file.resolve().parents
     # A run's own copy: what was trained is done, and has to open with any version's rules.
     context = {"is_trained": page.get("provenance") is not None}
-    recipe = _absolute(validate(Recipe, page, context), Path.cwd() if shipped else file.parent)
-    if recipe.name is None:
+    here = file is None or SHIPPED.resolve() in file.resolve().parents
+    recipe = _absolute(validate(Recipe, page, context), Path.cwd() if here else file.parent)
+    if recipe.name is None and file is not None:
         recipe = recipe.model_copy(update={"name": file.stem})
     if check_paths:
         _check_sources(recipe.data)
@@ -89,7 +92,21 @@ def check_installed(training: TrainingSection) -> None:
         raise RecipeError(f"training.report_to: {lacking} is not installed; run: pip install it")
 
 
-def find_recipe(path: str | Path) -> Path:
+def _as_page(value: Any) -> Any:
+    """Return a mapping as YAML would give it: sections as dicts, sequences as lists, paths as text.
+
+    Nothing of the result is shared with what was given, so that overrides do not reach it.
+    """
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if isinstance(value, Mapping):
+        return {key: _as_page(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_page(inner) for inner in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def find_recipe(path: str | os.PathLike[str]) -> Path:
     """Find a recipe's file: as given, or by its bare name among the shipped ones."""
     file = Path(path).expanduser()
     if file.is_file():
