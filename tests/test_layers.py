@@ -43,13 +43,14 @@ ALLOWED = {
     "reports": GROUND | STOCK | {"assemble"},
     "demo": GROUND | STOCK | VERBS | ABOUT | {"assemble"},
     "sweep": GROUND | STOCK | VERBS | ABOUT | {"assemble"},
+    "api": GROUND | STOCK | VERBS | ABOUT | {"assemble"},
     "cli": GROUND
     | STOCK
     | VERBS
     | ABOUT
     | {"assemble", "demo", "sweep", "registration", "stopping"},
     "registration": {"errors", "models", "tuners"},
-    "__init__": GROUND | STOCK | VERBS | ABOUT | {"registration"},
+    "__init__": GROUND | STOCK | VERBS | ABOUT | {"api", "registration"},
 }
 
 

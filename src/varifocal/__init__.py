@@ -11,6 +11,10 @@ from varifocal.errors import DataError, ModelError, RecipeError, RunError, Varif
 from varifocal.registration import hush, register_on_import
 
 if TYPE_CHECKING:
+    from varifocal.api.datasets import Dataset, dataset, datasets
+    from varifocal.api.jobs import compare, evaluate, plan, train
+    from varifocal.api.model import Model, load
+    from varifocal.api.run import Run
     from varifocal.models import (
         GraftedConfig,
         GraftedForConditionalGeneration,
@@ -23,6 +27,16 @@ if TYPE_CHECKING:
     from varifocal.tuners import MixLoraConfig, MMAConfig
 
 _HOMES = {
+    "Dataset": "varifocal.api.datasets",
+    "Model": "varifocal.api.model",
+    "Run": "varifocal.api.run",
+    "compare": "varifocal.api.jobs",
+    "dataset": "varifocal.api.datasets",
+    "datasets": "varifocal.api.datasets",
+    "evaluate": "varifocal.api.jobs",
+    "load": "varifocal.api.model",
+    "plan": "varifocal.api.jobs",
+    "train": "varifocal.api.jobs",
     "MMAConfig": "varifocal.tuners",
     "MixLoraConfig": "varifocal.tuners",
     "GraftedConfig": "varifocal.models",
@@ -37,20 +51,30 @@ _HOMES = {
 
 __all__ = [
     "DataError",
+    "Dataset",
     "GraftedConfig",
     "GraftedForConditionalGeneration",
     "GraftedProcessor",
     "MMAConfig",
     "MixLoraConfig",
+    "Model",
     "ModelError",
     "Recipe",
     "RecipeError",
+    "Run",
     "RunError",
     "VarifocalError",
+    "compare",
     "count_parameters",
+    "dataset",
+    "datasets",
+    "evaluate",
     "graft",
+    "load",
     "load_model",
     "load_recipe",
+    "plan",
+    "train",
 ]
 
 __version__ = "0.1.0"

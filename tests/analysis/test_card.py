@@ -13,9 +13,8 @@ from huggingface_hub import ModelCard
 from typer.testing import CliRunner
 
 from varifocal.cli.main import app
-from varifocal.cli.report import renew_card
 from varifocal.errors import RunError
-from varifocal.reports.card import make_card, write_card
+from varifocal.reports.card import make_card, renew_card, write_card
 
 INTERVAL = {"low": 40.0, "high": 61.0}
 

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 from PIL import Image
 
 from varifocal.reports import compare_page
-from varifocal.reports.compare_page import MOST_CARDS, MOST_TEXT, page, write_page
+from varifocal.reports.compare_page import MOST_CARDS, MOST_TEXT, page, write_comparison
 
 EVIL = "<script>alert('x')</script>\"&"
 
@@ -102,7 +102,7 @@ def test_there_is_a_most_to_everything(tmp_path, monkeypatch) -> None:
 
 
 def test_the_file_loads_nothing(tmp_path) -> None:
-    write_page(found(item()), tmp_path / "compare.html")
+    write_comparison(found(item()), tmp_path)
     text = (tmp_path / "compare.html").read_text()
     assert "default-src 'none'" in text
     addresses = [

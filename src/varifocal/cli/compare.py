@@ -62,8 +62,8 @@ def compare(
         raise VarifocalError(f"compare takes two runs, not {len(runs)} (more: --retention)")
     from varifocal.evaluation.compare import compare as compare_runs
     from varifocal.evaluation.recall import recall
-    from varifocal.reports.compare_page import write_page
-    from varifocal.writing import claim_folder, write_json
+    from varifocal.reports.compare_page import write_comparison
+    from varifocal.writing import claim_folder
 
     first, second = runs
     if out is not None:
@@ -74,11 +74,8 @@ def compare(
     for note in found.notes:
         print(note)
     if out is not None:
-        page = found.to_dict()
-        write_json(out / "compare.json", page)
-        write_page(page, out / "compare.html")
-        print(out / "compare.json")
-        print(out / "compare.html")
+        for file in write_comparison(found.to_dict(), out):
+            print(file)
 
 
 def _print_suite(one: SuiteComparison, first: str, second: str, blind_rules: Sequence[str]) -> None:
@@ -170,10 +167,10 @@ def show_retention(
     on_bad_record: Literal["fail", "skip"] | None,
 ) -> None:
     """Measure a run's text skills against its base's, show the table and keep it in the run."""
-    from varifocal.cli.report import renew_card
     from varifocal.cli.tables import print_left_out, stage_bars
     from varifocal.evaluation.retention import LIMIT, retention
     from varifocal.locking import alone
+    from varifocal.reports.card import renew_card
     from varifocal.run import RunDirectory
     from varifocal.trained import find_trained
 

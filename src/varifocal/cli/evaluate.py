@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -13,16 +11,10 @@ import typer
 
 from varifocal.cli.compare import add_compare_verbs, refuse_beside_retention, show_retention
 from varifocal.cli.options import ready
-from varifocal.cli.report import renew_card
 from varifocal.errors import VarifocalError
 
 if TYPE_CHECKING:
     from varifocal.evaluation.runner import Way
-    from varifocal.recipe import SourceSection
-
-_DATA = Path("data")
-_RUNS = Path("runs")
-
 
 _ModelArgument = Annotated[
     str,
@@ -148,9 +140,8 @@ def evaluate(
         raise VarifocalError("--checkpoint scores a run's own sources; leave out --suite")
     from varifocal.evaluation.runner import Way
 
-    on_bad_record = on_bad_record or _on_bad_of(model)
-    way = Way(None, blind, split, limit, batch_size or 8, on_bad_record)
-    _score_suite(model, suite, data, way, score, adapter, dtype or "float32", out)
+    way = Way(None, blind, split, limit, batch_size or 8)
+    _score_suite(model, suite, data, way, score, adapter, dtype or "float32", out, on_bad_record)
 
 
 def _refuse_without_suite(
@@ -177,27 +168,22 @@ def _score_sources(
     on_bad_record: Literal["fail", "skip"] | None,
 ) -> None:
     """Score a run on its recipe's sources."""
-    from varifocal.assemble import open_run
     from varifocal.cli.tables import print_left_out, print_result, print_scores, stage_bars
+    from varifocal.evaluation.evaluate import evaluate_sources
     from varifocal.evaluation.runner import Result
-    from varifocal.evaluation.suites import score_sources
-    from varifocal.run import RunDirectory
-    from varifocal.trained import find_trained
+    from varifocal.reports.card import renew_card
 
-    trained = find_trained(RunDirectory.open(model), checkpoint)
-    recipe, parts = open_run(model, checkpoint=checkpoint)
-    sources = _instead(recipe.data.evaluate, data, split) if data or split else None
     with stage_bars() as progress:
         results = list(
-            score_sources(
-                recipe,
-                parts,
-                RunDirectory(Path(model)).evaluations_at(trained.step),
-                sources=sources,
+            evaluate_sources(
+                model,
+                data=data,
+                split=split,
                 score=score,
                 blind=blind,
-                progress=progress,
+                checkpoint=checkpoint,
                 on_bad_record=on_bad_record,
+                progress=progress,
             )
         )
     renew_card(Path(model))
@@ -219,85 +205,25 @@ def _score_suite(
     adapter: Path | None,
     dtype: str,
     out: Path | None,
+    on_bad_record: Literal["fail", "skip"] | None,
 ) -> None:
-    """Score a run or a model on benchmarks; what is missing is said before anything is loaded."""
+    """Score a run or a model on benchmarks."""
     from varifocal.cli.tables import print_result, stage_bars
-    from varifocal.evaluation.benchmarks.registry import find_benchmarks, find_folders, load_items
+    from varifocal.evaluation.evaluate import Named, evaluate_benchmarks
+    from varifocal.reports.card import renew_card
 
-    benchmarks = find_benchmarks(suite)
-    folders = find_folders(benchmarks, data or _data_of(model))
-    items = {
-        one.name: load_items(one, folders[one.name], way.split, way.limit) for one in benchmarks
-    }
-    from varifocal.evaluation.evaluated_model import open_asker
-    from varifocal.evaluation.runner import About
-    from varifocal.evaluation.suites import score_benchmarks
-    from varifocal.writing import claim_folder
-
-    if out is not None:
-        claim_folder(out)
-    opened = open_asker(model, adapter, dtype)
-    about = About(
-        model=model,
-        adapter=None if adapter is None else str(adapter),
-        fingerprint=opened.fingerprint,
-        seed=opened.seed,
-        dtype=dtype,
-        command=shlex.join(["varifocal", *sys.argv[1:]]),
-    )
     with stage_bars() as progress:
-        asked = [(one, items[one.name]) for one in benchmarks]
-        where = out or _scores_of(model, adapter)
-        for result in score_benchmarks(asked, opened.asker, where, way, about, score, progress):
+        for result in evaluate_benchmarks(
+            Named(model, adapter, dtype),
+            suite,
+            way,
+            data=data,
+            score=score,
+            out=out,
+            on_bad_record=on_bad_record,
+            command=shlex.join(["varifocal", *sys.argv[1:]]),
+            progress=progress,
+        ):
             print_result(result)
     if out is None:
         renew_card(Path(model).expanduser())
-
-
-def _on_bad_of(model: str) -> Literal["fail", "skip"]:
-    """Return what a run's recipe does with bad records; `fail` for anything else."""
-    from varifocal.recipe import load_recipe
-    from varifocal.run import RunDirectory
-
-    run = RunDirectory(Path(model).expanduser())
-    if not run.recipe.is_file():
-        return "fail"
-    return load_recipe(run.recipe, check_paths=False).data.on_bad_record
-
-
-def _data_of(model: str) -> Path:
-    """Return where a run's recipe keeps its data; `data` for anything else."""
-    from varifocal.recipe import load_recipe
-    from varifocal.run import RunDirectory
-
-    run = RunDirectory(Path(model).expanduser())
-    if not run.recipe.is_file():
-        return _DATA
-    root = load_recipe(run.recipe, check_paths=False).data.root
-    return Path(root) if root else _DATA
-
-
-def _scores_of(model: str, adapter: Path | None) -> Path:
-    """Return where scores go: into the run, or `runs/MODEL/eval`."""
-    from varifocal.run import RunDirectory
-    from varifocal.trained import find_trained
-
-    run = RunDirectory(Path(model).expanduser())
-    if run.recipe.is_file():
-        return run.evaluations_at(find_trained(run).step)
-    words = [model] if adapter is None else [model, str(adapter)]
-    name = "-".join(re.sub(r"[^\w.]+", "-", word).strip("-") for word in words)
-    return RunDirectory(_RUNS / name).evaluations
-
-
-def _instead(
-    given: Sequence[SourceSection], data: Path | None, split: str | None
-) -> list[SourceSection]:
-    """Return what --data and --split name, asked for as the recipe's first source is."""
-    from varifocal.recipe import SourceSection
-
-    if data is None and not given:
-        raise VarifocalError("the run's recipe has no data.evaluate; name something with --data")
-    like = given[0] if given else SourceSection(path=str(data))
-    path = str(data.expanduser()) if data else like.place
-    return [like.model_copy(update={"path": path, "split": split})]

@@ -23,7 +23,7 @@ from varifocal.cli.launch import add_launch_verb
 from varifocal.cli.options import RecipeArgument, SetOption, ready
 from varifocal.cli.plan import add_plan_verb
 from varifocal.cli.recipes import add_recipes_verb
-from varifocal.cli.report import add_run_verbs, renew_card
+from varifocal.cli.report import add_run_verbs
 from varifocal.cli.serve import add_serve_verb
 from varifocal.errors import Stopped, VarifocalError, nearest
 from varifocal.stopping import Terminated, sigterm_interrupts
@@ -97,6 +97,7 @@ def demo(
     ready()
     from varifocal.cli.tables import print_demo, stage_bars
     from varifocal.demo import run_demo
+    from varifocal.reports.card import renew_card
 
     with stage_bars() as progress:
         result = run_demo(out, quick=quick, progress=progress)
@@ -119,6 +120,7 @@ def train(
     from varifocal.models.distributed import is_main_process
     from varifocal.planning.record import foresee
     from varifocal.recipe import load_recipe
+    from varifocal.reports.card import renew_card
     from varifocal.training.train import train as run_training
 
     page = load_recipe(recipe, overrides or ())

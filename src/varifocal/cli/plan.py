@@ -13,7 +13,6 @@ from varifocal.cli.options import RecipeArgument, SetOption, ready
 
 if TYPE_CHECKING:
     from varifocal.planning.estimate import Plan
-    from varifocal.recipe import Recipe
 
 DOES_NOT_FIT = 1
 
@@ -61,22 +60,11 @@ def plan(
     Ends with 0 if it fits, with 1 if it does not, or if `train` would refuse it.
     """
     ready()
-    from varifocal.errors import RecipeError
+    from varifocal.planning.record import plan_recipe
     from varifocal.recipe import load_recipe
-    from varifocal.training.launch import share_rows
 
     page = load_recipe(recipe, overrides or (), check_paths=False)
-    if num_devices > 1:  # as `launch` does: what is learned does not depend on their number
-        shared = [f"{key}={value}" for key, value in share_rows(page, num_devices).items()]
-        page = load_recipe(recipe, [*(overrides or ()), *shared], check_paths=False)
-    if calibrate:
-        if device not in (None, "cpu"):
-            raise RecipeError(f"--calibrate measures this machine; leave out --device {device}")
-        from varifocal.planning.measuring import calibrate as measure
-
-        measure(page)
-        device = "cpu"
-    planned = _planned(page, device, num_devices, price)
+    planned = plan_recipe(page, device, num_devices=num_devices, price=price, calibrates=calibrate)
     if as_json:
         print(json.dumps(planned.page(), indent=2))
     else:
@@ -84,32 +72,6 @@ def plan(
             print(line)
     if not planned.fits:
         raise typer.Exit(DOES_NOT_FIT)
-
-
-def _planned(recipe: Recipe, device: str | None, num_devices: int, price: float | None) -> Plan:
-    """Plan for a device; without one for this machine, or for an A100 if that is too small."""
-    from dataclasses import replace
-
-    from varifocal.planning.devices import GPUS, find_device
-    from varifocal.planning.estimate import estimate, standing_gib
-    from varifocal.planning.record import this_device
-    from varifocal.planning.shapes import build_shapes
-
-    options: Any = {"num_devices": num_devices, "price": price}
-    if device is not None:
-        return estimate(recipe, find_device(device), **options)
-    here = this_device()
-    options["shapes"] = shapes = build_shapes(recipe)
-    if standing_gib(recipe, shapes) < here.memory_gib:
-        planned = estimate(recipe, here, **options)
-        if planned.peak_memory_gib <= here.memory_gib:
-            return planned
-    told = (
-        f"this machine has {here.memory_gib:.0f} GiB, too little, so an a100-80g is taken; name "
-        "another with --device"
-    )
-    planned = estimate(recipe, GPUS["a100-80g"], **options)
-    return replace(planned, assumptions=[told, *planned.assumptions])
 
 
 def _lines(plan: Plan) -> Iterator[str]:

@@ -60,15 +60,6 @@ def report(
             print(file)
 
 
-def renew_card(root: Path) -> None:
-    """Write a run's model card again, since the run has changed; a model is no run and has none."""
-    from varifocal.reports.card import write_card
-    from varifocal.run import RunDirectory
-
-    if RunDirectory(root).recipe.is_file():
-        write_card(root)
-
-
 def sweep(
     page: Annotated[Path, typer.Argument(metavar="SWEEP.yaml", help="A recipe and a grid.")],
     out: Annotated[
@@ -82,6 +73,7 @@ def sweep(
     """Train and score one recipe over a grid; the same command goes on with what is left."""
     ready()
     from varifocal.cli.tables import stage_bars
+    from varifocal.reports.card import renew_card
     from varifocal.sweep import load_sweep, run_sweep
 
     loaded = load_sweep(page, overrides or ())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -54,6 +55,26 @@ class Image:
         """Refuse a picture without a place, or with two."""
         if (self.path is None) == (self.data is None):
             raise DataError("a picture needs either a path or data, not both and not none")
+
+    @classmethod
+    def of(cls, value: ImageLike) -> Image:
+        """Return an image from a path, the bytes of a file, a Pillow image, or an image.
+
+        Raises:
+            DataError: it is something else.
+        """
+        if isinstance(value, Image):
+            return value
+        if isinstance(value, bytes):
+            return cls(data=value)
+        if isinstance(value, PIL.Image.Image):
+            return cls(data=_as_png(value))
+        if isinstance(value, str | os.PathLike):
+            return cls(path=Path(value).expanduser())
+        raise DataError(
+            "an image is a path, the bytes of a file, or a Pillow image, and not a "
+            f"{type(value).__name__}"
+        )
 
     @property
     def name(self) -> str:
@@ -145,6 +166,10 @@ class Image:
         return picture
 
 
+ImageLike = Image | PIL.Image.Image | bytes | str | os.PathLike[str]
+"""What `Image.of` makes an image of."""
+
+
 class _WholePicturesOnly:
     """While anything decodes, Pillow refuses a truncated file, whatever the process has set.
 
@@ -175,6 +200,16 @@ _whole_pictures_only = _WholePicturesOnly()
 def _reason(error: BaseException) -> str:
     """Return an exception's text on one line, or its class where it has none."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def _as_png(image: PIL.Image.Image) -> bytes:
+    """Return the file that `Image.open` reads back as it reads the image's own."""
+    file = io.BytesIO()
+    try:
+        _to_rgb(_upright(image)).save(file, format="PNG")
+    except Exception as error:  # as in `Image.open`: the pixels may not be read yet
+        raise DataError(f"a Pillow image cannot be used: {_reason(error)}") from error
+    return file.getvalue()
 
 
 def _upright(picture: PIL.Image.Image) -> PIL.Image.Image:

@@ -49,8 +49,7 @@ def load_recipe(
         put(page, key, _from_here(key, value))
     # A run's own copy: what was trained is done, and has to open with any version's rules.
     context = {"is_trained": page.get("provenance") is not None}
-    here = file is None or SHIPPED.resolve() in file.resolve().parents
-    recipe = _absolute(validate(Recipe, page, context), Path.cwd() if here else file.parent)
+    recipe = _absolute(validate(Recipe, page, context), _start_of(file))
     if recipe.name is None and file is not None:
         recipe = recipe.model_copy(update={"name": file.stem})
     if check_paths:
@@ -90,6 +89,13 @@ def check_installed(training: TrainingSection) -> None:
     lacking = missing_services(training.get("report_to"))
     if lacking is not None:
         raise RecipeError(f"training.report_to: {lacking} is not installed; run: pip install it")
+
+
+def _start_of(file: Path | None) -> Path:
+    """Return where relative paths of a recipe start: at its own file, or where the user stands."""
+    if file is None or SHIPPED.resolve() in file.resolve().parents:
+        return Path.cwd()
+    return file.parent
 
 
 def _as_page(value: Any) -> Any:

@@ -111,7 +111,7 @@ figcaption{color:#57606a;font-size:.85rem}
 
 def to_html(blocks: Iterable[Block], title: str) -> str:
     """Write a page as one HTML file, its pictures inside."""
-    body = "\n".join(map(_html, blocks))
+    body = to_fragment(blocks)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -120,6 +120,11 @@ def to_html(blocks: Iterable[Block], title: str) -> str:
         f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style></head>\n"
         f"<body>\n{body}\n</body></html>\n"
     )
+
+
+def to_fragment(blocks: Iterable[Block]) -> str:
+    """Write blocks as HTML that goes into a page, its pictures inside."""
+    return "\n".join(map(_html, blocks))
 
 
 def _cell(text: str) -> str:

@@ -92,6 +92,12 @@ def write_card(root: str | Path, html: Path | None = None) -> tuple[Path, ...]:
     return tuple(files)
 
 
+def renew_card(root: str | Path) -> None:
+    """Write a run's card again, since the run has changed; a model is no run and has none."""
+    if RunDirectory(Path(root)).recipe.is_file():
+        write_card(root)
+
+
 def make_card(root: str | Path) -> Card:
     """Read a run and lay out its card; its loss plot and small sample pictures are written.
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from varifocal.data.example import Image
 from varifocal.errors import DataError
-from varifocal.writing import write_text
+from varifocal.writing import write_json, write_text
 
 STYLE = """
 :root { --ink: #22272e; --faint: #6b7480; --line: #dfe3e8; --ground: #f6f7f9;
@@ -105,17 +105,20 @@ _KINDS = (
 _HEAD = ("", "items", "{first} %", "{second} %", "difference, points", "", "won", "lost", "p")
 
 
-def write_page(found: Mapping[str, Any], path: Path) -> None:
-    """Write the page of a comparison.
+def write_comparison(found: Mapping[str, Any], folder: Path) -> tuple[Path, Path]:
+    """Write `compare.json` and `compare.html` of a comparison, and return their paths.
 
     Args:
         found: as `compare.json` has it.
-        path: the HTML file.
+        folder: where they go.
 
     Raises:
         RunError: the disk is full.
     """
-    write_text(path, page(found))
+    files = folder / "compare.json", folder / "compare.html"
+    write_json(files[0], found)
+    write_text(files[1], page(found))
+    return files
 
 
 def page(found: Mapping[str, Any]) -> str:

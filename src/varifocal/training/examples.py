@@ -135,14 +135,24 @@ def load_training_data(
     return TrainingData(rows, samples.tally, names, samples.draw, usable, notes)
 
 
-def open_samples(data: DataSection, encoder: Encoder, *, seed: int = 0) -> Samples:
-    """Open the training sources and draw the records of an epoch; nothing is encoded yet."""
+def open_epoch(data: DataSection, *, seed: int = 0) -> tuple[list[Source], Draw]:
+    """Open the training sources and draw the records of an epoch; nothing is encoded yet.
+
+    Raises:
+        DataError: a source cannot be read, or is a stream.
+    """
     sources = _open_sized(data, seed)
     scan = needs_scan(data.train, data.mixture)
     parts = [_part(source, scan, data.num_workers, data.on_bad_record) for source in sources]
+    return sources, draw(parts, data.mixture, seed)
+
+
+def open_samples(data: DataSection, encoder: Encoder, *, seed: int = 0) -> Samples:
+    """Open the training sources with the records of an epoch, to be encoded when asked for."""
+    sources, drawn = open_epoch(data, seed=seed)
     return Samples(
         sources,
-        draw(parts, data.mixture, seed),
+        drawn,
         encoder,
         cache_root() / "encoded",
         data.on_bad_record,

@@ -1,0 +1,218 @@
+"""The jobs of the command line as functions: plan, train, evaluate and compare."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from varifocal.api.run import Run
+from varifocal.data.reading import OnBadRecord
+from varifocal.errors import RecipeError
+from varifocal.evaluation.compare import Comparison
+from varifocal.evaluation.compare import compare as compare_predictions
+from varifocal.evaluation.evaluate import Named, evaluate_benchmarks, evaluate_sources
+from varifocal.evaluation.recall import recall
+from varifocal.evaluation.runner import Tell, Way
+from varifocal.evaluation.suites import ScoreBy
+from varifocal.models.distributed import is_main_process
+from varifocal.planning.estimate import Plan
+from varifocal.planning.record import foresee, plan_recipe
+from varifocal.progress import Progress
+from varifocal.recipe import Recipe, load_recipe
+from varifocal.reports.card import renew_card
+from varifocal.reports.card_scores import ScoreLine, read_scores
+from varifocal.reports.compare_page import write_comparison
+from varifocal.training.train import train as train_recipe
+from varifocal.writing import claim_folder
+
+Source = str | os.PathLike[str] | Mapping[str, Any] | Recipe
+Overrides = Mapping[str, Any] | Iterable[str]
+Place = str | os.PathLike[str]
+
+_RUNS = Path("runs")
+
+
+def train(
+    recipe: Source,
+    out: Place | None = None,
+    *,
+    overrides: Overrides = (),
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> Run:
+    """Train a recipe into a run directory, as `varifocal train` does.
+
+    Args:
+        recipe: a YAML file, the name of a recipe that ships with Varifocal, its sections as a
+            dict, or a `Recipe`.
+        out: the run directory; by default `runs/NAME`, by the recipe's name.
+        overrides: dotted keys and values, `{"training.max_steps": 100}`.
+        resume: go on with an interrupted run.
+        progress: called with stage, done, total and a note; `print` will do.
+
+    Returns:
+        The run.
+
+    Raises:
+        RecipeError: the recipe has a mistake, or no name and there is no `out`.
+        RunError: the directory holds another run or other files; a loss is not a number.
+        Stopped: Ctrl-C or SIGTERM; a checkpoint was saved.
+        DataError, ModelError: the data or the model cannot be used.
+    """
+    page = load_recipe(recipe, overrides)
+    if out is None and page.name is None:
+        raise RecipeError("the recipe has no name for its run directory; give a name, or out")
+    root = _RUNS / str(page.name) if out is None else Path(out).expanduser()
+    train_recipe(page, root, resume=resume, progress=progress, predict=foresee)
+    if is_main_process():
+        renew_card(root)
+    return Run(root)
+
+
+def plan(
+    recipe: Source,
+    device: str | None = None,
+    *,
+    overrides: Overrides = (),
+    num_devices: int = 1,
+    price: float | None = None,
+    calibrate: bool = False,
+) -> Plan:
+    """Predict what a recipe will take, as `varifocal plan` does; no weight is loaded.
+
+    Args:
+        recipe: as `train` takes it; its data need not be there.
+        device: `cpu`, or a GPU such as `a100-80g`; by default this machine where it has the
+            memory, and else an A100 of 80 GB.
+        overrides: dotted keys and values.
+        num_devices: devices that share the rows of a step.
+        price: USD an hour of one device.
+        calibrate: first train on this machine for at most 40 seconds, and save its rate.
+
+    Returns:
+        Parameters, memory, tokens, hours and money, and whether it fits.
+
+    Raises:
+        RecipeError: the recipe has a mistake, or the device is not known.
+        DataError, ModelError: the data or the model cannot be used.
+    """
+    page = load_recipe(recipe, overrides, check_paths=False)
+    return plan_recipe(page, device, num_devices=num_devices, price=price, calibrates=calibrate)
+
+
+def evaluate(
+    model: Place,
+    suites: str | Sequence[str] | None = None,
+    *,
+    data: Place | None = None,
+    split: str | None = None,
+    score: ScoreBy | None = None,
+    blind: bool = False,
+    limit: int | None = None,
+    batch_size: int | None = None,
+    adapter: Place | None = None,
+    dtype: str | None = None,
+    checkpoint: int | None = None,
+    out: Place | None = None,
+    on_bad_record: OnBadRecord | None = None,
+    progress: Tell | None = None,
+) -> list[ScoreLine]:
+    """Score a run on its recipe's `data.evaluate`, or a run or any model on benchmarks.
+
+    Scores and predictions are written as `varifocal eval` writes them, and a call that was stopped
+    goes on.
+
+    Args:
+        model: a run; with `suites` also a packaged model, a directory, or a hub id.
+        suites: names of suites or benchmarks; without them, the recipe's own sources.
+        data: with `suites` the folder that holds one folder a benchmark; without, the source to
+            score on in place of the recipe's.
+        split: another split than the usual one.
+        score: by likelihood (`options`), by what is written (`generate`), or `both`.
+        blind: leave the images out of the prompts.
+        limit: with `suites`, only the first so many items.
+        batch_size: with `suites`, questions of a forward pass (8).
+        adapter: with `suites`, PEFT's files to put around a model.
+        dtype: with `suites`, number format of the frozen weights (float32).
+        checkpoint: without `suites`, the run as of this step's checkpoint.
+        out: with `suites`, where scores go; by default into the run, or `runs/MODEL/eval`.
+        on_bad_record: `fail`, or `skip` what cannot be asked; by default as the run's recipe says.
+        progress: called with stage, done and total.
+
+    Returns:
+        Every measure of what was scored; `main` marks the one that stands for its suite.
+
+    Raises:
+        RecipeError: an option belongs to the other kind of call, or there is no source.
+        DataError: a benchmark or a source is not there, or cannot be read.
+        RunError, ModelError: the run or the model cannot be opened.
+    """
+    name, place = os.fspath(model), None if data is None else Path(data)
+    if suites is None:
+        given = {"limit": limit, "batch_size": batch_size, "adapter": adapter, "dtype": dtype}
+        _refuse({**given, "out": out}, "names of suites")
+        asked = {"data": place, "split": split, "score": score, "blind": blind}
+        scored = evaluate_sources(
+            name, checkpoint=checkpoint, on_bad_record=on_bad_record, progress=progress, **asked
+        )
+        files = [one.file for one in scored]
+    else:
+        _refuse({"checkpoint": checkpoint}, "a run's own sources")
+        named = Named(name, None if adapter is None else Path(adapter), dtype or "float32")
+        scored = evaluate_benchmarks(
+            named,
+            suites if isinstance(suites, str) else ",".join(suites),
+            Way(None, blind, split, limit, batch_size or 8),
+            data=place,
+            score=score,
+            out=None if out is None else Path(out),
+            on_bad_record=on_bad_record,
+            progress=progress,
+        )
+        files = [one.file for one in scored]
+    if out is None:
+        renew_card(name)
+    return [line for file in files for line in read_scores(file.parent) if line.suite == file.stem]
+
+
+def _refuse(given: Mapping[str, Any], what: str) -> None:
+    """Refuse arguments that only the other kind of evaluation reads."""
+    for name, value in given.items():
+        if value is not None:
+            raise RecipeError(f"{name} belongs to an evaluation of {what}; leave it out")
+
+
+def compare(
+    first: Place,
+    second: Place,
+    suites: Sequence[str] = (),
+    *,
+    any_prompt: bool = False,
+    out: Place | None = None,
+) -> Comparison:
+    """Compare two runs on the items that both answered, as `varifocal compare` does.
+
+    Args:
+        first: a run, its `eval` folder, or a file of predictions.
+        second: the same.
+        suites: only these; by default all that both have.
+        any_prompt: compare items that were asked in other words too.
+        out: a folder for `compare.json` and `compare.html`.
+
+    Returns:
+        Intervals, a test, and the items on which the two differ.
+
+    Raises:
+        RunError: there are no predictions that both have, or `out` holds other files.
+        DataError: a file is damaged.
+    """
+    folder = None if out is None else Path(out)
+    if folder is not None:
+        claim_folder(folder)
+    left, right = os.fspath(first), os.fspath(second)
+    found = compare_predictions(left, right, suites, any_prompt=any_prompt, enrich=recall)
+    if folder is not None:
+        write_comparison(found.to_dict(), folder)
+    return found

@@ -1,0 +1,172 @@
+"""Score a run, or any model, by its name: on its recipe's sources, or on benchmarks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from varifocal.data.reading import OnBadRecord
+from varifocal.errors import RecipeError
+from varifocal.evaluation.benchmarks.registry import find_benchmarks, find_folders, load_items
+from varifocal.recipe import Recipe, SourceSection, load_recipe
+from varifocal.run import RunDirectory
+from varifocal.trained import find_trained
+from varifocal.writing import claim_folder
+
+if TYPE_CHECKING:
+    from varifocal.evaluation.runner import Result, Tell, Way
+    from varifocal.evaluation.suites import ScoreBy, Scored
+
+_DATA = Path("data")
+_RUNS = Path("runs")
+
+
+@dataclass(frozen=True)
+class Named:
+    """What is scored.
+
+    Attributes:
+        model: a run directory; for benchmarks also a packaged model, a directory, or a hub id.
+        adapter: PEFT's files to put around a model; a run has its own.
+        dtype: number format of the frozen weights.
+    """
+
+    model: str
+    adapter: Path | None = None
+    dtype: str = "float32"
+
+    @property
+    def run(self) -> RunDirectory | None:
+        """The run of that name, or None for a model."""
+        found = RunDirectory(Path(self.model).expanduser())
+        return found if found.recipe.is_file() else None
+
+
+def evaluate_sources(
+    root: str | Path,
+    *,
+    data: Path | None = None,
+    split: str | None = None,
+    score: ScoreBy | None = None,
+    blind: bool = False,
+    checkpoint: int | None = None,
+    on_bad_record: OnBadRecord | None = None,
+    progress: Tell | None = None,
+) -> Iterator[Scored]:
+    """Score a run on its recipe's `data.evaluate`, and yield each source's scores.
+
+    Args:
+        root: the run directory.
+        data: score on this instead, asked for as the recipe's first source is.
+        split: another split than the recipe's.
+        score: another method than the recipe's.
+        blind: leave the images out of the prompts.
+        checkpoint: the run as of this step's checkpoint.
+        on_bad_record: another rule than the recipe's for records that cannot be asked.
+        progress: called with stage, done and total.
+
+    Raises:
+        RunError, ModelError: as `open_run`.
+        DataError, RecipeError: as `score_sources`.
+    """
+    from varifocal.assemble import open_run
+    from varifocal.evaluation.suites import score_sources
+
+    run = RunDirectory.open(root)
+    trained = find_trained(run, checkpoint)
+    recipe, parts = open_run(root, checkpoint=checkpoint)
+    asks_others = data is not None or split is not None
+    yield from score_sources(
+        recipe,
+        parts,
+        run.evaluations_at(trained.step),
+        sources=_instead(recipe.data.evaluate, data, split) if asks_others else None,
+        score=score,
+        blind=blind,
+        progress=progress,
+        on_bad_record=on_bad_record,
+    )
+
+
+def evaluate_benchmarks(
+    named: Named,
+    suites: str,
+    way: Way,
+    *,
+    data: Path | None = None,
+    score: ScoreBy | None = None,
+    out: Path | None = None,
+    on_bad_record: OnBadRecord | None = None,
+    command: str = "",
+    progress: Tell | None = None,
+) -> Iterator[Result]:
+    """Score a run or a model on benchmarks; what is missing is said before anything is loaded.
+
+    Args:
+        named: what is scored.
+        suites: names of suites or benchmarks, with commas between them.
+        way: how the items are asked.
+        data: the folder that holds one folder a benchmark; by default the run's `data.root`, or
+            `data`.
+        score: another method than the benchmarks' own.
+        out: where scores go; by default into the run, or `runs/MODEL/eval`.
+        on_bad_record: by default as the run's recipe says, and `fail` for a model.
+        command: what repeats it, for the score files.
+        progress: called with stage, done and total.
+
+    Raises:
+        DataError: a benchmark is not known, or its files are missing or broken.
+        RunError, ModelError: the model cannot be had, or another process writes the same scores.
+    """
+    recipe = _recipe_of(named)
+    benchmarks = find_benchmarks(suites)
+    root = recipe.data.root if recipe is not None else None
+    folders = find_folders(benchmarks, data or (Path(root) if root else _DATA))
+    items = [(one, load_items(one, folders[one.name], way.split, way.limit)) for one in benchmarks]
+    if out is not None:
+        claim_folder(out)
+    from varifocal.evaluation.evaluated_model import open_asker
+    from varifocal.evaluation.runner import About
+    from varifocal.evaluation.suites import score_benchmarks
+
+    opened = open_asker(named.model, named.adapter, named.dtype)
+    about = About(
+        model=named.model,
+        adapter=None if named.adapter is None else str(named.adapter),
+        fingerprint=opened.fingerprint,
+        seed=opened.seed,
+        dtype=named.dtype,
+        command=command,
+    )
+    rule = on_bad_record or (recipe.data.on_bad_record if recipe is not None else "fail")
+    chosen = replace(way, on_bad_record=rule)
+    where = out or scores_of(named)
+    yield from score_benchmarks(items, opened.asker, where, chosen, about, score, progress)
+
+
+def scores_of(named: Named) -> Path:
+    """Return where the scores of a run or a model go: into the run, or `runs/MODEL/eval`."""
+    if named.run is not None:
+        return named.run.evaluations_at(find_trained(named.run).step)
+    words = [named.model, *([] if named.adapter is None else [str(named.adapter)])]
+    name = "-".join(re.sub(r"[^\w.]+", "-", word).strip("-") for word in words)
+    return RunDirectory(_RUNS / name).evaluations
+
+
+def _recipe_of(named: Named) -> Recipe | None:
+    """Return a run's recipe; None for a model."""
+    return None if named.run is None else load_recipe(named.run.recipe, check_paths=False)
+
+
+def _instead(
+    given: Sequence[SourceSection], data: Path | None, split: str | None
+) -> list[SourceSection]:
+    """Return other questions, asked for as the recipe's first source is."""
+    if data is None and not given:
+        raise RecipeError("the run's recipe has no data.evaluate; name something with --data")
+    like = given[0] if given else SourceSection(path=str(data))
+    path = str(data.expanduser()) if data else like.place
+    return [like.model_copy(update={"path": path, "split": split})]
