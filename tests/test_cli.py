@@ -8,7 +8,7 @@ import PIL.Image
 import pytest
 import typer.main
 
-from varifocal.cli.main import _how_to_go_on, app
+from varifocal.cli.commands import _how_to_go_on, app
 from varifocal.cli.tables import stage_bars
 from varifocal.errors import DataError, Stopped
 

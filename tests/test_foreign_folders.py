@@ -250,7 +250,7 @@ def test_the_command_line_has_no_traceback_for_a_place_that_refuses(run, monkeyp
 
 STAGE = f"""
 import sys, time
-import varifocal.cli.main as verbs
+import varifocal.cli.commands as verbs
 import varifocal.sciencebook.write as write
 def wait(*args, **kwargs):
     print("in the stage", flush=True)

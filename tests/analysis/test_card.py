@@ -12,7 +12,7 @@ import yaml
 from huggingface_hub import ModelCard
 from typer.testing import CliRunner
 
-from varifocal.cli.main import app
+from varifocal.cli.commands import app
 from varifocal.errors import RunError
 from varifocal.reports.card import make_card, renew_card, write_card
 

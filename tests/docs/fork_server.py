@@ -16,7 +16,7 @@ import torch
 
 import varifocal.assemble
 import varifocal.cli.chat
-import varifocal.cli.main
+import varifocal.cli.commands
 import varifocal.cli.tables
 import varifocal.demo
 import varifocal.evaluation.runner
@@ -59,7 +59,7 @@ def run(arguments):
     try:
         if arguments[0] == "varifocal":
             sys.argv = arguments
-            varifocal.cli.main.main()
+            varifocal.cli.commands.main()
         elif arguments[1] == "-m":
             sys.argv = arguments[2:]
             runpy.run_module(arguments[2], run_name="__main__", alter_sys=True)

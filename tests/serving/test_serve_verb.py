@@ -15,7 +15,7 @@ import urllib.request
 import pytest
 from typer.testing import CliRunner
 
-from varifocal.cli.main import app
+from varifocal.cli.commands import app
 from varifocal.errors import VarifocalError
 
 CALL = "from varifocal.cli import main; main()"

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from varifocal.assemble import open_run, weights_fingerprint
-from varifocal.cli.main import app
+from varifocal.cli.commands import app
 from varifocal.errors import ModelError, RunError, Stopped
 from varifocal.evaluation.compare import compare
 from varifocal.reports.card import make_card

@@ -1,9 +1,9 @@
-"""The command line; the only room that prints.
+"""The command line; the only package that prints.
 
-`verbs` has the verbs and how they end, `screen` what long work and results look like, `talk` the
-conversation.
+`commands` registers the verbs and says how they end, `tables` has progress and results as they are
+printed, `chat` the conversation; every other file is one verb.
 """
 
-from varifocal.cli.main import app, main
+from varifocal.cli.commands import app, main
 
 __all__ = ["app", "main"]

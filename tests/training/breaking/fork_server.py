@@ -13,7 +13,7 @@ import time
 
 import torch
 
-import varifocal.cli.main
+import varifocal.cli.commands
 import varifocal.cli.tables
 import varifocal.training.train
 from varifocal.training.trainer import SupervisedTrainer
@@ -56,7 +56,7 @@ def child(request):
     if request["touch"]:
         kill_at_touch(request["touch"])
     sys.argv = ["varifocal", *request["arguments"]]
-    varifocal.cli.main.main()
+    varifocal.cli.commands.main()
 
 
 def wait(pid, seconds):
