@@ -1,6 +1,6 @@
 """The arrows between the rooms of the house, read off the import statements.
 
-cli, demo -> planning, reports -> training, evaluation, analysis, export, serving -> assemble
+cli, demo -> planning, reports -> training, evaluation, analysis, exporting, serving -> assemble
 -> models, data, tuners -> sciencebook, plotting, recipe, run, manifest, cache, errors. Imports
 inside functions count as well as those at the top.
 """
@@ -16,7 +16,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "varifocal"
 GROUND = {"errors", "staging", "cache", "manifest", "writing", "locking", "run", "trained"}
 GROUND |= {"recipe", "sciencebook", "plotting", "progress"}
 STOCK = {"models", "data", "tuners"}
-VERBS = {"training", "evaluation", "analysis", "export", "serving"}
+VERBS = {"training", "evaluation", "analysis", "exporting", "serving"}
 ABOUT = {"planning", "reports"}
 
 # The public names in __init__ are lazy; what registers models and tuners has to know both.

@@ -12,7 +12,7 @@ from varifocal.registration import hush, register_on_import
 
 if TYPE_CHECKING:
     from varifocal.api.datasets import Dataset, dataset, datasets
-    from varifocal.api.jobs import compare, evaluate, plan, train
+    from varifocal.api.jobs import compare, evaluate, export, plan, train
     from varifocal.api.model import Model, load
     from varifocal.api.run import Run
     from varifocal.models import (
@@ -34,6 +34,7 @@ _HOMES = {
     "dataset": "varifocal.api.datasets",
     "datasets": "varifocal.api.datasets",
     "evaluate": "varifocal.api.jobs",
+    "export": "varifocal.api.jobs",
     "load": "varifocal.api.model",
     "plan": "varifocal.api.jobs",
     "train": "varifocal.api.jobs",
@@ -69,6 +70,7 @@ __all__ = [
     "dataset",
     "datasets",
     "evaluate",
+    "export",
     "graft",
     "load",
     "load_model",

@@ -20,7 +20,7 @@ import varifocal.cli.commands
 import varifocal.cli.tables
 import varifocal.demo
 import varifocal.evaluation.runner
-import varifocal.export.exporting
+import varifocal.exporting.export
 import varifocal.training.train
 
 CLIENT = """

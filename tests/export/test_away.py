@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from varifocal.assemble import open_run
-from varifocal.export.adapters import prompt_example
-from varifocal.export.exporting import export
-from varifocal.export.llava import through_pixels
-from varifocal.export.parity import prompts, references
-from varifocal.export.request import Order
+from varifocal.exporting.adapters import prompt_example
+from varifocal.exporting.export import export
+from varifocal.exporting.llava import through_pixels
+from varifocal.exporting.parity import prompts, references
+from varifocal.exporting.request import Order
 
 AWAY = Path(__file__).parent / "away.py"
 LORA = {"type": "lora", "lora_alpha": 24.0, "adapt_vision_tower": True}

@@ -10,10 +10,10 @@ from transformers import LlamaForCausalLM
 
 from varifocal.assemble import open_run
 from varifocal.errors import ModelError, RunError
-from varifocal.export import plain
-from varifocal.export.exporting import export, push, read_parity
-from varifocal.export.plain import PlainModel, fold_route, write_plain
-from varifocal.export.request import Order, check_possible
+from varifocal.exporting import plain
+from varifocal.exporting.export import export, push, read_parity
+from varifocal.exporting.plain import PlainModel, fold_route, write_plain
+from varifocal.exporting.request import Order, check_possible
 from varifocal.recipe import load_recipe
 from varifocal.tuners.mma import folding
 
@@ -91,7 +91,7 @@ def test_a_fold_without_its_bias_does_not_leave(mma_run, tmp_path, monkeypatch):
         folded_weight, shifted = whole(weight, bias, folded, dtype=dtype)
         return folded_weight, torch.zeros_like(shifted)
 
-    monkeypatch.setattr("varifocal.export.plain.fold_linear", without_bias)
+    monkeypatch.setattr("varifocal.exporting.plain.fold_linear", without_bias)
     with pytest.raises(ModelError, match=r"not the trained model: in model\.layers\.0.*q_proj"):
         export(Order(mma_run, "merged", num_prompts=3), tmp_path / "out")
     assert not list(tmp_path.rglob("*.safetensors"))
@@ -116,7 +116,9 @@ def test_where_the_second_route_fails_the_first_does_not_leave_either(
     assert {"text", "image"} <= {path.name for path in before}
     maps = folding.fold_maps
     for room in ("plain", "adapters"):  # the image route gets the text route's weights
-        monkeypatch.setattr(f"varifocal.export.{room}.fold_maps", lambda model, _: maps(model, 0))
+        monkeypatch.setattr(
+            f"varifocal.exporting.{room}.fold_maps", lambda model, _: maps(model, 0)
+        )
     told = []
     with pytest.raises(ModelError, match=r"out/image is not the trained.*nothing was written"):
         export(Order(mma_run, form, num_prompts=2), out, told.append)
@@ -161,7 +163,7 @@ def test_a_quantised_base_says_how_it_leaves(mma_run, tmp_path, monkeypatch):
     section = recipe.model.model_copy(update={"quantization": "nf4"})
     recipe = recipe.model_copy(update={"model": section})
     parts.base.is_quantized = True
-    monkeypatch.setattr("varifocal.export.exporting.open_run", lambda *_, **__: (recipe, parts))
+    monkeypatch.setattr("varifocal.exporting.export.open_run", lambda *_, **__: (recipe, parts))
     with pytest.raises(ModelError, match=r"held in nf4.*set model.quantization to null in"):
         export(Order(mma_run, "merged"), tmp_path / "out")
 

@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM
 
 from varifocal.assemble import open_run
 from varifocal.errors import ModelError
-from varifocal.export import adapters, artifacts, gguf, holding, plain
-from varifocal.export.exporting import export
-from varifocal.export.request import Order
+from varifocal.exporting import adapters, artifacts, gguf, holding, plain
+from varifocal.exporting.export import export
+from varifocal.exporting.request import Order
 from varifocal.recipe import load_recipe
 
 LORA = {"type": "lora", "lora_alpha": 24.0}

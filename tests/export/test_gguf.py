@@ -7,8 +7,8 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from varifocal.assemble import open_run
 from varifocal.errors import ModelError
-from varifocal.export.exporting import export
-from varifocal.export.request import Order
+from varifocal.exporting.export import export
+from varifocal.exporting.request import Order
 
 gguf = pytest.importorskip("gguf")
 

@@ -11,8 +11,8 @@ from varifocal.assemble import open_model, open_run
 from varifocal.data.example import Example, Image, Message
 from varifocal.data.rows.packing import Collator
 from varifocal.errors import ModelError
-from varifocal.export.exporting import export
-from varifocal.export.request import Order
+from varifocal.exporting.export import export
+from varifocal.exporting.request import Order
 
 MMA = {"type": "mma", "router_temperature": 1.0, "adapt_vision_tower": False}
 NONE = {"type": "none"}

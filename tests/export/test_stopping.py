@@ -9,9 +9,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlavaForConditiona
 from varifocal.assemble import open_run
 from varifocal.data.example import Example, Message
 from varifocal.errors import ModelError
-from varifocal.export import artifacts
-from varifocal.export.exporting import export
-from varifocal.export.request import Order
+from varifocal.exporting import artifacts
+from varifocal.exporting.export import export
+from varifocal.exporting.request import Order
 from varifocal.serving.engine import Engine, Sampling
 
 ASKED = (Message("user", ("Which one?",)),)

@@ -9,9 +9,9 @@ from transformers import AutoModelForCausalLM, LlavaForConditionalGeneration
 from varifocal.assemble import open_run
 from varifocal.data.example import Message
 from varifocal.errors import RecipeError
-from varifocal.export.exporting import export
-from varifocal.export.plain import plain, write_plain
-from varifocal.export.request import Order
+from varifocal.exporting.export import export
+from varifocal.exporting.plain import plain, write_plain
+from varifocal.exporting.request import Order
 from varifocal.serving.engine import Engine, Sampling
 
 IDS = torch.arange(40, 60)[None]

@@ -1,13 +1,14 @@
-"""The jobs of the command line as functions: plan, train, evaluate and compare."""
+"""The jobs of the command line as functions: plan, train, evaluate, compare and export."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from varifocal.api.run import Run
+from varifocal.data.example import ImageLike
 from varifocal.data.reading import OnBadRecord
 from varifocal.errors import RecipeError
 from varifocal.evaluation.compare import Comparison
@@ -16,6 +17,10 @@ from varifocal.evaluation.evaluate import Named, evaluate_benchmarks, evaluate_s
 from varifocal.evaluation.recall import recall
 from varifocal.evaluation.runner import Tell, Way
 from varifocal.evaluation.suites import ScoreBy
+from varifocal.exporting.adapters import prompt_example
+from varifocal.exporting.export import Exported
+from varifocal.exporting.export import export as export_run
+from varifocal.exporting.request import Order, Target
 from varifocal.models.distributed import is_main_process
 from varifocal.planning.estimate import Plan
 from varifocal.planning.record import foresee, plan_recipe
@@ -24,6 +29,7 @@ from varifocal.recipe import Recipe, load_recipe
 from varifocal.reports.card import renew_card
 from varifocal.reports.card_scores import ScoreLine, read_scores
 from varifocal.reports.compare_page import write_comparison
+from varifocal.run import RunDirectory
 from varifocal.training.train import train as train_recipe
 from varifocal.writing import claim_folder
 
@@ -216,3 +222,46 @@ def compare(
     if folder is not None:
         write_comparison(found.to_dict(), folder)
     return found
+
+
+def export(
+    run: Place,
+    to: Target,
+    out: Place | None = None,
+    *,
+    dtype: str | None = None,
+    prompt: str | None = None,
+    images: Sequence[ImageLike] = (),
+    num_prompts: int = 16,
+    max_gap: float | None = None,
+    shard_gib: float = 4.0,
+    progress: Callable[[str], None] | None = None,
+) -> list[Exported]:
+    """Write a run in a form that other programs load, as `varifocal export` does.
+
+    Each artifact is compared with the trained model before it takes its place.
+
+    Args:
+        run: the run directory.
+        to: `merged`, `lora`, `route`, `llava` or `gguf`.
+        out: where it goes; by default `RUN/export/TO`.
+        dtype: number format of the weights; by default the run's.
+        prompt: with `route`, the prompt whose LoRA is written.
+        images: with `route`, shown before the prompt.
+        num_prompts: prompts that both models answer.
+        max_gap: largest difference of two logits that passes; by default as rounding allows.
+        shard_gib: most GiB a safetensors file.
+        progress: called with each step in words.
+
+    Returns:
+        The artifacts: two (text and image) of MMA's routes, else one.
+
+    Raises:
+        ModelError: the run has no such form, or what was written is not the trained model.
+        RunError: there is no run, or `out` holds other files.
+    """
+    directory = RunDirectory.open(Path(run).expanduser())
+    asked = None if prompt is None else prompt_example(prompt, images)
+    order = Order(directory, to, dtype, num_prompts, max_gap, shard_gib, asked)
+    target = directory.root / "export" / to if out is None else Path(out)
+    return export_run(order, target, progress)

@@ -13,7 +13,7 @@ from varifocal.cli.options import ready
 from varifocal.errors import VarifocalError
 
 if TYPE_CHECKING:
-    from varifocal.export.parity import Parity, Rounding
+    from varifocal.exporting.parity import Parity, Rounding
 
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
@@ -72,10 +72,10 @@ def export(
     if image and prompt is None:
         raise VarifocalError("--image belongs to --prompt: give the prompt that shows the picture")
     ready()
-    from varifocal.export.adapters import prompt_example
-    from varifocal.export.exporting import export as run_export
-    from varifocal.export.exporting import push
-    from varifocal.export.request import Order
+    from varifocal.exporting.adapters import prompt_example
+    from varifocal.exporting.export import export as run_export
+    from varifocal.exporting.export import push
+    from varifocal.exporting.request import Order
     from varifocal.run import RunDirectory
 
     order = Order(

@@ -6,8 +6,8 @@ import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 
-from varifocal.export.parity import Parity, Rounding
-from varifocal.export.stopping import Stops
+from varifocal.exporting.parity import Parity, Rounding
+from varifocal.exporting.stopping import Stops
 
 _VERSIONS = ("varifocal", "torch", "transformers", "peft")
 

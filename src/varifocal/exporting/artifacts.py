@@ -16,12 +16,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from varifocal.assemble import Assembly
 from varifocal.data.example import Example
-from varifocal.export import gguf
-from varifocal.export.adapters import LoraFiles, own_lora, route_lora, routed_lora
-from varifocal.export.llava import llava, through_pixels, write_processor
-from varifocal.export.merging import Produce, plain_tensors, shared_table_is_adapted, wide
-from varifocal.export.parity import Case
-from varifocal.export.plain import (
+from varifocal.exporting import gguf
+from varifocal.exporting.adapters import LoraFiles, own_lora, route_lora, routed_lora
+from varifocal.exporting.llava import llava, through_pixels, write_processor
+from varifocal.exporting.merging import Produce, plain_tensors, shared_table_is_adapted, wide
+from varifocal.exporting.parity import Case
+from varifocal.exporting.plain import (
     PlainModel,
     chat_template,
     fold_route,
@@ -29,10 +29,10 @@ from varifocal.export.plain import (
     plain,
     write_plain,
 )
-from varifocal.export.probing import check_layers, lora_probes, mma_probes
-from varifocal.export.request import Order, Target, language_section
-from varifocal.export.stopping import Answered
-from varifocal.export.stored import Wanted, check_stored, check_stored_lora
+from varifocal.exporting.probing import check_layers, lora_probes, mma_probes
+from varifocal.exporting.request import Order, Target, language_section
+from varifocal.exporting.stopping import Answered
+from varifocal.exporting.stored import Wanted, check_stored, check_stored_lora
 from varifocal.models.decoding import stop_ids
 from varifocal.models.load import load_model, load_processor
 from varifocal.models.loading import load_every_tensor

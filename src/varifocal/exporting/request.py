@@ -8,9 +8,9 @@ from typing import Literal
 from varifocal.assemble import Assembly
 from varifocal.data.example import Example
 from varifocal.errors import ModelError
-from varifocal.export.gguf import check_gguf
-from varifocal.export.llava import check_llava
-from varifocal.export.plain import language_model
+from varifocal.exporting.gguf import check_gguf
+from varifocal.exporting.llava import check_llava
+from varifocal.exporting.plain import language_model
 from varifocal.models.load import load_processor
 from varifocal.recipe import ModelSection, Recipe
 from varifocal.run import RunDirectory

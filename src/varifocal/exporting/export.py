@@ -14,14 +14,14 @@ import torch
 from varifocal.assemble import Assembly, open_run
 from varifocal.data.example import Example
 from varifocal.errors import ModelError, RunError
-from varifocal.export.artifacts import Job, make
-from varifocal.export.card import write_card
-from varifocal.export.holding import in_float32
-from varifocal.export.parity import Parity, Rounding, compare, prompts, references, rounding
-from varifocal.export.plain import language_model
-from varifocal.export.request import Order, check_possible
-from varifocal.export.stopping import Stops, answers_of_run, check_stops
-from varifocal.export.stored import put_unrounded
+from varifocal.exporting.artifacts import Job, make
+from varifocal.exporting.card import write_card
+from varifocal.exporting.holding import in_float32
+from varifocal.exporting.parity import Parity, Rounding, compare, prompts, references, rounding
+from varifocal.exporting.plain import language_model
+from varifocal.exporting.request import Order, check_possible
+from varifocal.exporting.stopping import Stops, answers_of_run, check_stops
+from varifocal.exporting.stored import put_unrounded
 from varifocal.locking import alone
 from varifocal.recipe import load_recipe
 from varifocal.trained import find_trained

@@ -13,7 +13,7 @@ from transformers import GenerationConfig, LogitsProcessor
 from varifocal.assemble import Assembly
 from varifocal.data.example import Example
 from varifocal.errors import ModelError
-from varifocal.export.parity import Case, placed, references, row_of
+from varifocal.exporting.parity import Case, placed, references, row_of
 from varifocal.models.decoding import decode, stop_ids
 from varifocal.tuners.plugin import evaluating
 

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from varifocal.data.encoding.encoder import Encoder
 from varifocal.errors import ModelError
-from varifocal.export.merging import Produce, plain_tensors
+from varifocal.exporting.merging import Produce, plain_tensors
 from varifocal.models.grafted import GraftedForConditionalGeneration
 from varifocal.tuners.mma.folding import AffineMap, fold_linear, fold_maps, readers
 from varifocal.writing import unwritable_is_an_error, write_json

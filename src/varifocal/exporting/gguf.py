@@ -20,8 +20,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from varifocal.errors import ModelError
-from varifocal.export.merging import Produce
-from varifocal.export.plain import PlainModel
+from varifocal.exporting.merging import Produce
+from varifocal.exporting.plain import PlainModel
 from varifocal.writing import unwritable_is_an_error
 
 if TYPE_CHECKING:

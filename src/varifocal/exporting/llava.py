@@ -29,9 +29,9 @@ from transformers.core_model_loading import revert_weight_conversion
 from varifocal.assemble import Assembly
 from varifocal.data.example import Example, Image
 from varifocal.errors import ModelError
-from varifocal.export.merging import Produce, plain_tensors
-from varifocal.export.parity import Case
-from varifocal.export.plain import PlainModel, chat_template, distinct
+from varifocal.exporting.merging import Produce, plain_tensors
+from varifocal.exporting.parity import Case
+from varifocal.exporting.plain import PlainModel, chat_template, distinct
 from varifocal.models.connector import PlainMLP
 from varifocal.models.grafted import GraftedForConditionalGeneration
 from varifocal.models.processor import GraftedProcessor, with_image_parts

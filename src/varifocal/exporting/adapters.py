@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from varifocal.assemble import Assembly
-from varifocal.data.example import Example, Image, Message
+from varifocal.data.example import Example, Image, ImageLike, Message
 from varifocal.errors import ModelError
-from varifocal.export.plain import as_stored, language_model
+from varifocal.exporting.plain import as_stored, language_model
 from varifocal.models.decoding import pad_left
 from varifocal.tuners.mixlora.routed import route
 from varifocal.tuners.mma.folding import fold_maps, readers
@@ -157,9 +157,9 @@ def _turned(model: PeftModel, names: Mapping[str, tuple[str, ...]]) -> bool:
     return any(not isinstance(linear, nn.Linear) for linear in linears)
 
 
-def prompt_example(prompt: str, images: Sequence[Path]) -> Example:
+def prompt_example(prompt: str, images: Sequence[ImageLike]) -> Example:
     """Make the conversation of one prompt and its pictures."""
-    content = (*(Image(path=path.expanduser()) for path in images), prompt)
+    content = (*map(Image.of, images), prompt)
     return Example(messages=(Message("user", content),))
 
 

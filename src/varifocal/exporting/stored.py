@@ -12,9 +12,9 @@ from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 
 from varifocal.errors import ModelError
-from varifocal.export.adapters import LoraFiles
-from varifocal.export.merging import Produce
-from varifocal.export.plain import distinct
+from varifocal.exporting.adapters import LoraFiles
+from varifocal.exporting.merging import Produce
+from varifocal.exporting.plain import distinct
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from varifocal.errors import ModelError
-from varifocal.export.merging import Produce
+from varifocal.exporting.merging import Produce
 from varifocal.tuners.mma.folding import readers
 from varifocal.tuners.mma.layer import MMALayer
 from varifocal.tuners.mma.model import decoders
