@@ -7,32 +7,28 @@ evaluation, serving): each of those is handed built parts and knows none of this
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from varifocal.cache import cache_root, file_digest
+from varifocal.cache import file_digest
 from varifocal.data.encoding.encoder import Encoder
-from varifocal.data.example import Image
 from varifocal.data.rows.packing import ImageLoader
 from varifocal.errors import ModelError, RunError
+from varifocal.image_loading import choose_image_loader
 from varifocal.models import (
     GraftedConfig,
-    GraftedForConditionalGeneration,
     GraftedProcessor,
     distributed,
     load_model,
 )
 from varifocal.models.decoding import add_stop_ids
 from varifocal.models.families.llava import is_llava
-from varifocal.models.families.qwen_vl import QwenVLProcessor
 from varifocal.models.features import FeatureStore
 from varifocal.models.load import check_pictures, load_processor, sees, tokens_of_whole
 from varifocal.models.names import PACKAGED, locate
@@ -74,7 +70,9 @@ class Assembly:
 
     def with_model(self, model: nn.Module) -> "Assembly":
         """The same parts around a model with a tuner; the way of its pictures may change."""
-        features, load_images = _eyes(model, self.base, self.processor, self.fingerprint)
+        features, load_images = choose_image_loader(
+            model, self.base, self.processor, self.fingerprint
+        )
         return replace(self, model=model, features=features, load_images=load_images)
 
 
@@ -96,7 +94,9 @@ def assemble(recipe: Recipe, device: torch.device | None = None) -> Assembly:
     encoder = _encoder(loaded.processor, recipe)
     ends = cast(Any, encoder.tokenizer).eos_token_id, encoder.end_of_turn_id
     add_stop_ids(loaded.model, ends)  # for `generate`, and for what is saved whole or exported
-    features, load_images = _eyes(loaded.model, loaded.model, loaded.processor, loaded.fingerprint)
+    features, load_images = choose_image_loader(
+        loaded.model, loaded.model, loaded.processor, loaded.fingerprint
+    )
     return Assembly(
         loaded.model, loaded.processor, encoder, loaded.fingerprint, features, load_images
     )
@@ -352,61 +352,3 @@ def _encoder(processor: Any, recipe: Recipe) -> Encoder:
         options["chat_template"] = processor.chat_template
     image = processor.image_token, processor.image_token_id, tokens
     return Encoder(cast(Any, processor).tokenizer, *image, **options)
-
-
-def _eyes(
-    model: nn.Module, base: nn.Module, processor: Any, fingerprint: str | None
-) -> tuple[FeatureStore | None, ImageLoader | None]:
-    """The way of pictures into the model: by a table of features where the tower is frozen.
-
-    transformers' own models take no features, so they always get pixels.
-    """
-    if is_llava(cast(PreTrainedModel, base).config):
-        return None, _pixel_loader(processor, cast(Any, base).model.vision_tower.dtype)
-    if isinstance(processor, QwenVLProcessor):
-        return None, _pictures_of_one_size(processor, cast(PreTrainedModel, base).dtype)
-    if not isinstance(base, GraftedForConditionalGeneration):
-        return None, None
-    tower = base.vision_tower
-    pixels = _pixel_loader(processor, tower.model.dtype)
-    if fingerprint is None or any(isinstance(part, BaseTunerLayer) for part in tower.modules()):
-        return None, pixels
-    store = _store(base, pixels, processor, fingerprint)
-    return store, lambda images: {"image_features": store(images)}
-
-
-def _pixel_loader(processor: Any, dtype: torch.dtype) -> ImageLoader:
-    def prepare(image: Image) -> Tensor:
-        made = processor.image_processor(images=[image.open()], return_tensors="pt")
-        return made["pixel_values"].to(dtype)
-
-    def load(images: Sequence[Image]) -> Mapping[str, Tensor]:
-        """Prepare one image after the other: large ones would take gigabytes decoded together."""
-        return {"pixel_values": torch.cat([prepare(image) for image in images])}
-
-    return load
-
-
-def _pictures_of_one_size(processor: QwenVLProcessor, dtype: torch.dtype) -> ImageLoader:
-    def load(images: Sequence[Image]) -> Mapping[str, Tensor]:
-        made = processor.pictures(image.open() for image in images)
-        return {**made, "pixel_values": made["pixel_values"].to(dtype)}
-
-    return load
-
-
-def _store(
-    model: GraftedForConditionalGeneration, pixels: ImageLoader, processor: Any, fingerprint: str
-) -> FeatureStore:
-    """The feature table of this tower, these pictures' preparation and this selection."""
-    tower = model.vision_tower
-    dtype = tower.model.dtype
-    prepared = json.dumps(processor.image_processor.to_dict(), sort_keys=True, default=str)
-    told = f"{fingerprint} {model.select} {tower.feature_layer} {dtype} {prepared}"
-    key = hashlib.sha256(told.encode()).hexdigest()[:16]
-
-    def compute(images: Sequence[Any]) -> Tensor:
-        return model.see(pixels(images)["pixel_values"].to(next(tower.parameters()).device))
-
-    shape = (tower.num_states(model.select), tower.width)
-    return FeatureStore(compute, shape, dtype, cache_root() / "features" / key)

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from varifocal.assemble import assemble
+from varifocal.image_loading import pixel_loader
 from varifocal.run import RunDirectory
 from varifocal.training.examples import load_training_data
 from varifocal.training.train import build_trainer, train
@@ -126,9 +127,9 @@ def test_no_graph_is_built_through_a_frozen_tower(recipe, monkeypatch):
     from varifocal import assemble as room
 
     def pixels(model, base, processor, fingerprint):
-        return None, room._pixel_loader(processor, base.vision_tower.model.dtype)
+        return None, pixel_loader(processor, base.vision_tower.model.dtype)
 
-    monkeypatch.setattr(room, "_eyes", pixels)  # through the tower, not by its table
+    monkeypatch.setattr(room, "choose_image_loader", pixels)  # through the tower, not by its table
     outputs, saved = watched(recipe({"tuner": {"type": "lora", "rank": 2}}))
     seen = [name for name in outputs if name.startswith("vision_tower")]
     assert len(seen) > 4

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -189,31 +189,32 @@ def retention(
     encoder = base.encoder
     del base
     gc.collect()
-    notes = [
-        f"prompts over {encoder.max_length} tokens lose text from their middle, for all alike",
-        *material.notes,
-        *_ROUTES.get(recipe.tuner.type, ()),
-    ]
     _, parts = open_run(root, dtype="float32")
     if isinstance(parts.model, PeftModel):
         with parts.model.disable_adapter():
             columns["off"] = measure(parts.model, stage="off")
     else:
         columns["off"] = columns["base"]
-        kind = recipe.tuner.type
-        notes.append(f"tuner '{kind}' has no adapter to switch off: off is the base model itself")
     columns["on"] = measure(parts.model, stage="on")
-    name = recipe.model.language_model
+    kind, has_adapter = recipe.tuner.type, isinstance(parts.model, PeftModel)
     return Retention(
         str(root),
-        name,
-        recipe.tuner.type,
+        recipe.model.language_model,
+        kind,
         _rows(columns, recipe.seed),
         material.sources,
-        notes,
+        [*_notes(encoder, kind, has_adapter), *material.notes],
         recipe.seed,
         material.left_out,
     )
+
+
+def _notes(encoder: Encoder, kind: str, has_adapter: bool) -> Iterator[str]:
+    """Yield what has to be known of the three models."""
+    yield f"prompts over {encoder.max_length} tokens lose text from their middle, for all alike"
+    yield from _ROUTES.get(kind, ())
+    if not has_adapter:
+        yield f"tuner '{kind}' has no adapter to switch off: off is the base model itself"
 
 
 def _without_eyes(recipe: Recipe) -> Recipe:

@@ -20,13 +20,13 @@ from typing import Any, Protocol
 
 from varifocal.data.reading import OnBadRecord
 from varifocal.errors import DataError
-from varifocal.evaluation import baselines
 from varifocal.evaluation.baselines import Baselines
 from varifocal.evaluation.benchmark import Answer, Answered, Benchmark, Item, Measure, Method
 from varifocal.evaluation.evaluated_model import Asker, Prompt, without_pictures
 from varifocal.evaluation.generation import evaluation_mode
-from varifocal.evaluation.likelihood import NORMALISATIONS, Normalisation, best_option, by_mean
+from varifocal.evaluation.likelihood import Normalisation
 from varifocal.evaluation.predictions import Ledger
+from varifocal.evaluation.reference_scores import baselines_of, by_normalisation, chosen
 from varifocal.writing import write_json
 
 MOST_NAMED = 100
@@ -158,10 +158,7 @@ def run(
     _check(benchmark, items)
     session = _Session(benchmark, asker, way, progress or _silent)
     prompts, not_asked = session.prepare(items)
-    left_out = [*left_out, *not_asked]
-    items = [item for item in items if item.id in prompts]
-    if not items:
-        raise DataError(f"{name}: all {len(left_out):,} items are left out; {left_out[0]}")
+    items, left_out = _kept(name, items, prompts, [*left_out, *not_asked])
     ledger = Ledger(directory / f"{name}.predictions.jsonl", _identity(benchmark, way, about))
     file = directory / f"{name}.json"
     with ledger.alone():
@@ -183,8 +180,8 @@ def run(
             kept,
             cut,
             left_out,
-            _baselines(benchmark, items),
-            _by_normalisation(benchmark, answered, prompts),
+            baselines_of(benchmark, items),
+            by_normalisation(benchmark, answered, prompts),
         )
         write_json(file, _page(result, way, about, prompts))
     return result
@@ -214,6 +211,16 @@ def _check(benchmark: Benchmark, items: Sequence[Item]) -> None:
             f"{benchmark.name}: {len(twice)} ids stand for more than one item, '{twice[0]}' first; "
             "answers are kept by id, so each needs its own"
         )
+
+
+def _kept(
+    name: str, items: Sequence[Item], prompts: Mapping[str, Prompt], left_out: Sequence[str]
+) -> tuple[list[Item], Sequence[str]]:
+    """Return the items that have a prompt, and the sentences on those that have none."""
+    kept = [item for item in items if item.id in prompts]
+    if not kept:
+        raise DataError(f"{name}: all {len(left_out):,} items are left out; {left_out[0]}")
+    return kept, left_out
 
 
 class _Session:
@@ -284,55 +291,6 @@ _MEND = (
 )
 
 
-def _baselines(benchmark: Benchmark, items: Sequence[Item]) -> Baselines:
-    """Score blind rules by the benchmark's main measure."""
-    gold = [(item.example.choices, item.example.answer_index) for item in items]
-    known = [(choices, right) for choices, right in gold if right is not None and choices]
-    if len(known) == len(items):
-        return baselines.of_choices(known)
-    return baselines.of_open(
-        items,
-        lambda text, item: Answer(item.id, text=text, parsed=benchmark.parse(text, item)),
-        benchmark.credit,
-        lambda answered: _main_of(benchmark, answered),
-    )
-
-
-def _main_of(benchmark: Benchmark, answered: Sequence[Answered]) -> float:
-    return next(one.value for one in benchmark.measure(answered) if one.name == benchmark.main)
-
-
-def _by_normalisation(
-    benchmark: Benchmark, answered: Sequence[Answered], prompts: Mapping[str, Prompt]
-) -> dict[Normalisation, float]:
-    """Return the main measure by sums and by means, where the scores tell both."""
-    if any(answer.choice is None for _, answer in answered):
-        return {}
-    own, found = benchmark.normalisation, {}
-    for one in NORMALISATIONS:
-        again = [
-            (item, _chosen(item, _as(own, one, answer.scores, prompts[item.id].option_lengths)))
-            for item, answer in answered
-        ]
-        found[one] = _main_of(benchmark, again)
-    return found
-
-
-def _as(
-    own: Normalisation, wanted: Normalisation, scores: Sequence[float], lengths: Sequence[int]
-) -> Sequence[float]:
-    if own == wanted:
-        return scores
-    if wanted == "mean":
-        return by_mean(scores, lengths)
-    return [score * length for score, length in zip(scores, lengths, strict=True)]
-
-
-def _chosen(item: Item, scores: Sequence[float]) -> Answer:
-    choice = best_option(scores)
-    return Answer(item.id, choice=choice, parsed=item.example.choices[choice], scores=tuple(scores))
-
-
 def _span(seconds: float) -> str:
     """Write a time for a person.
 
@@ -347,7 +305,7 @@ def _span(seconds: float) -> str:
 def _read(benchmark: Benchmark, item: Item, answer: Answer) -> Answer:
     """Say what an answer names; a kept one is read anew, by the parser as it is now."""
     if answer.text is None:
-        return _chosen(item, answer.scores)
+        return chosen(item, answer.scores)
     return Answer(item.id, text=answer.text, parsed=benchmark.parse(answer.text, item))
 
 

@@ -97,22 +97,9 @@ def score_sources(
             continue
         for method in _METHODS[score or recipe.evaluation.score]:
             suite = suite_name(source, method, blind=is_blind)
-            with alone(directory, suite):  # which also shows at once whether it can be written
-                report = evaluate(
-                    parts.model,
-                    parts.encoder,
-                    with_own_ids(examples),
-                    parts.load_images,
-                    method=method,
-                    blind=is_blind,
-                    token_budget=recipe.evaluation.batch_size * recipe.data.max_length,
-                    max_new_tokens=recipe.evaluation.max_new_tokens,
-                    suite=suite,
-                    progress=partial(progress, suite) if progress else None,
-                    left_out=examples.skipped,
-                )
-                scores, _ = report.write(directory)
-            yield Scored(report, scores, examples.skipped)
+            yield _score_choices(
+                recipe, parts, directory, suite, examples, method, is_blind, progress
+            )
 
 
 def _questions(
@@ -142,6 +129,35 @@ def _with_answer(example: Example) -> Example:
     if not gold_answers(example):
         raise AnswerError(f"{example.name}: no gold answer to compare with")
     return example
+
+
+def _score_choices(
+    recipe: Recipe,
+    parts: Assembly,
+    directory: Path,
+    suite: str,
+    examples: Examples,
+    method: Method,
+    is_blind: bool,
+    progress: Callable[[str, int, int], None] | None,
+) -> Scored:
+    """Score multiple-choice questions."""
+    with alone(directory, suite):  # which also shows at once whether it can be written
+        report = evaluate(
+            parts.model,
+            parts.encoder,
+            with_own_ids(examples),
+            parts.load_images,
+            method=method,
+            blind=is_blind,
+            token_budget=recipe.evaluation.batch_size * recipe.data.max_length,
+            max_new_tokens=recipe.evaluation.max_new_tokens,
+            suite=suite,
+            progress=partial(progress, suite) if progress else None,
+            left_out=examples.skipped,
+        )
+        scores, _ = report.write(directory)
+    return Scored(report, scores, examples.skipped)
 
 
 def _score_open(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from varifocal.errors import nearest
-from varifocal.recipe.page import WrongKeyError
+from varifocal.recipe.page import WrongKeyError, unread_key
 
 _BETAS = ("adam_beta1", "adam_beta2")
 _ADAM = (*_BETAS, "adam_epsilon")
@@ -139,8 +139,7 @@ def _parse(text: str) -> dict[str, str]:
 def _check_argument(name: str, key: str, text: str) -> None:
     allowed = OPTIMIZERS[name].arguments or {}
     if key not in allowed:
-        hint = nearest(key, allowed) or (f"; it reads {', '.join(allowed)}" if allowed else "")
-        raise WrongKeyError("optim_args", f"{name} does not read {key}{hint}")
+        raise WrongKeyError("optim_args", unread_key(name, key, allowed))
     wanted = allowed[key]
     try:
         fits = text.lower() in ("true", "false") if wanted is bool else wanted(text) is not None

@@ -7,7 +7,7 @@ sentences that name the dotted path, what was given, what is allowed and the nea
 
 import re
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,6 +31,16 @@ class WrongKeyError(ValueError):
     def __init__(self, key: str, text: str) -> None:
         super().__init__(text)
         self.key = key
+
+
+def unread_key(reader: str, key: str, allowed: Collection[str]) -> str:
+    """Say that a name given to an optimiser or a schedule is none that it reads.
+
+    >>> unread_key("sgd", "momentun", ["momentum"])
+    "sgd does not read momentun; did you mean 'momentum'?"
+    """
+    hint = nearest(key, allowed) or (f"; it reads {', '.join(allowed)}" if allowed else "")
+    return f"{reader} does not read {key}{hint}"
 
 
 _MOST_NODES = 100_000

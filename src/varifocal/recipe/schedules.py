@@ -5,8 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from varifocal.errors import nearest
-from varifocal.recipe.page import WrongKeyError
+from varifocal.recipe.page import WrongKeyError, unread_key
 from varifocal.recipe.section import Count, Rate
 
 Schedule = Literal[
@@ -114,8 +113,7 @@ def check_length(training: Any, steps: int) -> None:
 def _check_argument(name: str, key: str, value: Any) -> None:
     allowed = ARGUMENTS[name]
     if key not in allowed:
-        hint = nearest(key, allowed) or (f"; it reads {', '.join(allowed)}" if allowed else "")
-        raise _wrong(f"the schedule {name} does not read {key}{hint}")
+        raise _wrong(unread_key(f"the schedule {name}", key, allowed))
     try:
         TypeAdapter(allowed[key]).validate_python(value, strict=True)
     except ValidationError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,10 +88,7 @@ def make_sciencebook(
         with alone(root):
             _check_unfinished(root)  # another process may have finished it meanwhile
             problems = _write_pictures(root, table, counts, seed, progress)
-            splits = {split: [] for split in SPLITS}
-            for name, record in problems.items():
-                splits[record["split"]].append(name)
-            _write_json(root / "pid_splits.json", splits)
+            _write_json(root / "pid_splits.json", _names_by_split(problems))
             _write_json(root / "problems.json", problems)
     except OSError as error:
         raise DataError(f"cannot write the data set in {root}: {error}") from error
@@ -107,6 +104,13 @@ def make_sciencebook(
 def _check_unfinished(root: Path) -> None:
     if (root / "problems.json").exists():
         raise DataError(f"{root} already holds a data set; delete it or choose another directory")
+
+
+def _names_by_split(problems: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
+    splits: dict[str, list[str]] = {split: [] for split in SPLITS}
+    for name, record in problems.items():
+        splits[record["split"]].append(name)
+    return splits
 
 
 def compose(

@@ -119,6 +119,11 @@ def _kind(value: Any) -> str | None:
     return "<null>" if value is None else None
 
 
+def _by_kind(error: str, told: str) -> Discriminator:
+    """Choose by `_kind`, and say what a value that is none of the three should be."""
+    return Discriminator(_kind, custom_error_type=error, custom_error_message=told)
+
+
 def _check_image_url(value: Any) -> Any:
     """Say in what form an image is asked for; a text is the mistake that people make."""
     if not isinstance(value, Mapping | ImageUrl):
@@ -197,11 +202,7 @@ _Content = Annotated[
     Annotated[_Text, Tag("<text>")]
     | Annotated[list[Part], Field(fail_fast=True, max_length=_MAX_LIST), Tag("<list>")]
     | Annotated[None, Tag("<null>")],
-    Discriminator(
-        _kind,
-        custom_error_type="content_form",
-        custom_error_message="content must be a text or a list of parts",
-    ),
+    _by_kind("content_form", "content must be a text or a list of parts"),
 ]
 
 
@@ -264,11 +265,7 @@ class ChatRequest(_Form):
         Annotated[_Stop, Tag("<text>")]
         | Annotated[list[_Stop], Field(fail_fast=True, max_length=MAX_STOPS), Tag("<list>")]
         | Annotated[None, Tag("<null>")],
-        Discriminator(
-            _kind,
-            custom_error_type="stop_form",
-            custom_error_message="stop must be a text or a list of texts",
-        ),
+        _by_kind("stop_form", "stop must be a text or a list of texts"),
     ] = None
     logprobs: _Flag | None = None
     top_logprobs: Annotated[_Int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None

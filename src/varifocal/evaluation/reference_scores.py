@@ -1,0 +1,61 @@
+"""What stands next to a benchmark's score: blind rules, and likelihood by sum and by mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from varifocal.evaluation import baselines
+from varifocal.evaluation.baselines import Baselines
+from varifocal.evaluation.benchmark import Answer, Answered, Benchmark, Item
+from varifocal.evaluation.evaluated_model import Prompt
+from varifocal.evaluation.likelihood import NORMALISATIONS, Normalisation, best_option, by_mean
+
+
+def baselines_of(benchmark: Benchmark, items: Sequence[Item]) -> Baselines:
+    """Score blind rules by a benchmark's main measure."""
+    gold = [(item.example.choices, item.example.answer_index) for item in items]
+    known = [(choices, right) for choices, right in gold if right is not None and choices]
+    if len(known) == len(items):
+        return baselines.of_choices(known)
+    return baselines.of_open(
+        items,
+        lambda text, item: Answer(item.id, text=text, parsed=benchmark.parse(text, item)),
+        benchmark.credit,
+        lambda answered: _main_of(benchmark, answered),
+    )
+
+
+def _main_of(benchmark: Benchmark, answered: Sequence[Answered]) -> float:
+    return next(one.value for one in benchmark.measure(answered) if one.name == benchmark.main)
+
+
+def by_normalisation(
+    benchmark: Benchmark, answered: Sequence[Answered], prompts: Mapping[str, Prompt]
+) -> dict[Normalisation, float]:
+    """Return the main measure by sums and by means, where the scores tell both."""
+    if any(answer.choice is None for _, answer in answered):
+        return {}
+    own, found = benchmark.normalisation, {}
+    for one in NORMALISATIONS:
+        again = [
+            (item, chosen(item, _as(own, one, answer.scores, prompts[item.id].option_lengths)))
+            for item, answer in answered
+        ]
+        found[one] = _main_of(benchmark, again)
+    return found
+
+
+def _as(
+    own: Normalisation, wanted: Normalisation, scores: Sequence[float], lengths: Sequence[int]
+) -> Sequence[float]:
+    if own == wanted:
+        return scores
+    if wanted == "mean":
+        return by_mean(scores, lengths)
+    return [score * length for score, length in zip(scores, lengths, strict=True)]
+
+
+def chosen(item: Item, scores: Sequence[float]) -> Answer:
+    """Return the answer that the best score names."""
+    choice = best_option(scores)
+    return Answer(item.id, choice=choice, parsed=item.example.choices[choice], scores=tuple(scores))
