@@ -16,6 +16,8 @@ VERBS = (
     "demo",
     "train",
     "eval",
+    "benchmark",
+    "retention",
     "ask",
     "chat",
     "plan",
@@ -140,13 +142,27 @@ def test_ctrl_c_says_how_to_go_on(run, training):
 
 
 @pytest.mark.parametrize(
+    ("option", "command"),
+    [
+        ("--suite=nlvr", "'eval --suite' is a verb of its own: varifocal benchmark RUN_OR_MODEL"),
+        ("--retention", "'eval --retention' is a verb of its own: varifocal retention RUN"),
+    ],
+)
+def test_what_eval_did_before_is_answered_with_the_verb_that_does_it(run, option, command):
+    code, _, err = run("eval", "runs/a", option)
+    assert code == 2
+    assert err.startswith(f"error: {command}")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
     ("typed", "told"),
     [
         ("train nlvr --resume", "train nlvr --resume"),
         ("launch nlvr --num-processes 2", "launch nlvr --num-processes 2 --resume"),
         ("demo --quick", "demo --quick"),
         ("sweep sweeps/a.yaml", "sweep sweeps/a.yaml"),
-        ("eval runs/a --suite nlvr", "eval runs/a --suite nlvr"),
+        ("benchmark runs/a nlvr", "benchmark runs/a nlvr"),
         ("eval runs/a", None),
         ("plan demo", None),
         ("", None),

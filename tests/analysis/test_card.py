@@ -237,7 +237,7 @@ def test_scoring_and_retention_renew_the_card_of_a_run_and_of_no_model(
             return file
 
     monkeypatch.setattr("varifocal.evaluation.retention.retention", lambda *_, **__: Kept())
-    said = CliRunner().invoke(app, ["eval", str(root), "--retention"])
+    said = CliRunner().invoke(app, ["retention", str(root)])
     assert said.exit_code == 0, said.exception
     assert "| right % | 1.0 (0.0 to 2.0) |" in (root / "README.md").read_text()
     renew_card(language)

@@ -190,9 +190,11 @@ def book(tmp_path):
     return tmp_path / "data"
 
 
-def test_eval_scores_a_model_with_an_adapter(run, language_model, adapter, book, tmp_path):
-    options = ("--suite", "scienceqa", "--data", book, "--adapter", adapter, "--score", "both")
-    code, out, _ = run("eval", language_model, *options, "--out", tmp_path / "eval", "--limit", 2)
+def test_benchmark_scores_a_model_with_an_adapter(run, language_model, adapter, book, tmp_path):
+    options = ("scienceqa", "--data", book, "--adapter", adapter, "--score", "both")
+    code, out, _ = run(
+        "benchmark", language_model, *options, "--out", tmp_path / "eval", "--limit", 2
+    )
     assert code == 0
     names = sorted(file.name for file in (tmp_path / "eval").glob("[!.]*"))
     assert names == [
@@ -203,34 +205,33 @@ def test_eval_scores_a_model_with_an_adapter(run, language_model, adapter, book,
     page = json.loads((tmp_path / "eval" / "scienceqa-first2.json").read_text())
     assert (page["items"], page["limit"]) == (2, 2)
     assert page["adapter"] == str(adapter)
-    assert page["command"].startswith(f"varifocal eval {language_model} --suite scienceqa")
+    assert page["command"].startswith(f"varifocal benchmark {language_model} scienceqa")
     assert str(tmp_path / "eval" / "scienceqa-first2.json") in out.replace("\n", "")
 
 
 def test_scores_of_a_model_go_into_runs(run, language_model, book, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert run("eval", "lm", "--suite", "scienceqa")[0] == 0
+    assert run("benchmark", "lm", "scienceqa")[0] == 0
     assert (tmp_path / "runs" / "lm" / "eval" / "scienceqa.json").is_file()
 
 
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--suite", "scienceqaa"], "no suite or benchmark 'scienceqaa'; did you mean 'scienceqa'"),
-        (["--suite", ","], "no suite is named; suites: "),
-        (["--limit", "3"], "--limit belongs to --suite; name one"),
+        (["scienceqaa"], "no suite or benchmark 'scienceqaa'; did you mean 'scienceqa'"),
+        ([","], "no suite is named; suites: "),
         (
-            ["--suite", "scienceqa", "--data", "/nowhere"],
+            ["scienceqa", "--data", "/nowhere"],
             "no data for scienceqa: there is no folder '/nowhere' (name one with --data); it has "
             "to hold ScienceQA's problems.json, pid_splits.json",
         ),
-        (["--suite", "nlvr", "--data", "DATA"], "nlvr: "),
+        (["nlvr", "--data", "DATA"], "nlvr: "),
         (
-            ["--suite", "scienceqa,sciencebook", "--data", "DATA"],
+            ["scienceqa", "sciencebook", "--data", "DATA"],
             "no data for sciencebook: there is no folder 'DATA/sciencebook'",
         ),
         (
-            ["--suite", "scienceqa", "--data", "DATA", "--split", "tst"],
+            ["scienceqa", "--data", "DATA", "--split", "tst"],
             "scienceqa: 'DATA/scienceqa/pid_splits.json' has no split 'tst' but test; did you mean "
             "'test'?",
         ),
@@ -240,7 +241,7 @@ def test_a_mistake_is_said_before_the_model_is_loaded(run, book, options, senten
     monkeypatch.setattr("varifocal.evaluation.evaluated_model.open_asker", lambda *given: 1 / 0)
     (book / "README.md").write_text("")
     options = [str(book) if option == "DATA" else option for option in options]
-    code, _, err = run("eval", "smollm2-135m-instruct", *options)
+    code, _, err = run("benchmark", "smollm2-135m-instruct", *options)
     assert code == 2
     assert err.startswith(f"error: {sentence.replace('DATA', str(book))}")
     assert "Traceback" not in err
@@ -251,6 +252,8 @@ def test_a_stopped_suite_says_how_to_go_on(run, book, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("varifocal.evaluation.evaluated_model.open_asker", stop)
-    code, _, err = run("eval", "lm", "--suite", "scienceqa", "--data", book)
+    code, _, err = run("benchmark", "lm", "scienceqa", "--data", book)
     assert code == 130
-    assert err.startswith("stopped; the answers are kept; to go on: varifocal eval lm --suite")
+    assert err.startswith(
+        "stopped; the answers are kept; to go on: varifocal benchmark lm scienceqa"
+    )

@@ -1,4 +1,4 @@
-"""`eval --retention` and `compare --retention` on a tiny trained graft, whose base is known."""
+"""`retention` and `compare --retention` on a tiny trained graft, whose base is known."""
 
 import json
 from types import SimpleNamespace
@@ -78,7 +78,7 @@ def rows_of(root):
 def test_one_table_of_what_was_kept(run, trained, data):
     """Off is the base bit for bit; the base agrees with what it wrote; on has moved."""
     root = trained("mma")
-    code, out, _ = run("eval", root, "--retention", "--data", data)
+    code, out, _ = run("retention", root, "--data", data)
     assert code == 0
     page, rows = rows_of(root)
     assert list(rows) == MEASURES
@@ -88,7 +88,7 @@ def test_one_table_of_what_was_kept(run, trained, data):
         assert row["base"]["low"] <= row["base"]["value"] <= row["base"]["high"]
     assert rows["answers the same %"]["base"]["value"] == 100
     assert rows["perplexity"]["on"]["value"] != rows["perplexity"]["base"]["value"]
-    assert page["command"] == f"varifocal eval {root} --retention --data {data}"
+    assert page["command"] == f"varifocal retention {root} --data {data}"
     assert "scienceqa-text, split val" in page["sources"]["questions"]
     assert "some.json" in page["sources"]["text"]
     assert page["sources"]["instructions"].endswith("some.json")
@@ -101,7 +101,7 @@ def test_one_table_of_what_was_kept(run, trained, data):
 def test_without_data_the_run_has_what_it_takes(run, trained):
     """Its own text questions, which is said, and the package's instructions."""
     root = trained("full")
-    code, out, _ = run("eval", root, "--retention", "--limit", 2)
+    code, out, _ = run("retention", root, "--limit", 2)
     assert code == 0
     page, rows = rows_of(root)
     assert [row["count"] for row in rows.values()] == [2, 2, 2, 2]
@@ -114,7 +114,7 @@ def test_text_of_ones_own_and_what_was_trained_on(run, trained, data, tmp_path):
     (tmp_path / "words.txt").write_text("Some words. " * 60)  # 720 tokens: windows of 256
     root = trained("mma")
     told = ("--data", data / "scienceqa-text", "--text", tmp_path / "words.txt", "--limit", 3)
-    code, _, _ = run("eval", root, "--retention", *told)
+    code, _, _ = run("retention", root, *told)
     assert code == 0
     page, rows = rows_of(root)
     assert rows["perplexity"]["count"] == 3
@@ -136,25 +136,15 @@ def test_tables_of_several_runs_stand_together(run, trained, data):
     mma, full = trained("mma"), trained("full")
     for root in (mma, full):
         if not (root / "eval" / "retention.json").is_file():  # this test alone
-            assert run("eval", root, "--retention", "--data", data, "--limit", 2)[0] == 0
+            assert run("retention", root, "--data", data, "--limit", 2)[0] == 0
     code, out, _ = run("compare", mma, full, "--retention")
     assert code == 0
     names = [out.index("perplexity"), out.index("mma ("), out.index("full (")]
     assert names == sorted(names)
 
 
-@pytest.mark.parametrize(
-    "option",
-    ["--suite=pope", "--split=val", "--score=both", "--blind", "--dtype=bfloat16", "--out=x"],
-)
-def test_options_it_would_not_heed_are_refused(run, option):
-    code, _, err = run("eval", "runs/any", "--retention", option)
-    assert code != 0
-    assert f"--retention has its own measures; leave out {option.partition('=')[0]}" in err
-
-
 @pytest.mark.parametrize("option", ["--suite=pope", "--out=x", "--any-prompt"])
-def test_compare_refuses_them_too(run, option):
+def test_compare_refuses_what_its_table_of_text_skills_would_not_heed(run, option):
     code, _, err = run("compare", "a", "b", "--retention", option)
     assert code != 0
     assert f"leave out {option.partition('=')[0]}" in err
@@ -162,16 +152,14 @@ def test_compare_refuses_them_too(run, option):
 
 def test_what_is_missing_is_said(run, trained, tmp_path):
     root = trained("mma")
-    _, _, err = run("eval", root, "--retention", "--data", tmp_path / "nowhere")
+    _, _, err = run("retention", root, "--data", tmp_path / "nowhere")
     assert "--data: no folder" in err
     (tmp_path / "empty").mkdir()
-    _, _, err = run("eval", root, "--retention", "--data", tmp_path / "empty")
+    _, _, err = run("retention", root, "--data", tmp_path / "empty")
     assert "has neither scienceqa-text/problems.json nor alpaca/*.json" in err
     (tmp_path / "new").mkdir()
     _, _, err = run("compare", tmp_path / "new", root, "--retention")
-    assert f"make it with: varifocal eval {tmp_path}/new --retention" in " ".join(err.split())
-    _, _, err = run("eval", root, "--text", "x.txt")
-    assert "--text belongs to --retention; add it" in err
+    assert f"make it with: varifocal retention {tmp_path}/new" in " ".join(err.split())
 
 
 def test_a_missing_image_does_not_stop_what_asks_no_images(run, trained, data):
@@ -181,7 +169,7 @@ def test_a_missing_image_does_not_stop_what_asks_no_images(run, trained, data):
     problems["1"]["image"] = "lost.png"
     file.write_text(json.dumps(problems))
     root = trained("mma")
-    code, out, _ = run("eval", root, "--retention", "--data", data)
+    code, out, _ = run("retention", root, "--data", data)
     assert code == 0
     page, rows = rows_of(root)
     assert (rows["questions right %"]["count"], page["records_left_out"]) == (3, 0)
@@ -196,11 +184,11 @@ def test_a_bad_record_is_named_or_left_out_and_counted(run, trained, data, tmp_p
     """A question without its answer, an instruction without a text, a row of text without it."""
     file = damage(data, tmp_path, part)
     root, more = trained("mma"), ("--data", data, "--text", tmp_path / "text.jsonl")
-    code, _, err = run("eval", root, "--retention", *more)
+    code, _, err = run("retention", root, *more)
     assert code == 2
     assert file.name in "".join(err.split())
     assert "--on-bad-record skip" in " ".join(err.split())
-    code, out, err = run("eval", root, "--retention", *more, "--on-bad-record", "skip")
+    code, out, err = run("retention", root, *more, "--on-bad-record", "skip")
     assert code == 0
     page, rows = rows_of(root)
     counts = {"text": 3, "question": 4, "instruction": 3}

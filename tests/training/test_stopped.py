@@ -134,7 +134,7 @@ def test_its_scores_stand_by_the_step_and_are_not_those_of_the_end(stopped, tmp_
     scores = run.evaluations_at(3) / "book-train.json"
     assert json.loads(scores.read_text())["columns"]["average"]["count"] == 15
     assert not list(run.evaluations.glob("*.json"))
-    app(["eval", str(run.root), "--suite", "sciencebook", "--data", str(tmp_path / "book"),
+    app(["benchmark", str(run.root), "sciencebook", "--data", str(tmp_path / "book"),
          "--split", "train", "--limit", "3"], standalone_mode=False)  # fmt: skip
     assert (run.evaluations_at(3) / "sciencebook-train-first3.json").is_file()
     capsys.readouterr()

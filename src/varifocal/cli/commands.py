@@ -16,14 +16,16 @@ import typer
 from varifocal import __version__
 from varifocal.cli.analyze import add_words_verb, analyze_app
 from varifocal.cli.cache import add_cache_verb
+from varifocal.cli.compare import add_compare_verb
 from varifocal.cli.data import data_app
-from varifocal.cli.evaluate import add_eval_verb
+from varifocal.cli.evaluate import add_eval_verbs
 from varifocal.cli.export import add_export_verb
 from varifocal.cli.launch import add_launch_verb
 from varifocal.cli.options import RecipeArgument, SetOption, ready
 from varifocal.cli.plan import add_plan_verb
 from varifocal.cli.recipes import add_recipes_verb
 from varifocal.cli.report import add_run_verbs
+from varifocal.cli.retention import add_retention_verb
 from varifocal.cli.serve import add_serve_verb
 from varifocal.errors import Stopped, VarifocalError, nearest
 from varifocal.stopping import Terminated, sigterm_interrupts
@@ -45,7 +47,9 @@ app = typer.Typer(
 app.add_typer(data_app, name="data")
 add_words_verb(analyze_app)
 app.add_typer(analyze_app, name="analyze")
-add_eval_verb(app)
+add_eval_verbs(app)
+add_retention_verb(app)
+add_compare_verb(app)
 add_recipes_verb(app)
 add_plan_verb(app)
 add_run_verbs(app)
@@ -223,7 +227,7 @@ def _complain(text: str, code: int = MISTAKE) -> int:
 
 
 def _how_to_go_on(arguments: list[str]) -> str:
-    if arguments[:1] == ["eval"] and "--suite" in arguments:
+    if arguments[:1] == ["benchmark"]:
         return f"stopped; the answers are kept; to go on: varifocal {shlex.join(arguments)}"
     verb = arguments[0] if arguments else ""
     if verb not in ("train", "launch", "demo", "sweep"):
@@ -234,8 +238,18 @@ def _how_to_go_on(arguments: list[str]) -> str:
     return f"stopped; to go on: varifocal {shlex.join(again)}"
 
 
+_FORMER = {
+    "--suite": "varifocal benchmark RUN_OR_MODEL NAME...",
+    "--retention": "varifocal retention RUN",
+}
+"""What `eval` did before, by the option that asked for it."""
+
+
 def _usage(error: Any) -> str:
     """Say a wrong option or verb in one sentence, with the nearest right one."""
+    given = str(getattr(error, "option_name", "")).partition("=")[0]
+    if sys.argv[1:2] == ["eval"] and given in _FORMER:
+        return f"'eval {given}' is a verb of its own: {_FORMER[given]}"
     text = error.format_message().rstrip(".")
     if possible := getattr(error, "possibilities", None):
         text = f"{error.message}{nearest(error.option_name, possible).rstrip('?')}"

@@ -1,17 +1,15 @@
-"""The verb over two models on the same items, `compare`, and the table of text skills kept."""
+"""The verb `compare`: two models on the same items, or the text skills of several runs."""
 
 from __future__ import annotations
 
-import json
-import shlex
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from varifocal.errors import RunError, VarifocalError
+from varifocal.cli.retention import print_retention, read_retention
+from varifocal.errors import VarifocalError
 
 if TYPE_CHECKING:
     from varifocal.evaluation.compare import SuiteComparison
@@ -22,8 +20,8 @@ _SHOWN = 5  # items of a kind on the screen
 _MOST_CHARACTERS = 70  # of a question or an answer there
 
 
-def add_compare_verbs(app: typer.Typer) -> None:
-    """Give an app the verbs of this file."""
+def add_compare_verb(app: typer.Typer) -> None:
+    """Give an app the verb of this file."""
     app.command(epilog="Example: varifocal compare runs/lora runs/mma --out runs/compared")(compare)
 
 
@@ -47,16 +45,16 @@ def compare(
     retention: Annotated[
         bool,
         typer.Option(
-            "--retention", help="Text skills of any number of runs, as eval --retention left them."
+            "--retention", help="Text skills of any number of runs, as `retention` measured them."
         ),
     ] = False,
 ) -> None:
     """Compare two runs on the items that both answered: intervals, a test, and what differs."""
     if retention:
-        refuse_beside_retention(
-            {"--suite": suite or None, "--out": out, "--any-prompt": any_prompt or None}
-        )
-        _print_retention([_read_retention(run) for run in runs])
+        given = {"--suite": suite, "--out": out, "--any-prompt": any_prompt}
+        for option in (option for option, value in given.items() if value):
+            raise VarifocalError(f"--retention has its own measures; leave out {option}")
+        print_retention([read_retention(run) for run in runs])
         return
     if len(runs) != 2:
         raise VarifocalError(f"compare takes two runs, not {len(runs)} (more: --retention)")
@@ -143,110 +141,3 @@ def _differing(one: SuiteComparison, first: str, second: str) -> Iterator[str]:
 def _short(text: str) -> str:
     line = " ".join(text.partition("\nOptions:")[0].split()).removeprefix("Question: ")
     return line if len(line) <= _MOST_CHARACTERS else f"{line[: _MOST_CHARACTERS - 4]} ..."
-
-
-def refuse_beside_retention(given: Mapping[str, Any]) -> None:
-    """Refuse options that the table of text skills would not heed.
-
-    Args:
-        given: option -> its value; None where it was not given.
-
-    Raises:
-        VarifocalError: one is given.
-    """
-    for option, value in given.items():
-        if value is not None:
-            raise VarifocalError(f"--retention has its own measures; leave out {option}")
-
-
-def show_retention(
-    run: Path,
-    data: Path | None,
-    text: Path | None,
-    limit: int | None,
-    on_bad_record: Literal["fail", "skip"] | None,
-) -> None:
-    """Measure a run's text skills against its base's, show the table and keep it in the run."""
-    from varifocal.cli.tables import print_left_out, stage_bars
-    from varifocal.evaluation.retention import LIMIT, retention
-    from varifocal.locking import alone
-    from varifocal.reports.card import renew_card
-    from varifocal.run import RunDirectory
-    from varifocal.trained import find_trained
-
-    run = run.expanduser()
-    command = shlex.join(["varifocal", *sys.argv[1:]])
-    opened = RunDirectory.open(run)
-    scores = opened.evaluations_at(find_trained(opened).step)
-    with alone(scores, "retention"), stage_bars() as progress:
-        found = retention(
-            run,
-            data=data,
-            text=text,
-            limit=limit or LIMIT,
-            on_bad_record=on_bad_record,
-            progress=progress,
-        )
-        file = found.write(scores, command)
-    renew_card(run)
-    _print_retention([_read_retention(run)])
-    print_left_out(found.left_out)
-    print(file)
-
-
-def _read_retention(run: Path) -> dict[str, Any]:
-    """Read what `eval --retention` has left in a run."""
-    from varifocal.run import RunDirectory
-    from varifocal.trained import scores_folder
-
-    file = scores_folder(RunDirectory(run)) / "retention.json"
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError(
-            f"{file} is not there or damaged; make it with: varifocal eval {run} --retention"
-        ) from error
-
-
-def _print_retention(found: Sequence[Mapping[str, Any]]) -> None:
-    from rich.box import SIMPLE
-    from rich.console import Console
-    from rich.table import Table
-
-    title = "Text skills: the base, the adapter off and on"
-    table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1))
-    for name in ("", "base", "off", "on", "change"):
-        table.add_column(name, justify="right" if name else "left", overflow="fold")
-    for measure in dict.fromkeys(row["name"] for one in found for row in one["rows"]):
-        for one in found:
-            for row in (row for row in one["rows"] if row["name"] == measure):
-                words = dict.fromkeys((Path(one["run"]).name, one["tuner"]))
-                table.add_row(f"{measure}\n{', '.join(words)} ({row['count']})", *_retained(row))
-        table.add_section()
-    Console().print(table)
-    for sentence in dict.fromkeys(note for one in found for note in one["notes"]):
-        print(f"note: {sentence}")
-    for part, place in dict.fromkeys(item for one in found for item in one["sources"].items()):
-        print(f"{part}: {place}")
-
-
-def _retained(row: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the cells behind the name; a perplexity changes by a factor, all else by points."""
-    from varifocal.reports.compare_page import say_p
-
-    is_factor = row["name"] == "perplexity"
-    form = ".2f" if is_factor else ".1f"
-    yield _said(row["base"], form)
-    yield "= base" if row["off"] == row["base"] else _said(row["off"], form)
-    yield _said(row["on"], form)
-    change = [] if row["change"] is None else [_said(row["change"], ".3f" if is_factor else "+.1f")]
-    if is_factor and change:
-        change = [f"x {change[0]}"]
-    if row["p"] is not None:
-        change.append(f"p {say_p(row['p'])}")
-    yield "\n".join(change)
-
-
-def _said(one: Mapping[str, float], form: str) -> str:
-    low, high = format(one["low"], form), format(one["high"], form)
-    return f"{format(one['value'], form)}\n{low} to {high}"

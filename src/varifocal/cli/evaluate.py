@@ -1,4 +1,4 @@
-"""The verb `eval`: score a run on its own sources, or any model on named benchmarks."""
+"""The verbs `eval` and `benchmark`: score a run on its own sources, any model on benchmarks."""
 
 from __future__ import annotations
 
@@ -9,163 +9,114 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from varifocal.cli.compare import add_compare_verbs, refuse_beside_retention, show_retention
 from varifocal.cli.options import ready
-from varifocal.errors import VarifocalError
 
 if TYPE_CHECKING:
     from varifocal.evaluation.runner import Way
 
-_ModelArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="RUN_OR_MODEL",
-        help="A run directory; with --suite also a model: packaged, a directory, or a hub id.",
-    ),
-]
-_SuiteOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="NAME,...", help="Suites or benchmarks; without it, the recipe's data.evaluate."
-    ),
-]
-_DataOption = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="PATH",
-        help="With --suite the folder that holds one folder a benchmark (default: the run's "
-        "data, or 'data'); without it, score on this instead of data.evaluate.",
-    ),
-]
+
+ScoreBy = Literal["options", "generate", "both"]
+OnBadRecord = Literal["fail", "skip"]
+
 _SplitOption = Annotated[str | None, typer.Option(help="Another split than the usual one.")]
 _ScoreOption = Annotated[
-    Literal["options", "generate", "both"] | None,
+    ScoreBy | None,
     typer.Option(help="By likelihood, by what is written, or both; the usual way by default."),
 ]
-_BlindOption = Annotated[bool, typer.Option("--blind", help="Leave the pictures out.")]
+_BlindOption = Annotated[bool, typer.Option("--blind", help="Leave the images out.")]
 _OnBadOption = Annotated[
-    Literal["fail", "skip"] | None,
+    OnBadRecord | None,
     typer.Option(
         "--on-bad-record",
-        help="A question that cannot be asked, its picture missing or damaged: stop, or leave it "
+        help="A question that cannot be asked, its image missing or damaged: stop, or leave it "
         "out and count it; by default as the run's data.on_bad_record says, and fail for a model.",
     ),
 ]
-_LimitOption = Annotated[
-    int | None,
-    typer.Option(min=1, help="With --suite or --retention: only the first so many items."),
-]
-_BatchOption = Annotated[
-    int | None, typer.Option(min=1, help="With --suite: questions of a forward pass (8).")
-]
-_AdapterOption = Annotated[
-    Path | None, typer.Option(metavar="DIR", help="With --suite: PEFT's files for a model.")
-]
-_DtypeOption = Annotated[
-    Literal["float32", "bfloat16", "float16"] | None,
-    typer.Option(
-        help="With --suite: number format of the frozen weights; float32 by default, in which "
-        "scores do not depend on the batch size."
-    ),
-]
-_CheckpointOption = Annotated[
-    int | None,
-    typer.Option(metavar="STEP", help="Without --suite: the run as it was at that checkpoint."),
-]
-_OutOption = Annotated[
-    Path | None,
-    typer.Option(metavar="DIR", help="With --suite: where scores go; RUN/eval or runs/MODEL/eval."),
-]
-_RetentionOption = Annotated[
-    bool,
-    typer.Option(
-        "--retention",
-        help="Text skills instead: the base, the adapter off, the adapter on; --data holds "
-        "scienceqa-text and alpaca, without it the run's own questions are asked.",
-    ),
-]
-_TextOption = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="With --retention: held-out text.")
-]
 
 
-def add_eval_verb(app: typer.Typer) -> None:
-    """Give an app the verb of this file, and `compare`, which reads what it writes."""
-    app.command("eval", epilog="Example: varifocal eval runs/demo --suite sciencebook")(evaluate)
-    add_compare_verbs(app)
+def add_eval_verbs(app: typer.Typer) -> None:
+    """Give an app the verbs of this file."""
+    app.command("eval", epilog="Example: varifocal eval runs/demo --score both")(evaluate)
+    app.command(epilog="Example: varifocal benchmark runs/demo sciencebook")(benchmark)
 
 
 def evaluate(
-    model: _ModelArgument,
-    suite: _SuiteOption = None,
-    data: _DataOption = None,
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run directory.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="Score on this instead of the recipe's data.evaluate."),
+    ] = None,
     split: _SplitOption = None,
     score: _ScoreOption = None,
     blind: _BlindOption = False,
-    limit: _LimitOption = None,
-    batch_size: _BatchOption = None,
-    adapter: _AdapterOption = None,
-    dtype: _DtypeOption = None,
-    checkpoint: _CheckpointOption = None,
-    out: _OutOption = None,
-    retention: _RetentionOption = False,
-    text: _TextOption = None,
+    checkpoint: Annotated[
+        int | None, typer.Option(metavar="STEP", help="The run as it was at that checkpoint.")
+    ] = None,
     on_bad_record: _OnBadOption = None,
 ) -> None:
-    """Score a run or a model; scores and predictions stay on disk, and a stopped call goes on."""
+    """Score a run on its recipe's data.evaluate."""
     ready()
-    if retention:
-        refuse_beside_retention(
-            {
-                "--suite": suite,
-                "--split": split,
-                "--score": score,
-                "--blind": blind or None,
-                "--batch-size": batch_size,
-                "--adapter": adapter,
-                "--dtype": dtype,
-                "--checkpoint": checkpoint,
-                "--out": out,
-            }
-        )
-        show_retention(Path(model), data, text, limit, on_bad_record)
-        return
-    if text is not None:
-        raise VarifocalError("--text belongs to --retention; add it")
-    if suite is None:
-        _refuse_without_suite(limit, batch_size, adapter, dtype, out)
-        _score_sources(model, data, split, score, blind, checkpoint, on_bad_record)
-        return
-    if checkpoint is not None:
-        raise VarifocalError("--checkpoint scores a run's own sources; leave out --suite")
+    _score_sources(run, data, split, score, blind, checkpoint, on_bad_record)
+
+
+def benchmark(
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN_OR_MODEL",
+            help="A run directory, or a model: packaged, a directory, or a hub id.",
+        ),
+    ],
+    names: Annotated[
+        list[str], typer.Argument(metavar="NAME...", help="Suites or benchmarks, such as nlvr.")
+    ],
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Holds one folder a benchmark; by default the run's data.root, or 'data'.",
+        ),
+    ] = None,
+    split: _SplitOption = None,
+    score: _ScoreOption = None,
+    blind: _BlindOption = False,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Only the first so many items of each.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions of a forward pass.")] = 8,
+    adapter: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="PEFT's files for a model.")
+    ] = None,
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"],
+        typer.Option(
+            help="Number format of the frozen weights; in float32 scores do not depend on the "
+            "batch size."
+        ),
+    ] = "float32",
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Where scores go; RUN/eval or runs/MODEL/eval."),
+    ] = None,
+    on_bad_record: _OnBadOption = None,
+) -> None:
+    """Score a run or a model on named benchmarks; a stopped call goes on when repeated."""
+    ready()
     from varifocal.evaluation.runner import Way
 
-    way = Way(None, blind, split, limit, batch_size or 8)
-    _score_suite(model, suite, data, way, score, adapter, dtype or "float32", out, on_bad_record)
-
-
-def _refuse_without_suite(
-    limit: int | None,
-    batch_size: int | None,
-    adapter: Path | None,
-    dtype: str | None,
-    out: Path | None,
-) -> None:
-    """Refuse what a run's own sources are not scored by."""
-    given = {"limit": limit, "batch-size": batch_size, "adapter": adapter, "dtype": dtype}
-    for option, value in {**given, "out": out}.items():
-        if value is not None:
-            raise VarifocalError(f"--{option} belongs to --suite; name one")
+    way = Way(None, blind, split, limit, batch_size)
+    suites = ",".join(names)
+    _score_benchmarks(model, suites, data, way, score, adapter, dtype, out, on_bad_record)
 
 
 def _score_sources(
     model: str,
     data: Path | None,
     split: str | None,
-    score: Literal["options", "generate", "both"] | None,
+    score: ScoreBy | None,
     blind: bool,
     checkpoint: int | None,
-    on_bad_record: Literal["fail", "skip"] | None,
+    on_bad_record: OnBadRecord | None,
 ) -> None:
     """Score a run on its recipe's sources."""
     from varifocal.cli.tables import print_left_out, print_result, print_scores, stage_bars
@@ -196,16 +147,16 @@ def _score_sources(
         print(result.file)
 
 
-def _score_suite(
+def _score_benchmarks(
     model: str,
-    suite: str,
+    names: str,
     data: Path | None,
     way: Way,
-    score: Literal["options", "generate", "both"] | None,
+    score: ScoreBy | None,
     adapter: Path | None,
     dtype: str,
     out: Path | None,
-    on_bad_record: Literal["fail", "skip"] | None,
+    on_bad_record: OnBadRecord | None,
 ) -> None:
     """Score a run or a model on benchmarks."""
     from varifocal.cli.tables import print_result, stage_bars
@@ -215,7 +166,7 @@ def _score_suite(
     with stage_bars() as progress:
         for result in evaluate_benchmarks(
             Named(model, adapter, dtype),
-            suite,
+            names,
             way,
             data=data,
             score=score,

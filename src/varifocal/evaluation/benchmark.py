@@ -104,7 +104,7 @@ class Benchmark:
     """A row of the table.
 
     Attributes:
-        name: in `--suite`, of its data folder, and of the files of its scores.
+        name: as `benchmark` takes it, of its data folder, and of the files of its scores.
         load: (folder, split or None for the one that is reported) -> items, from the official
             files or from a Hugging Face or parquet directory. DataError names what is missing.
         measure: items with their answers -> its numbers, the main one among them.
