@@ -11,9 +11,9 @@ from PIL import Image as Pictures
 
 from varifocal.data.example import Example
 from varifocal.errors import DataError, PictureError
+from varifocal.evaluation.benchmark import Prompt
 from varifocal.evaluation.benchmarks.registry import BENCHMARKS, load_items
 from varifocal.evaluation.compare import compare_predictions
-from varifocal.evaluation.evaluated_model import Prompt
 from varifocal.evaluation.predictions import read_predictions
 from varifocal.evaluation.runner import About, Result, Way, run
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from varifocal.data.example import Example
-from varifocal.evaluation.generation import parse_answer
-from varifocal.evaluation.likelihood import Normalisation
+from varifocal.evaluation.choice_parser import parse_answer
 from varifocal.evaluation.statistics import wilson
+
+if TYPE_CHECKING:
+    from varifocal.evaluation.likelihood import Normalisation
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,31 @@ class Answer:
     choice: int | None = None
     parsed: str | None = None
     scores: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A question as a model reads it.
+
+    Attributes:
+        key: every byte that the answer depends on: the prompt's and the options' ids, and the
+            digests of its pictures.
+        length: tokens of its row.
+        was_cut: whether text was taken out of it to fit into the model's window.
+        question: what the asker itself needs.
+        option_lengths: tokens of each option, end of turn included; empty where none is scored.
+    """
+
+    key: bytes
+    length: int
+    was_cut: bool
+    question: Any
+    option_lengths: tuple[int, ...] = ()
+
+    @property
+    def sha(self) -> str:
+        """SHA-256 of `key`, in hex."""
+        return hashlib.sha256(self.key).hexdigest()
 
 
 Method = Literal["likelihood", "generate"]

@@ -5,7 +5,6 @@ The one seam between benchmarks and models: whatever follows `Asker` can be scor
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,36 +27,12 @@ from varifocal.data.encoding.answer_span import PROBES, frame_of, written
 from varifocal.data.encoding.written_answer import read_words
 from varifocal.data.example import Example, Image, Message
 from varifocal.errors import ChatTemplateError, DataError, ModelError
+from varifocal.evaluation.benchmark import Prompt
 from varifocal.evaluation.generation import greedy_answers
 from varifocal.evaluation.likelihood import Normalisation, Question, score_options
 from varifocal.models.decoding import stop_ids
 
 _ONE_BATCH = 1 << 62  # tokens: whoever calls has made the batch
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A question as a model reads it.
-
-    Attributes:
-        key: every byte that the answer depends on: the prompt's and the options' ids, and the
-            digests of its pictures.
-        length: tokens of its row.
-        was_cut: whether text was taken out of it to fit into the model's window.
-        question: what the asker itself needs.
-        option_lengths: tokens of each option, end of turn included; empty where none is scored.
-    """
-
-    key: bytes
-    length: int
-    was_cut: bool
-    question: Any
-    option_lengths: tuple[int, ...] = ()
-
-    @property
-    def sha(self) -> str:
-        """SHA-256 of `key`, in hex."""
-        return hashlib.sha256(self.key).hexdigest()
 
 
 class Asker(Protocol):

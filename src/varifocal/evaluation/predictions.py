@@ -16,8 +16,7 @@ from typing import Any
 
 from varifocal.errors import DataError, RunError
 from varifocal.evaluation.baselines import Baselines
-from varifocal.evaluation.benchmark import Answer
-from varifocal.evaluation.evaluated_model import Prompt
+from varifocal.evaluation.benchmark import Answer, Prompt
 from varifocal.locking import alone
 from varifocal.run import RunDirectory
 from varifocal.trained import scores_folder

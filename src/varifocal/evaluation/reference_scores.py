@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from varifocal.evaluation import baselines
 from varifocal.evaluation.baselines import Baselines
-from varifocal.evaluation.benchmark import Answer, Answered, Benchmark, Item
-from varifocal.evaluation.evaluated_model import Prompt
+from varifocal.evaluation.benchmark import Answer, Answered, Benchmark, Item, Prompt
 from varifocal.evaluation.likelihood import NORMALISATIONS, Normalisation, best_option, by_mean
 
 

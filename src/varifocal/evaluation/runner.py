@@ -21,8 +21,16 @@ from typing import Any, Protocol
 from varifocal.data.reading import OnBadRecord
 from varifocal.errors import DataError
 from varifocal.evaluation.baselines import Baselines
-from varifocal.evaluation.benchmark import Answer, Answered, Benchmark, Item, Measure, Method
-from varifocal.evaluation.evaluated_model import Asker, Prompt, without_pictures
+from varifocal.evaluation.benchmark import (
+    Answer,
+    Answered,
+    Benchmark,
+    Item,
+    Measure,
+    Method,
+    Prompt,
+)
+from varifocal.evaluation.evaluated_model import Asker, without_pictures
 from varifocal.evaluation.generation import evaluation_mode
 from varifocal.evaluation.likelihood import Normalisation
 from varifocal.evaluation.predictions import Ledger

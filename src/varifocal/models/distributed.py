@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from transformers.integrations.deepspeed import deepspeed_config
 
 
 def own_device() -> torch.device:
@@ -45,6 +44,9 @@ def is_sharded(*modules: nn.Module) -> bool:
     """
     if not in_world():
         return False
+    # Here, since importing transformers registers our models, which import this module.
+    from transformers.integrations.deepspeed import deepspeed_config
+
     return deepspeed_config() is not None or any(
         isinstance(parameter, DTensor) for module in modules for parameter in module.parameters()
     )
