@@ -44,6 +44,7 @@ ALLOWED = {
     "reports": GROUND | STOCK | {"assemble"},
     "demo": GROUND | STOCK | VERBS | ABOUT | {"assemble"},
     "sweep": GROUND | STOCK | VERBS | ABOUT | {"assemble"},
+    "auto": GROUND | STOCK | {"assemble"},
     "api": GROUND | STOCK | VERBS | ABOUT | {"assemble"},
     "cli": GROUND
     | STOCK

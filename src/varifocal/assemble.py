@@ -17,6 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from varifocal.cache import file_digest
+from varifocal.data.encoding.chat_template import with_system
 from varifocal.data.encoding.encoder import Encoder
 from varifocal.data.rows.packing import ImageLoader
 from varifocal.errors import ModelError, RunError
@@ -32,6 +33,7 @@ from varifocal.models.families.llava import is_llava
 from varifocal.models.features import FeatureStore
 from varifocal.models.load import check_pictures, load_processor, sees, tokens_of_whole
 from varifocal.models.names import PACKAGED, locate
+from varifocal.models.processor import with_image_parts
 from varifocal.models.saved import load_adapter, load_trained_tensors, start_connector
 from varifocal.models.sources import read_config
 from varifocal.recipe import ModelSection, NoTunerSection, Recipe, load_recipe
@@ -145,6 +147,30 @@ def open_run(
         check_base(trained.place, recipe, base.fingerprint)
         return recipe, base.with_model(load_adapter(base.base, trained.place))
     return recipe, _with_trained_tensors(recipe, base, trained)
+
+
+def open_processor(root: str | Path) -> Any:
+    """Read a run's processor, or its tokenizer; no weights are loaded.
+
+    Its chat template writes a prompt as the run was trained, the recipe's system prompt included.
+
+    Raises:
+        RunError: there is no run here, or it has neither weights nor a checkpoint yet.
+        ModelError: a part of its base models cannot be had.
+    """
+    run = RunDirectory.open(root)
+    recipe = load_recipe(run.recipe, check_paths=False)
+    trained = find_trained(run)
+    if trained.is_model:
+        recipe = _with_whole_model(recipe, trained.place)
+    check_pictures(recipe.model)
+    processor = load_processor(recipe.model)
+    encoder = _encoder(processor, recipe)
+    template = with_system(encoder.template.jinja, encoder.system)
+    if isinstance(processor, GraftedProcessor):
+        template = with_image_parts(template, processor.image_token)
+    processor.chat_template = template
+    return processor
 
 
 def _with_trained_tensors(recipe: Recipe, base: Assembly, trained: Trained) -> Assembly:

@@ -49,7 +49,10 @@ class _Without(logging.Filter):
         return not record.getMessage().startswith(self._start)
 
 
-_ROOMS = {"peft": "varifocal.tuners", "transformers": "varifocal.models.auto_classes"}
+_ROOMS = {
+    "peft": ("varifocal.tuners",),
+    "transformers": ("varifocal.models.auto_classes", "varifocal.auto"),
+}
 
 # What pyproject.toml asks for, checked again because other installs can move a library.
 SUPPORTED = {"peft": ("0.21", "0.22"), "transformers": ("5.20", "6")}
@@ -57,9 +60,9 @@ SUPPORTED = {"peft": ("0.21", "0.22"), "transformers": ("5.20", "6")}
 
 def register_on_import() -> None:
     """Register the tuners with PEFT and the models with transformers, now or when they come."""
-    for library, room in _ROOMS.items():
+    for library, modules in _ROOMS.items():
         if library in sys.modules:
-            importlib.import_module(room)
+            _import_all(modules)
     if not any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
         sys.meta_path.insert(0, _AfterImport())
 
@@ -99,11 +102,11 @@ class _AfterImport(importlib.abc.MetaPathFinder):
 
 
 class _RegisteringLoader(importlib.abc.Loader):
-    """Loads as the wrapped loader does, then imports the room that registers with the library."""
+    """Loads as the wrapped loader does, then imports what registers with the library."""
 
-    def __init__(self, loader: importlib.abc.Loader, room: str) -> None:
+    def __init__(self, loader: importlib.abc.Loader, modules: Sequence[str]) -> None:
         self._loader = loader
-        self._room = room
+        self._modules = modules
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
         return self._loader.create_module(spec)
@@ -113,4 +116,9 @@ class _RegisteringLoader(importlib.abc.Loader):
         if module.__spec__ is not None:
             module.__spec__.loader = self._loader
         self._loader.exec_module(module)
-        importlib.import_module(self._room)
+        _import_all(self._modules)
+
+
+def _import_all(modules: Sequence[str]) -> None:
+    for module in modules:
+        importlib.import_module(module)

@@ -30,6 +30,8 @@ from varifocal.writing import (
 )
 
 CHECKPOINT_PREFIX = "checkpoint-"
+MODEL_TYPE = "varifocal_run"
+"""What `config.json` of a run says, so that transformers' Auto classes open it (`auto.py`)."""
 UNLOGGED = "unlogged.json"
 """A checkpoint's file for what transformers forgets: losses since the last line, and the cost."""
 
@@ -124,6 +126,15 @@ class RunDirectory:
     def recipe(self) -> Path:
         """The resolved recipe, with versions, seed and fingerprints."""
         return self.root / "recipe.yaml"
+
+    def write_recipe(self, text: str) -> None:
+        """Write the resolved recipe, and what makes the run known to transformers.
+
+        Raises:
+            RunError: the disk is full.
+        """
+        write_text(self.recipe, text)
+        write_text(self.root / "config.json", json.dumps({"model_type": MODEL_TYPE}) + "\n")
 
     @property
     def metrics(self) -> Path:

@@ -154,9 +154,7 @@ def test_the_code_that_loads_it_works(make_run, capsys):
     (code,) = re.findall(
         r"```python\n(.*?)```", make_card(give_results(make_run("lora"))).markdown(), re.DOTALL
     )
-    exec(
-        code.replace("]))", "], Sampling(3)))").replace("import Engine", "import Engine, Sampling")
-    )
+    exec(code.replace("))", ", max_new_tokens=3))"))
     assert capsys.readouterr().out.endswith("\n")
 
 

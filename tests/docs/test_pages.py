@@ -5,6 +5,7 @@ parsed by the real command line and its recipes validated, but not run.
 """
 
 import itertools
+import json
 import re
 import shlex
 import sys
@@ -16,6 +17,7 @@ from page_blocks import MARKERS, Block, blocks, prose, spans
 from page_commands import WrongCommandError, check, check_test, commands
 from stand_ins import Workshop
 
+import varifocal
 from varifocal.recipe import Recipe
 from varifocal.recipe.page import put, read_page, validate
 from varifocal.recipe.reading import SHIPPED
@@ -77,6 +79,41 @@ def run_page(shop, page):
 @pytest.mark.parametrize("page", [page for page in BLOCKS if any(b.runs for b in BLOCKS[page])])
 def test_a_page_runs(workshop, page):
     run_page(workshop, page)
+
+
+NOTEBOOK = ROOT / "docs" / "notebook.ipynb"
+
+SHOW = """
+import ast, json, sys
+
+for cell in json.loads(open(sys.argv[1]).read()):
+    tree = ast.parse(cell)
+    last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
+    exec(compile(tree, "cell", "exec"), globals())
+    if last is not None:
+        shown = eval(compile(ast.Expression(last.value), "cell", "eval"), globals())
+        print(getattr(shown, "_repr_html_", lambda: repr(shown))())
+"""
+
+
+def test_the_notebook_runs(workshop):
+    page = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
+    cells = [cell for cell in page["cells"] if cell["cell_type"] == "code"]
+    assert not any(cell["outputs"] for cell in cells)
+    folder = workshop.folder("docs/notebook.md", ())
+    (folder / "cells.json").write_text(json.dumps(["".join(cell["source"]) for cell in cells]))
+    (folder / "show.py").write_text(SHOW)
+    workshop.run(one("python show.py cells.json > shown.txt"), folder)
+    shown = (folder / "shown.txt").read_text()
+    assert "<polyline" in shown
+    assert "trained parameters, loss" in shown
+    assert "sciencebook-test" in shown
+
+
+def test_every_public_name_has_an_example_that_runs():
+    code = "".join(block.text for block in BLOCKS["docs/reference/api.md"] if block.runs)
+    missing = [name for name in varifocal.__all__ if not re.search(rf"\bvf\.{name}\b", code)]
+    assert not missing
 
 
 @pytest.mark.slow

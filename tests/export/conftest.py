@@ -32,7 +32,6 @@ from varifocal.assemble import assemble
 from varifocal.recipe import Recipe
 from varifocal.run import RunDirectory
 from varifocal.training.tuner import attach_tuner
-from varifocal.writing import write_text
 
 SIDE = 28
 
@@ -108,7 +107,7 @@ def make_run(parts_directory, tmp_path_factory):
             parts.processor.save_pretrained(run.model)
         else:
             model.save_pretrained(run.adapter, save_embedding_layers=False)
-        write_text(run.recipe, recipe.dump_yaml())
+        run.write_recipe(recipe.dump_yaml())
         return run
 
     return make

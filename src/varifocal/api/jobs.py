@@ -243,7 +243,7 @@ def export(
 
     Args:
         run: the run directory.
-        to: `merged`, `lora`, `route`, `llava` or `gguf`.
+        to: `merged`, `lora`, `route`, `llava`, `gguf` or `model`.
         out: where it goes; by default `RUN/export/TO`.
         dtype: number format of the weights; by default the run's.
         prompt: with `route`, the prompt whose LoRA is written.

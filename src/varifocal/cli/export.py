@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 ToOption = Annotated[
-    Literal["merged", "lora", "route", "llava", "gguf"],
+    Literal["merged", "lora", "route", "llava", "gguf", "model"],
     typer.Option(
         help="merged: plain transformers checkpoints; lora: PEFT LoRAs; route: the LoRA that "
         "one prompt chooses (MixLoRA); llava: transformers' LLaVA, for a graft whose connector "
-        "is plain; gguf: the language model for llama.cpp."
+        "is plain; gguf: the language model for llama.cpp; model: the whole graft in one folder, "
+        "for transformers with Varifocal."
     ),
 ]
 OutOption = Annotated[Path | None, typer.Option(metavar="DIR", help="By default RUN/export/KIND.")]

@@ -12,12 +12,23 @@ from typing import Any, cast
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from varifocal.assemble import Assembly
 from varifocal.data.example import Example
 from varifocal.exporting import gguf
 from varifocal.exporting.adapters import LoraFiles, own_lora, route_lora, routed_lora
+from varifocal.exporting.graft import (
+    whole_graft,
+    with_prompt_marks,
+    write_adapter,
+    write_graft_processor,
+)
 from varifocal.exporting.llava import llava, through_pixels, write_processor
 from varifocal.exporting.merging import Produce, plain_tensors, shared_table_is_adapted, wide
 from varifocal.exporting.parity import Case
@@ -30,7 +41,7 @@ from varifocal.exporting.plain import (
     write_plain,
 )
 from varifocal.exporting.probing import check_layers, lora_probes, mma_probes
-from varifocal.exporting.request import Order, Target, language_section
+from varifocal.exporting.request import Order, Target, keeps_adapter, language_section
 from varifocal.exporting.stopping import Answered
 from varifocal.exporting.stored import Wanted, check_stored, check_stored_lora
 from varifocal.models.decoding import stop_ids
@@ -50,7 +61,7 @@ class Job:
         recipe: the run's.
         parts: the trained model.
         route: "text" or "image" of an MMA adapter; "" where there is one for both.
-        modality: the route's number.
+        modality: the route's number; 0 where there is none.
         examples: the conversations of the parity gate.
         cases: what the trained model says to them.
         asked: prompts that the trained model has answered.
@@ -73,6 +84,11 @@ class Job:
     def form(self) -> Target:
         """The artifact's kind; beside a LLaVA, the text route is a plain language model."""
         return "merged" if self.order.to == "llava" and self.route == "text" else self.order.to
+
+    @property
+    def keeps_adapter(self) -> bool:
+        """Whether the adapter's own files lie in the artifact."""
+        return keeps_adapter(self.order, self.recipe)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -142,9 +158,12 @@ def _written_model(job: Job, directory: Path) -> Made:
             content = llava(job.parts.base, content, job.parts.processor, job.dtype)
         write_plain(content, directory, shard_gib=job.order.shard_gib)
         _write_processor(job, directory)
-        if job.form == "llava":
+        if job.keeps_adapter:
+            write_adapter(cast(PeftModel, job.parts.model), directory, job.what)
+        if job.form in ("llava", "model"):
             cases, answered = _through_pixels(job, directory)
-        model = _opened(content.kind, directory, job.parts)
+        kind = AutoModelForImageTextToText if job.form == "model" else content.kind
+        model = _opened(kind, directory, job.parts)
         ends = _stops_at(model)
     wanted = _wanted(content, job.form)
     check_stored(model, wanted, job.what)
@@ -162,7 +181,9 @@ _TOGETHER = (
 
 
 def _plain(job: Job) -> PlainModel:
-    """Fold or merge the language model."""
+    """Fold or merge the language model, or the whole graft."""
+    if job.form == "model":
+        return whole_graft(job.parts.base, job.dtype)
     if job.recipe.tuner.type == "mma":
         return fold_route(cast(PeftModel, job.parts.model), job.modality, job.dtype)
     return plain(language_model(job.parts.base)[0], job.dtype)
@@ -170,6 +191,8 @@ def _plain(job: Job) -> PlainModel:
 
 def _held_layers(job: Job, tensors: Mapping[str, Produce]) -> int:
     """Hold what the adapter changes against the trained layers, those of a LLaVA's tower too."""
+    if job.form == "model":
+        return check_layers(lora_probes(job.parts.base), tensors, job.what)
     written, prefix = language_model(job.parts.base)
     if job.recipe.tuner.type == "mma":
         probes = mma_probes(cast(PeftModel, job.parts.model), job.modality, prefix)
@@ -193,6 +216,9 @@ def _write_processor(job: Job, directory: Path) -> None:
     if job.form == "llava":
         write_processor(job.parts, directory)
         return
+    if job.form == "model":
+        write_graft_processor(job.parts, directory)
+        return
     processor = load_processor(language_section(job.recipe))
     if isinstance(processor, PreTrainedTokenizerBase):
         processor.chat_template = chat_template(job.parts.encoder)
@@ -202,6 +228,8 @@ def _write_processor(job: Job, directory: Path) -> None:
 def _through_pixels(job: Job, directory: Path) -> tuple[list[Case], list[Answered]]:
     """Give the gate's prompts as the written processor does."""
     cases = through_pixels(job.cases, job.examples, job.parts, directory)
+    if job.keeps_adapter:
+        cases = with_prompt_marks(cases, job.examples, job.parts)
     prompts = through_pixels([one.case for one in job.answered], job.asked, job.parts, directory)
     pairs = zip(job.answered, prompts, strict=True)
     return cases, [replace(one, case=case) for one, case in pairs]

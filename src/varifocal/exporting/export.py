@@ -49,7 +49,19 @@ _GGUF = (
     'model = Llama(HERE + "/model.gguf")\n'
     'model.create_chat_completion([{{"role": "user", "content": "..."}}], temperature=0)'
 )
-_LOADING = {"merged": _PLAIN, "lora": _LORA, "route": _LORA, "llava": _LLAVA, "gguf": _GGUF}
+_MODEL = (
+    "import varifocal\nfrom transformers import AutoModelForImageTextToText, AutoProcessor\n\n"
+    "model = AutoModelForImageTextToText.from_pretrained(HERE)\n"
+    "processor = AutoProcessor.from_pretrained(HERE)"
+)
+_LOADING = {
+    "merged": _PLAIN,
+    "lora": _LORA,
+    "route": _LORA,
+    "llava": _LLAVA,
+    "gguf": _GGUF,
+    "model": _MODEL,
+}
 _LIBRARIES = {"lora": "peft", "route": "peft", "gguf": "gguf"}
 
 PARITY = "parity.json"
@@ -91,8 +103,8 @@ def export(order: Order, out: Path, tell: Callable[[str], None] | None = None) -
     """Write a run as what others load, and hold each artifact against the trained model.
 
     MMA gives two artifacts, `out/text` and `out/image`, since its weights differ by modality; any
-    other tuner gives one, `out` itself. They take their places together, after the last has passed
-    the gate: where one fails, what stood there before stays.
+    other tuner, and `model`, gives one, `out` itself. They take their places together, after the
+    last has passed the gate: where one fails, what stood there before stays.
 
     Args:
         order: what is asked for.
@@ -105,8 +117,7 @@ def export(order: Order, out: Path, tell: Callable[[str], None] | None = None) -
         ModelError: this tuner has no such form, or the artifact failed the parity gate.
     """
     say = tell or (lambda text: None)
-    tuner = load_recipe(order.run.recipe, check_paths=False).tuner.type
-    routes = list(ROUTES.items()) if tuner == "mma" else [("", 0)]
+    routes = _routes(order)
     for name, _ in routes:
         check_replaceable(out / name)
     # a narrower format is what the weights are rounded to at the end, and not before
@@ -126,9 +137,17 @@ def export(order: Order, out: Path, tell: Callable[[str], None] | None = None) -
             say(f"{target}: writing and comparing")
             staging = places.enter_context(whole_directory(target))
             told = (asked, cases, questions, answered, str(target))
-            job = Job(order, recipe, parts, name, modality, *told)
+            job = Job(order, recipe, parts, name, modality or 0, *told)
             done.append(_write(job, target, staging, is_wide=is_wide))
     return done
+
+
+def _routes(order: Order) -> list[tuple[str, int | None]]:
+    """List the artifacts' names and the modalities of their rows; None where rows differ."""
+    if order.to == "model":
+        return [("", None)]
+    tuner = load_recipe(order.run.recipe, check_paths=False).tuner.type
+    return list(ROUTES.items()) if tuner == "mma" else [("", 0)]
 
 
 def _examples(order: Order, parts: Assembly, route: str) -> Sequence[Example]:
@@ -177,6 +196,8 @@ def _notes(job: Job) -> Iterator[str]:
         yield "The image route: what the model does with rows that show a picture."
     if job.form == "llava":
         yield from _llava_notes(job)
+    elif job.form == "model":
+        yield from _model_notes(job)
     elif grafted:
         yield (
             "The language model alone: vision tower and connector stay in the run. Fed with their "
@@ -193,6 +214,20 @@ def _notes(job: Job) -> Iterator[str]:
         yield "PEFT runs it and does not merge it, since it has a bias; --to merged writes that."
     if job.form == "gguf":
         yield "The gate read the file back with transformers, not with llama.cpp."
+
+
+def _model_notes(job: Job) -> Iterator[str]:
+    yield (
+        "Language model, vision tower, connector and processor in one folder, for transformers' "
+        "Auto classes after `import varifocal`. The gate put the processor's own ids and pixels "
+        "to it."
+    )
+    if job.keeps_adapter:
+        yield (
+            "The adapter answers by modality or by prompt and equals no single set of weights, so "
+            "adapter_model.safetensors holds it; from_pretrained puts it on. From a hub, download "
+            "the folder first, and name the folder."
+        )
 
 
 def _llava_notes(job: Job) -> Iterator[str]:

@@ -175,9 +175,9 @@ def _inputs(example: Example, parts: Assembly, processor: Any) -> dict[str, Tens
     ours = parts.encoder.encode(example, with_answer=False).input_ids.tolist()
     if asked["input_ids"][0].tolist() != ours:
         raise ModelError(
-            "LLaVA's processor writes a prompt otherwise than the run does, so its model would be "
-            "asked otherwise than it was trained; nothing was written. Report this with the run's "
-            "recipe"
+            "the written processor writes a prompt otherwise than the run does, so its model would "
+            "be asked otherwise than it was trained; nothing was written. Report this with the "
+            "run's recipe"
         )
     whole = torch.as_tensor(parts.encoder.encode(example, with_answer=answered).input_ids)[None]
     pictures = {name: asked[name] for name in ("pixel_values",) if name in asked}

@@ -48,6 +48,26 @@ def plain_tensors(model: nn.Module) -> dict[str, Produce]:
     return tensors
 
 
+def named_without_adapters(model: nn.Module) -> dict[str, Tensor]:
+    """List a model's own tensors by the names they have without adapters, tied ones once.
+
+    A module that was trained whole is listed by its trained copy, and a LoRA is not merged.
+    """
+    wrapped = {
+        name: part
+        for name, part in model.named_modules()
+        if isinstance(part, (LoraLayer, AuxiliaryTrainingWrapper))
+    }
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        own, _ = _own_name(name, wrapped)
+        if own and id(tensor) not in seen:
+            seen.add(id(tensor))
+            found[own] = tensor.detach()
+    return found
+
+
 def wide(tensor: Tensor) -> Tensor:
     """Return a tensor in float32 at least; integers as they are."""
     tensor = tensor.detach()

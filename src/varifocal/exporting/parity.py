@@ -124,13 +124,13 @@ def prompts(num: int, *, pictures: bool) -> Iterator[Example]:
         yield _question(names[index % len(names)], index)
 
 
-def references(parts: Assembly, examples: Sequence[Example], modality: int) -> list[Case]:
+def references(parts: Assembly, examples: Sequence[Example], modality: int | None) -> list[Case]:
     """Put prompts to the trained model.
 
     Args:
         parts: the trained model and its encoder.
         examples: conversations; their pictures are shown where the model has eyes.
-        modality: the route that the rows take, 0 text or 1 image.
+        modality: the route that the rows take, 0 text or 1 image; None takes each row's own.
     """
     with evaluating(parts.model):
         return [_reference(parts, example, modality) for example in examples]
@@ -205,7 +205,7 @@ def _question(skill: str, index: int) -> Example:
 
 
 def row_of(
-    parts: Assembly, example: Example, modality: int
+    parts: Assembly, example: Example, modality: int | None
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
     """Encode a conversation, with its answer where it has one, as a row of one.
 
@@ -214,7 +214,8 @@ def row_of(
     """
     answered = example.messages[-1].role == "assistant"
     encoded = parts.encoder.encode(example, with_answer=answered)
-    row = pad_left([encoded.input_ids.tolist()], [modality])
+    route = encoded.modality if modality is None else modality
+    row = pad_left([encoded.input_ids.tolist()], [route])
     shown = {}
     if encoded.images and parts.load_images is not None:
         shown = dict(parts.load_images(encoded.images))
@@ -222,7 +223,7 @@ def row_of(
 
 
 @torch.no_grad()
-def _reference(parts: Assembly, example: Example, modality: int) -> Case:
+def _reference(parts: Assembly, example: Example, modality: int | None) -> Case:
     row, shown, prompt_mask = row_of(parts, example, modality)
     given = {"input_ids": row["input_ids"], **shown}
     if reads_marks(parts.model):

@@ -7,7 +7,6 @@ nothing is rounded until it is written.
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,18 +19,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from varifocal.data.encoding.chat_template import with_system
 from varifocal.data.encoding.encoder import Encoder
 from varifocal.errors import ModelError
 from varifocal.exporting.merging import Produce, plain_tensors
 from varifocal.models.grafted import GraftedForConditionalGeneration
 from varifocal.tuners.mma.folding import AffineMap, fold_linear, fold_maps, readers
 from varifocal.writing import unwritable_is_an_error, write_json
-
-_SYSTEM_FIRST = (
-    "{%- if messages and messages[0].role != 'system' -%}"
-    "{%- set messages = [{'role': 'system', 'content': SYSTEM}] + messages -%}"
-    "{%- endif -%}{{- '' }}"
-)
 
 
 def chat_template(encoder: Encoder) -> str:
@@ -40,22 +34,7 @@ def chat_template(encoder: Encoder) -> str:
     Others who load an export do not know `data.system_prompt`; without it many templates write a
     default that the run never saw.
     """
-    if encoder.system is None:
-        return encoder.template.jinja
-    return _SYSTEM_FIRST.replace("SYSTEM", _literal(encoder.system)) + encoder.template.jinja
-
-
-def _literal(text: str) -> str:
-    r"""Write a text as a string of Jinja that transformers and llama.cpp read alike.
-
-    llama.cpp's engine fails on `\u00e9`, and transformers reads the pair `\ud83e\uddf2` as two
-    halves. So characters stand as they are; what is escaped (line breaks, quotes, backslashes)
-    both read alike.
-
-    >>> print(_literal('Größe "in" \\ 🧲'))
-    "Größe \"in\" \\ 🧲"
-    """
-    return json.dumps(text, ensure_ascii=False)
+    return with_system(encoder.template.jinja, encoder.system)
 
 
 GRAFT = "language_model."

@@ -9,13 +9,14 @@ from varifocal.assemble import Assembly
 from varifocal.data.example import Example
 from varifocal.errors import ModelError
 from varifocal.exporting.gguf import check_gguf
+from varifocal.exporting.graft import INSIDE, check_graft
 from varifocal.exporting.llava import check_llava
 from varifocal.exporting.plain import language_model
 from varifocal.models.load import load_processor
 from varifocal.recipe import ModelSection, Recipe
 from varifocal.run import RunDirectory
 
-Target = Literal["merged", "lora", "route", "llava", "gguf"]
+Target = Literal["merged", "lora", "route", "llava", "gguf", "model"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,11 @@ class Order:
     command: str = ""
 
 
+def keeps_adapter(order: Order, recipe: Recipe) -> bool:
+    """Whether the artifact holds the adapter as an adapter, which serves every row."""
+    return order.to == "model" and recipe.tuner.type in INSIDE
+
+
 def check_possible(order: Order, recipe: Recipe, parts: Assembly) -> None:
     """Refuse what a run cannot give, before it answers a prompt.
 
@@ -51,7 +57,9 @@ def check_possible(order: Order, recipe: Recipe, parts: Assembly) -> None:
     """
     _check_prompt(order, recipe.tuner.type)
     _check_tuner(order, recipe.tuner.type)
-    if not getattr(recipe.tuner, "router", True):
+    if order.to == "model":
+        check_graft(parts.base)
+    elif not getattr(recipe.tuner, "router", True):
         raise ModelError(
             "export folds MMA by its routes, and this run's adapters have none (tuner.router: "
             "false); serve the run itself, or train it with tuner.router: true"
@@ -79,11 +87,11 @@ def _check_prompt(order: Order, kind: str) -> None:
 
 
 def _check_tuner(order: Order, kind: str) -> None:
-    if kind == "mixlora" and order.to != "route":
+    if kind == "mixlora" and order.to not in ("route", "model"):
         raise ModelError(
             "MixLoRA picks other factors for every prompt, so no single set of weights equals it; "
             f"one prompt's LoRA can leave: varifocal export {order.run.root} --to route --prompt "
-            "'...'"
+            "'...'; --to model writes the graft with its adapter"
         )
     if order.to == "lora" and kind in ("none", "full"):
         changed = "no weight of" if kind == "none" else "every weight of"

@@ -56,14 +56,14 @@ class Stops:
 
 
 def answers_of_run(
-    parts: Assembly, examples: Sequence[Example], modality: int
+    parts: Assembly, examples: Sequence[Example], modality: int | None
 ) -> tuple[list[Example], list[Answered]]:
     """Let the trained model answer the first and the last prompt.
 
     Args:
         parts: the trained model and its encoder.
         examples: conversations; closing answers are left out.
-        modality: the route that the rows take, 0 text or 1 image.
+        modality: the route that the rows take, 0 text or 1 image; None takes each row's own.
 
     Returns:
         The prompts, and the run's answers.
@@ -132,7 +132,7 @@ def _asked(example: Example) -> Example:
     return replace(example, messages=example.messages[:-1]) if answered else example
 
 
-def _answer(parts: Assembly, case: Case, example: Example, modality: int) -> Answered:
+def _answer(parts: Assembly, case: Case, example: Example, modality: int | None) -> Answered:
     ends = stop_ids(parts.base, parts.encoder.end_of_turn_id)
     row, shown, _ = row_of(parts, example, modality)
     ids: list[int] = []

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from varifocal.errors import ModelError
 from varifocal.exporting.adapters import LoraFiles
-from varifocal.exporting.merging import Produce
-from varifocal.exporting.plain import distinct
+from varifocal.exporting.merging import Produce, named_without_adapters
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ def check_stored(model: nn.Module, wanted: Mapping[str, Wanted], what: str) -> N
         ModelError: a number differs, a tensor is missing or too many, or a number does not fit
             into the format on disk.
     """
-    found = distinct(model)
+    found = named_without_adapters(model)
     for name in sorted(found.keys() - wanted.keys()):
         raise ModelError(f"{what}: a tensor {name} was read that the trained model does not have")
     for name, one in wanted.items():
@@ -92,7 +91,7 @@ def check_stored_lora(model: PeftModel, files: LoraFiles, trained: nn.Module, wh
 
 def put_unrounded(model: nn.Module, wanted: Mapping[str, Wanted]) -> None:
     """Put the numbers that were not rounded into a model that was read from disk."""
-    found = distinct(model)
+    found = named_without_adapters(model)
     with torch.no_grad():
         for name, one in wanted.items():
             if name in found:

@@ -28,7 +28,7 @@ _MODULES = {
     "VisionTower": "vision",
     "build_connector": "connector",
     "build_tower": "vision",
-    "connector_name": "llava",
+    "connector_name": "families.llava",
     "graft": "grafted",
     "load_model": "load",
 }

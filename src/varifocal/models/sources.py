@@ -24,6 +24,7 @@ from varifocal.models.checkpoint_files import (
 )
 from varifocal.models.config_checks import check_against_weights
 from varifocal.models.names import PACKAGED, downloaded, find_source, locate
+from varifocal.run import MODEL_TYPE
 
 # Module and package of those that transformers takes from elsewhere; it can also take them from
 # the hub with the package `kernels`.
@@ -74,6 +75,11 @@ def read_config(name: str) -> PreTrainedConfig:
         read_object(file)  # transformers passes a damaged one over, and with it where answers end
     with clear_loading_errors(name):
         config = AutoConfig.from_pretrained(place, trust_remote_code=False)
+    if config.model_type == MODEL_TYPE:
+        raise ModelError(
+            f"{name!r} is a run and no model: its weights are an adapter and the bases it names; "
+            f"write it as a model first, with: varifocal export {name} --to model"
+        )
     check_against_weights(name, config, shapes_of(name))
     return config
 

@@ -193,16 +193,11 @@ def _how_to_load(run: RunDirectory, summary: RunSummary) -> Iterator[Block]:
     eyes = bool(summary.knobs.get("model.vision_tower"))
     picture = ' --image "picture.png"' if eyes else ""
     yield Code(f'varifocal ask {run.root} "What is this?"{picture}', "bash")
-    turn = 'Image(Path("picture.png")), "What is this?"' if eyes else '"What is this?",'
-    names = "Image, Message" if eyes else "Message"
-    lines = ["from pathlib import Path\n"] if eyes else []
-    lines += [
-        "from varifocal.assemble import open_run",
-        f"from varifocal.data.example import {names}",
-        "from varifocal.serving.engine import Engine\n",
-        f"_, parts = open_run({str(run.root)!r})",
-        "engine = Engine(parts.model, parts.encoder, parts.load_images)",
-        f'print(engine.answer([Message("user", ({turn}))]))',
+    shown = ', ["picture.png"]' if eyes else ""
+    lines = [
+        "import varifocal as vf\n",
+        f"model = vf.load({str(run.root)!r})",
+        f'print(model.ask("What is this?"{shown}))',
     ]
     yield Code("\n".join(lines), "python")
 

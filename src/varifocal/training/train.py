@@ -56,7 +56,7 @@ from varifocal.training.resuming import (
 from varifocal.training.trainer import SupervisedTrainer
 from varifocal.training.tuner import attach_tuner
 from varifocal.training.usable import NOTHING_TRAINED, check_usable
-from varifocal.writing import whole_directory, write_json, write_text
+from varifocal.writing import whole_directory, write_json
 
 _LOST = re.compile(r"(?i)connection (was )?(closed|reset|refused)|broken pipe|timed out waiting")
 
@@ -124,7 +124,7 @@ def _train(
     if aligned is not None:
         trainer.meter.add_alignment(aligned.num_pictures, aligned.num_words)
     # Only now: a mistake found on the way here must not leave what looks like a run.
-    write_text(run.recipe, with_provenance(recipe, parts.fingerprint).dump_yaml())
+    run.write_recipe(with_provenance(recipe, parts.fingerprint).dump_yaml())
     if predicted is not None:
         write_json(run.plan, {"predicted": predicted})
     with clock.stage("training"):

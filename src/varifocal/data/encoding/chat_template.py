@@ -7,6 +7,7 @@ the rendering of the answered conversation has from there on (see `encoding.answ
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -26,7 +27,11 @@ _PLAIN = (
     "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
 
-
+_SYSTEM_FIRST = (
+    "{%- if messages and messages[0].role != 'system' -%}"
+    "{%- set messages = [{'role': 'system', 'content': SYSTEM}] + messages -%}"
+    "{%- endif -%}{{- '' }}"
+)
 _PROBE = "Which one?"
 
 
@@ -46,6 +51,29 @@ def plain_template(tokenizer: PreTrainedTokenizerBase) -> str:
         list(tokenizer("a").input_ids[:1]) == [tokenizer.bos_token_id]
     )
     return ("{{ bos_token }}" if starts else "") + _PLAIN
+
+
+def with_system(jinja: str, system: str | None) -> str:
+    """Return a chat template that sets a system turn in front of conversations without one.
+
+    Args:
+        jinja: the template.
+        system: the turn's text; None leaves the template as it is.
+    """
+    return jinja if system is None else _SYSTEM_FIRST.replace("SYSTEM", _literal(system)) + jinja
+
+
+def _literal(text: str) -> str:
+    r"""Write a text as a string of Jinja that transformers and llama.cpp read alike.
+
+    llama.cpp's engine fails on `\u00e9`, and transformers reads the pair `\ud83e\uddf2` as two
+    halves. So characters stand as they are; what is escaped (line breaks, quotes, backslashes)
+    both read alike.
+
+    >>> print(_literal('Größe "in" \\ 🧲'))
+    "Größe \"in\" \\ 🧲"
+    """
+    return json.dumps(text, ensure_ascii=False)
 
 
 @dataclass(frozen=True)
