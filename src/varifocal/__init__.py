@@ -12,7 +12,7 @@ from varifocal.registration import hush, register_on_import
 
 if TYPE_CHECKING:
     from varifocal.api.datasets import Dataset, dataset, datasets
-    from varifocal.api.jobs import compare, evaluate, export, plan, train
+    from varifocal.api.jobs import benchmark, compare, evaluate, export, plan, retention, train
     from varifocal.api.model import Model, load
     from varifocal.api.run import Run
     from varifocal.models import (
@@ -30,6 +30,7 @@ _HOMES = {
     "Dataset": "varifocal.api.datasets",
     "Model": "varifocal.api.model",
     "Run": "varifocal.api.run",
+    "benchmark": "varifocal.api.jobs",
     "compare": "varifocal.api.jobs",
     "dataset": "varifocal.api.datasets",
     "datasets": "varifocal.api.datasets",
@@ -37,6 +38,7 @@ _HOMES = {
     "export": "varifocal.api.jobs",
     "load": "varifocal.api.model",
     "plan": "varifocal.api.jobs",
+    "retention": "varifocal.api.jobs",
     "train": "varifocal.api.jobs",
     "MMAConfig": "varifocal.tuners",
     "MixLoraConfig": "varifocal.tuners",
@@ -65,6 +67,7 @@ __all__ = [
     "Run",
     "RunError",
     "VarifocalError",
+    "benchmark",
     "compare",
     "count_parameters",
     "dataset",
@@ -76,6 +79,7 @@ __all__ = [
     "load_model",
     "load_recipe",
     "plan",
+    "retention",
     "train",
 ]
 

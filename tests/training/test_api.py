@@ -106,13 +106,6 @@ def test_a_plan_of_a_dict_is_the_commands(sections, here, run, recipe_file):
     assert json.loads(json.dumps(of_file)) == json.loads(out)
 
 
-def test_options_of_the_other_evaluation_are_refused(here):
-    with pytest.raises(vf.RecipeError, match="limit belongs to an evaluation of names of suites"):
-        vf.evaluate("runs/tiny", limit=3)
-    with pytest.raises(vf.RecipeError, match="checkpoint belongs to an evaluation of a run's own"):
-        vf.evaluate("runs/tiny", "pope", checkpoint=3)
-
-
 def test_data_is_iterated_with_images_and_text(sections, book):
     data = vf.datasets(sections)
     assert list(data) == ["train", "evaluate"]

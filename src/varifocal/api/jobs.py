@@ -13,9 +13,15 @@ from varifocal.data.reading import OnBadRecord
 from varifocal.errors import RecipeError
 from varifocal.evaluation.compare import Comparison
 from varifocal.evaluation.compare import compare as compare_predictions
-from varifocal.evaluation.evaluate import Named, evaluate_benchmarks, evaluate_sources
+from varifocal.evaluation.evaluate import (
+    Named,
+    evaluate_benchmarks,
+    evaluate_retention,
+    evaluate_sources,
+)
 from varifocal.evaluation.recall import recall
-from varifocal.evaluation.runner import Tell, Way
+from varifocal.evaluation.retention import Retention
+from varifocal.evaluation.runner import Way
 from varifocal.evaluation.suites import ScoreBy
 from varifocal.exporting.adapters import prompt_example
 from varifocal.exporting.export import Exported
@@ -109,85 +115,156 @@ def plan(
 
 
 def evaluate(
+    run: Place,
+    *,
+    data: Place | None = None,
+    split: str | None = None,
+    score: ScoreBy | None = None,
+    blind: bool = False,
+    checkpoint: int | None = None,
+    on_bad_record: OnBadRecord | None = None,
+    progress: Progress | None = None,
+) -> list[ScoreLine]:
+    """Score a run on its recipe's `data.evaluate`, as `varifocal eval` does.
+
+    Scores and predictions are written into the run.
+
+    Args:
+        run: the run directory.
+        data: score on this source instead.
+        split: another split than the recipe's.
+        score: by likelihood (`options`), by what is written (`generate`), or `both`.
+        blind: leave the images out of the prompts.
+        checkpoint: the run as of this step's checkpoint.
+        on_bad_record: `fail`, or `skip` what cannot be asked; by default as the recipe says.
+        progress: called with stage, done and total.
+
+    Returns:
+        Every measure; `main` marks the one that stands for its suite.
+
+    Raises:
+        RecipeError: there is no source to score on.
+        DataError: a source is not there, or cannot be read.
+        RunError, ModelError: the run cannot be opened.
+    """
+    scored = evaluate_sources(
+        os.fspath(run),
+        data=_path(data),
+        split=split,
+        score=score,
+        blind=blind,
+        checkpoint=checkpoint,
+        on_bad_record=on_bad_record,
+        progress=progress,
+    )
+    files = [one.file for one in scored]
+    renew_card(Path(run))
+    return _lines_of(files)
+
+
+def benchmark(
     model: Place,
-    suites: str | Sequence[str] | None = None,
+    suites: str | Sequence[str],
     *,
     data: Place | None = None,
     split: str | None = None,
     score: ScoreBy | None = None,
     blind: bool = False,
     limit: int | None = None,
-    batch_size: int | None = None,
+    batch_size: int = 8,
     adapter: Place | None = None,
-    dtype: str | None = None,
-    checkpoint: int | None = None,
+    dtype: str = "float32",
     out: Place | None = None,
     on_bad_record: OnBadRecord | None = None,
-    progress: Tell | None = None,
+    progress: Progress | None = None,
 ) -> list[ScoreLine]:
-    """Score a run on its recipe's `data.evaluate`, or a run or any model on benchmarks.
+    """Score a run or any model on named benchmarks, as `varifocal benchmark` does.
 
-    Scores and predictions are written as `varifocal eval` writes them, and a call that was stopped
-    goes on.
+    Scores and predictions are written, and a call that was stopped goes on.
 
     Args:
-        model: a run; with `suites` also a packaged model, a directory, or a hub id.
-        suites: names of suites or benchmarks; without them, the recipe's own sources.
-        data: with `suites` the folder that holds one folder a benchmark; without, the source to
-            score on in place of the recipe's.
+        model: a run, a packaged model, a directory, or a hub id.
+        suites: names of suites or benchmarks.
+        data: the folder that holds one folder a benchmark; by default the run's, or `data`.
         split: another split than the usual one.
         score: by likelihood (`options`), by what is written (`generate`), or `both`.
         blind: leave the images out of the prompts.
-        limit: with `suites`, only the first so many items.
-        batch_size: with `suites`, questions of a forward pass (8).
-        adapter: with `suites`, PEFT's files to put around a model.
-        dtype: with `suites`, number format of the frozen weights (float32).
-        checkpoint: without `suites`, the run as of this step's checkpoint.
-        out: with `suites`, where scores go; by default into the run, or `runs/MODEL/eval`.
+        limit: only the first so many items.
+        batch_size: questions of a forward pass.
+        adapter: PEFT's files to put around a model.
+        dtype: number format of the frozen weights.
+        out: where scores go; by default into the run, or `runs/MODEL/eval`.
         on_bad_record: `fail`, or `skip` what cannot be asked; by default as the run's recipe says.
         progress: called with stage, done and total.
 
     Returns:
-        Every measure of what was scored; `main` marks the one that stands for its suite.
+        Every measure; `main` marks the one that stands for its suite.
 
     Raises:
-        RecipeError: an option belongs to the other kind of call, or there is no source.
-        DataError: a benchmark or a source is not there, or cannot be read.
+        DataError: a benchmark is not known, or its files are missing or broken.
         RunError, ModelError: the run or the model cannot be opened.
     """
-    name, place = os.fspath(model), None if data is None else Path(data)
-    if suites is None:
-        given = {"limit": limit, "batch_size": batch_size, "adapter": adapter, "dtype": dtype}
-        _refuse({**given, "out": out}, "names of suites")
-        asked = {"data": place, "split": split, "score": score, "blind": blind}
-        scored = evaluate_sources(
-            name, checkpoint=checkpoint, on_bad_record=on_bad_record, progress=progress, **asked
-        )
-        files = [one.file for one in scored]
-    else:
-        _refuse({"checkpoint": checkpoint}, "a run's own sources")
-        named = Named(name, None if adapter is None else Path(adapter), dtype or "float32")
-        scored = evaluate_benchmarks(
-            named,
-            suites if isinstance(suites, str) else ",".join(suites),
-            Way(None, blind, split, limit, batch_size or 8),
-            data=place,
-            score=score,
-            out=None if out is None else Path(out),
-            on_bad_record=on_bad_record,
-            progress=progress,
-        )
-        files = [one.file for one in scored]
+    scored = evaluate_benchmarks(
+        Named(os.fspath(model), _path(adapter), dtype),
+        suites if isinstance(suites, str) else ",".join(suites),
+        Way(None, blind, split, limit, batch_size),
+        data=_path(data),
+        score=score,
+        out=_path(out),
+        on_bad_record=on_bad_record,
+        progress=progress,
+    )
+    files = [one.file for one in scored]
     if out is None:
-        renew_card(name)
+        renew_card(Path(model).expanduser())
+    return _lines_of(files)
+
+
+def retention(
+    run: Place,
+    *,
+    data: Place | None = None,
+    text: Place | None = None,
+    limit: int | None = None,
+    on_bad_record: OnBadRecord | None = None,
+    progress: Progress | None = None,
+) -> Retention:
+    """Measure a run's text skills next to its base's, as `varifocal retention` does.
+
+    Args:
+        run: the run directory, into which the measures are written.
+        data: holds `scienceqa-text` and `alpaca`; by default the run's own questions are asked.
+        text: a file of held-out text.
+        limit: texts, questions and instructions, of each so many (100).
+        on_bad_record: `fail`, or `skip` what cannot be asked; by default as the recipe says.
+        progress: called with stage, done and total.
+
+    Returns:
+        The base, the adapter off and the adapter on, a row a measure.
+
+    Raises:
+        DataError: there is nothing to measure on, or it cannot be read.
+        RunError, ModelError: the run cannot be opened.
+    """
+    found, _ = evaluate_retention(
+        Path(run),
+        data=_path(data),
+        text=_path(text),
+        limit=limit,
+        on_bad_record=on_bad_record,
+        progress=progress,
+    )
+    renew_card(Path(run))
+    return found
+
+
+def _path(place: Place | None) -> Path | None:
+    return None if place is None else Path(place)
+
+
+def _lines_of(files: Iterable[Path]) -> list[ScoreLine]:
+    """Read the scores of score files."""
     return [line for file in files for line in read_scores(file.parent) if line.suite == file.stem]
-
-
-def _refuse(given: Mapping[str, Any], what: str) -> None:
-    """Refuse arguments that only the other kind of evaluation reads."""
-    for name, value in given.items():
-        if value is not None:
-            raise RecipeError(f"{name} belongs to an evaluation of {what}; leave it out")
 
 
 def compare(
@@ -214,7 +291,7 @@ def compare(
         RunError: there are no predictions that both have, or `out` holds other files.
         DataError: a file is damaged.
     """
-    folder = None if out is None else Path(out)
+    folder = _path(out)
     if folder is not None:
         claim_folder(folder)
     left, right = os.fspath(first), os.fspath(second)

@@ -45,21 +45,20 @@ def retention(
     """Measure a run's text skills next to its base's: the base, the adapter off, the adapter on."""
     ready()
     from varifocal.cli.tables import print_left_out, stage_bars
-    from varifocal.evaluation.retention import retention as measure
-    from varifocal.locking import alone
+    from varifocal.evaluation.evaluate import evaluate_retention
     from varifocal.reports.card import renew_card
-    from varifocal.run import RunDirectory
-    from varifocal.trained import find_trained
 
     run = run.expanduser()
-    command = shlex.join(["varifocal", *sys.argv[1:]])
-    opened = RunDirectory.open(run)
-    scores = opened.evaluations_at(find_trained(opened).step)
-    with alone(scores, "retention"), stage_bars() as progress:
-        found = measure(
-            run, data=data, text=text, limit=limit, on_bad_record=on_bad_record, progress=progress
+    with stage_bars() as progress:
+        found, file = evaluate_retention(
+            run,
+            data=data,
+            text=text,
+            limit=limit,
+            on_bad_record=on_bad_record,
+            command=shlex.join(["varifocal", *sys.argv[1:]]),
+            progress=progress,
         )
-        file = found.write(scores, command)
     renew_card(run)
     print_retention([read_retention(run)])
     print_left_out(found.left_out)

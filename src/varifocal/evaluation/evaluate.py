@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 from varifocal.data.reading import OnBadRecord
 from varifocal.errors import RecipeError
 from varifocal.evaluation.benchmarks.registry import find_benchmarks, find_folders, load_items
+from varifocal.locking import alone
 from varifocal.recipe import Recipe, SourceSection, load_recipe
 from varifocal.run import RunDirectory
 from varifocal.trained import find_trained
 from varifocal.writing import claim_folder
 
 if TYPE_CHECKING:
+    from varifocal.evaluation.retention import Retention
     from varifocal.evaluation.runner import Result, Tell, Way
     from varifocal.evaluation.suites import ScoreBy, Scored
 
@@ -145,6 +147,43 @@ def evaluate_benchmarks(
     chosen = replace(way, on_bad_record=rule)
     where = out or scores_of(named)
     yield from score_benchmarks(items, opened.asker, where, chosen, about, score, progress)
+
+
+def evaluate_retention(
+    root: Path,
+    *,
+    data: Path | None = None,
+    text: Path | None = None,
+    limit: int | None = None,
+    on_bad_record: OnBadRecord | None = None,
+    command: str | None = None,
+    progress: Tell | None = None,
+) -> tuple[Retention, Path]:
+    """Measure a run's text skills against its base's, and write them into the run.
+
+    Arguments are those of `retention.retention`; `command` is what repeats it.
+
+    Returns:
+        The table, and its file.
+
+    Raises:
+        RunError: another process measures the same, or as `retention.retention`.
+        DataError, ModelError: as there.
+    """
+    from varifocal.evaluation.retention import LIMIT, retention
+
+    run = RunDirectory.open(root)
+    scores = run.evaluations_at(find_trained(run).step)
+    with alone(scores, "retention"):
+        found = retention(
+            root,
+            data=data,
+            text=text,
+            limit=limit or LIMIT,
+            on_bad_record=on_bad_record,
+            progress=progress,
+        )
+        return found, found.write(scores, command)
 
 
 def scores_of(named: Named) -> Path:
