@@ -1,7 +1,7 @@
 """The run directory: what a run writes, and how it is read back.
 
     runs/NAME/  recipe.yaml   metrics.jsonl   adapter/   processor/   checkpoints/   eval/   plots/
-    analysis/   model/ (in place of adapter/ after full tuning)
+    analysis/   model/ (in place of adapter/ after full tuning)   config.json (for Auto classes)
 
 Every file is written whole or not at all (`varifocal.writing`). This file knows paths and bytes
 only; models, adapters and scores are written by those who make them.
