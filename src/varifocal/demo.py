@@ -6,6 +6,7 @@ and a finished one is only read back.
 """
 
 import json
+import os
 import shlex
 import time
 from collections.abc import Mapping, Sequence
@@ -83,7 +84,7 @@ def run_demo(
     Returns:
         what `demo.json` holds: `before` and `after` (percent right by column; `before` is the
         grafted, untrained model), `before_blind` (the language model alone), `skills`,
-        `trained_parameters`, `minutes`, `peak_memory_gib`, and the command to try next.
+        `trained_parameters`, `minutes`, `peak_memory_gib`, and what to ask next (`ask_command`).
 
     Raises:
         RunError: the directory holds a demo of the other size.
@@ -126,7 +127,7 @@ def _do(run: RunDirectory, quick: bool, tell: Progress) -> dict[str, Any]:
         "minutes": round((time.monotonic() - started) / 60, 2),
         "peak_memory_gib": round(peak_memory_gib(), 2),
         "plots": [str(path) for path in sorted(run.plots.glob("*.png"))],
-        "ask": _ask_command(run, examples),
+        **_to_ask(run, examples),
     }
 
 
@@ -258,11 +259,21 @@ def _question(example: Example) -> str:
     return example.messages[0].text.strip().splitlines()[0].removeprefix("Question: ")
 
 
-def _ask_command(run: RunDirectory, examples: Sequence[Example]) -> str:
-    """A command that asks the trained run about a picture it was not trained on."""
+def _to_ask(run: RunDirectory, examples: Sequence[Example]) -> dict[str, str]:
+    """Return a question that the run was not trained on, and where in the run its image lies."""
     example = _one_of_each(examples)[0]
-    asked = shlex.quote(" ".join(example.messages[0].text.split()))
-    return f"varifocal ask {run.root} {asked} --image {example.images[0].path}"
+    image = os.path.relpath(str(example.images[0].path), run.root.resolve())
+    return {"question": " ".join(example.messages[0].text.split()), "image": image}
+
+
+def ask_command(root: str | Path, result: Mapping[str, Any]) -> str:
+    """Return the command that asks a demo's run, wherever it lies now.
+
+    >>> ask_command("my runs/demo", {"question": "Why?", "image": "a.png"})
+    "varifocal ask 'my runs/demo' 'Why?' --image 'my runs/demo/a.png'"
+    """
+    image = str(Path(root) / result["image"])
+    return shlex.join(["varifocal", "ask", str(root), result["question"], "--image", image])
 
 
 def _read_back(stored: Path, quick: bool) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -274,6 +275,12 @@ class RunDirectory:
         os.replace(checkpoint, target)
         return target
 
+    @property
+    def resume_command(self) -> str:
+        """The command line that goes on with the run, as a shell takes it."""
+        words = ["varifocal", "train", str(self.recipe), "--out", str(self.root), "--resume"]
+        return shlex.join(words)
+
     def check_whole(self, weights: Path) -> None:
         """Refuse the run's adapter or model if its weights are not what the training wrote.
 
@@ -285,7 +292,7 @@ class RunDirectory:
         if wrong is not None:
             raise ModelError(
                 f"{weights} is damaged: {wrong}; bring it back from a copy, or write it anew with: "
-                f"varifocal train {self.recipe} --out {self.root} --resume"
+                f"{self.resume_command}"
             )
 
     def read_metrics(self) -> list[dict[str, Any]]:

@@ -60,16 +60,13 @@ def find_trained(run: RunDirectory, checkpoint: int | None = None) -> Trained:
         return end
     newest, passed_over = run.newest_whole_checkpoint()
     if newest is None:
-        raise RunError(
-            f"{run.root} has no adapter yet; finish it with: "
-            f"varifocal train {run.recipe} --out {run.root} --resume"
-        )
+        raise RunError(f"{run.root} has no adapter yet; finish it with: {run.resume_command}")
     step = checkpoint_step(newest)
     damaged = "".join(f"; {path.name} is damaged: {wrong}" for path, wrong in passed_over.items())
     note = (
         f"{run.root} has not reached its end: this is the run as of step {step} "
         f"({newest.name}){damaged}; go on with: "
-        f"varifocal train {run.recipe} --out {run.root} --resume"
+        f"{run.resume_command}"
     )
     return Trained(newest, step, note)
 

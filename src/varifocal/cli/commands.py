@@ -9,7 +9,7 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -29,6 +29,9 @@ from varifocal.cli.retention import add_retention_verb
 from varifocal.cli.serve import add_serve_verb
 from varifocal.errors import Stopped, VarifocalError, nearest
 from varifocal.stopping import Terminated, sigterm_interrupts
+
+if TYPE_CHECKING:
+    from varifocal.recipe import Recipe
 
 INTERRUPTED = 130
 MISTAKE = 2
@@ -142,7 +145,15 @@ def train(
         f"{root}: {result.steps} steps, {sum(result.trained_parameters.values()):,} trained "
         f"parameters, {loss}{result.minutes:.1f} min, peak memory {result.peak_memory_gib:.1f} GiB"
     )
-    print(f"next: varifocal eval {root}")
+    print(f"next: {_after_training(page, root)}")
+
+
+def _after_training(page: Recipe, root: Path) -> str:
+    """Return the command that works on a trained run: its score, or a talk where it has none."""
+    from varifocal.evaluation.suites import can_be_scored
+
+    verb = "eval" if can_be_scored(page) else "chat"
+    return shlex.join(["varifocal", verb, str(root)])
 
 
 @app.command(epilog='Example: varifocal ask runs/demo "Will they attract?" --image magnets.png')

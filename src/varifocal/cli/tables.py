@@ -62,6 +62,8 @@ def stage_bars() -> Iterator[StageBars]:
 
 def print_demo(result: Mapping[str, Any], root: Path) -> None:
     """Print the demo's result: percent right before and after, by column and by skill."""
+    from varifocal.demo import ask_command
+
     console = Console()
     table = Table(title="Percent right on new questions", title_justify="left")
     table.add_column("")
@@ -95,7 +97,7 @@ def print_demo(result: Mapping[str, Any], root: Path) -> None:
     if result["quick"]:
         print("a few steps teach nothing yet: this was to see that all works")
     print(f"plots: {root / 'plots'}")
-    print(f"next: {result['ask']}")
+    print(f"next: {ask_command(root, result)}")
 
 
 def print_scores(report: "Report") -> None:

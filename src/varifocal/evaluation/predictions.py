@@ -8,6 +8,7 @@ not say stays empty.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -179,7 +180,7 @@ def find_predictions(place: Path) -> dict[str, Path]:
             return {file.name.removesuffix(ENDING): file for file in files}
     raise RunError(
         f"no predictions at {place}: neither eval/*{ENDING} nor *{ENDING}; "
-        f"make some with: varifocal eval {place}"
+        f"make some with: varifocal eval {shlex.quote(str(place))}"
     )
 
 

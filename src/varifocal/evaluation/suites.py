@@ -233,6 +233,15 @@ def score_benchmarks(
             )
 
 
+def can_be_scored(recipe: Recipe) -> bool:
+    """Tell whether `data.evaluate` names sources, each with a name of its own."""
+    try:
+        _check_names(recipe.data.evaluate)
+    except RecipeError:
+        return False
+    return bool(recipe.data.evaluate)
+
+
 def _check_names(sources: Sequence[SourceSection]) -> None:
     """Refuse two sources of one name: the second's scores would take the place of the first's."""
     first: dict[str, str] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -258,7 +259,8 @@ def _write_papers(job: Job, done: Exported, directory: Path) -> None:
         rounding=done.rounding,
         stops=done.stops,
         notes=done.notes,
-        command=order.command or f"varifocal export {order.run.root} --to {order.to}",
+        command=order.command
+        or shlex.join(["varifocal", "export", str(order.run.root), "--to", order.to]),
     )
     write_text(directory / "README.md", card)
     files = sorted({*_files(directory), PARITY})

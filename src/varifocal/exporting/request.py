@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from typing import Literal
 
@@ -90,8 +91,9 @@ def _check_tuner(order: Order, kind: str) -> None:
     if kind == "mixlora" and order.to not in ("route", "model"):
         raise ModelError(
             "MixLoRA picks other factors for every prompt, so no single set of weights equals it; "
-            f"one prompt's LoRA can leave: varifocal export {order.run.root} --to route --prompt "
-            "'...'; --to model writes the graft with its adapter"
+            "one prompt's LoRA can leave: "
+            f"varifocal export {shlex.quote(str(order.run.root))} --to route --prompt '...'; "
+            "--to model writes the graft with its adapter"
         )
     if order.to == "lora" and kind in ("none", "full"):
         changed = "no weight of" if kind == "none" else "every weight of"

@@ -7,6 +7,7 @@ Face hub reads from a README.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -186,13 +187,13 @@ def _head(run: RunSummary) -> Iterator[Block]:
 def _how_to_load(run: RunDirectory, summary: RunSummary) -> Iterator[Block]:
     yield Heading("How to use it")
     if not summary.finished:
-        yield Code(f"varifocal train {run.recipe} --out {run.root} --resume", "bash")
+        yield Code(run.resume_command, "bash")
         if run.newest_checkpoint() is None:
             return
         yield Paragraph("Until then it is opened as of its newest checkpoint.")
     eyes = bool(summary.knobs.get("model.vision_tower"))
     picture = ' --image "picture.png"' if eyes else ""
-    yield Code(f'varifocal ask {run.root} "What is this?"{picture}', "bash")
+    yield Code(f'varifocal ask {shlex.quote(str(run.root))} "What is this?"{picture}', "bash")
     shown = ', ["picture.png"]' if eyes else ""
     lines = [
         "import varifocal as vf\n",

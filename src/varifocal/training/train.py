@@ -313,7 +313,7 @@ def _run(trainer: SupervisedTrainer, run: RunDirectory, start: Start) -> None:
     if wish.given:
         raise Stopped(
             f"stopped after step {trainer.state.global_step} of {trainer.state.max_steps}; it is "
-            f"saved. Go on with: varifocal train {run.recipe} --out {run.root} --resume"
+            f"saved. Go on with: {run.resume_command}"
         )
 
 
