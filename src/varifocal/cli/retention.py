@@ -79,7 +79,8 @@ def read_retention(run: Path) -> dict[str, Any]:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RunError(
-            f"{file} is not there or damaged; make it with: varifocal retention {run}"
+            f"{file} is not there or damaged; make it with: varifocal retention "
+            f"{shlex.quote(str(run))}"
         ) from error
 
 
