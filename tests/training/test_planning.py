@@ -15,7 +15,7 @@ from varifocal.planning.calibration import Calibration, find_calibration, keep
 from varifocal.planning.devices import GPUS, find_device, judge
 from varifocal.planning.lengths import Workload, num_steps
 from varifocal.planning.measuring import calibrate
-from varifocal.planning.memory import int8_bytes, nf4_bytes, parts_of_peak, state_bytes, weigh
+from varifocal.planning.memory import int8_bytes, nf4_bytes, parts_of_peak, weigh
 from varifocal.planning.paper import beside_paper
 from varifocal.planning.record import foresee
 from varifocal.planning.repeating import alike
@@ -86,22 +86,6 @@ def test_an_optimiser_holds_what_it_needs(optim, bytes_each):
     model.lm_head.weight.requires_grad_(True)
     recipe = load_recipe("demo", [f"training.optim={optim}"], check_paths=False)
     assert weigh(model, model, recipe).optimizer == VOCABULARY * HIDDEN * bytes_each
-
-
-@pytest.mark.parametrize("name", ["adamw_8bit", "lion_8bit", "ademamix_8bit", "lion_32bit"])
-@pytest.mark.parametrize("shape", [(63, 65), (64, 64), (100, 100)])
-def test_bitsandbytes_keeps_as_many_bytes(name, shape):
-    optimizers = pytest.importorskip("bitsandbytes.optim")
-    kinds = {"adamw": "AdamW", "lion": "Lion", "ademamix": "AdEMAMix"}
-    word, _, bits = name.partition("_")
-    weight = nn.Parameter(torch.zeros(shape))
-    optimizer = getattr(optimizers, f"{kinds[word]}{bits.replace('32bit', '')}")([weight])
-    optimizer.fill_qmap()
-    optimizer.init_state(optimizer.param_groups[0], weight, 0, 0)
-    kept = {k: v for k, v in optimizer.state[weight].items() if isinstance(v, torch.Tensor)}
-    tables = ("qmap1", "qmap2")  # one for all parameters
-    held = sum(v.numel() * v.element_size() for k, v in kept.items() if k not in tables)
-    assert state_bytes(weight.shape, 4, name) == held
 
 
 def test_quantised_layers_are_all_linears_but_the_head():

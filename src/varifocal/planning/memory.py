@@ -5,7 +5,6 @@ Legend: N numbers of a weight.
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -14,19 +13,12 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from varifocal.planning.optimizer_state import sum_of_states
 from varifocal.planning.tracing import BACKWARD, FORWARD, GRADIENTS, HEAD, TOWER, Step
 from varifocal.recipe import Recipe
 
 _BLOCK, _OUTER_BLOCK = 64, 256  # of NF4: numbers with one scale, scales with one outer scale
 _NF4_CODE, _BYTE_CODE = 16 * 4, 256 * 4  # float32 tables of the values that codes stand for
-
-# Optimiser's name in transformers -> bytes of state a trained number; all others keep two moments
-# in the weight's own format.
-_NUM_STATES = {"sgd": 0, "lion": 1, "rmsprop": 1, "adagrad": 1, "ademamix": 3}
-"""Numbers that an optimiser keeps for each of a parameter's; the others (Adam) keep 2."""
-
-_MIN_8BIT_SIZE = 4096  # bitsandbytes keeps smaller tensors' states in float32
-_STATE_BLOCK = 256  # numbers of an 8-bit state that share a float32 scale
 
 
 @dataclass(frozen=True)
@@ -100,7 +92,7 @@ def weigh(model: nn.Module, base: PreTrainedModel, recipe: Recipe) -> Weights:
         frozen=frozen,
         trained=moved,
         gradients=moved,
-        optimizer=sum(_state_bytes(each, recipe) for each in trained),
+        optimizer=sum_of_states(model, recipe.training),
         dequantised=largest * getattr(torch, recipe.model.dtype).itemsize,
     )
 
@@ -129,36 +121,6 @@ def _small(layer: nn.Linear, quantization: str | None) -> int:
 
 def _bytes(tensor: torch.Tensor) -> int:
     return tensor.numel() * tensor.element_size()
-
-
-def _state_bytes(parameter: torch.Tensor, recipe: Recipe) -> int:
-    name = (recipe.training.model_extra or {}).get("optim", "adamw_torch")
-    return state_bytes(parameter.shape, parameter.element_size(), str(name))
-
-
-def state_bytes(shape: torch.Size, element_size: int, optimizer: str) -> int:
-    """Count the bytes of an optimiser's state of one parameter.
-
-    Args:
-        shape: of the parameter.
-        element_size: bytes of one of its numbers; torch's own optimisers keep states like it.
-        optimizer: transformers' name, `training.optim`. bitsandbytes' are named by their bits, and
-            keep float32, or 8 bits and a float32 scale for each 256 numbers of a tensor of 4,096
-            numbers or more. Adafactor keeps sums of rows and columns.
-
-    >>> state_bytes(torch.Size([64, 64]), 4, "adamw_8bit"), 2 * 4096 + 2 * 16 * 4
-    (8320, 8320)
-    >>> state_bytes(torch.Size([4095]), 4, "adamw_8bit"), 2 * 4095 * 4
-    (32760, 32760)
-    """
-    numel = shape.numel()
-    if optimizer == "adafactor":
-        return 4 * (numel if len(shape) < 2 else numel // shape[-1] + numel // shape[-2])
-    kept = next((n for word, n in _NUM_STATES.items() if word in optimizer), 2)
-    if "8bit" in optimizer and numel >= _MIN_8BIT_SIZE:
-        return kept * (numel + 4 * math.ceil(numel / _STATE_BLOCK))
-    is_bitsandbytes = "bit" in optimizer or "bnb" in optimizer
-    return kept * numel * (4 if is_bitsandbytes else element_size)
 
 
 def parts_of_peak(

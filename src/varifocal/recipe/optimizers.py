@@ -121,15 +121,19 @@ def check_optimizer(training: Any) -> None:
         given = training.get(key, usual)
         if given != usual and key not in optimizer.reads:
             raise WrongKeyError(key, f"{given} would do nothing: {name} does not read it")
-    arguments = _parse(training.get("optim_args") or "")
+    arguments = parse_arguments(training.get("optim_args") or "")
     for key, text in arguments.items():
         _check_argument(name, key, text)
     if arguments.get("nesterov", "").lower() == "true" and not float(arguments.get("momentum", 0)):
         raise WrongKeyError("optim_args", "nesterov needs a momentum above 0")
 
 
-def _parse(text: str) -> dict[str, str]:
-    """Split `key=value,key=value`, as transformers does."""
+def parse_arguments(text: str) -> dict[str, str]:
+    """Split `key=value,key=value`, as transformers does.
+
+    Raises:
+        WrongKeyError: it is written otherwise.
+    """
     pairs = [pair.partition("=") for pair in text.replace(" ", "").split(",") if pair]
     if any(not (key and equals and value) for key, equals, value in pairs):
         raise WrongKeyError("optim_args", f"{text!r} was given; write it as key=value,key=value")
