@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from varifocal.cli.compare import _print_retention
+from varifocal.cli.retention import print_retention
 from varifocal.evaluation.generation import greedy_answers
 from varifocal.evaluation.likelihood import Question
 from varifocal.evaluation.retention import (
@@ -78,7 +78,7 @@ def test_a_table_on_paper(tmp_path, capsys) -> None:
     assert (tokens.off.value, tokens.on.value, same.on.value) == (100, 75, 50)
     found = Retention(str(tmp_path), "toy", "mma", rows, {"text": "here"}, ["a note"])
     told = json.loads(found.write(tmp_path).read_text())
-    _print_retention([told])
+    print_retention([told])
     shown = capsys.readouterr().out
     assert "perplexity" in shown
     assert "note: a note" in shown
