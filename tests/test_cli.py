@@ -222,9 +222,14 @@ class Parrot:
 
 
 @pytest.fixture
-def parrot(monkeypatch):
+def parrot(monkeypatch, tmp_path):
     import varifocal.cli.chat as room
 
+    monkeypatch.chdir(tmp_path)
+    adapter = tmp_path / "runs" / "x" / "adapter"
+    adapter.mkdir(parents=True)
+    (adapter / "adapter_config.json").write_text("{}")
+    (adapter.parent / "recipe.yaml").write_text("model: {language_model: smollm2-135m-instruct}")
     parts = SimpleNamespace(model=None, encoder=None, load_images=lambda images: {})
     monkeypatch.setattr(room, "open_run", lambda root: (None, parts))
     monkeypatch.setattr(room, "Engine", Parrot)

@@ -72,7 +72,7 @@ def head(name):
 
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_a_published_config_has_the_models_parameters(name):
-    config = PUBLISHED[name]
+    config = PUBLISHED[name].config()
     kind = AutoModelForImageTextToText if sees(config, name) else AutoModelForCausalLM
     with torch.device("meta"):
         model = kind.from_config(config)
@@ -126,7 +126,7 @@ def test_a_qwen_vl_trains_by_formula(name):
     assert planned["trained_parameters_by_part"] == {"language_model": lora(*QWEN_VLS[name])}
     assert planned["frozen_parameters"] == PARAMETERS[name]
     assert ["#", name, f"{planned['trained_parameters']:,}"] in head("qwen-vl-lora")
-    assert (recipe.model.picture_side // cell_side(PUBLISHED[name])) ** 2 == 256
+    assert (recipe.model.picture_side // cell_side(PUBLISHED[name].config())) ** 2 == 256
 
 
 def test_llava_trains_by_formula():

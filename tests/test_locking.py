@@ -183,6 +183,7 @@ def test_sigterm_ends_a_chat_and_not_only_an_answer(run, monkeypatch):
         def obey(self, line):
             raise Terminated
 
+    monkeypatch.setattr("varifocal.cli.checks.check_run", lambda run: None)
     monkeypatch.setattr("varifocal.cli.chat.Talk", Ended)
     monkeypatch.setattr("varifocal.cli.chat.typed_lines", lambda: iter(["one", "two"]))
     code, _, told = run("chat", "anything")

@@ -32,7 +32,7 @@ from varifocal.models.decoding import add_stop_ids
 from varifocal.models.families.llava import is_llava
 from varifocal.models.features import FeatureStore
 from varifocal.models.load import check_pictures, load_processor, sees, tokens_of_whole
-from varifocal.models.names import PACKAGED, locate
+from varifocal.models.names import check_place
 from varifocal.models.processor import with_image_parts
 from varifocal.models.saved import load_adapter, load_trained_tensors, start_connector
 from varifocal.models.sources import read_config
@@ -212,7 +212,7 @@ def open_model(
             )
         recipe, parts = open_run(path, dtype=dtype)
         return _with_window(recipe, parts)
-    _check_place(str(name), path)
+    check_place(str(name), path)
     model = ModelSection.model_validate({"language_model": str(name), "dtype": dtype or "float32"})
     recipe = Recipe(model=model, tuner=NoTunerSection(train_connector=False))
     recipe, parts = _with_window(recipe, assemble(recipe))
@@ -245,7 +245,7 @@ def is_whole(name: str | Path) -> bool:
     path = Path(name).expanduser()
     if (path / "recipe.yaml").is_file():
         return False
-    _check_place(str(name), path)
+    check_place(str(name), path)
     config = read_config(str(name))
     grafted = isinstance(config, GraftedConfig)
     return not grafted and not is_llava(config) and sees(config, str(name))
@@ -293,25 +293,6 @@ def weights_fingerprint(
         files = sorted(file for file in Path(place).expanduser().rglob("*") if file.is_file())
         told += [file_digest(file) for file in files if file.suffix in (".json", ".safetensors")]
     return hashlib.sha256("\0".join(told).encode()).hexdigest()
-
-
-def _check_place(name: str, path: Path) -> None:
-    """Say what a name is not, before anything is loaded."""
-    if name in PACKAGED or (path / "config.json").is_file():
-        return
-    if (path / "adapter_config.json").is_file():
-        raise ModelError(
-            f"{path} holds an adapter alone; name the model that it was trained on, and give "
-            f"--adapter {path}"
-        )
-    if path.exists():
-        raise RunError(
-            f"{path} is no run directory and no model: it has no recipe.yaml and no config.json"
-        )
-    try:
-        locate(name)
-    except ModelError as error:
-        raise RunError(f"{name} is no run directory; {error}") from error
 
 
 def _with_window(recipe: Recipe, parts: Assembly) -> tuple[Recipe, Assembly]:

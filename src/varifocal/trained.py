@@ -60,7 +60,7 @@ def find_trained(run: RunDirectory, checkpoint: int | None = None) -> Trained:
         return end
     newest, passed_over = run.newest_whole_checkpoint()
     if newest is None:
-        raise RunError(f"{run.root} has no adapter yet; finish it with: {run.resume_command}")
+        raise _without_weights(run)
     step = checkpoint_step(newest)
     damaged = "".join(f"; {path.name} is damaged: {wrong}" for path, wrong in passed_over.items())
     note = (
@@ -69,6 +69,26 @@ def find_trained(run: RunDirectory, checkpoint: int | None = None) -> Trained:
         f"{run.resume_command}"
     )
     return Trained(newest, step, note)
+
+
+def check_trained(run: RunDirectory, checkpoint: int | None = None) -> None:
+    """Refuse a run without weights; none are read.
+
+    Args:
+        run: finished or stopped.
+        checkpoint: of this step; by default any.
+
+    Raises:
+        RunError: there are none, or there is no checkpoint of that step.
+    """
+    if checkpoint is not None:
+        run.checkpoint(checkpoint)
+    elif _end(run) is None and run.newest_checkpoint() is None:
+        raise _without_weights(run)
+
+
+def _without_weights(run: RunDirectory) -> RunError:
+    return RunError(f"{run.root} has no adapter yet; finish it with: {run.resume_command}")
 
 
 def is_finished(run: RunDirectory) -> bool:

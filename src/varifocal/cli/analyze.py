@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from varifocal.cli.checks import check_run, readable_images
 from varifocal.cli.options import ready
 from varifocal.errors import VarifocalError
 
@@ -67,6 +68,7 @@ def interference(
     A cell below 0 is a conflict: what one task learns, the other loses.
     """
     num_groups = _groups(layers)
+    check_run(run)
     ready()
     from varifocal.analysis.run_analysis import interference_of_run
     from varifocal.cli.tables import stage_bars
@@ -98,6 +100,7 @@ def routing(
     out: OutOption = None,
 ) -> None:
     """Show which factors which task uses: MMA's branches, MixLoRA's pools."""
+    check_run(run)
     ready()
     from varifocal.analysis.run_analysis import routing_of_run
     from varifocal.cli.tables import stage_bars
@@ -229,6 +232,8 @@ def words(
 
     Words are compared by the alignment's own distribution; the language model is not run.
     """
+    readable_images(images or ())
+    check_run(run)
     ready()
     from varifocal.analysis.words import words_of_run
     from varifocal.cli.tables import stage_bars

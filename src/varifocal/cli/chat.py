@@ -6,6 +6,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 from varifocal.assemble import open_run
+from varifocal.cli.checks import readable_images
 from varifocal.data.example import Image, Message
 from varifocal.errors import VarifocalError, nearest
 from varifocal.serving.engine import Engine, Sampling
@@ -32,7 +33,7 @@ class Talk:
         if command == "/new":
             self.turns, self.pictures = [], []
         elif command == "/image":
-            self.show(readable_pictures([Path(rest.strip())]))
+            self.show(readable_images([Path(rest.strip())]))
         elif command == "/base":
             self.switch(rest.strip())
         elif line.startswith("/"):
@@ -72,18 +73,6 @@ class Talk:
             return
         self.turns = [*asked, Message("assistant", (answer,))]
         self.pictures = []
-
-
-def readable_pictures(files: list[Path]) -> list[Image]:
-    """Name pictures that can be decoded.
-
-    Raises:
-        DataError: one cannot.
-    """
-    pictures = [Image(path=file.expanduser()) for file in files]
-    for picture in pictures:
-        picture.open()
-    return pictures
 
 
 def typed_lines() -> Iterator[str]:

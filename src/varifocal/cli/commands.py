@@ -101,6 +101,10 @@ def demo(
 
     An interrupted demo goes on where it stopped; a finished one is only shown again.
     """
+    from varifocal.cli.checks import check_training
+    from varifocal.recipe import load_recipe
+
+    check_training(load_recipe("demo", check_paths=False), out, resume=True)
     ready()
     from varifocal.cli.tables import print_demo, stage_bars
     from varifocal.demo import run_demo
@@ -122,16 +126,19 @@ def train(
     overrides: SetOption = None,
 ) -> None:
     """Train a recipe into a run directory; Ctrl-C saves what there is."""
+    from varifocal.cli.checks import check_training
+    from varifocal.recipe import load_recipe
+
+    page = load_recipe(recipe, overrides or ())
+    root = out or RUNS / str(page.name)
+    check_training(page, root, resume=resume)
     ready()
     from varifocal.cli.tables import print_left_out, stage_bars
     from varifocal.models.distributed import is_main_process
     from varifocal.planning.record import foresee
-    from varifocal.recipe import load_recipe
     from varifocal.reports.card import renew_card
     from varifocal.training.train import train as run_training
 
-    page = load_recipe(recipe, overrides or ())
-    root = out or RUNS / str(page.name)
     with stage_bars() as progress:
         result = run_training(page, root, resume=resume, progress=progress, predict=foresee)
     if not is_main_process():
@@ -165,12 +172,15 @@ def ask(
     max_new_tokens: MaxTokensOption = 256,
 ) -> None:
     """Ask a trained run one question, about pictures or not."""
-    ready()
-    from varifocal.cli.chat import Talk, readable_pictures
+    from varifocal.cli.checks import check_run, readable_images
 
-    pictures = readable_pictures(image or [])
+    images = readable_images(image or [])
+    check_run(run)
+    ready()
+    from varifocal.cli.chat import Talk
+
     talk = Talk(run, temperature, max_new_tokens)
-    talk.show(pictures)
+    talk.show(images)
     talk.say(question)
 
 
@@ -182,12 +192,15 @@ def chat(
     max_new_tokens: MaxTokensOption = 256,
 ) -> None:
     """Talk with a trained run, about pictures or not, over several turns."""
-    ready()
-    from varifocal.cli.chat import Talk, readable_pictures, typed_lines
+    from varifocal.cli.checks import check_run, readable_images
 
-    pictures = readable_pictures(image or [])
+    images = readable_images(image or [])
+    check_run(run)
+    ready()
+    from varifocal.cli.chat import Talk, typed_lines
+
     talk = Talk(run, temperature, max_new_tokens)
-    talk.show(pictures)
+    talk.show(images)
     print("/image FILE shows a picture with the next turn, /base on leaves the adapter out,")
     print("/new starts over, /quit leaves.")
     for line in typed_lines():

@@ -39,6 +39,14 @@ def check(
 
     Ends with 0 if so, with 1 if not; the last sentence says why and the mend.
     """
+    from varifocal.cli.checks import check_models
+    from varifocal.recipe import load_recipe
+    from varifocal.writing import claim_folder
+
+    page = load_recipe(recipe, overrides or ())
+    check_models(page.model)
+    if plots is not None:
+        claim_folder(plots, place="another --plots")
     ready()
     from varifocal.assemble import load_encoder
     from varifocal.cli.data_tables import print_check
@@ -46,13 +54,8 @@ def check(
     from varifocal.data.inspect.check import check_data
     from varifocal.data.inspect.verdict import Verdict
     from varifocal.planning.lengths import num_steps
-    from varifocal.recipe import load_recipe
     from varifocal.training.usable import why_refused
-    from varifocal.writing import claim_folder
 
-    if plots is not None:
-        claim_folder(plots, place="another --plots")
-    page = load_recipe(recipe, overrides or ())
     encoder = load_encoder(page)
     with stage_bars() as progress:
         report = check_data(
@@ -96,15 +99,18 @@ def show(
         raise VarifocalError("--index and --random: give one of them")
     if seed is not None and not at_random:
         raise VarifocalError("--seed belongs to --random")
+    from varifocal.cli.checks import check_models
+    from varifocal.recipe import load_recipe
+
+    page = load_recipe(recipe, overrides or ())
+    check_models(page.model)
     ready()
     from varifocal.assemble import load_encoder
     from varifocal.cli.data_tables import print_row, write_page
     from varifocal.cli.tables import stage_bars
     from varifocal.data.inspect.rows import FirstRows
-    from varifocal.recipe import load_recipe
     from varifocal.training.examples import LAZY_FROM, open_samples
 
-    page = load_recipe(recipe, overrides or ())
     samples = open_samples(page.data, load_encoder(page), seed=page.seed)
     lazy = len(samples) >= LAZY_FROM if page.data.lazy is None else page.data.lazy
     with stage_bars() as progress:

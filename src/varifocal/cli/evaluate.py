@@ -55,6 +55,9 @@ def evaluate(
     on_bad_record: _OnBadOption = None,
 ) -> None:
     """Score a run on its recipe's data.evaluate."""
+    from varifocal.cli.checks import check_run
+
+    check_run(run, checkpoint)
     ready()
     _score_sources(run, data, split, score, blind, checkpoint, on_bad_record)
 
@@ -101,6 +104,9 @@ def benchmark(
     on_bad_record: _OnBadOption = None,
 ) -> None:
     """Score a run or a model on named benchmarks; a stopped call goes on when repeated."""
+    from varifocal.cli.checks import check_run_or_model
+
+    check_run_or_model(model)
     ready()
     from varifocal.evaluation.runner import Way
 

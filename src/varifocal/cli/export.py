@@ -72,6 +72,9 @@ def export(
     """Write a run as what others load, each artifact held against the trained model."""
     if image and prompt is None:
         raise VarifocalError("--image belongs to --prompt: give the prompt that shows the picture")
+    from varifocal.cli.checks import check_run
+
+    check_run(run)
     ready()
     from varifocal.exporting.adapters import prompt_example
     from varifocal.exporting.export import export as run_export

@@ -92,15 +92,30 @@ def launch(
     """
     for_slurm = (partition, account, gpus_per_node, cpus_per_node, sbatch)
     _refuse_strays(slurm, rendezvous, for_slurm)
-    ready()
+    if slurm and num_processes is None:
+        raise RunError("--slurm needs --num-processes: this machine need not be like the nodes")
+    from varifocal.cli.checks import check_models
     from varifocal.recipe import load_recipe
-    from varifocal.training.launch import Launch, check_launch, run_launch, torchrun_command
+    from varifocal.run import RunDirectory
+    from varifocal.training.launch import (
+        Launch,
+        check_engine,
+        check_launch,
+        run_launch,
+        torchrun_command,
+    )
 
-    name = load_recipe(recipe, overrides or (), check_paths=False).name
+    page = load_recipe(recipe, overrides or ())
+    root = out or Path("runs") / str(page.name)
+    check_engine(engine)
+    RunDirectory(root).check_free(resume=resume)
+    if not (slurm or dry_run):  # those may run on another machine
+        check_models(page.model)
+    ready()
     asked = Launch(
         recipe=recipe,
-        out=out or Path("runs") / str(name),
-        num_processes=num_processes or _gpus(slurm),
+        out=root,
+        num_processes=num_processes or _num_gpus(),
         num_nodes=num_nodes,
         engine=engine,
         resume=resume,
@@ -132,10 +147,8 @@ def _refuse_strays(slurm: bool, rendezvous: str | None, for_slurm: Iterable[Any]
         )
 
 
-def _gpus(slurm: bool) -> int:
-    """How many processes a node gets when nobody says."""
-    if slurm:
-        raise RunError("--slurm needs --num-processes: this machine need not be like the nodes")
+def _num_gpus() -> int:
+    """Count this machine's GPUs; 1 where there is none."""
     import torch
 
     return max(torch.cuda.device_count(), 1)

@@ -59,11 +59,18 @@ def plan(
 
     Ends with 0 if it fits, with 1 if it does not, or if `train` would refuse it.
     """
-    ready()
-    from varifocal.planning.record import plan_recipe
+    from varifocal.cli.checks import check_models
+    from varifocal.models.published import PUBLISHED
+    from varifocal.planning.devices import find_device
     from varifocal.recipe import load_recipe
 
     page = load_recipe(recipe, overrides or (), check_paths=False)
+    if device not in (None, "cpu"):
+        find_device(device)
+    check_models(page.model, PUBLISHED)
+    ready()
+    from varifocal.planning.record import plan_recipe
+
     planned = plan_recipe(page, device, num_devices=num_devices, price=price, calibrates=calibrate)
     if as_json:
         print(json.dumps(planned.page(), indent=2))

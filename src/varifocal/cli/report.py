@@ -71,12 +71,16 @@ def sweep(
     ] = None,
 ) -> None:
     """Train and score one recipe over a grid; the same command goes on with what is left."""
-    ready()
-    from varifocal.cli.tables import stage_bars
-    from varifocal.reports.card import renew_card
+    from varifocal.cli.checks import check_models
     from varifocal.sweep import load_sweep, run_sweep
 
     loaded = load_sweep(page, overrides or ())
+    for point in loaded.points:
+        check_models(point.recipe.model)
+    ready()
+    from varifocal.cli.tables import stage_bars
+    from varifocal.reports.card import renew_card
+
     root = out or Path("runs") / loaded.name
     with stage_bars() as progress:
         found = run_sweep(loaded, root, progress)

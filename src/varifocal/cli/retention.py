@@ -43,6 +43,9 @@ def retention(
     ] = None,
 ) -> None:
     """Measure a run's text skills next to its base's: the base, the adapter off, the adapter on."""
+    from varifocal.cli.checks import check_run
+
+    check_run(run)
     ready()
     from varifocal.cli.tables import print_left_out, stage_bars
     from varifocal.evaluation.evaluate import evaluate_retention

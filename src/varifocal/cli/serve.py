@@ -88,10 +88,7 @@ def serve(
             "or leave --host out to serve this machine alone"
         )
     _check_installed()
-    ready()
-    from varifocal.assemble import open_model
-    from varifocal.serving.api import create_app
-    from varifocal.serving.engine import Engine
+    from varifocal.cli.checks import check_port, check_run_or_model
     from varifocal.serving.settings import ServeSettings
 
     settings = ServeSettings(
@@ -109,6 +106,13 @@ def serve(
         allow_origins=tuple(each.rstrip("/") for each in allow_origin or ()),
         image_hosts=tuple(each.lower() for each in image_host or ()),
     )
+    check_run_or_model(model)
+    check_port(host, port)
+    ready()
+    from varifocal.assemble import open_model
+    from varifocal.serving.api import create_app
+    from varifocal.serving.engine import Engine
+
     _, parts = open_model(model)
     engine = Engine(
         parts.model, parts.encoder, parts.load_images, max_batch=max_batch, max_queue=max_queue
@@ -128,6 +132,7 @@ def _run(app: Any, settings: Any, name: str) -> None:
     """Serve until a signal; what is being answered is answered to its end."""
     import uvicorn
 
+    from varifocal.cli.checks import taken
     from varifocal.serving.connection import server_config
 
     class Server(uvicorn.Server):
@@ -147,9 +152,6 @@ def _run(app: Any, settings: Any, name: str) -> None:
     except Terminated:  # uvicorn sends the signal again when all is answered
         return
     except SystemExit as error:  # uvicorn's way of saying that it could not listen
-        raise VarifocalError(
-            f"cannot listen on {settings.host}:{settings.port}; is another server there? "
-            "Choose another --port (0 takes a free one)"
-        ) from error
+        raise taken(settings.host, settings.port) from error
     if not server.started:
         raise typer.Exit(os.EX_UNAVAILABLE)

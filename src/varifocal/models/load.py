@@ -377,5 +377,5 @@ def config_for_counting(name: str) -> PreTrainedConfig:
         try:
             return AutoConfig.from_pretrained(name, local_files_only=True, trust_remote_code=False)
         except OSError:
-            return PUBLISHED[name]
+            return PUBLISHED[name].config()
     return read_config(name)

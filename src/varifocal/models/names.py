@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from varifocal.errors import ModelError, nearest
+from varifocal.errors import ModelError, RunError, nearest
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/\w[\w.-]*")
 
@@ -58,6 +58,33 @@ def check_name(name: str) -> None:
         find_source(name)
     else:
         _directory_or_id(name)
+
+
+def check_place(name: str, path: Path) -> None:
+    """Refuse a name that is no model, where it is no run either.
+
+    Args:
+        name: as it was given.
+        path: the same as a path.
+
+    Raises:
+        RunError, ModelError: what is missing there.
+    """
+    if name in PACKAGED or (path / "config.json").is_file():
+        return
+    if (path / "adapter_config.json").is_file():
+        raise ModelError(
+            f"{path} holds an adapter alone; name the model that it was trained on, and give "
+            f"--adapter {path}"
+        )
+    if path.exists():
+        raise RunError(
+            f"{path} is no run directory and no model: it has no recipe.yaml and no config.json"
+        )
+    try:
+        check_name(name)
+    except ModelError as error:
+        raise RunError(f"{name} is no run directory; {error}") from error
 
 
 def find_source(name: str) -> Path:

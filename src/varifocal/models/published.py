@@ -9,19 +9,35 @@ as public repositories quote them. A test holds each against the model's publish
 parameters, to the last one.
 """
 
-from typing import Any
+from __future__ import annotations
 
-from transformers import (
-    CLIPVisionConfig,
-    LlamaConfig,
-    LlavaConfig,
-    PreTrainedConfig,
-    Qwen2_5_VLConfig,
-    Qwen2Config,
-    Qwen2VLConfig,
-    Qwen3Config,
-    SmolLM3Config,
-)
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+
+@dataclass(frozen=True)
+class Published:
+    """The values of a config, from which it is built where it is needed.
+
+    Attributes:
+        kind: the config's class in transformers.
+        values: what the class is called with.
+    """
+
+    kind: str
+    values: Mapping[str, Any]
+
+    def config(self) -> PreTrainedConfig:
+        """Build the config; this imports transformers."""
+        import transformers
+
+        return getattr(transformers, self.kind)(**copy.deepcopy(dict(self.values)))
+
 
 _LLAMA: dict[str, Any] = {
     "vocab_size": 32000,
@@ -35,23 +51,26 @@ _7B: dict[str, Any] = {
     "num_hidden_layers": 32,
     "num_attention_heads": 32,
 }
-_LLAMA_7B = LlamaConfig(**_LLAMA, **_7B)
+_LLAMA_7B = Published("LlamaConfig", {**_LLAMA, **_7B})
 _LLAMA2: dict[str, Any] = {**_LLAMA, **_7B, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5}
-_LLAMA2_7B = LlamaConfig(**_LLAMA2)
+_LLAMA2_7B = Published("LlamaConfig", _LLAMA2)
 _13B: dict[str, Any] = {
     "hidden_size": 5120,
     "intermediate_size": 13824,
     "num_hidden_layers": 40,
     "num_attention_heads": 40,
 }
-_LLAMA_13B = LlamaConfig(**_LLAMA, **_13B)
-_LLAMA2_70B = LlamaConfig(
-    **{**_LLAMA, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5},
-    hidden_size=8192,
-    intermediate_size=28672,
-    num_hidden_layers=80,
-    num_attention_heads=64,
-    num_key_value_heads=8,
+_LLAMA_13B = Published("LlamaConfig", {**_LLAMA, **_13B})
+_LLAMA2_70B = Published(
+    "LlamaConfig",
+    {
+        **_LLAMA2,
+        "hidden_size": 8192,
+        "intermediate_size": 28672,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+    },
 )
 _VIT_L14: dict[str, Any] = {
     "hidden_size": 1024,
@@ -61,16 +80,20 @@ _VIT_L14: dict[str, Any] = {
     "patch_size": 14,
     "projection_dim": 768,
 }
-_CLIP_L14 = CLIPVisionConfig(**_VIT_L14, image_size=224)
-_CLIP_L14_336 = CLIPVisionConfig(**_VIT_L14, image_size=336)
+_VIT_L14_336: dict[str, Any] = {**_VIT_L14, "image_size": 336}
+_CLIP_L14 = Published("CLIPVisionConfig", {**_VIT_L14, "image_size": 224})
+_CLIP_L14_336 = Published("CLIPVisionConfig", _VIT_L14_336)
 
-_LLAVA_7B = LlavaConfig(
-    text_config=LlamaConfig(**{**_LLAMA2, "vocab_size": 32064}),
-    vision_config=_CLIP_L14_336,
-    image_token_index=32000,
-    projector_hidden_act="gelu",
-    vision_feature_select_strategy="default",
-    vision_feature_layer=-2,
+_LLAVA_7B = Published(
+    "LlavaConfig",
+    {
+        "text_config": {"model_type": "llama", **_LLAMA2, "vocab_size": 32064},
+        "vision_config": {"model_type": "clip_vision_model", **_VIT_L14_336},
+        "image_token_index": 32000,
+        "projector_hidden_act": "gelu",
+        "vision_feature_select_strategy": "default",
+        "vision_feature_layer": -2,
+    },
 )
 
 
@@ -86,10 +109,13 @@ def _text(layers: int, width: int, inner: int, heads: int, shared: int, **own: A
     }
 
 
-_LLAMA3_8B = LlamaConfig(
-    **_text(32, 4096, 14336, 32, 8, vocab_size=128256, max_position_embeddings=8192),
-    rms_norm_eps=1e-5,
-    rope_parameters={"rope_type": "default", "rope_theta": 500000.0},
+_LLAMA3_8B = Published(
+    "LlamaConfig",
+    {
+        **_text(32, 4096, 14336, 32, 8, vocab_size=128256, max_position_embeddings=8192),
+        "rms_norm_eps": 1e-5,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0},
+    },
 )
 _TURNS: dict[str, Any] = {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}
 _QWEN_SMALL: dict[str, Any] = {"vocab_size": 151936, "tie_word_embeddings": True, **_TURNS}
@@ -105,10 +131,13 @@ _SMOLLM2: dict[str, Any] = {
     "rms_norm_eps": 1e-5,
     "tie_word_embeddings": True,
 }
-_SMOLLM3_3B = SmolLM3Config(
-    **_text(36, 2048, 11008, 16, 4, vocab_size=128256, max_position_embeddings=65536),
-    tie_word_embeddings=True,
-    rope_parameters={"rope_type": "default", "rope_theta": 5e6},
+_SMOLLM3_3B = Published(
+    "SmolLM3Config",
+    {
+        **_text(36, 2048, 11008, 16, 4, vocab_size=128256, max_position_embeddings=65536),
+        "tie_word_embeddings": True,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 5e6},
+    },
 )
 _MROPE: dict[str, Any] = {
     "rope_parameters": {
@@ -120,27 +149,33 @@ _MROPE: dict[str, Any] = {
 }
 
 
-def _qwen2_vl(text: dict[str, Any]) -> Qwen2VLConfig:
+def _qwen2_vl(text: dict[str, Any]) -> Published:
     """Qwen2-VL: a tower of width 1280 whose merger gives the decoder's width."""
     tower = {"depth": 32, "embed_dim": 1280, "hidden_size": text["hidden_size"], "num_heads": 16}
-    return Qwen2VLConfig(
-        text_config={**text, **_MROPE},
-        vision_config=tower,
-        tie_word_embeddings=text.get("tie_word_embeddings", False),
+    return Published(
+        "Qwen2VLConfig",
+        {
+            "text_config": {**text, **_MROPE},
+            "vision_config": tower,
+            "tie_word_embeddings": text.get("tie_word_embeddings", False),
+        },
     )
 
 
-def _qwen25_vl(text: dict[str, Any]) -> Qwen2_5_VLConfig:
+def _qwen25_vl(text: dict[str, Any]) -> Published:
     """Qwen2.5-VL: the same width, windows, and a gated MLP in the tower."""
     tower = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16}
-    return Qwen2_5_VLConfig(
-        text_config={**text, **_MROPE},
-        vision_config={**tower, "out_hidden_size": text["hidden_size"]},
-        tie_word_embeddings=text.get("tie_word_embeddings", False),
+    return Published(
+        "Qwen2_5_VLConfig",
+        {
+            "text_config": {**text, **_MROPE},
+            "vision_config": {**tower, "out_hidden_size": text["hidden_size"]},
+            "tie_word_embeddings": text.get("tie_word_embeddings", False),
+        },
     )
 
 
-PUBLISHED: dict[str, PreTrainedConfig] = {
+PUBLISHED: dict[str, Published] = {
     "huggyllama/llama-7b": _LLAMA_7B,
     "huggyllama/llama-13b": _LLAMA_13B,
     "meta-llama/Llama-2-7b-hf": _LLAMA2_7B,
@@ -149,15 +184,19 @@ PUBLISHED: dict[str, PreTrainedConfig] = {
     "lmsys/vicuna-7b-v1.3": _LLAMA_7B,
     "lmsys/vicuna-7b-v1.5": _LLAMA2_7B,
     "lmsys/vicuna-13b-v1.3": _LLAMA_13B,
-    "lmsys/vicuna-13b-v1.5": LlamaConfig(**{**_LLAMA2, **_13B}),
-    "Qwen/Qwen2.5-1.5B-Instruct": Qwen2Config(**_QWEN25_15B),
-    "Qwen/Qwen2.5-3B-Instruct": Qwen2Config(**_QWEN25_3B),
-    "Qwen/Qwen2.5-7B-Instruct": Qwen2Config(**_QWEN25_7B),
-    "Qwen/Qwen3-1.7B": Qwen3Config(**_text(28, 2048, 6144, 16, 8, **_TIED)),
-    "Qwen/Qwen3-4B": Qwen3Config(**_text(36, 2560, 9728, 32, 8, **_TIED)),
-    "Qwen/Qwen3-8B": Qwen3Config(**_text(36, 4096, 12288, 32, 8, **_QWEN3)),
-    "HuggingFaceTB/SmolLM2-360M-Instruct": LlamaConfig(**_text(32, 960, 2560, 15, 5, **_SMOLLM2)),
-    "HuggingFaceTB/SmolLM2-1.7B-Instruct": LlamaConfig(**_text(24, 2048, 8192, 32, 32, **_SMOLLM2)),
+    "lmsys/vicuna-13b-v1.5": Published("LlamaConfig", {**_LLAMA2, **_13B}),
+    "Qwen/Qwen2.5-1.5B-Instruct": Published("Qwen2Config", _QWEN25_15B),
+    "Qwen/Qwen2.5-3B-Instruct": Published("Qwen2Config", _QWEN25_3B),
+    "Qwen/Qwen2.5-7B-Instruct": Published("Qwen2Config", _QWEN25_7B),
+    "Qwen/Qwen3-1.7B": Published("Qwen3Config", _text(28, 2048, 6144, 16, 8, **_TIED)),
+    "Qwen/Qwen3-4B": Published("Qwen3Config", _text(36, 2560, 9728, 32, 8, **_TIED)),
+    "Qwen/Qwen3-8B": Published("Qwen3Config", _text(36, 4096, 12288, 32, 8, **_QWEN3)),
+    "HuggingFaceTB/SmolLM2-360M-Instruct": Published(
+        "LlamaConfig", _text(32, 960, 2560, 15, 5, **_SMOLLM2)
+    ),
+    "HuggingFaceTB/SmolLM2-1.7B-Instruct": Published(
+        "LlamaConfig", _text(24, 2048, 8192, 32, 32, **_SMOLLM2)
+    ),
     "HuggingFaceTB/SmolLM3-3B": _SMOLLM3_3B,
     "llava-hf/llava-1.5-7b-hf": _LLAVA_7B,
     "Qwen/Qwen2-VL-2B-Instruct": _qwen2_vl(_QWEN25_15B),
@@ -167,4 +206,4 @@ PUBLISHED: dict[str, PreTrainedConfig] = {
     "openai/clip-vit-large-patch14": _CLIP_L14,
     "openai/clip-vit-large-patch14-336": _CLIP_L14_336,
 }
-"""Hub id -> config."""
+"""Hub id -> the values of its config."""

@@ -12,8 +12,6 @@ import platform
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from varifocal.errors import RecipeError, nearest
 from varifocal.planning.lengths import Workload
 from varifocal.recipe import Recipe
@@ -101,6 +99,8 @@ CPU_WASTE = 0.4
 
 def this_cpu() -> Device:
     """Describe this machine's processor; its rates are guesses that `--calibrate` replaces."""
+    import torch
+
     threads = torch.get_num_threads()
     # 16 float32 multiply-adds a cycle at 2.5 GHz: AVX2, the commonest
     single = threads * 16 * 2 * 2.5e9 / 1e12

@@ -20,7 +20,6 @@ from varifocal.errors import RecipeError, RunError, Stopped, nearest
 from varifocal.recipe import Recipe, load_recipe
 from varifocal.recipe.reading import SHIPPED
 from varifocal.run import RunDirectory
-from varifocal.training.usable import check_usable
 
 if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
@@ -78,14 +77,25 @@ def check_launch(launch: Launch) -> Recipe:
         RunError: the run directory holds a run and `resume` is false.
         DataError, RecipeError, RunError: as `varifocal.training.usable.check_usable`.
     """
-    if launch.engine not in ENGINES:
-        hint = nearest(launch.engine, ENGINES)
-        raise RecipeError(f"--engine {launch.engine}: {', '.join(ENGINES)} are known{hint}")
+    from varifocal.training.usable import check_usable  # which imports torch
+
+    check_engine(launch.engine)
     page = load_recipe(launch.recipe, launch.overrides)
     share_rows(page, launch.world_size)
     RunDirectory(launch.out).check_free(resume=launch.resume)
     check_usable(page, skip_absent=True)
     return page
+
+
+def check_engine(engine: str) -> None:
+    """Refuse an engine that is not known.
+
+    Raises:
+        RecipeError: names those that are.
+    """
+    if engine not in ENGINES:
+        hint = nearest(engine, ENGINES)
+        raise RecipeError(f"--engine {engine}: {', '.join(ENGINES)} are known{hint}")
 
 
 def share_rows(page: Recipe, num_processes: int) -> dict[str, int]:
