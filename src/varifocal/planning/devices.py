@@ -11,10 +11,13 @@ import os
 import platform
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from varifocal.errors import RecipeError, nearest
-from varifocal.planning.lengths import Workload
-from varifocal.recipe import Recipe
+
+if TYPE_CHECKING:
+    from varifocal.planning.lengths import Workload
+    from varifocal.recipe import Recipe
 
 GIB = 2**30
 

@@ -27,7 +27,7 @@ from varifocal.evaluation.benchmarks.loading import (
     texts_of,
     value_of,
 )
-from varifocal.evaluation.generation import parse_answer
+from varifocal.evaluation.choice_parser import parse_answer
 from varifocal.evaluation.metrics.text_match import NUMBER_WORDS, read_short
 
 _REALWORLDQA_FILES = "RealWorldQA's annotations.json and images/"
