@@ -252,8 +252,8 @@ def test_a_stopped_suite_says_how_to_go_on(run, book, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("varifocal.evaluation.evaluated_model.open_asker", stop)
-    code, _, err = run("benchmark", "lm", "scienceqa", "--data", book)
+    code, _, err = run("benchmark", "smollm2-135m-instruct", "scienceqa", "--data", book)
     assert code == 130
     assert err.startswith(
-        "stopped; the answers are kept; to go on: varifocal benchmark lm scienceqa"
+        "stopped; the answers are kept; to go on: varifocal benchmark smollm2-135m-instruct"
     )
