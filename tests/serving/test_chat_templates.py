@@ -14,6 +14,7 @@ from varifocal.cli.chat import Talk
 from varifocal.data.encoding.encoder import Encoder
 from varifocal.data.example import Example, Message
 from varifocal.errors import DataError
+from varifocal.serving.conversation import Chat
 from varifocal.serving.engine import Engine, Sampling
 
 FIRST = [Message("user", ("one?",))]
@@ -90,12 +91,11 @@ def test_a_chat_goes_on(llama, tokenizer, capsys, monkeypatch) -> None:
     engine = engine_of(llama, tokenizer, "qwen3")
     write(engine, WRITES["qwen3"] + "two")
     talk = Talk.__new__(Talk)
-    talk.engine, talk.sampling, talk.adapter = engine, Sampling(), True
-    talk.turns, talk.pictures = [], []
+    talk.chat, talk.pictures = Chat(engine), []
     for line in ("one?", "three?", "five?"):
         talk.say(line)
     assert capsys.readouterr().out == "two\n" * 3
-    assert len(talk.turns) == 6
+    assert len(talk.chat.turns) == 6
     engine.close()
 
 

@@ -7,23 +7,23 @@ from pathlib import Path
 
 from varifocal.assemble import open_run
 from varifocal.cli.checks import readable_images
-from varifocal.data.example import Image, Message
+from varifocal.data.example import Image
 from varifocal.errors import VarifocalError, nearest
+from varifocal.serving.conversation import Chat
 from varifocal.serving.engine import Engine, Sampling
 
 COMMANDS = ("/image", "/base", "/new", "/quit")
 
 
 class Talk:
-    """A conversation on the screen: what was said, and the pictures for the next turn."""
+    """A conversation on the screen, and the images for the next turn."""
 
     def __init__(self, run: Path, temperature: float, max_new_tokens: int) -> None:
         _, parts = open_run(run)
-        self.engine = Engine(parts.model, parts.encoder, parts.load_images)
-        self.sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature)
-        self.turns: list[Message] = []
+        engine = Engine(parts.model, parts.encoder, parts.load_images)
+        sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature)
+        self.chat = Chat(engine, sampling=sampling)
         self.pictures: list[Image] = []
-        self.adapter = True
 
     def obey(self, line: str) -> bool:
         """Do what a line of the chat says; False when it says to leave."""
@@ -31,7 +31,7 @@ class Talk:
         if command == "/quit":
             return False
         if command == "/new":
-            self.turns, self.pictures = [], []
+            self.chat.turns, self.pictures = [], []
         elif command == "/image":
             self.show(readable_images([Path(rest.strip())]))
         elif command == "/base":
@@ -46,32 +46,28 @@ class Talk:
         """Answer without the adapter from now on ("on"), or with it again ("off")."""
         if word not in ("on", "off"):
             raise VarifocalError(f"/base is on or off, not '{word}'")
-        if not self.engine.has_adapter:
+        if not self.chat.engine.has_adapter:
             raise VarifocalError("this run has no adapter that could be left out")
-        self.adapter = word == "off"
+        self.chat.adapter = word == "off"
 
     def show(self, pictures: list[Image]) -> None:
         """Take pictures along with the next turn."""
-        if pictures and self.engine.load_images is None:
+        if pictures and self.chat.engine.load_images is None:
             raise VarifocalError("this run's model has no vision tower; it cannot see a picture")
         self.pictures += pictures
 
     def say(self, text: str) -> None:
-        """Ask, print the answer as it comes, and remember both."""
-        asked = [*self.turns, Message("user", (*self.pictures, text))]
-        pieces: list[str] = []
-        with closing(self.engine.stream(asked, self.sampling, adapter=self.adapter)) as stream:
+        """Ask, and print the answer as it comes."""
+        before = len(self.chat.turns)
+        with closing(self.chat.stream(text, self.pictures)) as stream:
             try:
                 for piece in stream:
                     print(piece, end="", flush=True)
-                    pieces.append(piece)
             finally:
                 print()
-        answer = "".join(pieces)
-        if not answer.strip():
+        if len(self.chat.turns) == before:
             print("(no answer; the turn is left out of the conversation)", file=sys.stderr)
             return
-        self.turns = [*asked, Message("assistant", (answer,))]
         self.pictures = []
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from typing import Any, cast
 
@@ -42,7 +42,7 @@ class Chat:
         """Say the next turn, and return the answer; arguments and errors as in `stream`."""
         return "".join(self.stream(text, images))
 
-    def stream(self, text: str, images: Sequence[ImageLike] = ()) -> Iterator[str]:
+    def stream(self, text: str, images: Sequence[ImageLike] = ()) -> Generator[str, None, None]:
         """Say the next turn, and yield the answer as it is written.
 
         Both become part of the conversation once the answer has come to its end and holds text.
