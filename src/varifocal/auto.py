@@ -18,6 +18,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoProcessor,
+    AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -108,6 +109,18 @@ class RunProcessor:
         return open_processor(os.fspath(run))
 
 
+class RunTokenizer:
+    """Opens a run's tokenizer where `AutoTokenizer` asks; there are no objects of this class."""
+
+    @classmethod
+    def from_pretrained(cls, run: str | os.PathLike[str], *_: Any, **options: Any) -> Any:
+        """Open a run's tokenizer; see `RunProcessor.from_pretrained`."""
+        processor = RunProcessor.from_pretrained(run)
+        tokenizer = getattr(processor, "tokenizer", processor)
+        tokenizer.chat_template = processor.chat_template
+        return tokenizer
+
+
 def _refuse(options: Mapping[str, Any]) -> None:
     """Refuse options that would have to change a run's model."""
     for name, value in options.items():
@@ -127,3 +140,4 @@ AutoConfig.register(MODEL_TYPE, RunConfig, exist_ok=True)
 for _kind in (AutoModelForCausalLM, AutoModelForImageTextToText):
     _kind.register(RunConfig, cast(Any, RunModel), exist_ok=True)
 AutoProcessor.register(RunConfig, cast(Any, RunProcessor), exist_ok=True)
+AutoTokenizer.register(RunConfig, tokenizer_class=cast(Any, RunTokenizer), exist_ok=True)
