@@ -6,6 +6,7 @@ from importlib.metadata import PackageNotFoundError, requires
 
 import pytest
 
+import varifocal
 from varifocal.errors import ModelError
 from varifocal.registration import SUPPORTED, check_versions
 
@@ -37,7 +38,6 @@ def test_methods_and_models_are_registered_whoever_imports_first(order):
 
 
 def test_public_names_come_from_their_homes():
-    import varifocal
     from varifocal.tuners import MMAConfig
 
     assert varifocal.MMAConfig is MMAConfig
@@ -73,6 +73,12 @@ def test_an_unsupported_library_is_named_with_the_mend(monkeypatch, versions, se
     with pytest.raises(ModelError) as caught:
         check_versions()
     assert str(caught.value).startswith(sentence)
+
+
+def test_a_public_name_asks_for_supported_libraries(monkeypatch):
+    monkeypatch.setattr("importlib.metadata.version", {"peft": "0.20.0"}.__getitem__)
+    with pytest.raises(ModelError, match="peft 0.20.0 is installed"):
+        varifocal.train  # noqa: B018 - the look-up is the test
 
 
 def test_a_missing_library_is_named_with_the_mend(monkeypatch):

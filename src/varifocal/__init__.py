@@ -8,7 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from varifocal.errors import DataError, ModelError, RecipeError, RunError, VarifocalError
-from varifocal.registration import hush, register_on_import
+from varifocal.registration import check_versions, hush, register_on_import
 
 if TYPE_CHECKING:
     from varifocal.api.datasets import Dataset, dataset, datasets
@@ -93,6 +93,7 @@ def __getattr__(name: str) -> Any:
     """Import a public name from its home when it is first used (PEP 562)."""
     if name not in _HOMES:
         raise AttributeError(f"module 'varifocal' has no attribute '{name}'")
+    check_versions()
     return getattr(importlib.import_module(_HOMES[name]), name)
 
 
