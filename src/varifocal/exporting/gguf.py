@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from varifocal.errors import ModelError
-from varifocal.exporting.merging import Produce
+from varifocal.exporting.merging import Produce, rounded_to
 from varifocal.exporting.plain import PlainModel
 from varifocal.writing import unwritable_is_an_error
 
@@ -115,7 +115,7 @@ def write_gguf(
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for own, produce in entries.values():
-            tensor = produce().to(stored_dtype(model.shapes[own]))
+            tensor = rounded_to(produce(), stored_dtype(model.shapes[own]), own)
             tensor = _in_pairs(tensor, own, model.config) if not biased else tensor
             writer.write_tensor_data(_as_numpy(tensor))
 

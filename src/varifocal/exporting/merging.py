@@ -17,6 +17,8 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from varifocal.errors import ModelError
+
 Produce = Callable[[], Tensor]
 
 _ADAPTER_PARTS = ("mma_", "lora_", "mixlora_", "modality_embedding")
@@ -74,6 +76,24 @@ def wide(tensor: Tensor) -> Tensor:
     if not tensor.is_floating_point():
         return tensor
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def rounded_to(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    """Return a tensor in a narrower number format; integers as they are.
+
+    Raises:
+        ModelError: a number is too large for the format.
+    """
+    if not tensor.is_floating_point():
+        return tensor
+    rounded = tensor.to(dtype)
+    if not rounded.isfinite().all() and tensor.isfinite().all():
+        raise ModelError(
+            f"{name} holds numbers up to {float(tensor.abs().max()):.3g}, which "
+            f"{str(dtype).removeprefix('torch.')} cannot hold; export with --dtype bfloat16 or "
+            "float32; nothing was written"
+        )
+    return rounded
 
 
 def shared_table_is_adapted(model: PreTrainedModel) -> bool:

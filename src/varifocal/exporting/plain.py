@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from varifocal.data.encoding.chat_template import with_system
 from varifocal.data.encoding.encoder import Encoder
 from varifocal.errors import ModelError
-from varifocal.exporting.merging import Produce, plain_tensors
+from varifocal.exporting.merging import Produce, plain_tensors, rounded_to
 from varifocal.models.grafted import GraftedForConditionalGeneration
 from varifocal.tuners.mma.folding import AffineMap, fold_linear, fold_maps, readers
 from varifocal.writing import unwritable_is_an_error, write_json
@@ -68,8 +68,12 @@ class PlainModel:
     inside: dict[str, str] = field(default_factory=dict)
 
     def rounded(self, name: str) -> Tensor:
-        """Return a tensor in the number format to be written."""
-        return self.tensors[name]().to(self.shapes[name].dtype)
+        """Return a tensor in the number format to be written.
+
+        Raises:
+            ModelError: a number is too large for it.
+        """
+        return rounded_to(self.tensors[name](), self.shapes[name].dtype, name)
 
 
 def language_model(base: PreTrainedModel) -> tuple[PreTrainedModel, str]:
