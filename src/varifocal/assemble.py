@@ -21,17 +21,11 @@ from varifocal.data.encoding.chat_template import with_system
 from varifocal.data.encoding.encoder import Encoder
 from varifocal.data.rows.packing import ImageLoader
 from varifocal.errors import ModelError, RunError
-from varifocal.image_loading import choose_image_loader
-from varifocal.models import (
-    GraftedConfig,
-    GraftedProcessor,
-    distributed,
-    load_model,
-)
+from varifocal.models import GraftedProcessor, distributed, load_model
 from varifocal.models.decoding import add_stop_ids
-from varifocal.models.families.llava import is_llava
+from varifocal.models.families.base import family_of, family_with_side
 from varifocal.models.features import FeatureStore
-from varifocal.models.load import check_pictures, load_processor, sees, tokens_of_whole
+from varifocal.models.load import check_image_side, image_tokens, load_processor, sees
 from varifocal.models.names import check_place
 from varifocal.models.processor import with_image_parts
 from varifocal.models.saved import load_adapter, load_trained_tensors, start_connector
@@ -71,10 +65,8 @@ class Assembly:
         return cast(PreTrainedModel, self.model)
 
     def with_model(self, model: nn.Module) -> "Assembly":
-        """The same parts around a model with a tuner; the way of its pictures may change."""
-        features, load_images = choose_image_loader(
-            model, self.base, self.processor, self.fingerprint
-        )
+        """Return the same parts around a model with a tuner, which may adapt the tower."""
+        features, load_images = _image_loader(self.base, self.processor, self.fingerprint)
         return replace(self, model=model, features=features, load_images=load_images)
 
 
@@ -89,19 +81,27 @@ def assemble(recipe: Recipe, device: torch.device | None = None) -> Assembly:
         ModelError: a part cannot be had, or it is a vision-language model whose pictures take
             more or fewer tokens by their size.
     """
-    check_pictures(recipe.model)
+    check_image_side(recipe.model)
     device = device or distributed.own_device()  # bitsandbytes loads onto the process's current GPU
     loaded = load_model(recipe.model, seed=recipe.seed)
     cast(Any, loaded.model).to(device)
     encoder = _encoder(loaded.processor, recipe)
     ends = cast(Any, encoder.tokenizer).eos_token_id, encoder.end_of_turn_id
     add_stop_ids(loaded.model, ends)  # for `generate`, and for what is saved whole or exported
-    features, load_images = choose_image_loader(
-        loaded.model, loaded.model, loaded.processor, loaded.fingerprint
-    )
+    features, load_images = _image_loader(loaded.model, loaded.processor, loaded.fingerprint)
     return Assembly(
         loaded.model, loaded.processor, encoder, loaded.fingerprint, features, load_images
     )
+
+
+def _image_loader(
+    base: PreTrainedModel, processor: Any, fingerprint: str | None
+) -> tuple[FeatureStore | None, ImageLoader | None]:
+    """Return how images reach a model; None twice for one that takes none."""
+    family = family_of(base.config)
+    if family is None:
+        return None, None
+    return family.image_loader(base, processor, fingerprint)
 
 
 def load_encoder(recipe: Recipe) -> Encoder:
@@ -110,7 +110,7 @@ def load_encoder(recipe: Recipe) -> Encoder:
     Raises:
         ModelError: as `assemble`.
     """
-    check_pictures(recipe.model)
+    check_image_side(recipe.model)
     return _encoder(load_processor(recipe.model), recipe)
 
 
@@ -163,7 +163,7 @@ def open_processor(root: str | Path) -> Any:
     trained = find_trained(run)
     if trained.is_model:
         recipe = _with_whole_model(recipe, trained.place)
-    check_pictures(recipe.model)
+    check_image_side(recipe.model)
     processor = load_processor(recipe.model)
     encoder = _encoder(processor, recipe)
     template = with_system(encoder.template.jinja, encoder.system)
@@ -247,8 +247,7 @@ def is_whole(name: str | Path) -> bool:
         return False
     check_place(str(name), path)
     config = read_config(str(name))
-    grafted = isinstance(config, GraftedConfig)
-    return not grafted and not is_llava(config) and sees(config, str(name))
+    return sees(config, str(name)) and family_with_side(config, None) is None
 
 
 def open_whole(
@@ -352,10 +351,7 @@ def _encoder(processor: Any, recipe: Recipe) -> Encoder:
     }
     if isinstance(processor, PreTrainedTokenizerBase):
         return Encoder(processor, **options)
-    if isinstance(processor, GraftedProcessor):
-        tokens = processor.tokens_per_image
-    else:
-        tokens = tokens_of_whole(processor, recipe.model)
-        options["chat_template"] = processor.chat_template
-    image = processor.image_token, processor.image_token_id, tokens
-    return Encoder(cast(Any, processor).tokenizer, *image, **options)
+    image = image_tokens(processor, recipe.model)
+    tokens = image.token, image.token_id, image.count
+    options["chat_template"] = image.chat_template
+    return Encoder(processor.tokenizer, *tokens, **options)

@@ -18,7 +18,7 @@ from varifocal.evaluation.likelihood import Question, score_options
 from varifocal.models import load_model
 from varifocal.models.families.qwen_vl import positions_of_rows
 from varifocal.recipe import ModelSection, Recipe
-from varifocal.training.flops import picture_flops
+from varifocal.training.flops import image_flops
 from varifocal.tuners import MixLoraConfig, MMAConfig
 
 SIDE = 112  # 8 x 8 patches, 4 x 4 tokens
@@ -270,5 +270,5 @@ def test_a_pictures_operations_are_those_that_torch_counts(parts):
     seen = parts.processor.pictures([picture(1)])
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         parts.model.model.get_image_features(**seen)
-    formula = picture_flops(parts.model)
+    formula = image_flops(parts.model)
     assert formula.tower + formula.connector == counter.get_total_flops()

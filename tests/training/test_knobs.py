@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 from varifocal.assemble import assemble
-from varifocal.image_loading import pixel_loader
+from varifocal.models.preprocessing import pixel_loader
 from varifocal.run import RunDirectory
 from varifocal.training.examples import load_training_data
 from varifocal.training.train import build_trainer, train

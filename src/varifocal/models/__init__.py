@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from varifocal.models.connector import ClsPyramid, Connector, PatchMLP, build_connector
     from varifocal.models.efficientnet import EfficientNetLite, EfficientNetLiteConfig
-    from varifocal.models.families.llava import connector_name
+    from varifocal.models.families.base import connector_name
     from varifocal.models.grafted import GraftedConfig, GraftedForConditionalGeneration, graft
     from varifocal.models.load import LoadedModel, load_model
     from varifocal.models.processor import GraftedProcessor
@@ -28,7 +28,7 @@ _MODULES = {
     "VisionTower": "vision",
     "build_connector": "connector",
     "build_tower": "vision",
-    "connector_name": "families.llava",
+    "connector_name": "families.base",
     "graft": "grafted",
     "load_model": "load",
 }

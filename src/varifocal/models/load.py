@@ -9,7 +9,6 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
-    AutoProcessor,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -23,26 +22,20 @@ from varifocal.cache import fingerprint
 from varifocal.errors import ModelError
 from varifocal.models.config_checks import check_pad_id
 from varifocal.models.connector import Connector, build_connector, embedding_scale
-from varifocal.models.families.llava import (
-    check_llava,
+from varifocal.models.families.base import (
+    ImageTokens,
     connector_name,
-    is_llava,
-    prepare_llava,
-    tokens_per_image,
+    family_of,
+    family_with_side,
 )
-from varifocal.models.families.qwen_vl import (
-    QwenVLProcessor,
-    check_side,
-    is_qwen_vl,
-    prepare_qwen_vl,
-    tokens_of_side,
-)
+from varifocal.models.families.grafted import FAMILY as GRAFTED
 from varifocal.models.grafted import GraftedForConditionalGeneration, graft
 from varifocal.models.loading import check_has_weights, load_weights
-from varifocal.models.names import locate
 from varifocal.models.preprocessing import (
+    check_words,
     family_processor,
     load_image_processor,
+    load_own_processor,
     load_tokenizer,
     picture_side,
 )
@@ -55,7 +48,6 @@ from varifocal.models.sources import (
     read_config,
     weight_files,
 )
-from varifocal.models.tokenizer_checks import check_tokenizer
 from varifocal.models.vision import VISION_MODELS, VisionTower, build_tower
 from varifocal.recipe import ConnectorSection, ModelSection
 
@@ -131,7 +123,7 @@ def _load_whole(section: ModelSection) -> tuple[PreTrainedModel, Any]:
     """Load a language model with its tokenizer, or a vision-language model with its processor."""
     name = section.language_model
     config = read_config(name)
-    _check_picture_side(section, config)
+    _check_image_side(section, config)
     language = not sees(config, name)
     check_pad_id(name, config)
     check_has_weights(name)
@@ -140,73 +132,78 @@ def _load_whole(section: ModelSection) -> tuple[PreTrainedModel, Any]:
     processor = _whole_processor(section)  # small files first
     model = load_weights(kind, name, partial(kind.from_config, config), **options)
     keep_weights(model)
-    if is_llava(config):
-        prepare_llava(model)
-    if section.picture_side is not None:
-        prepare_qwen_vl(model, section.picture_side)
+    _prepare(model, config, section)
     return model, processor
 
 
-def check_pictures(section: ModelSection) -> None:
-    """Refuse a model whose pictures would take tokens by their size, before it is loaded.
+def _prepare(model: PreTrainedModel, config: PreTrainedConfig, section: ModelSection) -> None:
+    """Let a model with images of one size read packed rows."""
+    family = family_with_side(config, section.picture_side)
+    if family is not None:
+        family.prepare(model, section.picture_side)
+
+
+def check_image_side(section: ModelSection) -> None:
+    """Refuse a model whose images would take tokens by their size, before it is loaded.
 
     Raises:
-        ModelError: a Qwen-VL without `picture_side`, or its config cannot be had.
+        ModelError: it needs `picture_side` and has none, or its config cannot be had.
     """
-    config = read_config(section.language_model)
-    if is_qwen_vl(config):
-        check_side(section.language_model, config, section.picture_side)
+    name = section.language_model
+    config = read_config(name)
+    if (family := family_of(config)) is not None:
+        family.check_image_side(name, config, section.picture_side)
 
 
-def _check_picture_side(section: ModelSection, config: PreTrainedConfig) -> None:
-    """Refuse a side that fits no cell, or a model whose pictures have a size of their own."""
+def _check_image_side(section: ModelSection, config: PreTrainedConfig) -> None:
+    """Refuse a side that the family cannot take, or a model whose images have their own size."""
     if section.picture_side is None:
         return
-    if not is_qwen_vl(config):
+    name, family = section.language_model, family_of(config)
+    if family is None or not family.needs_image_side:
         raise ModelError(
-            f"model.picture_side belongs to a Qwen-VL, and {section.language_model} is of type "
+            f"model.picture_side belongs to a Qwen-VL, and {name} is of type "
             f"{config.model_type}; leave it out"
         )
-    check_side(section.language_model, config, section.picture_side)
+    family.check_image_side(name, config, section.picture_side)
 
 
 def _whole_processor(section: ModelSection) -> Any:
     """Load a language model's tokenizer, or a vision-language model's processor."""
     name = section.language_model
-    config: Any = read_config(name)
+    config = read_config(name)
     if not sees(config, name):
         return load_tokenizer(name, config)
-    if section.picture_side is not None:
-        _check_picture_side(section, config)
-        parts = load_image_processor(name), load_tokenizer(name, config)
-        return QwenVLProcessor(*parts, section.picture_side, config.image_token_id)
-    with clear_loading_errors(name):
-        processor = AutoProcessor.from_pretrained(locate(name), trust_remote_code=False)
-        if is_llava(config):
-            check_llava(name, config, processor)
-            processor.image_processor = load_image_processor(name)  # the PIL one, as for a graft
-    if isinstance(tokenizer := getattr(processor, "tokenizer", None), PreTrainedTokenizerBase):
-        check_tokenizer(name, tokenizer, config, processor.chat_template)
+    _check_image_side(section, config)
+    family = family_with_side(config, section.picture_side)
+    if family is not None:
+        return family.load_processor(name, config, section.picture_side)
+    processor = load_own_processor(name)
+    check_words(name, processor, config)
     return processor
 
 
-def tokens_of_whole(processor: Any, section: ModelSection) -> int:
-    """Return how many tokens a picture takes in a vision-language model of transformers.
+def image_tokens(processor: Any, section: ModelSection) -> ImageTokens:
+    """Return what stands for an image in a row of a graft, or of a vision-language model.
+
+    Args:
+        processor: as `load_processor` gives it.
+        section: the recipe's.
 
     Raises:
-        ModelError: it depends on the picture.
+        ModelError: images take tokens by their size.
     """
-    name = section.language_model
-    config = read_config(name)
-    if is_llava(config):
-        return tokens_per_image(config, picture_side(processor.image_processor))
-    if is_qwen_vl(config):
-        return tokens_of_side(config, check_side(name, config, section.picture_side))
+    config = read_config(section.language_model)
+    if section.vision_tower is not None:
+        return GRAFTED.image_tokens(processor, config)
+    family = family_with_side(config, section.picture_side)
+    if family is not None:
+        return family.image_tokens(processor, config)
     raise ModelError(
-        f"{name} is a vision-language model of type {config.model_type}, whose pictures take more "
-        "or fewer tokens by their size; this version trains and asks language models, grafts of "
-        "them, LLaVA 1.5's kind, and Qwen2-VL's with model.picture_side: name a language model, "
-        "and a vision_tower"
+        f"{section.language_model} is a vision-language model of type {config.model_type}, whose "
+        "pictures take more or fewer tokens by their size; this version trains and asks language "
+        "models, grafts of them, LLaVA 1.5's kind, and Qwen2-VL's with model.picture_side: name a "
+        "language model, and a vision_tower"
     )
 
 
@@ -343,7 +340,7 @@ def _load_meta(section: ModelSection, base_ids: dict[str, str]) -> LoadedModel:
             f"language_model {section.language_model!r} has a vision tower of its own;"
             " leave vision_tower out"
         )
-    _check_picture_side(section, config)
+    _check_image_side(section, config)
     check_pad_id(section.language_model, config)
     kind = AutoModelForCausalLM if language else AutoModelForImageTextToText
     with torch.device("meta"):
@@ -351,8 +348,7 @@ def _load_meta(section: ModelSection, base_ids: dict[str, str]) -> LoadedModel:
         attention = section.attn_implementation
         with clear_loading_errors(section.language_model):
             model = kind.from_config(config, attn_implementation=attention, **options)
-        if section.picture_side is not None:
-            prepare_qwen_vl(model, section.picture_side)
+        _prepare(model, config, section)
         if section.vision_tower is None:
             return LoadedModel(model, None, base_ids, None)
         vision = config_for_counting(section.vision_tower)

@@ -1,5 +1,6 @@
 """Load what turns text and images into a model's tensors: tokenizers and image processors."""
 
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,10 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 import torch
+from torch import Tensor
 from transformers import (
     AutoImageProcessor,
+    AutoProcessor,
     AutoTokenizer,
     BitImageProcessorPil,
     CLIPImageProcessorPil,
@@ -54,6 +57,22 @@ def _tokenizer(name: str) -> Any:
             f"{name!r} holds no tokenizer, a file such as {_VOCABULARIES[0]} is missing; "
             "copy it from the model that the weights belong to"
         ) from error
+
+
+def load_own_processor(name: str) -> Any:
+    """Load the processor that a vision-language model's checkpoint names."""
+    with clear_loading_errors(name):
+        return AutoProcessor.from_pretrained(locate(name), trust_remote_code=False)
+
+
+def check_words(name: str, processor: Any, config: PreTrainedConfig) -> None:
+    """Refuse a processor whose tokenizer does not belong to the model; see `check_tokenizer`.
+
+    Raises:
+        ModelError: the model cannot be used with it.
+    """
+    if isinstance(tokenizer := getattr(processor, "tokenizer", None), PreTrainedTokenizerBase):
+        check_tokenizer(name, tokenizer, config, processor.chat_template)
 
 
 def load_image_processor(name: str) -> Any:
@@ -109,6 +128,27 @@ def family_processor(config: PreTrainedConfig) -> Any:
     if config.model_type == "efficientnet_lite":
         return efficientnet_processor(vision.image_size)
     return CLIPImageProcessorPil(size={"shortest_edge": vision.image_size}, crop_size=side)
+
+
+def pixel_loader(
+    processor: Any, dtype: torch.dtype
+) -> Callable[[Sequence[Any]], Mapping[str, Tensor]]:
+    """Return what prepares images as `pixel_values` [N, 3, H, W] of a number format.
+
+    Args:
+        processor: with an `image_processor`.
+        dtype: of the pixels.
+    """
+
+    def prepare(image: Any) -> Tensor:
+        prepared = processor.image_processor(images=[image.open()], return_tensors="pt")
+        return prepared["pixel_values"].to(dtype)
+
+    def load(images: Sequence[Any]) -> Mapping[str, Tensor]:
+        """Prepare one image after the other: large ones would take gigabytes decoded together."""
+        return {"pixel_values": torch.cat([prepare(image) for image in images])}
+
+    return load
 
 
 def picture_side(image_processor: Any) -> int:

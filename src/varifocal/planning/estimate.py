@@ -228,17 +228,17 @@ def _of_work(work: Workload) -> dict[str, Any]:
 def _work(recipe: Recipe, shapes: Shapes, data: TrainingData | None, num_devices: int) -> Workload:
     """Count what is read; without tokenizer or data, assume it."""
     if data is not None:
-        return count_work(recipe, data, shapes.formula, shapes.eyes, num_devices)
+        return count_work(recipe, data, shapes.formula, shapes.images, num_devices)
     try:
         encoder = encoder_of(recipe)
     except ModelError:
         reason = "the tokenizer cannot be had"
-        return assume_work(recipe, shapes.formula, shapes.eyes, num_devices, reason)
+        return assume_work(recipe, shapes.formula, shapes.images, num_devices, reason)
     missing = _missing_data(recipe)
     if missing:
-        return assume_work(recipe, shapes.formula, shapes.eyes, num_devices, missing)
+        return assume_work(recipe, shapes.formula, shapes.images, num_devices, missing)
     opened, num_over = _open(recipe, encoder, num_devices)
-    work = count_work(recipe, opened, shapes.formula, shapes.eyes, num_devices)
+    work = count_work(recipe, opened, shapes.formula, shapes.images, num_devices)
     return replace(work, num_dropped=num_over) if num_over else work
 
 

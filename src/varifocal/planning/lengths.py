@@ -10,7 +10,7 @@ Legend: B rows, T tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from varifocal.data.encoding.encoder import Encoded
 from varifocal.data.rows.packing import Collator, PackedDataset
+from varifocal.models.families.base import MetaImages
 from varifocal.recipe import Recipe
 from varifocal.training.cost import Spent
 from varifocal.training.examples import TrainingData
@@ -29,23 +30,6 @@ COLLATED = 64
 
 Batch = Mapping[str, Tensor]
 Row = Sequence[Encoded]
-
-
-@dataclass(frozen=True)
-class Eyes:
-    """How pictures come into a batch.
-
-    Attributes:
-        load_images: pictures -> tensors on the meta device; None for a model without eyes.
-        by_table: whether features are looked up, so that the tower sees each picture once.
-        token_id: the pictures' placeholder.
-        tokens: a picture takes.
-    """
-
-    load_images: Callable[[Sequence[Any]], Mapping[str, Tensor]] | None = None
-    by_table: bool = False
-    token_id: int | None = None
-    tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -110,7 +94,11 @@ def _steps_per_epoch(recipe: Recipe, num_rows: int, num_devices: int) -> int:
 
 
 def count_work(
-    recipe: Recipe, data: TrainingData, formula: FlopFormula, eyes: Eyes, num_devices: int = 1
+    recipe: Recipe,
+    data: TrainingData,
+    formula: FlopFormula,
+    images: MetaImages,
+    num_devices: int = 1,
 ) -> Workload:
     """Count what a run on known data goes through.
 
@@ -118,11 +106,11 @@ def count_work(
         recipe: its batch sizes, row length and epochs.
         data: opened as the run opens it.
         formula: operations of a step of its model.
-        eyes: how pictures come into a batch.
+        images: how images come into a batch.
         num_devices: that share the rows.
     """
     steps = num_steps(recipe, len(data.rows), num_devices)
-    collate = _collator(recipe, eyes)
+    collate = _collator(recipe, images)
     if not steps or data.samples is None or not isinstance(data.rows, PackedDataset):
         counted, share = _sampled(recipe, data, steps, num_devices), None
     else:
@@ -131,11 +119,11 @@ def count_work(
     chosen = batches[:: max(1, -(-len(batches) // COLLATED))]
     spent = Spent()
     for rows in chosen:
-        spent.add(collate(counted.rows(rows)), formula, eyes.token_id)
+        spent.add(collate(counted.rows(rows)), formula, images.token_id)
     scale = counted.tokens / max(spent.tokens, 1)
     looked_up = round(spent.vision_lookups * scale)
-    seen = round(_pictures(spent, formula, counted, chosen, collate, eyes) * scale)
-    if eyes.by_table:
+    seen = round(_pictures(spent, formula, counted, chosen, collate, images) * scale)
+    if images.by_table:
         seen = len({one.fingerprint() for one in data.images()}) if share else looked_up
     return Workload(
         batch=collate(counted.rows(counted.largest(formula))),
@@ -170,10 +158,10 @@ def _pictures(
     counted: _Counted,
     chosen: list[list[list[int]]],
     collate: Collator,
-    eyes: Eyes,
+    images: MetaImages,
 ) -> int:
     """Count pictures that go through the tower within the chosen batches."""
-    if eyes.load_images is None or eyes.by_table:
+    if images.load is None or images.by_table:
         return 0
     return sum(len(one.images) for rows in chosen for row in counted.rows(rows) for one in row)
 
@@ -266,7 +254,7 @@ def _sampled(recipe: Recipe, data: TrainingData, steps: int, num_devices: int) -
 
 
 def assume_work(
-    recipe: Recipe, formula: FlopFormula, eyes: Eyes, num_devices: int, reason: str
+    recipe: Recipe, formula: FlopFormula, images: MetaImages, num_devices: int, reason: str
 ) -> Workload:
     """Assume that every example is as long as it may be, where the data cannot be had.
 
@@ -275,16 +263,16 @@ def assume_work(
     Args:
         recipe: its `max_length`, batch sizes and epochs.
         formula: operations of a step of its model.
-        eyes: how pictures come into a batch.
+        images: how images come into a batch.
         num_devices: that share the rows.
         reason: why the data cannot be had.
     """
     longest = recipe.data.max_length
     per_row = (recipe.data.row_length or longest) // longest if recipe.data.packing else 1
-    pictured = eyes.load_images is not None and eyes.tokens < longest
-    sample = _longest_sample(longest, eyes if pictured else Eyes())
+    pictured = images.load is not None and images.tokens < longest
+    sample = _longest_sample(longest, images if pictured else MetaImages())
     size = recipe.training.per_device_train_batch_size
-    batch = _collator(recipe, eyes)([[sample] * per_row] * size)
+    batch = _collator(recipe, images)([[sample] * per_row] * size)
     notes = [
         f"lengths are not known ({reason}): every example is taken to fill data.max_length "
         f"{longest}, all of it trained{', with a picture' if pictured else ''}"
@@ -302,10 +290,10 @@ def assume_work(
     if recipe.training.max_steps < 0:
         taken = round(recipe.training.num_train_epochs * examples)
     spent = Spent()
-    spent.add(batch, formula, eyes.token_id)
+    spent.add(batch, formula, images.token_id)
     scale = taken / (size * per_row)
     pictures = taken if pictured else 0
-    seen = min(examples, taken) if eyes.by_table and pictures else pictures
+    seen = min(examples, taken) if images.by_table and pictures else pictures
     return Workload(
         batch=batch,
         steps=steps,
@@ -314,19 +302,19 @@ def assume_work(
         tokens_trained=round(spent.tokens_trained * scale),
         tokens_padding=0,
         vision_passes=seen,
-        vision_lookups=pictures if eyes.by_table else 0,
+        vision_lookups=pictures if images.by_table else 0,
         flops=round(spent.flops * scale) + seen * formula.picture.tower,
         flops_masked=round(spent.flops_masked * scale),
         notes=notes,
     )
 
 
-def _longest_sample(length: int, eyes: Eyes) -> Encoded:
-    """Make up an example: a picture where the model has eyes, then trained text."""
-    visual = eyes.tokens if eyes.load_images else 0
+def _longest_sample(length: int, images: MetaImages) -> Encoded:
+    """Make up an example: an image where the model takes any, then trained text."""
+    visual = images.tokens if images.load else 0
     ids = np.zeros(length, np.int32)
-    if visual and eyes.token_id is not None:
-        ids[:visual] = eyes.token_id
+    if visual and images.token_id is not None:
+        ids[:visual] = images.token_id
     return Encoded(
         ids,
         np.arange(length) < max(visual, 1),
@@ -340,5 +328,5 @@ def _static(recipe: Recipe) -> int | None:
     return row_length if recipe.training.compile_layers else None
 
 
-def _collator(recipe: Recipe, eyes: Eyes) -> Collator:
-    return Collator(1, _static(recipe), eyes.load_images)
+def _collator(recipe: Recipe, images: MetaImages) -> Collator:
+    return Collator(1, _static(recipe), images.load)

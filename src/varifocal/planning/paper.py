@@ -54,7 +54,7 @@ def beside_paper(recipe: Recipe, shapes: Shapes) -> dict[str, Any] | None:
     every one, logits at every position.
     """
     measured = MEASURED.get((recipe.model.language_model, recipe.model.quantization))
-    if measured is None or recipe.tuner.type != "mma" or not shapes.eyes.load_images:
+    if measured is None or recipe.tuner.type != "mma" or not shapes.images.load:
         return None
     flops = _flops_of_their_loop(recipe, shapes)
     device = GPUS["a100-80g"]
@@ -93,13 +93,13 @@ def _reasons(recipe: Recipe, assumed: float, reached: float) -> list[str]:
 
 def _flops_of_their_loop(recipe: Recipe, shapes: Shapes) -> int:
     length = 512
-    visual = shapes.eyes.tokens
+    visual = shapes.images.tokens
     ids = np.zeros(length, np.int32)
-    ids[:visual] = shapes.eyes.token_id or 0
+    ids[:visual] = shapes.images.token_id or 0
     picture: Any = (None,)
     sample = Encoded(ids, np.arange(length) < 1, modality=1, images=picture)
     spent = Spent()
-    batch = Collator(0, None, shapes.eyes.load_images)([[sample]])
-    spent.add(batch, shapes.formula, shapes.eyes.token_id)
+    batch = Collator(0, None, shapes.images.load)([[sample]])
+    spent.add(batch, shapes.formula, shapes.images.token_id)
     spent.add_passes(1, shapes.formula)
     return round(spent.flops * EXAMPLES * recipe.training.num_train_epochs)

@@ -1,24 +1,19 @@
-"""A recipe's model as shapes, and the ways its tokens and pictures would go."""
+"""A recipe's model as shapes, with its formula of operations, and its encoder."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import cast
 
-import torch
 from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 from varifocal.assemble import load_encoder
 from varifocal.data.encoding.encoder import Encoder
 from varifocal.errors import ModelError
-from varifocal.models import GraftedForConditionalGeneration, load_model
-from varifocal.models.families.llava import is_llava, tokens_per_image
-from varifocal.models.families.qwen_vl import check_side, grid_of_side, is_qwen_vl, tokens_of_side
-from varifocal.planning.lengths import Eyes
+from varifocal.models import load_model
+from varifocal.models.families.base import MetaImages, family_of
 from varifocal.recipe import Recipe
 from varifocal.training.flops import FlopFormula
 from varifocal.training.tuner import attach_tuner
@@ -32,13 +27,13 @@ class Shapes:
         model: the base model, or the PEFT model around it.
         base: the model inside.
         formula: operations of its training step.
-        eyes: how pictures come into its batches.
+        images: how images come into its batches.
     """
 
     model: nn.Module
     base: PreTrainedModel
     formula: FlopFormula
-    eyes: Eyes
+    images: MetaImages
 
     def in_step(self, beside_others: bool) -> Shapes:
         """The same, trained by one process alone or beside others."""
@@ -56,50 +51,9 @@ def build_shapes(recipe: Recipe) -> Shapes:
     inside = model.get_base_model() if isinstance(model, PeftModel) else model
     base = cast(PreTrainedModel, inside)
     formula = FlopFormula.of(base, checkpointing=recipe.training.gradient_checkpointing)
-    return Shapes(model, base, formula, _eyes(base))
-
-
-def _eyes(base: PreTrainedModel) -> Eyes:
-    config: Any = base.config
-    if isinstance(base, GraftedForConditionalGeneration):
-        tower = base.vision_tower
-        table = not any(isinstance(part, BaseTunerLayer) for part in tower.modules())
-        shape = (
-            (tower.num_states(base.select), tower.width)
-            if table
-            else (3, tower.image_size, tower.image_size)
-        )
-        name = "image_features" if table else "pixel_values"
-        loader = _loader(name, shape, tower.model.dtype)
-        return Eyes(loader, table, config.image_token_id, base.tokens_per_image)
-    if is_llava(config):
-        side = config.vision_config.image_size
-        loader = _loader("pixel_values", (3, side, side), base.dtype)
-        return Eyes(loader, False, config.image_token_index, tokens_per_image(config, side))
-    if is_qwen_vl(config):
-        side = check_side("model.language_model", config, getattr(base, "picture_side", None))
-        loader = _patch_loader(config, side, base.dtype)
-        return Eyes(loader, False, config.image_token_id, tokens_of_side(config, side))
-    return Eyes()
-
-
-def _loader(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Any:
-    def load(images: Sequence[Any]) -> Mapping[str, Tensor]:
-        return {name: torch.empty(len(images), *shape, dtype=dtype, device="meta")}
-
-    return load
-
-
-def _patch_loader(config: Any, side: int, dtype: torch.dtype) -> Any:
-    vision = config.vision_config
-    values = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
-
-    def load(images: Sequence[Any]) -> Mapping[str, Tensor]:
-        grid = grid_of_side(config, side, len(images))
-        patches = torch.empty(int(grid.prod(1).sum()), values, dtype=dtype, device="meta")
-        return {"pixel_values": patches, "image_grid_thw": grid}
-
-    return load
+    family = family_of(base.config)
+    images = MetaImages() if family is None else family.meta_images(base)
+    return Shapes(model, base, formula, images)
 
 
 def encoder_of(recipe: Recipe) -> Encoder:

@@ -13,7 +13,7 @@ import weakref
 from collections import Counter, deque
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ from varifocal.data.encoding.encoder import Encoder, TooLongError
 from varifocal.data.example import Example, Message
 from varifocal.errors import DataError, VarifocalError
 from varifocal.models.decoding import stop_ids
-from varifocal.models.grafted import GraftedForConditionalGeneration
+from varifocal.models.families.base import family_of
 from varifocal.serving.adapter_routes import Lanes, copy_sharing_weights
 from varifocal.serving.answer_state import TextStream, Writing
 from varifocal.serving.kv_cache import PrefixCache
@@ -133,14 +133,15 @@ class Engine:
         self.routing = _routing(model)
         self._lanes = Lanes(model, fold=fold)
         self.has_adapter = self._lanes.has_adapter
-        base = model.get_base_model() if self.has_adapter else model  # type: ignore[operator]
-        self._is_graft = isinstance(base, GraftedForConditionalGeneration)
+        base: Any = cast(Any, model).get_base_model() if self.has_adapter else model
+        family = family_of(base.config)
+        # without its adapter a graft's language model takes no images
+        self._base_takes_no_images = family is not None and family.connector_is_new
         text: Any = self.model.config.get_text_config(decoder=True)
         self._window: int | None = getattr(text, "max_position_embeddings", None)
         self.encoder = encoder.for_prompts(self._window)
-        # a Qwen-VL's positions count backwards from what follows: no prefix fits another prompt
-        keeps = not hasattr(base, "picture_side")
-        self._prefixes = PrefixCache(int(prefix_cache_gib * GIB) if keeps else 0)
+        prefixes_fit = family is None or family.prefixes_fit
+        self._prefixes = PrefixCache(int(prefix_cache_gib * GIB) if prefixes_fit else 0)
         self._scheduler = Scheduler(
             model,
             self._lanes,
@@ -253,7 +254,7 @@ class Engine:
             raise DataError("a conversation to be answered ends with the user's turn")
         if not adapter and not self.has_adapter:
             raise DataError("this model has no adapter that could be left out")
-        if not adapter and self._is_graft:
+        if not adapter and self._base_takes_no_images:
             messages = _without_pictures(messages)
         encoded = self._encode(Example(messages=tuple(messages), is_prompt=True))
         route: Route = "base" if not adapter else "image" if encoded.modality else "text"

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from varifocal.errors import RecipeError
-from varifocal.models.families.llava import connector_name
-from varifocal.models.grafted import GraftedForConditionalGeneration
+from varifocal.models.families.base import connector_name, family_of
 from varifocal.recipe import FullSection
 
 
@@ -77,9 +76,11 @@ def saved_parameters(model: nn.Module) -> list[nn.Parameter]:
     file of the base holds it.
     """
     found = {id(each): each for each in model.parameters() if each.requires_grad}
-    is_graft = isinstance(model, GraftedForConditionalGeneration)
-    connector = cast(Any, model).connector.parameters() if is_graft else ()
-    return list((found | {id(each): each for each in connector}).values())
+    family = family_of(cast(PreTrainedModel, model).config)
+    if family is not None and family.connector_is_new and family.connector_name is not None:
+        connector = model.get_submodule(family.connector_name)
+        found |= {id(each): each for each in connector.parameters()}
+    return list(found.values())
 
 
 def saved_tensors(model: nn.Module, state: Mapping[str, Tensor] | None) -> dict[str, Tensor]:

@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 
 from varifocal.errors import RecipeError
 from varifocal.models import load_model
-from varifocal.models.families.llava import PROJECTOR, connector_name
-from varifocal.models.families.qwen_vl import is_qwen_vl
+from varifocal.models.families.base import connector_name, family_of
+from varifocal.models.families.llava import PROJECTOR
 from varifocal.models.shared_table import adapters_change_one
 from varifocal.recipe import (
     FullSection,
@@ -56,11 +56,8 @@ def attach_tuner(
     """
     if isinstance(tuner, FullSection):
         return train_whole(model, tuner)
-    if isinstance(tuner, MMASection) and tuner.adapt_vision_tower and is_qwen_vl(model.config):
-        raise RecipeError(
-            "tuner.adapt_vision_tower: a Qwen-VL's tower runs all pictures of a batch as one row, "
-            "where MMA could not choose its branches for each; set it to false"
-        )
+    if (family := family_of(model.config)) is not None:
+        family.check_tuner(tuner)
     connector = connector_name(model) if tuner.train_connector else None
     saved = None if connector is None else [connector.rpartition(".")[2]]
     try:

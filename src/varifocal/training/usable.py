@@ -16,7 +16,7 @@ from varifocal.data.loading import find_captions, load_source, no_captions
 from varifocal.data.metric import Gold, check_scorable, gold_answers
 from varifocal.data.readers.images import absent_pictures_allowed
 from varifocal.errors import DataError, ModelError, RunError, VarifocalError
-from varifocal.models.families.llava import has_connector
+from varifocal.models.families.base import family_of
 from varifocal.models.sources import read_config
 from varifocal.models.words import check_descriptions
 from varifocal.recipe import FullSection, NoTunerSection, Recipe, SourceSection
@@ -81,9 +81,10 @@ def _check_tuner(recipe: Recipe) -> None:
 
 def _brings_connector(recipe: Recipe) -> bool:
     try:
-        return has_connector(read_config(recipe.model.language_model))
+        family = family_of(read_config(recipe.model.language_model))
     except ModelError:  # whoever loads the model says what is wrong with it
         return True
+    return family is not None and family.connector_name is not None
 
 
 def _check_training_sources(recipe: Recipe, skip_absent: bool) -> None:

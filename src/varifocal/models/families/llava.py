@@ -8,9 +8,9 @@ processes on a batch without one.
 Letters: N images, B rows, T tokens, D language width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,43 +18,104 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from varifocal.errors import ModelError
 from varifocal.models.distributed import in_world, is_sharded, touch
-from varifocal.models.grafted import GraftedConfig, GraftedForConditionalGeneration
+from varifocal.models.families.base import ImageLoader, ImageTokens, MetaImages, ModelFamily
+from varifocal.models.families.flops import ImageFlops, sum_products
+from varifocal.models.features import FeatureStore
+from varifocal.models.preprocessing import (
+    check_words,
+    load_image_processor,
+    load_own_processor,
+    picture_side,
+    pixel_loader,
+)
+from varifocal.models.sources import clear_loading_errors
 from varifocal.models.vision import PREFIX_TOKENS, VISION_MODELS
+from varifocal.recipe import TunerSection
 
 PROJECTOR = "multi_modal_projector"
 """What transformers calls the connector of the LLaVA family."""
-LLAVAS = ("llava", "vipllava")
-"""The `model_type` of configs whose pictures take as many tokens each, given a tower that does."""
 
 
-def connector_name(model: nn.Module) -> str | None:
-    """Return the dotted name of what stands between a model's tower and its language model.
+class LlavaFamily:
+    """LLaVA 1.5 and ViP-LLaVA as they are; a tower that reads images of any size (Pixtral) is not.
 
-    Args:
-        model: a model of transformers without any PEFT wrapper.
-
-    Returns:
-        "connector" for a graft, the projector's name for a LLaVA
-        ("model.multi_modal_projector"), None for a model that has neither.
+    Their features are not stored: the models take pixels alone.
     """
-    if isinstance(model, GraftedForConditionalGeneration):
-        return "connector"
-    names = (name for name, _ in model.named_modules() if name.rpartition(".")[2] == PROJECTOR)
-    return next(names, None)
+
+    connector_name: str | None = f"model.{PROJECTOR}"
+    connector_is_new = False
+    needs_image_side = False
+    prefixes_fit = True
+
+    def fits(self, config: PreTrainedConfig) -> bool:
+        """Tell a LLaVA whose tower reads images of one size; see `ModelFamily`."""
+        vision: Any = getattr(config, "vision_config", None)
+        return vision.model_type in VISION_MODELS
+
+    def check_image_side(self, name: str, config: PreTrainedConfig, side: int | None) -> None:
+        """See `ModelFamily`; the tower has a size of its own."""
+
+    def load_processor(self, name: str, config: PreTrainedConfig, side: int | None) -> Any:
+        """Load its own processor, with the image processor that needs PIL alone."""
+        processor = load_own_processor(name)
+        with clear_loading_errors(name):
+            check_llava(name, config, processor)
+        processor.image_processor = load_image_processor(name)
+        check_words(name, processor, config)
+        return processor
+
+    def image_tokens(self, processor: Any, config: PreTrainedConfig) -> ImageTokens:
+        """Count the projector's tokens; see `ModelFamily`."""
+        token, template = processor.image_token, processor.chat_template
+        count = tokens_per_image(config, picture_side(processor.image_processor))
+        return ImageTokens(token, processor.image_token_id, count, template)
+
+    def prepare(self, model: PreTrainedModel, side: int | None) -> None:
+        """Count its images, and keep it in step with other processes; see `ModelFamily`."""
+        inner: Any = model.model
+        counted: Any = model
+        counted.vision_passes = 0
+        inner.vision_tower.register_forward_pre_hook(partial(_count, model), with_kwargs=True)
+        # no hook: ZeRO-3 writes down the order of modules, and a hook would run before `inner`
+        inner.forward = partial(_forward_in_step, model, inner.forward)
+
+    def image_loader(
+        self, base: PreTrainedModel, processor: Any, fingerprint: str | None
+    ) -> tuple[FeatureStore | None, ImageLoader]:
+        """Load pixels in the tower's number format; see `ModelFamily`."""
+        return None, pixel_loader(processor, cast(Any, base).model.vision_tower.dtype)
+
+    def meta_images(self, base: PreTrainedModel) -> MetaImages:
+        """Load pixels of the tower's size; see `ModelFamily`."""
+        config: Any = base.config
+        side = config.vision_config.image_size
+
+        def load(images: Sequence[Any]) -> Mapping[str, Tensor]:
+            shape = (len(images), 3, side, side)
+            return {"pixel_values": torch.empty(shape, dtype=base.dtype, device="meta")}
+
+        tokens = tokens_per_image(config, side)
+        return MetaImages(load, False, config.image_token_index, tokens)
+
+    def image_flops(self, base: PreTrainedModel) -> ImageFlops:
+        """Count its ViT, and the projector that runs on every cell; see `ModelFamily`."""
+        model: Any = base
+        vision = model.config.vision_config
+        cells = (vision.image_size // vision.patch_size) ** 2
+        weights, trained = sum_products(model.model.vision_tower)
+        attention = 2 * vision.num_hidden_layers * vision.hidden_size * cells * cells
+        forward = 2 * (cells * weights + attention)
+        joined, moved = sum_products(model.model.multi_modal_projector)
+        from_features = 2 * cells * 2 * moved
+        tower_back = 2 * cells * trained + 2 * (cells * weights + 2 * attention) if trained else 0
+        back = from_features + tower_back
+        return ImageFlops(forward, 2 * cells * joined, back, from_features, bool(moved or trained))
+
+    def check_tuner(self, tuner: TunerSection) -> None:
+        """See `ModelFamily`; a LLaVA takes every tuner."""
 
 
-def has_connector(config: PreTrainedConfig) -> bool:
-    """Tell by its config a model in which `connector_name` finds one."""
-    return isinstance(config, GraftedConfig) or is_llava(config)
-
-
-def is_llava(config: PreTrainedConfig) -> bool:
-    """Tell by its config a LLaVA whose pictures all take as many tokens from any other model.
-
-    A LLaVA with a tower that reads pictures of any size (Pixtral) is none of them.
-    """
-    vision: Any = getattr(config, "vision_config", None)
-    return config.model_type in LLAVAS and vision.model_type in VISION_MODELS
+FAMILY: ModelFamily = LlavaFamily()
 
 
 def tokens_per_image(config: PreTrainedConfig, side: int) -> int:
@@ -105,21 +166,6 @@ def check_llava(name: str, config: PreTrainedConfig, processor: Any) -> None:
                 f"{name!r}: config.json reads the states at vision_feature_layer {layer}, and its "
                 f"vision tower has {blocks} blocks; restore config.json"
             )
-
-
-def prepare_llava(model: PreTrainedModel) -> None:
-    """Count a LLaVA's pictures, and keep it in step with other processes.
-
-    Args:
-        model: fresh from its checkpoint; it gets hooks and the attribute `vision_passes`, how many
-            images have gone through the tower.
-    """
-    inner: Any = model.model
-    counted: Any = model
-    counted.vision_passes = 0
-    inner.vision_tower.register_forward_pre_hook(partial(_count, model), with_kwargs=True)
-    # no hook: ZeRO-3 writes down the order of modules, and a hook would run before `inner` itself
-    inner.forward = partial(_forward_in_step, model, inner.forward)
 
 
 def _count(model: Any, tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

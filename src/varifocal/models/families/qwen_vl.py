@@ -16,7 +16,7 @@ Letters: B rows, T tokens, N images, V visual tokens per image, S cells at a pic
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,13 +27,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from varifocal.errors import ModelError
+from varifocal.errors import ModelError, RecipeError
 from varifocal.models.distributed import in_world, is_sharded, touch
-
-QWEN_VLS = ("qwen2_vl", "qwen2_5_vl")
-"""The `model_type` of configs that this file knows."""
-TOWER = "visual"
-"""What transformers calls their tower; its last part, the merger, is what others call connector."""
+from varifocal.models.families.base import ImageLoader, ImageTokens, MetaImages, ModelFamily
+from varifocal.models.families.flops import ImageFlops, sum_products
+from varifocal.models.features import FeatureStore
+from varifocal.models.preprocessing import load_image_processor, load_tokenizer
+from varifocal.recipe import MMASection, TunerSection
 
 
 class QwenVLProcessor:
@@ -85,9 +85,107 @@ class QwenVLProcessor:
         self.tokenizer.save_pretrained(directory)
 
 
-def is_qwen_vl(config: PreTrainedConfig) -> bool:
-    """Tell by its config a Qwen2-VL or Qwen2.5-VL."""
-    return config.model_type in QWEN_VLS
+class QwenVLFamily:
+    """Qwen2-VL and Qwen2.5-VL, their images on squares of `model.picture_side` pixels.
+
+    The tower's last part, the merger, is what others call connector.
+    """
+
+    connector_name: str | None = None
+    connector_is_new = False
+    needs_image_side = True
+    prefixes_fit = False  # positions are counted backwards from what follows
+
+    def fits(self, config: PreTrainedConfig) -> bool:
+        """Every one does, given a side."""
+        return True
+
+    def check_image_side(self, name: str, config: PreTrainedConfig, side: int | None) -> None:
+        """See `check_side`."""
+        check_side(name, config, side)
+
+    def load_processor(self, name: str, config: PreTrainedConfig, side: int | None) -> Any:
+        """Load tokenizer and image processor apart; see `QwenVLProcessor`."""
+        whole: Any = config
+        parts = load_image_processor(name), load_tokenizer(name, config)
+        return QwenVLProcessor(*parts, check_side(name, config, side), whole.image_token_id)
+
+    def image_tokens(self, processor: Any, config: PreTrainedConfig) -> ImageTokens:
+        """Count the merged cells of a square; see `ModelFamily`."""
+        count = tokens_of_side(config, processor.picture_side)
+        template = processor.chat_template
+        return ImageTokens(processor.image_token, processor.image_token_id, count, template)
+
+    def prepare(self, model: PreTrainedModel, side: int | None) -> None:
+        """Let it read rows of segments, and remember the side; see `ModelFamily`."""
+        known: Any = model
+        known.picture_side, known.vision_passes = side, 0
+        known.model.forward = partial(_forward, model, known.model.forward)
+
+    def image_loader(
+        self, base: PreTrainedModel, processor: Any, fingerprint: str | None
+    ) -> tuple[FeatureStore | None, ImageLoader]:
+        """Load patches of squares, and their grids; see `ModelFamily`."""
+        dtype = base.dtype
+
+        def load(images: Sequence[Any]) -> Mapping[str, Tensor]:
+            prepared = processor.pictures(image.open() for image in images)
+            return {**prepared, "pixel_values": prepared["pixel_values"].to(dtype)}
+
+        return None, load
+
+    def meta_images(self, base: PreTrainedModel) -> MetaImages:
+        """Load patches of squares, and their grids; see `ModelFamily`."""
+        config: Any = base.config
+        side = check_side("model.language_model", config, getattr(base, "picture_side", None))
+        vision = config.vision_config
+        values = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+
+        def load(images: Sequence[Any]) -> Mapping[str, Tensor]:
+            grid = grid_of_side(config, side, len(images))
+            shape = (int(grid.prod(1).sum()), values)
+            patches = torch.empty(shape, dtype=base.dtype, device="meta")
+            return {"pixel_values": patches, "image_grid_thw": grid}
+
+        return MetaImages(load, False, config.image_token_id, tokens_of_side(config, side))
+
+    def image_flops(self, base: PreTrainedModel) -> ImageFlops:
+        """Count the tower at `picture_side`, window by window, and its merger as a connector.
+
+        A model whose images have no size of their own is not trained, and counts nothing.
+        """
+        model: Any = base
+        side = getattr(model, "picture_side", None)
+        if side is None:
+            return ImageFlops()
+        tower, vision = model.model.visual, model.config.vision_config
+        cells = (side // vision.patch_size) ** 2
+        merged = cells // vision.spatial_merge_size**2
+        weights, trained = sum_products(tower.patch_embed, tower.blocks)
+        joined, moved = sum_products(tower.merger)
+        width = getattr(vision, "embed_dim", vision.hidden_size)
+        whole = set(getattr(vision, "fullatt_block_indexes", range(vision.depth)))
+        window = getattr(vision, "window_size", side) // vision.patch_size
+        seen = min(window**2, cells)
+        pairs = sum(cells if block in whole else seen for block in range(vision.depth))
+        attention = 2 * width * cells * pairs
+        forward = 2 * (cells * weights + attention)
+        connector_back = 2 * merged * 2 * moved
+        tower_back = 2 * cells * (trained + weights) + 4 * attention if trained else 0
+        return ImageFlops(
+            forward, 2 * merged * joined, connector_back + tower_back, 0, bool(moved or trained)
+        )
+
+    def check_tuner(self, tuner: TunerSection) -> None:
+        """Refuse MMA in the tower; see `ModelFamily`."""
+        if isinstance(tuner, MMASection) and tuner.adapt_vision_tower:
+            raise RecipeError(
+                "tuner.adapt_vision_tower: a Qwen-VL's tower runs all pictures of a batch as one "
+                "row, where MMA could not choose its branches for each; set it to false"
+            )
+
+
+FAMILY: ModelFamily = QwenVLFamily()
 
 
 def check_side(name: str, config: PreTrainedConfig, side: int | None) -> int:
@@ -128,19 +226,6 @@ def grid_of_side(config: PreTrainedConfig, side: int, num_images: int) -> Tensor
     vision: Any = config.vision_config
     cells = side // vision.patch_size
     return torch.tensor([[1, cells, cells]]).expand(num_images, 3)
-
-
-def prepare_qwen_vl(model: PreTrainedModel, side: int) -> None:
-    """Let a Qwen-VL read rows of segments, and count its pictures.
-
-    Args:
-        model: fresh from its checkpoint; its inner forward is replaced, and it gets the attributes
-            `picture_side` and `vision_passes`, how many images have gone through the tower.
-        side: of its pictures, in pixels.
-    """
-    known: Any = model
-    known.picture_side, known.vision_passes = side, 0
-    known.model.forward = partial(_forward, model, known.model.forward)
 
 
 def positions_of_rows(

@@ -4,6 +4,7 @@ Dimensions: B rows or images, T tokens or cells, D width, R bottleneck, G groups
 modalities (0 text, 1 image), M mixtures of branches.
 """
 
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
@@ -90,6 +91,19 @@ class MMALayer(nn.Module, BaseTunerLayer):
         self.mma_config: dict[str, MMAConfig] = {}
         self.context: RoutingPass | TokenRouting | None = None
         self.merged_adapters: list[str] = []
+
+    def matrix_products(self) -> Iterator[tuple[int, bool]]:
+        """Yield the multiply-adds a token of each product, and whether its weight is trained.
+
+        The down-projection, and the one up: a block [2 (R + 1), D] for two modalities. Without a
+        router there is one block of R + 1 rows for both.
+        """
+        for name in self.active_adapters:
+            if name in self.mma_down:
+                down, up = cast(nn.Linear, self.mma_down[name]), self.mma_up[name]
+                yield down.in_features * down.out_features, _trains(down)
+                mixtures = 2 if name in self.mma_router else 1
+                yield mixtures * (down.out_features + 1) * self.width, _trains(up)
 
     def update_layer(self, adapter_name: str, config: MMAConfig) -> None:
         """Add a fresh adapter: device, dtype and training mode are the norm's."""
@@ -238,3 +252,7 @@ def _width(norm: nn.Module, name: str) -> int:
     if len(shape) != 1:
         raise ValueError(f"{name} is no norm over one dimension; got {type(norm).__name__}")
     return int(shape[0])
+
+
+def _trains(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
