@@ -84,6 +84,8 @@ def answers_as_the_run(run, picture):
     ):
         with pytest.raises(vf.DataError, match=sentence):
             model.ask("Which?", **wrong)
+    with pytest.raises(vf.DataError, match="does not exist"):
+        model.stream("Which?", ["nowhere.png"])  # before the first piece is asked for
     engine.close()
     model.close()
 

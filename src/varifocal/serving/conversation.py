@@ -52,13 +52,18 @@ class Chat:
             images: shown before the text: paths, Pillow images, or the bytes of a file.
 
         Raises:
-            DataError: an image cannot be read, or the model has no vision tower.
+            DataError: at once where an image cannot be read, or the model has no vision tower.
             VarifocalError: as `Engine.stream`.
         """
         asked = [*self.turns, question(self.engine, text, images)]
+        return self._answer(asked, self.engine.stream(asked, self.sampling, adapter=self.adapter))
+
+    def _answer(
+        self, asked: list[Message], written: Generator[str, None, None]
+    ) -> Generator[str, None, None]:
         pieces: list[str] = []
-        with closing(self.engine.stream(asked, self.sampling, adapter=self.adapter)) as stream:
-            for piece in stream:
+        with closing(written):
+            for piece in written:
                 pieces.append(piece)
                 yield piece
         answer = "".join(pieces)
