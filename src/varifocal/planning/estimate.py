@@ -38,9 +38,9 @@ class Plan:
         device_memory_gib: what it has.
         activations_gib: what a training step adds, with and without gradient checkpointing.
         micro_batch, largest_micro_batch: rows a device takes at once, and the most that fit.
-        examples, steps, tokens, tokens_trained, tokens_padding, pad_share, vision_passes,
-            vision_lookups, flops, flops_masked: of the whole run, all devices together; None where
-            the data are unknown.
+        examples, steps, tokens, tokens_trained, tokens_padding, pad_share: of the whole run, all
+            devices together; None where the data are unknown.
+        vision_passes, vision_lookups, flops, flops_masked: the same.
         tokens_exact: whether every token was counted.
         num_dropped, num_cut: examples over the limit, left out or cut.
         seconds: by stage.
