@@ -20,9 +20,13 @@ from studies.record import write_study
 from varifocal.assemble import Assembly, assemble, open_run
 from varifocal.data.loading import load_source
 from varifocal.errors import RunError
+from varifocal.evaluation.benchmarks.scienceqa import choice_benchmark
+from varifocal.evaluation.evaluated_model import EncodedAsker
+from varifocal.evaluation.open_answers import items_of
 from varifocal.evaluation.retention import read
 from varifocal.evaluation.retention_data import gather_material
-from varifocal.evaluation.scienceqa import evaluate
+from varifocal.evaluation.runner import Way
+from varifocal.evaluation.runner import run as run_benchmark
 from varifocal.recipe import Recipe
 from varifocal.run import RunDirectory
 from varifocal.sciencebook import make_sciencebook
@@ -155,20 +159,17 @@ class Study:
 
     def _measured(self, recipe: Recipe, parts: Assembly, run: RunDirectory) -> dict[str, Any]:
         """Ask the new questions, and read plain text with the adapter on."""
-        report = evaluate(
-            parts.model,
-            parts.encoder,
-            list(load_source(recipe.data.evaluate[0])),
-            parts.load_images,
-            blind=parts.load_images is None,
-            suite="sciencebook-test",
+        result = run_benchmark(
+            choice_benchmark("sciencebook-test", "sciencebook", "likelihood", 64),
+            items_of(list(load_source(recipe.data.evaluate[0]))),
+            EncodedAsker(parts),
+            run.evaluations,
+            way=Way(blind=parts.load_images is None, token_budget=4096),
         )
-        report.write(run.evaluations)
-        columns = {name: score.accuracy for name, score in report.columns.items() if score.count}
         return {
-            "accuracy": columns,
-            "questions": {name: report.columns[name].count for name in columns},
-            "chance": {name: report.columns[name].chance for name in columns},
+            "accuracy": {one.name: one.value for one in result.measures},
+            "questions": {one.name: one.count for one in result.measures},
+            "chance": {one.name: one.chance for one in result.measures},
             "text_nats": self._text_nats(recipe, parts),
         }
 

@@ -11,7 +11,7 @@ from typing import Any
 from studies.record import over_seeds
 from varifocal.analysis.tasks import task_of
 from varifocal.data.loading import load_source
-from varifocal.evaluation.suites import suite_name
+from varifocal.evaluation.sources import suite_name
 from varifocal.recipe import load_recipe
 from varifocal.run import RunDirectory
 from varifocal.sweep import DONE
@@ -96,7 +96,7 @@ def scores_of(run: Path) -> dict[str, dict[str, float]]:
         lines = (RunDirectory(run).evaluations / f"{name}.predictions.jsonl").read_text()
         for example, line in zip(load_source(source), lines.splitlines(), strict=True):
             answer = json.loads(line)
-            loss = loss_of(answer["scores"], answer["gold"])
+            loss = loss_of(answer["scores"], answer["options"].index(answer["gold"][0]))
             by_task[task_of(example)].append((loss, answer["correct"], len(answer["scores"])))
     scores = {
         task: {

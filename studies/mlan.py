@@ -21,7 +21,7 @@ from studies.mlan_figures import draw, print_table
 from studies.mlan_results import collect
 from studies.record import write_study
 from varifocal.assemble import open_model
-from varifocal.evaluation.suites import score_sources
+from varifocal.evaluation.sources import about_run, evaluate_recipe
 from varifocal.recipe import SourceSection
 from varifocal.run import RunDirectory
 from varifocal.sciencebook import SKILLS, compose, make_sciencebook
@@ -184,7 +184,8 @@ class Study:
             if self.real is not None and not (run.evaluations / REAL_DONE).is_file():
                 recipe, parts = open_model(run.root)  # real questions may be longer than made ones
                 sources = real_sources(self.real.resolve(), self.size.real)
-                for _ in score_sources(recipe, parts, run.evaluations, sources=sources):
+                about = about_run(run.root, recipe, parts)
+                for _ in evaluate_recipe(recipe, parts, run.evaluations, about, sources=sources):
                     self.write()
 
     def write(self) -> dict[str, Any]:

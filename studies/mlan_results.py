@@ -126,7 +126,7 @@ class Reader:
             lines = [json.loads(line) for line in file.read_text().splitlines()]
             found["right"][name] = 100 * fmean(line["correct"] for line in lines)
             found["evidence"][name] = fmean(
-                evidence(line["scores"], line["gold"]) for line in lines
+                evidence(line["scores"], line["options"].index(line["gold"][0])) for line in lines
             )
             counts = [len(line["options"]) for line in lines]
             self.chance[name] = {

@@ -163,7 +163,7 @@ def test_what_eval_did_before_is_answered_with_the_verb_that_does_it(run, option
         ("demo --quick", "demo --quick"),
         ("sweep sweeps/a.yaml", "sweep sweeps/a.yaml"),
         ("benchmark runs/a nlvr", "benchmark runs/a nlvr"),
-        ("eval runs/a", None),
+        ("eval runs/a", "eval runs/a"),
         ("plan demo", None),
         ("", None),
     ],

@@ -14,7 +14,7 @@ _INTRODUCTION = """# Command line
 
 Made from the program itself; `varifocal VERB --help` says the same. A mistake ends with exit code 2
 and one sentence that begins with `error:`, Ctrl-C with 130: `train`, `launch`, `demo`,
-`sweep` and `benchmark` then name the command that goes on.
+`sweep`, `eval` and `benchmark` then name the command that goes on.
 """
 
 _KINDS = {int: "INTEGER", float: "NUMBER", Path: "PATH"}

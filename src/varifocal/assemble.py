@@ -273,7 +273,10 @@ def _with_adapter(model: PreTrainedModel, adapter: Path) -> nn.Module:
 
 
 def weights_fingerprint(
-    name: str | Path, parts: Assembly | Whole, adapter: Path | None
+    name: str | Path,
+    parts: Assembly | Whole,
+    adapter: Path | None,
+    checkpoint: int | None = None,
 ) -> str | None:
     """Return a SHA-256, in hex, over all weights behind a name of `open_model`.
 
@@ -281,11 +284,12 @@ def weights_fingerprint(
         name: as `open_model` was given it.
         parts: what it, or `open_whole`, returned.
         adapter: as it was given; a run's own is found.
+        checkpoint: the step that a run was opened as of; None for the newest.
     """
     run = RunDirectory(Path(name).expanduser())
     if parts.fingerprint is None:
         return None
-    trained = find_trained(run) if run.recipe.is_file() else None
+    trained = find_trained(run, checkpoint) if run.recipe.is_file() else None
     place = adapter if trained is None or trained.is_model else trained.place
     told = [parts.fingerprint]
     if place is not None:

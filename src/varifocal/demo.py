@@ -18,7 +18,12 @@ from varifocal.assemble import Assembly, assemble, open_run
 from varifocal.data.example import Example
 from varifocal.data.loading import load_source
 from varifocal.errors import RunError
-from varifocal.evaluation.scienceqa import AVERAGE, Report, evaluate
+from varifocal.evaluation.benchmarks.scienceqa import AVERAGE, choice_benchmark
+from varifocal.evaluation.evaluated_model import EncodedAsker
+from varifocal.evaluation.open_answers import items_of
+from varifocal.evaluation.runner import About, Way
+from varifocal.evaluation.runner import run as run_benchmark
+from varifocal.evaluation.sources import about_run
 from varifocal.plotting import loss_curve, routing_plot
 from varifocal.progress import Progress
 from varifocal.recipe import Recipe, load_recipe
@@ -110,7 +115,8 @@ def _do(run: RunDirectory, quick: bool, tell: Progress) -> dict[str, Any]:
     before = score_start(run, recipe, examples, tell)
     training = train(recipe, run.root, resume=run.recipe.is_file(), progress=tell)
     _, parts = open_run(run.root)
-    after = _score(run, parts, examples, "after", tell)
+    about = about_run(run.root, recipe, parts)
+    after = _score(run, parts, examples, "after", tell, about=about)
     draw(run, parts, examples, after["predictions"])
     return {
         "quick": quick,
@@ -154,11 +160,11 @@ def score_start(
     parts: Assembly | None = None
     scores = {}
     for name, blind in (("blind", True), ("start", False)):
-        file = run.evaluations / f"{name}.json"
-        if not file.is_file():
+        found = _read_scores(run, "start-blind" if blind else "start")
+        if found is None:
             parts = parts or assemble(recipe)
-            _score(run, parts, examples, name, tell, blind=blind)
-        scores[name] = _read_scores(run, name)
+            found = _score(run, parts, examples, "start", tell, blind=blind)
+        scores[name] = found
     return scores
 
 
@@ -169,31 +175,39 @@ def _score(
     name: str,
     tell: Progress,
     blind: bool = False,
+    about: About | None = None,
 ) -> dict[str, Any]:
-    report: Report = evaluate(
-        parts.model,
-        parts.encoder,
-        examples,
-        parts.load_images,
-        blind=blind,
-        suite=name,
-        progress=lambda done, total: tell(f"score {name}", done, total, "questions"),
+    result = run_benchmark(
+        choice_benchmark(name, "sciencebook", "likelihood", 64),
+        items_of(examples),
+        EncodedAsker(parts),
+        run.evaluations,
+        way=Way(blind=blind, token_budget=4096),
+        about=about,
+        progress=lambda stage, done, total, note="": tell(f"score {stage}", done, total, note),
     )
-    report.write(run.evaluations)
-    return _read_scores(run, name)
+    found = _read_scores(run, result.name)
+    assert found is not None  # it has just been written
+    return found
 
 
-def _read_scores(run: RunDirectory, name: str) -> dict[str, Any]:
-    """A report as it was written: its columns, and its predictions by id."""
-    scores = json.loads((run.evaluations / f"{name}.json").read_text())
-    lines = (run.evaluations / f"{name}.predictions.jsonl").read_text().splitlines()
-    predictions = (json.loads(line) for line in lines)
-    return {**scores, "predictions": {one["id"]: one for one in predictions}}
+def _read_scores(run: RunDirectory, name: str) -> dict[str, Any] | None:
+    """Return scores as they were written, by column, and the predictions by id; or None."""
+    file = run.evaluations / f"{name}.json"
+    if not file.is_file():
+        return None
+    measures = json.loads(file.read_text())["measures"]
+    lines = (run.evaluations / f"{name}.predictions.jsonl").read_text().split("\n")
+    predictions = (json.loads(line) for line in lines if line)
+    return {
+        "columns": {one["name"]: one for one in measures},
+        "predictions": {one["id"]: one for one in predictions},
+    }
 
 
 def _columns(scores: Mapping[str, Any]) -> dict[str, float]:
     """Percent right, by column."""
-    return {name: round(scores["columns"][name]["accuracy"], 1) for name in COLUMNS}
+    return {name: round(scores["columns"][name]["value"], 1) for name in COLUMNS}
 
 
 def _skills(
@@ -243,14 +257,13 @@ def _one_of_each(examples: Sequence[Example]) -> list[Example]:
 
 
 def _card(example: Example, prediction: Mapping[str, Any]) -> Card:
-    chosen = prediction["prediction"]
     return Card(
         picture=example.images[0].open(),
         question=_question(example),
         options=example.choices,
-        answer=None if chosen is None else example.choices[chosen],
-        gold=example.choices[prediction["gold"]],
-        correct=prediction["correct"],
+        answer=prediction["parsed"],
+        gold=prediction["gold"][0],
+        correct=prediction["correct"] == 1,
     )
 
 

@@ -312,13 +312,16 @@ def _planned(recipe: Recipe, steps: Sequence[int]) -> Callable[[int], bool]:
 def _score(page: SweepSection, run: RunDirectory, tell: Tell, step: int | None = None) -> None:
     """Score a run's end, or one of its checkpoints."""
     from varifocal.assemble import open_run
-    from varifocal.evaluation.suites import score_sources
+    from varifocal.evaluation.sources import about_run, evaluate_recipe
 
     recipe, parts = open_run(run.root, checkpoint=step)
     sources = None if page.sources is None else [_here(source) for source in page.sources]
     place = run.evaluations_at(step)
-    for _ in score_sources(recipe, parts, place, sources=sources, blind=None, progress=tell):
-        pass  # each report is written as it comes
+    about = about_run(run.root, recipe, parts, checkpoint=step)
+    for _ in evaluate_recipe(
+        recipe, parts, place, about, sources=sources, blind=None, progress=tell
+    ):
+        pass  # each score is written as it comes
 
 
 def _same_scores(run: RunDirectory, step: int) -> None:

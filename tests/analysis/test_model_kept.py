@@ -9,9 +9,13 @@ from transformers import AutoModelForCausalLM
 from tiny import byte_tokenizer
 from varifocal.analysis.gradients import AdapterGradient
 from varifocal.analysis.routing import measure_routing
+from varifocal.assemble import Assembly
 from varifocal.data.encoding.encoder import Encoder
 from varifocal.data.example import Example, Message
-from varifocal.evaluation.scienceqa import evaluate
+from varifocal.evaluation.benchmarks.scienceqa import choice_benchmark
+from varifocal.evaluation.evaluated_model import EncodedAsker
+from varifocal.evaluation.open_answers import items_of
+from varifocal.evaluation.runner import run
 from varifocal.tuners import MixLoraConfig, MMAConfig
 
 SAID = Example((Message("user", ("Say x",)), Message("assistant", ("x",))))
@@ -31,7 +35,7 @@ def state(model):
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_analysis_and_evaluation_leave_a_model_in_training_as_it_was(language, kind):
+def test_analysis_and_evaluation_leave_a_model_in_training_as_it_was(language, kind, tmp_path):
     base = AutoModelForCausalLM.from_pretrained(language)
     model = get_peft_model(base, CONFIGS[kind]()).train()
     frozen = next(p for name, p in model.named_parameters() if kind[:3] in name)
@@ -44,6 +48,8 @@ def test_analysis_and_evaluation_leave_a_model_in_training_as_it_was(language, k
     assert state(model) == before
     measure_routing(model, {"one": [sample], "two": [sample]})
     asked = Example(SAID.messages, choices=("x", "y"), answer_index=0)
-    evaluate(model, encoder, [asked])
-    evaluate(model, encoder, [asked], method="generate", max_new_tokens=2)
+    asker = EncodedAsker(Assembly(model, encoder.tokenizer, encoder, None, None, None))
+    for method in ("likelihood", "generate"):
+        benchmark = choice_benchmark("one", "here", method, max_new_tokens=2)
+        run(benchmark, items_of([asked]), asker, tmp_path / method)
     assert state(model) == before

@@ -10,7 +10,12 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tiny import byte_tokenizer, llama_config
+from varifocal.assemble import Assembly
+from varifocal.evaluation.benchmarks.scienceqa import choice_benchmark
+from varifocal.evaluation.evaluated_model import EncodedAsker
 from varifocal.evaluation.likelihood import Question
+from varifocal.evaluation.open_answers import items_of
+from varifocal.evaluation.runner import Way, run
 
 VOCABULARY = 61
 
@@ -61,3 +66,18 @@ def chat_llama(tokenizer) -> LlamaForCausalLM:
     torch.manual_seed(0)
     config = llama_config(tokenizer, initializer_range=0.4)
     return LlamaForCausalLM(config).double().eval()
+
+
+@pytest.fixture
+def score_choices(tmp_path_factory):
+    """Score multiple-choice questions: `score_choices(model, encoder, examples)` -> a Result."""
+
+    def score(model, encoder, examples, load_images=None, method="likelihood", **way):
+        parts = Assembly(model, encoder.tokenizer, encoder, load_images, None, None)
+        most = way.pop("max_new_tokens", 64)
+        benchmark = choice_benchmark("scienceqa", "here", method, most)
+        folder = tmp_path_factory.mktemp("scores")
+        how = Way(**{"token_budget": 4096, **way})
+        return run(benchmark, items_of(examples), EncodedAsker(parts), folder, way=how)
+
+    return score

@@ -1,4 +1,4 @@
-"""Comparisons on files written by hand, in both kinds of line."""
+"""Comparisons on files written by hand."""
 
 from __future__ import annotations
 
@@ -8,23 +8,19 @@ import sys
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
-from varifocal.data.example import Example, Message
 from varifocal.errors import DataError, RunError
 from varifocal.evaluation.baselines import Baselines
 from varifocal.evaluation.compare import Comparison, compare
 from varifocal.evaluation.predictions import read_predictions
-from varifocal.evaluation.recall import recall
-from varifocal.evaluation.scienceqa import Prediction, Report, columns_of
 
 
-def write(place: Path, suite: str, *rows: dict, protocol: object = None) -> Path:
+def write(place: Path, suite: str, *rows: dict, page: dict | None = None) -> Path:
     place.mkdir(parents=True, exist_ok=True)
     file = place / f"{suite}.predictions.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    if protocol is not None:
-        (place / f"{suite}.json").write_text(json.dumps({"protocol": protocol}))
+    if page is not None:
+        (place / f"{suite}.json").write_text(json.dumps(page))
     return file
 
 
@@ -82,8 +78,8 @@ def test_another_prompt_is_left_out_and_said(tmp_path) -> None:
 
 
 def test_other_gold_answers_and_protocols_are_said(tmp_path) -> None:
-    write(tmp_path / "a", "toy", row(1, 1.0), row(2, 1.0), protocol={"blind": True})
-    write(tmp_path / "b", "toy", row(1, 1.0, gold=["no"]), row(2, 1.0), protocol={"blind": False})
+    write(tmp_path / "a", "toy", row(1, 1.0), row(2, 1.0), page={"blind": True})
+    write(tmp_path / "b", "toy", row(1, 1.0, gold=["no"]), row(2, 1.0), page={"blind": False})
     suite = compare(tmp_path / "a", tmp_path / "b").suites[0]
     assert suite.notes == [
         "the protocol differs in blind: True / False",
@@ -91,20 +87,9 @@ def test_other_gold_answers_and_protocols_are_said(tmp_path) -> None:
     ]
 
 
-def question(answer: int, hint: str = "no") -> tuple[Example, Prediction]:
-    example = Example(
-        (Message("user", ("Question: Which?",)), Message("assistant", ("repel",))),
-        id="7", choices=("attract", "repel"), answer_index=1, tags={"hint": hint},
-    )  # fmt: skip
-    line = Prediction("7", columns_of(example), "Question: Which?", example.choices, 1, answer,
-                      answer == 1, scores=(-1.0, -2.0))  # fmt: skip
-    return example, line
-
-
 def test_what_blind_rules_score_is_shown(tmp_path, run) -> None:
-    """A benchmark's file has them apart, a suite's in its column of all questions."""
     blind = {"chance": 50.0, "majority": 75.0, "majority_answer": "yes", "longest": 25.0}
-    pages = {"toy": {"baselines": blind}, "book": {"columns": {"average": blind}}}
+    pages = {"toy": {"baselines": blind}, "book": {"baselines": blind}}
     for name in ("a", "b"):
         for suite, page in pages.items():
             file = write(tmp_path / name / "eval", suite, row(1, 1.0), row(2, float(name == "b")))
@@ -127,20 +112,42 @@ def test_files_without_baselines_say_none(tmp_path) -> None:
     assert suite.baselines == (Baselines(), Baselines())
 
 
-def test_lines_of_the_older_reports(tmp_path) -> None:
-    for name, answer in (("a", 0), ("b", 1)):
-        Report("old", {"method": "likelihood"}, {}, [question(answer)[1]]).write(tmp_path / name)
-    suite = compare(tmp_path / "a", tmp_path / "b").suites[0]
+def test_columns_and_options_are_taken_from_the_lines(tmp_path) -> None:
+    shown = {"options": ["attract", "repel"], "gold": ["repel"], "columns": ["NO", "average"]}
+    first = row(7, 0.0, **shown, text=None, choice=0, parsed="attract", images=["a.png"])
+    second = row(7, 1.0, **shown, text=None, choice=1, parsed="repel", images=["a.png"])
+    suite = both(tmp_path, [first], [second]).suites[0]
     pair = suite.pairs[0]
     assert (pair.kind, pair.first.answer, pair.second.answer) == ("won", "attract", "repel")
     assert (pair.first.gold, pair.first.options) == ("repel", ("attract", "repel"))
+    assert pair.first.images == ("a.png",)
     assert [one.name for one in suite.rows] == ["all", "NO"]
 
 
-def test_older_lines_asked_in_other_words_differ(tmp_path) -> None:
-    older = {"id": "1", "options": ["x", "y"], "gold": 0, "prediction": 0, "correct": True}
-    write(tmp_path / "a", "old", {**older, "question": "Which?"})
-    write(tmp_path / "b", "old", {**older, "question": "Which one?"})
+@pytest.mark.parametrize(
+    ("folder", "suite", "command"),
+    [
+        ("eval", "book-test", ""),
+        ("eval", "book-test-generate-blind", " --score generate --blind"),
+        ("eval/checkpoint-8", "book-test", " --checkpoint 8"),
+    ],
+)
+def test_a_file_of_the_former_kind_names_the_command_that_makes_it_anew(
+    tmp_path, folder, suite, command
+) -> None:
+    former = {"id": "1", "options": ["x", "y"], "gold": 0, "prediction": 0, "correct": True}
+    file = write(tmp_path / "run" / folder, suite, former)
+    with pytest.raises(DataError) as error:
+        read_predictions(file)
+    assert str(error.value) == (
+        f"{file} is of a former kind; make it anew with: varifocal eval {tmp_path}/run{command}"
+    )
+
+
+def test_lines_without_a_digest_asked_in_other_words_differ(tmp_path) -> None:
+    plain = {"id": "1", "options": ["x", "y"], "gold": ["x"], "parsed": "x", "correct": 1.0}
+    write(tmp_path / "a", "toy", {**plain, "question": "Which?"})
+    write(tmp_path / "b", "toy", {**plain, "question": "Which one?"})
     assert (
         "1 item asked with different prompts"
         in compare(tmp_path / "a", tmp_path / "b").suites[0].notes[0]
@@ -215,51 +222,6 @@ def test_damaged_files(tmp_path) -> None:
     file.write_text(f"{whole[:20]}\n{whole}\n")
     with pytest.raises(DataError, match="line 1 is no prediction"):
         read_predictions(file)
-
-
-def test_pictures_and_tags_come_back_from_the_runs_data(tmp_path) -> None:
-    book = tmp_path / "book"
-    (book / "images" / "test" / "7").mkdir(parents=True)
-    Image.new("RGB", (8, 8)).save(book / "images" / "test" / "7" / "image.png")
-    problem = {"question": "Which?", "choices": ["attract", "repel"], "answer": 1, "hint": "",
-               "image": "image.png", "skill": "magnets", "split": "test"}  # fmt: skip
-    (book / "problems.json").write_text(json.dumps({"7": problem}))
-    (book / "pid_splits.json").write_text(json.dumps({"test": ["7"]}))
-    (tmp_path / "recipe.yaml").write_text(
-        "model: {language_model: smollm2-135m-instruct}\ndata:\n  evaluate:\n"
-        f"    - {{path: {book}, format: scienceqa, split: test}}\n"
-    )
-    asked = "Question: Which?\nOptions: (A) attract (B) repel"
-    lines = [row(7, 1.0, question=asked), row(8, 1.0, question=asked)]
-    file = write(tmp_path / "eval", "toy", *lines)
-    found = recall(tmp_path, read_predictions(file)).lines
-    assert found["7"].images == (str(book / "images" / "test" / "7" / "image.png"),)
-    assert (found["7"].tags["skill"], found["7"].options) == ("magnets", ("attract", "repel"))
-    assert found["8"].images == (), "another id"
-    other = write(tmp_path / "eval", "toy", row(7, 1.0, question="Which magnet?"))
-    assert recall(tmp_path, read_predictions(other)).lines["7"].images == (), "another question"
-
-
-def test_no_more_of_the_data_is_read_than_needed(tmp_path, monkeypatch) -> None:
-    """Sources on the hub stay there, and reading ends with the last line that lacks something."""
-    (tmp_path / "recipe.yaml").write_text(
-        "model: {language_model: smollm2-135m-instruct}\ndata:\n  evaluate:\n"
-        "    - {hub: some/where}\n    - {path: here}\n"
-    )
-    opened, given = [], []
-
-    def source(section):
-        opened.append(section.place)
-        for id_ in ("7", "8", "9"):
-            given.append(id_)
-            yield Example((Message("user", "Which?"), Message("assistant", "this")), id_)
-
-    monkeypatch.setattr("varifocal.evaluation.recall.open_source", source)
-    file = write(tmp_path / "eval", "toy", row(7, 1.0, question="Which?"))
-    recall(tmp_path, read_predictions(file))
-    assert opened == [str(tmp_path / "here")]
-    assert given[:1] == ["7"]
-    assert "9" not in given
 
 
 def test_the_verb_does_without_torch(tmp_path) -> None:

@@ -21,7 +21,6 @@ from varifocal.evaluation import harness
 from varifocal.evaluation.generation import greedy_answers
 from varifocal.evaluation.harness_model import HarnessModel, images_of
 from varifocal.evaluation.likelihood import score_options
-from varifocal.evaluation.scienceqa import evaluate
 
 ROWS = [
     ("Which is a metal?", ["iron", "wood", "wool"], 0),
@@ -166,48 +165,50 @@ def ask_lmms_eval(tasks):
 @pytest.mark.slow
 @pytest.mark.parametrize("eyes", [False, True])
 @pytest.mark.filterwarnings("ignore")
-def test_lm_eval_rates_options_as_we_do(ask_lm_eval, parts, pictures, eyes):
+def test_lm_eval_rates_options_as_we_do(score_choices, ask_lm_eval, parts, pictures, eyes):
     model = harness.lm_eval_model()(parts, batch_size=2, close_answers=True)
     results, samples = ask_lm_eval(model, f"choose_{'image' if eyes else 'text'}")
-    ours = evaluate(parts.model, parts.encoder, questions(pictures, eyes), parts.load_images)
-    for sample, prediction in zip(samples, ours.predictions, strict=True):
+    ours = score_choices(parts.model, parts.encoder, questions(pictures, eyes), parts.load_images)
+    for sample, (_, answer) in zip(samples, ours.answered, strict=True):
         theirs = [one[0] for one in sample["filtered_resps"]]
-        assert theirs == pytest.approx(prediction.scores, abs=1e-5)
-    assert 100 * results["acc,none"] == pytest.approx(ours.columns["average"].accuracy)
+        assert theirs == pytest.approx(answer.scores, abs=1e-5)
+    assert 100 * results["acc,none"] == pytest.approx(ours.measures[-1].value)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("eyes", [False, True])
 @pytest.mark.filterwarnings("ignore")
-def test_lmms_eval_rates_options_as_we_do(ask_lmms_eval, parts, pictures, eyes):
+def test_lmms_eval_rates_options_as_we_do(score_choices, ask_lmms_eval, parts, pictures, eyes):
     model = harness.lmms_eval_model()(parts, batch_size=2)
     results, samples = ask_lmms_eval(model, f"choose_{'image' if eyes else 'text'}")
-    ours = evaluate(parts.model, parts.encoder, questions(pictures, eyes), parts.load_images)
-    for sample, prediction in zip(samples, ours.predictions, strict=True):
+    ours = score_choices(parts.model, parts.encoder, questions(pictures, eyes), parts.load_images)
+    for sample, (_, answer) in zip(samples, ours.answered, strict=True):
         theirs = [-one[0] for one in sample["filtered_resps"]]
-        assert theirs == pytest.approx(prediction.scores, abs=1e-5)
-    assert 100 * results["acc,none"] == pytest.approx(ours.columns["average"].accuracy)
+        assert theirs == pytest.approx(answer.scores, abs=1e-5)
+    assert 100 * results["acc,none"] == pytest.approx(ours.measures[-1].value)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("eyes", ["text", "image"])
 @pytest.mark.parametrize("name", ["lm", "lmms"])
 @pytest.mark.filterwarnings("ignore")
-def test_a_harness_reads_what_we_write(request, parts, pictures, name, eyes):
+def test_a_harness_reads_what_we_write(score_choices, request, parts, pictures, name, eyes):
     ask = request.getfixturevalue(f"ask_{name}_eval")
     model = getattr(harness, f"{name}_eval_model")()(parts, batch_size=2)
     _, samples = ask(model, f"write_{eyes}")
-    ours = evaluate(
+    ours = score_choices(
         parts.model, parts.encoder, questions(pictures, eyes == "image"), parts.load_images,
         method="generate", max_new_tokens=5,
     )  # fmt: skip
-    for sample, prediction in zip(samples, ours.predictions, strict=True):
-        assert sample["filtered_resps"][0] == (prediction.text or "").split("\n")[0]
+    for sample, (_, answer) in zip(samples, ours.answered, strict=True):
+        assert sample["filtered_resps"][0] == (answer.text or "").split("\n")[0]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["lm", "lmms"])
-def test_a_command_line_of_its_own_gives_our_scores(llava, parts, pictures, tasks, tmp_path, name):
+def test_a_command_line_of_its_own_gives_our_scores(
+    score_choices, llava, parts, pictures, tasks, tmp_path, name
+):
     """A fresh process, offline, on local task files: the command that the module's head tells."""
     pytest.importorskip(f"{name}_eval")
     how = ["--model", "varifocal", "--include_path", str(tasks / name), "--log_samples"]
@@ -227,12 +228,12 @@ def test_a_command_line_of_its_own_gives_our_scores(llava, parts, pictures, task
         (file,) = tmp_path.rglob(f"*samples_choose_{eyes}*.jsonl")
         samples = sorted(map(json.loads, file.read_text().splitlines()), key=lambda s: s["doc_id"])
         asked = questions(pictures, eyes == "image")
-        ours = evaluate(parts.model, parts.encoder, asked, parts.load_images)
-        for sample, prediction in zip(samples, ours.predictions, strict=True):
+        ours = score_choices(parts.model, parts.encoder, asked, parts.load_images)
+        for sample, (_, answer) in zip(samples, ours.answered, strict=True):
             theirs = [abs(float(one[0])) for one in sample["filtered_resps"]]
-            assert theirs == pytest.approx([-score for score in prediction.scores], abs=1e-5)
+            assert theirs == pytest.approx([-score for score in answer.scores], abs=1e-5)
         right = [sample["acc"] for sample in samples]
-        assert 100 * np.mean(right) == pytest.approx(ours.columns["average"].accuracy)
+        assert 100 * np.mean(right) == pytest.approx(ours.measures[-1].value)
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from PIL import Image as Pictures
@@ -20,9 +21,9 @@ from varifocal.evaluation.benchmark import Answer
 from varifocal.evaluation.likelihood import best_option
 from varifocal.evaluation.open_answers import benchmark_of, credit, items_of, measure, read
 from varifocal.evaluation.predictions import read_predictions
-from varifocal.evaluation.runner import run
-from varifocal.evaluation.suites import score_sources
-from varifocal.recipe import DataSection, ModelSection, Recipe, SourceSection
+from varifocal.evaluation.runner import About, run
+from varifocal.evaluation.sources import evaluate_recipe
+from varifocal.recipe import DataSection, EvaluationSection, ModelSection, Recipe, SourceSection
 
 
 def asked(*answers: str, choices: tuple[str, ...] = (), name: str = "q") -> Example:
@@ -209,15 +210,13 @@ def scored(parts, tmp_path, monkeypatch):
 
     def make(sources: list[SourceSection], *answers: str, **options):
         said = list(answers)
-        if said:
-            monkeypatch.setattr(
-                "varifocal.evaluation.suites.EncodedAsker", lambda parts: Said(parts, said)
-            )
+        asker = (lambda parts: Said(parts, said)) if said else evaluated_model.EncodedAsker
+        monkeypatch.setattr("varifocal.evaluation.sources.EncodedAsker", asker)
         recipe = Recipe(
             model=ModelSection(language_model="tiny"),
             data=DataSection(evaluate=tuple(sources), **options),
         )
-        return list(score_sources(recipe, parts, tmp_path / "eval", blind=None))
+        return list(evaluate_recipe(recipe, parts, tmp_path / "eval", About(), blind=None))
 
     return make
 
@@ -253,13 +252,54 @@ def test_records_of_one_id_are_told_apart(scored, tmp_path: Path) -> None:
     assert len(read_predictions(tmp_path / "eval" / "choices.predictions.jsonl").lines) == 3
 
 
+class Killed(evaluated_model.EncodedAsker):
+    """An asker that is killed before its third question; it says which it was asked."""
+
+    asked: ClassVar[list[int]] = []
+    lives: ClassVar[int] = 2
+
+    def score(self, prompts, normalisation):
+        if len(Killed.asked) == Killed.lives:
+            raise KeyboardInterrupt
+        Killed.asked += [prompt.length for prompt in prompts]
+        return super().score(prompts, normalisation)
+
+
+def test_a_stopped_call_goes_on_with_the_questions_that_are_left(parts, tmp_path, monkeypatch):
+    monkeypatch.setattr("varifocal.evaluation.sources.EncodedAsker", Killed)
+    rows = [
+        {"question": f"Colour{'?' * n}", "choices": ["red", "blue"], "answer": "red"}
+        for n in range(1, 6)
+    ]
+    source = table(tmp_path / "colours.jsonl", *rows)
+    recipe = Recipe(
+        model=ModelSection(language_model="tiny"),
+        data=DataSection(evaluate=(source,), max_length=2),
+        evaluation=EvaluationSection(batch_size=1),
+    )
+
+    def score(about):
+        monkeypatch.setattr(Killed, "asked", [])
+        return list(evaluate_recipe(recipe, parts, tmp_path / "eval", about))
+
+    with pytest.raises(KeyboardInterrupt):
+        score(About(fingerprint="w1"))
+    assert len(Killed.asked) == 2
+    monkeypatch.setattr(Killed, "lives", 9)
+    (result,) = score(About(fingerprint="w1"))
+    assert (result.kept, len(Killed.asked)) == (2, 3)
+    (whole,) = score(About(fingerprint="w2"))
+    assert (whole.kept, len(Killed.asked)) == (0, 5)
+    assert whole.measures == result.measures
+
+
 def test_likelihood_is_told_by_sum_and_by_mean(scored, tmp_path: Path) -> None:
     rows = [
         {"question": f"Colour {n}?", "choices": ["red", "a very light blue"], "answer": "red"}
         for n in range(4)
     ]
     (one,) = scored([table(tmp_path / "choices.jsonl", *rows)])
-    column = json.loads(one.file.read_text())["columns"]["average"]
+    page = json.loads(one.file.read_text())
     file = tmp_path / "eval" / "choices.predictions.jsonl"
     found = [json.loads(line) for line in file.read_text().splitlines()]
     right = {"sum": 0, "mean": 0}
@@ -268,9 +308,10 @@ def test_likelihood_is_told_by_sum_and_by_mean(scored, tmp_path: Path) -> None:
         right["sum"] += line["scores"][0] >= line["scores"][1]
         right["mean"] += by_mean[0] >= by_mean[1]
     assert found[0]["num_tokens"] == [4, 18]  # bytes and the end of turn
-    assert (column["by_sum"], column["by_mean"]) == (25 * right["sum"], 25 * right["mean"])
-    assert column["accuracy"] == column["by_sum"]
-    assert (column["chance"], column["majority"], column["longest"]) == (50, 100, 0)
+    both, blind = page["by_normalisation"], page["baselines"]
+    assert (both["sum"], both["mean"]) == (25 * right["sum"], 25 * right["mean"])
+    assert page["measures"][-1]["value"] == both["sum"]
+    assert (blind["chance"], blind["majority"], blind["longest"]) == (50, 100, 0)
 
 
 def test_an_integer_gold_answer_is_read_as_in_training(scored, tmp_path: Path) -> None:

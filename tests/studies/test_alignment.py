@@ -60,8 +60,8 @@ def write_run(root, accuracies, stopped_at=None):
         scores.mkdir(parents=True)
         seconds = {"cpu_training": 6.0 * step}
         (checkpoint / "unlogged.json").write_text(json.dumps({"seconds": seconds}))
-        columns = {"average": {"accuracy": accuracy}}
-        (scores / "sciencebook-test.json").write_text(json.dumps({"columns": columns}))
+        measures = [{"name": "average", "value": accuracy}]
+        (scores / "sciencebook-test.json").write_text(json.dumps({"measures": measures}))
     (root / "point.json").write_text("{}")
 
 

@@ -139,9 +139,10 @@ def write_run(run, seed, tasks, losses):
     page = {"trained_parameters": {"layer": 7, "connector": 5}, "tokens": 11}
     (run / "training.json").write_text(json.dumps(page))
     (run / "metrics.jsonl").write_text(json.dumps({"step": 1, "factor_entropy": 0.5}) + "\n")
-    even = {"scores": [0.0, 0.0], "gold": 0, "correct": True}
+    options = {"options": ["a", "b"], "gold": ["a"]}
+    even = {"scores": [0.0, 0.0], **options, "correct": 1.0}
     wrong = [
-        {"scores": [-loss * log(2), log(1 - 2**-loss)], "gold": 0, "correct": False}
+        {"scores": [-loss * log(2), log(1 - 2**-loss)], **options, "correct": 0.0}
         for loss in losses
     ]
     for name, rows in (("book", [even] * 8), ("nlvr", wrong), ("fashion", [even] * 2)):

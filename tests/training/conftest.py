@@ -197,8 +197,9 @@ def score_and_ask(run, book):
 
     def score_and_ask(trained):
         assert run("eval", trained, "--score", "both")[0] == 0
-        columns = json.loads((trained / "eval" / "book-train.json").read_text())["columns"]
-        assert (columns["NAT"]["count"], columns["IMG"]["count"]) == (15, 9)
+        measures = json.loads((trained / "eval" / "book-train.json").read_text())["measures"]
+        counts = {one["name"]: one["count"] for one in measures}
+        assert (counts["NAT"], counts["IMG"]) == (15, 9)
         picture = book / "images" / "train" / "0" / "image.png"
         code, with_picture, _ = run("ask", trained, "Which colour?", "--image", picture)
         assert code == 0

@@ -47,10 +47,10 @@ def test_a_dict_is_trained_scored_asked_and_shown(sections, here, picture_file):
     assert (here / "runs" / "tiny" / "README.md").is_file()
     assert trained.scores == []
     scores = vf.evaluate(trained)
-    assert [one.measure for one in scores if one.main] == ["accuracy, average"]
+    assert [one.measure for one in scores if one.main] == ["average"]
     assert scores == trained.scores
     written = json.loads((here / "runs/tiny/eval/book-train.json").read_text())
-    assert written["columns"]["IMG"]["count"] == 9
+    assert {one["name"]: one["count"] for one in written["measures"]}["IMG"] == 9
     page = trained._repr_html_()
     assert "<polyline" in page
     assert "book-train" in page
@@ -149,11 +149,11 @@ def test_a_run_in_a_notebook_escapes_every_text(tmp_path):
     (root / "eval").mkdir(parents=True)
     (root / "recipe.yaml").write_text("model: {language_model: '<i>'}\nprovenance: {}\n")
     assert "<b>" not in vf.Run(root)._repr_html_()  # of a recipe that cannot be read, too
-    line = {"id": "<u>", "question": "<script>", "options": ["<s>", "b"], "gold": 0}
-    line |= {"prediction": 1, "correct": False, "text": None, "columns": ["IMG"]}
+    line = {"id": "<u>", "question": "<script>", "options": ["<s>", "b"], "gold": ["<s>"]}
+    line |= {"choice": 1, "parsed": "b", "correct": 0.0, "columns": ["IMG"]}
     (root / "eval" / "a.predictions.jsonl").write_text(json.dumps(line) + "\n")
-    score = {"accuracy": 0.0, "low": 0.0, "high": 1.0, "count": 1, "unparsed": 0}
-    page = {"columns": {"average": score}, "protocol": {"<em>": "<em>"}}
+    score = {"name": "average", "value": 0.0, "low": 0.0, "high": 1.0, "count": 1, "unparsed": 0}
+    page = {"main": "average", "measures": [score], "protocol": "<em>"}
     (root / "eval" / "a.json").write_text(json.dumps(page))
     metrics = [{"step": 1, "loss": 2.0}, {"step": 2, "loss": float("nan")}, {"step": 3, "loss": 1}]
     (root / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in metrics))
@@ -167,8 +167,8 @@ def test_two_runs_are_compared(tmp_path):
     for name, answer in (("a", 0), ("b", 1)):
         root = tmp_path / name / "eval"
         root.mkdir(parents=True)
-        line = {"id": "1", "question": "?", "options": ["x", "y"], "gold": 0, "columns": []}
-        line |= {"prediction": answer, "correct": answer == 0, "scores": None, "text": "x"}
+        line = {"id": "1", "question": "?", "options": ["x", "y"], "gold": ["x"]}
+        line |= {"choice": answer, "parsed": "xy"[answer], "correct": float(answer == 0)}
         (root / "s.predictions.jsonl").write_text(json.dumps(line) + "\n")
     found = vf.compare(tmp_path / "a", tmp_path / "b", out=tmp_path / "out")
     assert [suite.suite for suite in found.suites] == ["s"]

@@ -132,7 +132,7 @@ def test_its_scores_stand_by_the_step_and_are_not_those_of_the_end(stopped, tmp_
     page, run = stopped()
     app(["eval", str(run.root)], standalone_mode=False)
     scores = run.evaluations_at(3) / "book-train.json"
-    assert json.loads(scores.read_text())["columns"]["average"]["count"] == 15
+    assert json.loads(scores.read_text())["measures"][-1]["count"] == 15
     assert not list(run.evaluations.glob("*.json"))
     app(["benchmark", str(run.root), "sciencebook", "--data", str(tmp_path / "book"),
          "--split", "train", "--limit", "3"], standalone_mode=False)  # fmt: skip

@@ -19,10 +19,9 @@ from varifocal.evaluation.evaluate import (
     evaluate_retention,
     evaluate_sources,
 )
-from varifocal.evaluation.recall import recall
 from varifocal.evaluation.retention import Retention
 from varifocal.evaluation.runner import Way
-from varifocal.evaluation.suites import ScoreBy
+from varifocal.evaluation.sources import ScoreBy
 from varifocal.exporting.adapters import prompt_example
 from varifocal.exporting.export import Exported
 from varifocal.exporting.export import export as export_run
@@ -295,7 +294,7 @@ def compare(
     if folder is not None:
         claim_folder(folder)
     left, right = os.fspath(first), os.fspath(second)
-    found = compare_predictions(left, right, suites, any_prompt=any_prompt, enrich=recall)
+    found = compare_predictions(left, right, suites, any_prompt=any_prompt)
     if folder is not None:
         write_comparison(found.to_dict(), folder)
     return found

@@ -157,7 +157,7 @@ def train(
 
 def _after_training(page: Recipe, root: Path) -> str:
     """Return the command that works on a trained run: its score, or a talk where it has none."""
-    from varifocal.evaluation.suites import can_be_scored
+    from varifocal.evaluation.sources import can_be_scored
 
     verb = "eval" if can_be_scored(page) else "chat"
     return shlex.join(["varifocal", verb, str(root)])
@@ -251,7 +251,7 @@ def _complain(text: str, code: int = MISTAKE) -> int:
 
 
 def _how_to_go_on(arguments: list[str]) -> str:
-    if arguments[:1] == ["benchmark"]:
+    if arguments[:1] in (["eval"], ["benchmark"]):
         return f"stopped; the answers are kept; to go on: varifocal {shlex.join(arguments)}"
     verb = arguments[0] if arguments else ""
     if verb not in ("train", "launch", "demo", "sweep"):

@@ -59,14 +59,13 @@ def compare(
     if len(runs) != 2:
         raise VarifocalError(f"compare takes two runs, not {len(runs)} (more: --retention)")
     from varifocal.evaluation.compare import compare as compare_runs
-    from varifocal.evaluation.recall import recall
     from varifocal.reports.compare_page import write_comparison
     from varifocal.writing import claim_folder
 
     first, second = runs
     if out is not None:
         claim_folder(out)
-    found = compare_runs(first, second, suite or (), any_prompt=any_prompt, enrich=recall)
+    found = compare_runs(first, second, suite or (), any_prompt=any_prompt)
     for one in found.suites:
         _print_suite(one, found.first, found.second, found.blind_rules(one))
     for note in found.notes:

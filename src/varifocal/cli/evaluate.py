@@ -54,7 +54,7 @@ def evaluate(
     ] = None,
     on_bad_record: _OnBadOption = None,
 ) -> None:
-    """Score a run on its recipe's data.evaluate."""
+    """Score a run on its recipe's data.evaluate; a stopped call goes on when repeated."""
     from varifocal.cli.checks import check_run
 
     check_run(run, checkpoint)
@@ -125,9 +125,8 @@ def _score_sources(
     on_bad_record: OnBadRecord | None,
 ) -> None:
     """Score a run on its recipe's sources."""
-    from varifocal.cli.tables import print_left_out, print_result, print_scores, stage_bars
+    from varifocal.cli.tables import print_result, stage_bars
     from varifocal.evaluation.evaluate import evaluate_sources
-    from varifocal.evaluation.runner import Result
     from varifocal.reports.card import renew_card
 
     with stage_bars() as progress:
@@ -140,17 +139,13 @@ def _score_sources(
                 blind=blind,
                 checkpoint=checkpoint,
                 on_bad_record=on_bad_record,
+                command=shlex.join(["varifocal", *sys.argv[1:]]),
                 progress=progress,
             )
         )
     renew_card(Path(model))
     for result in results:
-        if isinstance(result.report, Result):
-            print_result(result.report)
-            continue
-        print_scores(result.report)
-        print_left_out(result.skipped)
-        print(result.file)
+        print_result(result)
 
 
 def _score_benchmarks(

@@ -19,7 +19,6 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from varifocal.evaluation.runner import Result
-    from varifocal.evaluation.scienceqa import Report, Score
 
 
 class StageBars:
@@ -100,33 +99,6 @@ def print_demo(result: Mapping[str, Any], root: Path) -> None:
     print(f"next: {ask_command(root, result)}")
 
 
-def print_scores(report: "Report") -> None:
-    """Print a report as a table, one line a column of the protocol."""
-    how = ", ".join(f"{key} {value}" for key, value in report.protocol.items())
-    caption = _beside(report.columns["average"]) if "average" in report.columns else ""
-    table = Table(title=f"{report.suite} ({how})", title_justify="left", caption=caption)
-    table.add_column("")
-    for name in ("accuracy %", "95 % interval", "chance", "questions", "unparsed"):
-        table.add_column(name, justify="right")
-    for name, one in report.columns.items():
-        if one.accuracy is not None:
-            numbers = (f"{one.accuracy:.1f}", f"{one.low:.1f} to {one.high:.1f}")
-            table.add_row(name, *numbers, f"{one.chance:.1f}", f"{one.count}", f"{one.unparsed}")
-    Console().print(table)
-    _print_of_how_many(len(report.predictions), len(report.left_out))
-
-
-def _beside(score: "Score") -> str:
-    """Say what blind rules would score, and both ways of reading likelihoods."""
-    from varifocal.evaluation.baselines import Baselines
-
-    rules = Baselines(score.chance, score.majority, score.majority_answer, score.longest)
-    words = rules.words()
-    if score.by_sum is not None and score.by_mean is not None:
-        words.append(_of_normalisations(score.by_sum, score.by_mean))
-    return "; ".join(words)
-
-
 def _of_normalisations(by_sum: float, by_mean: float) -> str:
     return f"by the sum over an option's tokens {by_sum:.1f}, by their mean {by_mean:.1f}"
 
@@ -143,12 +115,14 @@ def print_result(result: "Result") -> None:
         words.append(_of_normalisations(both["sum"], both["mean"]))
     table = Table(title=result.name, title_justify="left", caption="; ".join(words))
     table.add_column("")
-    for name in ("score %", "95 % interval", "items", "unparsed"):
+    for name in ("score %", "95 % interval", "chance", "items", "unparsed"):
         table.add_column(name, justify="right")
     main = result.benchmark.main
     for one in sorted(result.measures, key=lambda measure: measure.name != main):
         low_high = "" if one.low is None or one.high is None else f"{one.low:.1f} to {one.high:.1f}"
-        table.add_row(one.name, f"{one.value:.1f}", low_high, f"{one.count}", f"{one.unparsed}")
+        chance = "" if one.chance is None else f"{one.chance:.1f}"
+        numbers = (f"{one.value:.1f}", low_high, chance, f"{one.count}", f"{one.unparsed}")
+        table.add_row(one.name, *numbers)
     Console().print(table)
     if result.num_cut:
         print(f"{result.num_cut} prompts were shortened to fit into the model's window")

@@ -103,6 +103,8 @@ class Measure:
         low, high: 95 % interval in the value's unit; None where there is none.
         count: items that it is over.
         unparsed: of them, answers that name nothing; they earn nothing.
+        chance: what guessing scores, every choice as likely as the others; None where it is not
+            known.
     """
 
     name: str
@@ -111,6 +113,7 @@ class Measure:
     high: float | None
     count: int
     unparsed: int = 0
+    chance: float | None = None
 
 
 def name_of_choice(text: str, item: Item) -> str | None:
@@ -146,6 +149,7 @@ class Benchmark:
         credit: what an answer earns, 0 to 1, as `correct` of the predictions; None: no such thing.
         max_new_tokens: of a written answer.
         normalisation: of the likelihood, "sum" or "mean" over a choice's tokens.
+        columns: names the columns that a question counts in, for measures and comparisons.
     """
 
     name: str
@@ -160,6 +164,7 @@ class Benchmark:
     credit: Callable[[Item, Answer], float | None] = exact
     max_new_tokens: int = 16
     normalisation: Normalisation = "sum"
+    columns: Callable[[Example], tuple[str, ...]] = lambda example: ()
 
 
 def accuracy(answered: Sequence[Answered], name: str = "accuracy") -> Measure:

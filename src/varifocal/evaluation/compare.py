@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,6 @@ def compare(
     suites: Sequence[str] = (),
     *,
     any_prompt: bool = False,
-    enrich: Callable[[Path, Predictions], Predictions] | None = None,
     seed: int = 0,
 ) -> Comparison:
     """Compare two runs by their predictions; nothing is asked anew.
@@ -97,8 +96,6 @@ def compare(
         second: the same. Two files are compared whatever they are called.
         suites: only these; by default all that both have.
         any_prompt: compare items that were asked in different words too; they are counted.
-        enrich: adds to predictions what their file does not say (pictures, tags): called with
-            `first` or `second` and what was read there.
         seed: of the bootstrap.
 
     Raises:
@@ -115,8 +112,6 @@ def compare(
     found = []
     for one, other in shared:
         read = [read_predictions(left[one]), read_predictions(right[other])]
-        if enrich is not None:
-            read = [enrich(place, each) for place, each in zip(places, read, strict=True)]
         found.append(compare_predictions(*read, any_prompt=any_prompt, seed=seed))
     return Comparison(*_names(*places), found, alone, seed)
 

@@ -20,7 +20,7 @@ from varifocal.writing import claim_folder
 if TYPE_CHECKING:
     from varifocal.evaluation.retention import Retention
     from varifocal.evaluation.runner import Result, Tell, Way
-    from varifocal.evaluation.suites import ScoreBy, Scored
+    from varifocal.evaluation.sources import ScoreBy
 
 _DATA = Path("data")
 _RUNS = Path("runs")
@@ -56,8 +56,9 @@ def evaluate_sources(
     blind: bool = False,
     checkpoint: int | None = None,
     on_bad_record: OnBadRecord | None = None,
+    command: str = "",
     progress: Tell | None = None,
-) -> Iterator[Scored]:
+) -> Iterator[Result]:
     """Score a run on its recipe's `data.evaluate`, and yield each source's scores.
 
     Args:
@@ -68,23 +69,25 @@ def evaluate_sources(
         blind: leave the images out of the prompts.
         checkpoint: the run as of this step's checkpoint.
         on_bad_record: another rule than the recipe's for records that cannot be asked.
+        command: what repeats it, for the score files.
         progress: called with stage, done and total.
 
     Raises:
         RunError, ModelError: as `open_run`.
-        DataError, RecipeError: as `score_sources`.
+        DataError, RecipeError: as `evaluate_recipe`.
     """
     from varifocal.assemble import open_run
-    from varifocal.evaluation.suites import score_sources
+    from varifocal.evaluation.sources import about_run, evaluate_recipe
 
     run = RunDirectory.open(root)
     trained = find_trained(run, checkpoint)
     recipe, parts = open_run(root, checkpoint=checkpoint)
     asks_others = data is not None or split is not None
-    yield from score_sources(
+    yield from evaluate_recipe(
         recipe,
         parts,
         run.evaluations_at(trained.step),
+        about_run(root, recipe, parts, checkpoint=checkpoint, command=command),
         sources=_instead(recipe.data.evaluate, data, split) if asks_others else None,
         score=score,
         blind=blind,
@@ -131,8 +134,8 @@ def evaluate_benchmarks(
     if out is not None:
         claim_folder(out)
     from varifocal.evaluation.evaluated_model import open_asker
-    from varifocal.evaluation.runner import About
-    from varifocal.evaluation.suites import score_benchmarks
+    from varifocal.evaluation.runner import About, run
+    from varifocal.evaluation.sources import METHODS
 
     opened = open_asker(named.model, named.adapter, named.dtype)
     about = About(
@@ -146,7 +149,12 @@ def evaluate_benchmarks(
     rule = on_bad_record or (recipe.data.on_bad_record if recipe is not None else "fail")
     chosen = replace(way, on_bad_record=rule)
     where = out or scores_of(named)
-    yield from score_benchmarks(items, opened.asker, where, chosen, about, score, progress)
+    for benchmark, asked in items:
+        for method in (None,) if score is None else METHODS[score]:
+            how = replace(chosen, method=method)
+            yield run(
+                benchmark, asked, opened.asker, where, way=how, about=about, progress=progress
+            )
 
 
 def evaluate_retention(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -139,8 +138,3 @@ def _measure(metric: OpenMetric, answered: Sequence[Answered]) -> Measure:
         found = bootstrap_mean(earned)
         value, low, high = found.value, found.low, found.high
     return Measure(_NAMES[metric], 100 * value, 100 * low, 100 * high, count, unparsed)
-
-
-def with_own_ids(examples: Sequence[Example]) -> list[Example]:
-    """Give each example an id of its own, as predictions are compared by."""
-    return [replace(item.example, id=item.id) for item in items_of(examples)]

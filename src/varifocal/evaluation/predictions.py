@@ -1,8 +1,7 @@
-"""Prediction files as they stand in a run's `eval`, whichever part wrote them.
+"""Prediction files as they stand in a run's `eval`: a line an answered item.
 
-Two kinds of line are read: those of `scienceqa.Report` (`question`, `options`, `prediction` as an
-index) and those of the benchmarks (`prompt_sha`, `text` or `choice`, `parsed`). What a line does
-not say stays empty.
+A line says what was asked and answered, and whatever a page needs to show it (images, options,
+tags), so that the data need not be read again. What a line does not say stays empty.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from varifocal.errors import DataError, RunError
 from varifocal.evaluation.baselines import Baselines
 from varifocal.evaluation.benchmark import Answer, Prompt
 from varifocal.locking import alone
-from varifocal.run import RunDirectory
+from varifocal.run import RunDirectory, checkpoint_step
 from varifocal.trained import scores_folder
 from varifocal.writing import write_text
 
@@ -196,11 +195,14 @@ def read_predictions(file: Path) -> Predictions:
         if not text.strip():
             continue
         try:
-            line = _line(json.loads(text))
+            row = json.loads(text)
+            line = _line(row)
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             if number == len(texts) and not text.endswith("\n"):
                 break
             raise DataError(f"{file}: line {number} is no prediction ({error!r})") from error
+        if "prediction" in row:
+            raise DataError(f"{file} is of a former kind; make it anew with: {_command(file)}")
         if line.id in lines:
             raise DataError(f"{file}: line {number}: the id '{line.id}' stands there twice")
         lines[line.id] = line
@@ -211,29 +213,28 @@ def read_predictions(file: Path) -> Predictions:
     return Predictions(suite, file, lines, _protocol(page), counted, _baselines(page))
 
 
+def _command(file: Path) -> str:
+    """Return what makes a run's predictions anew."""
+    folder, words = file.parent, ["varifocal", "eval"]
+    step = checkpoint_step(folder) if folder.name.startswith("checkpoint-") else None
+    words.append(str((folder if step is None else folder.parent).parent))
+    words += [] if step is None else ["--checkpoint", str(step)]
+    words += ["--score", "generate"] if "-generate" in file.name else []
+    return shlex.join([*words, "--blind"] if "-blind" in file.name else words)
+
+
 def _line(row: Mapping[str, Any]) -> Line:
-    """Read either kind of line."""
-    options = tuple(str(option) for option in row.get("options") or ())
-    chosen = row["prediction"] if "prediction" in row else row.get("choice")
-    parsed = row.get("parsed")
-    is_read = chosen is not None or parsed is not None
-    if isinstance(chosen, int) and chosen < len(options):
-        answer = options[chosen]
-    else:
-        answer = str(
-            next((one for one in (parsed, row.get("text"), chosen) if one is not None), "")
-        )
-    pictures = row.get("image") or row.get("images") or ()
+    parsed, text = row.get("parsed"), row.get("text")
     return Line(
         id=str(row["id"]),
         credit=_credit(row),
-        answer=answer,
-        is_read=is_read,
-        gold=_gold(row["gold"], options),
+        answer=str(next((one for one in (parsed, text, row.get("choice")) if one is not None), "")),
+        is_read=row.get("choice") is not None or parsed is not None,
+        gold=_gold(row["gold"]),
         prompt_sha=row.get("prompt_sha"),
         question=str(row.get("question") or ""),
-        options=options,
-        images=(pictures,) if isinstance(pictures, str) else tuple(map(str, pictures)),
+        options=tuple(map(str, row.get("options") or ())),
+        images=tuple(map(str, row.get("images") or ())),
         columns=tuple(row.get("columns") or ()),
         tags={str(key): str(value) for key, value in (row.get("tags") or {}).items()},
         group=str(row.get("group") or ""),
@@ -245,9 +246,7 @@ def _credit(row: Mapping[str, Any]) -> float | None:
     return None if value is None else float(value)
 
 
-def _gold(gold: object, options: Sequence[str]) -> str:
-    if isinstance(gold, int) and not isinstance(gold, bool) and gold < len(options):
-        return options[gold]
+def _gold(gold: object) -> str:
     if isinstance(gold, list | tuple):
         return " | ".join(dict.fromkeys(map(str, gold)))
     return str(gold)
@@ -263,9 +262,7 @@ def _score_page(file: Path) -> dict[str, Any]:
 
 
 def _baselines(page: Mapping[str, Any]) -> Baselines:
-    """Read them where benchmarks have them, or in the column of all questions."""
-    columns = page.get("columns")
-    found = page.get("baselines", columns.get("average") if isinstance(columns, dict) else None)
+    found = page.get("baselines")
     if not isinstance(found, dict):
         return Baselines()
     rates = {name: found.get(name) for name in ("chance", "majority", "longest")}
@@ -274,6 +271,5 @@ def _baselines(page: Mapping[str, Any]) -> Baselines:
 
 
 def _protocol(page: Mapping[str, Any]) -> dict[str, Any]:
-    """What the score file says of the making: our reports have a table, benchmarks a sentence."""
-    said = page.get("protocol", {})
-    return dict(said) if isinstance(said, dict) else {"protocol": said}
+    """What the score file says of how the answers were made."""
+    return {key: page[key] for key in ("protocol", "method", "blind") if key in page}

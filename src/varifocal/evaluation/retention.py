@@ -27,9 +27,15 @@ from varifocal.assemble import Assembly, assemble, open_run
 from varifocal.data.encoding.encoder import Encoder
 from varifocal.data.reading import OnBadRecord
 from varifocal.evaluation.generation import evaluation_mode, greedy_answers
-from varifocal.evaluation.likelihood import Question, batch_by_length, plant
-from varifocal.evaluation.retention_data import Material, gather_material
-from varifocal.evaluation.scienceqa import MOST_NAMED, evaluate
+from varifocal.evaluation.likelihood import (
+    Question,
+    batch_by_length,
+    best_option,
+    plant,
+    score_options,
+)
+from varifocal.evaluation.retention_data import Material, choice_question, gather_material
+from varifocal.evaluation.runner import MOST_NAMED
 from varifocal.evaluation.statistics import (
     Interval,
     bootstrap_ratio,
@@ -265,10 +271,10 @@ def _measure(
     with evaluation_mode(model):
         texts = read(model, material.texts, progress=partial(tell, f"{stage}: text"))
         if material.questions:
-            asked = evaluate(
-                model, encoder, material.questions, progress=partial(tell, f"{stage}: questions")
-            )
-            right = [float(one.correct) for one in asked.predictions]
+            asked = [choice_question(encoder, one) for one in material.questions]
+            scores = score_options(model, asked, progress=partial(tell, f"{stage}: questions"))
+            pairs = zip(material.questions, scores, strict=True)
+            right = [float(best_option(of_one) == one.answer_index) for one, of_one in pairs]
         answers = read(model, written, ends=ends, progress=partial(tell, f"{stage}: answers"))
     return _Column(texts, right, answers)
 

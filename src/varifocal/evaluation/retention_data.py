@@ -20,7 +20,6 @@ from varifocal.data.reading import OnBadRecord
 from varifocal.data.source import open_source
 from varifocal.errors import DataError
 from varifocal.evaluation.likelihood import Question
-from varifocal.evaluation.scienceqa import ask
 from varifocal.recipe import Recipe, SourceSection
 
 PROMPTS = (
@@ -183,6 +182,18 @@ def _counted(sentences: Sequence[str]) -> str:
     return f"{count:,} record{'' if count == 1 else 's'}, the first {sentences[0]}"
 
 
+def choice_question(encoder: Encoder, example: Example) -> Question:
+    """Encode a multiple-choice question and each of its choices.
+
+    Raises:
+        DataError: it has no choices or no gold answer.
+    """
+    if example.answer_index is None:
+        raise DataError(f"{example.name}: no gold answer to compare with")
+    prompt, options = encoder.encode_options(example)
+    return Question(prompt.input_ids, tuple(options), prompt.modality, tuple(prompt.images))
+
+
 def gather_material(
     recipe: Recipe,
     encoder: Encoder,
@@ -231,7 +242,7 @@ def _gather(
     is_given = found[0] and (found[1] or text)
     own = [] if is_given else list(islice(_held_out(recipe, records), 4 * limit))
     sources: dict[str, str] = {}
-    can_ask = partial(ask, encoder)
+    can_ask = partial(choice_question, encoder)
     if section := found[0]:
         asked = list(islice(records.usable(records.text_only(section), can_ask), limit))
         sources["questions"] = f"{section.path}, split {section.split}, questions without pictures"

@@ -32,7 +32,7 @@ from varifocal.evaluation.benchmark import (
 )
 from varifocal.evaluation.evaluated_model import Asker, without_pictures
 from varifocal.evaluation.generation import evaluation_mode
-from varifocal.evaluation.likelihood import Normalisation
+from varifocal.evaluation.likelihood import Normalisation, batch_by_length
 from varifocal.evaluation.predictions import Ledger
 from varifocal.evaluation.reference_scores import baselines_of, by_normalisation, chosen
 from varifocal.writing import write_json
@@ -83,6 +83,8 @@ class Way:
         split: None takes the one that is reported.
         limit: only the first items; None for all.
         batch_size: questions of a forward pass; it does not change what is answered.
+        token_budget: most tokens of a forward pass, padding and written answers included, in place
+            of `batch_size`.
         on_bad_record: an item that cannot be asked, as one whose picture is missing: stop, or leave
             it out and count it.
     """
@@ -92,6 +94,7 @@ class Way:
     split: str | None = None
     limit: int | None = None
     batch_size: int = 8
+    token_budget: int | None = None
     on_bad_record: OnBadRecord = "fail"
 
     def stem(self, benchmark: Benchmark) -> str:
@@ -273,12 +276,19 @@ class _Session:
         lengths = [prompts[item.id].length for item in left]
         started, tokens, done = time.monotonic(), 0, len(items) - len(left)
         self._tell(self._name, done, len(items))
-        for batch in batches(lengths, self._way.batch_size):
+        for batch in self._batches(lengths):
             yield from self._answer([left[index] for index in batch], prompts)
             tokens, done = tokens + sum(lengths[index] for index in batch), done + len(batch)
             seconds = (time.monotonic() - started) * (sum(lengths) - tokens) / tokens
             note = f"{_span(seconds)} left" if done < len(items) else ""
             self._tell(self._name, done, len(items), note)
+
+    def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
+        budget = self._way.token_budget
+        if budget is None:
+            return batches(lengths, self._way.batch_size)
+        written = 0 if self._by_likelihood else self._benchmark.max_new_tokens
+        return batch_by_length([length + written for length in lengths], budget)
 
     def _answer(self, items: Sequence[Item], prompts: Mapping[str, Prompt]) -> Iterator[Answered]:
         """Ask one batch."""
@@ -319,20 +329,29 @@ def _read(benchmark: Benchmark, item: Item, answer: Answer) -> Answer:
 
 def _line(benchmark: Benchmark, item: Item, prompt: Prompt, answer: Answer) -> dict[str, Any]:
     """Return a line of the predictions."""
-    asked = next(one for one in reversed(item.example.messages) if one.role == "user")
-    said = (
-        {"choice": answer.choice, "scores": list(answer.scores)}
-        if answer.text is None
-        else {"text": answer.text}
-    )
-    line: dict[str, Any] = {"id": item.id, "prompt_sha": prompt.sha, "question": asked.text}
-    line |= {"gold": list(item.references), **said, "parsed": answer.parsed}
-    line["correct"] = benchmark.credit(item, answer)
-    if item.group:
-        line["group"] = item.group
-    if item.example.images and (path := item.example.images[0].path):
-        line["image"] = str(path)
-    return line
+    example = item.example
+    asked = next(one for one in reversed(example.messages) if one.role == "user")
+    said: dict[str, Any] = {"text": answer.text}
+    if answer.text is None:
+        said = {"choice": answer.choice, "scores": list(answer.scores)}
+        said["num_tokens"] = list(prompt.option_lengths)
+    shown = {
+        "options": list(example.choices),
+        "images": [str(image.path) for image in example.images if image.path is not None],
+        "tags": dict(item.tags),
+        "columns": list(benchmark.columns(example)),
+        "group": item.group,
+    }
+    return {
+        "id": item.id,
+        "prompt_sha": prompt.sha,
+        "question": asked.text,
+        "gold": list(item.references),
+        **said,
+        "parsed": answer.parsed,
+        "correct": benchmark.credit(item, answer),
+        **{key: value for key, value in shown.items() if value},
+    }
 
 
 def _identity(benchmark: Benchmark, way: Way, about: About) -> str:

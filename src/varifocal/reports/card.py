@@ -114,7 +114,7 @@ def make_card(root: str | Path) -> Card:
         *_how_to_load(run, summary),
         *_scores(scores),
         *retention_blocks(read_object(scored / "retention.json")),
-        *_samples(run, summary, scores),
+        *_samples(run, scores),
         *_cost(run, summary),
         *_data(run),
         *_recipe(summary),
@@ -162,7 +162,7 @@ def _hub_name(name: Any) -> str | None:
 
 def _result(one: ScoreLine) -> dict[str, Any]:
     """One entry of `model-index`."""
-    kind = "accuracy" if one.measure.startswith("accuracy") else one.measure
+    kind = "accuracy" if one.measure.startswith(("accuracy", "average")) else one.measure
     return {
         "task": {"type": "question-answering"},
         "dataset": {"name": one.suite, "type": one.suite},
@@ -229,18 +229,9 @@ def _scores(scores: Sequence[ScoreLine]) -> Iterator[Block]:
     yield Grid(["suite", "protocol"], [[*one] for one in protocols.items()])
 
 
-def _samples(
-    run: RunDirectory, summary: RunSummary, scores: Sequence[ScoreLine]
-) -> Iterator[Block]:
-    sources = [
-        value
-        for key, value in summary.knobs.items()
-        if re.search(r"data\.evaluate\[\d+\]\.path$", key) and value
-    ]
+def _samples(run: RunDirectory, scores: Sequence[ScoreLine]) -> Iterator[Block]:
     finals = [one.suite for one in scores if one.suite in ("after",)]
-    found = read_samples(
-        scores_folder(run), [Path(str(one)) for one in sources], SAMPLES, next(iter(finals), None)
-    )
+    found = read_samples(scores_folder(run), SAMPLES, next(iter(finals), None))
     if not found:
         return
     yield Heading("Sample answers")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
@@ -74,31 +74,13 @@ def read_scores(directory: Path) -> list[ScoreLine]:
     found: list[ScoreLine] = []
     for path in sorted(directory.glob("*.json")):
         page = read_object(path)
-        if isinstance(page.get("columns"), dict):
-            found += _of_columns(path.stem, page)
-        elif isinstance(page.get("measures"), list):
+        if isinstance(page.get("measures"), list):
             found += _of_measures(path.stem, page)
     return found
 
 
-def _of_columns(suite: str, page: Mapping[str, Any]) -> list[ScoreLine]:
-    """ScienceQA's protocol: one line a column that has questions."""
-    protocol = page.get("protocol")
-    words = _in_words(protocol if isinstance(protocol, dict) else {})
-    columns = sorted(page["columns"].items(), key=lambda item: item[0] != "average")
-    return [
-        ScoreLine(
-            suite, f"accuracy, {name}", one["accuracy"], one.get("low"), one.get("high"),
-            one.get("count", 0), one.get("unparsed", 0), words, name == "average",
-            _in_figures(one, one), page.get("items_left_out") or 0,
-        )
-        for name, one in columns
-        if isinstance(one, dict) and _is_number(one.get("accuracy"))
-    ]  # fmt: skip
-
-
 def _of_measures(suite: str, page: Mapping[str, Any]) -> list[ScoreLine]:
-    """A benchmark of the table: one line a measure."""
+    """Return one line a measure."""
     words = str(page.get("protocol", ""))
     marks = [word for word in ("blind",) if page.get(word)]
     limit, main = page.get("limit"), page.get("main")
@@ -111,7 +93,8 @@ def _of_measures(suite: str, page: Mapping[str, Any]) -> list[ScoreLine]:
         ScoreLine(
             suite, str(one.get("name")), one["value"], one.get("low"), one.get("high"),
             one.get("count", 0), one.get("unparsed", 0), protocol, one.get("name") == main,
-            beside if one.get("name") == main else "", page.get("items_left_out") or 0,
+            beside if one.get("name") == main else _in_figures(one, {}),
+            page.get("items_left_out") or 0,
         )
         for one in page["measures"]
         if isinstance(one, dict) and _is_number(one.get("value"))
@@ -131,24 +114,11 @@ def _in_figures(blind: Mapping[str, Any], ways: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value:.1f}" for name, value in named.items() if _is_number(value))
 
 
-def _in_words(protocol: Mapping[str, Any]) -> str:
-    method = protocol.get("method")
-    norm, most = protocol.get("normalisation", "sum"), protocol.get("max_new_tokens")
-    words = {
-        "likelihood": f"likeliest option ({norm} over its tokens)",
-        "generate": f"greedy answer of up to {most} tokens, read strictly",
-    }.get(str(method), str(method or "unknown"))
-    return f"ScienceQA; {words}" + ("; pictures left out" if protocol.get("blind") else "")
-
-
-def read_samples(
-    directory: Path, places: Sequence[Path], count: int, suite: str | None = None
-) -> list[Sample]:
+def read_samples(directory: Path, count: int, suite: str | None = None) -> list[Sample]:
     """Take a few answers of each kind: right and wrong ones in turn, those with pictures first.
 
     Args:
         directory: the run's `eval`.
-        places: folders with ScienceQA's pictures, `images/SPLIT/ID/image.png`.
         count: most samples.
         suite: whose predictions; by default those of the first file that is not blind.
     """
@@ -159,7 +129,9 @@ def read_samples(
         return []
     chosen = suite or shown[0]
     samples = [
-        _sample(chosen, line, places) for line in _lines(directory / f"{chosen}.predictions.jsonl")
+        _sample(chosen, line)
+        for line in _lines(directory / f"{chosen}.predictions.jsonl")
+        if "parsed" in line  # a line of a former kind has none
     ]
     known = [one for one in samples if one.question or one.picture]
     known.sort(key=lambda one: one.picture is None)
@@ -169,19 +141,13 @@ def read_samples(
     return [*wanted, *wrong[: count - len(wanted)]]
 
 
-def _sample(suite: str, line: Mapping[str, Any], places: Sequence[Path]) -> Sample:
+def _sample(suite: str, line: Mapping[str, Any]) -> Sample:
     name = str(line.get("id", ""))
-    options = line.get("options")
-    gold, answer = line.get("gold"), line.get("prediction", line.get("parsed"))
-    if isinstance(options, list):
-        gold, answer = (_option(options, one) for one in (gold, answer))
+    gold, answer = line.get("gold"), line.get("parsed")
     if isinstance(gold, list):
         gold = " / ".join(map(str, dict.fromkeys(gold)))
-    correct, own = line.get("correct"), line.get("image")
-    candidates = [Path(own)] if isinstance(own, str) else []
-    candidates += [
-        found for place in places for found in sorted(place.glob(f"images/*/{name}/image.png"))
-    ]
+    correct, images = line.get("correct"), line.get("images")
+    candidates = map(Path, filter(lambda one: isinstance(one, str), images or ()))
     return Sample(
         suite=suite,
         id=name,
@@ -191,11 +157,6 @@ def _sample(suite: str, line: Mapping[str, Any], places: Sequence[Path]) -> Samp
         correct=correct >= 0.5 if isinstance(correct, int | float) else None,
         picture=next((path for path in candidates if path.is_file()), None),
     )
-
-
-def _option(options: Sequence[Any], index: Any) -> str | None:
-    known = isinstance(index, int) and 0 <= index < len(options)
-    return str(options[index]) if known else None
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

@@ -37,7 +37,7 @@ def run_html(root: str | Path) -> str:
         to_fragment(_head(summary)),
         loss_svg(summary.metrics),
         to_fragment(_scores(folder)),
-        *map(_sample, read_samples(folder, _image_folders(summary), SAMPLES)),
+        *map(_sample, read_samples(folder, SAMPLES)),
     ]
     return f"<div>{''.join(parts)}</div>"
 
@@ -60,15 +60,6 @@ def _scores(folder: Path) -> Iterator[Block]:
     ]
     if lines:
         yield Grid(["suite", "measure", "score", "95 % interval", "items"], lines)
-
-
-def _image_folders(summary: RunSummary) -> list[Path]:
-    """Return the folders of the recipe's `data.evaluate`, where images of samples may be."""
-    return [
-        Path(str(value))
-        for key, value in summary.knobs.items()
-        if key.startswith("data.evaluate[") and key.endswith("].path") and value
-    ]
 
 
 def _sample(sample: Sample) -> str:

@@ -7,7 +7,7 @@ its place empty.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,6 @@ from varifocal.recipe import load_recipe
 from varifocal.recipe.page import dotted, read_page
 from varifocal.run import UNLOGGED, RunDirectory, checkpoint_step
 from varifocal.trained import is_finished, scores_folder
-
-HEADLINE = "average"
-"""The column of ScienceQA's protocol that stands for a suite."""
 
 _NOT_KNOBS = ("name", "provenance")
 
@@ -163,16 +160,8 @@ def _scores(directory: Path) -> dict[str, dict[str, dict[str, Any]]]:
     found = {}
     for path in sorted(directory.glob("*.json")):
         page = _json(path)
-        columns, measures = page.get("columns"), page.get("measures")
-        if isinstance(columns, dict):
-            beside = _of_column(columns.get(HEADLINE))
-            read = _measures(columns.items(), "accuracy", HEADLINE, beside)
-        elif isinstance(measures, list):
-            named = [(one.get("name"), one) for one in measures if isinstance(one, dict)]
-            read = _measures(named, "value", page.get("main"), _of_page(page))
-        else:
-            continue
-        found |= {path.stem: read} if read else {}
+        if read := _measures(page):
+            found[path.stem] = read
     return found
 
 
@@ -180,13 +169,8 @@ _BLIND = ("chance", "majority", "longest")
 _WAYS = ("by_sum", "by_mean")
 
 
-def _of_column(one: Any) -> dict[str, Any]:
-    """What stands beside the score of a column: blind rules, and both ways of likelihood."""
-    return {key: one.get(key) for key in (*_BLIND, *_WAYS)} if isinstance(one, dict) else {}
-
-
 def _of_page(page: Mapping[str, Any]) -> dict[str, Any]:
-    """What stands beside the main measure of a benchmark; see `_of_column`."""
+    """Return what stands next to the main measure: blind rules, and both ways of likelihood."""
     blind, ways = page.get("baselines"), page.get("by_normalisation")
     known = blind if isinstance(blind, dict) else {}
     both = ways if isinstance(ways, dict) else {}
@@ -196,22 +180,17 @@ def _of_page(page: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _measures(
-    pages: Iterable[tuple[Any, Any]],
-    key: str,
-    main: Any,
-    beside: Mapping[str, Any],
-) -> dict[str, dict[str, Any]]:
-    """Take what has a number; `key` is what the file calls it, `beside` what the main one has."""
+def _measures(page: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Take what has a number; the main measure has what blind rules score next to it."""
+    listed = page.get("measures")
     read = {
-        str(name): {
-            "value": one[key],
-            **{end: one.get(end) for end in ("low", "high", "count")},
-            "main": name == main,
-            **(beside if name == main else {}),
+        str(one.get("name")): {
+            **{key: one.get(key) for key in ("value", "low", "high", "count")},
+            "main": one.get("name") == page.get("main"),
+            **(_of_page(page) if one.get("name") == page.get("main") else {}),
         }
-        for name, one in pages
-        if isinstance(one, dict) and isinstance(one.get(key), int | float)
+        for one in (listed if isinstance(listed, list) else ())
+        if isinstance(one, dict) and isinstance(one.get("value"), int | float)
     }
     return dict(sorted(read.items(), key=lambda item: not item[1]["main"]))
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from varifocal.plotting import FAINT, INK, new_figure, save_figure, smoothed
-from varifocal.reports.runs import HEADLINE, RunSummary
+from varifocal.reports.runs import RunSummary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -115,7 +115,7 @@ def headline(scores: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any] | Non
 def _axis(runs: Sequence[RunSummary], suite: str) -> str:
     """What a suite's panel shows: the main measure's name, in percent unless it says otherwise."""
     name = next(name for run in runs for name in run.scores.get(suite, {}))
-    return "% right" if name == HEADLINE else name if name.endswith(")") else f"{name} %"
+    return "% right" if name == "average" else name if name.endswith(")") else f"{name} %"
 
 
 def _colours(runs: Sequence[RunSummary], groups: Mapping[str, Sequence[str]]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pytest
 
 from varifocal.errors import DataError
 from varifocal.evaluation.benchmarks.registry import BENCHMARKS
-from varifocal.evaluation.scienceqa import columns_of
+from varifocal.evaluation.benchmarks.scienceqa import columns_of
 
 IMAGE = datasets.Image()
 RED = PIL.Image.new("RGB", (8, 8), "red")

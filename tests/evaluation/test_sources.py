@@ -7,7 +7,8 @@ from typing import Any, cast
 import pytest
 
 from varifocal.errors import RecipeError
-from varifocal.evaluation.suites import score_sources
+from varifocal.evaluation.runner import About
+from varifocal.evaluation.sources import evaluate_recipe
 from varifocal.recipe import SourceSection
 
 NO_MODEL = cast(Any, None)
@@ -18,7 +19,7 @@ def test_two_sources_of_one_name_are_refused_before_anything_is_read(tmp_path: P
     sources = [SourceSection(path=place) for place in places]
     recipe = cast(Any, SimpleNamespace(data=SimpleNamespace(evaluate=sources)))
     with pytest.raises(RecipeError) as error:
-        next(score_sources(recipe, NO_MODEL, tmp_path))
+        next(evaluate_recipe(recipe, NO_MODEL, tmp_path, About()))
     assert str(error.value) == (
         f"data.evaluate: '{places[0]}' and '{places[1]}' would both be scored as 'test'; give one "
         "of them another name"
