@@ -180,6 +180,77 @@ def save_qwen_vl(directory, kind="Qwen2VL"):
     tokenizer.save_pretrained(directory)
 
 
+SMOLVLM_TOKENS = ("<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>")
+SMOLVLM_TEMPLATE = (
+    "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}: "
+    "{% if message['content'] is string %}{{ message['content'] }}"
+    "{% else %}{% for part in message['content'] %}{% if part['type'] == 'image' %}{{ '<image>' }}"
+    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}<end_of_utterance>\n"
+    "{% endfor %}{% if add_generation_prompt %}{{ 'Assistant: ' }}{% endif %}"
+)
+
+
+def save_smolvlm(directory, kind="SmolVLM"):
+    """Save a random SmolVLM, or Idefics3, of 2 layers with its processor, as the hub has them."""
+    import torch
+    import transformers as hf
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(letters)}, merges=[]))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    core.decoder = decoders.ByteLevel()
+    tokenizer = hf.PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        eos_token="<end_of_utterance>",
+        pad_token="<|im_end|>",
+        extra_special_tokens=["<|im_start|>", *SMOLVLM_TOKENS],
+        chat_template=SMOLVLM_TEMPLATE,
+    )
+    text = {
+        "model_type": "llama",
+        "vocab_size": len(tokenizer) + 3,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "initializer_range": 0.3,
+        "max_position_embeddings": 512,
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 56,
+        "patch_size": 7,
+        "initializer_range": 0.3,
+    }
+    image_token_id = tokenizer.convert_tokens_to_ids("<image>")
+    config = getattr(hf, f"{kind}Config")(
+        text_config=text, vision_config=vision, scale_factor=2, image_token_id=image_token_id
+    )
+    torch.manual_seed(0)
+    getattr(hf, f"{kind}ForConditionalGeneration")(config).save_pretrained(directory)
+    sizes = {"size": {"longest_edge": 112}, "max_image_size": {"longest_edge": 56}}
+    images = getattr(hf, f"{kind}ImageProcessorPil")(**sizes)
+    hf.Idefics3Processor(
+        images, tokenizer, image_seq_len=16, chat_template=SMOLVLM_TEMPLATE
+    ).save_pretrained(directory)
+
+
+@pytest.fixture(scope="session", params=["SmolVLM"])
+def smolvlm(request, tmp_path_factory):
+    """The directory of a random SmolVLM; nobody changes it."""
+    directory = tmp_path_factory.mktemp(request.param)
+    save_smolvlm(directory, request.param)
+    return directory
+
+
 @pytest.fixture(scope="session")
 def make_qwen_vl():
     return save_qwen_vl

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from varifocal.cli import app
 from varifocal.errors import ModelError, RecipeError
 from varifocal.models.families.qwen_vl import cell_side
+from varifocal.models.families.smolvlm import tokens_per_image
 from varifocal.models.load import sees
 from varifocal.models.published import PUBLISHED
 from varifocal.planning.devices import GPUS
@@ -33,6 +34,8 @@ PARAMETERS = {
     "Qwen/Qwen2-VL-7B-Instruct": 8_291_375_616,
     "Qwen/Qwen2.5-VL-3B-Instruct": 3_754_622_976,
     "Qwen/Qwen2.5-VL-7B-Instruct": 8_292_166_656,
+    "HuggingFaceTB/SmolVLM-256M-Instruct": 256_484_928,
+    "HuggingFaceTB/SmolVLM-500M-Instruct": 507_482_304,
 }
 
 # Width and number of layers.
@@ -56,6 +59,11 @@ QWEN_VLS = {
     "Qwen/Qwen2-VL-7B-Instruct": (3584, 18944, 512, 28),
     "Qwen/Qwen2.5-VL-3B-Instruct": (2048, 11008, 256, 36),
     "Qwen/Qwen2.5-VL-7B-Instruct": (3584, 18944, 512, 28),
+}
+
+SMOLVLMS = {
+    "HuggingFaceTB/SmolVLM-256M-Instruct": (576, 1536, 192, 30),
+    "HuggingFaceTB/SmolVLM-500M-Instruct": (960, 2560, 320, 32),
 }
 
 
@@ -127,6 +135,18 @@ def test_a_qwen_vl_trains_by_formula(name):
     assert planned["frozen_parameters"] == PARAMETERS[name]
     assert ["#", name, f"{planned['trained_parameters']:,}"] in head("qwen-vl-lora")
     assert (recipe.model.picture_side // cell_side(PUBLISHED[name].config())) ** 2 == 256
+
+
+@pytest.mark.parametrize("name", SMOLVLMS)
+def test_a_smolvlm_trains_by_formula(name):
+    recipe = read("qwen-vl-lora", name, **{"model.picture_side": 512})
+    planned = count_parameters(recipe)
+    width, *_ = SMOLVLMS[name]
+    assert planned["trained_parameters_by_part"] == {
+        "language_model": lora(*SMOLVLMS[name]),
+        "connector": 768 * 16 * width,
+    }
+    assert tokens_per_image(PUBLISHED[name].config()) == 64
 
 
 def test_llava_trains_by_formula():

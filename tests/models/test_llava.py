@@ -185,6 +185,6 @@ def test_a_model_with_as_many_tokens_as_a_picture_needs_is_refused(tmp_path, lla
     assert str(caught.value) == (
         f"{tmp_path} is a vision-language model of type llava, whose pictures take more or fewer "
         "tokens by their size; this version trains and asks language models, grafts of them, "
-        "LLaVA 1.5's kind, and Qwen2-VL's with model.picture_side: name a language model, and a "
-        "vision_tower"
+        "LLaVA 1.5's kind, Qwen2-VL's and SmolVLM's with model.picture_side: name a "
+        "language model, and a vision_tower"
     )

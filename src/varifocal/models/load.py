@@ -162,7 +162,7 @@ def _check_image_side(section: ModelSection, config: PreTrainedConfig) -> None:
     name, family = section.language_model, family_of(config)
     if family is None or not family.needs_image_side:
         raise ModelError(
-            f"model.picture_side belongs to a Qwen-VL, and {name} is of type "
+            f"model.picture_side belongs to a Qwen-VL or SmolVLM, and {name} is of type "
             f"{config.model_type}; leave it out"
         )
     family.check_image_side(name, config, section.picture_side)
@@ -202,8 +202,8 @@ def image_tokens(processor: Any, section: ModelSection) -> ImageTokens:
     raise ModelError(
         f"{section.language_model} is a vision-language model of type {config.model_type}, whose "
         "pictures take more or fewer tokens by their size; this version trains and asks language "
-        "models, grafts of them, LLaVA 1.5's kind, and Qwen2-VL's with model.picture_side: name a "
-        "language model, and a vision_tower"
+        "models, grafts of them, LLaVA 1.5's kind, Qwen2-VL's and SmolVLM's with "
+        "model.picture_side: name a language model, and a vision_tower"
     )
 
 

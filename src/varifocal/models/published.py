@@ -175,6 +175,33 @@ def _qwen25_vl(text: dict[str, Any]) -> Published:
     )
 
 
+def _smolvlm(text: dict[str, Any]) -> Published:
+    """SmolVLM of its smaller sizes: SigLIP base on tiles of 512 pixels, 16 cells to a token."""
+    tower = {
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "image_size": 512,
+        "patch_size": 16,
+    }
+    own: dict[str, Any] = {
+        "vocab_size": 49280,
+        "max_position_embeddings": 8192,
+        "rms_norm_eps": 1e-5,
+    }
+    own["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e5}
+    return Published(
+        "Idefics3Config",
+        {
+            "text_config": {"model_type": "llama", **text, **own},
+            "vision_config": tower,
+            "scale_factor": 4,
+            "image_token_id": 49190,
+        },
+    )
+
+
 PUBLISHED: dict[str, Published] = {
     "huggyllama/llama-7b": _LLAMA_7B,
     "huggyllama/llama-13b": _LLAMA_13B,
@@ -203,6 +230,8 @@ PUBLISHED: dict[str, Published] = {
     "Qwen/Qwen2-VL-7B-Instruct": _qwen2_vl(_QWEN25_7B),
     "Qwen/Qwen2.5-VL-3B-Instruct": _qwen25_vl(_QWEN25_3B),
     "Qwen/Qwen2.5-VL-7B-Instruct": _qwen25_vl(_QWEN25_7B),
+    "HuggingFaceTB/SmolVLM-256M-Instruct": _smolvlm(_text(30, 576, 1536, 9, 3)),
+    "HuggingFaceTB/SmolVLM-500M-Instruct": _smolvlm(_text(32, 960, 2560, 15, 5)),
     "openai/clip-vit-large-patch14": _CLIP_L14,
     "openai/clip-vit-large-patch14-336": _CLIP_L14_336,
 }

@@ -69,7 +69,8 @@ class ModelSection(Section):
     """By default a `patch_mlp` when there is a vision tower."""
     picture_side: Count | None = None
     """Side, in pixels, of the squares that pictures are put on for a Qwen-VL, whose pictures
-    otherwise take as many tokens as they are large; a multiple of 28, which is one token."""
+    otherwise take as many tokens as they are large; a multiple of 28, which is one token. For a
+    SmolVLM the side of its tiles, one to an image."""
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     """Number format of the frozen weights."""
     attn_implementation: str = "sdpa"
@@ -90,5 +91,7 @@ class ModelSection(Section):
         if self.connector and not self.vision_tower:
             raise WrongKeyError("connector", "there is no vision_tower for it to read")
         if self.picture_side and self.vision_tower:
-            raise WrongKeyError("picture_side", "belongs to a Qwen-VL; a vision_tower has its own")
+            raise WrongKeyError(
+                "picture_side", "belongs to a Qwen-VL or SmolVLM; a vision_tower has its own"
+            )
         return self

@@ -24,6 +24,8 @@ FAMILIES: dict[str, str] = {
     "vipllava": "llava",
     "qwen2_vl": "qwen_vl",
     "qwen2_5_vl": "qwen_vl",
+    "idefics3": "smolvlm",
+    "smolvlm": "smolvlm",
 }
 """A config's `model_type` -> the module in this package whose `FAMILY` is the model's."""
 
