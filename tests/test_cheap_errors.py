@@ -51,6 +51,11 @@ CASES = {
     "report out": ("report runs/done --out book.yaml", "book.yaml is"),
     "export run": ("export nosuch --to merged", "nosuch is no run directory"),
     "export target": ("export runs/done --to mergd", "Invalid value for '--to'"),
+    "export out": ("export runs/done --to model --out strange", "strange"),
+    "export image": (
+        "export runs/done --to route --prompt Why? --image no.png",
+        "picture 'no.png' does not exist",
+    ),
     "analyze run": ("analyze routing nosuch", "nosuch is no run directory"),
     "analyze image": ("analyze words runs/done --images no.png", "picture 'no.png' does not exist"),
     "data check base": ("data check book --set model.language_model=a/b", "'a/b' is no packaged"),

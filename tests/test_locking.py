@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 
 from varifocal import locking
 from varifocal.errors import RunError
-from varifocal.exporting.export import check_replaceable
+from varifocal.exporting.folders import check_replaceable
 from varifocal.locking import alone
 from varifocal.run import RunDirectory
 from varifocal.staging import staging_path

@@ -11,7 +11,8 @@ from transformers import LlamaForCausalLM
 from varifocal.assemble import open_run
 from varifocal.errors import ModelError, RunError
 from varifocal.exporting import plain
-from varifocal.exporting.export import export, push, read_parity
+from varifocal.exporting.export import export, push
+from varifocal.exporting.folders import read_parity
 from varifocal.exporting.plain import PlainModel, fold_route, write_plain
 from varifocal.exporting.request import Order, check_possible
 from varifocal.recipe import load_recipe

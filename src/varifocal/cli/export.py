@@ -72,15 +72,20 @@ def export(
     """Write a run as what others load, each artifact held against the trained model."""
     if image and prompt is None:
         raise VarifocalError("--image belongs to --prompt: give the prompt that shows the picture")
-    from varifocal.cli.checks import check_run
+    from varifocal.cli.checks import check_run, readable_images
+    from varifocal.exporting.folders import check_replaceable, routes_of
+    from varifocal.run import RunDirectory
 
+    readable_images(image or ())
     check_run(run)
+    target = out or run / "export" / to
+    for name, _ in routes_of(to, RunDirectory(run)):
+        check_replaceable(target / name)
     ready()
     from varifocal.exporting.adapters import prompt_example
     from varifocal.exporting.export import export as run_export
     from varifocal.exporting.export import push
     from varifocal.exporting.request import Order
-    from varifocal.run import RunDirectory
 
     order = Order(
         RunDirectory.open(run),
@@ -92,7 +97,6 @@ def export(
         None if prompt is None else prompt_example(prompt, image or ()),
         f"varifocal {shlex.join(sys.argv[1:])}",
     )
-    target = out or run / "export" / to
     for done in run_export(order, target, lambda text: print(text, flush=True)):
         print(f"{done.directory}: passed; {_sentence(done.parity)}")
         if done.rounding is not None:

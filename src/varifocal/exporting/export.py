@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -14,9 +13,10 @@ import torch
 
 from varifocal.assemble import Assembly, open_run
 from varifocal.data.example import Example
-from varifocal.errors import ModelError, RunError
+from varifocal.errors import ModelError
 from varifocal.exporting.artifacts import Job, make
 from varifocal.exporting.card import write_card
+from varifocal.exporting.folders import PARITY, check_replaceable, files_of, read_parity, routes_of
 from varifocal.exporting.holding import in_float32
 from varifocal.exporting.parity import Parity, Rounding, compare, prompts, references, rounding
 from varifocal.exporting.plain import language_model
@@ -24,11 +24,9 @@ from varifocal.exporting.request import Order, check_possible
 from varifocal.exporting.stopping import Stops, answers_of_run, check_stops
 from varifocal.exporting.stored import put_unrounded
 from varifocal.locking import alone
-from varifocal.recipe import load_recipe
 from varifocal.trained import find_trained
-from varifocal.writing import check_folder, listed, whole_directory, write_json, write_text
+from varifocal.writing import whole_directory, write_json, write_text
 
-ROUTES = {"text": 0, "image": 1}
 _PLAIN = (
     "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
     "model = AutoModelForCausalLM.from_pretrained(HERE)\n"
@@ -64,9 +62,6 @@ _LOADING = {
     "model": _MODEL,
 }
 _LIBRARIES = {"lora": "peft", "route": "peft", "gguf": "gguf"}
-
-PARITY = "parity.json"
-"""What the gate found; by this file a folder is known as an export."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +113,7 @@ def export(order: Order, out: Path, tell: Callable[[str], None] | None = None) -
         ModelError: this tuner has no such form, or the artifact failed the parity gate.
     """
     say = tell or (lambda text: None)
-    routes = _routes(order)
+    routes = routes_of(order.to, order.run)
     for name, _ in routes:
         check_replaceable(out / name)
     # a narrower format is what the weights are rounded to at the end, and not before
@@ -141,14 +136,6 @@ def export(order: Order, out: Path, tell: Callable[[str], None] | None = None) -
             job = Job(order, recipe, parts, name, modality or 0, *told)
             done.append(_write(job, target, staging, is_wide=is_wide))
     return done
-
-
-def _routes(order: Order) -> list[tuple[str, int | None]]:
-    """List the artifacts' names and the modalities of their rows; None where rows differ."""
-    if order.to == "model":
-        return [("", None)]
-    tuner = load_recipe(order.run.recipe, check_paths=False).tuner.type
-    return list(ROUTES.items()) if tuner == "mma" else [("", 0)]
 
 
 def _examples(order: Order, parts: Assembly, route: str) -> Sequence[Example]:
@@ -263,44 +250,8 @@ def _write_papers(job: Job, done: Exported, directory: Path) -> None:
         or shlex.join(["varifocal", "export", str(order.run.root), "--to", order.to]),
     )
     write_text(directory / "README.md", card)
-    files = sorted({*_files(directory), PARITY})
+    files = sorted({*files_of(directory), PARITY})
     write_json(directory / PARITY, {**done.as_json(), "files": files})
-
-
-def check_replaceable(directory: Path) -> None:
-    """Refuse to replace a folder that is not empty and no export, or holds other files as well.
-
-    Raises:
-        RunError: it is; the text names some of what it holds.
-    """
-    check_folder(directory, mark=PARITY)
-    if not (directory / PARITY).is_file():
-        return
-    present = _files(directory)
-    written = set(read_parity(directory).get("files", present))  # of older exports nobody knows
-    if strange := [name for name in present if name not in written]:
-        raise RunError(
-            f"{directory} would be replaced, and it holds what no export wrote: {listed(strange)}; "
-            "move that, or choose another --out"
-        )
-
-
-def _files(directory: Path) -> list[str]:
-    """List the files of a folder and its subfolders, by their paths from there."""
-    files = (path for path in directory.rglob("*") if path.is_symlink() or not path.is_dir())
-    return sorted(path.relative_to(directory).as_posix() for path in files)
-
-
-def read_parity(directory: Path) -> dict[str, Any]:
-    """Read an artifact's parity back.
-
-    Raises:
-        RunError: the folder is no export.
-    """
-    file = directory / PARITY
-    if not file.is_file():
-        raise RunError(f"{directory} is no export of Varifocal: it has no parity.json")
-    return json.loads(file.read_text())
 
 
 def push(directory: Path, repo_id: str, *, private: bool = True) -> str:
