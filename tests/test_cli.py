@@ -11,6 +11,7 @@ import typer.main
 from varifocal.cli.commands import _how_to_go_on, app
 from varifocal.cli.tables import stage_bars
 from varifocal.errors import DataError, Stopped
+from varifocal.serving.request import Sampling
 
 VERBS = (
     "demo",
@@ -57,6 +58,44 @@ def test_version(run):
     from importlib.metadata import version
 
     assert run("--version") == (0, f"{version('varifocal')}\n", "")
+
+
+def test_the_verbs_stand_in_groups_in_the_order_of_the_work(run):
+    _, out, _ = run("--help")
+    verbs = typer.main.get_command(app).commands
+    words = [line.split()[1] for line in out.splitlines() if line[:2] in ("╭─", "│ ")]
+    groups = ("Prepare", "Train", "Measure", "Use", "Study", "Disk")
+    assert [word for word in words if word in (*groups, *verbs)] == [
+        *("Prepare", "recipes", "data", "plan"),
+        *("Train", "train", "launch", "sweep", "demo"),
+        *("Measure", "eval", "benchmark", "retention", "compare", "report"),
+        *("Use", "ask", "chat", "serve", "export"),
+        *("Study", "analyze", "Disk", "cache"),
+    ]
+    assert set(verbs) <= set(words)
+
+
+@pytest.mark.parametrize("group", [(), ("data",), ("data", "make"), ("analyze",)])
+def test_a_group_without_a_verb_is_its_help_and_no_mistake(run, group):
+    code, out, err = run(*group)
+    assert (code, err) == (0, "")
+    assert f"Usage: {' '.join(('varifocal', *group))}" in out
+
+
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [
+        ("varifocal tra", "train"),
+        ("varifocal train nlv", "nlvr"),
+        ("varifocal ask --see", "--seed"),
+    ],
+)
+def test_the_shell_completes_verbs_recipes_and_options(run, monkeypatch, typed, completed):
+    monkeypatch.setenv("_VARIFOCAL_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", typed)
+    monkeypatch.setenv("COMP_CWORD", str(len(typed.split()) - 1))
+    code, out, _ = run()
+    assert (code, out.split()) == (0, [completed])
 
 
 # Mistakes
@@ -197,11 +236,38 @@ def test_data_make_sciencebook_writes_and_tells(run, tmp_path):
     assert (tmp_path / "book" / "problems.json").is_file()
 
 
-def test_without_a_terminal_a_stage_gets_one_line(capsys):
+def test_a_log_file_gets_a_line_for_every_logged_step_and_the_time_left(capsys, monkeypatch):
+    clock = iter(range(0, 600, 60))
+    monkeypatch.setattr("varifocal.cli.tables.time.monotonic", lambda: next(clock))
     with stage_bars() as progress:
-        progress("train", 1, 2, "loss 2.0")
-        progress("train", 2, 2, "loss 1.0")
-    assert capsys.readouterr().err == "train 2/2 loss 1.0\n"
+        progress("train", 0, 4)
+        progress("train", 1, 4)
+        progress("train", 2, 4, "loss 2.000, 50 tokens/s")
+        progress("train", 3, 4)
+        progress("train", 4, 4, "loss 2.000, 50 tokens/s")
+        progress("train", 0, 4)  # the next run of a sweep
+        progress("train", 1, 4, "loss 3.000, 50 tokens/s")
+    assert capsys.readouterr().err.splitlines() == [
+        "train 0/4",
+        "train 2/4 loss 2.000, 50 tokens/s, 2 min left",
+        "train 4/4 loss 2.000, 50 tokens/s",
+        "train 0/4",
+        "train 1/4 loss 3.000, 50 tokens/s, 3 min left",
+    ]
+
+
+def test_a_log_file_hears_of_a_long_stage_twice_a_minute(capsys, monkeypatch):
+    clock = iter(range(0, 6000, 10))
+    monkeypatch.setattr("varifocal.cli.tables.time.monotonic", lambda: next(clock))
+    with stage_bars() as progress:
+        for done in range(9):
+            progress("encode", done, 8, "rows")
+    assert capsys.readouterr().err.splitlines() == [
+        "encode 0/8 rows",
+        "encode 3/8 rows, 50 s left",
+        "encode 6/8 rows, 20 s left",
+        "encode 8/8 rows",
+    ]
 
 
 # Talking
@@ -239,6 +305,43 @@ def parrot(monkeypatch, tmp_path):
 def test_ask_shows_its_pictures_and_prints_the_answer(run, parrot, picture):
     arguments = ("ask", "runs/x", "What?", "--image", picture, "--max-new-tokens", 7)
     assert run(*arguments) == (0, "1 turns, 1 pictures, at most 7\n", "")
+
+
+@pytest.mark.parametrize("verb", [("ask", "runs/x", "What?"), ("chat", "runs/x")])
+def test_ask_and_chat_take_the_sampling_options_of_the_api(run, parrot, monkeypatch, verb):
+    typed, asked = iter(["What?", "/quit"]), []
+    monkeypatch.setattr("builtins.input", lambda prompt: next(typed))
+    answer = Parrot.stream
+    monkeypatch.setattr(
+        Parrot, "stream", lambda *given, **how: asked.append(given[2]) or answer(*given, **how)
+    )
+    options = "--temperature 0.5 --top-p 0.9 --seed 7 --max-new-tokens 3 --stop END --stop Q:"
+    assert run(*verb, *options.split())[0] == 0
+    assert asked == [Sampling(3, 0.5, 0.9, 7, ("END", "Q:"))]
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ("--top-p 1.5 --temperature 1", "--top-p 1.5: give a number above 0 and at most 1"),
+        ("--top-p 0 --temperature 1", "--top-p 0: give a number above 0 and at most 1"),
+        ("--top-p 0.5", "--top-p does nothing without a --temperature above 0; add one"),
+        ("--seed 3", "--seed does nothing without a --temperature above 0; add one"),
+        ("--stop=", "--stop: give the text before which an answer ends, not an empty one"),
+    ],
+)
+def test_a_sampling_option_that_cannot_be_is_refused(run, options, sentence):
+    assert run("ask", "/nowhere", "Why?", *options.split()) == (2, "", f"error: {sentence}\n")
+
+
+def test_chat_lists_its_commands(run, parrot, monkeypatch):
+    typed = iter(["/help", "/quit"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(typed))
+    code, out, _ = run("chat", "runs/x")
+    assert code == 0
+    first, *listed = out.splitlines()
+    assert first == "/help lists the commands."
+    assert [line.split()[0] for line in listed] == ["/image", "/base", "/new", "/help", "/quit"]
 
 
 def test_a_model_without_eyes_refuses_a_picture(run, parrot, picture):

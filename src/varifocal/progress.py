@@ -7,5 +7,12 @@ class Progress(Protocol):
     """How long work is told of."""
 
     def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
-        """Say that `done` of `total` of a stage are done; `note` is a word on how it goes."""
+        """Say that `done` of `total` of a stage are done.
+
+        Args:
+            stage: its name.
+            done: 0 where it only begins.
+            total: how many there are.
+            note: a word on how it goes, such as the loss; without one the last still holds.
+        """
         ...

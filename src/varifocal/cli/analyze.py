@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from varifocal.cli.checks import check_run, readable_images
-from varifocal.cli.options import ready
+from varifocal.cli.options import ready, show_help
 from varifocal.errors import VarifocalError
 
 if TYPE_CHECKING:
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 analyze_app = typer.Typer(
     help="Look into a trained run: which tasks get in each other's way, and who uses what.",
-    no_args_is_help=True,
+    callback=show_help,
+    invoke_without_command=True,
 )
 
 RunArgument = Annotated[

@@ -12,16 +12,21 @@ from varifocal.errors import VarifocalError, nearest
 from varifocal.serving.conversation import Chat
 from varifocal.serving.engine import Engine, Sampling
 
-COMMANDS = ("/image", "/base", "/new", "/quit")
+COMMANDS = {
+    "/image": "FILE: show this image with the next turn",
+    "/base": "on or off: answer without the adapter, or with it again",
+    "/new": "start a new conversation",
+    "/help": "list these commands",
+    "/quit": "leave (Ctrl-D does, too)",
+}
 
 
 class Talk:
     """A conversation on the screen, and the images for the next turn."""
 
-    def __init__(self, run: Path, temperature: float, max_new_tokens: int) -> None:
+    def __init__(self, run: Path, sampling: Sampling) -> None:
         _, parts = open_run(run)
         engine = Engine(parts.model, parts.encoder, parts.load_images)
-        sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature)
         self.chat = Chat(engine, sampling=sampling)
         self.pictures: list[Image] = []
 
@@ -32,6 +37,9 @@ class Talk:
             return False
         if command == "/new":
             self.chat.turns, self.pictures = [], []
+        elif command == "/help":
+            for name, use in COMMANDS.items():
+                print(f"{name:<8}{use}")
         elif command == "/image":
             self.show(readable_images([Path(rest.strip())]))
         elif command == "/base":

@@ -91,6 +91,21 @@ def check_run_or_model(name: str) -> None:
         check_place(name, path)
 
 
+def check_sampling(temperature: float, top_p: float, seed: int | None, stop: Iterable[str]) -> None:
+    """Refuse options of sampling that cannot be, or would do nothing.
+
+    Raises:
+        VarifocalError: names the option.
+    """
+    if not 0 < top_p <= 1:
+        raise VarifocalError(f"--top-p {top_p:g}: give a number above 0 and at most 1")
+    if temperature == 0 and (seed is not None or top_p < 1):
+        option = "--top-p" if seed is None else "--seed"
+        raise VarifocalError(f"{option} does nothing without a --temperature above 0; add one")
+    if not all(stop):
+        raise VarifocalError("--stop: give the text before which an answer ends, not an empty one")
+
+
 def check_port(host: str, port: int) -> None:
     """Refuse an address that cannot be listened on.
 

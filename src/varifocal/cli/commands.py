@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
+import typer.core
 
 from varifocal import __version__
 from varifocal.cli.analyze import add_words_verb, analyze_app
@@ -21,7 +23,7 @@ from varifocal.cli.data import data_app
 from varifocal.cli.evaluate import add_eval_verbs
 from varifocal.cli.export import add_export_verb
 from varifocal.cli.launch import add_launch_verb
-from varifocal.cli.options import RecipeArgument, SetOption, ready
+from varifocal.cli.options import RecipeArgument, SetOption, ready, show_help
 from varifocal.cli.plan import add_plan_verb
 from varifocal.cli.recipes import add_recipes_verb
 from varifocal.cli.report import add_run_verbs
@@ -31,6 +33,7 @@ from varifocal.errors import Stopped, VarifocalError, nearest
 from varifocal.stopping import Terminated, sigterm_interrupts
 
 if TYPE_CHECKING:
+    from varifocal.cli.chat import Talk
     from varifocal.recipe import Recipe
 
 INTERRUPTED = 130
@@ -40,10 +43,28 @@ RUNS = Path("runs")
 # Of what it raises for a wrong option or verb, typer makes only a subclass public.
 _UsageError = cast(type[Exception], typer.BadParameter.__mro__[1])
 
+_PANELS = {
+    "Prepare": ("recipes", "data", "plan"),
+    "Train": ("train", "launch", "sweep", "demo"),
+    "Measure": ("eval", "benchmark", "retention", "compare", "report"),
+    "Use": ("ask", "chat", "serve", "export"),
+    "Study": ("analyze",),
+    "Disk": ("cache",),
+}
+"""The verbs in the order of the work, by their group in `varifocal --help`."""
+
+
+class _InWorkflowOrder(typer.core.TyperGroup):
+    """Lists the verbs in the order of `_PANELS`, where typer puts groups last."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the verbs' names; a verb that no panel names would not be listed."""
+        return [name for names in _PANELS.values() for name in names]
+
+
 app = typer.Typer(
+    cls=_InWorkflowOrder,
     help="Give a frozen language model eyes: train a few parameters, measure, talk to the result.",
-    no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
@@ -77,17 +98,35 @@ TemperatureOption = Annotated[
         min=0, max=100, help="0 takes the likeliest token; above 0, chance grows with it."
     ),
 ]
+TopPOption = Annotated[
+    float,
+    typer.Option(
+        help="With a temperature: sample from the likeliest tokens that hold this probability."
+    ),
+]
+SeedOption = Annotated[
+    int | None,
+    typer.Option(min=0, max=2**63 - 1, help="With a temperature: same seed, same answer."),
+]
 MaxTokensOption = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
+StopOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="TEXT", help="End an answer before this text; may be given several times."
+    ),
+]
 
 
 @app.callback(invoke_without_command=True)
 def varifocal(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     """Give a frozen language model eyes: train a few parameters, measure, talk to the result."""
     if version:
         print(__version__)
         raise typer.Exit
+    show_help(context)
 
 
 @app.command(epilog="Example: varifocal demo --quick")
@@ -169,18 +208,13 @@ def ask(
     question: Annotated[str, typer.Argument(metavar="QUESTION", help="What to ask.")],
     image: ImageOption = None,
     temperature: TemperatureOption = 0.0,
+    top_p: TopPOption = 1.0,
+    seed: SeedOption = None,
     max_new_tokens: MaxTokensOption = 256,
+    stop: StopOption = None,
 ) -> None:
-    """Ask a trained run one question, about pictures or not."""
-    from varifocal.cli.checks import check_run, readable_images
-
-    images = readable_images(image or [])
-    check_run(run)
-    ready()
-    from varifocal.cli.chat import Talk
-
-    talk = Talk(run, temperature, max_new_tokens)
-    talk.show(images)
+    """Ask a trained run one question, about images or not."""
+    talk = _open_talk(run, image or (), temperature, top_p, seed, max_new_tokens, stop or ())
     talk.say(question)
 
 
@@ -189,20 +223,16 @@ def chat(
     run: RunArgument,
     image: ImageOption = None,
     temperature: TemperatureOption = 0.0,
+    top_p: TopPOption = 1.0,
+    seed: SeedOption = None,
     max_new_tokens: MaxTokensOption = 256,
+    stop: StopOption = None,
 ) -> None:
-    """Talk with a trained run, about pictures or not, over several turns."""
-    from varifocal.cli.checks import check_run, readable_images
+    """Talk with a trained run, about images or not, over several turns."""
+    talk = _open_talk(run, image or (), temperature, top_p, seed, max_new_tokens, stop or ())
+    from varifocal.cli.chat import typed_lines
 
-    images = readable_images(image or [])
-    check_run(run)
-    ready()
-    from varifocal.cli.chat import Talk, typed_lines
-
-    talk = Talk(run, temperature, max_new_tokens)
-    talk.show(images)
-    print("/image FILE shows a picture with the next turn, /base on leaves the adapter out,")
-    print("/new starts over, /quit leaves.")
+    print("/help lists the commands.")
     for line in typed_lines():
         try:
             if not talk.obey(line):
@@ -213,6 +243,35 @@ def chat(
             continue  # it cut the answer short, not the conversation
         except VarifocalError as error:
             _complain(str(error))
+
+
+def _open_talk(
+    run: Path,
+    files: Sequence[Path],
+    temperature: float,
+    top_p: float,
+    seed: int | None,
+    max_new_tokens: int,
+    stop: Sequence[str],
+) -> Talk:
+    """Open a run for questions, its first images read."""
+    from varifocal.cli.checks import check_run, check_sampling, readable_images
+
+    check_sampling(temperature, top_p, seed, stop)
+    images = readable_images(files)
+    check_run(run)
+    ready()
+    from varifocal.cli.chat import Talk
+    from varifocal.serving.request import Sampling
+
+    talk = Talk(run, Sampling(max_new_tokens, temperature, top_p, seed, tuple(stop)))
+    talk.show(images)
+    return talk
+
+
+for _verb in (*app.registered_commands, *app.registered_groups):
+    _name = _verb.name or cast(Any, _verb).callback.__name__
+    _verb.rich_help_panel = next(panel for panel, names in _PANELS.items() if _name in names)
 
 
 def main() -> None:

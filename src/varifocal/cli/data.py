@@ -8,14 +8,18 @@ from typing import Annotated
 
 import typer
 
-from varifocal.cli.options import RecipeArgument, SetOption, ready
+from varifocal.cli.options import RecipeArgument, SetOption, ready, show_help
 from varifocal.errors import VarifocalError
 
 NOT_USABLE = 1
 """Exit code of `data check` for data that a run would not get through."""
 
-data_app = typer.Typer(help="Check data, look at them, make them.", no_args_is_help=True)
-make_app = typer.Typer(help="Make a procedural data set.", no_args_is_help=True)
+data_app = typer.Typer(
+    help="Check data, look at them, make them.", callback=show_help, invoke_without_command=True
+)
+make_app = typer.Typer(
+    help="Make a procedural data set.", callback=show_help, invoke_without_command=True
+)
 data_app.add_typer(make_app, name="make")
 
 

@@ -17,10 +17,27 @@ def ready() -> None:
     logging.disable_progress_bar()
 
 
+def show_help(context: typer.Context) -> None:
+    """Print the help of a group of verbs and end, where no verb follows."""
+    if context.invoked_subcommand is None:
+        if text := context.get_help():  # with rich it is printed by then
+            print(text)
+        raise typer.Exit
+
+
+def _recipe_names(incomplete: str) -> list[str]:
+    """Complete the name of a recipe that ships with Varifocal."""
+    from varifocal.recipe.reading import SHIPPED
+
+    return sorted(file.stem for file in SHIPPED.glob(f"{incomplete}*.yaml"))
+
+
 RecipeArgument = Annotated[
     str,
     typer.Argument(
-        metavar="RECIPE", help="A recipe's YAML file, or the name of one that ships with Varifocal."
+        metavar="RECIPE",
+        help="A recipe's YAML file, or the name of one that ships with Varifocal.",
+        autocompletion=_recipe_names,
     ),
 ]
 SetOption = Annotated[

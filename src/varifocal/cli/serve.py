@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -109,6 +110,7 @@ def serve(
     check_run_or_model(model)
     check_port(host, port)
     ready()
+    print(f"loading {model}", file=sys.stderr, flush=True)
     from varifocal.assemble import open_model
     from varifocal.serving.api import create_app
     from varifocal.serving.engine import Engine

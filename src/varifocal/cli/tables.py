@@ -1,6 +1,7 @@
 """What long work and its results look like on the terminal."""
 
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,32 +22,72 @@ if TYPE_CHECKING:
     from varifocal.evaluation.runner import Result
 
 
+_SECONDS_BETWEEN_LINES = 30.0
+
+
 class StageBars:
     """Told of stages and how far each is, shows bars: `progress` of whatever takes long.
 
     Args:
         bars: where to draw.
-        is_terminal: whether bars can be seen; if not, a stage gets one line when it is done.
     """
 
-    def __init__(self, bars: Progress, is_terminal: bool) -> None:
+    def __init__(self, bars: Progress) -> None:
         self._bars = bars
-        self._is_terminal = is_terminal
         self._tasks: dict[str, TaskID] = {}
 
     def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
-        """Say that `done` of `total` of a stage are done; `note` is a word on how it goes."""
+        """Show that `done` of `total` of a stage are done; an empty `note` leaves the last one."""
         if stage not in self._tasks:
             self._tasks[stage] = self._bars.add_task(stage, note="")
-        self._bars.update(self._tasks[stage], completed=done, total=total, note=note)
-        if done == total and not self._is_terminal:
-            print(f"{stage} {done}/{total} {note}".rstrip(), file=sys.stderr, flush=True)
+        fields = {"note": note} if note else {}
+        self._bars.update(self._tasks[stage], completed=done, total=total, **fields)
+
+
+class StageLines:
+    """Told of stages and how far each is, writes lines to stderr: for a log file.
+
+    The stage "train" gets a line for every note, which comes once every `logging_steps`. Any other
+    stage gets one before its first step where it says that it begins, one every 30 seconds, and one
+    at its end.
+    """
+
+    def __init__(self) -> None:
+        self._began: dict[str, tuple[float, int]] = {}
+        self._seen: dict[str, tuple[float, int]] = {}  # the last line's time, the last call's step
+
+    def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
+        """Write a line on a stage, if it is time for one."""
+        now = time.monotonic()
+        last, before = self._seen.get(stage, (now, 0))
+        if stage not in self._began or done < before:  # a sweep trains again and again
+            self._began[stage] = last, before = now, done
+        is_new = bool(note) if stage == "train" else now - last >= _SECONDS_BETWEEN_LINES
+        if is_new or done in (0, total):
+            left = "" if note.endswith(" left") else self._time_left(stage, done, total, now)
+            words = ", ".join(filter(None, (note, left)))
+            print(f"{stage} {done}/{total} {words}".rstrip(), file=sys.stderr, flush=True)
+            last = now
+        self._seen[stage] = last, done
+
+    def _time_left(self, stage: str, done: int, total: int, now: float) -> str:
+        """Say how long a stage will go on at its mean pace; "" where that is not known."""
+        since, first = self._began[stage]
+        if not first < done < total:
+            return ""
+        seconds = (now - since) / (done - first) * (total - done)
+        if seconds < 100:
+            return f"{seconds:.0f} s left"
+        return f"{seconds / 60:.0f} min left" if seconds < 6000 else f"{seconds / 3600:.1f} h left"
 
 
 @contextmanager
-def stage_bars() -> Iterator[StageBars]:
-    """Show bars on stderr while the block runs; they leave when it ends."""
+def stage_bars() -> Iterator[StageBars | StageLines]:
+    """Show bars on stderr while the block runs, which leave when it ends; lines in a log file."""
     console = Console(stderr=True)
+    if not console.is_terminal:
+        yield StageLines()
+        return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -54,9 +95,8 @@ def stage_bars() -> Iterator[StageBars]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    seen = console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=not seen) as bars:
-        yield StageBars(bars, seen)
+    with Progress(*columns, console=console, transient=True) as bars:
+        yield StageBars(bars)
 
 
 def print_demo(result: Mapping[str, Any], root: Path) -> None:

@@ -141,9 +141,12 @@ def _open(
     recipe: Recipe, run: RunDirectory, start: Start, tell: Progress, clock: Clock
 ) -> tuple[Assembly, TrainingData]:
     """Load the models and encode the data; refuse to go on from a checkpoint of other ones."""
+    names = filter(None, (recipe.model.language_model, recipe.model.vision_tower))
+    tell("load", 0, 1, ", ".join(names))
     with clock.stage("loading"):
         # An engine that spreads the weights places them itself.
         parts = assemble(recipe, torch.device("cpu") if spreads_weights(recipe) else None)
+    tell("load", 1, 1)
     if start.checkpoint is not None:
         check_same(run, recipe, parts.fingerprint)
         check_pace(start.checkpoint, recipe, num_processes())
@@ -370,21 +373,24 @@ class _Metrics(TrainerCallback):
 
     def __init__(self, run: RunDirectory, tell: Progress) -> None:
         self.run, self.tell = run, tell
-        self.note = ""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            self.tell("train", state.global_step, state.max_steps)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if state.is_world_process_zero and logs and "loss" in logs:
             speed = logs.get("tokens_per_second", 0.0)
-            self.note = f"loss {logs['loss']:.3f}, {speed:.0f} tokens/s"
+            note = f"loss {logs['loss']:.3f}, {speed:.0f} tokens/s"
             self.run.append_metrics({"step": state.global_step, **logs})
-            self.tell("train", state.global_step, state.max_steps, self.note)
+            self.tell("train", state.global_step, state.max_steps, note)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         # Else the last line would hold the loss of an interval before.
         if state.global_step == state.max_steps:
             control.should_log = True
         if state.is_world_process_zero and not control.should_log:  # `on_log` tells of the others
-            self.tell("train", state.global_step, state.max_steps, self.note)
+            self.tell("train", state.global_step, state.max_steps)
 
 
 class _Stop(TrainerCallback):
