@@ -40,8 +40,9 @@ class StageBars:
         """Show that `done` of `total` of a stage are done; an empty `note` leaves the last one."""
         if stage not in self._tasks:
             self._tasks[stage] = self._bars.add_task(stage, note="")
-        fields = {"note": note} if note else {}
-        self._bars.update(self._tasks[stage], completed=done, total=total, **fields)
+        self._bars.update(self._tasks[stage], completed=done, total=total)
+        if note:
+            self._bars.update(self._tasks[stage], note=note)
 
 
 class StageLines:
