@@ -15,6 +15,7 @@ from varifocal.errors import RunError
 from varifocal.exporting.folders import check_replaceable
 from varifocal.locking import alone
 from varifocal.run import RunDirectory
+from varifocal.sciencebook import make_sciencebook
 from varifocal.staging import staging_path
 from varifocal.stopping import Terminated
 from varifocal.training.launch import Launch, run_launch
@@ -165,7 +166,7 @@ def read_only(tmp_path):
 )
 def test_a_read_only_place_is_a_sentence(run, read_only, command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "sciencebook").mkdir()
+    make_sciencebook(tmp_path / "sciencebook", train=8, val=1, test=8, seed=0)
     out = [str(read_only / "out")] if command[0] == "data" else ["--out", str(read_only / "out")]
     code, _, told = run(*command, *out)
     assert code == 2

@@ -15,6 +15,7 @@ from transformers import (
 
 from tiny import byte_tokenizer, llama_config
 from varifocal.tuners import MixLoraConfig, MMAConfig
+from varifocal.writing import MARK
 
 SKILLS = {"opposites": ("not {}?", "ab"), "sums": ("1 + {}?", "23"), "echoes": ("say {}", "xy")}
 LORA = {"r": 2, "lora_alpha": 4, "init_lora_weights": False}
@@ -88,6 +89,7 @@ def make_run(tmp_path, language):
             "data": {"train": [book], "max_length": 160},
         }
         root.mkdir()
+        (root / MARK).touch()
         (root / "recipe.yaml").write_text(yaml.safe_dump(page))
         if kind:
             torch.manual_seed(1)

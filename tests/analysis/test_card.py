@@ -196,7 +196,7 @@ def test_every_verb_that_changes_a_run_renews_its_card(make_run, tmp_path, monke
     monkeypatch.setattr("varifocal.training.train.train", lambda *_, **__: changed("train"))
     monkeypatch.setattr("varifocal.demo.run_demo", lambda *_, **__: changed("demo"))
     monkeypatch.setattr("varifocal.sweep.run_sweep", lambda *_, **__: changed("sweep"))
-    monkeypatch.setattr("varifocal.sweep.load_sweep", lambda *_: SimpleNamespace(name="s"))
+    monkeypatch.setattr("varifocal.sweep.load_sweep", lambda *_: SimpleNamespace(name="s", points=()))
     monkeypatch.setattr("varifocal.cli.tables.print_demo", lambda *_: None)
     monkeypatch.setattr("varifocal.cli.report.print_report", lambda *_: None)
     recipe = str(roots["train"] / "recipe.yaml")
@@ -208,7 +208,7 @@ def test_every_verb_that_changes_a_run_renews_its_card(make_run, tmp_path, monke
 
 
 ADAPTERS = ("lora", "mma", "mixlora")
-VERBS = {"train": ["train", "RECIPE"], "demo": ["demo"], "sweep": ["sweep", "any.yaml"]}
+VERBS = {"train": ["train", "RECIPE", "--resume"], "demo": ["demo"], "sweep": ["sweep", "any.yaml"]}
 
 
 def test_scoring_and_retention_renew_the_card_of_a_run_and_of_no_model(
