@@ -88,20 +88,40 @@ def test_overrides_reach_every_place(folder):
     assert load_recipe(folder / "recipe.yaml", {"seed": 3}).seed == 3
 
 
-def test_paths_start_at_the_recipe_or_at_root_or_at_the_user(folder, monkeypatch):
+def test_paths_start_at_the_recipe_or_at_root_wherever_they_are_written(folder, monkeypatch):
     (folder / "more").mkdir()
     (folder / "more" / "alpaca.json").write_text("[]")
     file = folder / "recipe.yaml"
     assert load_recipe(file).data.train[0].path == str(folder / "alpaca.json")
     monkeypatch.chdir(folder / "more")
     assert load_recipe(file).data.train[0].path == str(folder / "alpaca.json")
-    rooted = load_recipe(file, ["data.root=."])
+    rooted = load_recipe(file, ["data.root=more"])
     assert rooted.data.train[0].path == str(folder / "more" / "alpaca.json")
-    given_here = load_recipe(file, ["data.train[0].path=alpaca.json"])
-    assert given_here.data.train[0].path == str(folder / "more" / "alpaca.json")
-    assert given_here.data.train[1].path == str(folder / "alpaca.json")
+    given = load_recipe(file, ["data.train[0].path=more/alpaca.json"])
+    assert given.data.train[0].path == str(folder / "more" / "alpaca.json")
+    assert given.data.train[1].path == str(folder / "alpaca.json")
+    below = load_recipe(file, ["data.root=more", "data.train[0].path=../alpaca.json"])
+    assert below.data.train[0].path == str(folder / "alpaca.json")
+    shipped = load_recipe("demo", ["data.root=../more"], check_paths=False)
+    assert shipped.data.train[0].path == str(folder / "more" / "sciencebook")
     monkeypatch.setenv("HOME", str(folder))
     assert load_recipe(file, ["data.root=~/more"]).data.root == str(folder / "more")
+
+
+def test_a_path_that_is_there_from_the_current_directory_is_named(folder, monkeypatch):
+    (folder / "here").mkdir()
+    (folder / "here" / "mine.json").write_text("[]")
+    monkeypatch.chdir(folder / "here")
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(folder / "recipe.yaml", ["data.train[0].path=mine.json"])
+    assert str(caught.value) == (
+        f"data.train[0].path: no file '{folder / 'mine.json'}'; relative paths start at '{folder}' "
+        f"here, and '{folder / 'here' / 'mine.json'}' is there: give the whole path"
+    )
+    (folder / "sciencebook").mkdir()
+    monkeypatch.chdir(folder)
+    with pytest.raises(RecipeError, match=f"relative paths start at '{folder / 'here'}' here"):
+        load_recipe("demo", ["data.root=here", "data.train[0].path=sciencebook"])
 
 
 def test_model_names_are_paths_only_where_there_is_a_directory(folder, monkeypatch):

@@ -18,7 +18,8 @@ overrides one by its dotted name. The same as a schema for editors:
 [recipe.schema.json](recipe.schema.json).
 
 A relative path starts at the recipe's own folder, or at `data.root` for data; in a recipe that
-ships with Varifocal, and on the command line, it starts where you stand.
+ships with Varifocal it starts at the current directory. With `--set` it starts where it would in
+the recipe.
 """
 
 

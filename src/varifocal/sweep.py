@@ -51,7 +51,7 @@ class PointSection(Section):
 class SweepSection(Section):
     """A recipe and the points at which it is trained and scored.
 
-    Overrides are those of `--set`: a relative path in them starts at the current directory.
+    Overrides are those of `--set`: a relative path in them starts where it would in the recipe.
     """
 
     name: RunName | None = None

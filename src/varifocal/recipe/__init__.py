@@ -5,8 +5,9 @@ known one), never changed afterwards, and written back whole into the run direct
 `training` are those of `transformers.TrainingArguments`; the few of our own are marked.
 
 Paths: `~` is the home directory. A relative path in a recipe starts at the recipe's own folder, or
-at `data.root` for data sources; in a recipe that ships with Varifocal, and in an override, it
-starts at the current directory. A loaded recipe holds absolute paths only.
+at `data.root` for data sources; in a recipe that ships with Varifocal it starts at the current
+directory. In an override it starts where it would in the recipe. A loaded recipe holds absolute
+paths only.
 """
 
 from varifocal.recipe.data import DataSection, MixtureSection, SourceSection

@@ -34,7 +34,8 @@ def load_recipe(
     Args:
         source: a YAML file, the bare name of a recipe that ships with Varifocal (`demo`), the
             sections as a mapping, whose relative paths start at the current directory, or a recipe.
-        overrides: dotted keys and values, as a mapping or as texts `training.max_steps=100`.
+        overrides: dotted keys and values, as a mapping or as texts `training.max_steps=100`; their
+            relative paths start where the recipe's own do.
         check_paths: refuse data sources, files of engines and packages that are not there.
 
     Returns:
@@ -46,14 +47,15 @@ def load_recipe(
     file = None if isinstance(source, Mapping | Recipe) else find_recipe(source)
     page = _as_page(source) if file is None else read_page(file)
     for key, value in as_overrides(overrides).items():
-        put(page, key, _from_here(key, value))
+        put(page, key, value)
     # A run's own copy: what was trained is done, and has to open with any version's rules.
     context = {"is_trained": page.get("provenance") is not None}
-    recipe = _absolute(validate(Recipe, page, context), _start_of(file))
+    start = _start_of(file)
+    recipe = _absolute(validate(Recipe, page, context), start)
     if recipe.name is None and file is not None:
         recipe = recipe.model_copy(update={"name": file.stem})
     if check_paths:
-        _check_sources(recipe.data)
+        _check_sources(recipe.data, start)
         check_installed(recipe.training)
         check_engine_files(recipe.training)
     return recipe
@@ -127,17 +129,6 @@ def find_recipe(path: str | os.PathLike[str]) -> Path:
     raise RecipeError(f"no recipe '{path}'{hint or '; shipped: ' + ', '.join(shipped)}")
 
 
-def _from_here(key: str, value: Any) -> Any:
-    """Let a path on the command line start where the user stands, not at the recipe."""
-    name = key.rpartition(".")[2]
-    names = ("path", "image_folder", "root", "weights", "language_model", "vision_tower")
-    if name in ENGINE_FILES:
-        return _engine_file(Path.cwd(), value)
-    if not isinstance(value, str) or name not in names:
-        return value
-    return _join(Path.cwd(), value) if name in names[:4] else _model_name(Path.cwd(), value)
-
-
 def _absolute(recipe: Recipe, base: Path) -> Recipe:
     data, model = recipe.data, recipe.model
     start = Path(_join(base, data.root)) if data.root else base
@@ -205,9 +196,10 @@ def _model_name(base: Path, name: str) -> str:
     return _join(base, name) if is_path else name
 
 
-def _check_sources(data: DataSection) -> None:
+def _check_sources(data: DataSection, start: Path) -> None:
+    starts = (Path(data.root), start) if data.root else (start,)
     findings = [
-        _missing_path(f"data.{side}[{index}].{key}", Path(value))
+        _missing_path(f"data.{side}[{index}].{key}", Path(value), starts)
         for side in _SIDES
         for index, source in enumerate(getattr(data, side))
         for key in ("path", "image_folder")
@@ -217,7 +209,14 @@ def _check_sources(data: DataSection) -> None:
         raise RecipeError("\n".join(findings))
 
 
-def _missing_path(where: str, path: Path) -> str:
+def _missing_path(where: str, path: Path, starts: Iterable[Path]) -> str:
+    for base in starts:
+        here = Path(os.path.abspath(os.path.relpath(path, base)))
+        if here != path and here.exists():
+            return (
+                f"{where}: no file '{path}'; relative paths start at '{base}' here, and '{here}' "
+                "is there: give the whole path"
+            )
     if not path.parent.is_dir():
         return f"{where}: no file '{path}'; there is no folder '{path.parent}'"
     hint = nearest(path.name, (other.name for other in path.parent.iterdir()))
