@@ -1,7 +1,7 @@
 """Decode with a folded MMA adapter, with the same adapter as it is, and without any.
 
 One process, one engine each, and rounds that take turns, so that a busy machine slows all of them
-alike. Measured are CPU seconds of the scheduler's steps behind the prompt; nothing ends early.
+alike. Measured are CPU seconds of the scheduler's steps after the prompt; nothing ends early.
 
     python benchmarks/decode_speed.py [--model smollm2-135m-instruct] [--rounds 5] [--tokens 24]
 """

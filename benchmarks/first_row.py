@@ -4,7 +4,7 @@
 
 Writes an Alpaca-like file of so many rows, starts `varifocal train` on it three times with one step
 each (the first with an empty cache of encoded records), and prints the seconds from the command to
-the end of the first step, and the memory beside that of a file with a thousand rows. What a step
+the end of the first step, and the memory next to that of a file with a thousand rows. What a step
 takes is part of it: the model is SmolLM2-135M on the processor.
 """
 

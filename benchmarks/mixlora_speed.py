@@ -1,4 +1,4 @@
-"""What MixLoRA costs: step time, peak memory and trained parameters beside LoRA and a dense form.
+"""What MixLoRA costs: step time, peak memory and trained parameters next to LoRA and a dense form.
 
     OMP_NUM_THREADS=1 python benchmarks/mixlora_speed.py        # three to four minutes, 5 GiB
 

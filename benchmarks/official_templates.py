@@ -5,7 +5,7 @@
 FOLDER holds templates as `NAME.jinja`, for example those of TRL's `trl/chat_templates`. Of each the
 prompt's end is printed, and what is trained of one answer, of an answer with a thought, of two
 answers, and with a system message. The exit code is 1 if an answer without a thought is not trained
-behind the prompt that asks for it.
+after the prompt that asks for it.
 """
 
 from __future__ import annotations

@@ -115,7 +115,7 @@ def _random(work: Path, model: str) -> Path:
 
 
 def table(pages: dict[str, dict[str, Any]]) -> list[str]:
-    """Lay predicted and measured beside one another, in Markdown."""
+    """Lay predicted and measured next to one another, in Markdown."""
     lines = [
         "| run | peak GiB, predicted | measured | off | tokens | seconds, predicted | measured "
         "| off |",

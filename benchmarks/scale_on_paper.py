@@ -63,7 +63,7 @@ def shape_of(name: str, given: argparse.Namespace) -> Shape:
     config = base.config.get_text_config()
     parameters = [p for n, p in model.named_parameters() if ".original_module." not in n]
     samples = given.row_length / given.sample_tokens
-    pictures = samples * given.pictured
+    images = samples * given.pictured
 
     def flops(checkpointing: bool) -> float:
         formula = FlopFormula.of(base, checkpointing=checkpointing)
@@ -71,9 +71,9 @@ def shape_of(name: str, given: argparse.Namespace) -> Shape:
             tokens=given.row_length,
             pairs=round(samples * given.sample_tokens**2),
             positions=round(given.row_length * given.supervised),
-            num_pictures=round(pictures),
+            num_pictures=round(images),
         )
-        return language + pictures * (formula.pictures(1, 0) + formula.picture.tower)
+        return language + images * (formula.images(1, 0) + formula.image.tower)
 
     return Shape(
         name=name,

@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, sweep in sweeps(seeds, options.quick, with_nlvr=nlvr is not None):
         run_sweep(sweep, here / name, _tell)
         if name == "stages":
-            words_picture(here, sweep)
+            words_image(here, sweep)
         write(here, command_of("alignment", options), seeds)
     print(tables(collect(here, seeds)))
     if nlvr is None:
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def prepare(out: Path, quick: bool, nlvr: Path | None) -> None:
-    """Make the questions, the same for all seeds, and put NLVR beside them."""
+    """Make the questions, the same for all seeds, and put NLVR next to them."""
     if not (out / "sciencebook" / "problems.json").is_file():
         train, test = (QUICK_TRAIN, QUICK_TEST) if quick else (TRAIN, TEST)
         make_sciencebook(
@@ -97,7 +97,7 @@ def shortened(recipe: Recipe) -> Recipe:
     )
 
 
-def words_picture(out: Path, sweep: Sweep) -> None:
+def words_image(out: Path, sweep: Sweep) -> None:
     """Draw which visual tokens say which words, once, on the first new question of each skill."""
     if (out / "words.png").is_file():
         return
@@ -105,7 +105,7 @@ def words_picture(out: Path, sweep: Sweep) -> None:
     first: dict[str, Path] = {}
     for example in load_source(source):
         place = example.images[0].path
-        assert place is not None  # sciencebook's pictures are files
+        assert place is not None  # sciencebook's images are files
         first.setdefault(example.tags["skill"], place)
     aligned = next(point.label for point in sweep.points if point.setting == "words")
     words_of_run(out / "stages" / aligned, images=list(first.values()), out=out)

@@ -43,7 +43,7 @@ def collect(out: Path, seeds: Sequence[int]) -> dict[str, Any]:
 
 
 def stage_costs(out: Path, name: str, seeds: Sequence[int]) -> dict[str, Any]:
-    """Pictures that a stage saw, and its processor minutes, over the seeds that are done."""
+    """Images that a stage saw, and its processor minutes, over the seeds that are done."""
     costs = {
         seed: json.loads(file.read_text())
         for seed in seeds
@@ -52,12 +52,12 @@ def stage_costs(out: Path, name: str, seeds: Sequence[int]) -> dict[str, Any]:
     if not costs:
         return {}
     return {
-        "pictures": over_seeds([_pictures(out, name, seed, costs[seed]) for seed in costs]),
+        "pictures": over_seeds([_images(out, name, seed, costs[seed]) for seed in costs]),
         "minutes": over_seeds([stage_minutes(name, cost) for cost in costs.values()]),
     }
 
 
-def _pictures(out: Path, name: str, seed: int, cost: dict[str, Any]) -> float:
+def _images(out: Path, name: str, seed: int, cost: dict[str, Any]) -> float:
     if not name.startswith("words"):
         return cost["vision_lookups"]
     run = RunDirectory(out / "stages" / f"{name},seed={seed}")

@@ -1,4 +1,4 @@
-"""LaVIN's ablation on sciencebook: what pictures, adapters in the image encoder and the router add.
+"""LaVIN's ablation on sciencebook: what images, adapters in the image encoder and the router add.
 
     python -m studies.lavin runs/lavin --data DIR [--quick] [--seeds 0,1,2]
 
@@ -25,7 +25,7 @@ from varifocal.evaluation.evaluated_model import EncodedAsker
 from varifocal.evaluation.open_answers import items_of
 from varifocal.evaluation.retention import read
 from varifocal.evaluation.retention_data import gather_material
-from varifocal.evaluation.runner import Way
+from varifocal.evaluation.runner import AskOptions
 from varifocal.evaluation.runner import run as run_benchmark
 from varifocal.recipe import Recipe
 from varifocal.run import RunDirectory
@@ -164,7 +164,7 @@ class Study:
             items_of(list(load_source(recipe.data.evaluate[0]))),
             EncodedAsker(parts),
             run.evaluations,
-            way=Way(blind=parts.load_images is None, token_budget=4096),
+            way=AskOptions(blind=parts.load_images is None, token_budget=4096),
         )
         return {
             "accuracy": {one.name: one.value for one in result.measures},

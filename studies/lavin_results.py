@@ -1,4 +1,4 @@
-"""The LaVIN study's figures over seeds, the differences its ablation asks for, their picture."""
+"""The LaVIN study's figures over seeds, the differences its ablation asks for, their image."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -53,7 +53,7 @@ class Size:
     Args:
         tasks: questions of each task.
         looked_at: examples of each task for interference and for routing.
-        overrides: of every point, beside the sweep's own.
+        overrides: of every point, next to the sweep's own.
         turns: see `TURNS`.
     """
 

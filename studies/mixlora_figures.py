@@ -1,4 +1,4 @@
-"""The MixLoRA study's pictures and tables, from what `mixlora.json` holds."""
+"""The MixLoRA study's images and tables, from what `mixlora.json` holds."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -103,22 +103,22 @@ def draw_interference(interference: Mapping[str, Any], path: Path) -> None:
     figure = new_figure(1.2 + 3.1 * len(columns), 6.6)
     figure.set_layout_engine("constrained")
     rows = figure.subplots(2, len(columns), squeeze=False)
-    picture: Any = None
+    image: Any = None
     for cells, when in zip(rows, ("before", "after"), strict=True):
         for axes, name in zip(cells, columns, strict=True):
             one = interference[when].get(name)
             if one is None:
                 axes.set_axis_off()
                 continue
-            picture = _matrix(axes, one, f"{title_of(name)}, {when}")
-    figure.colorbar(picture, ax=rows, shrink=0.5, label="a step's effect, own task's = 1")
+            image = _matrix(axes, one, f"{title_of(name)}, {when}")
+    figure.colorbar(image, ax=rows, shrink=0.5, label="a step's effect, own task's = 1")
     save_figure(figure, path)
 
 
 def _matrix(axes: Any, one: Mapping[str, Any], title: str) -> Any:
     cells = mean_matrix(one["matrices"])
     share = one["negative_share"]["all"]["mean"]
-    picture = axes.imshow(cells, cmap="RdBu", vmin=-0.5, vmax=0.5)
+    image = axes.imshow(cells, cmap="RdBu", vmin=-0.5, vmax=0.5)
     for (row, column), value in np.ndenumerate(cells):
         colour = "white" if abs(value) > 0.36 else INK
         text = "" if np.isnan(value) else f"{value:.2f}"
@@ -126,7 +126,7 @@ def _matrix(axes: Any, one: Mapping[str, Any], title: str) -> Any:
     axes.set_xticks(range(len(cells)), one["tasks"], fontsize=7.5, rotation=40, ha="right")
     axes.set_yticks(range(len(cells)), one["tasks"], fontsize=7.5)
     axes.set_title(f"{title}\n{share:.0%} of pairs negative", fontsize=9, color=INK, loc="left")
-    return picture
+    return image
 
 
 def mean_matrix(matrices: Sequence[Sequence[Sequence[float | None]]]) -> Any:

@@ -87,7 +87,7 @@ def _finished(folders: Mapping[int, Path], mark: str = DONE) -> Runs:
 def scores_of(run: Path) -> dict[str, dict[str, float]]:
     """Loss of the right answer among the options in nats, and percent right, by task.
 
-    Beside them what a guess gets: `chance`, and `even_loss` where every option is as likely.
+    Next to them what a guess gets: `chance`, and `even_loss` where every option is as likely.
     """
     recipe = load_recipe(RunDirectory(run).recipe)
     by_task: dict[str, list[tuple[float, bool, int]]] = defaultdict(list)

@@ -1,7 +1,7 @@
 """The tasks of the MixLoRA study: four sciencebook skills, NLVR and Fashion-MNIST.
 
 Two ask for a word by another word (one of opposite, one of like meaning), two for different things
-in pictures of the same coloured shapes, one whether a sentence is true of such shapes, one which
+in images of the same coloured shapes, one whether a sentence is true of such shapes, one which
 article a small grey photograph shows. The last two are read from `--data` and written as tables.
 """
 
@@ -16,10 +16,10 @@ from typing import Any
 from varifocal.errors import DataError
 from varifocal.evaluation.benchmarks.registry import BENCHMARKS
 from varifocal.sciencebook import make_sciencebook
-from varifocal.writing import whole_directory
+from varifocal.writing import atomic_directory
 
 SKILLS = ("counting", "shapes", "opposites", "synonyms")
-PICTURED = ("counting", "shapes", "colors")
+IMAGED = ("counting", "shapes", "colors")
 NUM_CHOICES = 3
 
 
@@ -30,7 +30,7 @@ class Sizes:
     Args:
         train: of each task.
         test: of each task, the same ones for all seeds.
-        described: pictures with captions of each kind, for the connector.
+        described: images with captions of each kind, for the connector.
     """
 
     train: int
@@ -56,8 +56,8 @@ def make_tasks(root: Path, sizes: Sizes, data: Path | None) -> dict[str, Any]:
         train, test = len(SKILLS) * sizes.train, len(SKILLS) * sizes.test
         make_sciencebook(root / "book", train=train, val=0, test=test, seed=0, skills=SKILLS)
     if not (root / "described" / "problems.json").is_file():
-        count = len(PICTURED) * sizes.described
-        make_sciencebook(root / "described", train=count, val=0, test=0, seed=1, skills=PICTURED)
+        count = len(IMAGED) * sizes.described
+        make_sciencebook(root / "described", train=count, val=0, test=0, seed=1, skills=IMAGED)
     tables = [] if data is None else [_nlvr(root, sizes, data), _fashion(root, sizes, data)]
     book, described = (
         {"path": str(root / name), "format": "scienceqa"} for name in ("book", "described")
@@ -70,7 +70,7 @@ def make_tasks(root: Path, sizes: Sizes, data: Path | None) -> dict[str, Any]:
 
 
 def _nlvr(root: Path, sizes: Sizes, data: Path) -> dict[str, Any]:
-    """Write as many true sentences as false ones; the true ones describe their pictures."""
+    """Write as many true sentences as false ones; the true ones describe their images."""
     folder = data / "nlvr"
     if not (root / "nlvr").is_dir():
         train, test = (list(_sentences(folder / f"{name}.jsonl")) for name in ("train", "dev"))
@@ -85,7 +85,7 @@ def _nlvr(root: Path, sizes: Sizes, data: Path) -> dict[str, Any]:
 
 
 def _sentences(file: Path) -> Iterator[dict[str, Any]]:
-    """Yield each sentence once: the corpus shows it with two arrangements of one picture."""
+    """Yield each sentence once: the corpus shows it with two arrangements of one image."""
     seen: set[str] = set()
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
@@ -116,11 +116,11 @@ def _even(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _fashion(root: Path, sizes: Sizes, data: Path) -> dict[str, Any]:
-    """Write pictures with the right article and two others, drawn by the picture's number."""
+    """Write images with the right article and two others, drawn by the image's number."""
     folder = root / "fashion"
     if not folder.is_dir():
         wanted = {"train": sizes.train + sizes.described, "test": sizes.test}
-        pictures: dict[str, bytes] = {}
+        images: dict[str, bytes] = {}
         rows: dict[str, list[dict[str, Any]]] = {}
         for split, count in wanted.items():
             items = BENCHMARKS["fashion_mnist"].load(data / "fashion_mnist", split)
@@ -129,14 +129,14 @@ def _fashion(root: Path, sizes: Sizes, data: Path) -> dict[str, Any]:
                 name = f"{split}-{number}.png"
                 image = item.example.images[0].data
                 assert image is not None  # the reader makes PNGs in memory
-                pictures[name] = image
+                images[name] = image
                 rows[split].append(_article(item.example, name, number))
         captions = [
             {"image": row["image"], "caption": row["answer"]}
             for row in rows["train"][sizes.train :]
         ]
         tables = {"train": rows["train"][: sizes.train], "test": rows["test"], "captions": captions}
-        _write(folder, tables, pictures)
+        _write(folder, tables, images)
     return _sources(folder, folder)
 
 
@@ -157,11 +157,11 @@ def _article(example: Any, name: str, number: int) -> dict[str, Any]:
 
 
 def _write(
-    folder: Path, tables: dict[str, list[dict[str, Any]]], pictures: dict[str, bytes] | None = None
+    folder: Path, tables: dict[str, list[dict[str, Any]]], images: dict[str, bytes] | None = None
 ) -> None:
-    """Write tables as JSON lines, with their pictures, whole or not at all."""
-    with whole_directory(folder) as staging:
-        for name, content in (pictures or {}).items():
+    """Write tables as JSON lines, with their images, whole or not at all."""
+    with atomic_directory(folder) as staging:
+        for name, content in (images or {}).items():
             (staging / name).write_bytes(content)
         for name, rows in tables.items():
             if not rows:
@@ -170,12 +170,12 @@ def _write(
             (staging / f"{name}.jsonl").write_text(lines, encoding="utf-8")
 
 
-def _sources(tables: Path, pictures: Path) -> dict[str, dict[str, Any]]:
+def _sources(tables: Path, images: Path) -> dict[str, dict[str, Any]]:
     return {
         name: {
             "path": str(tables / f"{name}.jsonl"),
             "format": "captions" if name == "captions" else "table",
-            "image_folder": str(pictures.resolve()),
+            "image_folder": str(images.resolve()),
             "name": f"{tables.name}-{name}",
         }
         for name in ("train", "test", "captions")

@@ -1,8 +1,8 @@
-"""Does language instruction carry over to pictures? The nine shares of MLAN's mixing table.
+"""Does language instruction carry over to images? The nine shares of MLAN's mixing table.
 
     python -m studies.mlan runs/mlan --data DIR    # DIR holds scienceqa-text and nlvr
 
-A seed's connector first learns to describe pictures (stage 1). Then each share of language trains
+A seed's connector first learns to describe images (stage 1). Then each share of language trains
 on equally many rows of the trained skills (stage 2) and is scored, half way and at its end, on new
 questions of these skills and on skills that it was never asked about, in both modalities. Finished
 points are kept; after each one `mlan.json` and `mlan.png` are written again. `--quick` takes three
@@ -43,7 +43,7 @@ class Size:
     """How much is made, trained and asked.
 
     Args:
-        train: questions a trained skill; as many captions a picture skill.
+        train: questions a trained skill; as many captions an image skill.
         test: questions that are scored, a skill of each part.
         overrides: of each stage's sweep.
         shares: of language that are trained; None takes the sweep's nine.
@@ -60,7 +60,7 @@ class Size:
 ROWS = 512
 """Questions that every share trains on."""
 DESCRIBED = 15
-"""Pictures a skill that stage 1 has at least."""
+"""Images a skill that stage 1 has at least."""
 QUESTIONS_A_ROW = 3.5
 """What fits into a packed row, and so into a step: about half of them is half way."""
 QUICK = Size(
@@ -210,7 +210,7 @@ def share_of(point: Point) -> float:
     return share
 
 
-def is_told(name: str) -> bool:
+def is_counted(name: str) -> bool:
     """Tell whether a skill's descriptions say the right answer and none of the others.
 
     The paper takes a connector that describes well for granted, and asks what instructions add; so
@@ -234,7 +234,7 @@ def words(text: str) -> str:
 
 def skills() -> dict[str, list[str]]:
     """Name the skills of each part: every second one is trained, the others stay unseen."""
-    vision = [name for name, one in SKILLS.items() if one.needs == "picture" and is_told(name)]
+    vision = [name for name, one in SKILLS.items() if one.needs == "picture" and is_counted(name)]
     language = [name for name, one in SKILLS.items() if one.needs != "picture"]
     return {
         "trained-language": language[::2],
@@ -260,11 +260,11 @@ def real_sources(folder: Path, count: int) -> list[SourceSection]:
         folder: holds `scienceqa-text` and `nlvr`.
         count: of each.
     """
-    text, pictures = (str(folder / name) for name in REAL)
+    text, images = (str(folder / name) for name in REAL)
     columns = {"question": "True or false? {sentence}", "choices": "true|false", "answer": "label"}
     return [
         SourceSection(path=text, format="scienceqa", split="val", max_examples=count),
-        SourceSection(path=pictures, columns=columns, max_examples=count),
+        SourceSection(path=images, columns=columns, max_examples=count),
     ]
 
 

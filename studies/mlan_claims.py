@@ -139,7 +139,7 @@ def _saving(points: Sequence[Point], seeds: Sequence[int], suite: str, measure: 
 
 
 def _tokens_a_row(points: Sequence[Point], seeds: Sequence[int]) -> dict[str, float]:
-    """The mean length of a row with a picture and of one without, in tokens."""
+    """The mean length of a row with an image and of one without, in tokens."""
     means = {}
     for kind, share in (("vision", 0.0), ("language", 1.0)):
         runs = [_of(points, seed, share) for seed in seeds]

@@ -1,4 +1,4 @@
-"""The MLAN study's picture and table, from what `mlan.json` holds."""
+"""The MLAN study's image and table, from what `mlan.json` holds."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -152,7 +152,7 @@ def evidence(scores: Sequence[float], gold: int) -> float:
 
 
 def _cost(spent: Mapping[str, int], seconds: float) -> dict[str, float]:
-    """What a training had spent: pictures whose features were read, minutes of one core."""
+    """What a training had spent: images whose features were read, minutes of one core."""
     return {
         "tokens": spent["tokens"],
         "tokens_with_picture": spent["tokens_with_picture"],

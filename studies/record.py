@@ -40,7 +40,7 @@ def over_seeds(values: Sequence[float]) -> dict[str, Any]:
 
 
 def write_study(file: Path, command: str, seeds: Sequence[int], results: dict[str, Any]) -> None:
-    """Write a study's figures beside what they were made with."""
+    """Write a study's figures next to what they were made with."""
     page = {
         "command": command,
         "commit": _commit(),

@@ -1,14 +1,14 @@
-"""Pre-train the small ViT that Varifocal ships, `sciencebook-vit`, on sciencebook's own pictures.
+"""Pre-train the small ViT that Varifocal ships, `sciencebook-vit`, on sciencebook's own images.
 
-The pictures are drawn by the generator (no licence, no download) and so are their labels: the words
-of each picture's true description. A one-layer decoder writes the description from the patches, and
+The images are drawn by the generator (no licence, no download) and so are their labels: the words
+of each image's true description. A one-layer decoder writes the description from the patches, and
 a linear layer reads the set of its words from the CLS token; both are thrown away afterwards. Every
-picture is new, drawn as training goes, all of the training split, with a seed that no study uses.
+image is new, drawn as training goes, all of the training split, with a seed that no study uses.
 
-    python -m studies.small_vit runs/small-vit          # 1,200 steps of 32 pictures, one thread
+    python -m studies.small_vit runs/small-vit          # 1,200 steps of 32 images, one thread
 
 Writes OUT/model (config, float16 safetensors, image processor), OUT/log.jsonl and OUT/state.pt,
-from which a stopped training goes on. Letters: N pictures, P patches, L words, D width, V
+from which a stopped training goes on. Letters: N images, P patches, L words, D width, V
 vocabulary.
 """
 
@@ -30,7 +30,7 @@ from studies.command import run_study, take_out
 from varifocal.sciencebook import SKILLS, compose, draw
 
 SEED = 20_261_122
-"""Of the pictures; the studies make theirs with seeds from 0 to 9."""
+"""Of the images; the studies make theirs with seeds from 0 to 9."""
 SIDE = 224
 MEAN = STD = 0.5
 SHAPE = {
@@ -51,8 +51,8 @@ NUM_COLLECTED = 300
 PAD, START, END, UNKNOWN = range(4)
 
 
-def picture_skills() -> list[str]:
-    """Name the skills whose questions have a picture."""
+def image_skills() -> list[str]:
+    """Name the skills whose questions have an image."""
     return [name for name in SKILLS if compose(name, "train", 0, 0)[1].draw]
 
 
@@ -91,24 +91,21 @@ class Vocabulary:
         return present
 
 
-def normalised(pictures: Sequence[np.ndarray]) -> Tensor:
-    """Turn pictures [H, W, 3] of bytes into [N, 3, H, W] as the image processor does."""
-    pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+def normalised(images: Sequence[np.ndarray]) -> Tensor:
+    """Turn images [H, W, 3] of bytes into [N, 3, H, W] as the image processor does."""
+    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
     return (pixels.float() / 255 - MEAN) / STD
 
 
 def augmented(pixels: Tensor, random: torch.Generator) -> Tensor:
-    """Shift, brighten and stretch the contrast a little, each picture on its own; no mirror image.
+    """Shift, brighten and stretch the contrast a little, each image on its own; no mirror image.
 
     Left and right, and the colours, must stay what the description says.
     """
     count = len(pixels)
     shifts = torch.randint(-10, 11, (count, 2), generator=random)
     moved = torch.stack(
-        [
-            picture.roll((int(y), int(x)), (1, 2))
-            for picture, (y, x) in zip(pixels, shifts, strict=True)
-        ]
+        [image.roll((int(y), int(x)), (1, 2)) for image, (y, x) in zip(pixels, shifts, strict=True)]
     )
     contrast = 1 + 0.3 * (torch.rand(count, 1, 1, 1, generator=random) - 0.5)
     brightness = 0.2 * (torch.rand(count, 1, 1, 1, generator=random) - 0.5)
@@ -116,15 +113,15 @@ def augmented(pixels: Tensor, random: torch.Generator) -> Tensor:
 
 
 def batch_of(step: int, size: int, skills: Sequence[str]) -> tuple[Tensor, list[str]]:
-    """Draw a step's new pictures, the skills in turns: pixels [N, 3, H, W] and descriptions."""
-    pictures, captions = [], []
+    """Draw a step's new images, the skills in turns: pixels [N, 3, H, W] and descriptions."""
+    images, captions = [], []
     for place in range(step * size, (step + 1) * size):
         index, row = divmod(place, len(skills))
         record, question = compose(skills[row], "train", index, SEED)
-        pictures.append(np.asarray(draw(skills[row], "train", index, SEED, question)))
+        images.append(np.asarray(draw(skills[row], "train", index, SEED, question)))
         captions.append(record["caption"])
     random = torch.Generator().manual_seed(SEED + step)
-    return augmented(normalised(pictures), random), captions
+    return augmented(normalised(images), random), captions
 
 
 class Describer(nn.Module):
@@ -194,7 +191,7 @@ class Pretraining:
 
     def __init__(self, steps: int) -> None:
         torch.manual_seed(0)
-        self.skills = picture_skills()
+        self.skills = image_skills()
         self.vocabulary = vocabulary_of(self.skills)
         # the backward pass of bfloat16 SDPA is slow on a CPU
         self.tower = Dinov2Model(Dinov2Config(**SHAPE, attn_implementation="eager"))

@@ -1,10 +1,10 @@
-"""What a frozen image encoder's features tell of pictures it never saw, skill by skill.
+"""What a frozen image encoder's features tell of images it never saw, skill by skill.
 
-For each picture skill of sciencebook and each word that some of its descriptions have and others
+For each image skill of sciencebook and each word that some of its descriptions have and others
 lack, a ridge classifier learns on the encoder's patches, pooled to 4 x 4 cells, of new training
-pictures whether the description has the word, and is asked about pictures of the test split. The
+images whether the description has the word, and is asked about images of the test split. The
 score is the accuracy balanced between having and lacking (50 % knows nothing), averaged over the
-skill's words. Beside the shipped ViT stand the same ViT before training and EfficientNet-Lite0.
+skill's words. Next to the shipped ViT stand the same ViT before training and EfficientNet-Lite0.
 
     python -m studies.small_vit_probe runs/probe [--vit DIR] [--train 80] [--test 40]
 """
@@ -23,7 +23,7 @@ from transformers import Dinov2Config, Dinov2Model
 
 from studies.command import run_study, take_out
 from studies.record import write_study
-from studies.small_vit import SHAPE, picture_skills, words_of
+from studies.small_vit import SHAPE, image_skills, words_of
 from varifocal.errors import RunError
 from varifocal.models.connector import pool_cells
 from varifocal.models.names import locate
@@ -34,28 +34,28 @@ from varifocal.sciencebook import compose, draw
 from varifocal.writing import write_json, write_text
 
 SEED = 77
-"""Of the pictures; pre-training had another."""
+"""Of the images; pre-training had another."""
 CELLS = (4, 4)
 RIDGE = 0.01
 """Of the mean square of the features."""
 
 
-def pictures_of(skill: str, split: str, count: int) -> tuple[list[Image.Image], list[set[str]]]:
-    """Draw pictures of a skill, with the words of their descriptions."""
-    pictures, words = [], []
+def images_of(skill: str, split: str, count: int) -> tuple[list[Image.Image], list[set[str]]]:
+    """Draw images of a skill, with the words of their descriptions."""
+    pil_images, words = [], []
     for index in range(count):
         record, question = compose(skill, split, index, SEED)
-        pictures.append(draw(skill, split, index, SEED, question))
+        pil_images.append(draw(skill, split, index, SEED, question))
         words.append(set(words_of(record["caption"])))
-    return pictures, words
+    return pil_images, words
 
 
 @torch.inference_mode()
-def features(tower: VisionTower, processor: object, pictures: Sequence[Image.Image]) -> Tensor:
-    """Encode pictures: [N, cells x C], as a connector would pool them."""
+def features(tower: VisionTower, processor: object, pil_images: Sequence[Image.Image]) -> Tensor:
+    """Encode images: [N, cells x C], as a connector would pool them."""
     pooled = []
-    for start in range(0, len(pictures), 25):
-        batch = list(pictures[start : start + 25])
+    for start in range(0, len(pil_images), 25):
+        batch = list(pil_images[start : start + 25])
         pixels = processor(images=batch, return_tensors="pt")["pixel_values"]  # type: ignore[operator]
         pooled.append(pool_cells(tower(pixels), tower.grid, CELLS).flatten(1).float())
     return torch.cat(pooled)
@@ -76,7 +76,7 @@ def balanced(train: Tensor, has: Tensor, test: Tensor, test_has: Tensor) -> floa
     kernel += RIDGE * kernel.diagonal().mean() * torch.eye(len(x))
     share = has.mean()
     weights = torch.linalg.solve(kernel, (has - share) / (share * (1 - share)))
-    # the middle between what the two kinds of training pictures would score
+    # the middle between what the two kinds of training images would score
     says = z @ (x.T @ weights)
     own = x @ (x.T @ weights)
     threshold = (own[has == 1].mean() + own[has == 0].mean()) / 2
@@ -87,7 +87,7 @@ def balanced(train: Tensor, has: Tensor, test: Tensor, test_has: Tensor) -> floa
 def score(
     train: Tensor, train_words: Sequence[set[str]], test: Tensor, test_words: Sequence[set[str]]
 ) -> float | None:
-    """Average over the words that tell a skill's pictures apart; None without such a word."""
+    """Average over the words that tell a skill's images apart; None without such a word."""
     scores = []
     for word in sorted(set().union(*train_words)):
         has = torch.tensor([float(word in words) for words in train_words])
@@ -110,24 +110,24 @@ def towers(vit: str, others: Sequence[str] = ()) -> dict[str, tuple[VisionTower,
 
 
 def probe(out: Path, vit: str, train: int, test: int) -> dict[str, dict[str, float]]:
-    """Score every encoder on every picture skill that OUT has not yet: skill -> encoder -> percent.
+    """Score every encoder on every image skill that OUT has not yet: skill -> encoder -> percent.
 
     The scores are kept in OUT after each skill, so that a stopped probe goes on.
 
     Raises:
-        RunError: OUT has scores of another ViT, or of other numbers of pictures.
+        RunError: OUT has scores of another ViT, or of other numbers of images.
     """
     file = out / "scores.json"
     asked = {"vit": vit, "train": train, "test": test}
     scores = _kept(file, asked)
     encoders = towers(vit, ["efficientnet-lite0"])
-    for skill in picture_skills():
+    for skill in image_skills():
         if skill in scores:
             continue
-        pictures, words = pictures_of(skill, "train", train)
-        others, other_words = pictures_of(skill, "test", test)
+        pil_images, words = images_of(skill, "train", train)
+        others, other_words = images_of(skill, "test", test)
         for name, (tower, processor) in encoders.items():
-            own = features(tower, processor, pictures)
+            own = features(tower, processor, pil_images)
             found = score(own, words, features(tower, processor, others), other_words)
             if found is not None:
                 scores.setdefault(skill, {})[name] = round(found, 1)

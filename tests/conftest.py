@@ -80,8 +80,8 @@ def save_llava(directory, strategy="default", tower="clip", kind="Llava", templa
 
 
 @pytest.fixture(autouse=True)
-def _pictures_are_read_strictly(monkeypatch):
-    """lmms-eval, once imported, lets Pillow open half a picture in the whole process."""
+def _images_are_read_strictly(monkeypatch):
+    """lmms-eval, once imported, lets Pillow open half an image in the whole process."""
     from PIL import ImageFile
 
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", False)

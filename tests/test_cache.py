@@ -1,4 +1,4 @@
-"""What is kept to save work: shown by kind, deleted by kind and age, and nothing beside it."""
+"""What is kept to save work: shown by kind, deleted by kind and age, and nothing next to it."""
 
 import os
 import subprocess
@@ -8,7 +8,7 @@ from hashlib import sha256
 import pytest
 from typer.testing import CliRunner
 
-from varifocal.cache import Kept, cache_kinds, clear_cache, file_digest
+from varifocal.cache import CacheKind, cache_kinds, clear_cache, file_digest
 from varifocal.cli import app
 from varifocal.errors import VarifocalError
 from varifocal.staging import machine, staging_path
@@ -41,9 +41,9 @@ def ask(*words):
 
 def test_sizes_by_kind(kept):
     assert cache_kinds() == {
-        "digests": Kept(1, 64),
-        "features": Kept(2, 8000),
-        "models": Kept(1, 2),
+        "digests": CacheKind(1, 64),
+        "features": CacheKind(2, 8000),
+        "models": CacheKind(1, 2),
     }
     lines = ask().output.splitlines()
     assert [line.split() for line in lines[:2]] == [
@@ -55,7 +55,11 @@ def test_sizes_by_kind(kept):
 
 def test_one_kind_is_deleted_and_the_others_stay(kept):
     assert ask("--clear", "features").output.startswith("deleted 2 entries, 7.8 KiB")
-    assert cache_kinds() == {"digests": Kept(1, 64), "features": Kept(0, 0), "models": Kept(1, 2)}
+    assert cache_kinds() == {
+        "digests": CacheKind(1, 64),
+        "features": CacheKind(0, 0),
+        "models": CacheKind(1, 2),
+    }
     assert (kept / "mine.txt").is_file()
 
 
@@ -68,7 +72,7 @@ def test_only_what_was_not_used_since_is_deleted(kept, days, left):
 def test_a_table_that_was_read_lately_is_not_old(kept):
     file = kept / "features" / "old" / "features.bin"
     os.utime(file, (time.time(), time.time() - 40 * DAY))
-    assert clear_cache("features", 30) == Kept(0, 0)
+    assert clear_cache("features", 30) == CacheKind(0, 0)
 
 
 def test_all_spares_what_is_not_varifocals(kept):

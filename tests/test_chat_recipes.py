@@ -35,7 +35,7 @@ def read_text(name):
 
 
 def test_the_papers_files_are_read_in_their_own_layout(tmp_path):
-    """Stanford Alpaca's rows, and LLaVA-Instruct's with COCO's picture names."""
+    """Stanford Alpaca's rows, and LLaVA-Instruct's with COCO's image names."""
     alpaca = [{"instruction": "Say hi.", "input": "", "output": "Hi."}]
     (tmp_path / "alpaca_data.json").write_text(json.dumps(alpaca))
     turns = [
@@ -49,13 +49,13 @@ def test_the_papers_files_are_read_in_their_own_layout(tmp_path):
     (tmp_path / "train2017").mkdir()
     PIL.Image.new("RGB", (8, 8)).save(tmp_path / "train2017" / "000000033471.jpg")
     recipe = load_recipe("chat-7b", {"data.root": str(tmp_path)})
-    texts, pictures = (list(load_source(source)) for source in recipe.data.train)
+    texts, images = (list(load_source(source)) for source in recipe.data.train)
     assert texts[0].messages[-1].content == ("Hi.",)
-    assert len(pictures[0].messages) == 4
-    assert pictures[0].messages[0].content[-1].path.name == "000000033471.jpg"
+    assert len(images[0].messages) == 4
+    assert images[0].messages[0].content[-1].path.name == "000000033471.jpg"
 
 
-def test_the_demo_learns_text_and_pictures_together():
+def test_the_demo_learns_text_and_images_together():
     recipe = read("chat-demo")
     assert recipe.data.mixture.language_fraction == 0.5
     formats = [(source.format, source.prompt_format) for source in recipe.data.train]

@@ -29,7 +29,7 @@ VERBS = (
 
 
 @pytest.fixture
-def picture(tmp_path):
+def image(tmp_path):
     PIL.Image.new("RGB", (8, 8), "red").save(tmp_path / "red.png")
     return tmp_path / "red.png"
 
@@ -120,7 +120,7 @@ def test_the_shell_completes_verbs_recipes_and_options(run, monkeypatch, typed, 
             "data.train[0].path: no file '/nowhere/train.jsonl'; there is no folder '/nowhere'",
         ),
         (["ask", "/nowhere", "Why?"], "/nowhere is no run directory"),
-        (["ask", "/nowhere", "Why?", "--image", "/no.png"], "picture '/no.png' does not exist"),
+        (["ask", "/nowhere", "Why?", "--image", "/no.png"], "image '/no.png' does not exist"),
         (["eval", "/nowhere"], "/nowhere is no run directory"),
         (
             ["eval", "/nowhere", "--score", "luck"],
@@ -274,7 +274,7 @@ def test_a_log_file_hears_of_a_long_stage_twice_a_minute(capsys, monkeypatch):
 
 
 class Parrot:
-    """An engine that says how many turns and pictures it was shown."""
+    """An engine that says how many turns and images it was shown."""
 
     def __init__(self, model, encoder, load_images):
         self.load_images = load_images
@@ -284,7 +284,7 @@ class Parrot:
         if "bad" in messages[-1].text:
             raise DataError("that cannot be encoded")
         yield f"{len(messages)} turns, "
-        yield f"{len(shown)} pictures, at most {sampling.max_new_tokens}"
+        yield f"{len(shown)} images, at most {sampling.max_new_tokens}"
 
 
 @pytest.fixture
@@ -302,9 +302,9 @@ def parrot(monkeypatch, tmp_path):
     return parts
 
 
-def test_ask_shows_its_pictures_and_prints_the_answer(run, parrot, picture):
-    arguments = ("ask", "runs/x", "What?", "--image", picture, "--max-new-tokens", 7)
-    assert run(*arguments) == (0, "1 turns, 1 pictures, at most 7\n", "")
+def test_ask_shows_its_images_and_prints_the_answer(run, parrot, image):
+    arguments = ("ask", "runs/x", "What?", "--image", image, "--max-new-tokens", 7)
+    assert run(*arguments) == (0, "1 turns, 1 images, at most 7\n", "")
 
 
 @pytest.mark.parametrize("verb", [("ask", "runs/x", "What?"), ("chat", "runs/x")])
@@ -344,16 +344,16 @@ def test_chat_lists_its_commands(run, parrot, monkeypatch):
     assert [line.split()[0] for line in listed] == ["/image", "/base", "/new", "/help", "/quit"]
 
 
-def test_a_model_without_eyes_refuses_a_picture(run, parrot, picture):
+def test_a_model_without_eyes_refuses_a_image(run, parrot, image):
     parrot.load_images = None
-    code, _, err = run("ask", "runs/x", "What?", "--image", picture)
+    code, _, err = run("ask", "runs/x", "What?", "--image", image)
     assert (code, err) == (
         2,
-        "error: this run's model has no vision tower; it cannot see a picture\n",
+        "error: this run's model has no vision tower; it cannot see an image\n",
     )
 
 
-def test_chat_remembers_turns_and_outlives_mistakes(run, parrot, picture, monkeypatch):
+def test_chat_remembers_turns_and_outlives_mistakes(run, parrot, image, monkeypatch):
     typed = iter(
         [
             "Hello",
@@ -361,7 +361,7 @@ def test_chat_remembers_turns_and_outlives_mistakes(run, parrot, picture, monkey
             "/imge x",
             "/image /no.png",
             "this is bad",
-            f"/image {picture}",
+            f"/image {image}",
             "What?",
             "And?",
             "/new",
@@ -374,14 +374,14 @@ def test_chat_remembers_turns_and_outlives_mistakes(run, parrot, picture, monkey
     code, out, err = run("chat", "runs/x")
     assert code == 0
     assert [line.removesuffix(", at most 256") for line in out.splitlines() if "turns" in line] == [
-        "1 turns, 0 pictures",
-        "3 turns, 1 pictures",
-        "5 turns, 0 pictures",
-        "1 turns, 0 pictures",
+        "1 turns, 0 images",
+        "3 turns, 1 images",
+        "5 turns, 0 images",
+        "1 turns, 0 images",
     ]
     assert err.splitlines() == [
         "error: no command /imge; did you mean '/image'?",
-        "error: picture '/no.png' does not exist",
+        "error: image '/no.png' does not exist",
         "error: that cannot be encoded",
     ]
     assert next(typed) == "not reached"

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from PIL import Image as Pictures
+from PIL import Image as Images
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -67,7 +67,7 @@ GOOD = [
 @pytest.fixture
 def recipe(tmp_path):
     """Write records and a recipe that names them; returns the recipe's file."""
-    Pictures.new("RGB", (8, 6), "red").save(tmp_path / "red.png")
+    Images.new("RGB", (8, 6), "red").save(tmp_path / "red.png")
 
     def make(records, **data):
         lines = [each if isinstance(each, str) else json.dumps(each) for each in records]
@@ -158,8 +158,8 @@ def test_files_are_written_where_asked(run, recipe, tmp_path):
     assert (found["usable"], found["findings"]) == (True, [])
     assert found["sources"][0]["image_tokens"] == {"0": 1, "3": 1}
     for name in ("token_lengths.png", "image_tokens.png"):
-        with Pictures.open(tmp_path / "plots" / name) as picture:
-            assert picture.size[0] > 500
+        with Images.open(tmp_path / "plots" / name) as pil_image:
+            assert pil_image.size[0] > 500
         assert str(tmp_path / "plots" / name) in out
 
 

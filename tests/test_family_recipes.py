@@ -11,7 +11,7 @@ from varifocal.cli import app
 from varifocal.errors import ModelError, RecipeError
 from varifocal.models.families.qwen_vl import cell_side
 from varifocal.models.families.smolvlm import tokens_per_image
-from varifocal.models.load import sees
+from varifocal.models.load import is_vision_language
 from varifocal.models.published import PUBLISHED
 from varifocal.planning.devices import GPUS
 from varifocal.planning.estimate import estimate
@@ -81,7 +81,7 @@ def head(name):
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_a_published_config_has_the_models_parameters(name):
     config = PUBLISHED[name].config()
-    kind = AutoModelForImageTextToText if sees(config, name) else AutoModelForCausalLM
+    kind = AutoModelForImageTextToText if is_vision_language(config, name) else AutoModelForCausalLM
     with torch.device("meta"):
         model = kind.from_config(config)
     assert sum(each.numel() for each in model.parameters()) == PARAMETERS[name]
@@ -134,12 +134,12 @@ def test_a_qwen_vl_trains_by_formula(name):
     assert planned["trained_parameters_by_part"] == {"language_model": lora(*QWEN_VLS[name])}
     assert planned["frozen_parameters"] == PARAMETERS[name]
     assert ["#", name, f"{planned['trained_parameters']:,}"] in head("qwen-vl-lora")
-    assert (recipe.model.picture_side // cell_side(PUBLISHED[name].config())) ** 2 == 256
+    assert (recipe.model.image_side // cell_side(PUBLISHED[name].config())) ** 2 == 256
 
 
 @pytest.mark.parametrize("name", SMOLVLMS)
 def test_a_smolvlm_trains_by_formula(name):
-    recipe = read("qwen-vl-lora", name, **{"model.picture_side": 512})
+    recipe = read("qwen-vl-lora", name, **{"model.image_side": 512})
     planned = count_parameters(recipe)
     width, *_ = SMOLVLMS[name]
     assert planned["trained_parameters_by_part"] == {
@@ -182,8 +182,8 @@ def test_every_recipe_is_planned_for_a_card(name, model):
 
 
 def test_a_qwen_vl_without_a_side_says_what_to_set():
-    with pytest.raises(ModelError, match=r"set model\.picture_side, 448 for example"):
-        estimate(read("qwen-vl-lora", **{"model.picture_side": None}), GPUS["rtx3090"])
+    with pytest.raises(ModelError, match=r"set model\.image_side, 448 for example"):
+        estimate(read("qwen-vl-lora", **{"model.image_side": None}), GPUS["rtx3090"])
 
 
 def run(*words):
@@ -227,7 +227,7 @@ def test_a_projector_as_llavas_can_take_the_connectors_place():
     assert count_parameters(recipe)["trained_parameters"] == 20_979_712
 
 
-def test_a_row_too_short_for_a_picture_is_planned_as_text():
+def test_a_row_too_short_for_a_image_is_planned_as_text():
     recipe = read("mlan-stage2-llama2-7b-lora", **{"data.max_length": 512})
     planned = estimate(recipe, GPUS["a6000"], quick=True)
     assert planned.tokens == 80_000 * 512

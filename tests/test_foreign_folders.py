@@ -18,11 +18,11 @@ from varifocal.run import RunDirectory
 from varifocal.staging import machine, staging_path, sweep_abandoned
 from varifocal.stopping import sigterm_interrupts
 from varifocal.writing import (
+    atomic_directory,
+    atomic_file,
     check_folder,
     claim_folder,
     unwritable_is_an_error,
-    whole_directory,
-    whole_file,
     write_text,
 )
 
@@ -203,7 +203,7 @@ def test_files_follow_the_umask(tmp_path, umask):
     before = os.umask(umask)
     try:
         write_text(tmp_path / "a", "a")
-        with whole_directory(tmp_path / "adapter") as staging:
+        with atomic_directory(tmp_path / "adapter") as staging:
             (staging / "weights").touch(mode=0o600)
             (staging / "deep").mkdir(mode=0o700)
             (staging / "deep" / "more").touch()
@@ -224,7 +224,7 @@ def test_a_place_that_may_not_be_written_is_named(tmp_path, number, monkeypatch)
     with pytest.raises(RunError, match=told), unwritable_is_an_error(tmp_path / "run"):
         refuse()
     monkeypatch.setattr("pathlib.Path.mkdir", refuse)
-    with pytest.raises(RunError, match="cannot be written"), whole_file(tmp_path / "run" / "x"):
+    with pytest.raises(RunError, match="cannot be written"), atomic_file(tmp_path / "run" / "x"):
         pass
     monkeypatch.setenv("VARIFOCAL_CACHE", str(tmp_path / "run"))
     told = "set VARIFOCAL_CACHE to a folder that you may write"
@@ -255,7 +255,7 @@ import varifocal.sciencebook.write as write
 def wait(*args, **kwargs):
     print("in the stage", flush=True)
     time.sleep(60)
-write._write_pictures = wait
+write._write_images = wait
 sys.argv = ["varifocal", *{MAKE}, sys.argv[1]]
 verbs.main()
 """

@@ -72,11 +72,11 @@ def on_gpu(run, verbs):
 
 
 def verbs_of(run, recipe_file, book):
-    picture = book / "images" / "train" / "0" / "image.png"
+    image = book / "images" / "train" / "0" / "image.png"
     return [
         ("train", recipe_file, "--out", run),
         ("eval", run, "--data", book, "--split", "train", "--score", "both"),
-        ("ask", run, "Which colour?", "--image", picture, "--max-new-tokens", "4"),
+        ("ask", run, "Which colour?", "--image", image, "--max-new-tokens", "4"),
         ("analyze", "interference", run, "--examples", "2"),
         ("analyze", "routing", run),
     ]

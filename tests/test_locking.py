@@ -20,7 +20,7 @@ from varifocal.staging import staging_path
 from varifocal.stopping import Terminated
 from varifocal.training.launch import Launch, run_launch
 from varifocal.training.slurm import TrainingJob
-from varifocal.writing import unwritable_is_an_error, whole_directory, write_json
+from varifocal.writing import atomic_directory, unwritable_is_an_error, write_json
 
 
 @pytest.fixture
@@ -93,9 +93,9 @@ def test_a_launch_and_a_job_know_a_run_that_is_written(tmp_path):
 
 
 def test_two_writers_of_one_folder_do_not_sweep_one_another(tmp_path):
-    with whole_directory(tmp_path / "out") as first:
+    with atomic_directory(tmp_path / "out") as first:
         (first / "first").touch()
-        with whole_directory(tmp_path / "out") as second:
+        with atomic_directory(tmp_path / "out") as second:
             (second / "second").touch()
         assert first.is_dir()
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["first"]
@@ -104,7 +104,7 @@ def test_two_writers_of_one_folder_do_not_sweep_one_another(tmp_path):
 
 def test_what_stood_there_stays_when_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
     target = tmp_path / "out"
-    with whole_directory(target) as staging:
+    with atomic_directory(target) as staging:
         (staging / "old").touch()
     replace, calls = os.replace, []
 
@@ -115,7 +115,7 @@ def test_what_stood_there_stays_when_the_new_one_cannot_take_its_place(tmp_path,
         replace(source, place)
 
     monkeypatch.setattr(os, "replace", refuse)
-    with pytest.raises(RunError, match="cannot be written"), whole_directory(target):
+    with pytest.raises(RunError, match="cannot be written"), atomic_directory(target):
         pass
     assert [path.name for path in target.iterdir()] == ["old"]
 
@@ -178,14 +178,14 @@ def test_sigterm_ends_a_chat_and_not_only_an_answer(run, monkeypatch):
         def __init__(self, *args):
             pass
 
-        def show(self, pictures):
+        def show(self, images):
             pass
 
         def obey(self, line):
             raise Terminated
 
     monkeypatch.setattr("varifocal.cli.checks.check_run", lambda run: None)
-    monkeypatch.setattr("varifocal.cli.chat.Talk", Ended)
+    monkeypatch.setattr("varifocal.cli.chat.Conversation", Ended)
     monkeypatch.setattr("varifocal.cli.chat.typed_lines", lambda: iter(["one", "two"]))
     code, _, told = run("chat", "anything")
     assert (code, told) == (130, "stopped\n")

@@ -1,4 +1,4 @@
-"""The run directory: whole files or none, and what a kill or a full disk leaves behind."""
+"""The run directory: whole files or none, and what a kill or a full disk leaves after."""
 
 import errno
 import json
@@ -13,7 +13,7 @@ from varifocal.errors import RunError
 from varifocal.run import RunDirectory, fingerprint_files
 from varifocal.staging import machine, process_staging_path, staging_path, sweep_abandoned
 from varifocal.writing import (
-    whole_directory,
+    atomic_directory,
     write_json,
     write_text,
 )
@@ -143,7 +143,7 @@ def test_a_file_keeps_its_content_when_writing_fails(tmp_path, monkeypatch):
 def test_a_directory_takes_the_place_of_the_old_one(tmp_path):
     target = tmp_path / "adapter"
     for content in ("first", "second"):
-        with whole_directory(target) as staging:
+        with atomic_directory(target) as staging:
             assert staging.parent == tmp_path
             (staging / content).write_text(content)
             assert content not in [path.name for path in target.glob("*")]
@@ -162,7 +162,7 @@ def test_what_a_killed_writer_left_goes_with_the_next_one(tmp_path):
     strangers = tmp_path / ".checkpoint-6.original"
     for left in (six, other, living, part, elsewhere, strangers):
         left.mkdir()
-    with whole_directory(tmp_path / "checkpoint-6") as staging:
+    with atomic_directory(tmp_path / "checkpoint-6") as staging:
         (staging / "new").write_text("new")
         assert six.is_dir()
     assert tree(tmp_path) == {
@@ -181,12 +181,12 @@ def test_what_a_killed_writer_left_goes_with_the_next_one(tmp_path):
 @pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt()])
 def test_a_directory_stays_when_the_block_fails(tmp_path, error):
     target = tmp_path / "adapter"
-    with whole_directory(target) as staging:
+    with atomic_directory(target) as staging:
         (staging / "old").write_text("old")
     before = tree(tmp_path)
 
     def fail():
-        with whole_directory(target) as staging:
+        with atomic_directory(target) as staging:
             (staging / "new").write_text("new")
             raise error
 
@@ -208,12 +208,12 @@ FULL = (
 @pytest.mark.parametrize("error", FULL, ids=["OSError", "quota", "safetensors"])
 def test_a_full_disk_is_a_sentence_and_the_former_files_stay(tmp_path, error):
     target = tmp_path / "adapter"
-    with whole_directory(target) as staging:
+    with atomic_directory(target) as staging:
         (staging / "old").write_text("old")
     before = tree(tmp_path)
 
     def save():
-        with whole_directory(target) as staging:
+        with atomic_directory(target) as staging:
             (staging / "half").write_text("ha")
             raise error
 
@@ -245,7 +245,7 @@ def test_a_full_disk_under_one_file(run, monkeypatch):
 
 def test_another_mistake_keeps_its_own_words(tmp_path):
     def fail():
-        with whole_directory(tmp_path / "adapter"):
+        with atomic_directory(tmp_path / "adapter"):
             raise PermissionError(errno.EACCES, "Permission denied", "/elsewhere/config.json")
 
     with pytest.raises(PermissionError):

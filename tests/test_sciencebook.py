@@ -1,4 +1,4 @@
-"""Sciencebook: the layout, its determinism, and questions that only the picture can answer."""
+"""Sciencebook: the layout, its determinism, and questions that only the image can answer."""
 
 import doctest
 import importlib
@@ -15,7 +15,7 @@ from varifocal import sciencebook
 from varifocal.errors import DataError, RunError
 from varifocal.sciencebook import SKILLS, chance, compose, make_sciencebook, write
 
-PICTURE = [name for name, skill in SKILLS.items() if skill.needs == "picture"]
+IMAGE = [name for name, skill in SKILLS.items() if skill.needs == "picture"]
 TEXT = [name for name, skill in SKILLS.items() if skill.needs == "text"]
 NONE = [name for name, skill in SKILLS.items() if skill.needs == "none"]
 OFFICIAL_KEYS = {
@@ -49,10 +49,10 @@ def book(tmp_path_factory):
 
 def test_there_are_enough_skills_of_every_kind():
     assert len(SKILLS) >= 18
-    assert len(PICTURE) >= 10
+    assert len(IMAGE) >= 10
     assert len(TEXT) >= 4
     assert len(NONE) >= 4
-    for names in (PICTURE, TEXT + NONE):
+    for names in (IMAGE, TEXT + NONE):
         subjects = Counter(SKILLS[name].subject for name in names)
         assert set(subjects) == {"natural science", "social science", "language science"}
     grades = {grade for skill in SKILLS.values() for grade in range(*skill.grades)}
@@ -68,16 +68,16 @@ def test_layout_is_scienceqas(book):
     for split, ids in splits.items():
         assert all(problems[name]["split"] == split for name in ids)
     for name, record in problems.items():
-        has_picture = record["image"] is not None
-        assert set(record) == OFFICIAL_KEYS | ({"caption"} if has_picture else set())
+        has_image = record["image"] is not None
+        assert set(record) == OFFICIAL_KEYS | ({"caption"} if has_image else set())
         assert 2 <= len(record["choices"]) == len(set(record["choices"])) <= 4
         assert 0 <= record["answer"] < len(record["choices"])
         assert re.fullmatch("grade([1-9]|1[0-2])", record["grade"])
         assert record["lecture"]
         assert record["solution"]
-        assert (root / "images" / record["split"] / name / "image.png").exists() == has_picture
-    with Image.open(next(root.rglob("image.png"))) as picture:
-        assert (picture.size, picture.mode) == ((224, 224), "RGB")
+        assert (root / "images" / record["split"] / name / "image.png").exists() == has_image
+    with Image.open(next(root.rglob("image.png"))) as image:
+        assert (image.size, image.mode) == ((224, 224), "RGB")
     assert summary.num_pictures == len(list(root.rglob("*.png")))
 
 
@@ -108,18 +108,18 @@ def test_same_seed_same_bytes_whatever_else_is_made(tmp_path):
     small, large = (json.loads((tmp_path / f / "problems.json").read_text()) for f in "ac")
     kept = [name for name in small if small[name]["split"] != "test"]
     assert all(small[name] == large[name] for name in kept)
-    for picture in (tmp_path / "a" / "images" / "train").rglob("*.png"):
-        twin = tmp_path / "c" / picture.relative_to(tmp_path / "a")
-        assert picture.read_bytes() == twin.read_bytes()
+    for image in (tmp_path / "a" / "images" / "train").rglob("*.png"):
+        twin = tmp_path / "c" / image.relative_to(tmp_path / "a")
+        assert image.read_bytes() == twin.read_bytes()
 
 
-def test_another_seed_makes_other_pictures(tmp_path):
+def test_another_seed_makes_other_images(tmp_path):
     for seed in (0, 1):
         make_sciencebook(
             tmp_path / str(seed), train=4, val=4, test=4, seed=seed, skills=["magnets", "colors"]
         )
-    pictures = [path.read_bytes() for path in tmp_path.rglob("*.png")]
-    assert len(set(pictures)) == len(pictures) == 24
+    images = [path.read_bytes() for path in tmp_path.rglob("*.png")]
+    assert len(set(images)) == len(images) == 24
 
 
 @pytest.mark.parametrize("name", TEXT + NONE)
@@ -146,7 +146,7 @@ def test_answer_positions_are_uniform(name):
     assert all(abs(counts[place] - expected) < bound for place in range(SKILLS[name].num_choices))
 
 
-@pytest.mark.parametrize("name", PICTURE)
+@pytest.mark.parametrize("name", IMAGE)
 def test_every_text_comes_with_every_answer(name):
     answers = defaultdict(Counter)
     for record in compose_many([name], "train", 6000 if name in ("counting", "colors") else 1500):
@@ -159,7 +159,7 @@ def test_every_text_comes_with_every_answer(name):
 
 
 class TextScorer:
-    """Naive Bayes over words, places and whole texts; it never sees a picture."""
+    """Naive Bayes over words, places and whole texts; it never sees an image."""
 
     def __init__(self, records):
         self.seen, self.right = Counter(), Counter()
@@ -199,17 +199,17 @@ class TextScorer:
         return (hits - sum(guesses)) / math.sqrt(sum(p * (1 - p) for p in guesses))
 
 
-def test_text_alone_does_not_answer_picture_questions():
+def test_text_alone_does_not_answer_image_questions():
     scorer = TextScorer(compose_many(list(SKILLS), "train", 2000))
-    assert abs(scorer.z_score(compose_many(PICTURE, "test", 1500))) < 3.5
+    assert abs(scorer.z_score(compose_many(IMAGE, "test", 1500))) < 3.5
 
 
-def test_text_alone_does_not_answer_any_picture_skill():
+def test_text_alone_does_not_answer_any_image_skill():
     scores = {
         name: TextScorer(compose_many([name], "train", 400)).z_score(
             compose_many([name], "test", 200)
         )
-        for name in PICTURE
+        for name in IMAGE
     }
     assert max(map(abs, scores.values())) < 4, scores
 
@@ -217,7 +217,7 @@ def test_text_alone_does_not_answer_any_picture_skill():
 def test_the_scorer_would_find_a_shortcut():
     def leaky(split, count):
         return [
-            {**record, "hint": record["caption"]} for record in compose_many(PICTURE, split, count)
+            {**record, "hint": record["caption"]} for record in compose_many(IMAGE, split, count)
         ]
 
     assert TextScorer(leaky("train", 2000)).z_score(leaky("test", 600)) > 8

@@ -1,4 +1,4 @@
-"""Sciencebook's pictures: caption and pixels each tell the answer, read by small plain readers."""
+"""Sciencebook's images: caption and pixels each tell the answer, read by small plain readers."""
 
 import re
 
@@ -9,7 +9,7 @@ from varifocal.sciencebook import SKILLS, compose, draw
 from varifocal.sciencebook.drawing import COLOURS, SHAPES
 from varifocal.sciencebook.skill import NUMBERS
 
-PICTURE = [name for name, skill in SKILLS.items() if skill.needs == "picture"]
+IMAGE = [name for name, skill in SKILLS.items() if skill.needs == "picture"]
 BRIGHT = ("red", "blue", "green", "yellow", "orange", "purple")
 
 
@@ -66,10 +66,10 @@ CAPTIONS = {
 
 
 class Page:
-    """A picture's pixels, and where a colour is on it."""
+    """An image's pixels, and where a colour is on it."""
 
-    def __init__(self, picture, question, caption):
-        self.pixels = np.asarray(picture, dtype=np.int32)
+    def __init__(self, image, question, caption):
+        self.pixels = np.asarray(image, dtype=np.int32)
         self.question, self.caption = question, caption
 
     def mask(self, colour, reach=50):
@@ -308,7 +308,7 @@ PIXELS = {
 """A reader a skill; shapes, colors, flags and actions are told by outline and have none."""
 
 
-@pytest.mark.parametrize("name", PICTURE)
+@pytest.mark.parametrize("name", IMAGE)
 def test_the_caption_tells_the_answer(name):
     for index in range(80):
         record, question = compose(name, "val", index, seed=1)
@@ -316,15 +316,15 @@ def test_the_caption_tells_the_answer(name):
 
 
 @pytest.mark.parametrize("name", PIXELS)
-def test_the_picture_shows_the_answer(name):
+def test_the_image_shows_the_answer(name):
     for index in range(24):
         record, question = compose(name, "test", index, seed=1)
-        picture = draw(name, "test", index, 1, question)
-        page = Page(picture, record["question"], record["caption"])
+        image = draw(name, "test", index, 1, question)
+        page = Page(image, record["question"], record["caption"])
         assert PIXELS[name](page) == question.answer, (index, record)
 
 
-@pytest.mark.parametrize("name", PICTURE)
+@pytest.mark.parametrize("name", IMAGE)
 def test_nothing_is_cut_off_at_the_edge(name):
     for index in range(16):
         record, question = compose(name, "train", index, seed=1)
@@ -335,6 +335,6 @@ def test_nothing_is_cut_off_at_the_edge(name):
             assert (plain[0] | plain[1]).mean() > 0.9, (index, record)
 
 
-def test_every_picture_skill_has_a_reader():
-    assert set(CAPTIONS) == set(PICTURE)
-    assert set(PICTURE) - set(PIXELS) == {"shapes", "colors", "flags", "actions"}
+def test_every_image_skill_has_a_reader():
+    assert set(CAPTIONS) == set(IMAGE)
+    assert set(IMAGE) - set(PIXELS) == {"shapes", "colors", "flags", "actions"}

@@ -324,7 +324,7 @@ def test_checkpoints_at_shares_of_a_run_are_scored(write, tmp_path, book):
     assert scored == [[], ["checkpoint-2", "checkpoint-4"]]
 
 
-def test_a_point_without_eyes_is_asked_without_the_pictures(write, tmp_path, book, run):
+def test_a_point_without_eyes_is_asked_without_the_images(write, tmp_path, book, run):
     blind = {"model.vision_tower": None, "model.connector": None}
     blind |= {"data.mixture.language_fraction": 1.0}
     points = [{"label": "text-only", "set": blind}, {"label": "images"}]
@@ -339,7 +339,7 @@ def test_a_point_without_eyes_is_asked_without_the_pictures(write, tmp_path, boo
     asked = ["eval", tmp_path / "out" / "text-only", "--data", book, "--split", "train"]
     code, _, err = run(*asked)
     assert code != 0
-    assert "has pictures, but the model has no vision tower; leave the pictures out with" in (
+    assert "has images, but the model has no vision tower; leave the images out with" in (
         err.replace("\n", " ")
     )
     assert run(*asked, "--blind")[0] == 0

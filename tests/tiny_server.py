@@ -42,7 +42,7 @@ def seeing_engine(tokenizer, **options) -> Engine:
 
 
 def load_images(images) -> dict[str, torch.Tensor]:
-    """Pictures as 8 x 8 pixels, as they are."""
+    """Images as 8 x 8 pixels, as they are."""
     pixels = [np.asarray(image.open().resize((8, 8)), np.float64) / 255 for image in images]
     return {"pixel_values": torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)}
 

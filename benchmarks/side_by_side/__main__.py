@@ -1,11 +1,11 @@
-"""Varifocal beside the paper's loop and beside transformers' Trainer with PEFT.
+"""Varifocal next to the paper's loop and next to transformers' Trainer with PEFT.
 
     python -m benchmarks.side_by_side                   # `make bench`; ten minutes alone, 12 GiB
     python -m benchmarks.side_by_side --rounds 30 --losses-only      # longer curves of losses
     python -m benchmarks.side_by_side --summarise
 
 One model, one LoRA and connector to train, one number format, the same samples in every step. Each
-arm is a process of its own, all of them stand loaded beside one another, and in each round each
+arm is a process of its own, all of them stand loaded next to one another, and in each round each
 takes one step, in turn. What is measured goes line by line to DIR/rounds.jsonl: call it again for
 more rounds. It ends with bench.json and a figure of the losses.
 """

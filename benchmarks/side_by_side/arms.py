@@ -57,8 +57,8 @@ def varifocal(recipe: Recipe, directory: Path, gate: Gate) -> None:
 def paper_loop(recipe: Recipe, directory: Path, gate: Gate) -> None:
     """(b) LaVIN's loop: every row padded to 512, all logits, the tower on every row.
 
-    As arXiv 2305.15023's public code does: a row without a picture sends a black one through the
-    tower, whose features are then dropped; there is no mask for the padding, which stands behind
+    As arXiv 2305.15023's public code does: a row without an image sends a black one through the
+    tower, whose features are then dropped; there is no mask for the padding, which stands after
     what is learned.
     """
     parts, data = _load(recipe)
@@ -87,7 +87,7 @@ def paper_loop(recipe: Recipe, directory: Path, gate: Gate) -> None:
 
 
 def _padded(parts: Assembly, samples: Sequence[Encoded]) -> dict[str, Tensor]:
-    """Rows of 512 tokens, and a picture for each, black where there is none."""
+    """Rows of 512 tokens, and an image for each, black where there is none."""
     tokenizer = parts.encoder.tokenizer
     ids = torch.full((len(samples), PADDED), cast(int, tokenizer.pad_token_id))
     labels = torch.full_like(ids, -100)
@@ -98,8 +98,8 @@ def _padded(parts: Assembly, samples: Sequence[Encoded]) -> dict[str, Tensor]:
         labels[number, : len(sample)] = torch.tensor(sample.labels)
         if sample.images:
             pixels[number] = _pixels(parts, sample).to(pixels.dtype)
-    sees = torch.tensor([bool(sample.images) for sample in samples])
-    return {"input_ids": ids, "labels": labels, "pixel_values": pixels, "sees": sees}
+    is_vision_language = torch.tensor([bool(sample.images) for sample in samples])
+    return {"input_ids": ids, "labels": labels, "pixel_values": pixels, "sees": is_vision_language}
 
 
 def _loss_of_all_rows(model: nn.Module, base: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
@@ -150,7 +150,7 @@ class _SameSteps(Trainer):
 
 
 class _Pad:
-    """transformers' padding of ids and labels, and the pictures through the image processor."""
+    """transformers' padding of ids and labels, and the images through the image processor."""
 
     def __init__(self, parts: Assembly) -> None:
         self.parts = parts
@@ -168,9 +168,9 @@ class _Pad:
 
 
 def _pixels(parts: Assembly, sample: Encoded) -> Tensor:
-    """A sample's pictures through the image processor, [N, 3, H, W]."""
-    pictures = [image.open() for image in sample.images]
-    return parts.processor.image_processor(images=pictures, return_tensors="pt")["pixel_values"]
+    """A sample's images through the image processor, [N, 3, H, W]."""
+    pil_images = [image.open() for image in sample.images]
+    return parts.processor.image_processor(images=pil_images, return_tensors="pt")["pixel_values"]
 
 
 def _load(recipe: Recipe) -> tuple[Assembly, TrainingData]:

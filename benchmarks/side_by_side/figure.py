@@ -15,7 +15,7 @@ def draw_losses(losses: dict[str, list[float]], file: Path) -> None:
 
     Args:
         losses: of each step, by arm.
-        file: where the picture goes.
+        file: where the image goes.
     """
     import matplotlib
 

@@ -1,9 +1,9 @@
 """What the arms learn from: made questions and answers with the lengths of real ones.
 
 The quantiles below are tokens of SmolLM2's tokenizer in its chat template, measured on the 700
-ScienceQA questions without a picture of /work/shared/data/scienceqa-text, train and val (Lu et al.
+ScienceQA questions without an image of /work/shared/data/scienceqa-text, train and val (Lu et al.
 2022; no text of it is here). Lengths are drawn between them; prompt and answer keep the rank
-correlation that was measured with them. A picture adds what its connector makes of it.
+correlation that was measured with them. An image adds what its connector makes of it.
 """
 
 import json
@@ -41,22 +41,22 @@ class Shape:
     Attributes:
         samples: how many.
         kind: `QCM-ALE`, answers with lecture and explanation as the paper trains, or `QCM-A`.
-        pictures: share of samples with a picture, 0 to 1.
+        images: share of samples with an image, 0 to 1.
         stretch: factor on all lengths.
         longest: tokens; answers are cut there.
-        visual_tokens: that a picture takes.
+        visual_tokens: that an image takes.
     """
 
     samples: int = 600
     kind: str = "QCM-ALE"
-    pictures: float = 0.5
+    images: float = 0.5
     stretch: float = 1.0
     longest: int = 512
     visual_tokens: int = 20
 
 
 def draw_lengths(shape: Shape, seed: int = 0) -> list[tuple[int, int]]:
-    """Draw tokens of prompt (without its picture) and answer of every sample."""
+    """Draw tokens of prompt (without its image) and answer of every sample."""
     share = CORRELATION[shape.kind]
     one, other = np.random.default_rng(seed).standard_normal((2, shape.samples))
     both = one, share * one + (1 - share**2) ** 0.5 * other
@@ -72,10 +72,10 @@ def draw_lengths(shape: Shape, seed: int = 0) -> list[tuple[int, int]]:
 
 
 def write_material(folder: Path, shape: Shape, seed: int = 0) -> Path:
-    """Write samples in LLaVA's format and their pictures; return the file.
+    """Write samples in LLaVA's format and their images; return the file.
 
     An answer goes from each word to a fixed next one, four times out of five: there is something
-    to learn. Every `1 / pictures`-th sample has a picture of its own, 480 x 320.
+    to learn. Every `1 / images`-th sample has an image of its own, 480 x 320.
     """
     draw = random.Random(seed)
     following = dict(zip(WORDS, draw.sample(WORDS, len(WORDS)), strict=True))
@@ -84,9 +84,9 @@ def write_material(folder: Path, shape: Shape, seed: int = 0) -> Path:
     for number, (prompt, answer) in enumerate(draw_lengths(shape, seed)):
         asked = " ".join(draw.choices(WORDS, k=max(prompt - TEMPLATE[0], 1)))
         row: dict[str, object] = {"id": str(number)}
-        if int((number + 1) * shape.pictures) > int(number * shape.pictures):
+        if int((number + 1) * shape.images) > int(number * shape.images):
             row["image"] = f"images/{number}.png"
-            _draw_picture(folder / f"images/{number}.png", draw)
+            _draw_image(folder / f"images/{number}.png", draw)
             asked = f"<image>\n{asked}"
         words = [draw.choice(WORDS)]
         while len(words) < answer - TEMPLATE[1]:
@@ -99,14 +99,14 @@ def write_material(folder: Path, shape: Shape, seed: int = 0) -> Path:
     return file
 
 
-def _draw_picture(file: Path, draw: random.Random) -> None:
+def _draw_image(file: Path, draw: random.Random) -> None:
     """A few coloured boxes."""
-    picture = Image.new("RGB", (480, 320), _colour(draw))
-    brush = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (480, 320), _colour(draw))
+    brush = ImageDraw.Draw(image)
     for _ in range(6):
         left, top = draw.randrange(400), draw.randrange(260)
         brush.rectangle((left, top, left + draw.randrange(9, 80), top + 50), fill=_colour(draw))
-    picture.save(file)
+    image.save(file)
 
 
 def _colour(draw: random.Random) -> tuple[int, int, int]:

@@ -1,6 +1,6 @@
 """What a step costs against how much there is to do: `varifocal`'s arm alone, a point a process.
 
-    python -m benchmarks.side_by_side.sweep [--points length,pictures,rank,model,samples]
+    python -m benchmarks.side_by_side.sweep [--points length,images,rank,model,samples]
 
 Each point changes one thing of the benchmark's recipe and takes two steps after one that does not
 count (layers are not compiled: a point is too short for it). `samples` looks at memory: how much
@@ -34,7 +34,7 @@ def points(chosen: list[str], directory: Path) -> dict[str, dict[str, Any]]:
         shape = Shape(**few, stretch=length / 512, longest=length)
         found[f"length={length}"] = {"shape": shape, "rows": 1024 // length}
     for share in (0.0, 0.5, 1.0):
-        found[f"pictures={share}"] = {"shape": Shape(**few, pictures=share), "rows": 2}
+        found[f"pictures={share}"] = {"shape": Shape(**few, images=share), "rows": 2}
     for rank in (2, 16, 128):
         tuner = {"rank": rank, "target_modules": SEVEN}
         found[f"rank={rank}"] = {"shape": Shape(**few), "rows": 2, "tuner": tuner}
@@ -42,7 +42,7 @@ def points(chosen: list[str], directory: Path) -> dict[str, dict[str, Any]]:
         model = {"language_model": str(directory / name)}
         found[f"model={name}"] = {"shape": Shape(**few), "rows": 2, "model": model}
     for samples in (1_000, 10_000, 100_000):
-        shape = Shape(samples=samples, kind="QCM-A", pictures=0.0, longest=256)
+        shape = Shape(samples=samples, kind="QCM-A", images=0.0, longest=256)
         found[f"samples={samples}"] = {"shape": shape, "rows": 1}
     return {name: given for name, given in found.items() if name.split("=")[0] in chosen}
 

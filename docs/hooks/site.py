@@ -1,4 +1,4 @@
-"""What the site has beside the files in docs/: its home page, the generated reference, folders.
+"""What the site has next to the files in docs/: its home page, the generated reference, folders.
 
 Nothing here is written into the tree: mkdocs takes the pages from memory.
 """

@@ -1,4 +1,4 @@
-"""From a recipe, or a run directory, to a model with its encoder and its pictures' way in.
+"""From a recipe, or a run directory, to a model with its encoder and its images' way in.
 
 The layer between the parts (models, data, tuners) and what is done with them (training,
 evaluation, serving): each of those is handed built parts and knows none of this.
@@ -25,7 +25,7 @@ from varifocal.models import GraftedProcessor, distributed, load_model
 from varifocal.models.decoding import add_stop_ids
 from varifocal.models.families.base import family_of, family_with_side
 from varifocal.models.features import FeatureStore
-from varifocal.models.load import check_image_side, image_tokens, load_processor, sees
+from varifocal.models.load import check_image_side, image_tokens, is_vision_language, load_processor
 from varifocal.models.names import check_place
 from varifocal.models.processor import with_image_parts
 from varifocal.models.saved import load_adapter, load_trained_tensors, start_connector
@@ -47,7 +47,7 @@ class Assembly:
         encoder: examples -> token ids, by the recipe's data section.
         fingerprint: SHA-256 over the frozen weights' files.
         features: the table of a frozen tower's features; None where the tower is adapted.
-        load_images: pictures -> the model's image tensors; None for a model without eyes.
+        load_images: images -> the model's image tensors; None for a model without eyes.
     """
 
     model: nn.Module
@@ -78,7 +78,7 @@ def assemble(recipe: Recipe, device: torch.device | None = None) -> Assembly:
         device: where the model goes; by default a GPU, where there is one.
 
     Raises:
-        ModelError: a part cannot be had, or it is a vision-language model whose pictures take
+        ModelError: a part cannot be had, or it is a vision-language model whose images take
             more or fewer tokens by their size.
     """
     check_image_side(recipe.model)
@@ -139,7 +139,7 @@ def open_run(
     trained = find_trained(run, checkpoint)
     if trained.note:
         _LOGGER.warning(trained.note)
-    run.check_whole(trained.place)
+    run.check_weights(trained.place)
     if trained.is_model:
         return recipe, assemble(_with_whole_model(recipe, trained.place))
     base = assemble(recipe)
@@ -222,7 +222,7 @@ def open_model(
 
 
 @dataclass(frozen=True)
-class Whole:
+class OpenedVlm:
     """A vision-language model of transformers that is asked as it is.
 
     Attributes:
@@ -236,7 +236,7 @@ class Whole:
     fingerprint: str | None
 
 
-def is_whole(name: str | Path) -> bool:
+def is_vlm(name: str | Path) -> bool:
     """Tell whether a name is a vision-language model that `open_model` has no encoder for.
 
     Raises:
@@ -247,12 +247,12 @@ def is_whole(name: str | Path) -> bool:
         return False
     check_place(str(name), path)
     config = read_config(str(name))
-    return sees(config, str(name)) and family_with_side(config, None) is None
+    return is_vision_language(config, str(name)) and family_with_side(config, None) is None
 
 
-def open_whole(
+def open_vlm(
     name: str | Path, adapter: str | Path | None = None, *, dtype: str = "float32"
-) -> Whole:
+) -> OpenedVlm:
     """Open a vision-language model for use; see `open_model`.
 
     Raises:
@@ -262,7 +262,7 @@ def open_whole(
     loaded = load_model(ModelSection.model_validate(section))
     cast(Any, loaded.model).to(distributed.own_device())
     model = loaded.model if adapter is None else _with_adapter(loaded.model, Path(adapter))
-    return Whole(model, loaded.processor, loaded.fingerprint)
+    return OpenedVlm(model, loaded.processor, loaded.fingerprint)
 
 
 def _with_adapter(model: PreTrainedModel, adapter: Path) -> nn.Module:
@@ -274,15 +274,15 @@ def _with_adapter(model: PreTrainedModel, adapter: Path) -> nn.Module:
 
 def weights_fingerprint(
     name: str | Path,
-    parts: Assembly | Whole,
+    parts: Assembly | OpenedVlm,
     adapter: Path | None,
     checkpoint: int | None = None,
 ) -> str | None:
-    """Return a SHA-256, in hex, over all weights behind a name of `open_model`.
+    """Return a SHA-256, in hex, over all weights after a name of `open_model`.
 
     Args:
         name: as `open_model` was given it.
-        parts: what it, or `open_whole`, returned.
+        parts: what it, or `open_vlm`, returned.
         adapter: as it was given; a run's own is found.
         checkpoint: the step that a run was opened as of; None for the newest.
     """

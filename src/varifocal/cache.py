@@ -70,7 +70,7 @@ ALL = "all"
 
 
 @dataclass(frozen=True)
-class Kept:
+class CacheKind:
     """What is kept of one kind.
 
     Attributes:
@@ -82,12 +82,12 @@ class Kept:
     num_bytes: int
 
 
-def cache_kinds() -> dict[str, Kept]:
+def cache_kinds() -> dict[str, CacheKind]:
     """Measure what is kept by kind; a kind is a folder of the cache, `models` the rest of them."""
     return {kind: _measure(entries) for kind, entries in _entries().items()}
 
 
-def clear_cache(kind: str, older_than: float | None = None) -> Kept:
+def clear_cache(kind: str, older_than: float | None = None) -> CacheKind:
     """Delete what is kept of a kind; a run that reads it meanwhile keeps what it has open.
 
     Args:
@@ -125,10 +125,10 @@ def _files(entry: Path) -> list[Path]:
     return [file for file in entry.rglob("*") if file.is_file()] if entry.is_dir() else [entry]
 
 
-def _measure(entries: Iterable[Path]) -> Kept:
+def _measure(entries: Iterable[Path]) -> CacheKind:
     entries = list(entries)
     sizes = [file.stat().st_size for entry in entries for file in _files(entry)]
-    return Kept(len(entries), sum(sizes))
+    return CacheKind(len(entries), sum(sizes))
 
 
 def _last_used(entry: Path) -> float:

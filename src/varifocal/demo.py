@@ -21,7 +21,7 @@ from varifocal.errors import RunError
 from varifocal.evaluation.benchmarks.scienceqa import AVERAGE, choice_benchmark
 from varifocal.evaluation.evaluated_model import EncodedAsker
 from varifocal.evaluation.open_answers import items_of
-from varifocal.evaluation.runner import About, Way
+from varifocal.evaluation.runner import About, AskOptions
 from varifocal.evaluation.runner import run as run_benchmark
 from varifocal.evaluation.sources import about_run
 from varifocal.plotting import loss_curve, routing_plot
@@ -156,7 +156,7 @@ def prepare(run: RunDirectory, size: Size, tell: Progress) -> Recipe:
 def score_start(
     run: RunDirectory, recipe: Recipe, examples: Sequence[Example], tell: Progress
 ) -> dict[str, dict[str, Any]]:
-    """Score the frozen language model without pictures, and with an untrained connector."""
+    """Score the frozen language model without images, and with an untrained connector."""
     parts: Assembly | None = None
     scores = {}
     for name, blind in (("blind", True), ("start", False)):
@@ -182,7 +182,7 @@ def _score(
         items_of(examples),
         EncodedAsker(parts),
         run.evaluations,
-        way=Way(blind=blind, token_budget=4096),
+        way=AskOptions(blind=blind, token_budget=4096),
         about=about,
         progress=lambda stage, done, total, note="": tell(f"score {stage}", done, total, note),
     )
@@ -213,7 +213,7 @@ def _columns(scores: Mapping[str, Any]) -> dict[str, float]:
 def _skills(
     examples: Sequence[Example], before: Mapping[str, Any], after: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
-    """By skill: whether it needs the picture, chance, and percent right before and after."""
+    """By skill: whether it needs the image, chance, and percent right before and after."""
     titles = {skill.title: name for name, skill in SKILLS.items()}
     by_skill: dict[str, list[str]] = {}
     for example in examples:
@@ -240,7 +240,7 @@ def draw(
     examples: Sequence[Example],
     predictions: Mapping[str, Mapping[str, Any]],
 ) -> None:
-    """Draw the loss, the routing weights and six answered pictures."""
+    """Draw the loss, the routing weights and six answered images."""
     loss_curve(run.read_metrics(), run.plots / "loss.png")
     routing_plot(routing_table(parts.model), run.plots / "routing.png")
     cards = [_card(one, predictions[one.id]) for one in _one_of_each(examples)[:NUM_CARDS]]
@@ -258,7 +258,7 @@ def _one_of_each(examples: Sequence[Example]) -> list[Example]:
 
 def _card(example: Example, prediction: Mapping[str, Any]) -> Card:
     return Card(
-        picture=example.images[0].open(),
+        image=example.images[0].open(),
         question=_question(example),
         options=example.choices,
         answer=prediction["parsed"],

@@ -1,4 +1,4 @@
-"""What Varifocal says when something is wrong: one sentence that names the place and the mend.
+"""What Varifocal says when something is wrong: one sentence that names the place and the fix.
 
 Every error a user can cause is a `VarifocalError`. The command line prints its text after
 `error: ` and ends with `exit_code`, without a traceback; a library caller catches one class.
@@ -9,7 +9,7 @@ from difflib import get_close_matches
 
 
 class VarifocalError(Exception):
-    """Something the user can mend; the text is one clear sentence."""
+    """Something the user can fix; the text is one clear sentence."""
 
     exit_code = 2
     """What the command line ends with."""
@@ -20,15 +20,15 @@ class RecipeError(VarifocalError):
 
 
 class DataError(VarifocalError):
-    """A record, a picture or a data folder cannot be used; the text names file and record."""
+    """A record, an image or a data folder cannot be used; the text names file and record."""
 
 
 class PlaceholderError(DataError):
-    """A record's image placeholders and its pictures disagree."""
+    """A record's image placeholders and its images disagree."""
 
 
-class PictureError(DataError):
-    """A record's picture is missing or cannot be opened."""
+class ImageError(DataError):
+    """A record's image is missing or cannot be opened."""
 
 
 class AnswerError(DataError):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from varifocal.writing import whole_file
+from varifocal.writing import atomic_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -97,14 +97,14 @@ def routing_plot(table: Mapping[str, Any], path: Path, *, title: str = "Routing 
     lines.set_ylabel("weight of branch 0")
     lines.set_title(f"{title} (branch 1 has the rest)", loc="left", color=INK)
     lines.legend(frameon=False, fontsize=9, ncols=2, loc="upper left")
-    picture = heat.imshow(
+    image = heat.imshow(
         weights[:, :, 0].T, aspect="auto", cmap="PuOr", vmin=0.5 - reach, vmax=0.5 + reach,
         extent=(layers[0] - 0.5, layers[-1] + 0.5, 1.5, -0.5),
     )  # fmt: skip
     heat.set_yticks([0, 1], ["text", "image"])
     heat.grid(visible=False)
     heat.set_xlabel("adapted decoder layer")
-    figure.colorbar(picture, ax=[lines, heat], pad=0.02, aspect=30)
+    figure.colorbar(image, ax=[lines, heat], pad=0.02, aspect=30)
     save_figure(figure, path)
 
 
@@ -120,7 +120,7 @@ def new_figure(width: float, height: float) -> Figure:
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a PNG, whole or not at all."""
-    with whole_file(path) as staging:
+    with atomic_file(path) as staging:
         figure.savefig(staging, format="png")
 
 

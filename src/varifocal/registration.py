@@ -71,17 +71,17 @@ def check_versions() -> None:
     """Refuse a PEFT or transformers that Varifocal was not built for.
 
     Raises:
-        ModelError: names the library, its version, the range, and the command that mends it.
+        ModelError: names the library, its version, the range, and the command that fixes it.
     """
     for library, (lowest, below) in SUPPORTED.items():
         wanted = f"{library}>={lowest},<{below}"
-        mend = f"Varifocal needs {wanted}: pip install '{wanted}'"
+        fix = f"Varifocal needs {wanted}: pip install '{wanted}'"
         try:
             found = importlib.metadata.version(library)
         except importlib.metadata.PackageNotFoundError:
-            raise ModelError(f"{library} is not installed; {mend}") from None
+            raise ModelError(f"{library} is not installed; {fix}") from None
         if not Version(lowest) <= Version(found) < Version(below):
-            raise ModelError(f"{library} {found} is installed; {mend}")
+            raise ModelError(f"{library} {found} is installed; {fix}")
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):

@@ -144,12 +144,12 @@ class RunDirectory:
 
     @property
     def cost(self) -> Path:
-        """What the training took: tokens, pictures, operations, seconds; there once it is done."""
+        """What the training took: tokens, images, operations, seconds; there once it is done."""
         return self.root / "cost.json"
 
     @property
     def plan(self) -> Path:
-        """What was predicted; beside it, once the training is done, what was measured."""
+        """What was predicted; next to it, once the training is done, what was measured."""
         return self.root / "plan.json"
 
     @property
@@ -193,14 +193,14 @@ class RunDirectory:
 
     @property
     def analysis(self) -> Path:
-        """What looking into the trained parameters found: JSON and pictures."""
+        """What looking into the trained parameters found: JSON and images."""
         return self.root / "analysis"
 
     def newest_checkpoint(self) -> Path | None:
         """The checkpoint with the most steps, or None; one that is being written is not there."""
         return next(iter(self._checkpoints()), None)
 
-    def newest_whole_checkpoint(self) -> tuple[Path | None, dict[Path, str]]:
+    def newest_valid_checkpoint(self) -> tuple[Path | None, dict[Path, str]]:
         """Find the newest checkpoint whose files hold what was written, by its manifest.
 
         One without a manifest, which an older version wrote, is whole if its files open.
@@ -281,7 +281,7 @@ class RunDirectory:
         words = ["varifocal", "train", str(self.recipe), "--out", str(self.root), "--resume"]
         return shlex.join(words)
 
-    def check_whole(self, weights: Path) -> None:
+    def check_weights(self, weights: Path) -> None:
         """Refuse the run's adapter or model if its weights are not what the training wrote.
 
         Raises:

@@ -26,7 +26,7 @@ from varifocal.recipe.page import WrongKeyError, as_overrides, read_page, valida
 from varifocal.recipe.section import RunName, Section
 from varifocal.reports.runs import flat
 from varifocal.run import RunDirectory
-from varifocal.writing import claim_folder, whole_file, write_json
+from varifocal.writing import atomic_file, claim_folder, write_json
 
 if TYPE_CHECKING:
     from varifocal.reports.runs_table import Report
@@ -35,7 +35,7 @@ REPORT_FILES = ("report.md", "report.json", "report.png")
 DONE = "point.json"
 """A run's file that says its point is trained and scored."""
 
-Tell = Callable[..., None]
+Progress = Callable[..., None]
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], Field(strict=False)]
 
 
@@ -67,7 +67,7 @@ class SweepSection(Section):
     seeds: Seeds = ()
     """All points are run with the first, then with the next; by default with the recipe's own."""
     evaluate: bool = True
-    """Score every run; a model without eyes is asked without the pictures."""
+    """Score every run; a model without eyes is asked without the images."""
     checkpoints: bool = False
     """Score the checkpoints of `training.save_steps` too, into `eval/checkpoint-STEP`."""
     sources: Annotated[tuple[SourceSection, ...], Field(strict=False)] | None = None
@@ -132,7 +132,7 @@ def load_sweep(path: str | Path, overrides: Mapping[str, Any] | Iterable[str] = 
 
     Args:
         path: the sweep's YAML file.
-        overrides: of every point beside its `set`; texts `data.root=FOLDER`, or a mapping.
+        overrides: of every point next to its `set`; texts `data.root=FOLDER`, or a mapping.
 
     Raises:
         RecipeError: one sentence a line for each thing that is wrong, with its point.
@@ -247,7 +247,7 @@ def _check_labels(file: Path, labels: Sequence[str]) -> None:
             )
 
 
-def run_sweep(sweep: Sweep, out: str | Path, progress: Tell | None = None) -> Report:
+def run_sweep(sweep: Sweep, out: str | Path, progress: Progress | None = None) -> Report:
     """Train and score every point that is not done yet, then lay all of them side by side.
 
     Args:
@@ -281,7 +281,7 @@ def run_sweep(sweep: Sweep, out: str | Path, progress: Tell | None = None) -> Re
     return report
 
 
-def _do(page: SweepSection, point: Point, run: RunDirectory, tell: Tell) -> None:
+def _do(page: SweepSection, point: Point, run: RunDirectory, tell: Progress) -> None:
     """Train a point, or what is left of it, score it, and say that it is done."""
     from varifocal.training.train import train
 
@@ -309,7 +309,7 @@ def _planned(recipe: Recipe, steps: Sequence[int]) -> Callable[[int], bool]:
     return lambda step: step % every == 0
 
 
-def _score(page: SweepSection, run: RunDirectory, tell: Tell, step: int | None = None) -> None:
+def _score(page: SweepSection, run: RunDirectory, tell: Progress, step: int | None = None) -> None:
     """Score a run's end, or one of its checkpoints."""
     from varifocal.assemble import open_run
     from varifocal.evaluation.sources import about_run, evaluate_recipe
@@ -328,7 +328,7 @@ def _same_scores(run: RunDirectory, step: int) -> None:
     """Put the scores of a run's end down as those of its last checkpoint, too."""
     place = run.evaluations_at(step)
     for file in run.evaluations.glob("[!.]*.json*"):
-        with whole_file(place / file.name) as staging:
+        with atomic_file(place / file.name) as staging:
             shutil.copyfile(file, staging)
 
 

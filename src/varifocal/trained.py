@@ -58,7 +58,7 @@ def find_trained(run: RunDirectory, checkpoint: int | None = None) -> Trained:
         return Trained(run.checkpoint(checkpoint), checkpoint)
     if (end := _end(run)) is not None:
         return end
-    newest, passed_over = run.newest_whole_checkpoint()
+    newest, passed_over = run.newest_valid_checkpoint()
     if newest is None:
         raise _without_weights(run)
     step = checkpoint_step(newest)

@@ -84,7 +84,7 @@ def claim_folder(folder: Path, known: Collection[str] = (), place: str = "anothe
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a name to write a file under; it becomes `path` only when the block ends well.
 
     Raises:
@@ -107,7 +107,7 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         RunError: the disk is full, or may not be written.
     """
-    with whole_file(path) as staging:
+    with atomic_file(path) as staging:
         staging.write_text(text, encoding="utf-8", newline="\n")
 
 
@@ -117,7 +117,7 @@ def write_json(path: Path, value: object) -> None:
 
 
 @contextmanager
-def whole_directory(target: Path, noted: str | None = None) -> Iterator[Path]:
+def atomic_directory(target: Path, noted: str | None = None) -> Iterator[Path]:
     """Yield a directory to fill; it takes the place of `target` only when the block ends well.
 
     Args:
@@ -201,19 +201,19 @@ def refusal(error: Exception, path: Path) -> str | None:
     in_cache = path.is_relative_to(cache_root())
     number = error_number(error)
     if number in _FULL:
-        mend = "free some space"
+        fix = "free some space"
         if in_cache:
-            mend += " or set VARIFOCAL_CACHE to a folder on another disk,"
+            fix += " or set VARIFOCAL_CACHE to a folder on another disk,"
         return (
             f"the disk is full: {path} was not written, and what was saved before is untouched; "
-            f"{mend} and repeat the command with --resume"
+            f"{fix} and repeat the command with --resume"
         )
     place = getattr(error, "filename", None)
     elsewhere = isinstance(place, str | bytes) and not _is_near(Path(os.fsdecode(place)), path)
     if number in _REFUSED and not elsewhere:
-        mend = "set VARIFOCAL_CACHE to a folder" if in_cache else "name a place"
+        fix = "set VARIFOCAL_CACHE to a folder" if in_cache else "name a place"
         return (
-            f"{path} cannot be written ({os.strerror(number).lower()}); {mend} that you may "
+            f"{path} cannot be written ({os.strerror(number).lower()}); {fix} that you may "
             "write, or change its permissions"
         )
     return None

@@ -41,8 +41,8 @@ def test_interference_of_a_run(run, make_run, kind):
             assert one["interference"][row][row] in (pytest.approx(1), None)
     assert [page["all"]["interference"][row][row] for row in range(3)] == pytest.approx([1] * 3)
     for name in ("interference.png", "interference-layers.png"):
-        with PIL.Image.open(root / "analysis" / name) as picture:
-            assert min(picture.size) > 300
+        with PIL.Image.open(root / "analysis" / name) as image:
+            assert min(image.size) > 300
         assert str(root / "analysis" / name) in out.replace("\n", "")
     share = page["all"]["negative_share"]
     assert f"{share:.0%}" in out
@@ -85,9 +85,9 @@ def test_routing_of_a_run(run, make_run, kind, factors):
             assert set(pool) == {"usage", "load", "entropy", "overlap", "mean_overlap"}
             assert [len(row) for row in pool["usage"]] == [factors] * 3
             assert [sum(row) for row in pool["usage"]] == pytest.approx([1] * 3)
-    pictures = sorted(path.name for path in (root / "analysis").glob("*.png"))
+    images = sorted(path.name for path in (root / "analysis").glob("*.png"))
     other = "routing.png" if kind == "mma" else "routing-usage.png"
-    assert pictures == ["routing-overlap.png", other]
+    assert images == ["routing-overlap.png", other]
     assert "share least" in out
 
 

@@ -20,7 +20,7 @@ INTERVAL = {"low": 40.0, "high": 61.0}
 
 
 def give_results(root):
-    """Let a run have ended and been scored in both protocols, with pictures."""
+    """Let a run have ended and been scored in both protocols, with images."""
     (root / "training.json").write_text(
         json.dumps({"trained_parameters": {"language_model": 1234}})
     )
@@ -42,9 +42,9 @@ def give_results(root):
     measures = [{"name": "F1", "value": 70.0, **INTERVAL, "count": 9000, "unparsed": 0}]
     page = {"benchmark": "pope", "main": "F1", "measures": measures, "protocol": "yes or no | POPE"}
     (scores / "pope.json").write_text(json.dumps(page))
-    picture = root / "seen.png"
-    PIL.Image.fromarray(np.full((640, 400, 3), 200, np.uint8)).save(picture)
-    asked = {"question": "Is it <b>grey</b>?", "gold": ["yes"], "images": [str(picture)]}
+    image = root / "seen.png"
+    PIL.Image.fromarray(np.full((640, 400, 3), 200, np.uint8)).save(image)
+    asked = {"question": "Is it <b>grey</b>?", "gold": ["yes"], "images": [str(image)]}
     lines = [
         {"id": "7", **asked, "parsed": "yes", "correct": 1.0},
         {"id": "8", **asked, "parsed": None, "correct": 0.0},
@@ -138,15 +138,15 @@ def test_the_page_is_one_file(make_run, tmp_path):
     readme, page = write_card(give_results(make_run("lora")), tmp_path / "card.html")
     reader = Sources()
     reader.feed(page.read_text())
-    assert len(reader.found) == 3  # the loss, and the picture of two answers
+    assert len(reader.found) == 3  # the loss, and the image of two answers
     assert all(one.startswith("data:image/png;base64,") for one in reader.found)
     assert "b" not in reader.tags  # what a question says is no markup
     assert "Is it \\<b\\>grey" in readme.read_text()
     places = re.findall(r"!\[.*?\]\((.*?)\)", readme.read_text())
     assert len(places) == 3
     for place in places:
-        with PIL.Image.open(readme.parent / place) as picture:
-            assert max(picture.size) >= 320
+        with PIL.Image.open(readme.parent / place) as image:
+            assert max(image.size) >= 320
 
 
 def test_the_code_that_loads_it_works(make_run, capsys):
@@ -196,7 +196,9 @@ def test_every_verb_that_changes_a_run_renews_its_card(make_run, tmp_path, monke
     monkeypatch.setattr("varifocal.training.train.train", lambda *_, **__: changed("train"))
     monkeypatch.setattr("varifocal.demo.run_demo", lambda *_, **__: changed("demo"))
     monkeypatch.setattr("varifocal.sweep.run_sweep", lambda *_, **__: changed("sweep"))
-    monkeypatch.setattr("varifocal.sweep.load_sweep", lambda *_: SimpleNamespace(name="s", points=()))
+    monkeypatch.setattr(
+        "varifocal.sweep.load_sweep", lambda *_: SimpleNamespace(name="s", points=())
+    )
     monkeypatch.setattr("varifocal.cli.tables.print_demo", lambda *_: None)
     monkeypatch.setattr("varifocal.cli.report.print_report", lambda *_: None)
     recipe = str(roots["train"] / "recipe.yaml")

@@ -77,15 +77,15 @@ def test_every_text_is_escaped() -> None:
     assert not any(name.startswith("on") for _, attrs in tags.opened for name in attrs)
 
 
-def test_pictures_are_inside_and_small(tmp_path) -> None:
+def test_images_are_inside_and_small(tmp_path) -> None:
     Image.effect_noise((900, 1800), 90).save(tmp_path / "large.png")
     images = [str(tmp_path / "large.png"), str(tmp_path / "gone.png"), "third.png"]
     text = page(found(item(images=images)))
-    pictures = [attrs for tag, attrs in Tags(text).opened if tag == "img"]
-    assert [(one["width"], one["height"]) for one in pictures] == [("160", "320")]
-    assert pictures[0]["src"].startswith("data:image/jpeg;base64,")
+    shown = [attrs for tag, attrs in Tags(text).opened if tag == "img"]
+    assert [(one["width"], one["height"]) for one in shown] == [("160", "320")]
+    assert shown[0]["src"].startswith("data:image/jpeg;base64,")
     assert "gone.png&#x27; does not exist" in text
-    assert "and 1 more pictures" in text
+    assert "and 1 more images" in text
     assert len(text) < 100_000
 
 

@@ -17,9 +17,9 @@ RED, BLUE, GREY = (103, 0, 31), (5, 48, 97), (216, 220, 225)
 
 
 def pixels(path):
-    with PIL.Image.open(path) as picture:
-        assert picture.format == "PNG"
-        return np.asarray(picture.convert("RGB")).astype(int)
+    with PIL.Image.open(path) as image:
+        assert image.format == "PNG"
+        return np.asarray(image.convert("RGB")).astype(int)
 
 
 def share_of(colour, path):
@@ -60,7 +60,7 @@ def test_layers_are_drawn_one_by_one(tmp_path):
     assert not np.array_equal(pixels(tmp_path / "harm.png"), pixels(tmp_path / "help.png"))
 
 
-def test_routing_pictures_show_what_they_are_given(tmp_path):
+def test_routing_images_show_what_they_are_given(tmp_path):
     for name, value in (("same", 1.0), ("other", 0.2)):
         overlap_heatmap([[1, value], [value, 1]], TASKS, tmp_path / f"{name}.png", "Overlap")
         usage_panels(

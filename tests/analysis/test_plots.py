@@ -17,19 +17,19 @@ GREEN, RED = (0x2E, 0x7D, 0x43), (0xB9, 0x3A, 0x32)
 
 
 def pixels(path: Path) -> np.ndarray:
-    with PIL.Image.open(path) as picture:
-        assert picture.format == "PNG"
-        return np.asarray(picture.convert("RGB"))
+    with PIL.Image.open(path) as image:
+        assert image.format == "PNG"
+        return np.asarray(image.convert("RGB"))
 
 
-def share_of(colour: tuple[int, int, int], picture: np.ndarray) -> float:
-    return float((np.abs(picture.astype(int) - colour).max(-1) < 8).mean())
+def share_of(colour: tuple[int, int, int], image: np.ndarray) -> float:
+    return float((np.abs(image.astype(int) - colour).max(-1) < 8).mean())
 
 
 def card(correct: bool = True, **changes: object) -> Card:
-    picture = PIL.Image.new("RGB", (40, 40), (10, 20, 240))
+    image = PIL.Image.new("RGB", (40, 40), (10, 20, 240))
     fields = {
-        "picture": picture,
+        "picture": image,
         "question": "Will these magnets attract or repel each other? It costs $5 or $6.",
         "options": ["attract", "repel"],
         "answer": "attract",
@@ -90,7 +90,7 @@ def test_the_verdict_has_a_colour(tmp_path: Path) -> None:
 
 def test_six_cards_stand_in_two_rows(tmp_path: Path) -> None:
     long = card(question="word " * 200, options=["option " * 40] * 30, answer=None, correct=False)
-    cards = [card(), long, card(picture=None), card(options=[]), card(False), card()]
+    cards = [card(), long, card(image=None), card(options=[]), card(False), card()]
     contact_sheet(cards, tmp_path / "six.png", title="Six")
     contact_sheet([card()], tmp_path / "one.png")
     six, one = pixels(tmp_path / "six.png"), pixels(tmp_path / "one.png")

@@ -80,7 +80,7 @@ def test_two_runs_show_what_differs_what_they_took_and_what_they_scored(make):
     assert differences(report.runs) == {"tuner.rank": [4, 16]}
     assert cells(report, "state") == ("finished", "finished")
     assert cells(report, "trained parameters") == ("1,234", "1,234")
-    assert cells(report, "tokens of rows with pictures") == ("2,000", "2,000")
+    assert cells(report, "tokens of rows with images") == ("2,000", "2,000")
     assert cells(report, "TFLOP") == ("2.5", "2.5")
     assert cells(report, "minutes") == ("1.5", "1.5")
     assert cells(report, "loss") == ("1.500", "1.500")
@@ -116,7 +116,7 @@ def test_nothing_missing_or_torn_stops_a_report(make, tmp_path, damage):
     assert {path.name for path in report.write(tmp_path / "out")} >= {"report.md", "report.json"}
 
 
-def test_a_report_is_a_page_a_record_and_a_picture(make, tmp_path):
+def test_a_report_is_a_page_a_record_and_a_image(make, tmp_path):
     roots = [make(f"run{number}", rank=number + 1, accuracy=40.0 + number) for number in range(20)]
     files = compare(roots).write(tmp_path / "out")
     assert [path.name for path in files] == ["report.md", "report.json", "report.png"]

@@ -20,7 +20,7 @@ def test_usage_worked_by_hand():
     assert (alike.entropy, alike.mean_overlap) == pytest.approx((1, 1))
 
 
-def test_a_task_with_some_pictures_lies_between_the_modalities():
+def test_a_task_with_some_images_lies_between_the_modalities():
     table = torch.tensor([[1.0, 0.0], [0.2, 0.8]])
     usage = usage_of_tables({"norm": table}, [0.0, 0.25, 1.0])["norm", "branches"]
     assert torch.allclose(usage.shares[:, 0], torch.tensor([1.0, 0.8, 0.2]))

@@ -48,7 +48,7 @@ VICUNA = (
     "{{ 'ASSISTANT: ' + message['content'] + eos_token }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
-# Behind the last turn comes one more special token, which is not the end of that turn.
+# After the last turn comes one more special token, which is not the end of that turn.
 PHI = (
     "{% for message in messages %}{{ '<|' + message['role'] + '|>\n' + message['content'] }}"
     "{{ '<|im_end|>\n' }}{% endfor %}"
@@ -191,7 +191,7 @@ SPLITS = {"train": ["1", "2"], "val": ["3"], "test": []}
 
 @pytest.fixture
 def scienceqa(tmp_path):
-    """Three questions in the official layout, two with a picture."""
+    """Three questions in the official layout, two with an image."""
     from PIL import Image
 
     for split, pid in (("train", "1"), ("val", "3")):

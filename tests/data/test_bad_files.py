@@ -22,7 +22,7 @@ from varifocal.errors import DataError
 from varifocal.recipe import SourceSection
 
 
-def picture(mode="RGB", kind="PNG", **saved):
+def pil_image(mode="RGB", kind="PNG", **saved):
     buffer = io.BytesIO()
     color = {"1": 1, "P": 3, "I;16": 40_000, "F": 0.5, "LA": (9, 9)}.get(mode)
     Pillow.new(mode, (6, 4), color or (9,) * len(Pillow.new(mode, (1, 1)).getbands())).save(
@@ -41,7 +41,7 @@ def animated():
 def rotated():
     exif = Pillow.Exif()
     exif[0x0112] = 6  # lies on its side
-    return picture(kind="JPEG", exif=exif)
+    return pil_image(kind="JPEG", exif=exif)
 
 
 def png(width, height):
@@ -72,7 +72,7 @@ def talk(*turns, **more):
 
 
 def data_uri(content=None, head="data:image/png;base64,"):
-    return head + base64.b64encode(picture() if content is None else content).decode()
+    return head + base64.b64encode(pil_image() if content is None else content).decode()
 
 
 def shown(url):
@@ -135,7 +135,7 @@ BAD = {
     "a row too narrow": ("a.csv", "question,answer\na\n", {}, "line 2 has not .* 2 columns"),
     "a row too wide": ("a.csv", "question,answer\na,b,c\n", {}, "line 2 has not .* 2 columns"),
     "an open quotation mark in csv": ("a.csv", 'question,answer\n"a,b\n', {}, "line 2 is not CSV"),
-    "text behind a quotation": ("a.csv", 'question,answer\n"a"b,c\n', {}, "line 2 is not CSV"),
+    "text after a quotation": ("a.csv", 'question,answer\n"a"b,c\n', {}, "line 2 is not CSV"),
     "a column twice": ("a.csv", "question,question\na,b\n", {}, "column 'question' twice"),
     "no such ending": ("a.xlsx", b"PK", {}, "a file's name ends with"),
     "unknown columns": ("a.jsonl", [{"frage": "a", "antwort": "b"}], {}, "no known format"),
@@ -182,24 +182,24 @@ BAD = {
     ),
     "a value of numbers": ("a.jsonl", [talk(("human", 7))], {}, "a turn says 7"),
     "a video": ("a.jsonl", [talk(*PAIR, video="a.mp4")], {}, "line 1 has 'video'"),
-    "more pictures than placeholders": (
+    "more images than placeholders": (
         "a.jsonl",
         [llava(image=["p.png", "p.png"])],
         {},
-        "1 placeholders <image>, but 2 pictures",
+        "1 placeholders <image>, but 2 images",
     ),
-    "more placeholders than pictures": (
+    "more placeholders than images": (
         "a.jsonl",
         [talk(("human", "<image><image>"), ("gpt", "b"), image="p.png")],
         {},
-        "2 placeholders <image>, but 1 pictures",
+        "2 placeholders <image>, but 1 images",
     ),
-    "a picture without a placeholder": ("a.jsonl", [talk(*PAIR, image="p.png")], {}, "0 placehold"),
-    "a picture in the answer": (
+    "an image without a placeholder": ("a.jsonl", [talk(*PAIR, image="p.png")], {}, "0 placehold"),
+    "an image in the answer": (
         "a.jsonl",
         [talk(("human", "a"), ("gpt", "<image>"), image="p.png")],
         {},
-        "turn 2 is empty|picture in a turn of the assistant",
+        "turn 2 is empty|image in a turn of the assistant",
     ),
     "no task's name": ("a.jsonl", [llava()], {"format": "vision_flan"}, "no 'task_name'"),
     "an unknown part": (
@@ -235,14 +235,14 @@ BAD = {
         None,
     ),
     "one choice": ("a.jsonl", [{**Q, "choices": ["So."]}], {}, "2 to 26 choices"),
-    "a picture on the web": ("a.jsonl", [llava(image="http://a.org/b.png")], {}, "is a URL"),
+    "an image on the web": ("a.jsonl", [llava(image="http://a.org/b.png")], {}, "is a URL"),
     "a part on the web": ("a.jsonl", [shown("https://a.org/b.png")], {}, "is a URL"),
-    "a picture that is not there": ("a.jsonl", [llava(image="q.png")], {}, "no picture '.*q.png'"),
-    "a picture that is a folder": ("a.jsonl", [llava(image="folder.png")], {}, "no picture"),
-    "a picture outside": ("a.jsonl", [llava(image="../p.png")], {}, "leads out of the folder"),
-    "a picture at the root": ("a.jsonl", [llava(image="/etc/hostname")], {}, "leads out of the"),
-    "a picture's name of zeros": ("a.jsonl", [llava(image="a\0b")], {}, "no picture"),
-    "a picture's name that is a number": ("a.jsonl", [llava(image=7)], {}, "path is 7"),
+    "an image that is not there": ("a.jsonl", [llava(image="q.png")], {}, "no image '.*q.png'"),
+    "an image that is a folder": ("a.jsonl", [llava(image="folder.png")], {}, "no image"),
+    "an image outside": ("a.jsonl", [llava(image="../p.png")], {}, "leads out of the folder"),
+    "an image at the root": ("a.jsonl", [llava(image="/etc/hostname")], {}, "leads out of the"),
+    "an image's name of zeros": ("a.jsonl", [llava(image="a\0b")], {}, "no image"),
+    "an image's name that is a number": ("a.jsonl", [llava(image=7)], {}, "path is 7"),
     "image and images that say the same": ("a.jsonl", [llava(images=["p.png"])], {}, None),
     "both image and images": (
         "a.jsonl",
@@ -258,14 +258,14 @@ BAD = {
         "not base64",
     ),
     "a data uri without base64": ("a.jsonl", [shown("data:image/png,abc")], {}, "no data: URI"),
-    "an empty data uri": ("a.jsonl", [shown("data:image/png;base64,")], {}, "holds no picture"),
-    "a data uri that is no picture": ("a.jsonl", [shown(data_uri(b"abc"))], {}, "is damaged"),
+    "an empty data uri": ("a.jsonl", [shown("data:image/png;base64,")], {}, "holds no image"),
+    "a data uri that is no image": ("a.jsonl", [shown(data_uri(b"abc"))], {}, "is damaged"),
 }
 
 
 def write(folder, name, content):
     (folder / "folder.png").mkdir()
-    (folder / "p.png").write_bytes(picture())
+    (folder / "p.png").write_bytes(pil_image())
     if isinstance(content, str):
         content = content.encode()
     if not isinstance(content, bytes):
@@ -276,7 +276,7 @@ def write(folder, name, content):
 
 
 def read(section):
-    """Read every record and decode its pictures; return them, or the first sentence."""
+    """Read every record and decode its images; return them, or the first sentence."""
     examples = []
     try:
         for found in open_source(section):
@@ -312,36 +312,36 @@ def test_a_bad_file_is_right_or_a_sentence(tmp_path, name, streaming):
         assert isinstance(found, str), f"read as {found}"
         assert re.search(expected, found), found
         assert "\n" not in found
-        assert str(path) in found or "picture of " in found
+        assert str(path) in found or "image of " in found
 
 
-PICTURES = {
-    "gray": (picture("L"), (6, 4)),
-    "black and white": (picture("1"), (6, 4)),
-    "palette": (picture("P"), (6, 4)),
-    "palette with transparency": (picture("P", transparency=0), (6, 4)),
-    "gray with alpha": (picture("LA"), (6, 4)),
-    "alpha": (picture("RGBA"), (6, 4)),
-    "16 bits": (picture("I;16"), (6, 4)),
-    "cmyk": (picture("CMYK", "JPEG"), (6, 4)),
+IMAGES = {
+    "gray": (pil_image("L"), (6, 4)),
+    "black and white": (pil_image("1"), (6, 4)),
+    "palette": (pil_image("P"), (6, 4)),
+    "palette with transparency": (pil_image("P", transparency=0), (6, 4)),
+    "gray with alpha": (pil_image("LA"), (6, 4)),
+    "alpha": (pil_image("RGBA"), (6, 4)),
+    "16 bits": (pil_image("I;16"), (6, 4)),
+    "cmyk": (pil_image("CMYK", "JPEG"), (6, 4)),
     "animated": (animated(), (6, 4)),
     "on its side": (rotated(), (4, 6)),
     "zero bytes": (b"", "is empty"),
     "zeros": (b"\0" * 64, "is damaged or none of"),
-    "a text": (b"not a picture", "is damaged or none of"),
-    "half a picture": (picture()[:50], "cannot be decoded"),
+    "a text": (b"not an image", "is damaged or none of"),
+    "half an image": (pil_image()[:50], "cannot be decoded"),
     "a bomb": (png(100_000, 100_000), "is too large"),
     "a long bomb": (png(2**31 - 1, 1), "is too large"),
     "no pixels": (png(0, 0), "is damaged|cannot be decoded"),
     "an svg": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "is damaged or none of"),
-    "floating point": (picture("F", "TIFF"), "cannot be decoded"),
+    "floating point": (pil_image("F", "TIFF"), "cannot be decoded"),
     "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n", "is damaged or none of"),
 }
 
 
-@pytest.mark.parametrize("name", PICTURES)
-def test_a_bad_picture_is_right_or_a_sentence(tmp_path, name):
-    content, expected = PICTURES[name]
+@pytest.mark.parametrize("name", IMAGES)
+def test_a_bad_image_is_right_or_a_sentence(tmp_path, name):
+    content, expected = IMAGES[name]
     path = write(tmp_path, "a.jsonl", [llava()])
     (tmp_path / "p.png").write_bytes(content)
     found = read(SourceSection(path=str(path)))
@@ -414,9 +414,9 @@ rows = st.fixed_dictionaries(
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
+def pil_images(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pictures")
-    (folder / "p.png").write_bytes(picture())
+    (folder / "p.png").write_bytes(pil_image())
     return folder
 
 
@@ -436,11 +436,11 @@ quick = settings(
     answer_as=st.sampled_from(["text", "letter"]),
 )
 def test_any_row_gives_an_example_or_a_sentence_in_every_format(
-    pictures, row, columns, prompt_format, answer_as
+    pil_images, row, columns, prompt_format, answer_as
 ):
     record = Record("/data/a.jsonl", "line 3", row)
     for name, one in FORMATS.items():
-        asked = ParseOptions("/data/a.jsonl", name, pictures, columns, answer_as, prompt_format)
+        asked = ParseOptions("/data/a.jsonl", name, pil_images, columns, answer_as, prompt_format)
         one.detect(record)
         if one.wants is not None and not one.wants(row, asked):
             continue

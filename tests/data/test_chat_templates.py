@@ -1,6 +1,6 @@
 """What is trained, asked and scored with the chat templates of a dozen families.
 
-The oracle renders nothing: it writes down what a model has to write behind the generation prompt
+The oracle renders nothing: it writes down what a model has to write after the generation prompt
 of each family, and which earlier answers stand in a longer conversation as they were written.
 """
 
@@ -324,7 +324,7 @@ def test_what_is_told_is_counted_once_and_remembered(families, tmp_path):
             "writes them in another way once the conversation goes on",
             "the chat template leaves out the system message of 3 samples",
         ]
-    looks = [Looker(Encoder(tokenizer)).look_at(source.example(number)) for number in range(3)]
+    looks = [Looker(Encoder(tokenizer)).scan(source.example(number)) for number in range(3)]
     assert all(look.is_usable for look in looks)
     assert [kind for kind, _ in looks[0].findings] == ["rewritten", "lost_system"]
     assert looks[2].findings[0][1].endswith("line 3': 1 of its answers are prompt alone")

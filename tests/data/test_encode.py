@@ -38,7 +38,7 @@ texts = st.builds(lambda a, b, c: a + b + c, blanks, words, blanks).filter(
 answers = texts.filter(lambda text: text.strip())
 
 
-def picture():
+def image():
     file = io.BytesIO()
     PIL.Image.new("RGB", (2, 2)).save(file, "PNG")
     return Image(data=file.getvalue())
@@ -48,7 +48,7 @@ def talk(*texts, images=0, system=None, **fields):
     """Build a conversation; the user says the first text."""
     messages = [] if system is None else [Message("system", (system,))]
     for number, text in enumerate(texts):
-        parts = (*[picture() for _ in range(images if number == 0 else 0)], text)
+        parts = (*[image() for _ in range(images if number == 0 else 0)], text)
         messages.append(Message("assistant" if number % 2 else "user", parts))
     return Example(messages=tuple(messages), id="7", source="book.json", **fields)
 
@@ -118,7 +118,7 @@ def test_tokenizers_that_set_a_blank_in_front_are_not_fooled(spaced_tokenizers, 
     encoded = encoder_of(tokenizer).encode(example)
     written = ["".join(tokenizer.convert_ids_to_tokens(ids)) for ids in runs(encoded)]
     expected = [WRITTEN[name](answer) for answer in said(example)]
-    # Behind a special token this kind of tokenizer sets a blank of its own, asked or trained.
+    # After a special token this kind of tokenizer sets a blank of its own, asked or trained.
     assert [text.lstrip("▁").replace("▁", " ") for text in written] == [
         text.lstrip() for text in expected
     ]
@@ -341,17 +341,17 @@ def test_text_that_would_mislead_the_model_is_refused(tokenizers, example, error
     assert encoder.encode_all([example], on_bad_record="skip").skipped == [str(caught.value)]
 
 
-def test_a_picture_for_a_model_without_eyes_is_refused(tokenizers):
+def test_a_image_for_a_model_without_eyes_is_refused(tokenizers):
     blind = Encoder(tokenizers["smollm2"])
     assert tokenizers["smollm2"].decode(blind.encode(talk("a", "b")).trained_ids) == "b<|im_end|>"
-    with pytest.raises(DataError, match="has a picture, but the model has no vision tower"):
+    with pytest.raises(DataError, match="has an image, but the model has no vision tower"):
         blind.encode(talk("a", "b", images=1))
 
 
 @pytest.mark.parametrize(
     ("options", "error"),
     [
-        ({"image_token": "<picture>", "tokens_per_image": 3}, ModelError),
+        ({"image_token": "<image>", "tokens_per_image": 3}, ModelError),
         ({"image_token": IMAGE_TOKEN, "image_token_id": 3, "tokens_per_image": 3}, ModelError),
         ({"image_token": IMAGE_TOKEN}, ValueError),
         ({"overflow": "cut"}, ValueError),
@@ -413,8 +413,8 @@ def test_the_processor_makes_the_same_ids_of_the_same_conversation(tokenizers, n
 
     tokenizer = copy.deepcopy(tokenizers[name])
     side = {"height": 8, "width": 8}
-    pictures = CLIPImageProcessorPil(size={"shortest_edge": 8}, crop_size=side)
-    processor = GraftedProcessor(pictures, tokenizer, tokens_per_image=3, image_token=IMAGE_TOKEN)
+    pil_images = CLIPImageProcessorPil(size={"shortest_edge": 8}, crop_size=side)
+    processor = GraftedProcessor(pil_images, tokenizer, tokens_per_image=3, image_token=IMAGE_TOKEN)
     parts = [
         {"type": "image", "image": PIL.Image.new("RGB", (9, 9))},
         {"type": "text", "text": "Attract?"},

@@ -13,21 +13,25 @@ from varifocal.errors import DataError
 from varifocal.recipe import SourceSection
 
 
-def saved(picture, kind, **options):
+def saved(pil_image, kind, **options):
     file = io.BytesIO()
-    picture.save(file, kind, **options)
+    pil_image.save(file, kind, **options)
     return file.getvalue()
 
 
-def opened(picture, kind="PNG", **options):
-    return Image(data=saved(picture, kind, **options)).open()
+def opened(pil_image, kind="PNG", **options):
+    return Image(data=saved(pil_image, kind, **options)).open()
 
 
-def test_a_picture_from_a_file_is_read_only_when_it_is_opened(tmp_path):
+def test_a_image_from_a_file_is_read_only_when_it_is_opened(tmp_path):
     image = Image(tmp_path / "later.png")
     PIL.Image.new("RGB", (3, 2), (1, 2, 3)).save(tmp_path / "later.png")
-    picture = image.open()
-    assert (picture.mode, picture.size, picture.getpixel((0, 0))) == ("RGB", (3, 2), (1, 2, 3))
+    pil_image = image.open()
+    assert (pil_image.mode, pil_image.size, pil_image.getpixel((0, 0))) == (
+        "RGB",
+        (3, 2),
+        (1, 2, 3),
+    )
 
 
 def test_the_camera_rotation_is_applied():
@@ -35,37 +39,37 @@ def test_the_camera_rotation_is_applied():
     upright.putpixel((0, 0), (255, 0, 0))
     exif = PIL.Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees clockwise to view
-    picture = opened(upright, exif=exif)
-    assert picture.size == (2, 4)
-    assert picture.getpixel((1, 0)) == (255, 0, 0)
+    pil_image = opened(upright, exif=exif)
+    assert pil_image.size == (2, 4)
+    assert pil_image.getpixel((1, 0)) == (255, 0, 0)
 
 
 def test_transparency_is_laid_on_white():
     clear = PIL.Image.new("RGBA", (2, 1), (0, 0, 0, 0))
     clear.putpixel((1, 0), (0, 0, 0, 255))
-    picture = opened(clear)
-    assert [picture.getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), (0, 0, 0)]
+    pil_image = opened(clear)
+    assert [pil_image.getpixel((x, 0)) for x in (0, 1)] == [(255, 255, 255), (0, 0, 0)]
 
 
 @pytest.mark.parametrize("mode", ["P", "LA", "L"])
 def test_transparency_of_palettes_and_greys_is_laid_on_white(mode):
     if mode == "LA":
-        picture = opened(PIL.Image.new("LA", (1, 1), (0, 0)))
+        pil_image = opened(PIL.Image.new("LA", (1, 1), (0, 0)))
     else:
-        picture = opened(PIL.Image.new(mode, (1, 1), 0), transparency=0)
-    assert picture.getpixel((0, 0)) == (255, 255, 255)
+        pil_image = opened(PIL.Image.new(mode, (1, 1), 0), transparency=0)
+    assert pil_image.getpixel((0, 0)) == (255, 255, 255)
 
 
 def test_sixteen_bit_greys_are_scaled_not_clipped():
     values = np.array([[0, 257, 32768, 65535]], np.uint16)
-    picture = opened(PIL.Image.fromarray(values))
-    assert [picture.getpixel((x, 0))[0] for x in range(4)] == [0, 1, 128, 255]
+    pil_image = opened(PIL.Image.fromarray(values))
+    assert [pil_image.getpixel((x, 0))[0] for x in range(4)] == [0, 1, 128, 255]
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
 def test_cmyk_red_is_red(kind):
-    picture = opened(PIL.Image.new("RGB", (8, 8), (255, 0, 0)).convert("CMYK"), kind)
-    red, green, blue = picture.getpixel((4, 4))
+    pil_image = opened(PIL.Image.new("RGB", (8, 8), (255, 0, 0)).convert("CMYK"), kind)
+    red, green, blue = pil_image.getpixel((4, 4))
     assert red > 230
     assert max(green, blue) < 40
 
@@ -85,12 +89,12 @@ SAVED_AS = {
     ("kind", "mode"), [(kind, mode) for kind, modes in SAVED_AS.items() for mode in modes]
 )
 def test_every_format_and_mode_becomes_rgb(kind, mode):
-    picture = opened(PIL.Image.new(mode, (5, 3)), kind)
-    assert (picture.mode, picture.size) == ("RGB", (5, 3))
+    pil_image = opened(PIL.Image.new(mode, (5, 3)), kind)
+    assert (pil_image.mode, pil_image.size) == ("RGB", (5, 3))
 
 
 def test_half_a_file_is_refused_though_a_library_has_allowed_it(monkeypatch):
-    """lmms-eval does where it is imported; then Pillow gives a picture that ends in grey."""
+    """lmms-eval does where it is imported; then Pillow gives an image that ends in grey."""
     monkeypatch.setattr("PIL.ImageFile.LOAD_TRUNCATED_IMAGES", True)
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
     whole = saved(PIL.Image.fromarray(noise), "PNG")
@@ -109,8 +113,8 @@ def test_half_a_file_is_refused_in_every_format(kind):
 
 def test_of_an_animation_the_first_frame_is_taken():
     frames = [PIL.Image.new("RGB", (4, 4), colour) for colour in ("blue", "red")]
-    picture = opened(frames[0], "GIF", save_all=True, append_images=frames[1:])
-    assert picture.getpixel((1, 1)) == (0, 0, 255)
+    pil_image = opened(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert pil_image.getpixel((1, 1)) == (0, 0, 255)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG", "TIFF"])
@@ -121,8 +125,8 @@ def test_a_camera_is_turned_as_pillow_turns_it(kind, orientation):
     exif = PIL.Image.Exif()
     exif[0x0112] = orientation
     whole = saved(PIL.Image.fromarray(corners).resize((48, 32), 0), kind, exif=exif)
-    with PIL.Image.open(io.BytesIO(whole)) as picture:
-        expected = PIL.ImageOps.exif_transpose(picture).convert("RGB")
+    with PIL.Image.open(io.BytesIO(whole)) as pil_image:
+        expected = PIL.ImageOps.exif_transpose(pil_image).convert("RGB")
     assert (np.asarray(Image(data=whole).open()) == np.asarray(expected)).all()
 
 
@@ -138,8 +142,8 @@ DAMAGED_EXIF = [
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 def test_sound_pixels_open_in_spite_of_damaged_exif(kind, exif):
     whole = saved(PIL.Image.new("RGB", (6, 4), "white"), kind, exif=exif)
-    picture = Image(data=whole).open()
-    assert (picture.size, picture.getpixel((1, 1))) == ((6, 4), (255, 255, 255))
+    pil_image = Image(data=whole).open()
+    assert (pil_image.size, pil_image.getpixel((1, 1))) == ((6, 4), (255, 255, 255))
 
 
 @pytest.mark.parametrize("streaming", [False, True])
@@ -180,7 +184,7 @@ def corrupt(folder, case):
             "empty": b"",
             "truncated": whole[: len(whole) // 2],
             "header": whole[:20],
-            "text": b"not a picture",
+            "text": b"not an image",
             "script": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(hi) show\n",
             "flipped": whole[:60] + bytes(255 - byte for byte in whole[60:]),
         }[case]
@@ -221,7 +225,7 @@ def test_the_fingerprint_is_of_the_content(tmp_path):
 
 
 @pytest.mark.parametrize("arguments", [{}, {"path": "a.png", "data": b"x"}])
-def test_a_picture_has_exactly_one_place(arguments):
+def test_a_image_has_exactly_one_place(arguments):
     with pytest.raises(DataError, match="either a path or data"):
         Image(**arguments)
 
@@ -256,7 +260,7 @@ def test_turns_that_cannot_be_are_refused(roles):
         ({"messages": (turn("user"),), "choices": ("a", "b"), "options": ("a",)}, "1 options"),
         (
             {"messages": (turn("user"), turn("assistant", Image(data=b"x")))},
-            "a picture in a turn of the assistant",
+            "an image in a turn of the assistant",
         ),
     ],
 )

@@ -21,7 +21,7 @@ def prompt_of(example):
     return example.messages[0].text
 
 
-def test_a_question_with_a_picture_becomes_a_conversation(scienceqa):
+def test_a_question_with_a_image_becomes_a_conversation(scienceqa):
     example = load_scienceqa(scienceqa, "train")[0]
     assert example.images[0].path == scienceqa / "images" / "train" / "1" / "image.png"
     assert example.messages[0].content[0] is example.images[0]
@@ -44,7 +44,7 @@ def test_a_split_keeps_its_order_and_none_takes_all(scienceqa):
     assert load_scienceqa(scienceqa, "val")[0].tags["split"] == "val"
 
 
-def test_a_part_of_a_split_finds_its_pictures_and_doubles_nothing(scienceqa):
+def test_a_part_of_a_split_finds_its_images_and_doubles_nothing(scienceqa):
     splits = {"minitrain": ["1"], "train": ["1", "2"], "val": ["3"], "trainval": ["1", "2", "3"]}
     (scienceqa / "pid_splits.json").write_text(json.dumps(splits))
     (example,) = load_scienceqa(scienceqa, "minitrain")
@@ -80,10 +80,10 @@ def test_answers_in_each_format(scienceqa, prompt_format, answer_as, answers, op
         assert answer_of(example).startswith(example.options[example.answer_index])
 
 
-def test_captions_are_asked_of_pictures_that_have_one(scienceqa):
+def test_captions_are_asked_of_images_that_have_one(scienceqa):
     (example,) = load_scienceqa(scienceqa, prompt_format="caption")
     assert (prompt_of(example), answer_of(example)) == (
-        "Describe the picture.",
+        "Describe the image.",
         "Two magnets, N facing N.",
     )
     assert example.choices == ()
@@ -113,14 +113,14 @@ def test_captions_are_also_read_from_the_official_file(scienceqa):
         ({"question": ...}, "'question' is missing or empty"),
         ({"question": ["why"]}, r"'question' must be a text, not \['why'\]"),
         ({"hint": 3}, "'hint' must be a text, not 3"),
-        ({"image": "other.png"}, r"no picture '.*other\.png'"),
+        ({"image": "other.png"}, r"no image '.*other\.png'"),
         ({"image": "../2/image.png"}, "leads out of the folder"),
         ({"image": "/etc/hostname"}, "leads out of the folder"),
         ({"image": "https://example.org/a.png"}, "is a URL"),
-        ({"image": 5}, "the picture's path is 5"),
+        ({"image": 5}, "the image's path is 5"),
         ({"split": "../images/train"}, "cannot be the name of a folder"),
         ({"split": 4}, "'split' must be a text, not 4"),
-        ({"image": "a\0b"}, "no picture"),
+        ({"image": "a\0b"}, "no image"),
         ({"question": "half \ud83d a character"}, "half a character"),
     ],
 )
@@ -152,7 +152,7 @@ def test_an_id_that_is_listed_but_absent_is_named_or_skipped(scienceqa):
         ({"split": "val", "skills": ["nouns"]}, "no record in split 'val'"),
         (
             {"skills": ["nouns"], "prompt_format": "caption"},
-            "no record with picture and caption in any split",
+            "no record with image and caption in any split",
         ),
     ],
 )
@@ -196,7 +196,7 @@ ROWS = [
     {"id": "b", "sentence": "There is a box.", "label": False, "picture": None},
 ]
 COLUMNS = {
-    "question": "True of the picture? {sentence}",
+    "question": "True of the image? {sentence}",
     "answer": "label",
     "choices": "true|false",
     "image": "picture",
@@ -214,7 +214,7 @@ def table(scienceqa):
 def test_a_table_with_mapped_columns(table):
     first, second = load_table(table, COLUMNS)
     assert prompt_of(first) == (
-        "Question: True of the picture? There is a tower.\nOptions: (A) true (B) false"
+        "Question: True of the image? There is a tower.\nOptions: (A) true (B) false"
     )
     assert (answer_of(first), first.answer_index, first.modality) == ("true", 0, 1)
     assert (answer_of(second), second.answer_index, second.modality) == ("false", 1, 0)
@@ -250,12 +250,12 @@ def test_an_answer_is_a_choice_its_letter_or_its_index(tmp_path, answer):
     [
         ("{", r"line 2 is not JSON"),
         ("[1]", "line 2 holds a list, an object"),
-        ('{"sentence": "x", "picture": null}', "has no column 'label' for answer"),
-        ('{"sentence": "", "label": "true", "picture": null}', "column 'sentence' is empty"),
-        ('{"sentence": "x", "label": "maybe", "picture": null}', "'maybe' is none of the choices"),
-        ('{"sentence": "x", "label": {}, "picture": null}', "answer must be a text or a number"),
-        ('{"sentence": "x", "label": "true", "picture": "q.png"}', "no picture"),
-        ('{"sentence": "x", "label": "true", "picture": "../p.png"}', "leads out of the folder"),
+        ('{"sentence": "x", "image": null}', "has no column 'label' for answer"),
+        ('{"sentence": "", "label": "true", "image": null}', "column 'sentence' is empty"),
+        ('{"sentence": "x", "label": "maybe", "image": null}', "'maybe' is none of the choices"),
+        ('{"sentence": "x", "label": {}, "image": null}', "answer must be a text or a number"),
+        ('{"sentence": "x", "label": "true", "image": "q.png"}', "no image"),
+        ('{"sentence": "x", "label": "true", "image": "../p.png"}', "leads out of the folder"),
     ],
 )
 def test_a_broken_row_is_named_or_skipped_and_counted(table, line, said):
@@ -305,17 +305,17 @@ def test_a_source_is_detected(scienceqa, table):
     source = SourceSection(path=scienceqa.name, split="train")
     assert len(load_source(source, root=scienceqa.parent)) == 2
     assert len(load_source(SourceSection(path=str(table), columns=COLUMNS))) == 2
-    with pytest.raises(DataError, match="holds neither records nor pictures"):
+    with pytest.raises(DataError, match="holds neither records nor images"):
         load_source(SourceSection(path=str(scienceqa / "images")))
     with pytest.raises(DataError, match=r"no file or folder .*; did you mean 'rows\.jsonl'\?"):
         load_source(SourceSection(path="row.jsonl"), root=scienceqa)
 
 
-def test_pictures_can_be_checked_before_the_training(scienceqa):
+def test_images_can_be_checked_before_the_training(scienceqa):
     path = scienceqa / "images" / "train" / "1" / "image.png"
     path.write_bytes(path.read_bytes()[:50])
     examples = load_scienceqa(scienceqa)
-    with pytest.raises(DataError, match=r"record '1': picture '.*image\.png' cannot be decoded"):
+    with pytest.raises(DataError, match=r"record '1': image '.*image\.png' cannot be decoded"):
         check_images(examples)
     checked = check_images(examples, "skip")
     assert [example.id for example in checked] == ["2", "3"]

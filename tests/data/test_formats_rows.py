@@ -27,7 +27,7 @@ def opened(folder, *rows, name="rows.jsonl", **asked):
 
 
 def seen(example):
-    """Return the turns with the names of pictures in the place of pictures."""
+    """Return the turns with the names of images in the place of images."""
     return [
         (
             message.role,
@@ -144,13 +144,13 @@ SCIENCE = {"question": "Which floats?", "choices": ["iron", "wood"], "answer": 1
         (
             "captions",
             {"file_name": "a.png", "text": "A red field."},
-            [("user", "a.png", "Describe the picture."), ("assistant", "A red field.")],
+            [("user", "a.png", "Describe the image."), ("assistant", "A red field.")],
             "captions",
         ),
         (
             "captions",
             {"image": "b.png", "captions": ["Blue.", "A field."]},
-            [("user", "b.png", "Describe the picture."), ("assistant", "Blue.")],
+            [("user", "b.png", "Describe the image."), ("assistant", "Blue.")],
             "captions",
         ),
     ],
@@ -175,7 +175,7 @@ def test_every_format_of_the_recipe_is_there():
     assert {*FORMATS, "auto"} == set(FormatName.__args__)
 
 
-def test_several_pictures_stand_where_their_placeholders_do(folder):
+def test_several_images_stand_where_their_placeholders_do(folder):
     talk = turns(("human", "Is <image> like <image>"), ("gpt", "No."), ("human", "<image>?"))
     (example,) = opened(folder, {"image": ["a.png", "b.png", "a.png"], "conversations": talk})
     assert seen(example) == [
@@ -185,14 +185,14 @@ def test_several_pictures_stand_where_their_placeholders_do(folder):
     ]
 
 
-def test_a_picture_inside_the_record_is_decoded(folder):
+def test_a_image_inside_the_record_is_decoded(folder):
     content = (folder / "b.png").read_bytes()
     uri = "data:image/png;base64," + base64.b64encode(content).decode()
     (example,) = opened(folder, {"image": uri, "conversations": TALK})
     assert example.images == (Image(data=content),)
 
 
-def test_pictures_are_read_from_the_folder_that_is_named(folder):
+def test_images_are_read_from_the_folder_that_is_named(folder):
     (folder / "pictures").mkdir()
     (folder / "a.png").rename(folder / "pictures" / "a.png")
     row = {"image": "a.png", "conversations": TALK}
@@ -253,7 +253,7 @@ def test_captions_of_an_imagefolder(folder):
     assert [seen(one)[0][1] for one in source] == ["a.png", "b.png"]
 
 
-def test_captions_in_texts_beside_the_pictures(folder):
+def test_captions_in_texts_beside_the_images(folder):
     (folder / "a.txt").write_text("Red.\n")
     (folder / "more").mkdir()
     Pillow.new("RGB", (6, 4)).save(folder / "more" / "c.jpg")
@@ -261,7 +261,7 @@ def test_captions_in_texts_beside_the_pictures(folder):
     source = open_source(SourceSection(path=str(folder)))
     red, missing, black = source
     assert (red.id, red.messages[1].text) == ("a.png", "Red.")
-    assert "picture b.png has no caption 'b.txt'" in str(missing)
+    assert "image b.png has no caption 'b.txt'" in str(missing)
     assert (black.id, black.messages[1].text) == ("more/c.jpg", "Black.")
 
 

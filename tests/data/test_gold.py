@@ -42,7 +42,7 @@ def test_an_integer_beside_texts_is_an_index(load, streaming):
     [
         ([(["4", "6", "8"], "8")], ["8"]),  # a text that equals a choice
         ([(["1", "2", "3"], "1"), (["wood", "iron"], 1)], ["1", "iron"]),
-        ([([4, 6, 8], 8), ([2, 4, 8, 1], 2)], ["8", "2"]),  # numbers beside numbers
+        ([([4, 6, 8], 8), ([2, 4, 8, 1], 2)], ["8", "2"]),  # numbers next to numbers
         ([([4, 6, 8], 1)], ["6"]),  # no choice is 1, so it is a place
         ([(["4", "6", "8"], 8)], ["8"]),  # no place is 8, and nothing contradicts it
         ([(["no", "yes"], True)], "True is none"),

@@ -24,13 +24,13 @@ FIELDS = {
     "reasoning": {"question"},
     "explanation": {"question"},
 }
-PICTURE = Image(data=b"x")
+IMAGE = Image(data=b"x")
 
 
-def ask(answer, *, id="1", text="Which is a metal?", context="", picture=False, **rest):
+def ask(answer, *, id="1", text="Which is a metal?", context="", image=False, **rest):
     question = Question(text, context)
     prompt = question_text(text, context, rest.get("choices", ()))
-    content = (PICTURE, prompt) if picture else (prompt,)
+    content = (IMAGE, prompt) if image else (prompt,)
     turns = (Message("user", content), Message("assistant", (answer,)))
     return Example(turns, id=id, question=question, **rest)
 
@@ -101,10 +101,10 @@ def test_every_wording_is_drawn_and_holds_what_is_asked(kind):
 
 
 def test_only_the_question_is_worded_anew():
-    example = replace(ask("iron", picture=True, context="Metals shine.", **METALS), task="t")
+    example = replace(ask("iron", image=True, context="Metals shine.", **METALS), task="t")
     worded = vary(example, seed=3)
-    assert worded.images == (PICTURE,)
-    assert worded.messages[0].content[0] is PICTURE
+    assert worded.images == (IMAGE,)
+    assert worded.messages[0].content[0] is IMAGE
     assert worded.messages[1:] == example.messages[1:]
     assert replace(worded, messages=example.messages) == example
     assert "Metals shine." in worded.messages[0].text
@@ -203,7 +203,7 @@ def test_what_no_wording_suits_is_left_as_it_is():
     plain = replace(EXAMPLES["short_answer"], question=None)
     long = ask("word " * 40)
     broken_up = ask("iron")
-    pieces = (Message("user", ("a", PICTURE, "b")), broken_up.messages[1])
+    pieces = (Message("user", ("a", IMAGE, "b")), broken_up.messages[1])
     for example in (plain, long, replace(broken_up, messages=pieces)):
         assert vary(example, 0) is example
 

@@ -32,7 +32,7 @@ def place(tmp_path):
 
 
 def said(example):
-    """Return the turns with "*" in the place of each picture."""
+    """Return the turns with "*" in the place of each image."""
     return [
         "".join("*" if isinstance(part, Image) else part for part in message.content)
         for message in example.messages
@@ -117,7 +117,7 @@ AS_THEY_ARE = {
     "StrategyQA": ({"question": "Do boats float?", "answer": True}, ["Do boats float?", "true"]),
     "LLaVA's captions": (
         {"id": "1", "image": "a.png", "blip_caption": "a field", "url": "-"},
-        ["*Describe the picture.", "a field"],
+        ["*Describe the image.", "a field"],
     ),
 }
 
@@ -345,7 +345,7 @@ def test_columns_of_several_types_in_parquet_are_what_was_saved(tmp_path, stream
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_nulls_and_lists_of_pictures_in_parquet(tmp_path, streaming):
+def test_nulls_and_lists_of_images_in_parquet(tmp_path, streaming):
     file = io.BytesIO()
     Pillow.new("RGB", (6, 4), "red").save(file, "PNG")
     cell = {"bytes": file.getvalue(), "path": None}

@@ -144,7 +144,7 @@ def test_epochs_are_fractional_and_leave_the_rest_of_the_total_to_others():
     assert [(row.asked, row.realised) for row in report] == [(25, 25), (6, 6), (2, 2)]
     with pytest.raises(RecipeError, match="total is 24, and the sources with epochs make 25;"):
         draw(parts, MixtureSection(total=24), 0)
-    with pytest.raises(RecipeError, match="with none beside them"):
+    with pytest.raises(RecipeError, match="with none next to them"):
         draw(parts[:1], MixtureSection(total=26), 0)
 
 
@@ -167,7 +167,7 @@ def test_weights_take_the_place_of_sizes():
 
 
 def sided(name, text, image, **rest):
-    """A source of so many texts and pictures."""
+    """A source of so many texts and images."""
     return Part(name, text + image, np.array([TEXT] * text + [IMAGE] * image, np.int8), **rest)
 
 
@@ -193,7 +193,7 @@ def test_the_fraction_that_the_data_have_changes_nothing():
 
 
 def test_mlans_mixtures():
-    """12.5 % and 50 % pictures of 80,000, from sources that hold more and less than that."""
+    """12.5 % and 50 % images of 80,000, from sources that hold more and less than that."""
     parts = [sided("text", 52_000, 0), sided("pictures", 0, 6_000)]
     for fraction, expected in [(0.875, [70_000, 10_000]), (0.5, [40_000, 40_000])]:
         drawn = draw(parts, MixtureSection(total=80_000, language_fraction=fraction), 0)
@@ -209,7 +209,7 @@ def test_what_cannot_be_had_is_said():
     assert drawn.notes[0] == "torn: 2 broken records are left out"
     assert drawn.notes[1] == (
         "data.mixture.language_fraction is 0.5, and 1 is had: 20 of 20 records are text, for there "
-        "is no further source of pictures, or the epochs of sources fix the text"
+        "is no further source of images, or the epochs of sources fix the text"
     )
     fixed = [sided("words", 30, 0, epochs=1.0), sided("pictures", 0, 10)]
     drawn = draw(fixed, MixtureSection(language_fraction=0.5, total=40), 0)

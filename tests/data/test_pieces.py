@@ -13,13 +13,13 @@ from varifocal.data.encoding.encoder import Encoder
 from varifocal.data.encoding.prefix_tokenizer import PieceTokenizer
 from varifocal.data.example import Example, Image, Message
 
-PICTURE = "<|image|>"
+IMAGE = "<|image|>"
 PARTS = [
     "<s>",
     "</s>",
     "<|im_end|>",
     "<|im_start|>",
-    PICTURE,
+    IMAGE,
     "<|im",
     " ",
     "\n",
@@ -97,7 +97,7 @@ def conversation():
 
 
 def encoder_of(tokenizer, **options):
-    return Encoder(tokenizer, PICTURE, **{"tokens_per_image": 3, "max_length": 90, **options})
+    return Encoder(tokenizer, IMAGE, **{"tokens_per_image": 3, "max_length": 90, **options})
 
 
 def _encode(encoder, queue):

@@ -1,4 +1,4 @@
-"""Real questions and pictures, where the folder of them is at hand."""
+"""Real questions and images, where the folder of them is at hand."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from varifocal.recipe import SourceSection
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 NLVR = {
-    "question": "True or false of the picture? {sentence}",
+    "question": "True or false of the image? {sentence}",
     "answer": "label",
     "choices": "true|false",
     "image": "image",
@@ -38,7 +38,7 @@ def test_scienceqa_loads_and_trains_its_answers(tokenizers, prompt_format, answe
         assert written == f"{example.messages[-1].text}<|im_end|>"
 
 
-def test_nlvr_loads_with_its_pictures(tokenizers):
+def test_nlvr_loads_with_its_images(tokenizers):
     examples = load_table(folder("nlvr") / "dev.jsonl", NLVR)
     assert len(examples) == 989
     assert sum(example.answer_index == 0 for example in examples) == 547

@@ -222,7 +222,7 @@ def make_place(kind, folder):
     if kind == "parquet":
         quiet.to_parquet(folder / "a.parquet")
         return {"path": str(folder / "a.parquet")}
-    if kind == "pictures in parquet":
+    if kind == "images in parquet":
         rows = [{**row, "image": str(folder / "p.png")} for row in ROWS]
         filled = datasets.Dataset.from_list(rows).cast_column("image", datasets.Image())
         filled.to_parquet(folder / "a.parquet")
@@ -235,10 +235,10 @@ def make_place(kind, folder):
         datasets.DatasetDict(train=quiet, test=quiet.select([0])).save_to_disk(folder / "saved")
         return {"path": str(folder / "saved"), "split": "train"}
     if kind == "shards":
-        picture = (folder / "p.png").read_bytes()
+        image = (folder / "p.png").read_bytes()
         for number, row in enumerate(ROWS):
             said = json.dumps({"conversations": row["conversations"]}).encode()
-            members = [(f"{number}.png", picture), (f"{number}.json", said)]
+            members = [(f"{number}.png", image), (f"{number}.json", said)]
             write_tar(folder / f"s-{number}.tar", members)
         return {"path": str(folder / "s-*.tar")}
     if kind == "files of a folder":
@@ -257,7 +257,7 @@ def make_place(kind, folder):
 
 
 KINDS = (
-    *("parquet", "pictures in parquet", "saved", "arrow", "saved splits", "shards"),
+    *("parquet", "images in parquet", "saved", "arrow", "saved splits", "shards"),
     *("files of a folder", "splits of a folder", "compressed lines", "hub"),
 )
 
@@ -290,7 +290,7 @@ def test_splits_are_never_mixed_in_silence(folder, kind, split, said):
     assert len(open_source(SourceSection(**{**place, "split": "test"}))) == 1
 
 
-def test_a_split_may_be_a_folder_with_its_own_pictures(folder):
+def test_a_split_may_be_a_folder_with_its_own_images(folder):
     for split in ("train", "test"):
         (folder / split).mkdir()
         row = {"file_name": "p.png", "text": f"For {split}."}

@@ -52,7 +52,7 @@ def encoder(tokenizers):
 
 
 @pytest.fixture
-def picture(tmp_path):
+def image(tmp_path):
     PIL.Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
     return Image(tmp_path / "a.png")
 
@@ -75,8 +75,8 @@ def same(one, other):
     )
 
 
-def test_a_sample_is_what_the_encoder_makes_of_its_record(encoder, picture, tmp_path):
-    source = Source([talk("How are you?"), talk("What is it?", picture), talk("a b", picture)])
+def test_a_sample_is_what_the_encoder_makes_of_its_record(encoder, image, tmp_path):
+    source = Source([talk("How are you?"), talk("What is it?", image), talk("a b", image)])
     fresh = list(make(source, encoder, tmp_path / "t"))
     kept = list(make(source, encoder, tmp_path / "t"))
     for example, one, again in zip(source.examples, fresh, kept, strict=True):
@@ -100,12 +100,12 @@ def test_another_source_or_another_encoder_has_its_own_table(encoder, tokenizers
     assert len(list(tmp_path.iterdir())) == 3
 
 
-def test_the_same_for_any_number_of_workers(encoder, picture, tmp_path):
-    source = Source([talk(f"Number {n}", *([picture] * (n % 2))) for n in range(70)])
+def test_the_same_for_any_number_of_workers(encoder, image, tmp_path):
+    source = Source([talk(f"Number {n}", *([image] * (n % 2))) for n in range(70)])
     alone = UsableSamples(make(source, encoder, tmp_path / "a"))
     shared = UsableSamples(make(source, encoder, tmp_path / "b", num_workers=2))
     assert all(same(*pair) for pair in zip(alone, shared, strict=True))
-    assert source.reads > 70  # the second time in workers, whose count stays there: pictures only
+    assert source.reads > 70  # the second time in workers, whose count stays there: images only
 
 
 def test_a_broken_record_stops_or_is_counted_once(encoder, tmp_path):
@@ -118,10 +118,10 @@ def test_a_broken_record_stops_or_is_counted_once(encoder, tmp_path):
     assert samples.tally == Tally(skipped=["a.json: row 1: broken"])
 
 
-def test_a_damaged_picture_is_a_broken_record(encoder, tmp_path):
-    (tmp_path / "bad.png").write_bytes(b"no picture")
+def test_a_damaged_image_is_a_broken_record(encoder, tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"no image")
     source = Source([talk("What?", Image(tmp_path / "bad.png"), id="7")])
-    with pytest.raises(DataError, match=r"record '7': picture .*bad.png' is damaged"):
+    with pytest.raises(DataError, match=r"record '7': image .*bad.png' is damaged"):
         UsableSamples(make(source, encoder, tmp_path / "t"))
 
 

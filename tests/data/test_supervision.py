@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from varifocal.data.encoding.encoder import Encoder, TooLongError
 from varifocal.data.example import Example, Image, Message
 
-PICTURE = "<|image|>"
+IMAGE = "<|image|>"
 V = 5
 LLAMA2 = (
     "{% set ns = namespace(lead='') %}{% for m in messages %}"
@@ -52,7 +52,7 @@ def own(tokenizers):
         from varifocal.models.processor import add_placeholder
 
         smollm2 = AutoTokenizer.from_pretrained(packaged_directory("smollm2-135m-instruct"))
-        add_placeholder(smollm2, PICTURE)
+        add_placeholder(smollm2, IMAGE)
         found["smollm2"] = smollm2
     return found
 
@@ -64,7 +64,7 @@ def name(request, own):
     return request.param
 
 
-def picture(seed):
+def pil_image(seed):
     return Image(data=bytes([seed]))
 
 
@@ -80,18 +80,18 @@ said = words.filter(lambda text: text.strip())
 
 @st.composite
 def conversations(draw, most_pairs=4):
-    """A system message or none, questions with up to two pictures each, answers."""
+    """A system message or none, questions with up to two images each, answers."""
     pairs = draw(st.integers(1, most_pairs))
     messages = [Message("system", (draw(said),))] if draw(st.booleans()) else []
     for number in range(pairs):
-        shown = [picture(10 * number + place) for place in range(draw(st.integers(0, 2)))]
+        shown = [pil_image(10 * number + place) for place in range(draw(st.integers(0, 2)))]
         parts = draw(st.permutations([*shown, draw(words)]))
         messages += [Message("user", tuple(parts)), Message("assistant", (draw(said),))]
     return Example(tuple(messages), id="7", source="book.json")
 
 
 def encoder_of(tokenizer, **options):
-    return Encoder(tokenizer, PICTURE, tokens_per_image=V, **options)
+    return Encoder(tokenizer, IMAGE, tokens_per_image=V, **options)
 
 
 def stretches(encoded):
@@ -131,7 +131,7 @@ def test_trained_are_the_answers_and_their_ends(own, name, train_on, example):
 @pytest.mark.parametrize("overflow", ["error", "drop", "truncate_prompt", "drop_oldest_turns"])
 @quick
 @given(example=conversations(), limit=st.integers(8, 120))
-def test_a_limit_breaks_no_picture_and_no_answer(own, name, overflow, example, limit):
+def test_a_limit_breaks_no_image_and_no_answer(own, name, overflow, example, limit):
     tokenizer = own[name]
     free = encoder_of(tokenizer).encode(example)
     encoder = encoder_of(tokenizer, max_length=limit, overflow=overflow)
@@ -167,16 +167,16 @@ LONG = "attract or repel " * 6
 
 
 def talk(*pairs):
-    """Questions with the seeds of their pictures; the answer to question n is "an"."""
+    """Questions with the seeds of their images; the answer to question n is "an"."""
     messages = [Message("system", ("Be brief.",))]
     for number, seeds in enumerate(pairs):
-        asked = (*map(picture, seeds), f"q{number} {LONG}")
+        asked = (*map(pil_image, seeds), f"q{number} {LONG}")
         messages += [Message("user", asked), Message("assistant", (f"a{number}",))]
     return Example(tuple(messages), id="7", source="book.json")
 
 
 def kept(encoder, example):
-    """Which questions are left, and the pictures."""
+    """Which questions are left, and the images."""
     encoded = encoder.encode(example)
     text = encoder.tokenizer.decode(encoded.input_ids)
     numbers = [n for n in range(9) if f"q{n} " in text and f"a{n}" in text]
@@ -189,20 +189,20 @@ def kept(encoder, example):
     ("pairs", "left", "seeds"),
     [
         ([[], [], [], []], [2, 3], []),
-        ([[1], [], [], []], [0, 3], [1]),  # what is asked last may speak of the only picture
+        ([[1], [], [], []], [0, 3], [1]),  # what is asked last may speak of the only image
         ([[], [1], [], []], [1, 3], [1]),
         ([[1], [2], [], []], [1, 3], [2]),
-        ([[1], [], [], [2]], [2, 3], [2]),  # the last question has a picture of its own
+        ([[1], [], [], [2]], [2, 3], [2]),  # the last question has an image of its own
         ([[], [], [1], []], [2, 3], [1]),
     ],
 )
-def test_the_oldest_turns_go_but_not_the_latest_picture(tokenizers, pairs, left, seeds):
+def test_the_oldest_turns_go_but_not_the_latest_image(tokenizers, pairs, left, seeds):
     tokenizer = tokenizers["smollm2"]
     fits = len(encoder_of(tokenizer).encode(talk(*[[9]] * 2)))
     encoder = encoder_of(tokenizer, max_length=fits, overflow="drop_oldest_turns")
     example = talk(*pairs)
     numbers, images = kept(encoder, example)
-    assert (numbers, images) == (left, tuple(map(picture, seeds)))
+    assert (numbers, images) == (left, tuple(map(pil_image, seeds)))
     assert all(any(image is one for one in example.images) for image in images)
 
 
@@ -230,7 +230,7 @@ def test_a_pair_that_is_too_long_alone_is_an_error(tokenizers):
     with pytest.raises(TooLongError) as caught:
         encoder.encode(talk([1], []))
     assert str(caught.value).endswith(
-        "max_length is 40, and its last question with its answer, and the turn of the picture it "
+        "max_length is 40, and its last question with its answer, and the turn of the image it "
         "may speak of, take more by themselves; raise max_length"
     )
 

@@ -1,4 +1,4 @@
-"""Cells of tables as people save them: pictures, choices, templates and placeholders."""
+"""Cells of tables as people save them: images, choices, templates and placeholders."""
 
 import base64
 import io
@@ -30,7 +30,7 @@ def load(tmp_path):
 
 
 def asked(example):
-    """Return the user's turn, with the colour of each picture in its place."""
+    """Return the user's turn, with the colour of each image in its place."""
     return [
         part.open().getpixel((0, 0)) if isinstance(part, Image) else part
         for part in example.messages[0].content
@@ -73,20 +73,20 @@ def png(color="red"):
         ),
     ],
 )
-def test_pictures_stand_where_the_question_has_them(load, row, expected):
+def test_images_stand_where_the_question_has_them(load, row, expected):
     assert asked(load({"answer": "red", **row})) == expected
 
 
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"question": "<image> What?"}, "1 placeholders <image>, but 0 pictures"),
+        ({"question": "<image> What?"}, "1 placeholders <image>, but 0 images"),
         ({"image": "a.png", "question": "<image><image>?"}, "2 placeholders <image>, but 1"),
         ({"image": "a.png", "question": "What?", "answer": "<image>"}, "in the answer"),
         ({"images": ["a.png"], "image_1": "b.png", "question": "?"}, "both 'images' and 'image_1'"),
     ],
 )
-def test_placeholders_and_pictures_that_disagree_are_told(load, row, said):
+def test_placeholders_and_images_that_disagree_are_told(load, row, said):
     with pytest.raises(DataError, match=f"a.jsonl: line 1.*{said}"):
         load({"answer": "red", **row})
 
@@ -102,7 +102,7 @@ def test_placeholders_and_pictures_that_disagree_are_told(load, row, said):
         ({"image": "photos"}, {"photos": ["a.png", "b.png"]}, [RED, BLUE, "What?"]),
     ],
 )
-def test_a_picture_may_be_a_template_or_several_columns(load, columns, row, expected):
+def test_a_image_may_be_a_template_or_several_columns(load, columns, row, expected):
     row = {"question": "What?", "answer": "red", **row}
     assert asked(load(row, columns=columns)) == expected
 
@@ -153,7 +153,7 @@ def test_a_table_in_csv_with_json_in_its_cells(load):
 
 
 @pytest.mark.parametrize("form", ["bare", "uri", "dict", "wrapped"])
-def test_a_picture_may_stand_in_a_cell_as_base64(load, form):
+def test_a_image_may_stand_in_a_cell_as_base64(load, form):
     text = base64.b64encode(png()).decode()
     if form == "wrapped":
         text = "\n".join(text[start : start + 76] for start in range(0, len(text), 76))
@@ -161,7 +161,7 @@ def test_a_picture_may_stand_in_a_cell_as_base64(load, form):
     assert asked(load({"question": "What?", "answer": "red", "image": cell})) == [RED, "What?"]
 
 
-def test_base64_of_no_picture_is_named_by_its_start(load):
+def test_base64_of_no_image_is_named_by_its_start(load):
     cell = base64.b64encode(b"\x89PNG\r\n\x1a\n").decode() + "*" * 100
     with pytest.raises(DataError, match=r"a\.jsonl: line 1: .* is not base64"):
         load({"question": "What?", "answer": "red", "image": cell})

@@ -18,7 +18,7 @@ from varifocal.recipe import SourceSection
 RED, BLUE, GREEN = (255, 0, 0), (0, 0, 255), (0, 128, 0)
 
 
-def picture(color="red", form="PNG"):
+def image(color="red", form="PNG"):
     file = io.BytesIO()
     Pillow.new("RGB", (6, 4), color).save(file, form)
     return file.getvalue()
@@ -56,7 +56,7 @@ def colours(example):
 
 def test_images_of_later_samples_and_shards_are_kept(tmp_path):
     words = [(f"{n}.json", talk(str(n), 0)) for n in range(9)]
-    seen = [part for n in range(9, 12) for part in ((f"{n}.png", picture()), (f"{n}.json", talk()))]
+    seen = [part for n in range(9, 12) for part in ((f"{n}.png", image()), (f"{n}.json", talk()))]
     write_tar(tmp_path / "s-0.tar", words)
     write_tar(tmp_path / "s-1.tar", [("8.json", talk("8", 0)), *seen])
     for source in both(tmp_path / "s-*.tar"):
@@ -91,7 +91,7 @@ def test_samples_are_read_in_any_order(tmp_path):
     ],
 )
 def test_every_ending_of_an_image_is_one(tmp_path, ending, form):
-    members = [(f"7.{ending}", picture("white", form)), ("7.json", talk("white"))]
+    members = [(f"7.{ending}", image("white", form)), ("7.json", talk("white"))]
     for source in both(write_tar(tmp_path / "a.tar", members)):
         (example,) = source
         assert colours(example) == [(255, 255, 255)]
@@ -110,7 +110,7 @@ def test_samples_need_not_have_the_same_keys_or_types(tmp_path):
 def test_two_images_then_one(tmp_path):
     members = []
     for n, colors in enumerate([("red", "blue"), ("blue", "red"), ("red",)]):
-        members += [(f"{n}.{at}.png", picture(color)) for at, color in enumerate(colors)]
+        members += [(f"{n}.{at}.png", image(color)) for at, color in enumerate(colors)]
         members.append((f"{n}.json", talk(num_images=len(colors))))
     for source in both(write_tar(tmp_path / "a.tar", members)):
         assert [colours(one) for one in source] == [[RED, BLUE], [BLUE, RED], [RED]]
@@ -129,7 +129,7 @@ def test_the_order_of_images_is_that_of_their_numbers_or_of_the_list(
     tmp_path, names, listed, expected
 ):
     colors = ("red", "blue", "green")
-    members = [(f"7.{name}", picture(color)) for name, color in zip(names, colors, strict=True)]
+    members = [(f"7.{name}", image(color)) for name, color in zip(names, colors, strict=True)]
     more = {} if listed is None else {"images": listed}
     members.append(("7.json", talk(num_images=3, **more)))
     for source in both(write_tar(tmp_path / "a.tar", members)):
@@ -141,7 +141,7 @@ def test_hidden_files_and_folders_are_no_samples(tmp_path):
     members = [
         ("./", None),
         ("./._7.png", b"resource fork"),
-        ("./7.png", picture()),
+        ("./7.png", image()),
         ("./._7.json", b"resource fork"),
         ("./7.json", talk()),
         ("./sub", None),
@@ -157,7 +157,7 @@ def test_hidden_files_and_folders_are_no_samples(tmp_path):
 
 def test_texts_are_columns_and_classes_are_integers(tmp_path):
     members = [
-        ("7.jpg", picture("white", "JPEG")),
+        ("7.jpg", image("white", "JPEG")),
         ("7.question.txt", "\ufeffWhich?\n".encode()),
         ("7.cls", b"1\n"),
     ]
@@ -166,7 +166,7 @@ def test_texts_are_columns_and_classes_are_integers(tmp_path):
         (example,) = source
         assert example.messages[0].text.startswith("Question: Which?\n")
         assert (example.answer_index, len(example.images)) == (1, 1)
-    captioned = [("7.jpg", picture("white", "JPEG")), ("7.txt", b"A white field.")]
+    captioned = [("7.jpg", image("white", "JPEG")), ("7.txt", b"A white field.")]
     for source in both(write_tar(tmp_path / "b.tar", captioned)):
         (example,) = source
         assert example.messages[1].text == "A white field."
@@ -178,7 +178,7 @@ BROKEN = {
         [("7.0.png", b"x"), ("7.json", talk(images=["0.png", "1.png"], num_images=2))],
         "its JSON names 2 images, but the sample holds 1: 0.png",
     ),
-    "no image": ([("7.json", talk())], "1 placeholders <image>, but 0 pictures"),
+    "no image": ([("7.json", talk())], "1 placeholders <image>, but 0 images"),
     "two rows": ([("7.v1.json", talk("a")), ("7.v2.json", talk("b"))], "two values for 'conv"),
     "json cut short": ([("7.json", b'{"conversations": [')], "is not JSON"),
     "a list": ([("7.json", b"[1]")], "holds a list, an object"),
@@ -202,7 +202,7 @@ def test_a_broken_sample_is_one_sentence_and_the_next_are_read(tmp_path, name):
 
 
 def test_a_link_is_told(tmp_path):
-    members = [("1.png", picture()), ("1.json", talk()), ("2.png", "1.png"), ("2.json", talk())]
+    members = [("1.png", image()), ("1.json", talk()), ("2.png", "1.png"), ("2.json", talk())]
     for source in both(write_tar(tmp_path / "a.tar", members, links=("2.png",))):
         first, second = source
         assert colours(first) == [RED]
@@ -221,7 +221,7 @@ def test_a_sample_that_is_too_large_is_not_read(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("on", [False, True], ids=["in any order", "streaming"])
 def test_files_that_do_not_lie_next_to_one_another_are_told(tmp_path, on):
-    members = [("1.json", talk()), ("2.json", talk("b", 0)), ("1.png", picture())]
+    members = [("1.json", talk()), ("2.json", talk("b", 0)), ("1.png", image())]
     path = write_tar(tmp_path / "a.tar", members)
     with pytest.raises(DataError, match=r"sample '1' do not lie next .*'1\.png' is apart.*--sort"):
         list(open_source(SourceSection(path=str(path), format="llava", streaming=on)))
@@ -304,8 +304,8 @@ def test_shards_of_the_hub_are_refused_with_the_way_to_read_them(tmp_path):
 
 def test_a_saved_data_set_of_shards_keeps_what_was_saved(tmp_path):
     rows = [
-        {"__key__": "1", "0.png": picture(), "1.png": picture("blue"), "json": talk(num_images=2)},
-        {"__key__": "2", "0.png": picture(), "1.png": None, "json": talk()},
+        {"__key__": "1", "0.png": image(), "1.png": image("blue"), "json": talk(num_images=2)},
+        {"__key__": "2", "0.png": image(), "1.png": None, "json": talk()},
     ]
     datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
     first, second = open_source(SourceSection(path=str(tmp_path / "saved")))

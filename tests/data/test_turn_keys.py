@@ -65,7 +65,7 @@ def test_marks_are_obeyed(tmp_path, tokenizers, keys, trained):
         ({"mask": 1}, "has 'mask'; an answer is trained as a whole or not at all"),
         ({"tool_calls": [{"name": "f"}]}, "has 'tool_calls'; turns that call tools cannot be"),
         ({"function_call": {"name": "f"}}, "has 'function_call'; turns that call tools"),
-        ({"images": ["a.png"]}, "has 'images'; pictures stand beside the turns"),
+        ({"images": ["a.png"]}, "has 'images'; images stand next to the turns"),
         ({"thinking": 3}, "'thinking' must be a text, not 3"),
         ({"thinking": "a", "reasoning": "b"}, "are different thoughts of one turn"),
         ({"value": "worse"}, "has both 'value' and 'content', and they differ"),

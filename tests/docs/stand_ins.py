@@ -1,6 +1,6 @@
 """Small things under the names that the pages use: the language model, data, a finished demo.
 
-The language model's conversion in the cache is replaced by a random Llama of two layers behind the
+The language model's conversion in the cache is replaced by a random Llama of two layers after the
 real tokenizer, so every command runs as it is written, in seconds.
 """
 

@@ -15,7 +15,7 @@ from varifocal.evaluation.benchmarks.scienceqa import choice_benchmark
 from varifocal.evaluation.evaluated_model import EncodedAsker
 from varifocal.evaluation.likelihood import Question
 from varifocal.evaluation.open_answers import items_of
-from varifocal.evaluation.runner import Way, run
+from varifocal.evaluation.runner import AskOptions, run
 
 VOCABULARY = 61
 
@@ -77,7 +77,7 @@ def score_choices(tmp_path_factory):
         most = way.pop("max_new_tokens", 64)
         benchmark = choice_benchmark("scienceqa", "here", method, most)
         folder = tmp_path_factory.mktemp("scores")
-        how = Way(**{"token_budget": 4096, **way})
+        how = AskOptions(**{"token_budget": 4096, **way})
         return run(benchmark, items_of(examples), EncodedAsker(parts), folder, way=how)
 
     return score

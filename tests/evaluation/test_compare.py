@@ -182,7 +182,7 @@ def test_f1_of_yes(tmp_path) -> None:
 
 
 def test_mmes_pairs(tmp_path) -> None:
-    """A picture counts where both questions are right: 1 of 2 against 0 of 2."""
+    """An image counts where both questions are right: 1 of 2 against 0 of 2."""
     first = [row(i, float(i != 3), group=f"g{i // 2}", gold=["x"]) for i in range(4)]
     second = [row(i, float(i in (0, 3)), group=f"g{i // 2}", gold=["x"]) for i in range(4)]
     pairs = both(tmp_path, first, second, "mme").suites[0].rows[1]

@@ -25,7 +25,7 @@ TOKENS_PER_IMAGE = 4
 
 
 def load_images(images: Sequence[int]) -> dict[str, torch.Tensor]:
-    """Here a picture is the seed of its pixels."""
+    """Here an image is the seed of its pixels."""
     pixels = [
         torch.randn(3, 8, 8, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         for seed in images
@@ -55,7 +55,7 @@ def grafted(llama):
 
 @pytest.fixture
 def mixed_questions(random_questions) -> list[Question]:
-    """Text questions, and questions with one or two pictures in their prompt."""
+    """Text questions, and questions with one or two images in their prompt."""
     questions = random_questions(7)
     placeholder = np.full(TOKENS_PER_IMAGE, IMAGE, np.int32)
     for index, images in ((1, (5,)), (2, (6, 7)), (5, (8,))):
@@ -104,7 +104,7 @@ def test_answers_equal_plain_rows(grafted, mixed_questions, token_budget: int) -
         assert got == ids[len(question.prompt_ids) :]
 
 
-def test_pictures_and_modality_matter(grafted, mixed_questions) -> None:
+def test_images_and_modality_matter(grafted, mixed_questions) -> None:
     """The two tests above would also pass with eyes that see nothing."""
     question = mixed_questions[1]
     other = Question(question.prompt_ids, question.option_ids, 1, (99,))

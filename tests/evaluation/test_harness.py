@@ -62,7 +62,7 @@ def parts(llava):
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
+def images(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pictures")
     rng = np.random.default_rng(0)
     for number in range(len(ROWS)):
@@ -72,13 +72,13 @@ def pictures(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def tasks(tmp_path_factory, pictures):
-    """Task files as a user of both harnesses writes them: YAML beside JSONL."""
+def tasks(tmp_path_factory, images):
+    """Task files as a user of both harnesses writes them: YAML next to JSONL."""
     folder = tmp_path_factory.mktemp("tasks")
     rows = folder / "rows.jsonl"
     records = (
-        {"question": text, "choices": choices, "gold": gold, "image": str(picture)}
-        for (text, choices, gold), picture in zip(ROWS, pictures, strict=True)
+        {"question": text, "choices": choices, "gold": gold, "image": str(image)}
+        for (text, choices, gold), image in zip(ROWS, images, strict=True)
     )
     rows.write_text("".join(json.dumps(record) + "\n" for record in records))
     seen, blind = folder / "lm", folder / "lmms"
@@ -109,15 +109,15 @@ def tasks(tmp_path_factory, pictures):
     return folder
 
 
-def questions(pictures, eyes):
+def questions(images, eyes):
     return [
         Example(
-            (Message("user", (*([Image(picture)] if eyes else []), text)),),
+            (Message("user", (*([Image(image)] if eyes else []), text)),),
             id=str(number),
             choices=tuple(choices),
             answer_index=gold,
         )
-        for number, ((text, choices, gold), picture) in enumerate(zip(ROWS, pictures, strict=True))
+        for number, ((text, choices, gold), image) in enumerate(zip(ROWS, images, strict=True))
     ]
 
 
@@ -165,10 +165,10 @@ def ask_lmms_eval(tasks):
 @pytest.mark.slow
 @pytest.mark.parametrize("eyes", [False, True])
 @pytest.mark.filterwarnings("ignore")
-def test_lm_eval_rates_options_as_we_do(score_choices, ask_lm_eval, parts, pictures, eyes):
+def test_lm_eval_rates_options_as_we_do(score_choices, ask_lm_eval, parts, images, eyes):
     model = harness.lm_eval_model()(parts, batch_size=2, close_answers=True)
     results, samples = ask_lm_eval(model, f"choose_{'image' if eyes else 'text'}")
-    ours = score_choices(parts.model, parts.encoder, questions(pictures, eyes), parts.load_images)
+    ours = score_choices(parts.model, parts.encoder, questions(images, eyes), parts.load_images)
     for sample, (_, answer) in zip(samples, ours.answered, strict=True):
         theirs = [one[0] for one in sample["filtered_resps"]]
         assert theirs == pytest.approx(answer.scores, abs=1e-5)
@@ -178,10 +178,10 @@ def test_lm_eval_rates_options_as_we_do(score_choices, ask_lm_eval, parts, pictu
 @pytest.mark.slow
 @pytest.mark.parametrize("eyes", [False, True])
 @pytest.mark.filterwarnings("ignore")
-def test_lmms_eval_rates_options_as_we_do(score_choices, ask_lmms_eval, parts, pictures, eyes):
+def test_lmms_eval_rates_options_as_we_do(score_choices, ask_lmms_eval, parts, images, eyes):
     model = harness.lmms_eval_model()(parts, batch_size=2)
     results, samples = ask_lmms_eval(model, f"choose_{'image' if eyes else 'text'}")
-    ours = score_choices(parts.model, parts.encoder, questions(pictures, eyes), parts.load_images)
+    ours = score_choices(parts.model, parts.encoder, questions(images, eyes), parts.load_images)
     for sample, (_, answer) in zip(samples, ours.answered, strict=True):
         theirs = [-one[0] for one in sample["filtered_resps"]]
         assert theirs == pytest.approx(answer.scores, abs=1e-5)
@@ -192,12 +192,12 @@ def test_lmms_eval_rates_options_as_we_do(score_choices, ask_lmms_eval, parts, p
 @pytest.mark.parametrize("eyes", ["text", "image"])
 @pytest.mark.parametrize("name", ["lm", "lmms"])
 @pytest.mark.filterwarnings("ignore")
-def test_a_harness_reads_what_we_write(score_choices, request, parts, pictures, name, eyes):
+def test_a_harness_reads_what_we_write(score_choices, request, parts, images, name, eyes):
     ask = request.getfixturevalue(f"ask_{name}_eval")
     model = getattr(harness, f"{name}_eval_model")()(parts, batch_size=2)
     _, samples = ask(model, f"write_{eyes}")
     ours = score_choices(
-        parts.model, parts.encoder, questions(pictures, eyes == "image"), parts.load_images,
+        parts.model, parts.encoder, questions(images, eyes == "image"), parts.load_images,
         method="generate", max_new_tokens=5,
     )  # fmt: skip
     for sample, (_, answer) in zip(samples, ours.answered, strict=True):
@@ -207,7 +207,7 @@ def test_a_harness_reads_what_we_write(score_choices, request, parts, pictures, 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["lm", "lmms"])
 def test_a_command_line_of_its_own_gives_our_scores(
-    score_choices, llava, parts, pictures, tasks, tmp_path, name
+    score_choices, llava, parts, images, tasks, tmp_path, name
 ):
     """A fresh process, offline, on local task files: the command that the module's head tells."""
     pytest.importorskip(f"{name}_eval")
@@ -227,7 +227,7 @@ def test_a_command_line_of_its_own_gives_our_scores(
     for eyes in ("text", "image"):
         (file,) = tmp_path.rglob(f"*samples_choose_{eyes}*.jsonl")
         samples = sorted(map(json.loads, file.read_text().splitlines()), key=lambda s: s["doc_id"])
-        asked = questions(pictures, eyes == "image")
+        asked = questions(images, eyes == "image")
         ours = score_choices(parts.model, parts.encoder, asked, parts.load_images)
         for sample, (_, answer) in zip(samples, ours.answered, strict=True):
             theirs = [abs(float(one[0])) for one in sample["filtered_resps"]]
@@ -283,11 +283,11 @@ def test_lm_eval_finds_our_class_by_name():
     assert issubclass(get_model("varifocal"), harness.LmEvalRequests)
 
 
-def test_options_of_one_prompt_are_read_together_and_score_the_same(parts, pictures):
+def test_options_of_one_prompt_are_read_together_and_score_the_same(parts, images):
     asked = HarnessModel(parts, batch_size=1)
     turns = [
-        asked.of_turn(text, [Image(picture)], [choice])
-        for (text, choices, _), picture in zip(ROWS, pictures, strict=True)
+        asked.of_turn(text, [Image(image)], [choice])
+        for (text, choices, _), image in zip(ROWS, images, strict=True)
         for choice in choices
     ]
     together = [one.score for one in asked.rate_each(turns)]
@@ -309,19 +309,19 @@ def test_what_greedy_decoding_writes_is_said_to_be_greedy(parts):
     assert one.score > two.score
 
 
-def test_pictures_and_their_marks_have_to_agree(parts, pictures):
+def test_images_and_their_marks_have_to_agree(parts, images):
     asked = HarnessModel(parts)
-    with pytest.raises(DataError, match=r"2 places for pictures .* and 1 pictures"):
-        asked.of_turn("<image> or <image>?", [Image(pictures[0])], [])
-    with pytest.raises(DataError, match=r"0 places for pictures .* and 1 pictures"):
-        asked.of_text("What is it?", 11, [Image(pictures[0])])
+    with pytest.raises(DataError, match=r"2 places for images .* and 1 images"):
+        asked.of_turn("<image> or <image>?", [Image(images[0])], [])
+    with pytest.raises(DataError, match=r"0 places for images .* and 1 images"):
+        asked.of_text("What is it?", 11, [Image(images[0])])
 
 
-def test_pictures_come_in_the_forms_that_tasks_give(pictures):
-    picture = PIL.Image.open(pictures[0])
-    given = [picture, [str(pictures[1])], {"bytes": pictures[2].read_bytes(), "path": None}]
+def test_images_come_in_the_forms_that_tasks_give(images):
+    image = PIL.Image.open(images[0])
+    given = [image, [str(images[1])], {"bytes": images[2].read_bytes(), "path": None}]
     found = [np.asarray(one.open()) for one in images_of(given)]
-    for one, path in zip(found, pictures, strict=True):
+    for one, path in zip(found, images, strict=True):
         np.testing.assert_array_equal(one, np.asarray(PIL.Image.open(path)))
     assert images_of(None) == []
     with pytest.raises(DataError, match="gives a int to look at"):

@@ -1,4 +1,4 @@
-"""One picture of a benchmark is missing or broken: counted and named, skipped, or an end."""
+"""One image of a benchmark is missing or broken: counted and named, skipped, or an end."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image as Pictures
+from PIL import Image as Images
 
 from varifocal.data.example import Example
-from varifocal.errors import DataError, PictureError
+from varifocal.errors import DataError, ImageError
 from varifocal.evaluation.benchmark import Prompt
 from varifocal.evaluation.benchmarks.registry import BENCHMARKS, load_items
 from varifocal.evaluation.compare import compare_predictions
 from varifocal.evaluation.predictions import read_predictions
-from varifocal.evaluation.runner import About, Result, Way, run
+from varifocal.evaluation.runner import About, AskOptions, Result, run
 
 ABOUT = About(model="tiny", fingerprint="w1")
 
@@ -40,7 +40,7 @@ class Yes:
 
 
 def pope(folder: Path, count: int = 4) -> Path:
-    """POPE's official files, the right answer always yes, and COCO's pictures."""
+    """POPE's official files, the right answer always yes, and COCO's images."""
     (folder / "val2014").mkdir(parents=True)
     for split in ("random", "popular", "adversarial"):
         rows = [
@@ -49,23 +49,23 @@ def pope(folder: Path, count: int = 4) -> Path:
         ]
         text = "\n".join(map(json.dumps, rows))
         (folder / f"coco_pope_{split}.json").write_text(text)
-    return pictures(folder / "val2014", count)
+    return images(folder / "val2014", count)
 
 
 def nlvr(folder: Path, count: int = 4) -> Path:
-    """Sentences that are always true, with a picture each."""
+    """Sentences that are always true, with an image each."""
     folder.mkdir(parents=True)
     rows = [
         {"id": str(n), "sentence": "It is red.", "label": "true", "image": f"{n}.png"}
         for n in range(count)
     ]
     (folder / "dev.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    return pictures(folder, count)
+    return images(folder, count)
 
 
-def pictures(folder: Path, count: int) -> Path:
+def images(folder: Path, count: int) -> Path:
     for number in range(count):
-        Pictures.new("RGB", (8, 6), (20 * number, 0, 0)).save(folder / f"{number}.png")
+        Images.new("RGB", (8, 6), (20 * number, 0, 0)).save(folder / f"{number}.png")
     return folder
 
 
@@ -74,19 +74,19 @@ MADE = {"pope": (pope, "random"), "nlvr": (nlvr, None)}
 
 def score(name: str, folder: Path, asker: Yes, out: Path, **way) -> Result:
     items = load_items(BENCHMARKS[name], folder, MADE[name][1])
-    return run(BENCHMARKS[name], items, asker, out, way=Way(split=None, **way), about=ABOUT)
+    return run(BENCHMARKS[name], items, asker, out, way=AskOptions(split=None, **way), about=ABOUT)
 
 
-def damage(picture: Path, how: str) -> None:
+def damage(image: Path, how: str) -> None:
     if how == "missing":
-        picture.unlink()
+        image.unlink()
     else:
-        picture.write_bytes(picture.read_bytes()[:40] if how == "cut" else b"")
+        image.write_bytes(image.read_bytes()[:40] if how == "cut" else b"")
 
 
 @pytest.mark.parametrize("how", ["missing", "cut", "empty"])
 @pytest.mark.parametrize("name", MADE)
-def test_one_broken_picture(name: str, how: str, tmp_path: Path) -> None:
+def test_one_broken_image(name: str, how: str, tmp_path: Path) -> None:
     place = MADE[name][0](tmp_path / name)
     damage(place / "2.png", how)
     with pytest.raises(DataError, match=r"item '.*2': .*2\.png.*--on-bad-record skip"):
@@ -103,7 +103,7 @@ def test_one_broken_picture(name: str, how: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", MADE)
-def test_a_picture_that_is_put_back_is_asked_by_the_next_call(name: str, tmp_path: Path) -> None:
+def test_a_image_that_is_put_back_is_asked_by_the_next_call(name: str, tmp_path: Path) -> None:
     place = MADE[name][0](tmp_path / name)
     kept = (place / "1.png").read_bytes()
     damage(place / "1.png", "missing")
@@ -118,8 +118,8 @@ def test_a_picture_that_is_put_back_is_asked_by_the_next_call(name: str, tmp_pat
 
 def test_nothing_left_is_an_error(tmp_path: Path) -> None:
     place = nlvr(tmp_path / "nlvr", 2)
-    for picture in place.glob("*.png"):
-        picture.unlink()
+    for image in place.glob("*.png"):
+        image.unlink()
     with pytest.raises(DataError, match="nlvr: all 2 items are left out; item '0'"):
         score("nlvr", tmp_path / "nlvr", Yes(), tmp_path / "eval", on_bad_record="skip")
 
@@ -135,12 +135,12 @@ def test_a_comparison_says_what_could_not_be_asked(tmp_path: Path) -> None:
     assert "1 item that the second could not be asked: left out" in found.notes
 
 
-def test_training_still_refuses_a_missing_picture(tmp_path: Path) -> None:
+def test_training_still_refuses_a_missing_image(tmp_path: Path) -> None:
     from varifocal.data.loading import load_source
     from varifocal.recipe import SourceSection
 
     place = nlvr(tmp_path / "nlvr")
     damage(place / "2.png", "missing")
     columns = {"question": "{sentence}", "answer": "label"}
-    with pytest.raises(PictureError, match="no picture"):
+    with pytest.raises(ImageError, match="no image"):
         load_source(SourceSection(path=str(place / "dev.jsonl"), columns=columns))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
-from PIL import Image as Pictures
+from PIL import Image as Images
 
 from varifocal.assemble import Assembly
 from varifocal.data.encoding.encoder import Encoder
@@ -327,8 +327,8 @@ def test_an_integer_gold_answer_is_read_as_in_training(scored, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("broken", ["missing", "damaged"])
-def test_pictures_are_not_looked_for_where_none_is_shown(scored, tmp_path, broken: str) -> None:
-    Pictures.new("RGB", (8, 6), "red").save(tmp_path / "red.png")
+def test_images_are_not_looked_for_where_none_is_shown(scored, tmp_path, broken: str) -> None:
+    Images.new("RGB", (8, 6), "red").save(tmp_path / "red.png")
     if broken == "damaged":
         (tmp_path / "b.png").write_bytes((tmp_path / "red.png").read_bytes()[:30])
     rows = [{"question": "Colour?", "answer": "red", "image": f} for f in ("red.png", "b.png")]

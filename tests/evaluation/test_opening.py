@@ -1,4 +1,4 @@
-"""Any model can be asked: bare, with an adapter, a LLaVA, and one whose pictures vary in tokens."""
+"""Any model can be asked: bare, with an adapter, a LLaVA, and one whose images vary in tokens."""
 
 import json
 
@@ -9,10 +9,10 @@ import transformers as hf
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaForCausalLM
 
-from varifocal.assemble import is_whole, open_model
+from varifocal.assemble import is_vlm, open_model
 from varifocal.data.example import Example, Image, Message
 from varifocal.errors import ModelError, RunError
-from varifocal.evaluation.evaluated_model import EncodedAsker, WholeAsker, open_asker
+from varifocal.evaluation.evaluated_model import EncodedAsker, VlmAsker, open_asker
 
 # peft 0.21 reads a name that transformers 5.23 has renamed
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is dep:FutureWarning")
@@ -41,7 +41,7 @@ def adapter(language_model, tmp_path):
 
 @pytest.fixture
 def pictured(tmp_path):
-    """A question with a wide picture, and one with a square one."""
+    """A question with a wide image, and one with a square one."""
     found = []
     for name, size in (("wide", (56, 28)), ("square", (28, 28))):
         PIL.Image.effect_noise(size, 90).convert("RGB").save(tmp_path / f"{name}.png")
@@ -53,7 +53,7 @@ def pictured(tmp_path):
 
 @pytest.fixture
 def llava_next(llava, tmp_path):
-    """A random LLaVA-NeXT: it cuts a picture into tiles, so that its tokens depend on its size."""
+    """A random LLaVA-NeXT: it cuts an image into tiles, so that its tokens depend on its size."""
     tokenizer = hf.AutoTokenizer.from_pretrained(llava)
     old = hf.AutoConfig.from_pretrained(llava)
     config = hf.LlavaNextConfig(
@@ -109,7 +109,7 @@ def test_a_long_prompt_is_shortened_to_the_window_and_that_is_known(language_mod
 
 
 def test_a_llava_goes_by_its_encoder(llava, pictured):
-    assert not is_whole(llava)
+    assert not is_vlm(llava)
     asker = open_asker(str(llava)).asker
     assert isinstance(asker, EncodedAsker)
     scores = asker.score([asker.prepare(asked(pictured[0]), with_options=True)], "sum")
@@ -130,10 +130,10 @@ def test_what_is_neither_run_nor_model_is_said(language_model, adapter, tmp_path
 # A vision-language model as it is
 
 
-def test_pictures_of_other_sizes_take_other_numbers_of_tokens(llava_next, pictured):
-    assert is_whole(llava_next)
+def test_images_of_other_sizes_take_other_numbers_of_tokens(llava_next, pictured):
+    assert is_vlm(llava_next)
     asker = open_asker(str(llava_next)).asker
-    assert isinstance(asker, WholeAsker)
+    assert isinstance(asker, VlmAsker)
     lengths = [asker.prepare(asked(one), with_options=False).length for one in pictured]
     assert len(set(lengths)) == 2
 
@@ -144,11 +144,11 @@ def test_its_likelihoods_are_those_of_one_plain_row_an_option(llava_next, pictur
     model = hf.LlavaNextForConditionalGeneration.from_pretrained(llava_next)
     prompts = [opened.prepare(asked(one), with_options=True) for one in pictured]
     for one, scores in zip(pictured, opened.score(prompts, "sum"), strict=True):
-        picture = PIL.Image.open(one.images[0].path)
+        image = PIL.Image.open(one.images[0].path)
         for option, score in zip(one.choices, scores, strict=True):
             texts = ["USER: <image>\nWhat? ASSISTANT: "]
             texts.append(f"{texts[0]}{option}</s>")
-            rows = [processor(text=[t], images=[picture], return_tensors="pt") for t in texts]
+            rows = [processor(text=[t], images=[image], return_tensors="pt") for t in texts]
             start = rows[0]["input_ids"].shape[1]
             ids = rows[1]["input_ids"][0]
             with torch.no_grad():

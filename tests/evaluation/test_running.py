@@ -11,7 +11,7 @@ from varifocal.data.example import Example, Message
 from varifocal.errors import DataError, RunError
 from varifocal.evaluation.benchmark import Benchmark, Item, accuracy
 from varifocal.evaluation.evaluated_model import EncodedAsker
-from varifocal.evaluation.runner import About, Way, run
+from varifocal.evaluation.runner import About, AskOptions, run
 
 ABOUT = About(model="tiny", fingerprint="w1", command="varifocal eval tiny")
 
@@ -80,7 +80,7 @@ methods = pytest.mark.parametrize("method", ["likelihood", "generate"])
 def test_batch_size_and_order_change_no_answer(asker, tmp_path, method):
     row, seen = benchmark(method=method), []
     for number, (size, order) in enumerate([(1, 1), (4, 1), (9, -1), (2, -1)]):
-        way = Way(batch_size=size)
+        way = AskOptions(batch_size=size)
         result = run(row, items()[::order], asker, tmp_path / str(number), way=way, about=ABOUT)
         found = {line.pop("id"): line for line in lines(tmp_path / str(number))}
         scores = [found[name].pop("scores", ()) for name in sorted(found)]
@@ -94,7 +94,7 @@ def test_batch_size_and_order_change_no_answer(asker, tmp_path, method):
 
 @methods
 def test_a_killed_run_goes_on_where_it_was(asker, tmp_path, method):
-    row, way = benchmark(method=method), Way(batch_size=2)
+    row, way = benchmark(method=method), AskOptions(batch_size=2)
     run(row, items(), asker, tmp_path / "whole", way=way, about=ABOUT)
     dying = Watched(asker, dies_at=2)
     with pytest.raises(KeyboardInterrupt):
@@ -168,10 +168,10 @@ def test_files_say_what_was_asked_and_of_whom(asker, tmp_path):
 
 def test_ways_have_files_of_their_own(asker, tmp_path):
     ways = [
-        (Way(), "fruit"),
-        (Way(method="likelihood"), "fruit"),
-        (Way(method="generate", blind=True), "fruit-generate-blind"),
-        (Way(split="val", limit=5), "fruit-val-first5"),
+        (AskOptions(), "fruit"),
+        (AskOptions(method="likelihood"), "fruit"),
+        (AskOptions(method="generate", blind=True), "fruit-generate-blind"),
+        (AskOptions(split="val", limit=5), "fruit-val-first5"),
     ]
     for way, name in ways:
         assert run(benchmark(), items(), asker, tmp_path, way=way).file == tmp_path / f"{name}.json"
@@ -180,7 +180,7 @@ def test_ways_have_files_of_their_own(asker, tmp_path):
 def test_progress_has_the_time_that_is_left(asker, tmp_path):
     told = []
     tell = lambda *step: told.append(step)  # noqa: E731
-    run(benchmark(), items(), asker, tmp_path, way=Way(batch_size=4), progress=tell)
+    run(benchmark(), items(), asker, tmp_path, way=AskOptions(batch_size=4), progress=tell)
     told = [step for step in told if step[0] == "fruit"]
     assert [step[1:3] for step in told] == [(0, 9), (4, 9), (8, 9), (9, 9)]
     assert told[1][3].endswith(" left")
@@ -223,7 +223,7 @@ def test_a_second_call_keeps_off_the_file_of_the_first(asker, tmp_path):
                     run(benchmark(), items(), Watched(asker), tmp_path, about=ABOUT)
             return super().score(prompts, normalisation)
 
-    run(benchmark(), items(), Impatient(asker), tmp_path, way=Way(batch_size=4), about=ABOUT)
+    run(benchmark(), items(), Impatient(asker), tmp_path, way=AskOptions(batch_size=4), about=ABOUT)
     assert len(lines(tmp_path)) == 9
     assert run(benchmark(), items(), asker, tmp_path, about=ABOUT).kept == 9
 

@@ -17,7 +17,7 @@ from varifocal.evaluation.benchmarks.scienceqa import COLUMNS, by_column, column
 from varifocal.evaluation.likelihood import score_options
 from varifocal.evaluation.retention_data import choice_question
 
-PICTURE = Image(data=b"never opened here")
+IMAGE = Image(data=b"never opened here")
 NATURAL, SOCIAL, LANGUAGE = "natural science", "social science", "language science"
 
 
@@ -25,13 +25,13 @@ def example(
     subject: str = NATURAL,
     grade: str = "grade3",
     hint: str = "no",
-    picture: bool = False,
+    image: bool = False,
     answer: int = 1,
     choices: tuple[str, ...] = ("attract", "repel", "rest"),
     **changes,
 ) -> Example:
     asked = f"Question: Which?\nOptions: {choices}"
-    content = (PICTURE, asked) if picture else (asked,)
+    content = (IMAGE, asked) if image else (asked,)
     fields = {
         "messages": (Message("user", content), Message("assistant", (choices[answer],))),
         "id": "7",
@@ -47,8 +47,8 @@ def example(
     [
         (example(), "NAT NO G1-6 average"),
         (example(SOCIAL, "grade6", "yes"), "SOC TXT G1-6 average"),
-        (example(LANGUAGE, "grade7", picture=True), "LAN IMG G7-12 average"),
-        (example(NATURAL, "grade12", "yes", picture=True), "NAT TXT IMG G7-12 average"),
+        (example(LANGUAGE, "grade7", image=True), "LAN IMG G7-12 average"),
+        (example(NATURAL, "grade12", "yes", image=True), "NAT TXT IMG G7-12 average"),
         (example(SOCIAL, "grade1"), "SOC NO G1-6 average"),
         (example("history", "kindergarten"), "NO average"),
         (replace(example(), tags={}), "NO average"),
@@ -239,7 +239,7 @@ def test_what_cannot_be_read_is_counted_apart(chat_llama, encoder, examples, sco
 
 
 def test_blind_leaves_the_image_out_but_not_its_column(chat_llama, encoder, score_choices) -> None:
-    with_image, without = example(picture=True), example()
+    with_image, without = example(image=True), example()
     result = score_choices(chat_llama, encoder, [with_image, without], blind=True)
     (_, seen), (_, plain) = result.answered
     assert seen.scores == pytest.approx(plain.scores, abs=1e-9)

@@ -22,7 +22,7 @@ def routed(llama):
 
 
 def cached(model, question):
-    """Read the prompt first, as an engine does, then each option behind its cache."""
+    """Read the prompt first, as an engine does, then each option after its cache."""
     prompt = torch.tensor(question.prompt_ids.tolist())[None]
     scores = []
     for option in question.option_ids:

@@ -8,10 +8,10 @@ import pytest
 import torch
 import transformers as hf
 
-from varifocal.assemble import Whole, is_whole
+from varifocal.assemble import OpenedVlm, is_vlm
 from varifocal.data.example import Example, Image, Message
 from varifocal.errors import DataError
-from varifocal.evaluation.evaluated_model import WholeAsker, open_asker
+from varifocal.evaluation.evaluated_model import VlmAsker, open_asker
 
 # PaliGemma's processor asks numpy for an array in the old way.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -41,17 +41,17 @@ def with_tokens(tokenizer, *names):
     return copy
 
 
-def template(picture):
-    """Turns as most templates write them, the picture's mark in its place."""
+def template(image):
+    """Turns as most templates write them, the image's mark in its place."""
     return (
         "{% for message in messages %}{{ message['role'] }}: {% for part in message['content'] %}"
-        "{% if part['type'] == 'image' %}" + picture + "{% else %}{{ part['text'] }}{% endif %}"
+        "{% if part['type'] == 'image' %}" + image + "{% else %}{{ part['text'] }}{% endif %}"
         "{% endfor %}</s>\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
     )
 
 
 def idefics3(tokenizer):
-    """Idefics3, which SmolVLM is: a picture is cut into tiles, laid out in text."""
+    """Idefics3, which SmolVLM is: an image is cut into tiles, laid out in text."""
     names = ("<fake_token_around_image>", "<image>", "<end_of_utterance>", "<global-img>")
     words = with_tokens(tokenizer, *names)
     config = hf.Idefics3Config(
@@ -77,7 +77,7 @@ def idefics3(tokenizer):
 
 
 def paligemma(tokenizer):
-    """PaliGemma: the prompt, picture and all, is read in both directions."""
+    """PaliGemma: the prompt, image and all, is read in both directions."""
     words = with_tokens(tokenizer, "<image>")
     config = hf.PaliGemmaConfig(
         image_token_index=words.convert_tokens_to_ids("<image>"),
@@ -125,23 +125,23 @@ def question(tmp_path):
     return Example((Message("user", content),), "q", choices=("red", "a box"))
 
 
-def whole_row(processor, prompt, picture, option):
+def whole_row(processor, prompt, image, option):
     """Let the processor itself lay out prompt and answer, as it does for training."""
     if isinstance(processor, hf.PaliGemmaProcessor):
-        row = processor(text=[prompt], images=[picture], suffix=[option], return_tensors="pt")
+        row = processor(text=[prompt], images=[image], suffix=[option], return_tensors="pt")
         return {name: value for name, value in row.items() if name != "labels"}
-    return processor(text=[f"{prompt}{option}</s>"], images=[picture], return_tensors="pt")
+    return processor(text=[f"{prompt}{option}</s>"], images=[image], return_tensors="pt")
 
 
 def test_likelihoods_are_those_of_one_row_an_option(made, question):
     model, processor = made
-    asker = WholeAsker(Whole(model, processor, None))
+    asker = VlmAsker(OpenedVlm(model, processor, None))
     prompt = asker.prepare(question, with_options=True)
     (scores,) = asker.score([prompt], "sum")
-    picture = question.images[0].open()
+    image = question.images[0].open()
     start = asker._inputs(prompt.question)["input_ids"].shape[1]
     for option, score in zip(question.choices, scores, strict=True):
-        row = whole_row(processor, prompt.question.text, picture, option)
+        row = whole_row(processor, prompt.question.text, image, option)
         with torch.no_grad():
             logs = model(**row).logits[0].log_softmax(-1)
         ids = row["input_ids"][0]
@@ -149,16 +149,16 @@ def test_likelihoods_are_those_of_one_row_an_option(made, question):
         assert score == pytest.approx(expected, abs=1e-4)
 
 
-def test_the_picture_counts_and_blind_works(made, question, tmp_path):
+def test_the_image_counts_and_blind_works(made, question, tmp_path):
     model, processor = made
-    asker = WholeAsker(Whole(model, processor, None))
+    asker = VlmAsker(OpenedVlm(model, processor, None))
     PIL.Image.new("RGB", (56, 28), "blue").save(tmp_path / "blue.png")
     other = Example(
         (Message("user", (Image(tmp_path / "blue.png"), "What?")),), "b", choices=question.choices
     )
     blind = Example((Message("user", ("What?",)),), "t", choices=question.choices)
     prompts = [asker.prepare(one, with_options=True) for one in (question, other)]
-    if isinstance(processor, hf.PaliGemmaProcessor):  # it knows no prompt without a picture
+    if isinstance(processor, hf.PaliGemmaProcessor):  # it knows no prompt without an image
         with pytest.raises(DataError, match="`images` are expected"):
             asker.prepare(blind, with_options=True)
     else:
@@ -170,7 +170,7 @@ def test_the_picture_counts_and_blind_works(made, question, tmp_path):
 
 def test_it_writes_what_generate_writes(made, question):
     model, processor = made
-    asker = WholeAsker(Whole(model, processor, None))
+    asker = VlmAsker(OpenedVlm(model, processor, None))
     prompt = asker.prepare(question, with_options=False)
     inputs = asker._inputs(prompt.question)
     ids = model.generate(**inputs, do_sample=False, max_new_tokens=4)
@@ -184,7 +184,7 @@ def test_it_opens_from_a_directory(tokenizer, question, tmp_path):
     kind, config, processor = idefics3(tokenizer)
     kind(config).save_pretrained(tmp_path / "vlm")
     processor.save_pretrained(tmp_path / "vlm")
-    assert is_whole(tmp_path / "vlm")
+    assert is_vlm(tmp_path / "vlm")
     opened = open_asker(str(tmp_path / "vlm"))
     prompt = opened.asker.prepare(question, with_options=True)
     assert len(opened.asker.score([prompt], "mean")[0]) == 2
@@ -198,7 +198,7 @@ def test_an_opened_thought_is_closed_before_the_options_and_left_out_of_what_is_
     opening = "assistant: {% endif %}", "assistant: <think>\n{% endif %}"
     processor.chat_template = processor.chat_template.replace(*opening)
     model = kind(config).eval()
-    asker = WholeAsker(Whole(model, processor, None))
+    asker = VlmAsker(OpenedVlm(model, processor, None))
     prompt = asker.prepare(question, with_options=True).question
     assert prompt.text.endswith("assistant: <think>\n\n</think>")
     said = [processor.tokenizer.decode(ids) for ids in prompt.options]
@@ -214,4 +214,6 @@ def test_a_template_that_refuses_names_the_question(tokenizer, question):
     kind, config, processor = idefics3(tokenizer)
     processor.chat_template = "{{ raise_exception('no') }}"
     with pytest.raises(DataError, match=r"record 'q': no$"):
-        WholeAsker(Whole(kind(config).eval(), processor, None)).prepare(question, with_options=True)
+        VlmAsker(OpenedVlm(kind(config).eval(), processor, None)).prepare(
+            question, with_options=True
+        )

@@ -148,8 +148,8 @@ def mma_run(make_run):
 
 
 @pytest.fixture
-def picture(tmp_path):
-    """A picture's file, 40 x 30 pixels."""
+def image(tmp_path):
+    """An image's file, 40 x 30 pixels."""
     generator = torch.Generator().manual_seed(3)
     noise = torch.randint(0, 256, (30, 40, 3), dtype=torch.uint8, generator=generator)
     PIL.Image.fromarray(noise.numpy()).save(tmp_path / "picture.png")

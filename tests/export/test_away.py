@@ -62,7 +62,7 @@ def _job(case, run, directory, parts_directory):
     out = directory / "export"
     export(order, out)
     _, parts = open_run(run.root, dtype=dtype[0] if dtype else None)
-    asked = [example] if example else list(prompts(2, pictures=route == "image"))[1:]
+    asked = [example] if example else list(prompts(2, images=route == "image"))[1:]
     (reference,) = references(parts, asked, int(route == "image"))
     inputs = reference.inputs
     if form == "llava":

@@ -152,10 +152,10 @@ def test_the_card_tells_how_near_it_is(mma_run, tmp_path):
         ({"type": "lora"}, "route", "give --prompt with it"),
     ],
 )
-def test_what_cannot_be_had_says_what_can(make_run, tmp_path, tuner, to, mend):
+def test_what_cannot_be_had_says_what_can(make_run, tmp_path, tuner, to, fix):
     with pytest.raises(ModelError) as told:
         export(Order(make_run(tuner), to), tmp_path / "out")
-    assert mend in str(told.value)
+    assert fix in str(told.value)
 
 
 def test_a_quantised_base_says_how_it_leaves(mma_run, tmp_path, monkeypatch):

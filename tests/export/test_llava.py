@@ -1,4 +1,4 @@
-"""A graft as transformers' LLaVA: its states, its projector, its prompts, its pictures."""
+"""A graft as transformers' LLaVA: its states, its projector, its prompts, its images."""
 
 import json
 
@@ -19,20 +19,20 @@ NONE = {"type": "none"}
 
 
 @torch.no_grad()
-def own_logits(run, picture):
-    """What the run says to a question about a picture, and the ids it was asked with."""
+def own_logits(run, image):
+    """What the run says to a question about an image, and the ids it was asked with."""
     _, parts = open_run(run.root)
-    example = Example((Message("user", (Image(path=picture), "Which colour?")),))
+    example = Example((Message("user", (Image(path=image), "Which colour?")),))
     encoded = parts.encoder.encode(example, with_answer=False)
     batch = Collator(0, load_images=parts.load_images)([encoded])
     return parts.model.eval()(**batch, use_cache=False).logits[0], encoded.input_ids
 
 
 @torch.no_grad()
-def llava_logits(directory, picture):
+def llava_logits(directory, image):
     processor = AutoProcessor.from_pretrained(directory)
     model = LlavaForConditionalGeneration.from_pretrained(directory).eval()
-    parts = [{"type": "image", "image": PIL.Image.open(picture)}]
+    parts = [{"type": "image", "image": PIL.Image.open(image)}]
     parts.append({"type": "text", "text": "Which colour?"})
     given = processor.apply_chat_template(
         [{"role": "user", "content": parts}],
@@ -54,13 +54,13 @@ def llava_logits(directory, picture):
         ({"type": "full"}, "clip", ("default", 16)),
     ],
 )
-def test_the_llava_says_what_the_run_says(make_run, tmp_path, picture, tuner, tower, states):
+def test_the_llava_says_what_the_run_says(make_run, tmp_path, image, tuner, tower, states):
     run = make_run(tuner, tower)
     done = export(Order(run, "llava", num_prompts=4), tmp_path / "out")
     directory = done[-1].directory
     assert directory == (tmp_path / "out/image" if tuner is MMA else tmp_path / "out")
-    expected, ids = own_logits(run, picture)
-    found, theirs = llava_logits(directory, picture)
+    expected, ids = own_logits(run, image)
+    found, theirs = llava_logits(directory, image)
     assert theirs.tolist() == ids.tolist()
     torch.testing.assert_close(found[:, : expected.shape[-1]], expected, rtol=0, atol=2e-5)
     config = json.loads((directory / "config.json").read_text())
@@ -103,15 +103,15 @@ def test_the_text_route_lies_beside_it_as_a_plain_model(mma_run, tmp_path):
     text, image = export(Order(mma_run, "llava", num_prompts=2), tmp_path / "out")
     page = json.loads((text.directory / "config.json").read_text())
     assert page["architectures"] == ["LlamaForCausalLM"]
-    assert "text route beside it" in (image.directory / "README.md").read_text()
+    assert "text route next to it" in (image.directory / "README.md").read_text()
 
 
-def test_varifocal_opens_it_and_asks_it_the_same_way(mma_run, tmp_path, picture):
+def test_varifocal_opens_it_and_asks_it_the_same_way(mma_run, tmp_path, image):
     done = export(Order(mma_run, "llava", num_prompts=2), tmp_path / "out")
     _, parts = open_model(done[1].directory)
-    example = Example((Message("user", (Image(path=picture), "Which colour?")),))
+    example = Example((Message("user", (Image(path=image), "Which colour?")),))
     encoded = parts.encoder.encode(example, with_answer=False)
-    expected, ids = own_logits(mma_run, picture)
+    expected, ids = own_logits(mma_run, image)
     assert encoded.input_ids.tolist() == ids.tolist()  # the run's system prompt among them
     batch = Collator(0, load_images=parts.load_images)([encoded])
     with torch.no_grad():
@@ -137,9 +137,9 @@ def test_half_precision_leaves_too(mma_run, tmp_path, dtype):
         (NONE, {"tower": None}, "--to merged, which writes it as what it is"),
     ],
 )
-def test_what_is_no_llava_says_how_it_could_be(make_run, tmp_path, tuner, options, mend):
+def test_what_is_no_llava_says_how_it_could_be(make_run, tmp_path, tuner, options, fix):
     run = make_run(tuner, **options)
     with pytest.raises(ModelError) as told:
         export(Order(run, "llava", num_prompts=2), tmp_path / "out")
-    assert mend in str(told.value)
+    assert fix in str(told.value)
     assert not (tmp_path / "out").exists()

@@ -32,25 +32,25 @@ TUNERS = {
 
 
 @pytest.fixture(scope="module")
-def picture(tmp_path_factory):
+def image(tmp_path_factory):
     file = tmp_path_factory.mktemp("picture") / "picture.png"
     PIL.Image.effect_noise((40, 30), 80).convert("RGB").save(file)
     return file
 
 
-def turns(picture):
+def turns(image):
     """Questions without and with an image, as transformers takes them."""
-    seen = [{"type": "image", "image": str(picture)}, {"type": "text", "text": "What is it?"}]
+    seen = [{"type": "image", "image": str(image)}, {"type": "text", "text": "What is it?"}]
     return [
         [{"role": "user", "content": [{"type": "text", "text": "Who is it?"}]}],
         [{"role": "user", "content": seen}],
     ]
 
 
-def answers_of_run(run, picture):
+def answers_of_run(run, image):
     _, parts = open_run(run.root)
     engine = Engine(parts.model, parts.encoder, parts.load_images)
-    asked = [("Who is it?",), (Image(path=picture), "What is it?")]
+    asked = [("Who is it?",), (Image(path=image), "What is it?")]
     try:
         return [
             engine.answer([Message("user", content)], Sampling(max_new_tokens=12))
@@ -60,12 +60,12 @@ def answers_of_run(run, picture):
         engine.close()
 
 
-def answers_of_auto(place, picture):
+def answers_of_auto(place, image):
     """Ask by transformers' own classes and `generate` alone."""
     model = AutoModelForImageTextToText.from_pretrained(place)
     processor = AutoProcessor.from_pretrained(place)
     found = []
-    for conversation in turns(picture):
+    for conversation in turns(image):
         asked = processor.apply_chat_template(
             conversation,
             add_generation_prompt=True,
@@ -81,11 +81,11 @@ def answers_of_auto(place, picture):
 
 
 @pytest.mark.parametrize("tuner", TUNERS)
-def test_a_run_and_its_model_answer_as_open_run_does(make_run, tmp_path, picture, tuner):
+def test_a_run_and_its_model_answer_as_open_run_does(make_run, tmp_path, image, tuner):
     run = make_run(TUNERS[tuner], connector={"hidden_dim": 16, "num_tokens": 4})
-    expected = answers_of_run(run, picture)
+    expected = answers_of_run(run, image)
     assert len(set(expected)) == 2
-    model, found = answers_of_auto(run.root, picture)
+    model, found = answers_of_auto(run.root, image)
     assert isinstance(model, GraftedForConditionalGeneration)
     assert not model.training
     assert found == expected
@@ -94,7 +94,7 @@ def test_a_run_and_its_model_answer_as_open_run_does(make_run, tmp_path, picture
     shutil.move(tmp_path / "out", tmp_path / "elsewhere")  # it names nothing outside of itself
     inside = (tmp_path / "elsewhere" / "adapter_config.json").is_file()
     assert inside is (tuner in ("mma", "unrouted", "mixlora"))
-    model, found = answers_of_auto(tmp_path / "elsewhere", picture)
+    model, found = answers_of_auto(tmp_path / "elsewhere", image)
     assert isinstance(model, GraftedForConditionalGeneration)
     assert found == expected
 

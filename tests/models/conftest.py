@@ -97,8 +97,8 @@ def grafted() -> GraftedForConditionalGeneration:
 
 
 @pytest.fixture
-def pictures() -> torch.Tensor:
-    """Four different pictures, [4, 3, 28, 28]."""
+def images() -> torch.Tensor:
+    """Four different images, [4, 3, 28, 28]."""
     return torch.randn(4, 3, 28, 28, generator=torch.Generator().manual_seed(3))
 
 

@@ -1,4 +1,4 @@
-"""transformers' LLaVA as it is: its tokens, its packed rows, its pictures counted."""
+"""transformers' LLaVA as it is: its tokens, its packed rows, its images counted."""
 
 import copy
 import pickle
@@ -23,18 +23,18 @@ def recipe_for(directory, **data):
     return Recipe(model=section, data=DataSection(**data))
 
 
-def picture(seed):
-    """A picture of noise, 40 x 28 pixels."""
+def image(seed):
+    """An image of noise, 40 x 28 pixels."""
     pixels = np.random.default_rng(seed).integers(0, 256, (28, 40, 3), np.uint8)
     return PIL.Image.fromarray(pixels)
 
 
-def talk(tmp_path, *texts, pictures=()):
-    """A conversation; the pictures, by their seeds, stand before its first text."""
+def talk(tmp_path, *texts, pil_images=()):
+    """A conversation; the images, by their seeds, stand before its first text."""
     images = []
-    for seed in pictures:
+    for seed in pil_images:
         images.append(Image(path=tmp_path / f"{seed}.png"))
-        picture(seed).save(images[-1].path)
+        image(seed).save(images[-1].path)
     turns = [
         Message("assistant" if number % 2 else "user", (*(images if not number else ()), text))
         for number, text in enumerate(texts)
@@ -50,9 +50,9 @@ def parts(llava):
 @pytest.fixture
 def examples(tmp_path):
     return [
-        talk(tmp_path, "Which colour?", "Red.", pictures=[1]),
+        talk(tmp_path, "Which colour?", "Red.", pil_images=[1]),
         talk(tmp_path, "What comes after A?", "B."),
-        talk(tmp_path, "And these?", "Blue, green.", pictures=[2, 3]),
+        talk(tmp_path, "And these?", "Blue, green.", pil_images=[2, 3]),
     ]
 
 
@@ -65,12 +65,12 @@ def examples(tmp_path):
         ("default", "clip", "VipLlava"),
     ],
 )
-def test_a_picture_takes_the_processors_own_tokens(make_llava, tmp_path, strategy, tower, kind):
+def test_a_image_takes_the_processors_own_tokens(make_llava, tmp_path, strategy, tower, kind):
     make_llava(tmp_path / "llava", strategy, tower, kind)
     parts = assemble(recipe_for(tmp_path / "llava"))
-    asked = talk(tmp_path, "Which colour?", pictures=[1, 2])
+    asked = talk(tmp_path, "Which colour?", pil_images=[1, 2])
     encoded = parts.encoder.encode(asked, with_answer=False)
-    content = [{"type": "image", "image": picture(seed)} for seed in (1, 2)]
+    content = [{"type": "image", "image": image(seed)} for seed in (1, 2)]
     turn = {"role": "user", "content": [*content, {"type": "text", "text": "Which colour?"}]}
     theirs = parts.processor.apply_chat_template(
         [turn], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
@@ -90,7 +90,7 @@ def test_its_encoder_can_be_had_without_weights(llava, parts):
 def test_a_plain_template_does_where_it_has_none(make_llava, tmp_path):
     make_llava(tmp_path / "llava", template=None)
     encoder = load_encoder(recipe_for(tmp_path / "llava"))
-    encoded = encoder.encode(talk(tmp_path, "Which?", "Red.", pictures=[1]))
+    encoded = encoder.encode(talk(tmp_path, "Which?", "Red.", pil_images=[1]))
     assert (encoded.input_ids == encoder.image_token_id).sum() == 16
     assert encoder.tokenizer.decode(encoded.trained_ids) == " Red.</s>"
 
@@ -127,7 +127,7 @@ def tuned(parts, tuner):
 
 
 @pytest.mark.parametrize("tuner", [None, "mma", "lora"])
-def test_a_batch_without_pictures_never_runs_the_tower(parts, examples, tuner):
+def test_a_batch_without_images_never_runs_the_tower(parts, examples, tuner):
     model, base = tuned(parts, tuner), parts.base
     collate = Collator(0, load_images=parts.load_images)
     encoded = [parts.encoder.encode(example) for example in examples]
@@ -168,7 +168,7 @@ def test_a_graft_calls_it_connector(grafted):
     assert connector_name(grafted) == "connector"
 
 
-def test_a_model_with_as_many_tokens_as_a_picture_needs_is_refused(tmp_path, llava):
+def test_a_model_with_as_many_tokens_as_a_image_needs_is_refused(tmp_path, llava):
     from transformers import AutoConfig, LlavaConfig, PixtralVisionConfig
 
     config = AutoConfig.from_pretrained(llava)
@@ -183,8 +183,8 @@ def test_a_model_with_as_many_tokens_as_a_picture_needs_is_refused(tmp_path, lla
     with pytest.raises(ModelError) as caught:
         load_encoder(recipe_for(tmp_path))
     assert str(caught.value) == (
-        f"{tmp_path} is a vision-language model of type llava, whose pictures take more or fewer "
+        f"{tmp_path} is a vision-language model of type llava, whose images take more or fewer "
         "tokens by their size; this version trains and asks language models, grafts of them, "
-        "LLaVA 1.5's kind, Qwen2-VL's and SmolVLM's with model.picture_side: name a "
+        "LLaVA 1.5's kind, Qwen2-VL's and SmolVLM's with model.image_side: name a "
         "language model, and a vision_tower"
     )

@@ -45,7 +45,7 @@ def section(**changes):
     return ModelSection(**{"dtype": "float32", **changes})
 
 
-def test_a_grafted_model_from_local_directories(language, clip, make_vit, pictures):
+def test_a_grafted_model_from_local_directories(language, clip, make_vit, images):
     connector = ConnectorSection(num_tokens=4, num_global_tokens=1, hidden_dim=16)
     loaded = load_model(section(language_model=language, vision_tower=clip, connector=connector))
     model, processor = loaded.model, loaded.processor
@@ -55,8 +55,8 @@ def test_a_grafted_model_from_local_directories(language, clip, make_vit, pictur
     assert processor.image_token_id >= model.config.get_text_config().vocab_size
     assert processor.tokenizer.padding_side == "left"
     assert torch.equal(
-        model.see(pictures),
-        make_vit("clip")(pictures, output_hidden_states=True).hidden_states[-2][:, 1:],
+        model.see(images),
+        make_vit("clip")(images, output_hidden_states=True).hidden_states[-2][:, 1:],
     )
     assert model.connector.output_scale == embedding_scale(model.get_input_embeddings())
     assert loaded.base_ids == {"language_model": language, "vision_tower": clip}
@@ -80,7 +80,7 @@ def test_without_a_tower_it_is_the_language_model(language, make_llama):
     assert loaded.base_ids == {"language_model": language}
 
 
-def test_a_saved_grafted_model_is_a_vision_language_model(language, clip, tmp_path, pictures):
+def test_a_saved_grafted_model_is_a_vision_language_model(language, clip, tmp_path, images):
     loaded = load_model(section(language_model=language, vision_tower=clip))
     directory = str(tmp_path / "whole")
     loaded.model.save_pretrained(directory)
@@ -88,7 +88,7 @@ def test_a_saved_grafted_model_is_a_vision_language_model(language, clip, tmp_pa
     again = load_model(section(language_model=directory))
     assert isinstance(again.processor, GraftedProcessor)
     ids = torch.tensor([[1, *[loaded.processor.image_token_id] * again.model.tokens_per_image]])
-    inputs = {"input_ids": ids, "pixel_values": pictures[:1]}
+    inputs = {"input_ids": ids, "pixel_values": images[:1]}
     torch.testing.assert_close(again.model(**inputs).logits, loaded.model(**inputs).logits)
     with pytest.raises(ModelError, match="has a vision tower of its own; leave vision_tower out"):
         load_model(section(language_model=directory, vision_tower=clip))

@@ -56,7 +56,7 @@ def test_each_image_becomes_its_placeholders(processor):
 @pytest.mark.parametrize(
     ("text", "images", "error"),
     [
-        ("no picture here", [RED], "Found total 0 .* tokens and 1 images"),
+        ("no image here", [RED], "Found total 0 .* tokens and 1 images"),
         ("<|image|>", None, "Found 1 .* tokens in the text but no images"),
         ("<|image|><|image|>", [RED], "Found total 2 .* tokens and 1 images"),
     ],
@@ -135,11 +135,11 @@ def test_a_tokenizer_without_a_template_stays_without(make_tokenizer, processor)
     assert plain.chat_template is None
 
 
-def test_efficientnets_pictures_are_whole_and_centred_at_127():
-    """(rgb - 127) / 128, no crop: the last row and column of a wide picture are still there."""
-    picture = np.full((100, 300, 3), 127, dtype=np.uint8)
-    picture[:, -10:] = 255
-    pixels = efficientnet_processor(224)(Image.fromarray(picture), return_tensors="pt")
+def test_efficientnets_images_are_whole_and_centred_at_127():
+    """(rgb - 127) / 128, no crop: the last row and column of a wide image are still there."""
+    image = np.full((100, 300, 3), 127, dtype=np.uint8)
+    image[:, -10:] = 255
+    pixels = efficientnet_processor(224)(Image.fromarray(image), return_tensors="pt")
     pixels = pixels["pixel_values"][0]
     assert pixels.shape == (3, 224, 224)
     assert pixels[:, 100, 50].tolist() == pytest.approx([0.0, 0.0, 0.0], abs=1e-6)

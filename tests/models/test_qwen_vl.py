@@ -1,4 +1,4 @@
-"""transformers' Qwen-VL with pictures of one size: its tokens, positions, rows and answers."""
+"""transformers' Qwen-VL with images of one size: its tokens, positions, rows and answers."""
 
 import copy
 
@@ -25,25 +25,25 @@ SIDE = 112  # 8 x 8 patches, 4 x 4 tokens
 
 
 def recipe_for(directory, side=SIDE):
-    section = ModelSection(language_model=str(directory), dtype="float32", picture_side=side)
+    section = ModelSection(language_model=str(directory), dtype="float32", image_side=side)
     return Recipe(model=section)
 
 
-def picture(seed, width=40, height=28):
-    """A picture of noise."""
+def image(seed, width=40, height=28):
+    """An image of noise."""
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
     return PIL.Image.fromarray(pixels)
 
 
 @pytest.fixture
 def asked(tmp_path):
-    """Makes a conversation: texts by turns, the pictures of these seeds before the first."""
+    """Makes a conversation: texts by turns, the images of these seeds before the first."""
 
-    def talk(*texts, pictures=(), choices=()):
+    def talk(*texts, pil_images=(), choices=()):
         images = []
-        for seed in pictures:
+        for seed in pil_images:
             images.append(Image(path=tmp_path / f"{seed}.png"))
-            picture(seed).save(images[-1].path)
+            image(seed).save(images[-1].path)
         turns = [
             Message("assistant" if number % 2 else "user", (*(() if number else images), text))
             for number, text in enumerate(texts)
@@ -61,9 +61,9 @@ def parts(qwen_vl):
 @pytest.fixture
 def examples(asked):
     return [
-        asked("Which colour?", "Red.", pictures=[1]),
+        asked("Which colour?", "Red.", pil_images=[1]),
         asked("What comes after A?", "B."),
-        asked("And these?", "Blue, green.", "Both?", "Yes.", pictures=[2, 3]),
+        asked("And these?", "Blue, green.", "Both?", "Yes.", pil_images=[2, 3]),
     ]
 
 
@@ -96,8 +96,8 @@ def types_of(parts, ids):
     return (ids == parts.encoder.image_token_id).int()
 
 
-def test_ids_are_those_of_the_template_with_its_frame_around_a_picture(parts, asked):
-    encoded = parts.encoder.encode(asked("Which?", pictures=[1, 2]), with_answer=False)
+def test_ids_are_those_of_the_template_with_its_frame_around_a_image(parts, asked):
+    encoded = parts.encoder.encode(asked("Which?", pil_images=[1, 2]), with_answer=False)
     content = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "Which?"}]
     text = parts.processor.tokenizer.apply_chat_template(
         [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
@@ -108,20 +108,20 @@ def test_ids_are_those_of_the_template_with_its_frame_around_a_picture(parts, as
     assert encoded.input_ids.tolist() == theirs
 
 
-def test_a_picture_keeps_its_shape_on_a_square_and_takes_one_number_of_tokens(parts):
-    wide, tall = picture(1, 300, 60), picture(2, 20, 400)
-    made = parts.processor.pictures([wide, tall])
+def test_a_image_keeps_its_shape_on_a_square_and_takes_one_number_of_tokens(parts):
+    wide, tall = image(1, 300, 60), image(2, 20, 400)
+    made = parts.processor.pil_images([wide, tall])
     assert made["image_grid_thw"].tolist() == [[1, 8, 8]] * 2
     assert made["pixel_values"].shape == (2 * 64, 3 * 2 * 14 * 14)
     patches = made["pixel_values"].view(2, 64, -1)
     is_margin = (patches == patches[:, :1, :1]).flatten(2)
-    assert is_margin[0, :4].float().mean() > 0.3  # above the wide picture
+    assert is_margin[0, :4].float().mean() > 0.3  # above the wide image
     assert not is_margin[0, 28:36].all(-1).any()
 
 
 def test_the_logits_are_those_of_transformers_own_positions(parts, asked):
-    """One row as transformers lays it out, pictures and turns and all."""
-    example = asked("And these?", "Blue.", "Both?", "Yes.", pictures=[2, 3])
+    """One row as transformers lays it out, images and turns and all."""
+    example = asked("And these?", "Blue.", "Both?", "Yes.", pil_images=[2, 3])
     batch = Collator(0, load_images=parts.load_images)([parts.encoder.encode(example)])
     ids = batch["input_ids"]
     theirs = {
@@ -132,13 +132,13 @@ def test_the_logits_are_those_of_transformers_own_positions(parts, asked):
     }
     own, theirs = logits_of(parts.model, batch), logits_of(parts.model, theirs)
     torch.testing.assert_close(own, theirs, rtol=0, atol=2e-5)
-    plain = batch["position_ids"].expand(4, -1, -1)  # every picture's token a place further
+    plain = batch["position_ids"].expand(4, -1, -1)  # every image's token a place further
     moved = logits_of(parts.model, {**batch, "position_ids": plain})
     assert (moved - own).abs().max() > 1e-2
 
 
 def test_positions_differ_from_each_other_as_transformers_have_them(parts, asked):
-    example = asked("And these?", "Blue.", pictures=[2, 3])
+    example = asked("And these?", "Blue.", pil_images=[2, 3])
     ids = torch.tensor(parts.encoder.encode(example).input_ids[None].astype("int64"))
     grid = torch.tensor([[1, 8, 8]] * 2)
     theirs, _ = parts.model.model.get_rope_index(ids, types_of(parts, ids), grid)
@@ -165,9 +165,9 @@ def test_samples_packed_into_a_row_are_as_they_are_alone(parts, examples, tuner)
 def test_an_answer_does_not_depend_on_batch_mates_and_is_the_full_forwards(parts, asked, tuner):
     model = tuned(parts, tuner)
     prompts = [
-        parts.encoder.encode(asked("Which?", pictures=[1]), with_answer=False),
+        parts.encoder.encode(asked("Which?", pil_images=[1]), with_answer=False),
         parts.encoder.encode(asked("What comes after the letter A?"), with_answer=False),
-        parts.encoder.encode(asked("And these two?", pictures=[2, 3]), with_answer=False),
+        parts.encoder.encode(asked("And these two?", pil_images=[2, 3]), with_answer=False),
     ]
     questions = [
         Question(one.input_ids, (np.array([1], np.int32),), one.modality, one.images)
@@ -187,7 +187,7 @@ def test_an_answer_does_not_depend_on_batch_mates_and_is_the_full_forwards(parts
 
 
 def test_transformers_own_generate_still_counts_in_its_own_way(parts, asked):
-    encoded = parts.encoder.encode(asked("Which?", pictures=[1]), with_answer=False)
+    encoded = parts.encoder.encode(asked("Which?", pil_images=[1]), with_answer=False)
     question = Question(encoded.input_ids, (np.array([1], np.int32),), 1, encoded.images)
     ids = torch.tensor(encoded.input_ids[None].astype("int64"))
     written = parts.model.generate(
@@ -208,7 +208,7 @@ def test_transformers_own_generate_still_counts_in_its_own_way(parts, asked):
 @pytest.mark.parametrize("tuner", ["lora"])
 def test_options_in_one_row_score_as_on_rows_of_their_own(parts, asked, tuner):
     model = tuned(parts, tuner)
-    example = asked("Which?", pictures=[1, 2], choices=("red", "green", "very blue"))
+    example = asked("Which?", pil_images=[1, 2], choices=("red", "green", "very blue"))
     prompt, options = parts.encoder.encode_options(example)
     question = Question(prompt.input_ids, tuple(options), prompt.modality, prompt.images)
     scores = [
@@ -218,7 +218,7 @@ def test_options_in_one_row_score_as_on_rows_of_their_own(parts, asked, tuner):
     assert len(set(scores[0])) == 3
 
 
-def test_pictures_are_counted_and_a_batch_without_one_never_runs_the_tower(parts, examples):
+def test_images_are_counted_and_a_batch_without_one_never_runs_the_tower(parts, examples):
     collate = Collator(0, load_images=parts.load_images)
     encoded = [parts.encoder.encode(example) for example in examples]
     ran = []
@@ -239,10 +239,10 @@ def test_a_copy_is_whole(parts, examples):
     assert (parts.model.vision_passes, twin.vision_passes) == (4, 2)
 
 
-def test_a_cache_does_not_go_on_with_pictures(parts, examples):
+def test_a_cache_does_not_go_on_with_images(parts, examples):
     batch = Collator(0, load_images=parts.load_images)([parts.encoder.encode(examples[0])])
     cache = parts.model(**batch, use_cache=True).past_key_values
-    with pytest.raises(ModelError, match="with further pictures"):
+    with pytest.raises(ModelError, match="with further images"):
         parts.model(**batch, past_key_values=cache)
 
 
@@ -251,23 +251,23 @@ def test_its_encoder_can_be_had_without_weights(qwen_vl, parts):
 
 
 def test_a_side_is_asked_for_and_has_to_fit(qwen_vl, llava):
-    with pytest.raises(ModelError, match=r"set model\.picture_side, 448 for example"):
+    with pytest.raises(ModelError, match=r"set model\.image_side, 448 for example"):
         assemble(recipe_for(qwen_vl, side=None))
     with pytest.raises(ModelError, match=r"100 is no multiple of 28.* take 84 or 112"):
         assemble(recipe_for(qwen_vl, side=100))
-    with pytest.raises(ModelError, match=r"picture_side belongs to a Qwen-VL.*type llava"):
-        load_model(ModelSection(language_model=str(llava), picture_side=112), meta=True)
+    with pytest.raises(ModelError, match=r"image_side belongs to a Qwen-VL.*type llava"):
+        load_model(ModelSection(language_model=str(llava), image_side=112), meta=True)
 
 
 def test_a_graft_has_no_side():
-    page = {"language_model": "a/b", "vision_tower": "c/d", "picture_side": 112}
+    page = {"language_model": "a/b", "vision_tower": "c/d", "image_side": 112}
     with pytest.raises(ValueError, match="belongs to a Qwen-VL"):
         ModelSection.model_validate(page)
 
 
-def test_a_pictures_operations_are_those_that_torch_counts(parts):
+def test_a_images_operations_are_those_that_torch_counts(parts):
     parts.model.set_attn_implementation("eager")  # whose products torch's counter knows
-    seen = parts.processor.pictures([picture(1)])
+    seen = parts.processor.pil_images([image(1)])
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         parts.model.model.get_image_features(**seen)
     formula = image_flops(parts.model)

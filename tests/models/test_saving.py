@@ -22,7 +22,7 @@ IMAGE, V = 61, 5
     ],
 )
 @pytest.mark.parametrize("tied", [True, False])
-def test_round_trip_is_bit_exact(make_grafted, pictures, tmp_path, connector, tower, tied):
+def test_round_trip_is_bit_exact(make_grafted, images, tmp_path, connector, tower, tied):
     grafted = make_grafted(connector, tower, tie_word_embeddings=tied)
     grafted.save_pretrained(tmp_path)
     loaded = AutoModelForImageTextToText.from_pretrained(tmp_path)
@@ -32,7 +32,7 @@ def test_round_trip_is_bit_exact(make_grafted, pictures, tmp_path, connector, to
     for name, value in ours.items():
         assert torch.equal(value, theirs[name]), name
     ids = torch.tensor([[1, *[IMAGE] * grafted.tokens_per_image, 9]])
-    inputs = {"input_ids": ids, "pixel_values": pictures[:1]}
+    inputs = {"input_ids": ids, "pixel_values": images[:1]}
     head, words = loaded.get_output_embeddings().weight, loaded.get_input_embeddings().weight
     assert (head is words) == tied
     for parameter in loaded.parameters():

@@ -1,4 +1,4 @@
-"""Several processes, some without a picture: nobody waits for a gradient that never comes."""
+"""Several processes, some without an image: nobody waits for a gradient that never comes."""
 
 import os
 import socket
@@ -67,15 +67,15 @@ def test_sharded_parts_run_with_every_process(grafted, monkeypatch):
     assert torch.equal(grafted(input_ids=ids).logits, sharded)
 
 
-def train_one_step(rank: int, port: int, make_grafted, pictures, results) -> None:
+def train_one_step(rank: int, port: int, make_grafted, images, results) -> None:
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     dist.init_process_group("gloo", rank=rank, world_size=2)
     grafted = make_grafted()
     grafted.requires_grad_(False)
     grafted.connector.requires_grad_(True)
     model = torch.nn.parallel.DistributedDataParallel(grafted.train())
-    if rank == 0:  # one process sees a picture, the other only text
-        inputs = {"input_ids": torch.tensor([[1, *[IMAGE] * V, 7]]), "pixel_values": pictures[:1]}
+    if rank == 0:  # one process sees an image, the other only text
+        inputs = {"input_ids": torch.tensor([[1, *[IMAGE] * V, 7]]), "pixel_values": images[:1]}
     else:
         inputs = {"input_ids": torch.tensor([[1, 2, 3]])}
     model(**inputs).logits.pow(2).mean().backward()
@@ -84,13 +84,13 @@ def train_one_step(rank: int, port: int, make_grafted, pictures, results) -> Non
 
 
 @pytest.mark.slow
-def test_ddp_with_a_picture_in_one_process_only(make_grafted, pictures):
+def test_ddp_with_a_image_in_one_process_only(make_grafted, images):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with mp.Manager() as manager:
         results = manager.dict()
-        arguments = (port, make_grafted, pictures, results)
+        arguments = (port, make_grafted, images, results)
         mp.spawn(train_one_step, arguments, nprocs=2)
         first, second = results[0], results[1]
     assert first.keys() == second.keys()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from varifocal.assemble import assemble, is_whole
+from varifocal.assemble import assemble, is_vlm
 from varifocal.data.example import Example, Image, Message
 from varifocal.data.rows.packing import Collator
 from varifocal.errors import ModelError
@@ -19,7 +19,7 @@ SIDE = 56  # 8 x 8 cells, 4 x 4 tokens
 
 
 def recipe_for(directory, side=SIDE):
-    section = ModelSection(language_model=str(directory), dtype="float32", picture_side=side)
+    section = ModelSection(language_model=str(directory), dtype="float32", image_side=side)
     return Recipe(model=section)
 
 
@@ -126,8 +126,8 @@ def test_an_images_operations_are_those_that_torch_counts(parts, examples):
 
 
 def test_without_a_side_it_is_asked_as_it_is_and_trained_with_its_tiles_side_alone(smolvlm):
-    assert is_whole(smolvlm)
-    with pytest.raises(ModelError, match=r"set model\.picture_side, 56, so .* takes 16 tokens"):
+    assert is_vlm(smolvlm)
+    with pytest.raises(ModelError, match=r"set model\.image_side, 56, so .* takes 16 tokens"):
         assemble(recipe_for(smolvlm, side=None))
-    with pytest.raises(ModelError, match=r"picture_side: 112 is not the side .* take 56"):
+    with pytest.raises(ModelError, match=r"image_side: 112 is not the side .* take 56"):
         assemble(recipe_for(smolvlm, side=112))

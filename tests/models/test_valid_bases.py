@@ -66,7 +66,7 @@ def language(tmp_path, make_tokenizer):
 
 
 def with_old_buffers(held):
-    """What LLaMA checkpoints of 2023 hold beside their weights."""
+    """What LLaMA checkpoints of 2023 hold next to their weights."""
     for layer in range(3):
         held[f"model.layers.{layer}.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
 
@@ -177,7 +177,7 @@ def test_a_base_that_bitsandbytes_has_packed_before(
     assert other.is_quantized
 
 
-def tower_of(tmp_path, make_llama, make_tokenizer, model, pictures):
+def tower_of(tmp_path, make_llama, make_tokenizer, model, images):
     """Load a folder's tower in a graft; return its states, and those of the model as given."""
     language, tower = tmp_path / "language", tmp_path / "tower"
     make_llama().save_pretrained(language)
@@ -185,17 +185,17 @@ def tower_of(tmp_path, make_llama, make_tokenizer, model, pictures):
     page = {"language_model": str(language), "vision_tower": str(tower), "dtype": "float32"}
     loaded = load_model(ModelSection(**page)).model
     with torch.no_grad():
-        return loaded.see(pictures), model(pictures, output_hidden_states=True).hidden_states
+        return loaded.see(images), model(images, output_hidden_states=True).hidden_states
 
 
 @pytest.fixture
-def tower(tmp_path, make_llama, make_tokenizer, pictures):
+def tower(tmp_path, make_llama, make_tokenizer, images):
     """Saves a model whose vision half is checked; `prefix` tokens stand before its patches."""
 
     def check(model, vision, prefix, change=lambda held: None):
         model.eval().save_pretrained(tmp_path / "tower")
         rewrite(tmp_path / "tower", change)
-        states, wanted = tower_of(tmp_path, make_llama, make_tokenizer, vision, pictures)
+        states, wanted = tower_of(tmp_path, make_llama, make_tokenizer, vision, images)
         torch.testing.assert_close(states, wanted[-2][:, prefix:], rtol=0, atol=1e-6)
 
     return check

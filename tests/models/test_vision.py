@@ -11,47 +11,47 @@ from varifocal.models.efficientnet import SameConv2d, from_port
 from varifocal.models.names import PACKAGED, find_source
 
 
-def states_by_hand(vit, pictures):
+def states_by_hand(vit, images):
     """The states [N, tokens, C] after each block, by hooks on the blocks."""
     states = []
     layers = vit.encoder.layers if hasattr(vit.encoder, "layers") else vit.encoder.layer
     hooks = [
         layer.register_forward_hook(lambda _m, _a, out: states.append(out)) for layer in layers
     ]
-    vit(pictures)
+    vit(images)
     for hook in hooks:
         hook.remove()
     return [state[0] if isinstance(state, tuple) else state for state in states]
 
 
 @pytest.mark.parametrize(("kind", "prefix"), [("clip", 1), ("siglip", 0), ("dinov2", 1)])
-def test_patches_are_the_penultimate_blocks(make_vit, pictures, kind, prefix):
+def test_patches_are_the_penultimate_blocks(make_vit, images, kind, prefix):
     vit = make_vit(kind)
     tower = build_tower(vit)
     assert (tower.width, tower.grid, tower.num_blocks, tower.image_size) == (24, (4, 4), 8, 28)
-    patches = tower(pictures)
+    patches = tower(images)
     assert patches.shape == (4, tower.num_patches, tower.width)
-    blocks = states_by_hand(vit, pictures)
+    blocks = states_by_hand(vit, images)
     assert torch.equal(patches, blocks[-2][:, prefix:])
-    assert torch.equal(build_tower(vit, feature_layer=-1)(pictures), blocks[-1][:, prefix:])
-    assert torch.equal(build_tower(vit, feature_layer=3)(pictures), blocks[2][:, prefix:])
+    assert torch.equal(build_tower(vit, feature_layer=-1)(images), blocks[-1][:, prefix:])
+    assert torch.equal(build_tower(vit, feature_layer=3)(images), blocks[2][:, prefix:])
 
 
 @pytest.mark.parametrize("kind", ["clip", "dinov2"])
-def test_cls_states_come_after_every_fourth_block_before_the_norm(make_vit, pictures, kind):
+def test_cls_states_come_after_every_fourth_block_before_the_norm(make_vit, images, kind):
     vit = make_vit(kind)
     tower = build_tower(vit)
-    states = tower(pictures, select="cls_states")
-    blocks = states_by_hand(vit, pictures)
+    states = tower(images, select="cls_states")
+    blocks = states_by_hand(vit, images)
     assert states.shape == (4, tower.num_states("cls_states"), 24)
     assert torch.equal(states, torch.stack([blocks[3][:, 0], blocks[7][:, 0]], dim=1))
 
 
-def test_a_picture_does_not_see_its_batch_mates(make_vit, pictures):
+def test_a_image_does_not_see_its_batch_mates(make_vit, images):
     tower = build_tower(make_vit("clip"))
     for select in ("patches", "cls_states"):
-        alone = tower(pictures[1:2], select=select)
-        torch.testing.assert_close(tower(pictures, select=select)[1:2], alone)
+        alone = tower(images[1:2], select=select)
+        torch.testing.assert_close(tower(images, select=select)[1:2], alone)
 
 
 @pytest.mark.parametrize(
@@ -61,18 +61,18 @@ def test_a_picture_does_not_see_its_batch_mates(make_vit, pictures):
         ("clip", 3, "3 blocks, and connector 'cls_pyramid' reads"),
     ],
 )
-def test_towers_without_cls_states_say_so(make_vit, pictures, kind, blocks, text):
+def test_towers_without_cls_states_say_so(make_vit, images, kind, blocks, text):
     with pytest.raises(ModelError, match=text):
-        build_tower(make_vit(kind, blocks))(pictures, select="cls_states")
+        build_tower(make_vit(kind, blocks))(images, select="cls_states")
 
 
-def test_wrong_choices_are_answered(make_vit, make_llama, pictures):
+def test_wrong_choices_are_answered(make_vit, make_llama, images):
     vit = make_vit("clip")
     with pytest.raises(ModelError, match=r"'patch', not one of .*did you mean 'patches'"):
-        build_tower(vit)(pictures, select="patch")
+        build_tower(vit)(images, select="patch")
     with pytest.raises(ModelError, match="8 blocks, so it must lie between -9 and 8"):
         build_tower(vit, feature_layer=9)
-    with pytest.raises(ModelError, match="takes pictures of 28 x 28 pixels, not 56"):
+    with pytest.raises(ModelError, match="takes images of 28 x 28 pixels, not 56"):
         build_tower(vit, image_size=56)
     with pytest.raises(ModelError, match="LlamaForCausalLM is not a vision tower"):
         build_tower(make_llama())
@@ -83,7 +83,7 @@ def test_wrong_choices_are_answered(make_vit, make_llama, pictures):
         build_tower(lite)(torch.zeros(1, 3, 224, 224), select="cls_states")
 
 
-def test_dinov2_takes_pictures_of_another_size(make_vit):
+def test_dinov2_takes_images_of_another_size(make_vit):
     tower = build_tower(make_vit("dinov2"), image_size=42)
     assert tower.grid == (6, 6)
     assert tower(torch.randn(1, 3, 42, 42)).shape == (1, 36, 24)
@@ -113,21 +113,21 @@ def test_efficientnet_lite_has_its_published_size(variant, parameters, size, gri
 def test_same_padding_is_tensorflows(side, kernel, stride):
     """The odd pixel goes to the bottom and the right."""
     conv = SameConv2d(2, 3, kernel, stride, bias=False)
-    picture = torch.randn(1, 2, side, side)
+    image = torch.randn(1, 2, side, side)
     total = max((-(-side // stride) - 1) * stride + kernel - side, 0)
     before, after = total // 2, total - total // 2
-    padded = F.pad(picture, (before, after, before, after))
-    assert torch.equal(conv(picture), F.conv2d(padded, conv.weight, stride=stride))
-    assert conv(picture).shape[-1] == -(-side // stride)
+    padded = F.pad(image, (before, after, before, after))
+    assert torch.equal(conv(image), F.conv2d(padded, conv.weight, stride=stride))
+    assert conv(image).shape[-1] == -(-side // stride)
 
 
 def test_efficientnets_batch_norms_never_look_at_the_batch():
     torch.manual_seed(0)
     model = EfficientNetLite(EfficientNetLiteConfig.variant("lite0"))
-    pictures = torch.randn(3, 3, 64, 64)
-    expected = model.eval()(pictures)
+    images = torch.randn(3, 3, 64, 64)
+    expected = model.eval()(images)
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    assert torch.equal(model.train()(pictures), expected)
+    assert torch.equal(model.train()(images), expected)
     assert all(torch.equal(before[name], buffer) for name, buffer in model.named_buffers())
 
 
@@ -157,7 +157,7 @@ REFERENCE_MEAN = 0.16136136651039124
 
 
 def waves(side: int) -> torch.Tensor:
-    """A picture that no random generator has to be trusted for, [1, 3, side, side]."""
+    """An image that no random generator has to be trusted for, [1, 3, side, side]."""
     a = torch.linspace(0, 12, side)
     red, green = torch.outer(a.sin(), a.cos()), torch.outer(a.cos(), a.sin())
     return torch.stack([red, green, (a[:, None] + a).sin()])[None]

@@ -53,7 +53,7 @@ def section(root, part, **changes):
     if part == "tower":
         page["vision_tower"] = str(root / "tower")
     elif part == "qwen":
-        page |= {"language_model": str(root / "qwen"), "picture_side": 112}
+        page |= {"language_model": str(root / "qwen"), "image_side": 112}
     elif part == "llava":
         page["language_model"] = str(root / "llava")
     return ModelSection(**page)
@@ -343,8 +343,8 @@ TOWER = {
         config(num_attention_heads=5),
         ".*24.* multiple",
     ),
-    "pictures of another size": (config(image_size=56), r"56 x 56 pixels, not 28"),
-    "a picture without pixels": (config(image_size=0), r"config\.json: image_size is 0"),
+    "images of another size": (config(image_size=56), r"56 x 56 pixels, not 28"),
+    "an image without pixels": (config(image_size=0), r"config\.json: image_size is 0"),
     "patches without pixels": (config(patch_size=0), r"config\.json: patch_size is 0"),
     "weights cut short": (shorten(WEIGHTS, 0.5), r"model\.safetensors is damaged or cut short"),
     "no weights": (remove(WEIGHTS), r"tower' cannot be .* no file named model\.safetensors"),

@@ -64,7 +64,7 @@ def seeing(graft_of) -> tuple[nn.Module, Encoder]:
 
 @pytest.fixture(scope="session")
 def load_images():
-    """Pictures as 8 x 8 pixels, as they are."""
+    """Images as 8 x 8 pixels, as they are."""
 
     def load(images) -> dict[str, torch.Tensor]:
         pixels = [np.asarray(image.open().resize((8, 8)), np.float64) / 255 for image in images]
@@ -74,8 +74,8 @@ def load_images():
 
 
 @pytest.fixture(scope="session")
-def picture():
-    """A picture of one colour."""
+def image():
+    """An image of one colour."""
 
     def paint(colour: str) -> Image:
         buffer = io.BytesIO()

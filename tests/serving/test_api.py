@@ -38,8 +38,8 @@ def data_uri(content: bytes, kind: str = "image/png") -> str:
 
 
 def shown(text: str, *urls: str) -> list[dict]:
-    pictures = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
-    return [{"role": "user", "content": [*pictures, {"type": "text", "text": text}]}]
+    images = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+    return [{"role": "user", "content": [*images, {"type": "text", "text": text}]}]
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +100,7 @@ def test_an_answer_is_the_engines(client, engine) -> None:
     assert answer.varifocal == {"route": "text"}
 
 
-def test_a_picture_takes_the_image_route_and_changes_the_answer(client, engine) -> None:
+def test_a_image_takes_the_image_route_and_changes_the_answer(client, engine) -> None:
     answers = {colour: ask(client, "Colour?", data_uri(png(colour))) for colour in ("red", "blue")}
     texts = {colour: answer.choices[0].message.content for colour, answer in answers.items()}
     expected = engine.answer([Message("user", (Image(data=png("red")), "Colour?"))], Sampling(12))
@@ -203,13 +203,13 @@ def test_metrics_count(address, client) -> None:
 # What it refuses
 
 GOOD = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 3}
-BAD_PICTURES = {
-    "http://example.com/a.png": "fetches no pictures",
+BAD_IMAGES = {
+    "http://example.com/a.png": "fetches no images",
     "file:///etc/passwd": "files are not read",
     "/etc/passwd": "files are not read",
     "data:image/png;base64,@@@": "no valid base64",
     "data:text/html;base64,aGk=": "must begin with",
-    data_uri(b"no picture"): "picture",
+    data_uri(b"no image"): "picture",
     data_uri(png("red")[:40]): "picture",
 }
 
@@ -233,9 +233,9 @@ BAD_PICTURES = {
         ({"logprobs": True, "top_logprobs": 21}, 400, "top_logprobs"),
         ({"stop": ["a"] * 5}, 400, "stop"),
         ({"stream_options": {}}, 400, "needs stream"),
-        ({"messages": shown("x", *[data_uri(png("red"))] * 3)}, 400, "2 pictures"),
+        ({"messages": shown("x", *[data_uri(png("red"))] * 3)}, 400, "2 images"),
         ({"messages": [{"role": "user", "content": "x" * 5000}]}, 400, "tokens"),
-        *(({"messages": shown("x", url)}, 400, words) for url, words in BAD_PICTURES.items()),
+        *(({"messages": shown("x", url)}, 400, words) for url, words in BAD_IMAGES.items()),
     ],
     ids=str,
 )
@@ -375,7 +375,7 @@ def resident_mib() -> float:
 
 @pytest.mark.parametrize("num", [32, pytest.param(200, marks=pytest.mark.slow)])
 def test_none_is_lost_and_none_is_crossed(address, client, engine, num) -> None:
-    """Sixteen at a time, texts and pictures, the run and its base, whole and streamed."""
+    """Sixteen at a time, texts and images, the run and its base, whole and streamed."""
     colours = ("red", "blue", "lime", "white")
 
     def one(number: int) -> tuple[str, str]:
@@ -403,7 +403,7 @@ def test_none_is_lost_and_none_is_crossed(address, client, engine, num) -> None:
 
 
 def test_whatever_is_sent_gets_an_answer_of_the_schema(address) -> None:
-    """Of what the schema allows, some is refused further in: names of models, pictures."""
+    """Of what the schema allows, some is refused further in: names of models, images."""
     checks = schemathesis.checks
     schema = schemathesis.openapi.from_url(f"{address}/openapi.json")
     operations = [each.ok() for each in schema.get_all_operations()]

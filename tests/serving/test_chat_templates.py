@@ -10,7 +10,7 @@ import urllib.request
 import pytest
 
 from chat_templates import FAMILIES
-from varifocal.cli.chat import Talk
+from varifocal.cli.chat import Conversation
 from varifocal.data.encoding.encoder import Encoder
 from varifocal.data.example import Example, Message
 from varifocal.errors import DataError
@@ -90,8 +90,8 @@ def test_another_beginning_is_told_as_it_is(llama, tokenizer, written, told) -> 
 def test_a_chat_goes_on(llama, tokenizer, capsys, monkeypatch) -> None:
     engine = engine_of(llama, tokenizer, "qwen3")
     write(engine, WRITES["qwen3"] + "two")
-    talk = Talk.__new__(Talk)
-    talk.chat, talk.pictures = Chat(engine), []
+    talk = Conversation.__new__(Conversation)
+    talk.chat, talk.images = Chat(engine), []
     for line in ("one?", "three?", "five?"):
         talk.say(line)
     assert capsys.readouterr().out == "two\n" * 3

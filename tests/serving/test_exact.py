@@ -27,14 +27,14 @@ class Asked:
 
 
 @pytest.fixture
-def asked(picture) -> list[Asked]:
+def asked(image) -> list[Asked]:
     """Requests of both modalities, with and without the adapter, greedy and by chance."""
     turns = [
         (("What is a magnet?",),),
-        ((picture("red"), "And this?"),),
+        ((image("red"), "And this?"),),
         (("Hm",), ("It is one.",), ("Why is the sky blue, or is it not always?",)),
-        (("Hm",), ("It is one.",), (picture("blue"), "a", picture("green"), "Which?")),
-        ((picture("green"),),),
+        (("Hm",), ("It is one.",), (image("blue"), "a", image("green"), "Which?")),
+        ((image("green"),),),
     ]
     roles = ("user", "assistant", "user")
     conversations = [

@@ -1,4 +1,4 @@
-"""A picture's size is known before a pixel is decoded, and few are decoded at a time."""
+"""An image's size is known before a pixel is decoded, and few are decoded at a time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def uri(width: int, height: int, form: str = "PNG") -> str:
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF"])
-def test_a_picture_too_large_is_not_decoded(monkeypatch, form) -> None:
+def test_a_image_too_large_is_not_decoded(monkeypatch, form) -> None:
     def decoded(self):
         raise AssertionError("it was decoded")
 
@@ -62,7 +62,7 @@ def test_pixels_decoded_at_a_time_have_a_bound(monkeypatch) -> None:
     assert most == 2  # one that is larger than all of it is decoded alone
 
 
-def test_a_damaged_picture_gives_its_pixels_back() -> None:
+def test_a_damaged_image_gives_its_pixels_back() -> None:
     budget = PixelBudget(100 * 100)
     url = uri(100, 100, "BMP")
     for _ in range(2):

@@ -48,8 +48,8 @@ def written(engine: Engine, messages, *, adapter: bool = True) -> tuple[list[int
     return [special.get(one, one[0] if one else -1) for one, _ in told(request)], request
 
 
-def turns(picture=None) -> tuple[Message, ...]:
-    asked = (picture, "And a compass?") if picture else ("And a compass?",)
+def turns(image=None) -> tuple[Message, ...]:
+    asked = (image, "And a compass?") if image else ("And a compass?",)
     return (*FIRST, Message("assistant", ("It pulls iron.",)), Message("user", asked))
 
 
@@ -67,27 +67,27 @@ def test_a_second_turn_goes_on_from_the_first(seeing, load_images) -> None:
     assert engine.stats().cached_tokens == second.cached_tokens + third.cached_tokens
 
 
-def test_no_prefix_crosses_lanes_or_pictures(seeing, load_images, picture) -> None:
+def test_no_prefix_crosses_lanes_or_images(seeing, load_images, image) -> None:
     model, encoder = seeing
     engine = Engine(copy.deepcopy(model), encoder, load_images)
     written(engine, turns())
     assert written(engine, turns(), adapter=False)[1].cached_tokens == 0
-    answer, request = written(engine, turns(picture("red")))
+    answer, request = written(engine, turns(image("red")))
     assert request.cached_tokens == 0  # the image lane has read nothing yet
-    assert answer == alone(model, encoder, turns(picture("red")), load_images)
-    answer, request = written(engine, turns(picture("blue")))
+    assert answer == alone(model, encoder, turns(image("red")), load_images)
+    answer, request = written(engine, turns(image("blue")))
     ids = request.encoded.input_ids.tolist()
     assert request.cached_tokens == ids.index(encoder.image_token_id)
-    assert answer == alone(model, encoder, turns(picture("blue")), load_images)
+    assert answer == alone(model, encoder, turns(image("blue")), load_images)
     passes = engine.model.get_base_model().vision_passes
-    answer, request = written(engine, turns(picture("red")))
+    answer, request = written(engine, turns(image("red")))
     assert request.cached_tokens == request.prompt_tokens - 1
     assert engine.model.get_base_model().vision_passes == passes
-    assert answer == alone(model, encoder, turns(picture("red")), load_images)
+    assert answer == alone(model, encoder, turns(image("red")), load_images)
 
 
-def seen(ids: str, *pictures: tuple[int, str], lane: str = "text", client: str = "") -> Seen:
-    return Seen((lane, client), np.frombuffer(ids.encode(), np.uint8).astype(np.int64), pictures, 3)
+def seen(ids: str, *images: tuple[int, str], lane: str = "text", client: str = "") -> Seen:
+    return Seen((lane, client), np.frombuffer(ids.encode(), np.uint8).astype(np.int64), images, 3)
 
 
 @pytest.mark.parametrize(

@@ -69,8 +69,8 @@ def chat(*contents: Any, **more: Any) -> bytes:
     return json.dumps({"model": "tiny", "max_tokens": 2, "messages": turns, **more}).encode()
 
 
-def shown(*pictures: bytes) -> list[dict[str, Any]]:
-    urls = [f"data:image/png;base64,{base64.b64encode(one).decode()}" for one in pictures]
+def shown(*images: bytes) -> list[dict[str, Any]]:
+    urls = [f"data:image/png;base64,{base64.b64encode(one).decode()}" for one in images]
     parts = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
     return [*parts, {"type": "text", "text": "Colour?"}]
 
@@ -119,7 +119,7 @@ def test_health_answers_while_bodies_come_that_could_freeze_it(server) -> None:
     assert statistics.median(waits) < 0.2, sorted(waits)[-5:]
 
 
-def test_pictures_are_not_decoded_all_at_once(server) -> None:
+def test_images_are_not_decoded_all_at_once(server) -> None:
     """Six small requests for 25 million pixels each had taken 3.5 GB."""
     Path(f"/proc/{server.pid}/clear_refs").write_text("5")  # the peak begins anew
     before = server.memory_mib("VmRSS")
@@ -127,7 +127,7 @@ def test_pictures_are_not_decoded_all_at_once(server) -> None:
     assert len(body) < 300_000
     with ThreadPoolExecutor(6) as pool:
         assert [status for status, _ in pool.map(server.ask, [body] * 6)] == [200] * 6
-    assert server.memory_mib("VmHWM") - before < 800  # two pictures: of a reader, of the engine
+    assert server.memory_mib("VmHWM") - before < 800  # two images: of a reader, of the engine
 
 
 def test_three_hundred_mixed_requests(server, tokenizer) -> None:
@@ -135,7 +135,7 @@ def test_three_hundred_mixed_requests(server, tokenizer) -> None:
     colours = ("red", "blue", "lime", "white")
     good = [chat(f"Question {number}?", max_tokens=8) for number in range(8)]
     good += [chat(shown(png(8, colour)), max_tokens=8) for colour in colours]
-    wrong = [chat("a", temperature=9), b"{", chat(shown(b"no picture")), chat("x" * 9000)]
+    wrong = [chat("a", temperature=9), b"{", chat(shown(b"no image")), chat("x" * 9000)]
     engine = tiny_server.seeing_engine(tokenizer)
     asked = [[Message("user", (f"Question {number}?",))] for number in range(8)]
     asked += [[Message("user", (Image(data=png(8, colour)), "Colour?"))] for colour in colours]

@@ -99,9 +99,9 @@ def test_the_model_answers_as_before_while_an_engine_serves_and_after(tuned, tok
     assert [generated(tuned, encoder, adapter=adapter) for adapter in (True, False)] == wanted
 
 
-def test_a_graft_with_mma_answers_pictures_as_before(seeing, load_images, picture) -> None:
+def test_a_graft_with_mma_answers_images_as_before(seeing, load_images, image) -> None:
     model, encoder = seeing
-    asked = (Message("user", (picture("red"), "What is it?")),)
+    asked = (Message("user", (image("red"), "What is it?")),)
     encoded = encoder.encode(Example(asked), with_answer=False)
     given = {"input_ids": torch.from_numpy(encoded.input_ids).long()[None]}
     given |= load_images(encoded.images)

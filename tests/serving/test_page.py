@@ -156,7 +156,7 @@ def choose(page, *files: tuple[str, str, bytes]) -> None:
     page.locator("#attached li").nth(there + len(files) - 1).wait_for()
 
 
-def pictures(engine: Scripted, turn: int = -1) -> list[Any]:
+def images(engine: Scripted, turn: int = -1) -> list[Any]:
     message = engine.asked[-1][0][turn]
     return [part for part in message.content if isinstance(part, Image)]
 
@@ -185,21 +185,21 @@ def test_what_a_model_writes_is_text_with_code_set_apart(page) -> None:
     assert "```" not in page.locator(".body").inner_text()
 
 
-def test_a_large_photograph_is_made_smaller_and_a_small_picture_is_sent_as_it_is(
+def test_a_large_photograph_is_made_smaller_and_a_small_image_is_sent_as_it_is(
     page, engine
 ) -> None:
     choose(page, ("photo.jpg", "image/jpeg", jpeg(3000, 1500)), ("dot.png", "image/png", png()))
     ask(page, "what is this")
     answered(page, "It answers what is this")
-    large, small = pictures(engine)
+    large, small = images(engine)
     assert large.open().size == (1024, 512)
     assert small.data == png()
     assert small_print(page).startswith("image route")
-    page.get_by_role("button", name="Look at picture 1 of 2").click()
+    page.get_by_role("button", name="Look at image 1 of 2").click()
     page.locator("#viewer[open] #viewed").wait_for()
 
 
-def test_pictures_are_pasted_dropped_and_removed(page, engine) -> None:
+def test_images_are_pasted_dropped_and_removed(page, engine) -> None:
     give = """([kind, content]) => {
         const bytes = Uint8Array.from(atob(content), (one) => one.charCodeAt(0));
         const data = new DataTransfer();
@@ -217,21 +217,21 @@ def test_pictures_are_pasted_dropped_and_removed(page, engine) -> None:
     page.evaluate(give, ["drop", coloured[1]])
     page.locator("#attached li").nth(1).wait_for()
     assert page.locator("#drop").is_hidden()
-    page.get_by_role("button", name="Remove picture 1").click()
+    page.get_by_role("button", name="Remove image 1").click()
     ask(page, "which")
     answered(page, "It answers which")
-    assert [image.data for image in pictures(engine)] == [png("blue")]
+    assert [image.data for image in images(engine)] == [png("blue")]
 
 
-def test_what_is_no_picture_is_refused_in_words(page) -> None:
+def test_what_is_no_image_is_refused_in_words(page) -> None:
     page.locator("#files").set_input_files(
-        {"name": "bad.png", "mimeType": "image/png", "buffer": b"no picture"}
+        {"name": "bad.png", "mimeType": "image/png", "buffer": b"no image"}
     )
-    page.locator("#notice", has_text="bad.png is no picture").wait_for()
+    page.locator("#notice", has_text="bad.png is no image").wait_for()
     page.locator("#files").set_input_files(
         {"name": "a.txt", "mimeType": "text/plain", "buffer": b"words"}
     )
-    page.locator("#notice", has_text="Only pictures can be added").wait_for()
+    page.locator("#notice", has_text="Only images can be added").wait_for()
     assert page.locator("#attached li").count() == 0
 
 
@@ -253,19 +253,19 @@ def test_escape_stops_and_the_answer_is_tried_again(page, engine) -> None:
     assert page.locator(".turn").count() == 1
 
 
-def test_a_conversation_outlives_a_reload_with_its_pictures(page, engine) -> None:
+def test_a_conversation_outlives_a_reload_with_its_images(page, engine) -> None:
     choose(page, ("dot.png", "image/png", png()))
     ask(page, "one")
     answered(page, "It answers one")
     page.reload()
     assert page.locator(".bubble").inner_text() == "one"
-    assert page.locator(".pictures img").count() == 1
+    assert page.locator(".images img").count() == 1
     ask(page, "two")
     answered(page, "It answers two")
     messages = engine.asked[-1][0]
     assert [message.role for message in messages] == ["user", "assistant", "user"]
     assert messages[1].content == ("It answers one",)
-    assert pictures(engine, 0)[0].data == png()
+    assert images(engine, 0)[0].data == png()
 
 
 def test_a_reload_in_the_midst_keeps_what_was_written(page) -> None:
@@ -290,7 +290,7 @@ def test_the_last_question_is_edited_and_a_new_conversation_is_empty(page, engin
     answered(page, "It answers first")
     assert page.locator(".turn").count() == 1
     assert len(engine.asked[-1][0]) == 1
-    assert len(pictures(engine)) == 1
+    assert len(images(engine)) == 1
     page.get_by_role("button", name="New conversation").click()
     page.locator("#welcome").wait_for()
     page.reload()
@@ -298,16 +298,16 @@ def test_the_last_question_is_edited_and_a_new_conversation_is_empty(page, engin
     assert page.locator(".turn").count() == 0
 
 
-def test_an_example_is_asked_with_its_picture(page, engine) -> None:
+def test_an_example_is_asked_with_its_image(page, engine) -> None:
     page.get_by_role("button", name="A science question").click()
     page.locator(".small", has_text="image route").wait_for()
-    assert len(pictures(engine)) == 1
+    assert len(images(engine)) == 1
 
 
 def test_two_models_answer_side_by_side_each_with_its_own_past(page, engine) -> None:
     ask(page, "one")
     answered(page, "It answers one")
-    page.get_by_label("Beside the base model").check()
+    page.get_by_label("Next to the base model").check()
     answered(page, "Base answers one", "base")  # the question before is caught up
     ask(page, "two")
     answered(page, "It answers two")
@@ -319,7 +319,7 @@ def test_two_models_answer_side_by_side_each_with_its_own_past(page, engine) -> 
     assert boxes[0]["x"] + boxes[0]["width"] < boxes[1]["x"]
     page.reload()
     page.locator(".answer.base").nth(1).wait_for()
-    page.get_by_label("Beside the base model").uncheck()
+    page.get_by_label("Next to the base model").uncheck()
     assert page.locator(".answer.base").count() == 0
 
 
@@ -450,7 +450,7 @@ def test_the_keyboard_alone_suffices(page, engine) -> None:
         if order[-1] == "Your question":
             break
     wanted = ["Settings", "New conversation", "Edit this question", "Copy this answer"]
-    wanted += ["Try this answer again", "Add pictures", "Your question"]
+    wanted += ["Try this answer again", "Add images", "Your question"]
     places = [order.index(name) for name in wanted]
     assert places == sorted(places)
 

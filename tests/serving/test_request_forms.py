@@ -23,14 +23,14 @@ HI = {"role": "user", "content": "Hi"}
 GOOD: dict[str, Any] = {"model": "tiny", "max_tokens": 3, "messages": [HI]}
 
 
-def picture(form: str) -> bytes:
+def image(form: str) -> bytes:
     buffer = io.BytesIO()
     PIL.Image.new("RGB", (16, 16), (200, 0, 0)).save(buffer, form)
     return buffer.getvalue()
 
 
 def uri(form: str, head: str = "", width: int = 0) -> str:
-    text = base64.b64encode(picture(form)).decode()
+    text = base64.b64encode(image(form)).decode()
     lines = [text[at : at + width] for at in range(0, len(text), width)] if width else [text]
     return (head or f"data:image/{form.lower()};base64,") + "\n".join(lines)
 
@@ -44,10 +44,10 @@ def said(*turns: Any) -> dict[str, Any]:
     return {"messages": [dict(zip(("role", "content"), turn, strict=True)) for turn in turns]}
 
 
-PERCENT = "data:image/png," + "".join(f"%{byte:02x}" for byte in picture("PNG"))
+PERCENT = "data:image/png," + "".join(f"%{byte:02x}" for byte in image("PNG"))
 IMAGES = {
     "a type that is not registered, as most write it": uri("JPEG", "data:image/jpg;base64,"),
-    "a charset beside base64": uri("JPEG", "data:image/jpeg;charset=utf-8;base64,"),
+    "a charset next to base64": uri("JPEG", "data:image/jpeg;charset=utf-8;base64,"),
     "base64 in lines of 76": uri("JPEG", width=76),
     "TIFF": uri("TIFF"),
     "WebP": uri("WEBP"),
@@ -57,7 +57,7 @@ IMAGES = {
     "without padding": uri("PNG").rstrip("="),
     "base64 in percent signs": uri("PNG").replace("+", "%2B").replace("=", "%3D"),
     "no base64": PERCENT,
-    "another picture than the type says": uri("PNG", "data:image/jpeg;base64,"),
+    "another image than the type says": uri("PNG", "data:image/jpeg;base64,"),
     "no type": uri("PNG", "data:;base64,"),
 }
 ANSWERED: dict[str, dict[str, Any]] = {
@@ -140,7 +140,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
         "messages.1.tool_calls",
         "calls no tools",
     ),
-    "a picture of the assistant's": (
+    "an image of the assistant's": (
         {"messages": [HI, {**shown({"url": uri("PNG")})["messages"][0], "role": "assistant"}, HI]},
         "messages.1.content.0",
         "turns of the user, not of the assistant",
@@ -200,10 +200,10 @@ def asked(reader: Reader, change: dict[str, Any]) -> list[Message]:
 
 
 @pytest.mark.parametrize("name", IMAGES)
-def test_a_picture_comes_as_clients_send_it(reader, name) -> None:
+def test_a_image_comes_as_clients_send_it(reader, name) -> None:
     (turn,) = asked(reader, shown({"url": IMAGES[name]}))
-    picture, text = turn.content
-    red, green, blue = picture.open().getpixel((8, 8))
+    image, text = turn.content
+    red, green, blue = image.open().getpixel((8, 8))
     assert text == "Colour?"
     assert red > 190 and green < 10 and blue < 10  # noqa: PT018
 

@@ -124,10 +124,10 @@ def test_a_raising_model_fails_its_requests_with_a_sentence_and_the_engine_goes_
     assert engine.stats().requests == {"error": 2, "length": 1}
 
 
-def test_a_bad_picture_fails_its_request_alone(seeing, load_images, picture) -> None:
+def test_a_bad_image_fails_its_request_alone(seeing, load_images, image) -> None:
     engine = Engine(copy.deepcopy(seeing[0]), seeing[1], load_images)
-    mate = engine.submit([Message("user", (picture("red"), "What?"))], Sampling(20))
-    bad = engine.submit([Message("user", (Image(data=b"no picture"), "What?"))])
+    mate = engine.submit([Message("user", (image("red"), "What?"))], Sampling(20))
+    bad = engine.submit([Message("user", (Image(data=b"no image"), "What?"))])
     with pytest.raises(DataError, match="damaged or none of PNG"):
         text(bad)
     assert bad.finish_reason == "error"

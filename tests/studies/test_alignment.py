@@ -117,8 +117,8 @@ def test_a_curve_is_read_on_straight_lines():
 def test_figure_and_tables_show_what_is_there(out):
     found = collect(out, [0, 1])
     curves(found, out / "figure.png")
-    with PIL.Image.open(out / "figure.png") as picture:
-        assert picture.width > picture.height > 300
+    with PIL.Image.open(out / "figure.png") as image:
+        assert image.width > image.height > 300
     text = tables(found)
     assert "| words | 160 | 120.0 |" in text
     assert "| captions | 1 | 40.0 | 52.0 | 54.0 |  | -1.0 |  |" in text
@@ -186,5 +186,5 @@ def test_the_quick_study_has_all_its_settings(tmp_path):
     assert set(page["book"]) == {"none", "words", "captions", "words-few"}
     assert "left out: NLVR" in found.stdout
     for name in ("alignment.png", "words.png"):
-        with PIL.Image.open(out / name) as picture:
-            assert picture.width > 900
+        with PIL.Image.open(out / name) as image:
+            assert image.width > 900

@@ -93,7 +93,7 @@ def test_what_the_connector_is_shown_is_true_and_of_no_question(tasks):
     sources = [SourceSection(**page) for page in tasks["data.captions"][1:]]
     nlvr, fashion = ([one.messages[-1].text for one in load_source(one)] for one in sources)
     assert nlvr == ["train 0", "train 1"]  # the first true ones
-    assert fashion == ["pullover", "dress"]  # behind the two that are asked about
+    assert fashion == ["pullover", "dress"]  # after the two that are asked about
 
 
 def test_without_data_four_tasks_are_left(tmp_path):
@@ -201,7 +201,7 @@ def test_interference_and_routing_are_gathered(results):
     assert results["routing"]["r4-weighted"]["overlap"]["mean"] == 0.5
 
 
-def test_pictures_and_tables_are_made_of_what_is_there(results, tmp_path, capsys):
+def test_images_and_tables_are_made_of_what_is_there(results, tmp_path, capsys):
     draw_all(results, tmp_path)
     names = ("mixlora.png", "mixlora-interference.png", "mixlora-factors.png")
     assert all((tmp_path / name).stat().st_size > 10_000 for name in names)

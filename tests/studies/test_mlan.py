@@ -42,16 +42,16 @@ def points():
     ]
 
 
-def test_no_unseen_skill_is_trained_and_its_pictures_are_told():
+def test_no_unseen_skill_is_trained_and_its_images_are_told():
     parts = mlan.skills()
     named = [name for names in parts.values() for name in names]
     assert len(set(named)) == len(named)
     assert all(len(names) >= 8 for names in parts.values())
     for part, names in parts.items():
         assert {SKILLS[name].needs == "picture" for name in names} == {part.endswith("vision")}
-    assert mlan.is_told("shapes")
-    assert not mlan.is_told("magnets")  # its description leaves the answer to be found
-    assert not mlan.is_told("colors")  # its description names the other choices too
+    assert mlan.is_counted("shapes")
+    assert not mlan.is_counted("magnets")  # its description leaves the answer to be found
+    assert not mlan.is_counted("colors")  # its description names the other choices too
 
 
 def test_the_sweep_trains_what_the_scores_leave_out(tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from studies.small_vit import PAD, UNKNOWN, Pretraining, Vocabulary, batch_of
-from studies.small_vit_probe import balanced, features, pictures_of, score, towers
+from studies.small_vit_probe import balanced, features, images_of, score, towers
 
 from studies import small_vit, small_vit_probe
 from varifocal.errors import RunError
@@ -22,7 +22,7 @@ def test_descriptions_become_words_and_sets():
     assert sets.shape == (2, len(vocabulary))
 
 
-def test_a_steps_pictures_are_its_own_and_always_the_same():
+def test_a_steps_images_are_its_own_and_always_the_same():
     pixels, texts = batch_of(3, 2, ["shapes", "clock"])
     again, same = batch_of(3, 2, ["shapes", "clock"])
     other, _ = batch_of(4, 2, ["shapes", "clock"])
@@ -69,12 +69,12 @@ def test_the_probe_tells_features_that_say_a_word_from_those_that_do_not():
 def test_a_stopped_probe_goes_on_and_refuses_the_scores_of_another_call(tmp_path, monkeypatch):
     drawn = []
 
-    def pictures(skill, split, count):
+    def pil_images(skill, split, count):
         drawn.append((skill, split, count))
         return [], []
 
-    monkeypatch.setattr(small_vit_probe, "pictures_of", pictures)
-    monkeypatch.setattr(small_vit_probe, "picture_skills", lambda: ["clock"])
+    monkeypatch.setattr(small_vit_probe, "images_of", pil_images)
+    monkeypatch.setattr(small_vit_probe, "image_skills", lambda: ["clock"])
     monkeypatch.setattr(small_vit_probe, "towers", lambda vit, _: {vit: (None, None)})
     monkeypatch.setattr(small_vit_probe, "features", lambda *_: None)
     monkeypatch.setattr(small_vit_probe, "score", lambda *_: 61.23)
@@ -95,18 +95,18 @@ def test_the_columns_are_called_by_the_encoders_names(tmp_path):
     assert list(small_vit_probe.towers(str(own))) == ["untrained ViT", str(own)]
 
 
-def test_the_shipped_vit_tells_pictures_apart_that_it_never_saw():
+def test_the_shipped_vit_tells_images_apart_that_it_never_saw():
     encoders = towers("sciencebook-vit")
     tower, processor = encoders["sciencebook-vit"]
-    pictures, words = pictures_of("concentrations", "train", 30)
-    others, other_words = pictures_of("concentrations", "test", 20)
-    given = processor(images=pictures[:1], return_tensors="pt")["pixel_values"]
-    taught = small_vit.normalised([np.asarray(pictures[0])])
+    pil_images, words = images_of("concentrations", "train", 30)
+    others, other_words = images_of("concentrations", "test", 20)
+    given = processor(images=pil_images[:1], return_tensors="pt")["pixel_values"]
+    taught = small_vit.normalised([np.asarray(pil_images[0])])
     torch.testing.assert_close(given, taught, rtol=0, atol=1e-5)
     assert find_source("sciencebook-vit").stat().st_size < 8e6
     assert tower.feature_layer == -1
     scores = {}
     for name in ("sciencebook-vit", "untrained ViT"):
-        own, new = (features(*encoders[name], each) for each in (pictures, others))
+        own, new = (features(*encoders[name], each) for each in (pil_images, others))
         scores[name] = score(own, words, new, other_words)
     assert scores["sciencebook-vit"] > 75 > scores["untrained ViT"]

@@ -53,7 +53,7 @@ def save_towers(directory):
 
 
 def write_book(directory, num_pictures=9, num_texts=6):
-    """Questions about the colour of a square, and about letters; a description of each picture."""
+    """Questions about the colour of a square, and about letters; a description of each image."""
     problems, splits = {}, {"train": [], "val": [], "test": []}
     names = list(COLOURS)
     for number in range(num_pictures + num_texts):
@@ -193,17 +193,17 @@ def whole_recipe(recipe, book):
 
 @pytest.fixture
 def score_and_ask(run, book):
-    """Score a run of the book both ways, and ask it a question with a picture and without."""
+    """Score a run of the book both ways, and ask it a question with an image and without."""
 
     def score_and_ask(trained):
         assert run("eval", trained, "--score", "both")[0] == 0
         measures = json.loads((trained / "eval" / "book-train.json").read_text())["measures"]
         counts = {one["name"]: one["count"] for one in measures}
         assert (counts["NAT"], counts["IMG"]) == (15, 9)
-        picture = book / "images" / "train" / "0" / "image.png"
-        code, with_picture, _ = run("ask", trained, "Which colour?", "--image", picture)
+        image = book / "images" / "train" / "0" / "image.png"
+        code, with_image, _ = run("ask", trained, "Which colour?", "--image", image)
         assert code == 0
-        assert with_picture != run("ask", trained, "Which colour?")[1]
+        assert with_image != run("ask", trained, "Which colour?")[1]
 
     return score_and_ask
 
@@ -222,8 +222,8 @@ def rewrite(book):
 
 
 @pytest.fixture
-def picture_file(book):
-    """Where a record's picture lies."""
+def image_file(book):
+    """Where a record's image lies."""
     return lambda pid: Path(book / "images" / "train" / pid / "image.png")
 
 

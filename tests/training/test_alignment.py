@@ -22,9 +22,9 @@ from varifocal.training.trainer import SupervisedTrainer
 def loss_in_loops(tokens, embeddings, descriptions, scale):
     """The loss as section 7 of the issue says it, number by number."""
     losses = []
-    for picture, words in zip(tokens, descriptions, strict=True):
+    for image, words in zip(tokens, descriptions, strict=True):
         by_word = [0.0] * len(embeddings)
-        for token in picture:
+        for token in image:
             length = math.sqrt(sum(float(x) ** 2 for x in token))
             scores = [
                 scale * sum(float(x) * float(e) for x, e in zip(token, word, strict=True)) / length
@@ -32,7 +32,7 @@ def loss_in_loops(tokens, embeddings, descriptions, scale):
             ]
             total = sum(math.exp(score) for score in scores)
             for index, score in enumerate(scores):
-                by_word[index] += math.exp(score) / total / len(picture)
+                by_word[index] += math.exp(score) / total / len(image)
         losses.append(sum(-math.log(by_word[word]) for word in words) / len(words))
     return sum(losses) / len(losses)
 
@@ -51,7 +51,7 @@ def test_the_loss_is_the_formula(scale):
     loss = alignment_loss(tokens, embeddings, targets, scale)
     assert loss.dtype == torch.float64
     assert abs(loss.item() - loss_in_loops(tokens, embeddings, descriptions, scale)) < 1e-10
-    # A token's length says nothing, and every picture speaks with probability one.
+    # A token's length says nothing, and every image speaks with probability one.
     stretched = tokens * torch.rand(3, 4, 1, generator=generator, dtype=torch.float64)
     torch.testing.assert_close(
         word_log_probabilities(stretched, embeddings, scale),
@@ -102,7 +102,7 @@ def test_a_word_is_the_mean_of_its_tokens_behind_a_blank(embedding):
 def test_a_word_of_every_description_and_a_rare_one_are_left_out(embedding):
     descriptions = ["the red square", "the blue square", "the red circle", "the blue thing"]
     assert vocabulary_of(descriptions, embedding).words == ["red", "square", "blue"]
-    # With every word gone a picture has no target, and adds no loss.
+    # With every word gone an image has no target, and adds no loss.
     lonely = vocabulary_of([*descriptions, "the only"], embedding)
     assert float(lonely.targets[-1].sum()) == 0
 
@@ -121,7 +121,7 @@ def test_descriptions_without_a_telling_word_are_refused(descriptions, embedding
 
 
 def align_toy(seed, steps=60):
-    """Three kinds of pictures in the features' first dimensions, one word each."""
+    """Three kinds of images in the features' first dimensions, one word each."""
     generator = torch.Generator().manual_seed(3)
     kinds = torch.arange(12) % 3
     table = torch.eye(3)[kinds][:, None].repeat(1, 2, 1)
@@ -146,14 +146,14 @@ def align_toy(seed, steps=60):
     return losses, [vocabulary.words[word] for word in spoken], [names[kind] for kind in kinds]
 
 
-def test_training_lowers_the_loss_until_every_picture_speaks_its_word():
+def test_training_lowers_the_loss_until_every_image_speaks_its_word():
     losses, spoken, meant = align_toy(seed=1)
     assert len(losses) == 60
     assert sum(losses[-5:]) < 0.2 * sum(losses[:5])
     assert spoken == meant
 
 
-def test_a_seed_decides_the_order_of_pictures():
+def test_a_seed_decides_the_order_of_images():
     assert align_toy(seed=1, steps=5)[0] == align_toy(seed=1, steps=5)[0]
     assert align_toy(seed=1, steps=5)[0] != align_toy(seed=2, steps=5)[0]
 
@@ -287,7 +287,7 @@ def steps_of(number):
 
 
 def test_a_run_without_a_step_is_its_alignment(recipe, recipe_file, run, tmp_path, monkeypatch):
-    """The same connector as beside a step of no length, and every verb takes it."""
+    """The same connector as next to a step of no length, and every verb takes it."""
     few = {**ALIGNED, **steps_of(4), "tuner": {"type": "none"}}
     still = {"training.learning_rate": 1e-12, "training.connector_learning_rate": 1e-12}
     train(recipe({**few, **still, "training.max_steps": 1}), tmp_path / "still")
@@ -327,7 +327,7 @@ def test_a_connector_that_would_not_be_saved_is_not_fitted(recipe, tmp_path, key
     assert not (tmp_path / "run").exists()
 
 
-def test_alignment_without_described_pictures_names_the_key(recipe, tmp_path, rewrite):
+def test_alignment_without_described_images_names_the_key(recipe, tmp_path, rewrite):
     rewrite(lambda problems, _: [problem.pop("caption", None) for problem in problems.values()])
     with pytest.raises(DataError, match="caption"):
         train(recipe(ALIGNED), tmp_path / "run")

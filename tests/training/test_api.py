@@ -36,7 +36,7 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_a_dict_is_trained_scored_asked_and_shown(sections, here, picture_file):
+def test_a_dict_is_trained_scored_asked_and_shown(sections, here, image_file):
     told = []
     trained = vf.train(sections, progress=lambda stage, *_: told.append(stage))
     assert "train" in told
@@ -54,30 +54,30 @@ def test_a_dict_is_trained_scored_asked_and_shown(sections, here, picture_file):
     page = trained._repr_html_()
     assert "<polyline" in page
     assert "book-train" in page
-    answers_as_the_run(trained, picture_file("0"))
+    answers_as_the_run(trained, image_file("0"))
     with pytest.raises(vf.RunError, match="holds a run already"):
         vf.train(sections)
 
 
-def answers_as_the_run(run, picture):
+def answers_as_the_run(run, pil_image):
     _, parts = open_run(run.root)
     engine = Engine(parts.model, parts.encoder, parts.load_images)
-    shown = Message("user", (Image(path=picture), "Which?"))
+    shown = Message("user", (Image(path=pil_image), "Which?"))
     expected, plain = engine.answer([shown]), engine.answer([Message("user", ("Which?",))])
     assert expected != plain
     model = vf.load(run)
-    for image in (picture, str(picture), picture.read_bytes(), PIL.Image.open(picture)):
+    for image in (pil_image, str(pil_image), pil_image.read_bytes(), PIL.Image.open(pil_image)):
         assert model.ask("Which?", [image]) == expected
-    assert "".join(model.stream("Which?", [picture])) == expected
-    content = [{"type": "image", "image": picture}, {"type": "text", "text": "Which?"}]
+    assert "".join(model.stream("Which?", [pil_image])) == expected
+    content = [{"type": "image", "image": pil_image}, {"type": "text", "text": "Which?"}]
     asked = ["Which?", [{"role": "user", "content": content}], [shown]]
     assert model.generate(asked * 4) == [plain, expected, expected] * 4
     chat = model.chat()
-    assert chat.ask("Which?", [picture]) == expected
+    assert chat.ask("Which?", [pil_image]) == expected
     again = [shown, Message("assistant", (expected,)), Message("user", ("Why?",))]
     assert chat.ask("Why?") == engine.answer(again)
     for wrong, sentence in (
-        ({"images": picture.name}, "a single one in brackets"),
+        ({"images": pil_image.name}, "a single one in brackets"),
         ({"images": [3]}, "not a int"),
         ({"temperature": -1}, "temperature must be at least 0"),
         ({"temprature": 1}, "unexpected keyword"),

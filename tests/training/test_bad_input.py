@@ -59,7 +59,7 @@ def test_no_source(fails):
     )
 
 
-# Pictures
+# Images
 
 
 def break_missing(path):
@@ -79,31 +79,29 @@ def break_text(path):
 
 
 @pytest.mark.parametrize("damage", [break_missing, break_truncated, break_empty, break_text])
-def test_a_bad_picture_stops_or_is_skipped_and_reported(
-    fails, recipe, picture_file, tmp_path, damage
-):
-    damage(picture_file("4"))
+def test_a_bad_image_stops_or_is_skipped_and_reported(fails, recipe, image_file, tmp_path, damage):
+    damage(image_file("4"))
     text = fails(DataError)
-    assert str(picture_file("4")) in text
+    assert str(image_file("4")) in text
     assert "record '4'" in text
     result = train(recipe(SKIP), tmp_path / "run")
     assert result.skipped == [text]
     assert written(tmp_path)["skipped"] == [text]
 
 
-def test_a_bad_picture_is_skipped_by_the_alignment_too(recipe, picture_file, tmp_path):
-    break_truncated(picture_file("4"))
+def test_a_bad_image_is_skipped_by_the_alignment_too(recipe, image_file, tmp_path):
+    break_truncated(image_file("4"))
     aligned = {"model.connector.alignment": "words", "model.connector.alignment_steps": 2}
     assert len(train(recipe({**SKIP, **aligned}), tmp_path / "run").skipped) == 1
 
 
-def test_all_pictures_bad(fails, rewrite, picture_file):
-    def only_pictures(problems, splits):
+def test_all_images_bad(fails, rewrite, image_file):
+    def only_images(problems, splits):
         splits["train"] = ["0", "1"]
 
-    rewrite(only_pictures)
+    rewrite(only_images)
     for pid in ("0", "1"):
-        break_missing(picture_file(pid))
+        break_missing(image_file(pid))
     text = fails(DataError, {"data.on_bad_record": "skip"})
     assert "no" in text
 
@@ -143,9 +141,9 @@ def test_nothing_to_train(fails):
     )
 
 
-def test_pictures_for_a_model_without_eyes(fails):
+def test_images_for_a_model_without_eyes(fails):
     text = fails(DataError, {"model.vision_tower": None, "model.connector": None})
-    assert "has a picture, but the model has no vision tower" in text
+    assert "has an image, but the model has no vision tower" in text
 
 
 def test_a_language_model_without_eyes_learns_from_text(recipe, rewrite, tmp_path):
@@ -201,10 +199,10 @@ def test_an_unchanged_base_that_was_only_touched(trained, tmp_path):
     open_run(trained.root)
 
 
-# Pictures by their table
+# Images by their table
 
 
-def test_a_frozen_tower_looks_at_every_picture_once(recipe, tmp_path):
+def test_a_frozen_tower_looks_at_every_image_once(recipe, tmp_path):
     frozen = recipe({"tuner.adapt_vision_tower": False})
     first = train(frozen, tmp_path / "first")
     assert first.vision_passes == 9

@@ -111,7 +111,7 @@ def test_the_formula_agrees_with_the_counter_on_a_loss_in_chunks(chunk):
     ],
     ids=lambda value: getattr(value, "type", value),
 )
-def test_the_formula_agrees_with_the_counter_on_pictures(recipe, parts, tower, tuner):
+def test_the_formula_agrees_with_the_counter_on_images(recipe, parts, tower, tuner):
     model = {"model.vision_tower": str(parts / tower), "model.attn_implementation": "eager"}
     assembly = assemble(recipe(model))
     tuned = assembly.with_model(attach_tuner(assembly.base, tuner).train())
@@ -128,10 +128,10 @@ def deviation_of(name, tuned, from_table):
     base = tuned.base
     ids = np.full(40, 5, np.int32)
     ids[3 : 3 + base.tokens_per_image] = base.config.image_token_id
-    picture = torch.rand(1, 3, base.vision_tower.image_size, base.vision_tower.image_size)
-    sample = Encoded(ids, np.arange(40) < 30, modality=1, images=("a picture",))
+    image = torch.rand(1, 3, base.vision_tower.image_size, base.vision_tower.image_size)
+    sample = Encoded(ids, np.arange(40) < 30, modality=1, images=("an image",))
     with torch.no_grad():
-        shown = {"image_features": base.see(picture)} if from_table else {"pixel_values": picture}
+        shown = {"image_features": base.see(image)} if from_table else {"pixel_values": image}
     batch = Collator(0, 64, lambda _: shown)([[sample, text(20, 15)]])
     base.vision_passes = 0
     meter = Meter(base)
@@ -248,7 +248,7 @@ def test_a_resumed_run_has_spent_what_an_unbroken_one_has(
     assert found["vision_lookups"] == (0 if tower_runs == 18 else 2 * 9)
     assert found["tokens"] == found["tokens_text"] + found["tokens_with_picture"]
     assert 0 < found["tokens_trained"] < found["tokens"]
-    assert found["tokens_image"] == 2 * 9 * 5  # two epochs, nine pictures, five tokens each
+    assert found["tokens_image"] == 2 * 9 * 5  # two epochs, nine images, five tokens each
     assert whole.tokens == found["tokens"]
     page = json.loads(RunDirectory(tmp_path / "run").cost.read_text())
     assert 0 < page["seconds_training"] < page["seconds_total"]

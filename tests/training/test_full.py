@@ -12,7 +12,7 @@ from varifocal.errors import RecipeError
 from varifocal.models.saved import load_connector
 from varifocal.recipe import FullSection, NoTunerSection
 from varifocal.run import RunDirectory
-from varifocal.training.full import save_whole
+from varifocal.training.full import save_full_model
 from varifocal.training.train import train
 from varifocal.training.trainer import SupervisedTrainer
 from varifocal.training.tuner import attach_tuner, part_of
@@ -45,7 +45,7 @@ def recipe_of(recipe, llava):
 
 
 def letters(book):
-    """The book's questions without a picture."""
+    """The book's questions without an image."""
     return {"path": book, "format": "scienceqa", "split": "train", "skills": ["letters"]}
 
 
@@ -172,7 +172,7 @@ def test_gathered_weights_are_saved_as_the_models_own(recipe_of, tmp_path):
     state = {name: each.clone() for name, each in model.state_dict().items()}
     written = []
     for name, gathered in (("own", None), ("gathered", state)):
-        save_whole(model, parts.processor, tmp_path / name, torch.bfloat16, gathered)
+        save_full_model(model, parts.processor, tmp_path / name, torch.bfloat16, gathered)
         written.append(load_file(tmp_path / name / "model.safetensors"))
         for parameter in model.parameters():
             parameter.data.zero_()
@@ -192,8 +192,8 @@ def test_what_is_trained_is_held_in_float32_and_the_tower_as_it_came(recipe_of):
 
 
 def test_a_trained_projector_is_held_in_float32_beside_a_frozen_model(recipe_of, recipe, tmp_path):
-    pictures = [letters(recipe().data.train[0].path) | {"skills": ["colours"]}]
-    changes = {"model.dtype": "bfloat16", "tuner": {"type": "none"}, "data.train": pictures}
+    images = [letters(recipe().data.train[0].path) | {"skills": ["colours"]}]
+    changes = {"model.dtype": "bfloat16", "tuner": {"type": "none"}, "data.train": images}
     page = recipe_of("llava", changes)
     model = attach_tuner(assemble(page).base, NoTunerSection())
     trained = [each for each in model.parameters() if each.requires_grad]
@@ -219,7 +219,7 @@ def test_a_connector_starts_from_a_run_of_full_tuning(recipe_of, tmp_path):
 
 
 def test_a_frozen_connector_may_come_from_another_run(recipe_of, tmp_path):
-    """It is saved with the model, so nothing is lost, unlike beside an adapter."""
+    """It is saved with the model, so nothing is lost, unlike next to an adapter."""
     train(recipe_of("graft"), tmp_path / "first")
     weights = {"model.connector.weights": str(tmp_path / "first")}
     train(recipe_of("graft", weights | {"tuner.train_connector": False}), tmp_path / "second")

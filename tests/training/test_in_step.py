@@ -1,4 +1,4 @@
-"""Two processes, a picture in one of them only: nobody waits, and both find the mean gradient."""
+"""Two processes, an image in one of them only: nobody waits, and both find the mean gradient."""
 
 import subprocess
 import sys
@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from varifocal.models import connector_name, load_model
-from varifocal.models.distributed import whole_tensors
+from varifocal.models.distributed import gather_tensors
 from varifocal.recipe import ConnectorSection, ModelSection
 from varifocal.tuners import MMAConfig
 
@@ -126,7 +126,7 @@ def check_saved(kind, model, want, rank):
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.sub_(parameter.grad)
-    whole = whole_tensors(model, [each for each in model.parameters() if each.requires_grad])
+    whole = gather_tensors(model, [each for each in model.parameters() if each.requires_grad])
     assert want.keys() <= whole.keys()
     if rank == 0:
         folder = f"{STORE}-{kind}"

@@ -1,4 +1,4 @@
-"""Two processes under ZeRO-3, a picture in one of them only: the losses of one process alone."""
+"""Two processes under ZeRO-3, an image in one of them only: the losses of one process alone."""
 
 import importlib.util
 import subprocess
@@ -34,7 +34,7 @@ from varifocal.training.tuner import attach_tuner
 LANGUAGE, CLIP, LLAVA, OUT, NAMES, TAKEN_OUT = sys.argv[1:]
 SECONDS = 20  # to wait for the other process
 STEPS = 4
-PICTURED = (0, 3, 4, 5)  # rows: one process sees a picture, the other one does, both do, none does
+PICTURED = (0, 3, 4, 5)  # rows: one process sees an image, the other one does, both do, none does
 TUNERS = {
     "lora": LoraSection(rank=4, dropout=0.0, target_modules=["q_proj", "v_proj"]),
     "mma": MMASection(dropout=0.0),
@@ -121,12 +121,12 @@ def take_out():
     if TAKEN_OUT == "order":
         embed = Graft._embed
 
-        def pictures_first(self, input_ids, is_image, pixels, features):
+        def images_first(self, input_ids, is_image, pixels, features):
             if pixels is None:
                 self._zero(torch.zeros(1), features)
             return embed(self, input_ids, is_image, pixels, features)
 
-        Graft._embed = pictures_first
+        Graft._embed = images_first
     if TAKEN_OUT == "gather":
         train.is_spread = lambda model: False
 
@@ -170,7 +170,7 @@ def compare(kind, tuner, out):
     }, names
     loss = loaded_loss(kind, checkpoint, 2)
     assert abs(loss - float(both[2, 0])) < 1e-4, (loss, both)
-    # of rows without a picture a connector alone has no gradient, and one in step has zeros, with
+    # of rows without an image a connector alone has no gradient, and one in step has zeros, with
     # which Adam moves it on: so the last step may part them
     places = ["both/checkpoint-2", "alone/checkpoint-2", "both/checkpoint-4", "both/run/adapter"]
     half, alone_half, last, final = [

@@ -15,7 +15,7 @@ from varifocal.errors import RecipeError, RunError, Stopped
 from varifocal.recipe import load_recipe
 from varifocal.recipe.reading import SHIPPED
 from varifocal.run import RunDirectory
-from varifocal.training.engines import whole_optimizer_state
+from varifocal.training.engines import gather_optimizer_state
 from varifocal.training.launch import (
     ENGINES,
     Launch,
@@ -327,6 +327,6 @@ def test_an_optimizers_state_is_whole_on_one_process():
     adam = torch.optim.AdamW([weight])
     weight.sum().backward()
     adam.step()
-    whole, own = whole_optimizer_state(adam), adam.state_dict()
+    whole, own = gather_optimizer_state(adam), adam.state_dict()
     assert whole["param_groups"] == own["param_groups"]
     assert torch.equal(whole["state"][0]["exp_avg"], own["state"][0]["exp_avg"])

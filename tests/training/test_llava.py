@@ -19,16 +19,16 @@ def recipe_of(whole_recipe, llava):
 def test_it_is_trained_scored_and_asked(recipe_of, tmp_path, score_and_ask, tuner):
     run = tmp_path / "run"
     result = train(recipe_of(tuner), run)
-    assert result.vision_passes == 9  # nine of the fifteen questions have a picture
+    assert result.vision_passes == 9  # nine of the fifteen questions have an image
     assert result.trained_parameters["language_model"] > 0
     score_and_ask(run)
 
 
 def test_options_in_one_row_score_as_on_rows_of_their_own(recipe_of, book):
     parts = assemble(recipe_of("lora"))
-    picture = Image(path=book / "images" / "train" / "0" / "image.png")
+    image = Image(path=book / "images" / "train" / "0" / "image.png")
     asked = Example(
-        (Message("user", (picture, "Which colour?")),), choices=("red", "green", "very blue")
+        (Message("user", (image, "Which colour?")),), choices=("red", "green", "very blue")
     )
     prompt, options = parts.encoder.encode_options(asked)
     question = Question(prompt.input_ids, tuple(options), prompt.modality, prompt.images)

@@ -16,7 +16,7 @@ from varifocal.planning.devices import GPUS, find_device, judge
 from varifocal.planning.lengths import Workload, num_steps
 from varifocal.planning.measuring import calibrate
 from varifocal.planning.memory import int8_bytes, nf4_bytes, parts_of_peak, weigh
-from varifocal.planning.paper import beside_paper
+from varifocal.planning.paper import compare_with_paper
 from varifocal.planning.record import foresee
 from varifocal.planning.repeating import alike
 from varifocal.planning.shapes import build_shapes
@@ -402,7 +402,7 @@ def test_a_machine_is_not_measured_on_one_batch_alone(recipe_file):
 
 def test_the_paper_stands_beside_its_own_recipe_alone():
     recipe = load_recipe("lavin-7b-scienceqa", check_paths=False)
-    beside = beside_paper(recipe, build_shapes(recipe))
+    beside = compare_with_paper(recipe, build_shapes(recipe))
     assert (beside["measured_memory_gb"], beside["measured_hours"], beside["num_gpus"]) == (
         33.9,
         1.4,
@@ -414,4 +414,4 @@ def test_the_paper_stands_beside_its_own_recipe_alone():
     hours = beside["flops_of_their_loop"] / (8 * 312e12 * 0.4) / 3600
     assert beside["hours_of_their_loop"] == pytest.approx(hours, abs=0.01)
     other = load_recipe("lavin-7b-scienceqa", ["tuner={type: lora}"], check_paths=False)
-    assert beside_paper(other, build_shapes(other)) is None
+    assert compare_with_paper(other, build_shapes(other)) is None

@@ -161,7 +161,7 @@ def test_looking_without_gradients_changes_no_later_step(bits, tuned):
 
 
 def held_bytes(model):
-    """The bytes of all that a model holds, what bitsandbytes keeps beside its weights included."""
+    """The bytes of all that a model holds, what bitsandbytes keeps next to its weights included."""
     tensors = [*model.parameters(), *model.buffers()]
     for module in model.modules():
         weight = getattr(module, "weight", None)

@@ -22,7 +22,7 @@ from varifocal.training.tuner import count_parameters
 @pytest.fixture
 def recipe_of(whole_recipe, qwen_vl):
     """A recipe of a Qwen-VL on the book, two epochs: `recipe_of(type="lora")`."""
-    sizes = {"model.picture_side": 56, "data.row_length": 400}
+    sizes = {"model.image_side": 56, "data.row_length": 400}
     return lambda **tuner: whole_recipe(qwen_vl, tuner, epochs=2, **sizes)
 
 
@@ -41,7 +41,7 @@ def test_it_is_planned_trained_scored_and_asked(recipe_of, tmp_path, score_and_a
     planned = estimate(page, this_cpu(), quick=True)
     result = train(page, run)
     cost = json.loads((run / "cost.json").read_text())
-    assert result.vision_passes == planned.vision_passes == 18  # nine pictures, twice
+    assert result.vision_passes == planned.vision_passes == 18  # nine images, twice
     assert (planned.tokens, planned.flops) == (cost["tokens"], cost["flops"])
     losses = [json.loads(line)["loss"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert losses[-1] < losses[0]
@@ -75,15 +75,15 @@ def _samples(recipe, parts):
 
 @pytest.mark.parametrize("qwen_vl", ["Qwen2VL"], indirect=True)
 def test_conversations_share_a_batch_and_go_on(recipe_of, tmp_path, book):
-    """Further pictures in later turns: every turn is read anew, and none disturbs another."""
+    """Further images in later turns: every turn is read anew, and none disturbs another."""
     run = tmp_path / "run"
     train(recipe_of(type="lora"), run)
     _, parts = open_run(run)
-    pictures = [Image(path=book / "images" / "train" / str(n) / "image.png") for n in (0, 1)]
-    first = Message("user", (pictures[0], "Which colour?"))
+    images = [Image(path=book / "images" / "train" / str(n) / "image.png") for n in (0, 1)]
+    first = Message("user", (images[0], "Which colour?"))
     talks = [
         [first],
-        [first, Message("assistant", ("Red.",)), Message("user", (pictures[1], "And this?"))],
+        [first, Message("assistant", ("Red.",)), Message("user", (images[1], "And this?"))],
         [Message("user", ("What comes after A?",))],
     ]
     sampling = Sampling(max_new_tokens=5)

@@ -46,7 +46,7 @@ PACE = {"training.logging_steps": 2, "training.save_steps": 3}
 
 @pytest.fixture
 def long_recipe(recipe_file, recipe):
-    """Packing, dropout, pictures through an adapted tower, text, and an aligned connector."""
+    """Packing, dropout, images through an adapted tower, text, and an aligned connector."""
     page = yaml.safe_load(recipe_file.read_text())
     page["training"] |= {key.rpartition(".")[2]: value for key, value in PACE.items()}
     page["tuner"]["dropout"] = 0.3

@@ -27,7 +27,7 @@ def runs():
 
 @pytest.fixture
 def trained(runs, recipe, rewrite, book, tmp_path):
-    """Train on the book's pictures and ask its texts: `trained("mma")` gives the run."""
+    """Train on the book's images and ask its texts: `trained("mma")` gives the run."""
 
     def split(problems, splits):
         plain = [pid for pid in splits["train"] if problems[pid]["image"] is None]

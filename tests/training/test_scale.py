@@ -250,12 +250,12 @@ def test_two_processes_learn_as_one_and_one_goes_on_from_them(recipe_file, tmp_p
     for run in (one, ddp, back):
         assert_planned(run["plan"], one["plan"])
     assert ddp["plan"]["predicted"]["num_devices"] == 2
-    # The connector's gradient comes through rows without a picture, too.
+    # The connector's gradient comes through rows without an image, too.
     assert ddp["plan"]["measured"]["flops"] > one["plan"]["measured"]["flops"]
 
 
 def assert_planned(plan, alone):
-    """Predicted beside measured, of all processes together, whatever their number."""
+    """Predicted next to measured, of all processes together, whatever their number."""
     predicted, measured = plan["predicted"], plan["measured"]
     for name in ("steps", "tokens", "tokens_trained"):
         assert predicted[name] == measured[name] == alone["measured"][name], name

@@ -56,7 +56,7 @@ def test_three_arms_have_the_same_losses_at_every_step(page, tmp_path):
         torch.testing.assert_close(other, ours, rtol=1e-4, atol=0)
 
 
-def test_half_of_the_samples_have_a_picture_and_lengths_are_those_of_scienceqa(bench):
+def test_half_of_the_samples_have_a_image_and_lengths_are_those_of_scienceqa(bench):
     from benchmarks.side_by_side.material import Shape, draw_lengths
 
     lengths = draw_lengths(Shape(samples=4000))

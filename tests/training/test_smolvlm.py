@@ -18,7 +18,7 @@ SIDE = 56  # 8 x 8 cells, 4 x 4 tokens
 def test_it_is_planned_trained_saved_scored_and_asked(
     whole_recipe, smolvlm, tmp_path, score_and_ask, tuner
 ):
-    sizes = {"model.picture_side": SIDE, "data.row_length": 400}
+    sizes = {"model.image_side": SIDE, "data.row_length": 400}
     recipe = whole_recipe(smolvlm, tuner, epochs=2, **sizes)
     planned = estimate(recipe, this_cpu(), quick=True)
     run = tmp_path / "run"
@@ -35,6 +35,6 @@ def test_it_is_planned_trained_saved_scored_and_asked(
 
 
 def test_mma_in_its_tower_is_refused(whole_recipe, smolvlm):
-    recipe = whole_recipe(smolvlm, {"type": "mma"}, **{"model.picture_side": SIDE})
+    recipe = whole_recipe(smolvlm, {"type": "mma"}, **{"model.image_side": SIDE})
     with pytest.raises(RecipeError, match=r"tuner\.adapt_vision_tower: .*set it to false"):
         count_parameters(recipe)

@@ -170,7 +170,7 @@ def test_the_connector_has_its_own_rate_and_nothing_is_lost_or_doubled(recipe, t
 
 
 def test_texts_leave_a_lone_connector_where_it_is(recipe, tmp_path):
-    """Of a zero gradient Adam would move it, by what it remembers of the pictures."""
+    """Of a zero gradient Adam would move it, by what it remembers of the images."""
     alone = {"tuner": {"type": "none"}, "data.packing": False, "training.warmup_steps": 0}
     saved = {"training.save_steps": 1, "training.save_total_limit": None}
     train(recipe({**alone, **saved, "training.num_train_epochs": 1}), tmp_path / "run")
@@ -180,7 +180,7 @@ def test_texts_leave_a_lone_connector_where_it_is(recipe, tmp_path):
         any(not torch.equal(after[name], tensor) for name, tensor in before.items())
         for before, after in pairwise(states)
     ]
-    assert sorted([*moved, True]) == [False] * 6 + [True] * 9  # the first row has a picture
+    assert sorted([*moved, True]) == [False] * 6 + [True] * 9  # the first row has an image
 
 
 def test_without_a_rate_the_connector_shares_the_common_one(recipe, tmp_path):
@@ -303,7 +303,7 @@ def test_a_full_disk_under_the_adapter_keeps_the_checkpoints(recipe, tmp_path, m
     assert (run.processor / "tokenizer.json").is_file()
 
 
-def test_a_connector_alone_passes_over_rows_without_pictures(tmp_path, recipe):
+def test_a_connector_alone_passes_over_rows_without_images(tmp_path, recipe):
     text = {"data.train": [{**recipe().data.train[0].model_dump(), "skills": ["letters"]}]}
     page = recipe({**text, "tuner": {"type": "none"}, "training.max_steps": 2})
     result = train(page, tmp_path / "run")

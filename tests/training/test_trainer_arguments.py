@@ -21,7 +21,7 @@ DECLARED = set(TrainingSection.model_fields) - OWN
 PASSED = set(PassedArguments.model_fields)
 OLDER = {"warmup_ratio", "group_by_length"}  # of older transformers, refused by name
 
-# A value of each passed field that is not transformers' own, and what has to stand beside it.
+# A value of each passed field that is not transformers' own, and what has to stand next to it.
 EXAMPLES = {
     "optim": ("sgd", {}),
     "optim_args": ("momentum=0.9", {"optim": "sgd"}),
@@ -270,7 +270,7 @@ GOOD = {"zero_optimization": {"stage": 2}, "gradient_clipping": "auto",
 
 @pytest.fixture
 def zero(recipe, recipe_file, monkeypatch):
-    """Read the recipe with a DeepSpeed file of some text, which lies beside the recipe."""
+    """Read the recipe with a DeepSpeed file of some text, which lies next to the recipe."""
     from varifocal.recipe import engine_files
 
     monkeypatch.setattr(engine_files.importlib.util, "find_spec", lambda name: True)

@@ -32,12 +32,12 @@ def test_each_token_has_a_distribution_over_the_words():
     words = torch.randn(4, 5, generator=generator, dtype=torch.float64)
     words /= words.norm(dim=1, keepdim=True)
     found = token_log_probabilities(tokens, words, 7.0).exp()
-    for picture in range(2):
+    for pil_image in range(2):
         for place in range(3):
-            token = tokens[picture, place]
+            token = tokens[pil_image, place]
             sizes = [math.exp(7 * float(token @ word) / float(token.norm())) for word in words]
             expected = torch.tensor([size / sum(sizes) for size in sizes], dtype=torch.float64)
-            torch.testing.assert_close(found[picture, place], expected, rtol=1e-10, atol=1e-12)
+            torch.testing.assert_close(found[pil_image, place], expected, rtol=1e-10, atol=1e-12)
 
 
 @pytest.fixture
@@ -72,8 +72,8 @@ def test_the_words_of_a_run_before_and_after_its_alignment(run, aligned, book):
             shares = [share for _, share in token]
             assert shares == sorted(shares, reverse=True)
             assert 0 < sum(shares) <= 1.001
-    with PIL.Image.open(aligned / "analysis" / "words.png") as picture:
-        assert picture.width > 1000
+    with PIL.Image.open(aligned / "analysis" / "words.png") as pil_image:
+        assert pil_image.width > 1000
 
 
 def start_words(root, vocabulary, images):
@@ -93,14 +93,14 @@ def start_words(root, vocabulary, images):
     return found
 
 
-def test_words_and_pictures_may_be_chosen(run, aligned, tmp_path):
+def test_words_and_images_may_be_chosen(run, aligned, tmp_path):
     out = tmp_path / "elsewhere"
-    options = ["--words", "red, mauve", "--pictures", 2, "--out", out]
+    options = ["--words", "red, mauve", "--num-images", 2, "--out", out]
     assert run("analyze", "words", aligned, *options)[0] == 0
     page = json.loads((out / "words.json").read_text())
     assert page["vocabulary"] == ["red", "mauve"]
     places = [one["picture"].split("/")[-2] for one in page["pictures"]]
-    assert places == ["0", "4"]  # spread over the nine described pictures
+    assert places == ["0", "4"]  # spread over the nine described images
     assert not (aligned / "analysis").exists()
 
 
@@ -150,17 +150,19 @@ def test_a_sheet_has_room_for_so_many_tokens(run, aligned, monkeypatch):
 
 def test_a_sheet_is_drawn_for_any_number_of_tokens(tmp_path):
     token = [("a-word-of-many-letters", 0.9), ("$x", 0.1)]
-    picture = PIL.Image.new("RGB", (40, 20), (200, 30, 30))
+    pil_image = PIL.Image.new("RGB", (40, 20), (200, 30, 30))
     for rows, columns, others in ((1, 6, 0), (2, 2, 1), (8, 8, 3)):
         tokens = [token] * (rows * columns + others)
-        words_sheet([Spoken(picture, (rows, columns), tokens, tokens)] * 2, tmp_path / "sheet.png")
+        words_sheet(
+            [Spoken(pil_image, (rows, columns), tokens, tokens)] * 2, tmp_path / "sheet.png"
+        )
         with PIL.Image.open(tmp_path / "sheet.png") as drawn:
             assert drawn.height < drawn.width
-    with pytest.raises(ValueError, match="at least one picture"):
+    with pytest.raises(ValueError, match="at least one image"):
         words_sheet([], tmp_path / "none.png")
 
 
 def test_one_word_alone_is_a_vocabulary_too(run, aligned):
-    assert run("analyze", "words", aligned, "--words", "red", "--pictures", 1)[0] == 0
+    assert run("analyze", "words", aligned, "--words", "red", "--num-images", 1)[0] == 0
     page = json.loads((aligned / "analysis" / "words.json").read_text())
     assert page["pictures"][0]["after"] == [[["red", 1.0]]] * 5

@@ -80,7 +80,7 @@ def tiny() -> Callable[[str], nn.Module]:
 
 @pytest.fixture(scope="session")
 def batch() -> Callable[[str], dict[str, Tensor]]:
-    """Make inputs for a tiny model: a text row and an image row, or three pictures."""
+    """Make inputs for a tiny model: a text row and an image row, or three images."""
 
     def make(name: str) -> dict[str, Tensor]:
         random = torch.Generator().manual_seed(7)

@@ -106,7 +106,7 @@ def test_neither_tower_nor_connector_is_adapted_unless_asked(awake, tiny):
     assert [layer.in_decoder for layer in layers(model)] == [False, True, True]
 
 
-def test_a_grafted_model_is_adapted_in_its_language_model_and_routed_by_its_pictures(tiny):
+def test_a_grafted_model_is_adapted_in_its_language_model_and_routed_by_its_images(tiny):
     tower = build_tower(tiny("clip").float())
     sizes = {"type": "patch_mlp", "hidden_dim": 8, "num_tokens": 4, "num_global_tokens": 1}
     connector = build_connector(sizes, tower, 16, seed=1)
@@ -557,7 +557,7 @@ def test_a_prompts_lora_gives_the_same_logits_anywhere(awake, tiny, name, select
     torch.testing.assert_close(logits(merged, input_ids=tokens), expected, rtol=0, atol=1e-6)
 
 
-def test_a_prompts_lora_takes_trained_modules_and_pictures_along(awake, tiny, batch, tmp_path):
+def test_a_prompts_lora_takes_trained_modules_and_images_along(awake, tiny, batch, tmp_path):
     model = awake("llava", modules_to_save=["multi_modal_projector"])
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -573,9 +573,9 @@ def test_only_one_prompt_has_one_lora(awake):
     with pytest.raises(ValueError, match="the prompt of one row; got 2 rows"):
         route(awake(), ids())
     model = awake("llava", target_modules=["fc1", "down_proj"])
-    pictures = {"input_ids": torch.tensor([[60] * 8]), "pixel_values": torch.randn(2, 3, 8, 8)}
+    images = {"input_ids": torch.tensor([[60] * 8]), "pixel_values": torch.randn(2, 3, 8, 8)}
     with pytest.raises(ValueError, match="chose factors several times for one prompt"):
-        route(model, pictures | {"pixel_values": pictures["pixel_values"].double()})
+        route(model, images | {"pixel_values": images["pixel_values"].double()})
 
 
 # Quantised bases

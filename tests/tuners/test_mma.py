@@ -295,7 +295,7 @@ def test_wrong_marks_are_refused(awake, batch):
         logits(model, input_ids=ids, modality_ids=torch.full_like(ids, 2))
     with pytest.raises(ValueError, match=r"modality_ids must be \[2, 7\] like the tokens; got"):
         logits(model, input_ids=ids, modality_ids=torch.zeros_like(ids[:, :3]))
-    # and the refusal leaves nothing behind
+    # and the refusal leaves nothing after
     assert logits(model, input_ids=ids).isfinite().all()
     with pytest.raises(RuntimeError, match="ran outside its decoder's forward pass"):
         model.get_base_model().model.layers[0].input_layernorm(torch.randn(1, 2, 16).double())
@@ -441,7 +441,7 @@ def test_inference_routes_once_until_something_changes(awake, batch, passes):
     assert len(passes) == 1
     changes = [
         lambda: weight.detach().mul_(2.0),  # in place
-        lambda: weight.data.neg_(),  # behind the version counter's back
+        lambda: weight.data.neg_(),  # after the version counter's back
         lambda: setattr(weight, "data", weight.data + 1.0),  # new memory
         lambda: model.get_base_model().model.norm.weight.detach().mul_(1.0),  # the base
         lambda: model.train().eval(),

@@ -1,1 +1,1 @@
-"""Pictures and numbers that explain a trained run."""
+"""Images and numbers that explain a trained run."""

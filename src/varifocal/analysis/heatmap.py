@@ -56,7 +56,7 @@ def interference_heatmap(
     figure = new_figure(3.4 + _CELL * n, 2.6 + _CELL * n)
     figure.set_layout_engine("constrained")
     axes = figure.subplots()
-    picture = _draw(axes, matrix, _reach([matrix]))
+    image = _draw(axes, matrix, _reach([matrix]))
     name_cells(axes, tasks)
     size = 9 if n <= 8 else 7.5
     for (row, column), value in np.ndenumerate(matrix):
@@ -71,7 +71,7 @@ def interference_heatmap(
         lines.append("in brackets: two halves of the examples disagree on the sign")
     axes.set_title(lines[0], loc="left", color=INK, fontsize=11, pad=12 * len(lines) + 2)
     axes.text(0, 1.015, "\n".join(lines[1:]), transform=axes.transAxes, color="#57606a", fontsize=8)
-    figure.colorbar(picture, ax=axes, shrink=0.8, extend="both")
+    figure.colorbar(image, ax=axes, shrink=0.8, extend="both")
     save_figure(figure, path)
 
 
@@ -86,7 +86,7 @@ def layer_heatmaps(
 
     Args:
         cells: T [n, n] by block, as `interference_heatmap` takes it.
-        tasks: n names; they are numbered beside the panels, and the key stands below.
+        tasks: n names; they are numbered next to the panels, and the key stands below.
         path: the PNG to write.
         title: what stands above them.
 
@@ -99,12 +99,12 @@ def layer_heatmaps(
     note = "columns: whose step; rows: whose loss; blue helps, red harms"
     figure, panels = numbered_panels(len(matrices), tasks, title=title, note=note)
     reach = _reach(list(matrices.values()))
-    pictures = []
+    images = []
     for axes, (name, matrix) in zip(panels, matrices.items(), strict=True):
-        pictures.append(_draw(axes, matrix, reach))
+        images.append(_draw(axes, matrix, reach))
         axes.set_title(f"{name}\n{_share(matrix)}", fontsize=7.5, color=INK)
         number_ticks(axes, len(tasks), rows_only=False)
-    bar = figure.colorbar(pictures[0], ax=panels, shrink=0.6, aspect=30, extend="both")
+    bar = figure.colorbar(images[0], ax=panels, shrink=0.6, aspect=30, extend="both")
     bar.ax.tick_params(labelsize=7.5)
     save_figure(figure, path)
 
@@ -149,7 +149,7 @@ def number_ticks(axes: Axes, count: int, *, rows_only: bool) -> None:
 
 
 def shorten(name: str, longest: int = LONGEST_NAME) -> str:
-    """Cut a task's name to what fits beside a cell.
+    """Cut a task's name to what fits next to a cell.
 
     >>> shorten("Compare properties of objects made of wool", 12)
     'Compare pro…'
@@ -185,10 +185,10 @@ def _draw(axes: Axes, matrix: Cells, reach: float) -> AxesImage:
     from matplotlib import colormaps
 
     colours = colormaps[COLOURS].with_extremes(bad=EMPTY)
-    picture = axes.imshow(matrix, cmap=colours, vmin=-reach, vmax=reach)
+    image = axes.imshow(matrix, cmap=colours, vmin=-reach, vmax=reach)
     axes.tick_params(length=0, colors=INK)
     axes.spines[:].set_color(FAINT)
-    return picture
+    return image
 
 
 def name_cells(axes: Axes, tasks: Sequence[str]) -> None:
@@ -247,14 +247,14 @@ def overlap_heatmap(overlap: npt.ArrayLike, tasks: Sequence[str], path: Path, ti
     axes = figure.subplots()
     pairs = cells[~np.eye(n, dtype=bool)]
     low = min(0.95, float(np.floor(20 * pairs.min()) / 20)) if pairs.size else 0.0
-    picture = axes.imshow(cells, cmap=TASK_COLOURS, vmin=low, vmax=1)
+    image = axes.imshow(cells, cmap=TASK_COLOURS, vmin=low, vmax=1)
     name_cells(axes, tasks)
     for (row, column), value in np.ndenumerate(cells):
         colour = "white" if value > low + 0.6 * (1 - low) else INK
         text = f"{value:.2f}"
         axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
     axes.set_title(title, loc="left", color=INK, fontsize=11)
-    figure.colorbar(picture, ax=axes, shrink=0.8)
+    figure.colorbar(image, ax=axes, shrink=0.8)
     save_figure(figure, path)
 
 
@@ -273,12 +273,12 @@ def usage_panels(
     most = max(float(one.max()) for one in shares.values())
     note = "rows: tasks; columns: factors; dark: used more"
     figure, places = numbered_panels(len(shares), tasks, title=title, note=note)
-    pictures = []
+    images = []
     for axes, (name, one) in zip(places, shares.items(), strict=True):
-        pictures.append(axes.imshow(one, cmap=TASK_COLOURS, vmin=0, vmax=most, aspect="auto"))
+        images.append(axes.imshow(one, cmap=TASK_COLOURS, vmin=0, vmax=most, aspect="auto"))
         axes.set_title(name, fontsize=7.5, color=INK)
         axes.set_xticks(sorted({0, one.shape[1] - 1}))
         number_ticks(axes, len(tasks), rows_only=True)
-    bar = figure.colorbar(pictures[0], ax=places, shrink=0.6, aspect=30)
+    bar = figure.colorbar(images[0], ax=places, shrink=0.6, aspect=30)
     bar.ax.tick_params(labelsize=7.5)
     save_figure(figure, path)

@@ -133,7 +133,7 @@ def measure_routing(
     Args:
         model: with an MMA or MixLoRA adapter; MMA's is not run, its weights are a table.
         samples: encoded examples by task, with their answers as in training.
-        load_images: pictures -> the model's image tensors.
+        load_images: images -> the model's image tensors.
         progress: called with (examples done, in all).
 
     Raises:
@@ -170,7 +170,7 @@ def usage_of_tables(
 
     Args:
         tables: [2 modalities, 2 branches] by name.
-        pictured: for each task, the share of its examples that have a picture.
+        pictured: for each task, the share of its examples that have an image.
 
     >>> table = torch.tensor([[0.9, 0.1], [0.5, 0.5]])
     >>> usage_of_tables({"norm": table}, [0.0, 1.0])["norm", "branches"].shares[:, 0].tolist()

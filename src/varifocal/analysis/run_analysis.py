@@ -1,4 +1,4 @@
-"""The analyses of a trained run: from its directory to JSON and pictures."""
+"""The analyses of a trained run: from its directory to JSON and images."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Written:
     """What an analysis leaves.
 
     Attributes:
-        files: the JSON first, then the pictures.
+        files: the JSON first, then the images.
         left_out: one sentence for each record or group of tasks that was not looked at.
     """
 
@@ -157,7 +157,7 @@ def interference_of_run(
 
 
 def _see(drawn: TaskExamples, parts: Assembly, progress: Progress | None) -> None:
-    """Look at every picture once, before the first gradient."""
+    """Look at every image once, before the first gradient."""
     if parts.features is not None:
         images = [image for own in drawn.by_task.values() for one in own for image in one.images]
         tell = (lambda done, total: progress("pictures", done, total)) if progress else None
@@ -212,8 +212,8 @@ def routing_of_run(
             **found.as_json(),
         }
         write_json(place / "routing.json", page)
-        pictures = _draw_routing(found, place)
-        return found, Written([place / "routing.json", *pictures], [*drawn.left_out, *left_out])
+        images = _draw_routing(found, place)
+        return found, Written([place / "routing.json", *images], [*drawn.left_out, *left_out])
 
 
 def _draw_routing(found: Routing, out: Path) -> list[Path]:

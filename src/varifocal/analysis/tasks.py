@@ -19,7 +19,7 @@ from varifocal.recipe import DataSection, SourceSection
 from varifocal.sciencebook import SKILLS
 
 MAX_TASKS = 12
-"""Tasks that are compared when none are named: as many as a picture still shows."""
+"""Tasks that are compared when none are named: as many as an image still shows."""
 
 _SHORT = {skill.title: name for name, skill in SKILLS.items()}
 

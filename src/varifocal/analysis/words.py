@@ -43,36 +43,36 @@ Token = Sequence[tuple[str, float]]
 
 @dataclass(frozen=True)
 class Spoken:
-    """What the tokens of one picture say.
+    """What the tokens of one image say.
 
     Attributes:
-        picture: the picture.
+        image: the image.
         grid: rows and columns of its local tokens, which come first.
         before: token -> its nearest words with their probabilities, by the untrained connector.
         after: the same by the trained one.
     """
 
-    picture: PIL.Image.Image
+    image: PIL.Image.Image
     grid: tuple[int, int]
     before: Sequence[Token]
     after: Sequence[Token]
 
 
 def words_sheet(spoken: Sequence[Spoken], path: Path) -> None:
-    """Draw each picture with its tokens' words in their places, before and after.
+    """Draw each image with its tokens' words in their places, before and after.
 
     A cell shows the token's likeliest word, smaller the second; the more probable the first, the
-    bluer the cell. Tokens that see the whole picture stand in a row below.
+    bluer the cell. Tokens that see the whole image stand in a row below.
 
     Args:
-        spoken: one a picture.
+        spoken: one an image.
         path: the PNG to write.
 
     Raises:
-        ValueError: there is no picture.
+        ValueError: there is no image.
     """
     if not spoken:
-        raise ValueError("a sheet of words needs at least one picture")
+        raise ValueError("a sheet of words needs at least one image")
     height = ROW * len(spoken) + HEAD
     figure = new_figure(WIDTH, height)
     for row, one in enumerate(spoken):
@@ -84,7 +84,7 @@ def words_sheet(spoken: Sequence[Spoken], path: Path) -> None:
             )
             for left, wide in boxes
         ]
-        axes[0].imshow(one.picture.convert("RGB"), interpolation="antialiased")
+        axes[0].imshow(one.image.convert("RGB"), interpolation="antialiased")
         axes[0].set_axis_off()
         _cells(axes[1], one.grid, one.before)
         _cells(axes[2], one.grid, one.after)
@@ -165,12 +165,12 @@ def words_of_run(
 ) -> tuple[list[Spoken], Written]:
     """Find the words nearest to each visual token, and write them down.
 
-    Writes `words.json` and `words.png`: each picture beside the words of its tokens, by the
+    Writes `words.json` and `words.png`: each image next to the words of its tokens, by the
     connector that the training began with, and by the trained one.
 
     Args:
         root: the run directory.
-        images: pictures to look at; by default some of data.evaluate, or of the descriptions.
+        images: images to look at; by default some of data.evaluate, or of the descriptions.
         words: what tokens may say; by default the descriptions' words, as the alignment has them.
         num_pictures: how many, where `images` does not say.
         out: where to write; the run's `analysis` by default.
@@ -178,7 +178,7 @@ def words_of_run(
 
     Raises:
         RecipeError: the run has no connector of ours, or its tokens are too many to draw.
-        DataError: there is no description to take words from, or a picture cannot be read.
+        DataError: there is no description to take words from, or an image cannot be read.
         RunError, ModelError: the run cannot be opened.
     """
     recipe, parts = open_run(root)
@@ -225,7 +225,7 @@ def _start(recipe: Recipe) -> Assembly:
 def nearest_words(
     parts: Assembly, images: Sequence[Image], vocabulary: Vocabulary
 ) -> list[list[list[tuple[str, float]]]]:
-    """Return picture -> token -> its nearest words, each with its probability, falling."""
+    """Return image -> token -> its nearest words, each with its probability, falling."""
     model: Any = parts.base
     assert parts.load_images is not None  # `_check` has refused models without eyes
     device = next(model.parameters()).device
@@ -256,13 +256,13 @@ def _check(recipe: Recipe, parts: Assembly, root: str | Path) -> None:
     rows, columns = _grid(parts)
     if rows * columns > MOST_LOCAL_TOKENS:
         raise RecipeError(
-            f"{root}: a picture has {rows} x {columns} local tokens, and a sheet can show "
+            f"{root}: an image has {rows} x {columns} local tokens, and a sheet can show "
             f"{MOST_LOCAL_TOKENS}; model.connector.num_tokens pools them"
         )
 
 
 def _grid(parts: Assembly) -> tuple[int, int]:
-    """Rows and columns of the tokens that stand for places; the others see the whole picture."""
+    """Rows and columns of the tokens that stand for places; the others see the whole image."""
     connector: Any = parts.base.connector
     grid = getattr(connector, "pooled", getattr(connector, "grid", None))
     return grid or (1, connector.tokens_per_image)
@@ -287,7 +287,7 @@ def _vocabulary(recipe: Recipe, parts: Assembly, words: Sequence[str] | None) ->
 
 
 def _some(recipe: Recipe, number: int) -> list[Image]:
-    """Pictures spread evenly over those that the run is scored on, or that are described."""
+    """Images spread evenly over those that the run is scored on, or that are described."""
     images = [
         image
         for source in recipe.data.evaluate

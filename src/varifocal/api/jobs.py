@@ -20,7 +20,7 @@ from varifocal.evaluation.evaluate import (
     evaluate_sources,
 )
 from varifocal.evaluation.retention import Retention
-from varifocal.evaluation.runner import Way
+from varifocal.evaluation.runner import AskOptions
 from varifocal.evaluation.sources import ScoreBy
 from varifocal.exporting.adapters import prompt_example
 from varifocal.exporting.export import Exported
@@ -206,7 +206,7 @@ def benchmark(
     scored = evaluate_benchmarks(
         Named(os.fspath(model), _path(adapter), dtype),
         suites if isinstance(suites, str) else ",".join(suites),
-        Way(None, blind, split, limit, batch_size),
+        AskOptions(None, blind, split, limit, batch_size),
         data=_path(data),
         score=score,
         out=_path(out),

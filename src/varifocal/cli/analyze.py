@@ -218,7 +218,7 @@ def words(
     run: RunArgument,
     images: Annotated[
         list[Path] | None,
-        typer.Option(metavar="PICTURE", help="Look at this picture; may be given several times."),
+        typer.Option(metavar="PICTURE", help="Look at this image; may be given several times."),
     ] = None,
     vocabulary: Annotated[
         str | None,
@@ -226,7 +226,9 @@ def words(
             "--words", metavar="A,B,...", help="What tokens may say; the descriptions' words else."
         ),
     ] = None,
-    pictures: Annotated[int, typer.Option(min=1, help="How many, where --images names none.")] = 4,
+    num_images: Annotated[
+        int, typer.Option(min=1, help="How many, where --images names none.")
+    ] = 4,
     out: OutOption = None,
 ) -> None:
     """Show the words nearest to each visual token, before the training and after.
@@ -247,7 +249,7 @@ def words(
             run,
             images=images or (),
             words=chosen,
-            num_pictures=pictures,
+            num_pictures=num_images,
             out=out,
             progress=progress,
         )

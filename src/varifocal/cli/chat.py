@@ -21,14 +21,14 @@ COMMANDS = {
 }
 
 
-class Talk:
+class Conversation:
     """A conversation on the screen, and the images for the next turn."""
 
     def __init__(self, run: Path, sampling: Sampling) -> None:
         _, parts = open_run(run)
         engine = Engine(parts.model, parts.encoder, parts.load_images)
         self.chat = Chat(engine, sampling=sampling)
-        self.pictures: list[Image] = []
+        self.images: list[Image] = []
 
     def obey(self, line: str) -> bool:
         """Do what a line of the chat says; False when it says to leave."""
@@ -36,7 +36,7 @@ class Talk:
         if command == "/quit":
             return False
         if command == "/new":
-            self.chat.turns, self.pictures = [], []
+            self.chat.turns, self.images = [], []
         elif command == "/help":
             for name, use in COMMANDS.items():
                 print(f"{name:<8}{use}")
@@ -58,16 +58,16 @@ class Talk:
             raise VarifocalError("this run has no adapter that could be left out")
         self.chat.adapter = word == "off"
 
-    def show(self, pictures: list[Image]) -> None:
-        """Take pictures along with the next turn."""
-        if pictures and self.chat.engine.load_images is None:
-            raise VarifocalError("this run's model has no vision tower; it cannot see a picture")
-        self.pictures += pictures
+    def show(self, images: list[Image]) -> None:
+        """Take images along with the next turn."""
+        if images and self.chat.engine.load_images is None:
+            raise VarifocalError("this run's model has no vision tower; it cannot see an image")
+        self.images += images
 
     def say(self, text: str) -> None:
         """Ask, and print the answer as it comes."""
         before = len(self.chat.turns)
-        with closing(self.chat.stream(text, self.pictures)) as stream:
+        with closing(self.chat.stream(text, self.images)) as stream:
             try:
                 for piece in stream:
                     print(piece, end="", flush=True)
@@ -76,7 +76,7 @@ class Talk:
         if len(self.chat.turns) == before:
             print("(no answer; the turn is left out of the conversation)", file=sys.stderr)
             return
-        self.pictures = []
+        self.images = []
 
 
 def typed_lines() -> Iterator[str]:

@@ -33,7 +33,7 @@ from varifocal.errors import Stopped, VarifocalError, nearest
 from varifocal.stopping import Terminated, sigterm_interrupts
 
 if TYPE_CHECKING:
-    from varifocal.cli.chat import Talk
+    from varifocal.cli.chat import Conversation
     from varifocal.recipe import Recipe
 
 INTERRUPTED = 130
@@ -90,7 +90,7 @@ ResumeOption = Annotated[
 ]
 ImageOption = Annotated[
     list[Path] | None,
-    typer.Option("--image", metavar="FILE", help="A picture; may be given several times."),
+    typer.Option("--image", metavar="FILE", help="An image; may be given several times."),
 ]
 TemperatureOption = Annotated[
     float,
@@ -136,7 +136,7 @@ def demo(
     ] = False,
     out: Annotated[Path, typer.Option(metavar="DIR", help="The run directory.")] = RUNS / "demo",
 ) -> None:
-    """Teach a real 135M language model to answer science questions about pictures.
+    """Teach a real 135M language model to answer science questions about images.
 
     An interrupted demo goes on where it stopped; a finished one is only shown again.
     """
@@ -253,7 +253,7 @@ def _open_talk(
     seed: int | None,
     max_new_tokens: int,
     stop: Sequence[str],
-) -> Talk:
+) -> Conversation:
     """Open a run for questions, its first images read."""
     from varifocal.cli.checks import check_run, check_sampling, readable_images
 
@@ -261,10 +261,10 @@ def _open_talk(
     images = readable_images(files)
     check_run(run)
     ready()
-    from varifocal.cli.chat import Talk
+    from varifocal.cli.chat import Conversation
     from varifocal.serving.request import Sampling
 
-    talk = Talk(run, Sampling(max_new_tokens, temperature, top_p, seed, tuple(stop)))
+    talk = Conversation(run, Sampling(max_new_tokens, temperature, top_p, seed, tuple(stop)))
     talk.show(images)
     return talk
 

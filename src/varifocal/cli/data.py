@@ -41,7 +41,7 @@ def check(
 ) -> None:
     """Read a recipe's data once and say whether a run would get through, and what it would learn.
 
-    Ends with 0 if so, with 1 if not; the last sentence says why and the mend.
+    Ends with 0 if so, with 1 if not; the last sentence says why and the fix.
     """
     from varifocal.cli.checks import check_models
     from varifocal.recipe import load_recipe
@@ -94,7 +94,7 @@ def show(
         int | None, typer.Option(min=0, help="With --random: same seed, same row.")
     ] = None,
     html: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write a page with the pictures instead.")
+        Path | None, typer.Option(metavar="FILE", help="Write a page with the images instead.")
     ] = None,
     overrides: SetOption = None,
 ) -> None:
@@ -146,7 +146,7 @@ def sciencebook(
         str | None, typer.Option(metavar="A,B,...", help="Only these skills; all by default.")
     ] = None,
 ) -> None:
-    """Make science questions, many of them about pictures, in ScienceQA's official layout."""
+    """Make science questions, many of them about images, in ScienceQA's official layout."""
     from varifocal.cli.tables import stage_bars
     from varifocal.sciencebook import make_sciencebook
 
@@ -163,6 +163,6 @@ def sciencebook(
         )
     print(
         f"{summary.directory}: {sum(summary.num_questions.values())} questions of "
-        f"{len(summary.skills)} skills, {summary.num_pictures} with a picture; a blind guess is "
+        f"{len(summary.skills)} skills, {summary.num_pictures} with an image; a blind guess is "
         f"right {summary.chance:.0%} of the time"
     )

@@ -80,7 +80,7 @@ def _sources(console: Console, sources: Sequence[SourceCounts]) -> Table:
         counts = source.to_dict()
         numbers = [counts[key] for key in ("records", "usable", "text", "image")]
         tokens = [counts["tokens"], counts["median_length"] or 0, counts["longest"]]
-        share = source.num_trained_tokens / max(source.num_kept_tokens, 1)
+        share = source.num_trained_tokens / max(source.num_tokens_in_limit, 1)
         trained = f"{share:.1%}" if source.side == "train" else ""
         shown = [f"{n:,}" for n in numbers]
         shown += [f"{n:,.0f}" if source.side != "captions" else "" for n in tokens]
@@ -152,7 +152,7 @@ def image_tokens(sources: Sequence[SourceCounts]) -> Counter[int]:
 def _print_bars(
     console: Console, title: str, rows: Sequence[tuple[str, tuple[int, ...], str]]
 ) -> None:
-    """Print one bar a row, text and image one behind the other."""
+    """Print one bar a row, text and image one after the other."""
     if not rows:
         return
     console.print(Text(title, "bold"))
@@ -217,7 +217,7 @@ def _limit(report: Report, trained: Sequence[SourceCounts]) -> Iterator[str]:
         for name in ("num_cut", "num_shortened", "num_left_out")
     )
     lost = sum(source.num_lost_tokens for source in trained)
-    held = lost + sum(source.num_kept_tokens for source in trained)
+    held = lost + sum(source.num_tokens_in_limit for source in trained)
     fate = "stop the run" if report.data.overflow == "error" else "are left out"
     yield (
         f"limit: {over:,} examples take more than max_length {report.data.max_length:,} "
@@ -308,7 +308,7 @@ def _print_segment(console: Console, segment: Segment) -> None:
     ]
     _print_border(console, ", ".join(facts))
     for image in segment.images:
-        console.print(Text(f"picture: {image.name}", "dim"), soft_wrap=True)
+        console.print(Text(f"image: {image.name}", "dim"), soft_wrap=True)
     line = Text()
     runs: list[tuple[str, str]] = []
     for token in segment.tokens:

@@ -12,7 +12,7 @@ import typer
 from varifocal.cli.options import ready
 
 if TYPE_CHECKING:
-    from varifocal.evaluation.runner import Way
+    from varifocal.evaluation.runner import AskOptions
 
 
 ScoreBy = Literal["options", "generate", "both"]
@@ -108,9 +108,9 @@ def benchmark(
 
     check_run_or_model(model)
     ready()
-    from varifocal.evaluation.runner import Way
+    from varifocal.evaluation.runner import AskOptions
 
-    way = Way(None, blind, split, limit, batch_size)
+    way = AskOptions(None, blind, split, limit, batch_size)
     suites = ",".join(names)
     _score_benchmarks(model, suites, data, way, score, adapter, dtype, out, on_bad_record)
 
@@ -152,7 +152,7 @@ def _score_benchmarks(
     model: str,
     names: str,
     data: Path | None,
-    way: Way,
+    way: AskOptions,
     score: ScoreBy | None,
     adapter: Path | None,
     dtype: str,

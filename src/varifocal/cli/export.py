@@ -35,7 +35,7 @@ PromptOption = Annotated[
     str | None, typer.Option(metavar="TEXT", help="For --to route: the prompt.")
 ]
 ImageOption = Annotated[
-    list[Path] | None, typer.Option(metavar="FILE", help="For --to route: its pictures.")
+    list[Path] | None, typer.Option(metavar="FILE", help="For --to route: its images.")
 ]
 PromptsOption = Annotated[
     int, typer.Option(min=1, help="Prompts that both models answer before it leaves.")
@@ -71,7 +71,7 @@ def export(
 ) -> None:
     """Write a run as what others load, each artifact held against the trained model."""
     if image and prompt is None:
-        raise VarifocalError("--image belongs to --prompt: give the prompt that shows the picture")
+        raise VarifocalError("--image belongs to --prompt: give the prompt that shows the image")
     from varifocal.cli.checks import check_run, readable_images
     from varifocal.exporting.folders import check_replaceable, routes_of
     from varifocal.run import RunDirectory

@@ -34,7 +34,7 @@ CalibrateOption = Annotated[
     bool,
     typer.Option(
         "--calibrate",
-        help="First train on this machine for at most 40 seconds beside loading; keep its rate.",
+        help="First train on this machine for at most 40 seconds next to loading; keep its rate.",
     ),
 ]
 
@@ -142,9 +142,9 @@ def _work(plan: Plan) -> Iterator[str]:
     yield _row("steps", f"{plan.steps:,}")
     yield _row("tokens", f"{about}{plan.tokens:,}")
     yield _row("  trained", f"{plan.tokens_trained:,}")
-    yield _row("  beside them padding", f"{plan.tokens_padding:,} ({plan.pad_share or 0:.1%})")
-    yield _row("pictures through the tower", f"{plan.vision_passes:,}")
-    yield _row("pictures looked up", f"{plan.vision_lookups:,}")
+    yield _row("  next to them padding", f"{plan.tokens_padding:,} ({plan.pad_share or 0:.1%})")
+    yield _row("images through the tower", f"{plan.vision_passes:,}")
+    yield _row("images looked up", f"{plan.vision_lookups:,}")
     if plan.num_dropped or plan.num_cut:
         over = f"{plan.num_dropped:,} out, {plan.num_cut:,} cut"
         yield _row("examples over the limit", over)
@@ -159,7 +159,7 @@ def _time(hours: float) -> str:
 
 
 def _paper(plan: Plan) -> Iterator[str]:
-    """Lay the paper's figures beside ours."""
+    """Lay the paper's figures next to ours."""
     paper: dict[str, Any] = plan.paper or {}
     yield f"measured by the authors: {paper['source']}"
     yield _row("their memory of a GPU", f"{paper['measured_memory_gb']:.1f} GB")

@@ -111,7 +111,7 @@ def print_retention(found: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _retained(row: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the cells behind the name; a perplexity changes by a factor, all else by points."""
+    """Yield the cells after the name; a perplexity changes by a factor, all else by points."""
     from varifocal.reports.compare_page import say_p
 
     is_factor = row["name"] == "perplexity"

@@ -41,9 +41,9 @@ MaxQueueOption = Annotated[
 MaxNewTokensOption = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
 MaxTimeOption = Annotated[float, typer.Option(min=1, help="Longest answer, in seconds.")]
 MaxBodyOption = Annotated[float, typer.Option(min=0.01, help="Largest request, MiB.")]
-MaxImagesOption = Annotated[int, typer.Option(min=0, help="Pictures in one request.")]
+MaxImagesOption = Annotated[int, typer.Option(min=0, help="Images in one request.")]
 MaxPixelsOption = Annotated[
-    float, typer.Option(min=0.01, help="Largest picture, millions of pixels.")
+    float, typer.Option(min=0.01, help="Largest image, millions of pixels.")
 ]
 MaxTextOption = Annotated[int, typer.Option(min=1, help="Texts of one request, characters.")]
 AllowOriginOption = Annotated[
@@ -54,7 +54,7 @@ AllowOriginOption = Annotated[
 ]
 ImageHostOption = Annotated[
     list[str] | None,
-    typer.Option(metavar="HOST", help="Fetch https pictures from this host; else none are."),
+    typer.Option(metavar="HOST", help="Fetch https images from this host; else none are."),
 ]
 
 

@@ -110,12 +110,12 @@ def print_demo(result: Mapping[str, Any], root: Path) -> None:
     for name in ("IMG", "TXT", "NO", "average"):
         table.add_column(name, justify="right")
     for name, key in (
-        ("before: without pictures", "before_blind"),
+        ("before: without images", "before_blind"),
         ("before: untrained connector", "before"),
         ("after", "after"),
     ):
         table.add_row(name, *(f"{percent:.1f}" for percent in result[key].values()))
-    table.caption = "IMG: with a picture, TXT: with a text, NO: with neither"
+    table.caption = "IMG: with an image, TXT: with a text, NO: with neither"
     console.print(table)
     skills = Table(title="By skill", title_justify="left")
     for name in ("skill", "needs", "questions", "chance", "before", "after"):

@@ -1,4 +1,4 @@
-"""What a sample is before it becomes tokens: a conversation of text and pictures."""
+"""What a sample is before it becomes tokens: a conversation of text and images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Role = Literal["system", "user", "assistant"]
 ROLES: tuple[Role, ...] = get_args(Role)
 
 MAX_PIXELS = 50_000_000
-"""Pictures with more pixels are refused by their header; 50 million RGB pixels take 150 MB."""
+"""Images with more pixels are refused by their header; 50 million RGB pixels take 150 MB."""
 
 # Pillow also reads formats that run other programs (EPS calls Ghostscript); these do not.
 _FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
@@ -35,13 +35,13 @@ _TURNS = {
     7: PIL.Image.Transpose.TRANSVERSE,
     8: PIL.Image.Transpose.ROTATE_90,
 }
-"""What makes a picture upright, by the orientation in its EXIF (TIFF 6.0)."""
+"""What makes an image upright, by the orientation in its EXIF (TIFF 6.0)."""
 _DEEP_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 
 
 @dataclass(frozen=True)
 class Image:
-    """A picture that is read when it is needed, from a file or from bytes.
+    """An image that is read when it is needed, from a file or from bytes.
 
     Attributes:
         path: the file, or None.
@@ -52,9 +52,9 @@ class Image:
     data: bytes | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        """Refuse a picture without a place, or with two."""
+        """Refuse an image without a place, or with two."""
         if (self.path is None) == (self.data is None):
-            raise DataError("a picture needs either a path or data, not both and not none")
+            raise DataError("an image needs either a path or data, not both and not none")
 
     @classmethod
     def of(cls, value: ImageLike) -> Image:
@@ -78,10 +78,8 @@ class Image:
 
     @property
     def name(self) -> str:
-        """What an error text calls this picture."""
-        return (
-            f"picture '{self.path}'" if self.path else f"picture of {len(self.data or b'')} bytes"
-        )
+        """What an error text calls this image."""
+        return f"image '{self.path}'" if self.path else f"image of {len(self.data or b'')} bytes"
 
     def read(self) -> bytes:
         """Return the undecoded content.
@@ -115,31 +113,31 @@ class Image:
             DataError: as `open`, but for pixels that are damaged.
         """
         try:
-            with self._identify(io.BytesIO(self.read())) as picture:
-                return picture.size
+            with self._identify(io.BytesIO(self.read())) as image:
+                return image.size
         except DataError:
             raise
         except Exception as error:  # as in `open`
             raise DataError(f"{self.name} cannot be decoded: {_reason(error)}") from error
 
     def open(self) -> PIL.Image.Image:
-        """Decode the picture.
+        """Decode the image.
 
         The camera's rotation is applied where its EXIF can be read, transparency is laid on white,
         16-bit greys are scaled to 8 bits, and of an animation the first frame is taken.
 
         Returns:
-            A picture of mode RGB.
+            An image of mode RGB.
 
         Raises:
-            DataError: the file is missing, empty, damaged or truncated, not a picture, in a format
+            DataError: the file is missing, empty, damaged or truncated, not an image, in a format
                 other than PNG, JPEG, GIF, WebP, BMP, TIFF and PPM, or has over `MAX_PIXELS`.
         """
         file = io.BytesIO(self.read())
         try:
-            with _whole_pictures_only, self._identify(file) as picture:
-                picture.load()
-                return _to_rgb(_upright(picture))
+            with _whole_images_only, self._identify(file) as image:
+                image.load()
+                return _to_rgb(_upright(image))
         except DataError:
             raise
         # Pillow's decoders raise nearly anything on damaged files: OSError, ValueError,
@@ -148,33 +146,33 @@ class Image:
             raise DataError(f"{self.name} cannot be decoded: {_reason(error)}") from error
 
     def _identify(self, file: IO[bytes]) -> PIL.Image.Image:
-        """Read the header alone and refuse what is no picture or too large a one."""
+        """Read the header alone and refuse what is no image or too large a one."""
         try:
-            picture = PIL.Image.open(file, formats=_FORMATS)
+            image = PIL.Image.open(file, formats=_FORMATS)
         except PIL.UnidentifiedImageError as error:
             allowed = ", ".join(_FORMATS)
             raise DataError(f"{self.name} is damaged or none of {allowed}") from error
         except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
             raise DataError(f"{self.name} is too large: {_reason(error)}") from error
-        width, height = picture.size
+        width, height = image.size
         if width * height > MAX_PIXELS:
-            picture.close()
+            image.close()
             raise DataError(
                 f"{self.name} is too large: {width:,} x {height:,} pixels, "
                 f"at most {MAX_PIXELS:,} in all are read; save it smaller"
             )
-        return picture
+        return image
 
 
 ImageLike = Image | PIL.Image.Image | bytes | str | os.PathLike[str]
 """What `Image.of` makes an image of."""
 
 
-class _WholePicturesOnly:
+class _WholeImagesOnly:
     """While anything decodes, Pillow refuses a truncated file, whatever the process has set.
 
     Libraries set `PIL.ImageFile.LOAD_TRUNCATED_IMAGES` where they are imported (lmms-eval does),
-    and from then on half a file would be read as a picture that ends in grey.
+    and from then on half a file would be read as an image that ends in grey.
     """
 
     def __init__(self) -> None:
@@ -194,7 +192,7 @@ class _WholePicturesOnly:
                 PIL.ImageFile.LOAD_TRUNCATED_IMAGES = self._before
 
 
-_whole_pictures_only = _WholePicturesOnly()
+_whole_images_only = _WholeImagesOnly()
 
 
 def _reason(error: BaseException) -> str:
@@ -212,33 +210,33 @@ def _as_png(image: PIL.Image.Image) -> bytes:
     return file.getvalue()
 
 
-def _upright(picture: PIL.Image.Image) -> PIL.Image.Image:
-    """Turn a picture as its EXIF says; damaged EXIF says nothing, and the pixels are sound."""
+def _upright(image: PIL.Image.Image) -> PIL.Image.Image:
+    """Turn an image as its EXIF says; damaged EXIF says nothing, and the pixels are sound."""
     try:
-        orientation = picture.getexif().get(_ORIENTATION)
+        orientation = image.getexif().get(_ORIENTATION)
     except Exception:  # as in `open`; a warning of Pillow's, too, where warnings are errors
-        return picture
+        return image
     turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
-    return picture if turn is None else picture.transpose(turn)
+    return image if turn is None else image.transpose(turn)
 
 
-def _to_rgb(picture: PIL.Image.Image) -> PIL.Image.Image:
+def _to_rgb(image: PIL.Image.Image) -> PIL.Image.Image:
     """Convert any of Pillow's modes to RGB, transparency on white."""
-    if picture.mode in _DEEP_MODES:
-        picture = _to_eight_bits(picture)
-    if picture.mode == "F":
+    if image.mode in _DEEP_MODES:
+        image = _to_eight_bits(image)
+    if image.mode == "F":
         raise ValueError("floating-point pixels have no agreed white; save it with 8 bits")
-    if picture.has_transparency_data:
-        if picture.mode != "RGBA":
-            picture = picture.convert("RGBA")
-        picture = PIL.Image.alpha_composite(PIL.Image.new("RGBA", picture.size, "white"), picture)
-    return picture.convert("RGB")
+    if image.has_transparency_data:
+        if image.mode != "RGBA":
+            image = image.convert("RGBA")
+        image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
-def _to_eight_bits(picture: PIL.Image.Image) -> PIL.Image.Image:
+def _to_eight_bits(image: PIL.Image.Image) -> PIL.Image.Image:
     """Scale greys of 0..65535 to 0..255; Pillow's own conversion would clip them at 255."""
     table = ((np.arange(65536) + 128) // 257).astype(np.uint8)
-    return PIL.Image.fromarray(table[np.asarray(picture).clip(0, 65535)])
+    return PIL.Image.fromarray(table[np.asarray(image).clip(0, 65535)])
 
 
 @dataclass(frozen=True)
@@ -247,7 +245,7 @@ class Message:
 
     Attributes:
         role: "system", "user" or "assistant".
-        content: text and pictures in the order in which the model reads them.
+        content: text and images in the order in which the model reads them.
         thought: what the assistant thinks before it answers, where a record gives it apart.
         is_trained: False for an answer that the record marks as not to be learnt.
     """
@@ -282,7 +280,7 @@ class Example:
 
     Attributes:
         messages: an optional system message, then user and assistant turns; a user turn comes
-            first. Pictures stand in user turns.
+            first. Images stand in user turns.
         id: the record's name in its source.
         source: the file or folder it was read from.
         task: what is asked, for example "QCM-A" or "caption".
@@ -346,7 +344,7 @@ class Example:
             )
         for message in self.messages:
             if message.role != "user" and any(isinstance(part, Image) for part in message.content):
-                raise DataError(f"{self.name}: a picture in a turn of the {message.role}")
+                raise DataError(f"{self.name}: an image in a turn of the {message.role}")
 
     def _check_text(self, text: str) -> None:
         try:
@@ -362,14 +360,14 @@ class Example:
 
     @property
     def images(self) -> tuple[Image, ...]:
-        """The pictures of all turns, in reading order."""
+        """The images of all turns, in reading order."""
         return tuple(
             part for message in self.messages for part in message.content if isinstance(part, Image)
         )
 
     @property
     def modality(self) -> int:
-        """0 for text alone, 1 with a picture."""
+        """0 for text alone, 1 with an image."""
         return int(bool(self.images))
 
     @property

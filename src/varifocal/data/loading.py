@@ -117,13 +117,13 @@ def load_table(
 
 
 def check_images(examples: Examples, on_bad_record: OnBadRecord = "fail") -> Examples:
-    """Decode every picture once, so that damaged ones are found before the training starts.
+    """Decode every image once, so that damaged ones are found before the training starts.
 
     Returns:
-        The examples whose pictures can be decoded; `skipped` grows by the others.
+        The examples whose images can be decoded; `skipped` grows by the others.
 
     Raises:
-        DataError: with "fail", at the first damaged picture; the text names record and file.
+        DataError: with "fail", at the first damaged image; the text names record and file.
     """
 
     def check(example: Example) -> Example:
@@ -139,7 +139,7 @@ def check_images(examples: Examples, on_bad_record: OnBadRecord = "fail") -> Exa
 
 
 def load_captions(data: DataSection) -> list[tuple[Image, str]]:
-    """Collect described pictures: those of `data.captions`, or the captions of `data.train`.
+    """Collect described images: those of `data.captions`, or the captions of `data.train`.
 
     Raises:
         DataError: there are none.
@@ -169,11 +169,11 @@ def find_captions(data: DataSection) -> list[tuple[Image, str]]:
 def no_captions(data: DataSection) -> DataError:
     """Return the error of a recipe that aligns its connector and describes no image."""
     if data.captions:
-        what, mend = "data.captions has none that can be read", "name others there"
+        what, fix = "data.captions has none that can be read", "name others there"
     else:
-        what, mend = "data.train has none", "name some in data.captions"
+        what, fix = "data.train has none", "name some in data.captions"
     return DataError(
-        f"connector.alignment: words needs described images, and {what}; {mend}, or set "
+        f"connector.alignment: words needs described images, and {what}; {fix}, or set "
         "model.connector.alignment to null"
     )
 
@@ -188,7 +188,7 @@ def _pairs(examples: Iterable[Example]) -> list[tuple[Image, str]]:
 
 
 def load_examples(sources: Sequence[SourceSection], on_bad_record: OnBadRecord) -> list[Example]:
-    """Read sources whole and decode every picture once."""
+    """Read sources whole and decode every image once."""
     return [
         example
         for source in sources
@@ -197,5 +197,5 @@ def load_examples(sources: Sequence[SourceSection], on_bad_record: OnBadRecord) 
 
 
 def _may_have_captions(source: SourceSection) -> bool:
-    """Only a ScienceQA folder keeps descriptions beside its questions."""
+    """Only a ScienceQA folder keeps descriptions next to its questions."""
     return (Path(source.place) / "problems.json").is_file()

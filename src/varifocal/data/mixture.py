@@ -136,7 +136,7 @@ def draw(parts: Sequence[Part], section: MixtureSection, seed: int) -> Draw:
 
     A source with `epochs` gives `round(size * epochs)` records. The rest of the total is shared by
     the others, by `weight` or by `size ** (1 / temperature)`, to the record (largest remainder).
-    With `language_fraction` text and pictures are two sides: the total is split between them, and
+    With `language_fraction` text and images are two sides: the total is split between them, and
     on each side a source counts by its share times the part of its records that belong there. So
     the fraction that the data have of themselves changes nothing. A source asked for more than it
     holds gives whole passes, and the remainder is drawn; one asked for less is drawn without
@@ -173,7 +173,7 @@ def draw(parts: Sequence[Part], section: MixtureSection, seed: int) -> Draw:
 
 
 def _check_weights(parts: Sequence[Part]) -> None:
-    """Refuse weights beside sizes: 1 record and weight 1 are not the same measure."""
+    """Refuse weights next to sizes: 1 record and weight 1 are not the same measure."""
     free = [part for part in parts if part.epochs is None]
     weighted = [part for part in free if part.weight is not None]
     if weighted and len(weighted) < len(free):
@@ -253,7 +253,7 @@ def _total(
     if section.total < fixed or (section.total > fixed and not free):
         raise RecipeError(
             f"data.mixture.total is {section.total:,}, and the sources with epochs make {fixed:,}"
-            f"{'' if free else ', with none beside them'}; change total, or leave out an epochs"
+            f"{'' if free else ', with none next to them'}; change total, or leave out an epochs"
         )
     if section.total > fixed and not sum(free):
         raise DataError(
@@ -291,7 +291,7 @@ def _share_out(cells: Sequence[_Cell], count: int) -> None:
 
 
 def _share_out_sides(plan: _Plan, total: int, fraction: float) -> None:
-    """Divide a total between text and pictures, and each side among its sources."""
+    """Divide a total between text and images, and each side among its sources."""
     text, image = ([c for c in plan.cells if c.modality == side] for side in (TEXT, IMAGE))
     fixed_text, fixed_image = (sum(cell.count for cell in side) for side in (text, image))
     wanted = int(total * fraction + 0.5)

@@ -157,6 +157,6 @@ def as_row(row: Any, where: str) -> Mapping[str, Any]:
     """
     if not isinstance(row, dict):
         names = '; give its values names, as {"question": ..., "answer": ...}'
-        mend = names if isinstance(row, list) else ""
-        raise DataError(f"{where} holds a {_kind(row)}, an object {{...}} is needed{mend}")
+        fix = names if isinstance(row, list) else ""
+        raise DataError(f"{where} holds a {_kind(row)}, an object {{...}} is needed{fix}")
     return row

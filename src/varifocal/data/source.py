@@ -27,7 +27,7 @@ from varifocal.data.readers.base import Record, Records, StreamedRecords, read_i
 from varifocal.data.readers.open import open_records
 from varifocal.data.readers.unread import unread_columns
 from varifocal.errors import DataError, RunError, nearest
-from varifocal.writing import whole_file, write_text
+from varifocal.writing import atomic_file, write_text
 
 if TYPE_CHECKING:
     from varifocal.recipe import SourceSection
@@ -40,7 +40,7 @@ class Scan:
     """What every record is, without its text.
 
     Attributes:
-        modalities: int8 [N], 0 text, 1 with a picture, -1 for a broken record.
+        modalities: int8 [N], 0 text, 1 with an image, -1 for a broken record.
         tasks: int32 [N], places in `task_names`; -1 for a broken record.
         task_names: in the order in which they are met.
     """
@@ -112,7 +112,7 @@ class Source:
         ).hexdigest()
 
     def scan(self, num_workers: int = 0, progress: Progress | None = None) -> Scan:
-        """Find every record's modality and task; no picture is opened.
+        """Find every record's modality and task; no image is opened.
 
         What is found of many records is kept in the cache by `fingerprint`.
 
@@ -128,11 +128,11 @@ class Source:
                     stored["modalities"], stored["tasks"], tuple(map(str, stored["task_names"]))
                 )
         scan = self._scan(num_workers, progress)
-        # What is broken may be mended, a picture put in its place: that is looked at anew.
+        # What is broken may be mended, an image put in its place: that is looked at anew.
         if len(self) >= _SCANS_KEPT_FROM and not (scan.modalities < 0).any():
             with (
                 contextlib.suppress(OSError, RunError),  # costs time, nothing else
-                whole_file(note) as staging,
+                atomic_file(note) as staging,
                 staging.open("wb") as stream,
             ):
                 np.savez(stream, **vars(scan))
@@ -230,7 +230,7 @@ class _Parser:
 
     @property
     def identity(self) -> str:
-        """What decides, beside the records' content, what they become."""
+        """What decides, next to the records' content, what they become."""
         section = self.section
         asked = {
             "format": self.asked.format,
@@ -335,7 +335,7 @@ def _choose(
         if skill not in known:
             raise DataError(f"'{records.place}' has no skill '{skill}'{nearest(skill, known)}")
     if not chosen:
-        what = "record with picture and caption" if filters else "record"
+        what = "record with image and caption" if filters else "record"
         where = "any split" if section.split is None else f"split '{section.split}'"
         raise DataError(f"'{records.place}' has no {what} in {where}")
     return np.array(chosen, np.int64)

@@ -1,4 +1,4 @@
-"""What a score would be without looking at the question: the numbers that stand beside it."""
+"""What a score would be without looking at the question: the numbers that stand next to it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _CANDIDATES = 10
 
 @dataclass(frozen=True)
 class Baselines:
-    """Scores of blind rules, in the unit of the score that they stand beside.
+    """Scores of blind rules, in the unit of the score that they stand next to.
 
     Attributes:
         chance: every choice as likely as the others; None for open answers.
@@ -111,7 +111,7 @@ def of_open(
         items: what is asked.
         answer_of: (text, item) -> the answer as it would be read.
         credit: what an answer earns.
-        measure: items with answers -> the score that the baseline stands beside.
+        measure: items with answers -> the score that the baseline stands next to.
     """
     given = Counter(reference for item in items for reference in dict.fromkeys(item.references))
     best: tuple[float, str] | None = None

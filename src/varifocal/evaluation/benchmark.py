@@ -25,7 +25,7 @@ class Item:
         example: the question. A closing assistant turn and `answer_index` are the gold answer; a
             model is only ever shown `asked`.
         references: the answers that count as right, as the benchmark's metric compares them.
-        group: what is scored together: MME's picture, POPE's split.
+        group: what is scored together: MME's image, POPE's split.
         tags: subject, grade, skill and the like, for measures by column.
     """
 
@@ -70,7 +70,7 @@ class Prompt:
 
     Attributes:
         key: every byte that the answer depends on: the prompt's and the options' ids, and the
-            digests of its pictures.
+            digests of its images.
         length: tokens of its row.
         was_cut: whether text was taken out of it to fit into the model's window.
         question: what the asker itself needs.

@@ -38,7 +38,7 @@ _THOUGHT = re.compile(r"^.*</think(?:ing)?>", re.DOTALL)
 _WHY = r"because|since|as|so|for|due|but|not"
 _ENDS = rf"(?=\s*(?:[.,:;!)\]}}\n]|-(?:\s|$)|(?i:{_WHY})\b|$))"
 _BRACKETED = r"[(\[{<]\s*([A-Za-z])\s*[)\]}>]"
-# Lower-case "a" and "i" behind words may be an article or a pronoun that was cut off.
+# Lower-case "a" and "i" after words may be an article or a pronoun that was cut off.
 _IN_SENTENCE = rf"(?:{_BRACKETED}|([A-Za-z])\)|([A-Zb-hj-z])(?![A-Za-z]){_ENDS})"
 _ALONE = rf"(?:{_BRACKETED}|([A-Za-z])\)|([A-Za-z])(?![A-Za-z]){_ENDS})"
 _TEXT_ENDS = (
@@ -90,7 +90,7 @@ def parse_answer(text: str, choices: Sequence[str]) -> int | None:
 
     Read are an option's text and its letter in the spellings that people and models use: either
     case, brackets, Markdown, LaTeX, full-width characters, an explanation after it. What names no
-    option or more than one, a letter beside another option's text, and a letter that is also the
+    option or more than one, a letter next to another option's text, and a letter that is also the
     text of another option give None.
 
     Args:
@@ -168,7 +168,7 @@ class _Options:
     def named(self, text: str, pattern: str) -> set[int]:
         """Return what the beginning of a text names, by its text, its letter, or both.
 
-        `_NONE` stands for a letter beside other letters or beside another option's text.
+        `_NONE` stands for a letter next to other letters or next to another option's text.
         """
         text = text.lstrip("'")
         by_text = self.at_start(text)

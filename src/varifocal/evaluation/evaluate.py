@@ -19,7 +19,7 @@ from varifocal.writing import claim_folder
 
 if TYPE_CHECKING:
     from varifocal.evaluation.retention import Retention
-    from varifocal.evaluation.runner import Result, Tell, Way
+    from varifocal.evaluation.runner import AskOptions, Progress, Result
     from varifocal.evaluation.sources import ScoreBy
 
 _DATA = Path("data")
@@ -57,7 +57,7 @@ def evaluate_sources(
     checkpoint: int | None = None,
     on_bad_record: OnBadRecord | None = None,
     command: str = "",
-    progress: Tell | None = None,
+    progress: Progress | None = None,
 ) -> Iterator[Result]:
     """Score a run on its recipe's `data.evaluate`, and yield each source's scores.
 
@@ -99,14 +99,14 @@ def evaluate_sources(
 def evaluate_benchmarks(
     named: Named,
     suites: str,
-    way: Way,
+    way: AskOptions,
     *,
     data: Path | None = None,
     score: ScoreBy | None = None,
     out: Path | None = None,
     on_bad_record: OnBadRecord | None = None,
     command: str = "",
-    progress: Tell | None = None,
+    progress: Progress | None = None,
 ) -> Iterator[Result]:
     """Score a run or a model on benchmarks; what is missing is said before anything is loaded.
 
@@ -165,7 +165,7 @@ def evaluate_retention(
     limit: int | None = None,
     on_bad_record: OnBadRecord | None = None,
     command: str | None = None,
-    progress: Tell | None = None,
+    progress: Progress | None = None,
 ) -> tuple[Retention, Path]:
     """Measure a run's text skills against its base's, and write them into the run.
 

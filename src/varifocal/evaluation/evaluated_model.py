@@ -17,10 +17,10 @@ from torch import Tensor
 
 from varifocal.assemble import (
     Assembly,
-    Whole,
-    is_whole,
+    OpenedVlm,
+    is_vlm,
     open_model,
-    open_whole,
+    open_vlm,
     weights_fingerprint,
 )
 from varifocal.data.encoding.answer_span import PROBES, frame_of, written
@@ -57,7 +57,7 @@ class EncodedAsker:
     """Asks a language model, a graft or a LLaVA, with or without a tuner.
 
     Args:
-        parts: the model with its encoder and its pictures' way in.
+        parts: the model with its encoder and its images' way in.
     """
 
     def __init__(self, parts: Assembly) -> None:
@@ -66,15 +66,15 @@ class EncodedAsker:
         self._end_of_turn = parts.encoder.end_of_turn_id
 
     def prepare(self, example: Example, *, with_options: bool) -> Prompt:
-        """Encode a question, its options behind it when they are to be scored.
+        """Encode a question, its options after it when they are to be scored.
 
         Raises:
-            DataError: it cannot be encoded, or a picture cannot be read.
+            DataError: it cannot be encoded, or an image cannot be read.
         """
         if example.images and self._load_images is None:
             raise DataError(
-                f"{example.name} has a picture, but the model has no vision tower; "
-                "leave the pictures out with --blind"
+                f"{example.name} has an image, but the model has no vision tower; "
+                "leave the images out with --blind"
             )
         if with_options:
             encoded, options = self._encoder.encode_options(example)
@@ -111,8 +111,8 @@ class EncodedAsker:
         return [self._encoder.read_answer(ids) for ids in written]
 
 
-def without_pictures(example: Example) -> Example:
-    """Take the pictures out of a question."""
+def without_images(example: Example) -> Example:
+    """Take the images out of a question."""
     return replace(example, messages=tuple(_without(message) for message in example.messages))
 
 
@@ -122,7 +122,7 @@ def _without(message: Message) -> Message:
 
 
 def key_of(arrays: Sequence[Any], images: Sequence[Image], example: Example) -> bytes:
-    """Join arrays of ids, each behind its length, and the digests of pictures."""
+    """Join arrays of ids, each after its length, and the digests of images."""
     parts = [part for ids in arrays for part in (len(ids).to_bytes(4, "little"), ids.tobytes())]
     try:
         return b"".join([*parts, *(bytes.fromhex(image.fingerprint()) for image in images)])
@@ -156,23 +156,23 @@ def open_asker(name: str, adapter: Path | None = None, dtype: str = "float32") -
     Raises:
         RunError, ModelError: as `open_model`.
     """
-    if is_whole(name):
-        whole = open_whole(name, adapter, dtype=dtype)
-        return Opened(WholeAsker(whole), weights_fingerprint(name, whole, adapter), 0)
+    if is_vlm(name):
+        whole = open_vlm(name, adapter, dtype=dtype)
+        return Opened(VlmAsker(whole), weights_fingerprint(name, whole, adapter), 0)
     recipe, parts = open_model(name, adapter, dtype=dtype)
     return Opened(EncodedAsker(parts), weights_fingerprint(name, parts, adapter), recipe.seed)
 
 
 @dataclass(frozen=True)
 class _Question:
-    """A rendered prompt, its pictures, and the options' ids."""
+    """A rendered prompt, its images, and the options' ids."""
 
     text: str
     images: tuple[Image, ...]
     options: tuple[list[int], ...]
 
 
-class WholeAsker:
+class VlmAsker:
     """Asks a vision-language model as it is.
 
     Args:
@@ -182,7 +182,7 @@ class WholeAsker:
         ModelError: its processor has no chat template.
     """
 
-    def __init__(self, whole: Whole) -> None:
+    def __init__(self, whole: OpenedVlm) -> None:
         self.model, self._processor = whole.model, whole.processor
         self._tokenizer = whole.processor.tokenizer
         # PaliGemma's type 0 is read in both directions: an answer of that type would see itself.
@@ -195,7 +195,7 @@ class WholeAsker:
         """Render a question, and its options when they are to be scored.
 
         Raises:
-            DataError: a picture cannot be read, or the processor refuses the question.
+            DataError: an image cannot be read, or the processor refuses the question.
         """
         turns = [_turn(message.role, message.content) for message in example.messages]
         try:
@@ -235,7 +235,7 @@ class WholeAsker:
         """Write each option with its end of turn, as the template does.
 
         Returns:
-            The prompt, what every answer begins with behind it, and each option's ids.
+            The prompt, what every answer begins with after it, and each option's ids.
         """
 
         def answered(text: str) -> str:
@@ -253,8 +253,8 @@ class WholeAsker:
         return list(self._tokenizer(text, add_special_tokens=False).input_ids)
 
     def _inputs(self, question: _Question) -> dict[str, Tensor]:
-        pictures = [image.open() for image in question.images]
-        images = {"images": pictures} if pictures else {}
+        pil_images = [image.open() for image in question.images]
+        images = {"images": pil_images} if pil_images else {}
         special = {"add_special_tokens": False} if self._has_start(question.text) else {}
         return dict(self._processor(text=[question.text], **images, return_tensors="pt", **special))
 
@@ -281,7 +281,7 @@ class WholeAsker:
     def _logits(
         self, inputs: dict[str, Tensor], answers: Tensor, real: Tensor, rows: int
     ) -> Tensor:
-        """Run one row an option; pictures come once a row: [K, P + A, V]."""
+        """Run one row an option; images come once a row: [K, P + A, V]."""
         shape, longer = inputs["input_ids"].shape, {}
         types = torch.full_like(answers, self._answer_type)
         known = {"input_ids": answers, "attention_mask": real, "token_type_ids": types}

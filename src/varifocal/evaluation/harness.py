@@ -3,7 +3,7 @@ r"""The field's harnesses ask our models: lm-eval (EleutherAI) and lmms-eval (LM
 Both ask for the same three things, and both get them from this project's own scoring and decoding,
 so that a score of theirs is one of ours on the same prompts. Neither harness is imported before a
 model for it is asked for. lm-eval comes with the extra `eval`; lmms-eval asks for fifty packages
-(OpenCV, PyAV, wandb, ...) and is installed beside it:
+(OpenCV, PyAV, wandb, ...) and is installed next to it:
 
     pip install 'varifocal[eval]'
     pip install 'lmms-eval>=0.7'
@@ -14,7 +14,7 @@ model for it is asked for. lm-eval comes with the extra `eval`; lmms-eval asks f
     lmms-eval --model varifocal --model_args model=runs/demo \
         --include_path TASKS --tasks NAME --output_path OUT --log_samples
 
-lm-eval's line is its own command line behind a registration; lmms-eval finds `manifest` by the
+lm-eval's line is its own command line after a registration; lmms-eval finds `manifest` by the
 entry point group `lmms_eval.models`. With HF_HUB_OFFLINE=1 neither asks the network for tasks whose
 data are local files.
 """
@@ -33,7 +33,7 @@ import numpy as np
 from varifocal.assemble import Assembly
 from varifocal.data.example import Image
 from varifocal.errors import ModelError, VarifocalError
-from varifocal.evaluation.harness_model import PICTURE, HarnessModel, images_of
+from varifocal.evaluation.harness_model import IMAGE, HarnessModel, images_of
 from varifocal.evaluation.likelihood import Question
 
 _INSTALL = {"lm-eval": "'varifocal[eval]'", "lmms-eval": "'lmms-eval>=0.7'"}
@@ -46,7 +46,7 @@ class LmEvalRequests(HarnessModel):
     """What lm-eval asks of a model; `lm_eval_model` makes it one of lm-eval's.
 
     With `--apply_chat_template` prompts are the turns our encoder renders, and an option is what
-    stands behind them; set `target_delimiter: ""`, for an answer begins without a blank. Plain
+    stands after them; set `target_delimiter: ""`, for an answer begins without a blank. Plain
     prompts are split as lm-eval splits them: blanks at their end belong to what follows.
 
     Args:
@@ -130,7 +130,7 @@ class LmEvalRequests(HarnessModel):
         for request in requests:
             context, wishes, *media = request.args
             text = self._own_marks(context)
-            asked.append((self.of_text(text, len(text), _pictures(media)), wishes))
+            asked.append((self.of_text(text, len(text), _images(media)), wishes))
         return self.answer(asked)
 
     def _pair(self, context: str, continuation: str, *media: dict[str, Any]) -> Question:
@@ -139,7 +139,7 @@ class LmEvalRequests(HarnessModel):
         if not self._turns:
             bare = prompt.rstrip()
             prompt, option = bare, prompt[len(bare) :] + option
-        question = self.of_text(prompt + option, len(prompt), _pictures(media)) if prompt else None
+        question = self.of_text(prompt + option, len(prompt), _images(media)) if prompt else None
         if question is None:
             ids = np.array(self.encoder.pieces.split(option, [])[0], np.int32)
             question = Question(np.array([self._prefix()], np.int32), (ids,))
@@ -151,8 +151,8 @@ class LmEvalRequests(HarnessModel):
         return question
 
     def _own_marks(self, text: str) -> str:
-        """Write the model's placeholder where a task marks a picture."""
-        return text.replace(PICTURE, self.encoder.image_token) if self.encoder.image_token else text
+        """Write the model's placeholder where a task marks an image."""
+        return text.replace(IMAGE, self.encoder.image_token) if self.encoder.image_token else text
 
     def _prefix(self) -> int:
         tokenizer = self.encoder.tokenizer
@@ -163,7 +163,7 @@ class LmEvalRequests(HarnessModel):
 class LmmsEvalRequests(HarnessModel):
     """What lmms-eval asks of a model; `lmms_eval_model` makes it one of lmms-eval's.
 
-    Every prompt is a user's turn, pictures first, in the model's chat template, and every option
+    Every prompt is a user's turn, images first, in the model's chat template, and every option
     ends with its end of turn: the protocol of `varifocal eval`. lmms-eval takes the option with
     the smallest loss, so `loglikelihood` gives the negative log-probability, in nats.
 
@@ -275,7 +275,7 @@ def _harness(module: str, package: str) -> Any:
         ) from error
 
 
-def _pictures(media: Iterable[dict[str, Any]]) -> list[Image]:
+def _images(media: Iterable[dict[str, Any]]) -> list[Image]:
     return [image for one in media for image in images_of(one.get("visual"))]
 
 

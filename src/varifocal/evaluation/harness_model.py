@@ -23,8 +23,8 @@ from varifocal.evaluation.generation import greedy_answers
 from varifocal.evaluation.likelihood import Progress, Question, Rating, rate_options
 from varifocal.models.decoding import stop_ids
 
-PICTURE = "<image>"
-"""How tasks of the harnesses mark a picture in a text."""
+IMAGE = "<image>"
+"""How tasks of the harnesses mark an image in a text."""
 
 MAX_NEW_TOKENS = 256
 """Longest answer where a task names no length, as lm-eval has it."""
@@ -43,7 +43,7 @@ class HarnessModel:
         device: where to, such as "cuda:0"; where the model is by default, and where there is no
             CUDA, which both command lines ask for unasked.
         dtype: number format of the frozen weights; in float32 scores depend neither on the batch
-            size nor on which pictures are looked at together.
+            size nor on which images are looked at together.
     """
 
     def __init__(
@@ -128,18 +128,18 @@ class HarnessModel:
                 texts[place] = _until(text, asked[place][1].get("until"))
         return texts
 
-    def of_text(self, text: str, end: int, pictures: Sequence[Image]) -> Question:
+    def of_text(self, text: str, end: int, images: Sequence[Image]) -> Question:
         """Tokenise a rendered prompt and what may follow it.
 
         Args:
-            text: both, one behind the other; the model's own placeholder stands for a picture.
+            text: both, one after the other; the model's own placeholder stands for an image.
             end: the character at which the prompt ends.
-            pictures: as many as there are placeholders.
+            images: as many as there are placeholders.
 
         The tokenizer's begin-of-sequence token comes in front where the tokenizer sets it itself.
 
         Raises:
-            DataError: the pictures are more or fewer than the placeholders.
+            DataError: the images are more or fewer than the placeholders.
         """
         encoder = self.encoder
         prompt, option = (np.array(ids, np.int32) for ids in encoder.pieces.split(text, [end]))
@@ -148,28 +148,28 @@ class HarnessModel:
             prompt = np.concatenate([np.array([first], np.int32), prompt])
         image_id = -1 if encoder.image_token_id is None else encoder.image_token_id
         marked = prompt == image_id
-        if int(marked.sum()) != len(pictures):
+        if int(marked.sum()) != len(images):
             raise DataError(
-                f"a prompt has {int(marked.sum())} places for pictures ('{PICTURE}') and "
-                f"{len(pictures)} pictures: {text[:80]!r}"
+                f"a prompt has {int(marked.sum())} places for images ('{IMAGE}') and "
+                f"{len(images)} images: {text[:80]!r}"
             )
         prompt = np.repeat(prompt, np.where(marked, encoder.tokens_per_image, 1))
-        options = (option,) if len(option) else (prompt[-1:],)  # a prompt to write behind has none
-        return Question(prompt, options, int(bool(pictures)), tuple(pictures))
+        options = (option,) if len(option) else (prompt[-1:],)  # a prompt to write after has none
+        return Question(prompt, options, int(bool(images)), tuple(images))
 
-    def of_turn(self, text: str, pictures: Sequence[Image], options: Sequence[str]) -> Question:
-        """Ask a question as `varifocal eval` does: as a user's turn, pictures first.
+    def of_turn(self, text: str, images: Sequence[Image], options: Sequence[str]) -> Question:
+        """Ask a question as `varifocal eval` does: as a user's turn, images first.
 
         Args:
-            text: what is asked; where it marks its pictures, they stand there.
-            pictures: in the order of their marks.
-            options: answers to rate, each with its end of turn; none for a prompt to write behind.
+            text: what is asked; where it marks its images, they stand there.
+            images: in the order of their marks.
+            options: answers to rate, each with its end of turn; none for a prompt to write after.
 
         Raises:
-            DataError: the marks are neither none nor as many as the pictures.
+            DataError: the marks are neither none nor as many as the images.
         """
         example = Example(
-            (Message("user", _content(text, pictures)),), source="harness", choices=tuple(options)
+            (Message("user", _content(text, images)),), source="harness", choices=tuple(options)
         )
         if options:
             prompt, ids = self.encoder.encode_options(example)
@@ -189,7 +189,7 @@ def _told(bar: Any) -> Progress:
 
 
 def images_of(visual: Any) -> list[Image]:
-    """Take a task's pictures: Pillow's, paths, or `datasets`' undecoded ones, any nesting."""
+    """Take a task's images: Pillow's, paths, or `datasets`' undecoded ones, any nesting."""
     if visual is None:
         return []
     if isinstance(visual, list | tuple):
@@ -203,26 +203,26 @@ def images_of(visual: Any) -> list[Image]:
         return [Image(data=data) if data else Image(Path(str(visual["path"])))]
     if isinstance(visual, str | Path):
         return [Image(Path(visual))]
-    raise DataError(f"a task gives a {type(visual).__name__} to look at; only pictures can be seen")
+    raise DataError(f"a task gives a {type(visual).__name__} to look at; only images can be seen")
 
 
 def _same_prompt(one: Question, other: Question) -> bool:
     return one.images == other.images and np.array_equal(one.prompt_ids, other.prompt_ids)
 
 
-def _content(text: str, pictures: Sequence[Image]) -> tuple[str | Image, ...]:
-    """Put pictures where the text marks them, or in front of it."""
-    pieces = text.split(PICTURE)
+def _content(text: str, images: Sequence[Image]) -> tuple[str | Image, ...]:
+    """Put images where the text marks them, or in front of it."""
+    pieces = text.split(IMAGE)
     if len(pieces) == 1:
-        return (*pictures, text)
-    if len(pieces) - 1 != len(pictures):
+        return (*images, text)
+    if len(pieces) - 1 != len(images):
         raise DataError(
-            f"a prompt has {len(pieces) - 1} places for pictures ('{PICTURE}') and "
-            f"{len(pictures)} pictures: {text[:80]!r}"
+            f"a prompt has {len(pieces) - 1} places for images ('{IMAGE}') and "
+            f"{len(images)} images: {text[:80]!r}"
         )
     parts: list[str | Image] = [pieces[0]]
-    for picture, piece in zip(pictures, pieces[1:], strict=True):
-        parts += [picture, piece]
+    for image, piece in zip(images, pieces[1:], strict=True):
+        parts += [image, piece]
     return tuple(part for part in parts if part)
 
 

@@ -1,6 +1,6 @@
 """Score the options of a multiple-choice question by their likelihood.
 
-A question's prompt is read once: its options hang behind it as branches of one row (a tree row).
+A question's prompt is read once: its options hang after it as branches of one row (a tree row).
 Each option sees the prompt and itself, never a sibling, and its positions continue from the
 prompt's end, so that its log-probability is the one it has on a row of its own.
 
@@ -138,10 +138,10 @@ def plant(questions: Sequence[Question]) -> TreeRows:
 def _visible(branch: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
     """[B, T] branch numbers -> [B, T, T]: causal, within the own branch and to the prompt."""
     length = branch.shape[1]
-    sees, seen = branch[:, :, None], branch[:, None, :]
-    related = (sees == seen) | ((seen == 0) & (sees > 0))
+    is_vision_language, seen = branch[:, :, None], branch[:, None, :]
+    related = (is_vision_language == seen) | ((seen == 0) & (is_vision_language > 0))
     causal = np.tri(length, dtype=np.bool_)
-    return (related & causal & (sees >= 0)) | np.eye(length, dtype=np.bool_)
+    return (related & causal & (is_vision_language >= 0)) | np.eye(length, dtype=np.bool_)
 
 
 def score_options(

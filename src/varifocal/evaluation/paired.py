@@ -163,7 +163,7 @@ def _f1(pairs: Sequence[Pair], seed: int) -> Row:
 
 
 def _of_groups(pairs: Sequence[Pair], seed: int) -> Iterator[Row]:
-    """Yield MME's accuracy+: a picture counts where all its questions are answered right."""
+    """Yield MME's accuracy+: an image counts where all its questions are answered right."""
     groups: dict[str, list[Pair]] = {}
     for pair in pairs:
         groups.setdefault(pair.first.group, []).append(pair)

@@ -30,7 +30,7 @@ class Ledger:
 
     Args:
         path: the file.
-        identity: what decides an answer beside its prompt; lines of another one are not kept.
+        identity: what decides an answer next to its prompt; lines of another one are not kept.
     """
 
     def __init__(self, path: Path, identity: str) -> None:
@@ -90,7 +90,7 @@ class Ledger:
         except OSError as error:
             raise RunError(
                 f"{self._path} cannot be written ({error.strerror}); what was answered before is "
-                "kept: mend that and repeat the command"
+                "kept: fix that and repeat the command"
             ) from error
 
     def _text(self, line: StoredLine) -> str:
@@ -122,7 +122,7 @@ class Line:
         prompt_sha: of the prompt; None in files that do not have it.
         question: the user's turn; "" where the file does not say.
         options: what could be answered.
-        images: files of the pictures.
+        images: files of the images.
         columns: ScienceQA's columns in which it counts.
         tags: skill, category and the like.
         group: what is scored together.

@@ -1,9 +1,9 @@
 """What a model's text skills lost while it learned: base, adapter off, adapter on.
 
 Three skills, each measured the same way in every column: perplexity of held-out text; accuracy on
-multiple-choice questions without pictures, by likelihood; and how far greedy answers to
+multiple-choice questions without images, by likelihood; and how far greedy answers to
 instructions stay those of the base. For the last the base writes its answer once, and each model
-reads it: a token agrees where the model would have written it too behind the same beginning, and an
+reads it: a token agrees where the model would have written it too after the same beginning, and an
 answer is the same where all its tokens and its end agree, which is when greedy decoding writes it.
 The base's own agreement is measured like the others', so that rounding shows.
 """
@@ -66,8 +66,8 @@ _TOKEN_BUDGET = 1024  # of a batch; logits of every token are held at once
 
 _ROUTES = {
     "mma": [
-        "mma, on: texts take its text route, the one of rows without a picture in training and in "
-        "chat; the route of rows with a picture is not measured here"
+        "mma, on: texts take its text route, the one of rows without an image in training and in "
+        "chat; the route of rows with an image is not measured here"
     ]
 }
 
@@ -75,7 +75,7 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class Kept:
+class RetentionLine:
     """One line of the table.
 
     Attributes:
@@ -113,7 +113,7 @@ class Retention:
     run: str
     base: str
     tuner: str
-    rows: Sequence[Kept]
+    rows: Sequence[RetentionLine]
     sources: Mapping[str, str]
     notes: Sequence[str]
     seed: int = 0
@@ -330,7 +330,7 @@ def _logits(model: nn.Module, rows: Any) -> torch.Tensor:
     return model(**moved, use_cache=False).logits.float().cpu()
 
 
-def _rows(columns: Mapping[str, _Column], seed: int) -> list[Kept]:
+def _rows(columns: Mapping[str, _Column], seed: int) -> list[RetentionLine]:
     """Lay the columns side by side, a line a measure that has items."""
     base, off, on = (columns[name] for name in COLUMNS)
     rows = []
@@ -363,7 +363,7 @@ def _rows(columns: Mapping[str, _Column], seed: int) -> list[Kept]:
     return rows
 
 
-def _perplexities(base: _Column, off: _Column, on: _Column, seed: int) -> Kept:
+def _perplexities(base: _Column, off: _Column, on: _Column, seed: int) -> RetentionLine:
     """Perplexities a token, and the factor between the first and the last."""
     tokens = [one.tokens for one in base.texts]
     nats = [[one.nats for one in column.texts] for column in (base, off, on)]
@@ -378,9 +378,9 @@ def _kept(
     columns: Sequence[Interval],
     change: Interval | None = None,
     p: float | None = None,
-) -> Kept:
+) -> RetentionLine:
     base, off, on = columns
-    return Kept(name, count, base, off, on, change, p)
+    return RetentionLine(name, count, base, off, on, change, p)
 
 
 def _share(values: Sequence[float]) -> Interval:

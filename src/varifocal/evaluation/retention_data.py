@@ -1,4 +1,4 @@
-"""What text skills are measured on: held-out text, questions without pictures, instructions."""
+"""What text skills are measured on: held-out text, questions without images, instructions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 from varifocal.data.encoding.encoder import Encoder, TooLongError
 from varifocal.data.example import Example, Message
 from varifocal.data.readers.base import Record, StreamedRecords, read_in_order
-from varifocal.data.readers.images import AbsentImage, absent_pictures_allowed
+from varifocal.data.readers.images import AbsentImage, missing_images_allowed
 from varifocal.data.readers.open import open_records
 from varifocal.data.reading import OnBadRecord
 from varifocal.data.source import open_source
@@ -94,8 +94,8 @@ class Material:
 
     Attributes:
         texts: a prompt and the text that follows it, as its only option.
-        questions: multiple-choice questions without pictures.
-        instructions: conversations without pictures whose last turn is an instruction's answer.
+        questions: multiple-choice questions without images.
+        instructions: conversations without images whose last turn is an instruction's answer.
         sources: part -> where it came from, in words.
         notes: where it is not what it should be.
         left_out: one sentence for each record that cannot be read or asked.
@@ -220,7 +220,7 @@ def gather_material(
         DataError: a file or folder is not there or cannot be read, or a record is bad and is not
             to be left out.
     """
-    with absent_pictures_allowed():
+    with missing_images_allowed():
         return _gather(recipe, encoder, data, text, limit, _Records(on_bad_record))
 
 
@@ -285,7 +285,7 @@ def _not_held_out(
 
 
 def _held_out(recipe: Recipe, records: _Records) -> Iterator[Example]:
-    """Yield what `data.evaluate` has without a picture, sources that are trained on left out."""
+    """Yield what `data.evaluate` has without an image, sources that are trained on left out."""
     trained = {(one.place, one.split) for one in recipe.data.train}
     for section in recipe.data.evaluate:
         if (section.place, section.split) not in trained and not section.streaming:
@@ -314,7 +314,7 @@ def _instructions_in(data: Path | None) -> Path | None:
 def _answers(
     encoder: Encoder, examples: Sequence[Example], records: _Records
 ) -> Iterator[Question]:
-    """Yield each example's last answer behind what comes before it."""
+    """Yield each example's last answer after what comes before it."""
     for example in examples:
         try:
             encoded = encoder.encode(example)
@@ -331,7 +331,7 @@ def _answers(
 
 
 def _windows(encoder: Encoder, file: Path, records: _Records) -> Iterator[Question]:
-    """Yield a file's text in windows: each token is read once, behind at most `WINDOW` others."""
+    """Yield a file's text in windows: each token is read once, after at most `WINDOW` others."""
     tokenizer = encoder.tokenizer
     for text in records.usable(_texts(file)):
         ids = list(tokenizer(text, add_special_tokens=False).input_ids)

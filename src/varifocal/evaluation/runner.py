@@ -30,7 +30,7 @@ from varifocal.evaluation.benchmark import (
     Method,
     Prompt,
 )
-from varifocal.evaluation.evaluated_model import Asker, without_pictures
+from varifocal.evaluation.evaluated_model import Asker, without_images
 from varifocal.evaluation.generation import evaluation_mode
 from varifocal.evaluation.likelihood import Normalisation, batch_by_length
 from varifocal.evaluation.predictions import Ledger
@@ -43,7 +43,7 @@ MOST_NAMED = 100
 _RECORDED = ("varifocal", "torch", "transformers", "peft", "tokenizers", "pillow")
 
 
-class Tell(Protocol):
+class Progress(Protocol):
     """What is told of the progress."""
 
     def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
@@ -74,18 +74,18 @@ class About:
 
 
 @dataclass(frozen=True)
-class Way:
+class AskOptions:
     """How a benchmark is asked.
 
     Attributes:
         method: None takes the benchmark's own.
-        blind: leave the pictures out of the prompts.
+        blind: leave the images out of the prompts.
         split: None takes the one that is reported.
         limit: only the first items; None for all.
         batch_size: questions of a forward pass; it does not change what is answered.
         token_budget: most tokens of a forward pass, padding and written answers included, in place
             of `batch_size`.
-        on_bad_record: an item that cannot be asked, as one whose picture is missing: stop, or leave
+        on_bad_record: an item that cannot be asked, as one whose image is missing: stop, or leave
             it out and count it.
     """
 
@@ -142,9 +142,9 @@ def run(
     asker: Asker,
     directory: Path,
     *,
-    way: Way | None = None,
+    way: AskOptions | None = None,
     about: About | None = None,
-    progress: Tell | None = None,
+    progress: Progress | None = None,
     left_out: Sequence[str] = (),
 ) -> Result:
     """Ask what is not answered yet, and score everything.
@@ -164,7 +164,7 @@ def run(
             say that such ones are left out.
         RunError: the predictions cannot be written, or another call writes them.
     """
-    way, about, items = way or Way(), about or About(), list(items)
+    way, about, items = way or AskOptions(), about or About(), list(items)
     name = way.stem(benchmark)
     _check(benchmark, items)
     session = _Session(benchmark, asker, way, progress or _silent)
@@ -237,7 +237,7 @@ def _kept(
 class _Session:
     """A benchmark put to a model."""
 
-    def __init__(self, benchmark: Benchmark, asker: Asker, way: Way, tell: Tell) -> None:
+    def __init__(self, benchmark: Benchmark, asker: Asker, way: AskOptions, tell: Progress) -> None:
         self._benchmark, self._asker, self._way, self._tell = benchmark, asker, way, tell
         self._name = way.stem(benchmark)
         self._by_likelihood = (way.method or benchmark.method) == "likelihood"
@@ -257,8 +257,8 @@ class _Session:
         return prompts, left_out
 
     def _prepare(self, item: Item) -> Prompt:
-        """Write a prompt; its pictures are decoded, so that a damaged one is found here."""
-        asked = without_pictures(item.asked) if self._way.blind else item.asked
+        """Write a prompt; its images are decoded, so that a damaged one is found here."""
+        asked = without_images(item.asked) if self._way.blind else item.asked
         if self._by_likelihood and not asked.choices:
             raise DataError(f"{asked.name}: no choices; their likelihood cannot be compared")
         for image in asked.images:
@@ -305,7 +305,7 @@ class _Session:
 
 _MEND = (
     "fix it, or leave such items out of the score with --on-bad-record skip (--blind needs no "
-    "pictures)"
+    "images)"
 )
 
 
@@ -354,8 +354,8 @@ def _line(benchmark: Benchmark, item: Item, prompt: Prompt, answer: Answer) -> d
     }
 
 
-def _identity(benchmark: Benchmark, way: Way, about: About) -> str:
-    """Digest what decides an answer beside its prompt."""
+def _identity(benchmark: Benchmark, way: AskOptions, about: About) -> str:
+    """Digest what decides an answer next to its prompt."""
     told = {
         "weights": about.fingerprint,
         "dtype": about.dtype,
@@ -366,7 +366,9 @@ def _identity(benchmark: Benchmark, way: Way, about: About) -> str:
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _page(result: Result, way: Way, about: About, prompts: Mapping[str, Prompt]) -> dict[str, Any]:
+def _page(
+    result: Result, way: AskOptions, about: About, prompts: Mapping[str, Prompt]
+) -> dict[str, Any]:
     """Return what `NAME.json` holds."""
     benchmark, answered = result.benchmark, result.answered
     versions = {"python": platform.python_version()}

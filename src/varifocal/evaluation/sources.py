@@ -11,14 +11,14 @@ from varifocal.assemble import Assembly, weights_fingerprint
 from varifocal.data.example import Example
 from varifocal.data.loading import load_source
 from varifocal.data.metric import Gold, choose_metric, gold_answers
-from varifocal.data.readers.images import absent_pictures_allowed
+from varifocal.data.readers.images import missing_images_allowed
 from varifocal.data.reading import Examples, OnBadRecord, gather
 from varifocal.errors import AnswerError, DataError, RecipeError
 from varifocal.evaluation.benchmark import Benchmark, Method
 from varifocal.evaluation.benchmarks.scienceqa import choice_benchmark
 from varifocal.evaluation.evaluated_model import EncodedAsker
 from varifocal.evaluation.open_answers import benchmark_of, items_of
-from varifocal.evaluation.runner import About, Result, Tell, Way, run
+from varifocal.evaluation.runner import About, AskOptions, Progress, Result, run
 from varifocal.recipe import Recipe, SourceSection
 
 ScoreBy = Literal["options", "generate", "both"]
@@ -60,7 +60,7 @@ def evaluate_recipe(
     sources: Sequence[SourceSection] | None = None,
     score: ScoreBy | None = None,
     blind: bool | None = False,
-    progress: Tell | None = None,
+    progress: Progress | None = None,
     on_bad_record: OnBadRecord | None = None,
 ) -> Iterator[Result]:
     """Score a model on a recipe's sources, and write each one's scores as soon as they are there.
@@ -95,7 +95,7 @@ def evaluate_recipe(
         items, left_out = items_of(examples), examples.skipped
         for benchmark, token_budget in _benchmarks(recipe, source, examples, score):
             batch_size = recipe.evaluation.batch_size
-            way = Way(None, is_blind, None, None, batch_size, token_budget, rule)
+            way = AskOptions(None, is_blind, None, None, batch_size, token_budget, rule)
             yield run(
                 benchmark, items, asker, directory,
                 way=way, about=about, progress=progress, left_out=left_out,
@@ -126,7 +126,7 @@ def _questions(
     Then no image is looked for, and a missing one is nothing bad.
     """
     needs_none = blind is True or (blind is None and parts.load_images is None)
-    with absent_pictures_allowed(needs_none):
+    with missing_images_allowed(needs_none):
         found = load_source(source, on_bad_record=on_bad_record)
     is_blind = _leaves_images_out(source, found, parts, blind)
     answered = gather(found, _with_answer, on_bad_record)
@@ -152,7 +152,7 @@ def _leaves_images_out(
     shown = parts.load_images is None and any(example.images for example in examples)
     if shown and blind is False:
         raise DataError(
-            f"'{source.place}' has pictures, but the model has no vision tower; leave the pictures "
+            f"'{source.place}' has images, but the model has no vision tower; leave the images "
             "out with --blind"
         )
     return shown if blind is None else blind

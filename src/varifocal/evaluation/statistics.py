@@ -2,7 +2,7 @@
 
 Proportions get Wilson's interval; everything else the percentile bootstrap (Efron 1979): items are
 drawn with replacement, the measure is taken again, and the middle 95 % of what comes out is the
-interval. Items are the unit, so questions about one picture count as independent. The percentile
+interval. Items are the unit, so questions about one image count as independent. The percentile
 interval is a little too narrow for few items (about 92 % instead of 95 % at twenty), and has no
 width where all items are the same.
 

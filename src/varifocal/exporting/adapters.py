@@ -60,7 +60,7 @@ def route_lora(model: PeftModel, modality: int, base_name: str) -> LoraFiles:
         base_name: the language model, for `adapter_config.json`.
 
     Raises:
-        ModelError: something beside plain linears reads an adapted norm.
+        ModelError: something next to plain linears reads an adapted norm.
     """
     _, prefix = language_model(cast(PreTrainedModel, model.get_base_model()))
     try:
@@ -158,7 +158,7 @@ def _turned(model: PeftModel, names: Mapping[str, tuple[str, ...]]) -> bool:
 
 
 def prompt_example(prompt: str, images: Sequence[ImageLike]) -> Example:
-    """Make the conversation of one prompt and its pictures."""
+    """Make the conversation of one prompt and its images."""
     content = (*map(Image.of, images), prompt)
     return Example(messages=(Message("user", content),))
 
@@ -172,7 +172,7 @@ def routed_lora(parts: Assembly, example: Example, base_name: str) -> LoraFiles:
         base_name: the language model, for `adapter_config.json`.
 
     Raises:
-        DataError: the prompt or its pictures cannot be read.
+        DataError: the prompt or its images cannot be read.
         ModelError: the prompt chooses nothing.
     """
     model = cast(PeftModel, parts.model)

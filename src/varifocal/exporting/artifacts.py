@@ -82,7 +82,7 @@ class Job:
 
     @property
     def form(self) -> Target:
-        """The artifact's kind; beside a LLaVA, the text route is a plain language model."""
+        """The artifact's kind; next to a LLaVA, the text route is a plain language model."""
         return "merged" if self.order.to == "llava" and self.route == "text" else self.order.to
 
     @property
@@ -108,7 +108,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Made:
+class Artifact:
     """What was written.
 
     Attributes:
@@ -131,7 +131,7 @@ class Made:
     notes: tuple[str, ...] = ()
 
 
-def make(job: Job, directory: Path) -> Made:
+def make(job: Job, directory: Path) -> Artifact:
     """Write an artifact into an empty folder, and open it.
 
     Raises:
@@ -143,7 +143,7 @@ def make(job: Job, directory: Path) -> Made:
     return _written_model(job, directory)
 
 
-def _written_model(job: Job, directory: Path) -> Made:
+def _written_model(job: Job, directory: Path) -> Artifact:
     """Write a model without adapters, and read it back."""
     content = _plain(job)
     layers = _held_layers(job, content.tensors)
@@ -167,7 +167,7 @@ def _written_model(job: Job, directory: Path) -> Made:
         ends = _stops_at(model)
     wanted = _wanted(content, job.form)
     check_stored(model, wanted, job.what)
-    return Made(model, cases, answered, ends, layers, wanted, notes)
+    return Artifact(model, cases, answered, ends, layers, wanted, notes)
 
 
 _APART = (
@@ -260,7 +260,7 @@ def _stops_at(model: Any) -> list[int]:
     return list(ends) if isinstance(ends, (list, tuple)) else [ends]
 
 
-def _written_lora(job: Job, directory: Path) -> Made:
+def _written_lora(job: Job, directory: Path) -> Artifact:
     """Write an adapter, and read it back around the language model."""
     files = _lora(job)
     layers = 0
@@ -277,7 +277,7 @@ def _written_lora(job: Job, directory: Path) -> Made:
         f"Answers end with {job.end_of_turn}: set the base's `generation_config.eos_token_id` to "
         f"{job.ends}, as the card's code does; chat_template.jinja is the run's."
     )
-    return Made(model, job.cases, job.answered, job.ends, layers, notes=tuple(notes))
+    return Artifact(model, job.cases, job.answered, job.ends, layers, notes=tuple(notes))
 
 
 def _with_lora(job: Job, files: LoraFiles) -> dict[str, Produce]:

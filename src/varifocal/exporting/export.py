@@ -25,7 +25,7 @@ from varifocal.exporting.stopping import Stops, answers_of_run, check_stops
 from varifocal.exporting.stored import put_unrounded
 from varifocal.locking import alone
 from varifocal.trained import find_trained
-from varifocal.writing import whole_directory, write_json, write_text
+from varifocal.writing import atomic_directory, write_json, write_text
 
 _PLAIN = (
     "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
@@ -131,7 +131,7 @@ def export(order: Order, out: Path, tell: Callable[[str], None] | None = None) -
             target = out / name if name else out
             questions, answered = answers_of_run(parts, asked, modality)
             say(f"{target}: writing and comparing")
-            staging = places.enter_context(whole_directory(target))
+            staging = places.enter_context(atomic_directory(target))
             told = (asked, cases, questions, answered, str(target))
             job = Job(order, recipe, parts, name, modality or 0, *told)
             done.append(_write(job, target, staging, is_wide=is_wide))
@@ -139,11 +139,11 @@ def export(order: Order, out: Path, tell: Callable[[str], None] | None = None) -
 
 
 def _examples(order: Order, parts: Assembly, route: str) -> Sequence[Example]:
-    sees = parts.load_images is not None
+    is_vision_language = parts.load_images is not None
     if route:
-        return list(prompts(order.num_prompts, pictures=sees and route == "image"))
-    half = order.num_prompts // 2 if sees else 0
-    return [*prompts(order.num_prompts - half, pictures=False), *prompts(half, pictures=True)]
+        return list(prompts(order.num_prompts, images=is_vision_language and route == "image"))
+    half = order.num_prompts // 2 if is_vision_language else 0
+    return [*prompts(order.num_prompts - half, images=False), *prompts(half, images=True)]
 
 
 def _write(job: Job, target: Path, staging: Path, *, is_wide: bool) -> Exported:
@@ -179,9 +179,9 @@ def _notes(job: Job) -> Iterator[str]:
     if (trained := find_trained(job.order.run)).step is not None:
         yield f"The run had not reached its end: this is the run as of step {trained.step}."
     if job.route == "text":
-        yield "The text route: what the model does with rows that show no picture."
+        yield "The text route: what the model does with rows that show no image."
     if job.route == "image":
-        yield "The image route: what the model does with rows that show a picture."
+        yield "The image route: what the model does with rows that show an image."
     if job.form == "llava":
         yield from _llava_notes(job)
     elif job.form == "model":
@@ -195,7 +195,7 @@ def _notes(job: Job) -> Iterator[str]:
         )
         if job.route and getattr(job.recipe.tuner, "adapt_vision_tower", False):
             yield (
-                "The vision tower's adapters, where it has any, are routed by each picture's own "
+                "The vision tower's adapters, where it has any, are routed by each image's own "
                 "state and have no folded form; they stay in the run."
             )
     if job.form == "lora" and job.route:
@@ -225,11 +225,11 @@ def _llava_notes(job: Job) -> Iterator[str]:
     )
     if job.route == "image":
         yield (
-            "Questions without a picture belong to the text route beside it; put to this one, "
+            "Questions without an image belong to the text route next to it; put to this one, "
             "they get the image route."
         )
     yield (
-        "The run prepares pictures with Pillow: load the processor with backend='pil' where "
+        "The run prepares images with Pillow: load the processor with backend='pil' where "
         "torchvision is installed, whose resizing differs slightly."
     )
 

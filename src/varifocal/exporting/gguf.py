@@ -1,6 +1,6 @@
 """A plain language model as a GGUF file, which llama.cpp and Ollama read.
 
-A LLaMA with biases behind q, k and v, as a folded route is, has exactly Qwen2's form; under the
+A LLaMA with biases after q, k and v, as a folded route is, has exactly Qwen2's form; under the
 name `llama` some readers (transformers' among them) drop the biases without a word. So it is
 written as `qwen2`, and a model without biases as `llama`, in llama.cpp's order of rotary pairs.
 

@@ -18,7 +18,7 @@ _ROOM = 1.1  # for activations, logits and the layer that is being merged
 def in_float32(parts: Assembly) -> tuple[Assembly, bool]:
     """Hold a model in float32, on its device or else on the CPU, where two of it fit there.
 
-    16-bit weights and adapters are held without loss. Pictures are prepared for the wider model.
+    16-bit weights and adapters are held without loss. Images are prepared for the wider model.
 
     Args:
         parts: opened for this export alone; its model is changed.

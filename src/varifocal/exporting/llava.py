@@ -75,7 +75,7 @@ def check_llava(base: PreTrainedModel, *, merges: bool) -> None:
         )
     if not merges and any(isinstance(part, BaseTunerLayer) for part in tower.modules()):
         raise ModelError(
-            "the vision tower holds adapters that are routed by each picture's own state, so no "
+            "the vision tower holds adapters that are routed by each image's own state, so no "
             "fixed weights equal it; train with tuner.adapt_vision_tower: false, or use --to "
             "merged for the language model alone"
         )
@@ -86,7 +86,7 @@ def llava(
 ) -> PlainModel:
     """Join a folded or merged language model, the tower and the projector into a LLaVA.
 
-    LLaVA looks the placeholder up before it puts a picture in its place. Where its id lies past
+    LLaVA looks the placeholder up before it puts an image in its place. Where its id lies past
     the vocabulary, the embedding (and the head) get a row for it: a copy of that of a token which
     the model has learnt not to write.
 
@@ -129,7 +129,7 @@ def llava(
 
 
 def write_processor(parts: Assembly, directory: Path) -> None:
-    """Write LLaVA's processor: our pictures' preparation, placeholder and chat template."""
+    """Write LLaVA's processor: our images' preparation, placeholder and chat template."""
     tower, processor = cast(Any, parts.base).vision_tower.model, parts.processor
     LlavaProcessor(
         processor.image_processor,
@@ -180,8 +180,8 @@ def _inputs(example: Example, parts: Assembly, processor: Any) -> dict[str, Tens
             "run's recipe"
         )
     whole = torch.as_tensor(parts.encoder.encode(example, with_answer=answered).input_ids)[None]
-    pictures = {name: asked[name] for name in ("pixel_values",) if name in asked}
-    return {"input_ids": whole, **pictures}
+    images = {name: asked[name] for name in ("pixel_values",) if name in asked}
+    return {"input_ids": whole, **images}
 
 
 def _turn(message: Any) -> dict[str, Any]:

@@ -115,12 +115,12 @@ class Rounding(Gaps):
     dtype: str
 
 
-def prompts(num: int, *, pictures: bool) -> Iterator[Example]:
-    """Compose questions with their answers; every second one shows a picture where they may."""
+def prompts(num: int, *, images: bool) -> Iterator[Example]:
+    """Compose questions with their answers; every second one shows an image where they may."""
     seen = [name for name, skill in SKILLS.items() if compose(skill, "test", 0, SEED)[1].draw]
     read = [name for name in SKILLS if name not in seen]
     for index in range(num):
-        names = seen if pictures else read
+        names = seen if images else read
         yield _question(names[index % len(names)], index)
 
 
@@ -129,7 +129,7 @@ def references(parts: Assembly, examples: Sequence[Example], modality: int | Non
 
     Args:
         parts: the trained model and its encoder.
-        examples: conversations; their pictures are shown where the model has eyes.
+        examples: conversations; their images are shown where the model has eyes.
         modality: the route that the rows take, 0 text or 1 image; None takes each row's own.
     """
     with evaluating(parts.model):

@@ -77,7 +77,7 @@ class PlainModel:
 
 
 def language_model(base: PreTrainedModel) -> tuple[PreTrainedModel, str]:
-    """Return what an export writes, and its name in the base with a dot behind it.
+    """Return what an export writes, and its name in the base with a dot after it.
 
     Args:
         base: a grafted model (its language model is written), or any other (as it is).
@@ -96,7 +96,7 @@ def fold_route(model: PeftModel, modality: int, dtype: torch.dtype) -> PlainMode
         dtype: of the tensors that are written.
 
     Raises:
-        ModelError: something beside plain linears reads an adapted norm, or the architecture has
+        ModelError: something next to plain linears reads an adapted norm, or the architecture has
             no place for a bias there.
     """
     base = cast(PreTrainedModel, model.get_base_model())

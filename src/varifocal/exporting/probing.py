@@ -138,7 +138,7 @@ def mma_probes(model: PeftModel, modality: int, prefix: str) -> Iterator[Probe]:
 
 
 def _adapted(layer: MMALayer, adapter: str, table: Tensor, modality: int) -> Any:
-    """Return an MMA layer behind its norm, for one modality: [N, D] -> [N, D]."""
+    """Return an MMA layer after its norm, for one modality: [N, D] -> [N, D]."""
     alone = copy.deepcopy(layer).double().eval()
     alone.base_layer = nn.Identity()
     route = F.one_hot(torch.tensor([[modality]]), 2).to(table.device, torch.float64)

@@ -54,7 +54,7 @@ def check_possible(order: Order, recipe: Recipe, parts: Assembly) -> None:
     """Refuse what a run cannot give, before it answers a prompt.
 
     Raises:
-        ModelError: this tuner, base or connector has no such form; the mend is said.
+        ModelError: this tuner, base or connector has no such form; the fix is said.
     """
     _check_prompt(order, recipe.tuner.type)
     _check_tuner(order, recipe.tuner.type)

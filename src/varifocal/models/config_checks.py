@@ -1,4 +1,4 @@
-"""Whether a config can be that of the weights beside it, said before anything is built."""
+"""Whether a config can be that of the weights next to it, said before anything is built."""
 
 import math
 import re

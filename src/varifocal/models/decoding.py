@@ -31,7 +31,7 @@ def stop_ids(model: Any, end_of_turn_id: int) -> frozenset[int]:
 
     Args:
         model: its own list (`generation_config.eos_token_id`) counts.
-        end_of_turn_id: what the chat template writes behind an answer; a base model's list may
+        end_of_turn_id: what the chat template writes after an answer; a base model's list may
             not have it.
     """
     return frozenset({end_of_turn_id, *_listed(getattr(model, "generation_config", None))})

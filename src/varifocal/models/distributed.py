@@ -1,4 +1,4 @@
-"""Keeping the processes of one training run in step when only some of them see a picture."""
+"""Keeping the processes of one training run in step when only some of them see an image."""
 
 import os
 from collections.abc import Iterable
@@ -55,7 +55,7 @@ def is_sharded(*modules: nn.Module) -> bool:
 def touch(*modules: nn.Module) -> Tensor | None:
     """Return a zero that depends on every trainable parameter, or None where nothing trains.
 
-    DDP waits for a gradient of every trainable parameter; a batch without a picture gives the
+    DDP waits for a gradient of every trainable parameter; a batch without an image gives the
     tower and the connector none. This gives them zeros.
     """
     trainable = [p for module in modules for p in module.parameters() if p.requires_grad]
@@ -69,7 +69,7 @@ def is_spread(model: nn.Module) -> bool:
     return any(isinstance(p, DTensor) or hasattr(p, "ds_id") for p in model.parameters())
 
 
-def whole_tensors(
+def gather_tensors(
     model: nn.Module, only: Iterable[nn.Parameter] | None = None
 ) -> dict[str, Tensor]:
     """Put a model's tensors together from their parts; every process has to call this.

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
-# variant -> width multiplier, depth multiplier, picture side in pixels
+# variant -> width multiplier, depth multiplier, image side in pixels
 SCALES: dict[str, tuple[float, float, int]] = {
     "lite0": (1.0, 1.0, 224),
     "lite1": (1.0, 1.1, 240),
@@ -39,12 +39,12 @@ BN_MOMENTUM = 0.01
 
 
 class EfficientNetLiteConfig(PreTrainedConfig):
-    """Which EfficientNet-Lite: its multipliers and the side of the pictures it was trained on.
+    """Which EfficientNet-Lite: its multipliers and the side of the images it was trained on.
 
     Args:
         width_multiplier: factor on the channels of every stage, not of the stem or the head.
         depth_multiplier: factor on the repeats of every stage but the first and the last.
-        image_size: side of the square picture in pixels.
+        image_size: side of the square image in pixels.
     """
 
     model_type = "efficientnet_lite"
@@ -132,7 +132,7 @@ class EfficientNetLite(PreTrainedModel):
     """EfficientNet-Lite without its classifier.
 
     Batch norms always use their stored statistics, in training too: a tower that is frozen or
-    tuned by adapters must give a picture the same features whatever its batch mates.
+    tuned by adapters must give an image the same features whatever its batch mates.
     """
 
     config_class = EfficientNetLiteConfig
@@ -158,7 +158,7 @@ class EfficientNetLite(PreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        """Return the stem: the first thing a picture meets."""
+        """Return the stem: the first thing an image meets."""
         return self.conv_stem
 
     def train(self, mode: bool = True) -> "EfficientNetLite":

@@ -1,10 +1,10 @@
-"""Vision features, computed once per picture and kept in a memory-mapped file.
+"""Vision features, computed once per image and kept in a memory-mapped file.
 
-A wholly frozen tower gives the same features for the same picture in every epoch and every run,
-so they are a table. The table is keyed by the picture's bytes and lies in a directory keyed by
-the tower; this file knows neither towers nor connectors, only a function from pictures to features.
+A wholly frozen tower gives the same features for the same image in every epoch and every run,
+so they are a table. The table is keyed by the image's bytes and lies in a directory keyed by
+the tower; this file knows neither towers nor connectors, only a function from images to features.
 
-Legend: N pictures, K cells or states a picture, C tower width.
+Legend: N images, K cells or states an image, C tower width.
 """
 
 import fcntl
@@ -20,11 +20,11 @@ from varifocal.writing import unwritable_is_an_error
 DIGEST_BYTES = 32
 
 
-class Picture(Protocol):
-    """What the store needs of a picture (the data layer's `Image` has it)."""
+class Image(Protocol):
+    """What the store needs of an image (the data layer's `Image` has it)."""
 
     def fingerprint(self) -> str:
-        """SHA-256 of the picture's content, in hex."""
+        """SHA-256 of the image's content, in hex."""
         ...
 
 
@@ -32,16 +32,16 @@ class FeatureStore:
     """A table of frozen vision features.
 
     Args:
-        compute: pictures -> features [N, K, C]; called under `no_grad` for pictures not yet known.
+        compute: images -> features [N, K, C]; called under `no_grad` for images not yet known.
         shape: (K, C).
         dtype: of the features as stored and returned.
         directory: where the table lies; it may be shared by processes and runs.
-        batch_size: pictures computed at once.
+        batch_size: images computed at once.
     """
 
     def __init__(
         self,
-        compute: Callable[[Sequence[Picture]], torch.Tensor],
+        compute: Callable[[Sequence[Image]], torch.Tensor],
         shape: tuple[int, int],
         dtype: torch.dtype,
         directory: Path,
@@ -58,21 +58,21 @@ class FeatureStore:
         self._read_keys()
         self._map()
 
-    def beside(self, directory: Path) -> "FeatureStore":
+    def in_folder(self, directory: Path) -> "FeatureStore":
         """Open another table of the same features elsewhere."""
         return FeatureStore(self._compute, self._shape, self._dtype, directory, self._batch_size)
 
     def __len__(self) -> int:
-        """The number of pictures in the table."""
+        """The number of images in the table."""
         return len(self._slots)
 
-    def __call__(self, pictures: Sequence[Picture]) -> torch.Tensor:
+    def __call__(self, images: Sequence[Image]) -> torch.Tensor:
         """Look features up, computing those that are missing.
 
         Returns:
             features [N, K, C], a copy.
         """
-        return self.lookup(self.fill(pictures))
+        return self.lookup(self.fill(images))
 
     def lookup(self, keys: Sequence[bytes]) -> torch.Tensor:
         """Read the features of known keys, [N, K, C], a copy."""
@@ -80,23 +80,23 @@ class FeatureStore:
 
     def fill(
         self,
-        pictures: Sequence[Picture],
+        images: Sequence[Image],
         progress: Callable[[int, int], None] | None = None,
     ) -> list[bytes]:
         """Compute what is missing, without reading features back.
 
         Several processes may do so at once. What another one has put into the table is not computed
-        again; a process that finds itself behind another goes on in the middle of what is left.
+        again; a process that finds itself after another goes on in the middle of what is left.
 
         Args:
-            pictures: any pictures, known ones and repeats included.
+            images: any images, known ones and repeats included.
             progress: called with (done, total) of the missing ones.
 
         Returns:
-            the pictures' keys.
+            the images' keys.
         """
-        keys = [bytes.fromhex(picture.fingerprint()) for picture in pictures]
-        wanted = dict(zip(keys, pictures, strict=True))
+        keys = [bytes.fromhex(image.fingerprint()) for image in images]
+        wanted = dict(zip(keys, images, strict=True))
         if not wanted.keys() <= self._slots.keys():
             self._read_keys()  # another process may have computed them meanwhile
         todo = deque(each for each in wanted.items() if each[0] not in self._slots)
@@ -104,7 +104,7 @@ class FeatureStore:
         part = self._next_batch(todo)
         while part:
             with torch.no_grad():
-                features = self._compute([picture for _, picture in part])
+                features = self._compute([image for _, image in part])
             if not self._append([key for key, _ in part], features):
                 todo.rotate(-(len(todo) // 2))
             part = self._next_batch(todo)
@@ -114,10 +114,10 @@ class FeatureStore:
             self._map()
         return keys
 
-    def _next_batch(self, todo: deque[tuple[bytes, Picture]]) -> list[tuple[bytes, Picture]]:
-        """Take the next pictures that nobody has computed yet; none when all are known."""
+    def _next_batch(self, todo: deque[tuple[bytes, Image]]) -> list[tuple[bytes, Image]]:
+        """Take the next images that nobody has computed yet; none when all are known."""
         self._read_keys()
-        part: list[tuple[bytes, Picture]] = []
+        part: list[tuple[bytes, Image]] = []
         while todo and len(part) < self._batch_size:
             one = todo.popleft()
             if one[0] not in self._slots:

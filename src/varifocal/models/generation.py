@@ -23,7 +23,7 @@ IMAGE_INPUTS = ("pixel_values", "image_features")
 class RowMemory:
     """The modality of the rows in a cache, kept as long as the cache lives.
 
-    A row that holds a picture in its cache is an image row, though the token fed to it now is text.
+    A row that holds an image in its cache is an image row, though the token fed to it now is text.
     """
 
     def __init__(self) -> None:
@@ -115,7 +115,7 @@ class GraftedGenerationMixin(GenerationMixin):
         given = {name: image for name, image in images.items() if image is not None}
         if expand_size > 1 and input_ids is not None:
             is_image = input_ids == self.config.image_token_id
-            if "pixel_values" in given:  # see each picture once, not once a beam
+            if "pixel_values" in given:  # see each image once, not once a beam
                 given = {"image_features": self.see(given["pixel_values"])}
             given = {
                 name: expand_images(image, is_image, self.tokens_per_image, expand_size)

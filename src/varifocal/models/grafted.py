@@ -38,7 +38,7 @@ class GraftedConfig(PreTrainedConfig):
         image_token_id: the placeholder's id. The language model's embedding is not resized for
             it: the id lies past the vocabulary (or in its padding) and is never looked up.
         vision_feature_layer: which layer's patches the tower gives; null is the tower's default.
-        image_size: side of the pictures in pixels; null is the vision model's own.
+        image_size: side of the images in pixels; null is the vision model's own.
     """
 
     model_type = "grafted"
@@ -66,7 +66,7 @@ class GraftedConfig(PreTrainedConfig):
 class GraftedForConditionalGeneration(PreTrainedModel, GraftedGenerationMixin):
     """Any causal LM, any vision tower and a connector, as one model of transformers.
 
-    A row without a picture is the bare language model's row, bit for bit; a batch without one
+    A row without an image is the bare language model's row, bit for bit; a batch without one
     never runs the tower or the connector. Connector and visual tokens are computed in the
     connector's dtype (float32) and enter the language model in its own.
 
@@ -148,7 +148,7 @@ class GraftedForConditionalGeneration(PreTrainedModel, GraftedGenerationMixin):
     def encode_images(
         self, pixel_values: Tensor | None = None, image_features: Tensor | None = None
     ) -> Tensor:
-        """Turn pictures into visual tokens.
+        """Turn images into visual tokens.
 
         Args:
             pixel_values: [N, 3, H, W] from the processor; or
@@ -193,7 +193,7 @@ class GraftedForConditionalGeneration(PreTrainedModel, GraftedGenerationMixin):
         prompt_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Run the language model over text and pictures.
+        """Run the language model over text and images.
 
         Args:
             input_ids: [B, T], each image as `connector.tokens_per_image` placeholders.
@@ -239,7 +239,7 @@ class GraftedForConditionalGeneration(PreTrainedModel, GraftedGenerationMixin):
     def _derive_modality(
         self, input_ids: Tensor, cache: Cache | None, *place: Tensor | None
     ) -> Tensor:
-        """Tell whose samples have a picture [B, T], by placeholders and by what a cache holds."""
+        """Tell whose samples have an image [B, T], by placeholders and by what a cache holds."""
         is_image = input_ids == self.config.image_token_id
         return self._row_modality.extend(cache, is_image, *place)
 
@@ -267,14 +267,14 @@ class GraftedForConditionalGeneration(PreTrainedModel, GraftedGenerationMixin):
     def _embed(
         self, input_ids: Tensor, pixel_values: Tensor | None, image_features: Tensor | None
     ) -> Tensor | None:
-        """Embed text and pictures [B, T, D]; None when the ids can go down as they are."""
+        """Embed text and images [B, T, D]; None when the ids can go down as they are."""
         is_image = input_ids == self.config.image_token_id
         images = image_features if pixel_values is None else pixel_values
         num_images = 0 if images is None else images.shape[0]
         check_images(int(is_image.sum()), num_images, self.tokens_per_image)
         if not num_images and not in_world():
             return None
-        # words first, with pictures or without: sharded parts must run in one order everywhere
+        # words first, with images or without: sharded parts must run in one order everywhere
         # the placeholder's id may lie past the vocabulary: look up another in its place
         embeds = self.get_input_embeddings()(input_ids.masked_fill(is_image, 0))
         if not num_images:
@@ -285,9 +285,9 @@ class GraftedForConditionalGeneration(PreTrainedModel, GraftedGenerationMixin):
         return embeds.masked_scatter(is_image.unsqueeze(-1), visual)
 
     def _zero(self, embeds: Tensor, image_features: Tensor | None) -> Tensor | None:
-        """Keep step with the other processes on a batch without pictures; None in evaluation.
+        """Keep step with the other processes on a batch without images; None in evaluation.
 
-        No weight is looked at here: ZeRO-3 would gather it, and wait for processes with pictures.
+        No weight is looked at here: ZeRO-3 would gather it, and wait for processes with images.
         """
         if is_sharded(self.vision_tower, self.connector):
             if image_features is None:

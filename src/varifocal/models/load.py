@@ -34,10 +34,10 @@ from varifocal.models.loading import check_has_weights, load_weights
 from varifocal.models.preprocessing import (
     check_words,
     family_processor,
+    image_side,
     load_image_processor,
     load_own_processor,
     load_tokenizer,
-    picture_side,
 )
 from varifocal.models.processor import GraftedProcessor
 from varifocal.models.published import PUBLISHED
@@ -124,11 +124,11 @@ def _load_whole(section: ModelSection) -> tuple[PreTrainedModel, Any]:
     name = section.language_model
     config = read_config(name)
     _check_image_side(section, config)
-    language = not sees(config, name)
+    language = not is_vision_language(config, name)
     check_pad_id(name, config)
     check_has_weights(name)
     kind = AutoModelForCausalLM if language else AutoModelForImageTextToText
-    options = _language_options(section, sees=not language)
+    options = _language_options(section, is_vision_language=not language)
     processor = _whole_processor(section)  # small files first
     model = load_weights(kind, name, partial(kind.from_config, config), **options)
     keep_weights(model)
@@ -138,46 +138,46 @@ def _load_whole(section: ModelSection) -> tuple[PreTrainedModel, Any]:
 
 def _prepare(model: PreTrainedModel, config: PreTrainedConfig, section: ModelSection) -> None:
     """Let a model with images of one size read packed rows."""
-    family = family_with_side(config, section.picture_side)
+    family = family_with_side(config, section.image_side)
     if family is not None:
-        family.prepare(model, section.picture_side)
+        family.prepare(model, section.image_side)
 
 
 def check_image_side(section: ModelSection) -> None:
     """Refuse a model whose images would take tokens by their size, before it is loaded.
 
     Raises:
-        ModelError: it needs `picture_side` and has none, or its config cannot be had.
+        ModelError: it needs `image_side` and has none, or its config cannot be had.
     """
     name = section.language_model
     config = read_config(name)
     if (family := family_of(config)) is not None:
-        family.check_image_side(name, config, section.picture_side)
+        family.check_image_side(name, config, section.image_side)
 
 
 def _check_image_side(section: ModelSection, config: PreTrainedConfig) -> None:
     """Refuse a side that the family cannot take, or a model whose images have their own size."""
-    if section.picture_side is None:
+    if section.image_side is None:
         return
     name, family = section.language_model, family_of(config)
     if family is None or not family.needs_image_side:
         raise ModelError(
-            f"model.picture_side belongs to a Qwen-VL or SmolVLM, and {name} is of type "
+            f"model.image_side belongs to a Qwen-VL or SmolVLM, and {name} is of type "
             f"{config.model_type}; leave it out"
         )
-    family.check_image_side(name, config, section.picture_side)
+    family.check_image_side(name, config, section.image_side)
 
 
 def _whole_processor(section: ModelSection) -> Any:
     """Load a language model's tokenizer, or a vision-language model's processor."""
     name = section.language_model
     config = read_config(name)
-    if not sees(config, name):
+    if not is_vision_language(config, name):
         return load_tokenizer(name, config)
     _check_image_side(section, config)
-    family = family_with_side(config, section.picture_side)
+    family = family_with_side(config, section.image_side)
     if family is not None:
-        return family.load_processor(name, config, section.picture_side)
+        return family.load_processor(name, config, section.image_side)
     processor = load_own_processor(name)
     check_words(name, processor, config)
     return processor
@@ -196,18 +196,18 @@ def image_tokens(processor: Any, section: ModelSection) -> ImageTokens:
     config = read_config(section.language_model)
     if section.vision_tower is not None:
         return GRAFTED.image_tokens(processor, config)
-    family = family_with_side(config, section.picture_side)
+    family = family_with_side(config, section.image_side)
     if family is not None:
         return family.image_tokens(processor, config)
     raise ModelError(
         f"{section.language_model} is a vision-language model of type {config.model_type}, whose "
-        "pictures take more or fewer tokens by their size; this version trains and asks language "
+        "images take more or fewer tokens by their size; this version trains and asks language "
         "models, grafts of them, LLaVA 1.5's kind, Qwen2-VL's and SmolVLM's with "
-        "model.picture_side: name a language model, and a vision_tower"
+        "model.image_side: name a language model, and a vision_tower"
     )
 
 
-def sees(config: PreTrainedConfig, name: str) -> bool:
+def is_vision_language(config: PreTrainedConfig, name: str) -> bool:
     """Tell a vision-language model from a language model.
 
     Raises:
@@ -229,7 +229,7 @@ def _load_grafted(
     _load_meta(section, {})  # what does not fit is said before gigabytes are read
     language_model, tokenizer = _load_language(section)
     image_processor = load_image_processor(vision_tower)
-    tower = _load_tower(section, vision_tower, picture_side(image_processor))
+    tower = _load_tower(section, vision_tower, image_side(image_processor))
     connector = _connector(section, tower, language_model, seed)
     processor = _processor(image_processor, tokenizer, connector)
     return graft(language_model, tower, connector, processor.image_token_id), processor
@@ -240,14 +240,14 @@ def _load_language(section: ModelSection) -> tuple[PreTrainedModel, PreTrainedTo
     config = read_config(name)
     check_pad_id(name, config)
     tokenizer = load_tokenizer(name, config)
-    options = _language_options(section, sees=False)
+    options = _language_options(section, is_vision_language=False)
     build = partial(AutoModelForCausalLM.from_config, config)
     model = load_weights(AutoModelForCausalLM, name, build, **options)
     keep_weights(model)
     return model, tokenizer
 
 
-def _language_options(section: ModelSection, *, sees: bool) -> dict[str, Any]:
+def _language_options(section: ModelSection, *, is_vision_language: bool) -> dict[str, Any]:
     options: dict[str, Any] = {
         "dtype": getattr(torch, section.dtype),
         "attn_implementation": section.attn_implementation,
@@ -255,7 +255,9 @@ def _language_options(section: ModelSection, *, sees: bool) -> dict[str, Any]:
         "trust_remote_code": False,
     }
     if section.quantization is not None:
-        options["quantization_config"] = quantisation(section, sees=sees)
+        options["quantization_config"] = quantisation(
+            section, is_vision_language=is_vision_language
+        )
     return options
 
 
@@ -289,12 +291,12 @@ def _load_tower(section: ModelSection, name: str, image_size: int) -> VisionTowe
     return build_tower(model, image_size=image_size)
 
 
-def _picture_side(name: str, config: PreTrainedConfig) -> int:
-    """Return the side of a tower's pictures, by its files or, without them, by its family."""
+def _image_side(name: str, config: PreTrainedConfig) -> int:
+    """Return the side of a tower's images, by its files or, without them, by its family."""
     try:
-        return picture_side(load_image_processor(name))
+        return image_side(load_image_processor(name))
     except ModelError:
-        return picture_side(family_processor(config))
+        return image_side(family_processor(config))
 
 
 def _connector(
@@ -334,7 +336,7 @@ def _processor(
 def _load_meta(section: ModelSection, base_ids: dict[str, str]) -> LoadedModel:
     """Build from configs alone."""
     config = config_for_counting(section.language_model)
-    language = not sees(config, section.language_model)
+    language = not is_vision_language(config, section.language_model)
     if not language and section.vision_tower is not None:
         raise ModelError(
             f"language_model {section.language_model!r} has a vision tower of its own;"
@@ -354,7 +356,7 @@ def _load_meta(section: ModelSection, base_ids: dict[str, str]) -> LoadedModel:
         vision = config_for_counting(section.vision_tower)
         vision_kind = vision_class(vision, section.vision_tower)
         vision = getattr(vision, "vision_config", vision)
-        side = _picture_side(section.vision_tower, vision)
+        side = _image_side(section.vision_tower, vision)
         with clear_loading_errors(section.vision_tower):
             vision_model = vision_kind._from_config(vision, **options)
         tower = build_tower(vision_model, image_size=side)

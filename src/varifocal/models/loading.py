@@ -77,7 +77,7 @@ def check_has_weights(name: str) -> None:
         refuse_pickles(name)
         raise ModelError(
             f"{name!r} cannot be loaded: it has no file named {WEIGHTS} or {INDEX}; copy the "
-            "weights beside its config.json"
+            "weights next to its config.json"
         )
 
 

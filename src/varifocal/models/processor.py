@@ -1,4 +1,4 @@
-"""The grafted model's processor: text with pictures in, the model's tensors out."""
+"""The grafted model's processor: text with images in, the model's tensors out."""
 
 import json
 from typing import Any, cast
@@ -30,7 +30,7 @@ def with_image_parts(template: str, image_token: str) -> str:
 
     The template of a text model joins `message.content` as a string. What is put before it turns
     `[{"type": "image"}, {"type": "text", "text": "What is it?"}]` into `"<|image|>What is it?"`,
-    so that a grafted model's prompt without pictures is the language model's, to the letter.
+    so that a grafted model's prompt without images is the language model's, to the letter.
     """
     preamble = _TEXT_OF_PARTS.replace("IMAGE", json.dumps(image_token))
     return template if template.startswith(preamble) else preamble + template
@@ -41,7 +41,7 @@ class GraftedProcessor(ProcessorMixin):
 
     `processor(images=..., text=...)` writes each `image_token` of the text as `tokens_per_image`
     placeholders; `apply_chat_template` takes messages whose content is a string or a list of
-    parts, `{"type": "image", "image": picture}` and `{"type": "text", "text": ...}`.
+    parts, `{"type": "image", "image": image}` and `{"type": "text", "text": ...}`.
 
     Args:
         image_processor: the tower's own, with its size, crop, mean and standard deviation.

@@ -15,12 +15,12 @@ from varifocal.recipe import ModelSection
 _NO_LANGUAGE = r".*\b(vision_tower|vision_model|visual|multi_modal_projector|connector)"
 
 
-def quantisation(section: ModelSection, *, sees: bool) -> BitsAndBytesConfig:
+def quantisation(section: ModelSection, *, is_vision_language: bool) -> BitsAndBytesConfig:
     """Return bitsandbytes' settings for `model.quantization`.
 
     Args:
         section: with a `quantization`.
-        sees: the model has a tower and a projector of its own, which stay as they are: pictures
+        is_vision_language: the model has a tower and a projector, which stay as they are: images
             are few, and a projector is trained. The head always stays.
 
     Raises:
@@ -33,7 +33,9 @@ def quantisation(section: ModelSection, *, sees: bool) -> BitsAndBytesConfig:
             f"model.quantization: {section.quantization} needs bitsandbytes;"
             " run: pip install 'varifocal[quant]'"
         ) from error
-    kept = ["lm_head", _NO_LANGUAGE] if sees else None  # None: transformers finds the head
+    kept = (
+        ["lm_head", _NO_LANGUAGE] if is_vision_language else None
+    )  # None: transformers finds the head
     if section.quantization == "int8":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)
     return BitsAndBytesConfig(

@@ -1,4 +1,4 @@
-"""Which rows and segments hold pictures, and what that means for tensors beside the ids.
+"""Which rows and segments hold images, and what that means for tensors next to the ids.
 
 Letters: B rows, T tokens, N images, V visual tokens per image.
 """
@@ -29,7 +29,7 @@ def row_modality(
     position_ids: Tensor | None = None,
     attention_mask: Tensor | None = None,
 ) -> Tensor:
-    """Mark every token of a sample that holds a picture.
+    """Mark every token of a sample that holds an image.
 
     A sample is a segment where rows are packed (segment ids, or positions without an attention
     mask, say where it ends), and a whole row where they are not.
@@ -41,7 +41,7 @@ def row_modality(
         attention_mask: given for padded rows, never for packed ones.
 
     Returns:
-        [B, T] int64: 1 in samples with a picture, 0 elsewhere.
+        [B, T] int64: 1 in samples with an image, 0 elsewhere.
 
     >>> row_modality(torch.tensor([[0, 1, 0, 0, 0]]).bool(), torch.tensor([[0, 0, 0, 1, 1]]))
     tensor([[1, 1, 1, 0, 0]])

@@ -64,7 +64,7 @@ def read_config(name: str) -> PreTrainedConfig:
 
     Raises:
         ModelError: there is none, it cannot be had from here, or it cannot be that of the weights
-            beside it.
+            next to it.
     """
     place = locate(name)
     if Path(place).is_dir():

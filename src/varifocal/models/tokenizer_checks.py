@@ -96,7 +96,7 @@ def _check_template(name: str, tokenizer: Any, template: Any) -> None:
         first = error.__context__ or error
         raise ModelError(
             f"{name!r}: its chat template ({_place(name)}) cannot write a single user turn: "
-            f"{type(first).__name__}: {' '.join(str(first).split())}; mend the template"
+            f"{type(first).__name__}: {' '.join(str(first).split())}; fix the template"
         ) from error
 
 

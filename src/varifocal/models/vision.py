@@ -1,6 +1,6 @@
-"""Vision towers: a picture in, a sequence of states out, whatever network is inside.
+"""Vision towers: an image in, a sequence of states out, whatever network is inside.
 
-Letters: N images, K cells or states per image, C tower width, H and W picture sides in pixels.
+Letters: N images, K cells or states per image, C tower width, H and W image sides in pixels.
 """
 
 from typing import Literal, get_args
@@ -37,7 +37,7 @@ class VisionTower(nn.Module):
         grid: rows and columns of the patch grid.
         num_patches: cells of the grid.
         num_blocks: residual blocks (0 for a network without a CLS token to follow through them).
-        image_size: side of the square picture it takes, in pixels.
+        image_size: side of the square image it takes, in pixels.
         feature_layer: which layer's states `patches` reads.
     """
 
@@ -72,7 +72,7 @@ class VisionTower(nn.Module):
             )
 
     def forward(self, pixel_values: Tensor, select: Selection = "patches") -> Tensor:
-        """Encode pictures.
+        """Encode images.
 
         Args:
             pixel_values: [N, 3, H, W], normalised by the tower's own image processor.
@@ -97,7 +97,7 @@ class TransformersTower(VisionTower):
             0 is the embeddings, -1 the last block's output before the final norm. None is what
             the vision model's own config says under that name, else -2, LLaVA's choice for CLIP.
         num_prefix_tokens: tokens before the patches: 1 where there is a CLS token, 0 where not.
-        image_size: side of the pictures in pixels, None for the config's. DINOv2 alone takes
+        image_size: side of the images in pixels, None for the config's. DINOv2 alone takes
             another: its published image processors crop to 224 where the config says 518.
     """
 
@@ -115,7 +115,7 @@ class TransformersTower(VisionTower):
         self.image_size = image_size or config.image_size
         if self.image_size != config.image_size and not isinstance(model, Dinov2Model):
             raise ModelError(
-                f"{type(model).__name__} takes pictures of {config.image_size} x"
+                f"{type(model).__name__} takes images of {config.image_size} x"
                 f" {config.image_size} pixels, not {self.image_size}"
             )
         side = self.image_size // config.patch_size
@@ -146,7 +146,7 @@ class TransformersTower(VisionTower):
             )
 
     def forward(self, pixel_values: Tensor, select: Selection = "patches") -> Tensor:
-        """Encode pictures: [N, 3, H, W] to [N, K, C]; see `VisionTower.forward`."""
+        """Encode images: [N, 3, H, W] to [N, K, C]; see `VisionTower.forward`."""
         self.check(select)
         pixel_values = pixel_values.to(self.model.dtype)
         output = self.model(pixel_values=pixel_values, output_hidden_states=True)
@@ -188,7 +188,7 @@ class EfficientNetTower(VisionTower):
             )
 
     def forward(self, pixel_values: Tensor, select: Selection = "patches") -> Tensor:
-        """Encode pictures: [N, 3, H, W] to [N, rows x columns, 1280]."""
+        """Encode images: [N, 3, H, W] to [N, rows x columns, 1280]."""
         self.check(select)
         cells = self.model(pixel_values.to(self.model.dtype))  # [N, C, rows, columns]
         return cells.flatten(2).transpose(1, 2)
@@ -220,7 +220,7 @@ def build_tower(
     Args:
         model: `CLIPVisionModel`, `SiglipVisionModel`, `Dinov2Model` or `EfficientNetLite`.
         feature_layer: which layer's patches; None is the tower's own default.
-        image_size: side of the pictures in pixels; None is the model's own.
+        image_size: side of the images in pixels; None is the model's own.
 
     Raises:
         ModelError: the model is of no known kind, or cannot do what is asked.

@@ -1,10 +1,10 @@
 """The words that visual tokens say: a distribution over a vocabulary for each token.
 
 Each visual token v says word w with probability `softmax_w(scale cos(v, embedding_w))`, with the
-language model's frozen input embeddings. A picture's probability of a word is the mean over its
+language model's frozen input embeddings. An image's probability of a word is the mean over its
 visual tokens.
 
-Legend: N pictures, V visual tokens, D language width, W words.
+Legend: N images, V visual tokens, D language width, W words.
 """
 
 import math
@@ -75,10 +75,10 @@ def build_vocabulary(
 ) -> Vocabulary:
     """Collect the descriptions' words with their frozen embeddings.
 
-    A word that stands in every description tells no pictures apart, and is left out.
+    A word that stands in every description tells no images apart, and is left out.
 
     Args:
-        descriptions: one per picture.
+        descriptions: one per image.
         token_ids: the tokenizer's ids of a text, without special tokens.
         embedding: the language model's input embedding [vocabulary, D].
         minimum_count: words rarer than this are left out.
@@ -99,7 +99,7 @@ def build_vocabulary(
 def embed_words(
     words: Sequence[str], token_ids: Callable[[str], list[int]], embedding: torch.Tensor
 ) -> torch.Tensor:
-    """Return each word's input embedding behind a blank, [W, D] of unit length.
+    """Return each word's input embedding after a blank, [W, D] of unit length.
 
     Args:
         words: a word of several tokens takes their mean.
@@ -131,7 +131,7 @@ def token_log_probabilities(
 def word_log_probabilities(
     visual_tokens: torch.Tensor, word_embeddings: torch.Tensor, scale: float
 ) -> torch.Tensor:
-    """Say how likely a picture is to speak each word; see `token_log_probabilities`.
+    """Say how likely an image is to speak each word; see `token_log_probabilities`.
 
     Returns:
         log of the mean over visual tokens of their probabilities, [N, W].

@@ -2,6 +2,6 @@
 
 `estimate` puts it together; `devices` is the table of machines, `tracing` finds the memory of a
 step, `memory` its parts, `lengths` reads the data's tokens, `calibration` measures a machine,
-`verdict` says what it comes to, `record` puts it beside what a run has measured, and `paper` beside
+`verdict` says what it comes to, `record` joins it to what a run has measured, and `paper` to
 what the LaVIN paper has.
 """

@@ -27,7 +27,7 @@ class Calibration:
         steps: micro-batches it was measured over, the first left out.
         seconds_loading: of models and processors.
         seconds_per_picture: through the tower into the table of features; 0 without a table.
-        tower_flops: of these, a picture's.
+        tower_flops: of these, an image's.
         overhead_gib: resident memory before a model was loaded.
     """
 

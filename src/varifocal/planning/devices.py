@@ -95,7 +95,7 @@ CPU_OVERHEAD_GIB = 0.5
 """Resident memory of Python, torch, transformers and peft without a model (docs/plan.md);
 `--calibrate` measures it again."""
 CPU_FIRST_STEP_GIB = 0.12
-"""What the process gains with the Trainer and its first step, beside tensors (docs/plan.md)."""
+"""What the process gains with the Trainer and its first step, next to tensors (docs/plan.md)."""
 CPU_WASTE = 0.4
 """What glibc's allocator holds beyond a step's tensors, as a share of them (docs/plan.md)."""
 

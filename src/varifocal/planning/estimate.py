@@ -14,7 +14,7 @@ from varifocal.planning.calibration import Calibration, find_calibration
 from varifocal.planning.devices import CPU_FIRST_STEP_GIB, GIB, Device, judge
 from varifocal.planning.lengths import Workload, assume_work, count_work
 from varifocal.planning.memory import Weights, parts_of_peak, weigh
-from varifocal.planning.paper import beside_paper
+from varifocal.planning.paper import compare_with_paper
 from varifocal.planning.shapes import Shapes, build_shapes, encoder_of
 from varifocal.planning.tracing import Step, switch_checkpointing, trace_step
 from varifocal.recipe import Recipe
@@ -49,7 +49,7 @@ class Plan:
         fits: whether the device holds it and nothing stops it.
         verdict: the last word in a sentence.
         assumptions: what all this rests on.
-        paper: what the paper measured beside ours, for its own recipes.
+        paper: what the paper measured next to ours, for its own recipes.
     """
 
     recipe: str | None
@@ -148,7 +148,7 @@ def estimate(
         fits=fits,
         verdict=verdict,
         assumptions=_assumptions(recipe, machine, work),
-        paper=beside_paper(recipe, shapes),
+        paper=compare_with_paper(recipe, shapes),
     )
 
 

@@ -1,4 +1,4 @@
-"""What a run reads: its tokens, its padding and its pictures, by the data itself.
+"""What a run reads: its tokens, its padding and its images, by the data itself.
 
 Little data is encoded whole, as the run would, into the same tables, and every batch of every
 epoch is known; of much data the first window is encoded and stands for the rest; without data,
@@ -44,8 +44,8 @@ class Workload:
         tokens: without padding.
         tokens_trained: of them, those with a loss.
         tokens_padding: what fills up rows.
-        vision_passes: pictures through the tower.
-        vision_lookups: pictures whose features are looked up.
+        vision_passes: images through the tower.
+        vision_lookups: images whose features are looked up.
         flops: operations, the tower's included; those on padding are `flops_masked`.
         num_dropped, num_cut: examples over the limit that were left out, and cut.
         notes: what was assumed, one sentence each.
@@ -122,7 +122,7 @@ def count_work(
         spent.add(collate(counted.rows(rows)), formula, images.token_id)
     scale = counted.tokens / max(spent.tokens, 1)
     looked_up = round(spent.vision_lookups * scale)
-    seen = round(_pictures(spent, formula, counted, chosen, collate, images) * scale)
+    seen = round(_images(spent, formula, counted, chosen, collate, images) * scale)
     if images.by_table:
         seen = len({one.fingerprint() for one in data.images()}) if share else looked_up
     return Workload(
@@ -135,7 +135,7 @@ def count_work(
         tokens_padding=counted.padding,
         vision_passes=seen,
         vision_lookups=looked_up,
-        flops=round(spent.flops * scale) + seen * formula.picture.tower,
+        flops=round(spent.flops * scale) + seen * formula.image.tower,
         flops_masked=round(spent.flops_masked * scale),
         num_dropped=len(data.tally.dropped),
         num_cut=data.tally.num_cut,
@@ -147,12 +147,12 @@ def count_work(
 
 
 _SAMPLED = (
-    "the data are many: {:,} examples were encoded and stand for the rest, so tokens, pictures and "
+    "the data are many: {:,} examples were encoded and stand for the rest, so tokens, images and "
     "hours are estimates"
 )
 
 
-def _pictures(
+def _images(
     spent: Spent,
     formula: FlopFormula,
     counted: _Counted,
@@ -160,7 +160,7 @@ def _pictures(
     collate: Collator,
     images: MetaImages,
 ) -> int:
-    """Count pictures that go through the tower within the chosen batches."""
+    """Count images that go through the tower within the chosen batches."""
     if images.load is None or images.by_table:
         return 0
     return sum(len(one.images) for rows in chosen for row in counted.rows(rows) for one in row)
@@ -275,7 +275,7 @@ def assume_work(
     batch = _collator(recipe, images)([[sample] * per_row] * size)
     notes = [
         f"lengths are not known ({reason}): every example is taken to fill data.max_length "
-        f"{longest}, all of it trained{', with a picture' if pictured else ''}"
+        f"{longest}, all of it trained{', with an image' if pictured else ''}"
     ]
     examples = recipe.data.mixture.total
     if not examples:
@@ -292,8 +292,8 @@ def assume_work(
     spent = Spent()
     spent.add(batch, formula, images.token_id)
     scale = taken / (size * per_row)
-    pictures = taken if pictured else 0
-    seen = min(examples, taken) if images.by_table and pictures else pictures
+    num_images = taken if pictured else 0
+    seen = min(examples, taken) if images.by_table and num_images else num_images
     return Workload(
         batch=batch,
         steps=steps,
@@ -302,8 +302,8 @@ def assume_work(
         tokens_trained=round(spent.tokens_trained * scale),
         tokens_padding=0,
         vision_passes=seen,
-        vision_lookups=pictures if images.by_table else 0,
-        flops=round(spent.flops * scale) + seen * formula.picture.tower,
+        vision_lookups=num_images if images.by_table else 0,
+        flops=round(spent.flops * scale) + seen * formula.image.tower,
         flops_masked=round(spent.flops_masked * scale),
         notes=notes,
     )

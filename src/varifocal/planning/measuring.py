@@ -26,9 +26,9 @@ from varifocal.training.trainer import SupervisedTrainer
 from varifocal.training.tuner import attach_tuner
 
 SECONDS = 40.0
-"""Of training steps; loading and pictures come on top."""
+"""Of training steps; loading and images come on top."""
 BATCHES = 48
-"""Most micro-batches; their pictures are looked at before."""
+"""Most micro-batches; their images are looked at before."""
 
 
 def calibrate(recipe: Recipe) -> Calibration:
@@ -49,7 +49,7 @@ def calibrate(recipe: Recipe) -> Calibration:
     data = load_training_data(recipe.data, parts.encoder, seed=recipe.seed, num_rows=rows)
     parts = parts.with_model(attach_tuner(parts.base, recipe.tuner))
     few = replace(data, rows=cast(Any, _first_rows(recipe, data)))
-    picture = _time_pictures(parts, few)
+    image = _time_images(parts, few)
     steps, rate = _time_steps(recipe, parts, few)
     if not steps:
         raise DataError(
@@ -61,8 +61,8 @@ def calibrate(recipe: Recipe) -> Calibration:
         flops_per_second=rate,
         steps=steps,
         seconds_loading=loading,
-        seconds_per_picture=picture,
-        tower_flops=shapes.formula.picture.tower if by_table else 0,
+        seconds_per_picture=image,
+        tower_flops=shapes.formula.image.tower if by_table else 0,
         overhead_gib=overhead,
     )
     keep(recipe, shapes, found)
@@ -74,8 +74,8 @@ def _first_rows(recipe: Recipe, data: TrainingData) -> Subset[Any]:
     return Subset(data.rows, range(rows))
 
 
-def _time_pictures(parts: Assembly, data: TrainingData) -> float:
-    """Fill the table with the pictures of the first rows; return the seconds each took."""
+def _time_images(parts: Assembly, data: TrainingData) -> float:
+    """Fill the table with the images of the first rows; return the seconds each took."""
     if parts.features is None:
         return 0.0
     rows: Any = data.rows
@@ -83,7 +83,7 @@ def _time_pictures(parts: Assembly, data: TrainingData) -> float:
         image.fingerprint(): image for row in rows for sample in row for image in sample.images
     }
     with tempfile.TemporaryDirectory() as place:
-        fresh = parts.features.beside(Path(place))  # what is known already takes no time
+        fresh = parts.features.in_folder(Path(place))  # what is known already takes no time
         sample = list(images.values())[:BATCHES]
         started = time.monotonic()
         fresh.fill(sample)
@@ -134,7 +134,7 @@ class _Watch(TrainerCallback):
             raise _EnoughError
 
     def rate(self) -> tuple[int, float]:
-        """Micro-batches behind the first, which warms up, and their operations a second."""
+        """Micro-batches after the first, which warms up, and their operations a second."""
         start, end = self.notes[0], self.notes[-1]
         if len(self.notes) < 2:
             return 0, float("nan")

@@ -1,4 +1,4 @@
-"""What LaVIN's authors measured beside what we compute for the same setting."""
+"""What LaVIN's authors measured next to what we compute for the same setting."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ MEASURED: dict[tuple[str, str | None], Measured] = {
 }
 
 
-def beside_paper(recipe: Recipe, shapes: Shapes) -> dict[str, Any] | None:
-    """Lay the authors' figures beside ours for their loop; None for other recipes.
+def compare_with_paper(recipe: Recipe, shapes: Shapes) -> dict[str, Any] | None:
+    """Lay the authors' figures next to ours for their loop; None for other recipes.
 
     Their loop, as their code has it: every example padded to 512 tokens, the vision tower for
     every one, logits at every position.
@@ -96,8 +96,8 @@ def _flops_of_their_loop(recipe: Recipe, shapes: Shapes) -> int:
     visual = shapes.images.tokens
     ids = np.zeros(length, np.int32)
     ids[:visual] = shapes.images.token_id or 0
-    picture: Any = (None,)
-    sample = Encoded(ids, np.arange(length) < 1, modality=1, images=picture)
+    image: Any = (None,)
+    sample = Encoded(ids, np.arange(length) < 1, modality=1, images=image)
     spent = Spent()
     batch = Collator(0, None, shapes.images.load)([[sample]])
     spent.add(batch, shapes.formula, shapes.images.token_id)

@@ -92,7 +92,7 @@ def growth(
 
 
 def share_of_one(found: list[Counter[str]]) -> Counter[str]:
-    """What one layer leaves behind, by part.
+    """What one layer leaves after, by part.
 
     It is the difference between the last two notes of a pass, summed over the passes: MMA routes by
     a pass of its own.

@@ -36,7 +36,7 @@ class Shapes:
     images: MetaImages
 
     def in_step(self, beside_others: bool) -> Shapes:
-        """The same, trained by one process alone or beside others."""
+        """The same, trained by one process alone or next to others."""
         return replace(self, formula=replace(self.formula, in_step=beside_others))
 
 

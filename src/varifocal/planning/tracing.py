@@ -83,7 +83,7 @@ def trace_step(
     Args:
         model: on the meta device, its tuner attached; left in training mode, with gradients.
         base: the model inside any PEFT wrapper.
-        batch: as a collator makes it, pictures on the meta device.
+        batch: as a collator makes it, images on the meta device.
         autocast: the number format of matrix products under mixed precision.
         keep_gradients: whether gradients of an earlier step stand already, as when accumulating.
         repeat: whether a few decoder layers may stand for all where they are alike.

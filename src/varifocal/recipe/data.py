@@ -44,14 +44,14 @@ class SourceSection(Section):
     split: str | None = None
     """Only this split: of `pid_splits.json`, of a data set, or of a table's column `split`."""
     image_folder: str | None = None
-    """The only place pictures are read from; by default the file's own folder."""
+    """The only place images are read from; by default the file's own folder."""
     prompt_format: Literal["QCM-A", "QCM-ALE", "caption"] = "QCM-A"
-    """`scienceqa`: answer alone; answer, lecture and explanation; or describe the picture."""
+    """`scienceqa`: answer alone; answer, lecture and explanation; or describe the image."""
     answer_as: Literal["text", "letter"] = "text"
     """Answer with the choice's text or with its letter."""
     answer_is: Literal["auto", "index", "index_from_1", "value", "letter"] = "auto"
-    """What a gold answer beside choices is; `auto`: a choice's text or letter, and an integer is an
-    index from 0, or beside numbers the equal one."""
+    """What a gold answer with choices is; `auto`: a choice's text or letter, and an integer is an
+    index from 0, or among numbers the equal one."""
     metric: MetricName | None = None
     """`data.evaluate`: how answers are scored. By default `likelihood` where all questions have
     choices, `vqa` where each has the answers of three annotators or more, else `exact`."""
@@ -96,7 +96,7 @@ class MixtureSection(Section):
     total: Count | None = None
     """Examples of an epoch; by default as many as the sources hold."""
     language_fraction: Fraction | None = None
-    """Share of examples without a picture; within each side the sources keep their proportions."""
+    """Share of examples without an image; within each side the sources keep their proportions."""
     temperature: Rate = 1.0
     """Sources count by size ** (1 / temperature): 1 by size, larger ones nearer to equal shares."""
     max_per_task: Count | None = None
@@ -114,7 +114,7 @@ class DataSection(Section):
     mixture: MixtureSection = MixtureSection()
     """Shares of the sources in an epoch."""
     captions: Annotated[tuple[SourceSection, ...], Field(strict=False)] = ()
-    """Described pictures for `connector.alignment`; by default the captions of `train`."""
+    """Described images for `connector.alignment`; by default the captions of `train`."""
     evaluate: Annotated[tuple[SourceSection, ...], Field(strict=False)] = ()
     """Sources to score on."""
     max_length: Count = 512
@@ -126,7 +126,7 @@ class DataSection(Section):
     overflow: Literal["error", "drop", "truncate_prompt", "drop_oldest_turns"] = "error"
     """Over max_length: stop, drop and count it, cut its prompt's text, or leave out old turns."""
     train_on: Literal["answers", "last_answer", "all"] = "answers"
-    """Train every answer, the last one of a conversation, or every token but the pictures'."""
+    """Train every answer, the last one of a conversation, or every token but the images'."""
     on_bad_record: Literal["fail", "skip"] = "fail"
     """A record that cannot be read: stop, or skip and count it."""
     system_prompt: str | None = None
@@ -134,7 +134,7 @@ class DataSection(Section):
     lazy: bool | None = None
     """Encode while training instead of before it; by default from 20,000 examples on."""
     num_workers: Annotated[int, Field(ge=0)] = 0
-    """Processes that prepare data beside the training process."""
+    """Processes that prepare data next to the training process."""
 
     @model_validator(mode="after")
     def _metric_is_of_a_score(self) -> "DataSection":

@@ -29,7 +29,7 @@ class ConnectorSection(Section):
     alignment_steps: Count = 2500
     """Steps of the alignment."""
     alignment_batch_size: Count = 64
-    """Pictures a step of the alignment."""
+    """Images a step of the alignment."""
     alignment_learning_rate: Rate = 1e-3
     """Learning rate of the alignment (AdamW)."""
     alignment_scale: Rate = 20.0
@@ -67,8 +67,8 @@ class ModelSection(Section):
     """The image encoder to graft on; null: use the language model as it is."""
     connector: ConnectorSection | None = None
     """By default a `patch_mlp` when there is a vision tower."""
-    picture_side: Count | None = None
-    """Side, in pixels, of the squares that pictures are put on for a Qwen-VL, whose pictures
+    image_side: Count | None = None
+    """Side, in pixels, of the squares that images are put on for a Qwen-VL, whose images
     otherwise take as many tokens as they are large; a multiple of 28, which is one token. For a
     SmolVLM the side of its tiles, one to an image."""
     dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
@@ -90,8 +90,8 @@ class ModelSection(Section):
     def _parts_fit(self) -> "ModelSection":
         if self.connector and not self.vision_tower:
             raise WrongKeyError("connector", "there is no vision_tower for it to read")
-        if self.picture_side and self.vision_tower:
+        if self.image_side and self.vision_tower:
             raise WrongKeyError(
-                "picture_side", "belongs to a Qwen-VL or SmolVLM; a vision_tower has its own"
+                "image_side", "belongs to a Qwen-VL or SmolVLM; a vision_tower has its own"
             )
         return self

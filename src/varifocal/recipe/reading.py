@@ -161,7 +161,7 @@ def _training_at(base: Path, training: TrainingSection) -> TrainingSection:
     if not given:
         return training
     files = {key: _engine_file(base, value) for key, value in given.items()}
-    # A copy's update would leave passed-through keys beside the others.
+    # A copy's update would leave passed-through keys next to the others.
     return TrainingSection.model_construct(**{**training.model_dump(), **files})
 
 

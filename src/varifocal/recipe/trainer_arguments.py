@@ -56,7 +56,7 @@ NEED_WORKERS = (
     "dataloader_prefetch_factor",
     "dataloader_multiprocessing_context",
 )
-"""Fields that say how processes beside the training read rows."""
+"""Fields that say how processes next to the training read rows."""
 
 NEED_REPORT_TO = (
     "run_name",

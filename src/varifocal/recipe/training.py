@@ -18,7 +18,7 @@ from varifocal.recipe.trainer_arguments import NEED_REPORT_TO, REFUSED, PassedAr
 class TrainingSection(Section):
     """How it is trained: fields of `transformers.TrainingArguments` under their own names.
 
-    The common ones stand here. These may stand beside them: `optim`, `optim_args`, `adam_epsilon`,
+    The common ones stand here. These may stand next to them: `optim`, `optim_args`, `adam_epsilon`,
     `lr_scheduler_kwargs`, `neftune_noise_alpha` (rows of one example), `save_strategy` (no, steps,
     epoch), `logging_first_step`, `log_level`, `log_level_replica`, `log_on_each_node`, `report_to`,
     `run_name`, `project`, `trackio_space_id`, `trackio_bucket_id`, `trackio_static_space_id`,

@@ -69,7 +69,7 @@ class MixLoraSection(Section):
     rank: Count = 4
     """r: factors picked for an instance."""
     conditional: bool = True
-    """Let the choice for B read the factors chosen for A, beside the instance (the paper's CFS)."""
+    """Let the choice for B read the factors chosen for A and the instance (the paper's CFS)."""
     selection: Literal["hard", "weighted", "straight_through", "random"] = "weighted"
     """How scores enter: indices alone (the public code), as weights, or in the gradient alone."""
     routing_scope: Literal["prompt", "sequence"] = "prompt"

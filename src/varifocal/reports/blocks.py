@@ -1,4 +1,4 @@
-"""A page of headings, tables and pictures, as Markdown or as one self-contained HTML file."""
+"""A page of headings, tables and images, as Markdown or as one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ class Code:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture's file, and what it shows."""
+class Image:
+    """An image's file, and what it shows."""
 
     path: Path
     caption: str
@@ -58,11 +58,11 @@ class Picture:
 
 _SHORT_CELL = 24  # characters
 
-Block = Heading | Paragraph | Bullets | Grid | Code | Picture
+Block = Heading | Paragraph | Bullets | Grid | Code | Image
 
 
 def to_markdown(blocks: Iterable[Block], folder: Path) -> str:
-    """Write a page as Markdown; pictures are named by their way from `folder`."""
+    """Write a page as Markdown; images are named by their way from `folder`."""
     return "\n\n".join(_markdown(block, folder) for block in blocks) + "\n"
 
 
@@ -75,7 +75,7 @@ def _markdown(block: Block, folder: Path) -> str:
         return "\n".join(f"- {_plain(point)}" for point in block.points)
     if isinstance(block, Code):
         return f"```{block.language}\n{block.text.rstrip()}\n```"
-    if isinstance(block, Picture):
+    if isinstance(block, Image):
         place = block.path.relative_to(folder).as_posix().replace(" ", "%20")
         return f"![{_plain(block.caption)}]({place})"
     rule = ["---"] * len(block.head)
@@ -110,7 +110,7 @@ figcaption{color:#57606a;font-size:.85rem}
 
 
 def to_html(blocks: Iterable[Block], title: str) -> str:
-    """Write a page as one HTML file, its pictures inside."""
+    """Write a page as one HTML file, its images inside."""
     body = to_fragment(blocks)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
@@ -123,7 +123,7 @@ def to_html(blocks: Iterable[Block], title: str) -> str:
 
 
 def to_fragment(blocks: Iterable[Block]) -> str:
-    """Write blocks as HTML that goes into a page, its pictures inside."""
+    """Write blocks as HTML that goes into a page, its images inside."""
     return "\n".join(map(_html, blocks))
 
 
@@ -142,7 +142,7 @@ def _html(block: Block) -> str:
         return "<ul>" + "".join(f"<li>{html.escape(one)}</li>" for one in block.points) + "</ul>"
     if isinstance(block, Code):
         return f"<pre><code>{html.escape(block.text.rstrip())}</code></pre>"
-    if isinstance(block, Picture):
+    if isinstance(block, Image):
         data = base64.b64encode(block.path.read_bytes()).decode()
         caption = html.escape(block.caption)
         width = f' width="{block.width}"' if block.width else ""

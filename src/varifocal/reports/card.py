@@ -22,8 +22,8 @@ from varifocal.reports.blocks import (
     Code,
     Grid,
     Heading,
+    Image,
     Paragraph,
-    Picture,
     to_html,
     to_markdown,
 )
@@ -33,7 +33,7 @@ from varifocal.reports.runs import RunSummary, read_run
 from varifocal.reports.runs_table import COST_ROWS
 from varifocal.run import RunDirectory
 from varifocal.trained import scores_folder
-from varifocal.writing import whole_file, write_text
+from varifocal.writing import atomic_file, write_text
 
 CARD = "README.md"
 SAMPLES = 6
@@ -57,7 +57,7 @@ class Card:
     Attributes:
         metadata: the front matter.
         blocks: the page.
-        folder: the run's directory, where pictures are.
+        folder: the run's directory, where images are.
     """
 
     metadata: Mapping[str, Any]
@@ -70,7 +70,7 @@ class Card:
         return f"---\n{front}---\n\n{to_markdown(self.blocks, self.folder)}"
 
     def html(self) -> str:
-        """The card as one page with its pictures inside."""
+        """The card as one page with its images inside."""
         return to_html(self.blocks, str(self.metadata["model_name"]))
 
 
@@ -100,7 +100,7 @@ def renew_card(root: str | Path) -> None:
 
 
 def make_card(root: str | Path) -> Card:
-    """Read a run and lay out its card; its loss plot and small sample pictures are written.
+    """Read a run and lay out its card; its loss plot and small sample images are written.
 
     Raises:
         RunError: there is no run here.
@@ -176,12 +176,12 @@ def _head(run: RunSummary) -> Iterator[Block]:
     yield Heading(run.name, 1)
     language, tower = (run.knobs.get(key) for key in _PART_KEYS)
     method = _METHODS.get(str(run.knobs.get("tuner.type")), str(run.knobs.get("tuner.type")))
-    sees = f", seeing through {tower}" if tower else ""
+    is_vision_language = f", seeing through {tower}" if tower else ""
     count = run.trained_parameters
     trained = "" if count is None else f"{count:,} parameters were trained."
     if not run.finished:
         trained = f"The run is not finished ({run.state})."
-    yield Paragraph(f"{language}, adapted by {method}{sees}. {trained}")
+    yield Paragraph(f"{language}, adapted by {method}{is_vision_language}. {trained}")
 
 
 def _how_to_load(run: RunDirectory, summary: RunSummary) -> Iterator[Block]:
@@ -192,9 +192,9 @@ def _how_to_load(run: RunDirectory, summary: RunSummary) -> Iterator[Block]:
             return
         yield Paragraph("Until then it is opened as of its newest checkpoint.")
     eyes = bool(summary.knobs.get("model.vision_tower"))
-    picture = ' --image "picture.png"' if eyes else ""
-    yield Code(f'varifocal ask {shlex.quote(str(run.root))} "What is this?"{picture}', "bash")
-    shown = ', ["picture.png"]' if eyes else ""
+    image = ' --image "image.png"' if eyes else ""
+    yield Code(f'varifocal ask {shlex.quote(str(run.root))} "What is this?"{image}', "bash")
+    shown = ', ["image.png"]' if eyes else ""
     lines = [
         "import varifocal as vf\n",
         f"model = vf.load({str(run.root)!r})",
@@ -224,7 +224,7 @@ def _scores(scores: Sequence[ScoreLine]) -> Iterator[Block]:
     yield Grid(["suite", "measure", "score", "95 % interval", "items", "unparsed"], lines)
     figures = [[one.suite, one.beside] for one in scores if one.main and one.beside]
     if figures:
-        yield Grid(["suite", "beside its main score: blind rules, likelihood both ways"], figures)
+        yield Grid(["suite", "next to its main score: blind rules, likelihood both ways"], figures)
     protocols = {one.suite: one.protocol for one in scores}
     yield Grid(["suite", "protocol"], [[*one] for one in protocols.items()])
 
@@ -240,7 +240,7 @@ def _samples(run: RunDirectory, scores: Sequence[ScoreLine]) -> Iterator[Block]:
         yield Heading(_verdict(one), 3)
         small = _small(one, run.plots / "samples" / f"{number}.png")
         if small is not None:
-            yield Picture(small, f"item {one.id}", width=240)
+            yield Image(small, f"item {one.id}", width=240)
         yield Bullets(
             [
                 f"asked: {one.question}",
@@ -256,19 +256,19 @@ def _verdict(one: Sample) -> str:
 
 
 def _small(sample: Sample, path: Path) -> Path | None:
-    """Write a sample's picture, smaller, into the run."""
+    """Write a sample's image, smaller, into the run."""
     from varifocal.data.example import Image
     from varifocal.errors import DataError
 
-    if sample.picture is None:
+    if sample.image is None:
         return None
     try:
-        picture = Image(sample.picture).open()
+        image = Image(sample.image).open()
     except DataError:
         return None
-    picture.thumbnail((_SIDE, _SIDE))
-    with whole_file(path) as staging:
-        picture.save(staging, format="PNG")
+    image.thumbnail((_SIDE, _SIDE))
+    with atomic_file(path) as staging:
+        image.save(staging, format="PNG")
     return path
 
 
@@ -351,9 +351,9 @@ def _plots(run: RunDirectory, summary: RunSummary) -> Iterator[Block]:
     if losses:
         path = run.plots / "loss.png"
         loss_curve(losses, path)
-        found.append(Picture(path, "training loss"))
+        found.append(Image(path, "training loss"))
     places = (run.plots / "routing.png", *sorted(run.analysis.glob("routing*.png")))
-    found += [Picture(path, f"routing ({path.stem})") for path in places if path.is_file()]
+    found += [Image(path, f"routing ({path.stem})") for path in places if path.is_file()]
     if found:
         yield Heading("Plots")
         yield from found

@@ -25,7 +25,7 @@ class ScoreLine:
         unparsed: of them, answers that could not be read.
         protocol: how it was measured, in words.
         main: whether it stands for the suite.
-        beside: what blind rules score, and both ways of reading likelihoods, in words.
+        next to: what blind rules score, and both ways of reading likelihoods, in words.
         left_out: items that could not be asked.
     """
 
@@ -57,7 +57,7 @@ class Sample:
         suite, id: where it is from.
         question, gold, answer: in words; `answer` is None when it could not be read.
         correct: the verdict, or None where there is none for one item.
-        picture: its file, if it has one and it is known.
+        image: its file, if it has one and it is known.
     """
 
     suite: str
@@ -66,7 +66,7 @@ class Sample:
     gold: str
     answer: str | None
     correct: bool | None
-    picture: Path | None
+    image: Path | None
 
 
 def read_scores(directory: Path) -> list[ScoreLine]:
@@ -115,7 +115,7 @@ def _in_figures(blind: Mapping[str, Any], ways: Mapping[str, Any]) -> str:
 
 
 def read_samples(directory: Path, count: int, suite: str | None = None) -> list[Sample]:
-    """Take a few answers of each kind: right and wrong ones in turn, those with pictures first.
+    """Take a few answers of each kind: right and wrong ones in turn, those with images first.
 
     Args:
         directory: the run's `eval`.
@@ -133,8 +133,8 @@ def read_samples(directory: Path, count: int, suite: str | None = None) -> list[
         for line in _lines(directory / f"{chosen}.predictions.jsonl")
         if "parsed" in line  # a line of a former kind has none
     ]
-    known = [one for one in samples if one.question or one.picture]
-    known.sort(key=lambda one: one.picture is None)
+    known = [one for one in samples if one.question or one.image]
+    known.sort(key=lambda one: one.image is None)
     right = [one for one in known if one.correct is not False]
     wrong = [one for one in known if one.correct is False]
     wanted = right[: max(count - len(wrong), -(-count // 2))]
@@ -155,7 +155,7 @@ def _sample(suite: str, line: Mapping[str, Any]) -> Sample:
         gold="" if gold is None else str(gold),
         answer=None if answer is None else str(answer),
         correct=correct >= 0.5 if isinstance(correct, int | float) else None,
-        picture=next((path for path in candidates if path.is_file()), None),
+        image=next((path for path in candidates if path.is_file()), None),
     )
 
 

@@ -109,10 +109,10 @@ def limits(run: RunDirectory, summary: RunSummary, scores: Sequence[ScoreLine]) 
         found.append("What it lost of the base model's language skills was not measured.")
     names = " ".join(one.suite.lower() for one in scores)
     if summary.knobs.get("model.vision_tower") and "pope" not in names:
-        found.append("Whether it names things that are not in a picture (POPE) was not tested.")
+        found.append("Whether it names things that are not in an image (POPE) was not tested.")
     found.append(
         f"One run with seed {summary.knobs.get('seed', 'unknown')}: how far another seed would "
         "differ was not tested, nor were safety, bias, other languages and other kinds of "
-        "pictures than those of the data above."
+        "images than those of the data above."
     )
     return found

@@ -1,7 +1,7 @@
-"""A comparison as one HTML file: tables, and the items won and lost with their pictures.
+"""A comparison as one HTML file: tables, and the items won and lost with their images.
 
-Made of what `compare.json` holds. The file needs nothing beside it and nothing from the network;
-every text in it is escaped, pictures are made small, and there is a most to everything.
+Made of what `compare.json` holds. The file needs nothing next to it and nothing from the network;
+every text in it is escaped, images are made small, and there is a most to everything.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ summary { cursor: pointer; color: var(--faint); }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(330px, 1fr)); gap: 14px; }
 article { background: var(--ground); border: 1px solid var(--line); border-radius: 8px;
   overflow: hidden; display: flex; flex-direction: column; }
-.pictures { background: #fff; border-bottom: 1px solid var(--line); text-align: center;
+.images { background: #fff; border-bottom: 1px solid var(--line); text-align: center;
   padding: 8px; }
-.pictures img { max-width: 100%; height: auto; max-height: 220px; width: auto; margin: 0 2px; }
+.images img { max-width: 100%; height: auto; max-height: 220px; width: auto; margin: 0 2px; }
 .text { padding: 12px 14px; display: flex; flex-direction: column; flex: 1; }
 .question { margin: 0 0 8px; font-weight: 600; white-space: pre-line; overflow-wrap: anywhere; }
 article ul { list-style: none; margin: 0; padding: 0; }
@@ -87,14 +87,14 @@ MOST_CARDS = 60
 MOST_TEXT = 600
 """Characters of a question or an answer that are shown."""
 
-MOST_PICTURES = 2
-"""Pictures of an item that are shown."""
+MOST_IMAGES = 2
+"""Images of an item that are shown."""
 
-PICTURE_SIDE = 320
-"""Longest side of a picture on the page, in pixels."""
+IMAGE_SIDE = 320
+"""Longest side of an image on the page, in pixels."""
 
 MOST_BYTES = 12_000_000
-"""Of all pictures together; items beyond stand without theirs."""
+"""Of all images together; items beyond stand without theirs."""
 
 _DULL = ("split", "hint", "task")  # tags that tell nothing on a card
 
@@ -150,7 +150,7 @@ _FOOT = (
 
 
 class _Album:
-    """Pictures as data addresses, until their bytes are spent."""
+    """Images as data addresses, until their bytes are spent."""
 
     def __init__(self) -> None:
         self._left = MOST_BYTES
@@ -158,19 +158,19 @@ class _Album:
     def show(self, place: str) -> str:
         """Return an image element, or what stands in its place."""
         try:
-            picture = Image(path=Path(place)).open()
+            image = Image(path=Path(place)).open()
         except DataError as error:
             return f"<p class='gone'>{escape(_cut(str(error)))}</p>"
-        picture.thumbnail((PICTURE_SIDE, PICTURE_SIDE))
+        image.thumbnail((IMAGE_SIDE, IMAGE_SIDE))
         file = io.BytesIO()
-        picture.save(file, "JPEG", quality=85)
+        image.save(file, "JPEG", quality=85)
         content = base64.b64encode(file.getvalue()).decode()
         if len(content) > self._left:
             return f"<p class='gone'>{escape(_cut(place))}</p>"
         self._left -= len(content)
         return (
-            f"<img src='data:image/jpeg;base64,{content}' width='{picture.width}' "
-            f"height='{picture.height}' alt='{escape(Path(place).name)}'>"
+            f"<img src='data:image/jpeg;base64,{content}' width='{image.width}' "
+            f"height='{image.height}' alt='{escape(Path(place).name)}'>"
         )
 
 
@@ -217,10 +217,10 @@ def _cards(
 
 
 def _card(item: Mapping[str, Any], names: Mapping[str, str], album: _Album) -> str:
-    pictures = "".join(album.show(str(place)) for place in item["images"][:MOST_PICTURES])
-    more = len(item["images"]) - MOST_PICTURES
-    beyond = f"<p class='gone'>and {more} more pictures</p>" if more > 0 else ""
-    shown = f"<div class='pictures'>{pictures}{beyond}</div>" if pictures else ""
+    images = "".join(album.show(str(place)) for place in item["images"][:MOST_IMAGES])
+    more = len(item["images"]) - MOST_IMAGES
+    beyond = f"<p class='gone'>and {more} more images</p>" if more > 0 else ""
+    shown = f"<div class='images'>{images}{beyond}</div>" if images else ""
     question = escape(_cut(_bare(item))) or "<i>the file does not keep the question</i>"
     said = [str(value) for key, value in item["tags"].items() if value and key not in _DULL]
     tags = ", ".join(dict.fromkeys(said))

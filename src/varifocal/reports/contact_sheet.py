@@ -1,4 +1,4 @@
-"""Answers beside the pictures they are about, as one image."""
+"""Answers next to the images they are about, as one image."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RIGHT, WRONG = "#2e7d43", "#b93a32"
 GROUND = "#f6f7f9"
 
 CARD_WIDTH, CARD_HEIGHT, TITLE_HEIGHT, GAP = 3.5, 4.9, 0.45, 0.1  # inches
-PICTURE_HEIGHT, LINE_HEIGHT, MARGIN = 2.2, 0.185, 0.15  # inches
+IMAGE_HEIGHT, LINE_HEIGHT, MARGIN = 2.2, 0.185, 0.15  # inches
 BAR, INDENT, OPTION_SPACE = 0.06, 0.2, 0.03  # inches
 FONT_SIZE = 9.0  # points
 
@@ -29,7 +29,7 @@ class Card:
     """One answered question.
 
     Attributes:
-        picture: what the question is about, or None.
+        image: what the question is about, or None.
         question: its text.
         options: its options' texts; empty when it is open.
         answer: what the model answered; None when it could not be read as an option.
@@ -37,7 +37,7 @@ class Card:
         correct: the verdict.
     """
 
-    picture: PIL.Image.Image | None
+    image: PIL.Image.Image | None
     question: str
     options: Sequence[str]
     answer: str | None
@@ -46,12 +46,12 @@ class Card:
 
 
 def contact_sheet(cards: Sequence[Card], path: Path, *, columns: int = 3, title: str = "") -> None:
-    """Draw cards of picture, question, options, answer and verdict, row by row.
+    """Draw cards of image, question, options, answer and verdict, row by row.
 
     Args:
         cards: six make a sheet; any number is drawn.
         path: the PNG to write.
-        columns: cards beside each other.
+        columns: cards next to each other.
         title: what stands above them.
 
     Raises:
@@ -94,7 +94,7 @@ class _Line:
 
 
 def _draw_card(figure: Figure, axes: Axes, card: Card) -> None:
-    """Fill one card, from the picture down; the axes' units are inches from the upper left."""
+    """Fill one card, from the image down; the axes' units are inches from the upper left."""
     width, height = CARD_WIDTH - 2 * GAP, CARD_HEIGHT - 2 * GAP
     colour = RIGHT if card.correct else WRONG
     axes.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[], facecolor=GROUND)
@@ -102,9 +102,9 @@ def _draw_card(figure: Figure, axes: Axes, card: Card) -> None:
     axes.spines[:].set_linewidth(0.6)
     axes.axhspan(0, BAR, color=colour, linewidth=0)
     y = MARGIN + BAR
-    if card.picture is not None:
-        _draw_picture(axes, card.picture, y, width)
-        y += PICTURE_HEIGHT + MARGIN
+    if card.image is not None:
+        _draw_image(axes, card.image, y, width)
+        y += IMAGE_HEIGHT + MARGIN
     foot = _verdict(card)
     room = int((height - 2 * MARGIN - y) / LINE_HEIGHT) - len(foot)
     for line in _body(figure, card, width - 2 * MARGIN, room):
@@ -118,14 +118,14 @@ def _draw_card(figure: Figure, axes: Axes, card: Card) -> None:
         y += LINE_HEIGHT
 
 
-def _draw_picture(axes: Axes, picture: PIL.Image.Image, top: float, width: float) -> None:
-    """Centre the picture in its band, in its own proportions."""
+def _draw_image(axes: Axes, image: PIL.Image.Image, top: float, width: float) -> None:
+    """Centre the image in its band, in its own proportions."""
     room = width - 2 * MARGIN
-    scale = min(room / picture.width, PICTURE_HEIGHT / picture.height)
-    wide, high = picture.width * scale, picture.height * scale
-    left, upper = (width - wide) / 2, top + (PICTURE_HEIGHT - high) / 2
+    scale = min(room / image.width, IMAGE_HEIGHT / image.height)
+    wide, high = image.width * scale, image.height * scale
+    left, upper = (width - wide) / 2, top + (IMAGE_HEIGHT - high) / 2
     axes.imshow(
-        picture.convert("RGB"), extent=(left, left + wide, upper + high, upper),
+        image.convert("RGB"), extent=(left, left + wide, upper + high, upper),
         aspect="auto", interpolation="antialiased",
     )  # fmt: skip
     axes.set(xlim=(0, width), ylim=(axes.get_ylim()[0], 0))

@@ -1,4 +1,4 @@
-"""Plots of data before a run: how long its examples are, and how many tokens its pictures take."""
+"""Plots of data before a run: how long its examples are, and how many tokens its images take."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def length_histogram(
             xycoords=("data", "axes fraction"), textcoords="offset points",
             ha="right", va="top", fontsize=9, color=INK,
         )  # fmt: skip
-    axes.set(xlabel="tokens of an example, its pictures' included", ylabel="examples")
+    axes.set(xlabel="tokens of an example, its images' included", ylabel="examples")
     axes.set_title(title, loc="left", color=INK)
     axes.legend(frameon=False, fontsize=9, loc="center right")
     save_figure(figure, path)

@@ -67,7 +67,7 @@ def _sample(sample: Sample) -> str:
     answer = sample.answer if sample.answer is not None else "nothing that can be read"
     told = Bullets([f"asked: {sample.question}", f"answered: {answer}", f"right: {sample.gold}"])
     title = Heading(f"{sample.suite}, item {sample.id}: {words[sample.correct]}", 4)
-    return to_fragment([title]) + _thumbnail(sample.picture) + to_fragment([told])
+    return to_fragment([title]) + _thumbnail(sample.image) + to_fragment([told])
 
 
 def _thumbnail(path: Path | None) -> str:

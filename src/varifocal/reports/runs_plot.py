@@ -1,4 +1,4 @@
-"""The report's picture: scores against what it took, and the losses on the way."""
+"""The report's image: scores against what it took, and the losses on the way."""
 
 from __future__ import annotations
 

@@ -90,10 +90,10 @@ class Report:
         claim_folder(directory)
         files = [directory / "report.md", directory / "report.json"]
         write_json(files[1], self.to_dict())
-        picture = directory / "report.png"
-        if report_plot(self.runs, picture, knob=_one_number(self.runs), groups=self.groups):
-            files.append(picture)
-        write_text(files[0], markdown(self, picture.name if len(files) > 2 else None))
+        image = directory / "report.png"
+        if report_plot(self.runs, image, knob=_one_number(self.runs), groups=self.groups):
+            files.append(image)
+        write_text(files[0], markdown(self, image.name if len(files) > 2 else None))
         return tuple(files)
 
 
@@ -168,7 +168,7 @@ BESIDE: tuple[tuple[str, str], ...] = (
     ("by_sum", "by the sum of likelihoods"),
     ("by_mean", "by their mean"),
 )
-"""What stands beside a suite's main score, and what reports call it."""
+"""What stands next to a suite's main score, and what reports call it."""
 
 
 def _beside(suite: str, scores: Sequence[Mapping[str, Any] | None]) -> Iterator[Row]:
@@ -200,7 +200,7 @@ def _scaled(factor: float, form: str) -> Callable[[Any], str]:
 COST_ROWS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("tokens", "tokens", _count),
     ("tokens of text rows", "tokens_text", _count),
-    ("tokens of rows with pictures", "tokens_with_picture", _count),
+    ("tokens of rows with images", "tokens_with_picture", _count),
     ("of these, image tokens", "tokens_image", _count),
     ("trained tokens", "tokens_trained", _count),
     ("vision tower passes", "vision_passes", _count),
@@ -303,20 +303,20 @@ def _of_run(run: RunSummary) -> dict[str, Any]:
     }
 
 
-def markdown(report: Report, picture: str | None = None) -> str:
-    """The report as a page: the table over seeds, the runs' table, the picture.
+def markdown(report: Report, image: str | None = None) -> str:
+    """The report as a page: the table over seeds, the runs' table, the image.
 
     Args:
         report: what was found.
-        picture: the picture's file name beside the page.
+        image: the image's file name next to the page.
     """
     parts = ["# Runs side by side"]
     if report.groups:
         parts += ["## Over seeds", _table(*group_rows(report)), _OVER_SEEDS]
     names = [run.name for run in report.runs]
     parts += ["## Runs", _table(["", *names], [[row.label, *row.cells] for row in report.rows])]
-    if picture:
-        parts.append(f"![accuracy against cost, and losses]({picture})")
+    if image:
+        parts.append(f"![accuracy against cost, and losses]({image})")
     parts.append(_NOTE)
     return "\n\n".join(parts) + "\n"
 

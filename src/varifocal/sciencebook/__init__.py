@@ -1,6 +1,6 @@
 """Procedural multimodal science questions in ScienceQA's layout.
 
-Every picture is drawn and every text composed by a small function, one per skill, so the data set
+Every image is drawn and every text composed by a small function, one per skill, so the data set
 needs no download, is true by construction, and can be as large as wanted. A new skill is one
 function and one table row: see `skill.py` for what both look like.
 """

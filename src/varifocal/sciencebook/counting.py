@@ -1,4 +1,4 @@
-"""Looking and counting from pictures: numbers, shapes, colours and fractions."""
+"""Looking and counting from images: numbers, shapes, colours and fractions."""
 
 from __future__ import annotations
 

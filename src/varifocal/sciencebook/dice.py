@@ -1,6 +1,6 @@
 """Random choices that belong to one question alone.
 
-Knows nothing of pictures or of files: a question's dice depend on the seed, the skill, the split
+Knows nothing of images or of files: a question's dice depend on the seed, the skill, the split
 and the question's number in it, so any question can be made again without making the others.
 """
 
@@ -39,7 +39,7 @@ class Dice:
             skill: the skill's name.
             split: "train", "val" or "test".
             index: which of the skill's questions in that split this is, from 0.
-            purpose: keeps two sets of dice of one question apart ("text", "picture", "order").
+            purpose: keeps two sets of dice of one question apart ("text", "image", "order").
         """
         self.split = split
         self._index = index

@@ -1,7 +1,7 @@
-"""A small drawing board for school-book pictures: named colours, smooth edges, random placement.
+"""A small drawing board for school-book images: named colours, smooth edges, random placement.
 
 Coordinates are those of a 224 x 224 page, x to the right and y down. The board is drawn at twice
-the size and halved at the end, which smooths every edge; it also moves and zooms each picture a
+the size and halved at the end, which smooths every edge; it also moves and zooms each image a
 little.
 """
 
@@ -45,7 +45,7 @@ class Canvas:
     """A page to draw on.
 
     Attributes:
-        dice: the picture's own dice, for jitter.
+        dice: the image's own dice, for jitter.
         paper: the background colour.
     """
 
@@ -61,7 +61,7 @@ class Canvas:
         self._draw = ImageDraw.Draw(self._image)
 
     def finish(self) -> Image.Image:
-        """Return the picture, RGB, 224 x 224."""
+        """Return the image, RGB, 224 x 224."""
         return self._image.reduce(OVERSAMPLING)
 
     def jitter(self, reach: float) -> float:

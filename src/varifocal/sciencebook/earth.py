@@ -1,4 +1,4 @@
-"""Earth and sky from pictures: the Moon, weather, shadows and layers of rock."""
+"""Earth and sky from images: the Moon, weather, shadows and layers of rock."""
 
 from __future__ import annotations
 

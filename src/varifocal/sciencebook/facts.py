@@ -1,4 +1,4 @@
-"""The facts behind the science skills that need no picture."""
+"""The facts after the science skills that need no image."""
 
 ANIMALS = (
     *(

@@ -1,4 +1,4 @@
-"""Language from pictures: prepositions, feelings, actions, one and many."""
+"""Language from images: prepositions, feelings, actions, one and many."""
 
 from __future__ import annotations
 

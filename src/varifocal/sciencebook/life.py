@@ -1,4 +1,4 @@
-"""Living things from pictures: plants and food chains."""
+"""Living things from images: plants and food chains."""
 
 from __future__ import annotations
 

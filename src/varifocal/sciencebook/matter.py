@@ -1,4 +1,4 @@
-"""Matter from pictures: solutions, hot and cold particles, states of matter."""
+"""Matter from images: solutions, hot and cold particles, states of matter."""
 
 from __future__ import annotations
 

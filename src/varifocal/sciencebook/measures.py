@@ -1,4 +1,4 @@
-"""Reading instruments from pictures: thermometer, ruler and clock."""
+"""Reading instruments from images: thermometer, ruler and clock."""
 
 from __future__ import annotations
 

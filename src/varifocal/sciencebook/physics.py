@@ -1,4 +1,4 @@
-"""Physics from pictures: magnets, circuits, forces, weights and shadows."""
+"""Physics from images: magnets, circuits, forces, weights and shadows."""
 
 from __future__ import annotations
 

@@ -26,8 +26,8 @@ class Question:
         answer: the right one of `choices`.
         solution: the steps that lead to the answer; its last sentence states the answer.
         hint: the text context, or "".
-        caption: for a picture skill a true description in plain words, naming what decides.
-        draw: for a picture skill the function that draws the picture.
+        caption: for an image skill a true description in plain words, naming what decides.
+        draw: for an image skill the function that draws the image.
     """
 
     question: str
@@ -50,7 +50,7 @@ class Skill:
         topic: as ScienceQA names them, for example "earth-science".
         category: the heading within the topic.
         grades: first and last school year, 1 to 12.
-        needs: what the answer cannot be found without: a picture, a text, or neither.
+        needs: what the answer cannot be found without: an image, a text, or neither.
         num_choices: how many answers each question offers.
         lecture: what a pupil learns first; the same for every question of the skill.
         make: throws the dice and returns a question.

@@ -1,4 +1,4 @@
-"""Society from pictures: charts, maps, flags and rules of the road."""
+"""Society from images: charts, maps, flags and rules of the road."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The word lists behind the language skills that need neither picture nor text."""
+"""The word lists after the language skills that need neither image nor text."""
 
 NOUNS = (
     *("apple", "river", "teacher", "window", "garden", "doctor", "bridge", "pencil", "kitchen"),

@@ -29,7 +29,7 @@ class Summary:
     Attributes:
         directory: where the data set lies.
         num_questions: questions per split.
-        num_pictures: pictures over all splits.
+        num_pictures: images over all splits.
         skills: the names of the skills, in table order.
         chance: accuracy of a blind guess over all questions, 0 to 1.
     """
@@ -54,8 +54,8 @@ def make_sciencebook(
     """Write a data set of procedural science questions.
 
     The layout is ScienceQA's: `problems.json` (id -> record), `pid_splits.json` (split -> ids) and
-    `images/SPLIT/ID/image.png`. A picture's record has one more key, `caption`, a true description.
-    Pictures come first and `problems.json` last, so a directory without it was not finished; the
+    `images/SPLIT/ID/image.png`. An image's record has one more key, `caption`, a true description.
+    Images come first and `problems.json` last, so a directory without it was not finished; the
     same call then starts over. A record depends on the seed, its split and its place there, and on
     the choice of skills, never on how many others are made.
 
@@ -87,7 +87,7 @@ def make_sciencebook(
     try:
         with alone(root):
             _check_unfinished(root)  # another process may have finished it meanwhile
-            problems = _write_pictures(root, table, counts, seed, progress)
+            problems = _write_images(root, table, counts, seed, progress)
             _write_json(root / "pid_splits.json", _names_by_split(problems))
             _write_json(root / "problems.json", problems)
     except OSError as error:
@@ -116,7 +116,7 @@ def _names_by_split(problems: Mapping[str, Mapping[str, Any]]) -> dict[str, list
 def compose(
     skill: Skill | str, split: str, index: int, seed: int
 ) -> tuple[dict[str, Any], Question]:
-    """Make one record without drawing its picture.
+    """Make one record without drawing its image.
 
     Args:
         skill: a row of the table, or its name.
@@ -126,7 +126,7 @@ def compose(
 
     Returns:
         The record as it stands in `problems.json`, and the question it was made from, whose `draw`
-        is the picture's.
+        is the image's.
 
     Example:
         >>> record, question = compose("magnets", "train", 0, seed=0)
@@ -161,13 +161,13 @@ def compose(
 
 
 def draw(skill: Skill | str, split: str, index: int, seed: int, question: Question) -> Image.Image:
-    """Draw the picture of a question that `compose` made with the same arguments.
+    """Draw the image of a question that `compose` made with the same arguments.
 
     Returns:
-        The picture, RGB, 224 x 224.
+        The image, RGB, 224 x 224.
 
     Raises:
-        ValueError: the question has no picture.
+        ValueError: the question has no image.
     """
     name = skill if isinstance(skill, str) else skill.name
     if question.draw is None:
@@ -186,7 +186,7 @@ def record_id(split: str, place: int) -> str:
     return str(len(SPLITS) * place + SPLITS.index(split) + 1)
 
 
-def _write_pictures(
+def _write_images(
     root: Path,
     table: Sequence[Skill],
     counts: dict[str, int],
@@ -203,8 +203,8 @@ def _write_pictures(
         if question.draw:
             folder = root / "images" / split / name
             folder.mkdir(parents=True, exist_ok=True)
-            picture = draw(table[row], split, index, seed, question)
-            picture.save(folder / PICTURE_NAME, compress_level=PNG_COMPRESSION)
+            image = draw(table[row], split, index, seed, question)
+            image.save(folder / PICTURE_NAME, compress_level=PNG_COMPRESSION)
         problems[name] = record
         if progress is not None:
             progress(len(problems), total)

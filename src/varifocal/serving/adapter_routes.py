@@ -1,4 +1,4 @@
-"""Which weights answer a row: the adapter's for text, the adapter's for pictures, the base's.
+"""Which weights answer a row: the adapter's for text, the adapter's for images, the base's.
 
 MMA's adapter is an affine map for each modality (`varifocal.tuners.mma.folding`), and a LoRA's
 update is a sum of weights, so a linear that reads one becomes as many plain linears as there are

@@ -203,7 +203,7 @@ class Writing:
             self._end()
             return token, "stop"
         if sampling.logprobs is not None:
-            told = tell_logprob(logits[0], token, sampling.logprobs, self.tokenizer)
+            told = token_logprob(logits[0], token, sampling.logprobs, self.tokenizer)
             self._told.append((self._written, told))
         for one in self._opening.push(token):
             self._hand_on(self._text.push(one))
@@ -237,7 +237,7 @@ class Writing:
         self._hand_on(self._text.flush(), is_last=True)
 
 
-def tell_logprob(logits: Tensor, token: int, top: int, tokenizer: Any) -> TokenLogprob:
+def token_logprob(logits: Tensor, token: int, top: int, tokenizer: Any) -> TokenLogprob:
     """Tell a token's log-probability and the likeliest tokens', from logits [V]."""
     wide = torch.promote_types(logits.dtype, torch.float32)
     logprobs = logits.to(wide).log_softmax(dim=-1)

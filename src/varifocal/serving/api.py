@@ -1,4 +1,4 @@
-"""A trained run behind OpenAI's chat completions, for whatever speaks them."""
+"""A trained run after OpenAI's chat completions, for whatever speaks them."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ from varifocal.serving.settings import ServeSettings
 _SEED = 7
 
 
-def example_questions(*, pictures: bool) -> list[Question]:
+def example_questions(*, images: bool) -> list[Question]:
     """Compose the questions that the page offers.
 
     Args:
-        pictures: whether the model can see.
+        images: whether the model can see.
     """
     texts = [
         Question(title="A sum", text="What is 17 plus 25?"),
@@ -54,7 +54,7 @@ def example_questions(*, pictures: bool) -> list[Question]:
         ),
         Question(title="A fact", text="Why does ice float on water?"),
     ]
-    return [*(_pictured() if pictures else ()), *texts]
+    return [*(_pictured() if images else ()), *texts]
 
 
 def _pictured() -> list[Question]:
@@ -64,12 +64,12 @@ def _pictured() -> list[Question]:
     asked = f"{record['question']} Choose one of: {choices}."
     return [
         Question(title="A science question", text=asked, image=uri),
-        Question(title="A caption", text="Describe this picture.", image=other),
+        Question(title="A caption", text="Describe this image.", image=other),
     ]
 
 
 def _drawn(skill: str, index: int) -> tuple[dict[str, Any], str]:
-    """Compose a question that the demo learns to answer, and its picture as a `data:` URI."""
+    """Compose a question that the demo learns to answer, and its image as a `data:` URI."""
     record, question = compose(skill, "test", index, _SEED)
     file = BytesIO()
     draw(skill, "test", index, _SEED, question).save(file, format="PNG")
@@ -172,7 +172,7 @@ class _Server:
         adapter = self.uses_adapter(asked.model)
         sampling = self.sampling(asked)
         if self.engine.load_images is None and asked.has_images:
-            told = "this model has no vision tower; it cannot see a picture"
+            told = "this model has no vision tower; it cannot see an image"
             raise Refused(400, "no_vision", told, "messages")
         client = json.dumps([address, asked.user])
         messages = self.reader.messages(asked)
@@ -202,7 +202,7 @@ def _add_chat(app: FastAPI, server: _Server) -> None:
 
     @app.post("/v1/chat/completions", response_model=schema.ChatCompletion, openapi_extra=described)
     async def chat_completions(request: Request) -> Any:
-        """Answer a conversation of text and pictures, whole or as server-sent events."""
+        """Answer a conversation of text and images, whole or as server-sent events."""
         started = time.monotonic()
         asked, answer = await _begin(server, request)
 
@@ -304,7 +304,7 @@ def _add_state(app: FastAPI, server: _Server) -> None:
 
 
 def _add_page(app: FastAPI, engine: Engine) -> None:
-    questions = example_questions(pictures=engine.load_images is not None)
+    questions = example_questions(images=engine.load_images is not None)
     layers = [
         schema.RoutingLayer(layer=name, text=table[0].tolist(), image=table[1].tolist())
         for name, table in (engine.routing or {}).items()
@@ -317,7 +317,7 @@ def _add_page(app: FastAPI, engine: Engine) -> None:
 
     @app.get("/v1/varifocal/routing")
     async def routing_table() -> schema.Routing:
-        """Tell how each layer treats text rows and rows with a picture."""
+        """Tell how each layer treats text rows and rows with an image."""
         return schema.Routing(layers=layers)
 
     @app.get("/", include_in_schema=False)

@@ -89,7 +89,7 @@ def _count_part(part: Any, info: ValidationInfo) -> Any:
     if bounds is not None:
         bounds.add("parts", 1, bounds.max_parts, "a request may have {most} parts; join its texts")
         if isinstance(part, ImagePart):
-            told = "a request may have {most} pictures; send fewer"
+            told = "a request may have {most} images; send fewer"
             bounds.add("images", 1, bounds.max_images, told)
     return part
 
@@ -178,14 +178,14 @@ class TextPart(_Form):
 
 
 class ImageUrl(_Form):
-    """Where a picture is: a `data:` URI, or an address that the server allows."""
+    """Where an image is: a `data:` URI, or an address that the server allows."""
 
     url: Annotated[str, Field(min_length=1)]
     detail: Literal["auto", "low", "high"] | None = None
 
 
 class ImagePart(_Form):
-    """A picture in a message."""
+    """An image in a message."""
 
     KNOWN = OF_PARTS
     type: Literal["image_url"]
@@ -225,7 +225,7 @@ class ChatMessage(_Form):
                     where = {"role": self.role, "field": f"content.{number}"}
                     raise PydanticCustomError(
                         "image_place",
-                        "pictures stand in turns of the user, not of the {role}",
+                        "images stand in turns of the user, not of the {role}",
                         where,
                     )
         return self
@@ -287,7 +287,7 @@ class ChatRequest(_Form):
 
     @property
     def has_images(self) -> bool:
-        """Whether any turn has a picture."""
+        """Whether any turn has an image."""
         contents = [turn.content for turn in self.messages if isinstance(turn.content, list)]
         return any(isinstance(part, ImagePart) for parts in contents for part in parts)
 

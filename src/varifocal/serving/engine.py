@@ -1,4 +1,4 @@
-"""The one generation engine: conversations of text and pictures in, pieces of answers out.
+"""The one generation engine: conversations of text and images in, pieces of answers out.
 
 `ask`, `chat` and the server use it. Requests may come from any thread; one thread of the engine's
 own runs the model while there is work, and ends when there is none.
@@ -97,7 +97,7 @@ class Engine:
     Args:
         model: a causal language model of transformers, bare, grafted or wrapped by PEFT.
         encoder: conversations -> token ids.
-        load_images: pictures -> the model's image tensors; None for a model without eyes.
+        load_images: images -> the model's image tensors; None for a model without eyes.
         max_batch: most requests that are answered at once.
         max_queue: most requests that wait while others are answered; 0 answers at once or not.
         prefix_cache_gib: memory for keys and values of earlier turns; 0 keeps none. A Qwen-VL
@@ -175,10 +175,10 @@ class Engine:
         """Encode a conversation and put it into the queue; any thread may call it.
 
         Args:
-            messages: turns of text and pictures, the user's last; nothing of them is cut.
+            messages: turns of text and images, the user's last; nothing of them is cut.
             sampling: greedy and 256 tokens by default.
             adapter: False answers with the model as it was before training. A grafted model is
-                then a language model without eyes: pictures are left out of the prompt.
+                then a language model without eyes: images are left out of the prompt.
             client: whose conversation it is; what others have sent is not gone on from.
 
         Returns:
@@ -212,7 +212,7 @@ class Engine:
 
         Raises:
             VarifocalError: at once as `submit` where the conversation is at fault; with the first
-                piece where a picture cannot be read, the queue is full or the model fails.
+                piece where an image cannot be read, the queue is full or the model fails.
         """
         return self._pieces(self._request(messages, sampling or Sampling(), adapter))
 
@@ -255,7 +255,7 @@ class Engine:
         if not adapter and not self.has_adapter:
             raise DataError("this model has no adapter that could be left out")
         if not adapter and self._base_takes_no_images:
-            messages = _without_pictures(messages)
+            messages = _without_images(messages)
         encoded = self._encode(Example(messages=tuple(messages), is_prompt=True))
         route: Route = "base" if not adapter else "image" if encoded.modality else "text"
         return Request(encoded, sampling, route, client)
@@ -362,7 +362,7 @@ def _routing(model: nn.Module) -> dict[str, Tensor] | None:
         return None
 
 
-def _without_pictures(messages: Sequence[Message]) -> list[Message]:
-    """Leave the pictures out of a conversation."""
+def _without_images(messages: Sequence[Message]) -> list[Message]:
+    """Leave the images out of a conversation."""
     kept = [tuple(part for part in one.content if isinstance(part, str)) for one in messages]
     return [replace(one, content=parts) for one, parts in zip(messages, kept, strict=True)]

@@ -127,7 +127,7 @@ class Guard:
 
     def too_large(self) -> Refusal:
         """Refuse a body that is too large."""
-        text = f"a request may have {self.settings.max_body_mib:g} MiB; send smaller pictures"
+        text = f"a request may have {self.settings.max_body_mib:g} MiB; send smaller images"
         return 413, "request_too_large", text
 
 

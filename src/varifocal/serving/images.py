@@ -1,4 +1,4 @@
-"""Pictures of a request: from `data:` URIs, or from hosts that the user has named."""
+"""Images of a request: from `data:` URIs, or from hosts that the user has named."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class PixelBudget:
 
 
 def read_image(url: str, settings: ServeSettings, budget: PixelBudget) -> Image:
-    """Read and check a picture; its size is read from its header before anything is decoded.
+    """Read and check an image; its size is read from its header before anything is decoded.
 
     Args:
         url: a `data:` URI, or an `https` address of an allowed host.
@@ -56,7 +56,7 @@ def read_image(url: str, settings: ServeSettings, budget: PixelBudget) -> Image:
         budget: of pixels that are decoded at a time.
 
     Raises:
-        DataError: it is neither, is too large, or is no picture.
+        DataError: it is neither, is too large, or is no image.
     """
     url = url.strip()
     scheme = url.partition(":")[0].lower()
@@ -72,7 +72,7 @@ def read_image(url: str, settings: ServeSettings, budget: PixelBudget) -> Image:
     width, height = image.size()
     if width * height > settings.max_image_mpixels * 1e6:
         raise DataError(
-            f"a picture has {width} x {height} pixels, and this server takes "
+            f"an image has {width} x {height} pixels, and this server takes "
             f"{settings.max_image_mpixels:g} million; send a smaller one"
         )
     with budget.take(width * height):
@@ -81,7 +81,7 @@ def read_image(url: str, settings: ServeSettings, budget: PixelBudget) -> Image:
 
 
 def _from_data(url: str) -> bytes:
-    r"""Decode a `data:` URI (RFC 2397); what the picture is, its content says.
+    r"""Decode a `data:` URI (RFC 2397); what the image is, its content says.
 
     >>> _from_data("data:image/jpg;charset=utf-8;base64,aG\nVs bG8")
     b'hello'
@@ -93,20 +93,20 @@ def _from_data(url: str) -> bytes:
     is_image = kind.startswith("image/") or kind in ("", "application/octet-stream")
     if not comma or not is_image:
         raise DataError(
-            "a picture's data: URI must begin with its type, as data:image/png;base64, does"
+            "an image's data: URI must begin with its type, as data:image/png;base64, does"
         )
     content = unquote_to_bytes(body)
     if "base64" not in options:
         return content
     content = content.translate(bytes.maketrans(b"-_", b"+/"), _BLANKS).rstrip(b"=")
-    try:  # a picture's end may be without the padding, as in browsers
+    try:  # an image's end may be without the padding, as in browsers
         return base64.b64decode(content + b"=" * (-len(content) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise DataError("a picture's data: URI is no valid base64") from error
+        raise DataError("an image's data: URI is no valid base64") from error
 
 
 def _fetch(url: str, settings: ServeSettings) -> bytes:
-    """Fetch a picture from a host that the user has allowed, and from no other on the way."""
+    """Fetch an image from a host that the user has allowed, and from no other on the way."""
     try:
         parts = urlsplit(url)
         host, port = (parts.hostname or "").lower(), parts.port
@@ -114,19 +114,19 @@ def _fetch(url: str, settings: ServeSettings) -> bytes:
         raise DataError("image_url.url is no address") from error
     if host not in settings.image_hosts:
         raise DataError(
-            "this server fetches no pictures from the network; send the picture itself as a data: "
+            "this server fetches no images from the network; send the image itself as a data: "
             "URI, or start it with --image-host"
         )
     if parts.scheme != "https" or port not in (None, 443) or parts.username:
-        raise DataError("pictures are fetched by plain https alone")
+        raise DataError("images are fetched by plain https alone")
     limit = int(settings.max_body_mib * 2**20)
     try:
         with _opener().open(url, timeout=_TIMEOUT_S) as answer:
             content = answer.read(limit + 1)
     except (urllib.error.URLError, OSError, ValueError) as error:
-        raise DataError(f"the picture at {host} cannot be fetched") from error
+        raise DataError(f"the image at {host} cannot be fetched") from error
     if len(content) > limit:
-        raise DataError(f"the picture at {host} is larger than {settings.max_body_mib:g} MiB")
+        raise DataError(f"the image at {host} is larger than {settings.max_body_mib:g} MiB")
     return content
 
 

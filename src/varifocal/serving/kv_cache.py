@@ -1,6 +1,6 @@
 """Keys and values of conversations that were read before, for their next turn.
 
-A prefix fits a prompt as far as their token ids and their pictures are the same, the same lane
+A prefix fits a prompt as far as their token ids and their images are the same, the same lane
 read both and the same client sent both: the time to an answer tells nobody of others' prompts.
 Of two prompts that share their beginning, both can go on from it.
 
@@ -109,30 +109,30 @@ class Seen:
     Attributes:
         reader: whose weights read it, and for which client.
         ids: [T] token ids.
-        pictures: for each picture its first token's place and its content's fingerprint.
+        images: for each image its first token's place and its content's fingerprint.
         tokens_per_image: V.
     """
 
     reader: tuple[str, str]
     ids: npt.NDArray[np.int64]
-    pictures: tuple[tuple[int, str], ...]
+    images: tuple[tuple[int, str], ...]
     tokens_per_image: int
 
     def shared_with(self, other: Seen) -> int:
-        """Count the tokens at the beginning that are the same for both; no picture is split."""
+        """Count the tokens at the beginning that are the same for both; no image is split."""
         if self.reader != other.reader:
             return 0
         shortest = min(len(self.ids), len(other.ids))
         differs = self.ids[:shortest] != other.ids[:shortest]
         common = int(differs.argmax()) if differs.any() else shortest
-        for mine, theirs in zip(self.pictures, other.pictures, strict=False):
+        for mine, theirs in zip(self.images, other.images, strict=False):
             if mine != theirs:
                 common = min(common, mine[0], theirs[0])
-        return self.whole_pictures(common)
+        return self.at_image_border(common)
 
-    def whole_pictures(self, length: int) -> int:
-        """Shorten a length that would end inside a picture to where the picture begins."""
-        for start, _ in self.pictures:
+    def at_image_border(self, length: int) -> int:
+        """Shorten a length that would end inside an image to where the image begins."""
+        for start, _ in self.images:
             if start < length < start + self.tokens_per_image:
                 return start
         return length
@@ -145,12 +145,12 @@ class Found:
     Attributes:
         length: tokens; 0 where nothing fits.
         keys: keys and values of that length, views of what is held.
-        is_whole: whether it is all that was read then, the answer too, and not a beginning of it.
+        is_vlm: whether it is all that was read then, the answer too, and not a beginning of it.
     """
 
     length: int = 0
     keys: Keys = field(default_factory=list)
-    is_whole: bool = False
+    is_vlm: bool = False
 
 
 class PrefixCache:
@@ -173,7 +173,7 @@ class PrefixCache:
         """Find the longest prefix of a prompt, short of its last token, whose logits are needed."""
         best, longest = None, 0
         for name, (seen, _) in self._entries.items():
-            shared = wanted.whole_pictures(min(wanted.shared_with(seen), len(wanted.ids) - 1))
+            shared = wanted.at_image_border(min(wanted.shared_with(seen), len(wanted.ids) - 1))
             if shared > longest:
                 best, longest = name, shared
         if best is None:
@@ -181,7 +181,7 @@ class PrefixCache:
         self._entries.move_to_end(best)
         seen, keys = self._entries[best]
         shorter = [(key[:, :, :longest], value[:, :, :longest]) for key, value in keys]
-        return Found(longest, shorter, is_whole=longest == len(seen.ids))
+        return Found(longest, shorter, is_vlm=longest == len(seen.ids))
 
     def holds(self, seen: Seen) -> bool:
         """Say whether all of it is held already."""

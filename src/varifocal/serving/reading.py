@@ -67,10 +67,10 @@ class Reader:
             raise first_mistake(error) from error
 
     def messages(self, asked: ChatRequest) -> list[Message]:
-        """Read a request's turns and pictures.
+        """Read a request's turns and images.
 
         Raises:
-            Refused: a picture is none, or too large; the field is named.
+            Refused: an image is none, or too large; the field is named.
         """
         return [self._message(number, turn) for number, turn in enumerate(asked.messages)]
 

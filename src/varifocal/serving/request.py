@@ -19,12 +19,12 @@ from varifocal.errors import DataError, VarifocalError
 from varifocal.models.decoding import Choose, greedy, sampler
 
 Route = Literal["text", "image", "base"]
-"""What answers: the adapter as it treats text or pictures, or the model without its adapter."""
+"""What answers: the adapter as it treats text or images, or the model without its adapter."""
 
 FinishReason = Literal["stop", "length", "cancelled", "error"]
 
 MAX_LOGPROBS = 20
-"""Most of the likeliest tokens that are told beside each token."""
+"""Most of the likeliest tokens that are told next to each token."""
 
 
 class QueueFull(VarifocalError):  # noqa: N818 - the name says what is wrong
@@ -63,7 +63,7 @@ class Sampling:
         seed: with a temperature: the same seed gives the same answer; None is different every time.
         stop: texts before which the answer ends; they are not part of it.
         logprobs: None tells no log-probabilities; n tells each token's, and the n likeliest
-            tokens' beside it. They are the model's own, before temperature and top_p.
+            tokens' next to it. They are the model's own, before temperature and top_p.
     """
 
     max_new_tokens: int = 256
@@ -120,7 +120,7 @@ class Piece:
     """A piece of an answer.
 
     Attributes:
-        text: whole characters; never empty but in the last piece, and there only beside logprobs.
+        text: whole characters; never empty but in the last piece, and there only next to logprobs.
         logprobs: of the tokens that begin in this text, if they were asked for.
     """
 

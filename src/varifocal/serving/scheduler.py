@@ -76,7 +76,7 @@ class Scheduler:
     Args:
         model: in evaluation mode.
         lanes: of the model.
-        load_images: pictures -> the model's image tensors; None for a model without eyes.
+        load_images: images -> the model's image tensors; None for a model without eyes.
         prefixes: what was read before.
         make_writing: a request -> how its answer is written.
         finished: is told of each request that is done, with the reason and the error.
@@ -140,14 +140,14 @@ class Scheduler:
         return None if self.alone_because else self.lanes.shares(request.route)
 
     def _read(self, row: Row) -> tuple[Any, Tensor]:
-        """Read a prompt behind what is known of it: its cache, and its last logits [1, V]."""
+        """Read a prompt after what is known of it: its cache, and its last logits [1, V]."""
         request = row.request
         cache, start = None, 0
         if self._shares(request) is not None:
             found = self.prefixes.find(self._seen(row))
             start = found.length
             cache = kv_cache.filled(found.keys) if start else None
-            request.continued_tokens = start if found.is_whole else 0
+            request.continued_tokens = start if found.is_vlm else 0
         request.cached_tokens = start
         ids = torch.tensor([row.ids[start:]], device=self._device)
         inputs = {
@@ -160,7 +160,7 @@ class Scheduler:
             return self._run(inputs, cache, [request], is_prompt=True)
 
     def _images(self, row: Row, start: int) -> dict[str, Tensor]:
-        """Load the pictures that stand behind a place."""
+        """Load the images that stand after a place."""
         encoded = row.request.encoded
         if not encoded.images or self.load_images is None or self.image_token_id is None:
             return {}
@@ -222,7 +222,7 @@ class Scheduler:
         return bool(batch.rows)
 
     def _without_placeholder(self, logits: Tensor) -> Tensor:
-        """Forbid the image placeholder where it has logits: nobody can write a picture."""
+        """Forbid the image placeholder where it has logits: nobody can write an image."""
         token = self.image_token_id
         if token is None or token >= logits.shape[-1]:
             return logits
@@ -231,7 +231,7 @@ class Scheduler:
         return logits
 
     def _join(self, batch: Batch) -> None:
-        """Put a new row into the batch that it shares, the rows of a lane beside one another."""
+        """Put a new row into the batch that it shares, the rows of a lane next to one another."""
         into = next(
             (one for one in self.batches if batch.shares and one.shares == batch.shares), None
         )
@@ -275,9 +275,9 @@ class Scheduler:
         if row.request.encoded.images:
             starts = np.flatnonzero(ids == self.image_token_id)[:: self.tokens_per_image].tolist()
         names = [image.fingerprint() for image in row.request.encoded.images]
-        pictures = tuple(zip(starts, names, strict=True))
+        images = tuple(zip(starts, names, strict=True))
         reader = (self.lanes.lane(row.request.route), row.request.client)
-        return Seen(reader, ids, pictures, self.tokens_per_image)
+        return Seen(reader, ids, images, self.tokens_per_image)
 
     def _ones(self, length: int) -> Tensor:
         return torch.ones(1, length, dtype=torch.long, device=self._device)

@@ -16,7 +16,7 @@ class TopLogprob(BaseModel):
 
 
 class TokenLogprob(TopLogprob):
-    """A token of the answer, with the likeliest beside it."""
+    """A token of the answer, with the likeliest next to it."""
 
     top_logprobs: list[TopLogprob]
 
@@ -62,7 +62,7 @@ class Varifocal(BaseModel):
     """What OpenAI's form has no place for."""
 
     route: Literal["text", "image", "base"]
-    """Which weights answered: of rows without a picture, with one, or the model without adapter."""
+    """Which weights answered: of rows without an image, with one, or the model without adapter."""
 
 
 class ChatCompletion(BaseModel):
@@ -126,7 +126,7 @@ class Question(BaseModel):
 
 
 class RoutingLayer(BaseModel):
-    """How a layer mixes its two branches: [w0, w1] for a text row and for a row with a picture."""
+    """How a layer mixes its two branches: [w0, w1] for a text row and for a row with an image."""
 
     layer: str
     text: list[float]

@@ -22,10 +22,10 @@ class ServeSettings:
         port: 0 takes a free one.
         api_key: what a client must send as `Authorization: Bearer ...`; None asks for none.
         max_body_mib: of a request, MiB.
-        max_images: pictures in one request.
-        max_image_mpixels: of one picture, millions of pixels.
+        max_images: images in one request.
+        max_image_mpixels: of one image, millions of pixels.
         max_messages: in one request.
-        max_parts: of texts and pictures, in all messages of one request.
+        max_parts: of texts and images, in all messages of one request.
         max_text_chars: of all texts of one request, characters.
         max_new_tokens: of an answer; a request may ask for fewer.
         max_queue: requests that wait while max_batch are answered; one more answers 429.
@@ -37,7 +37,7 @@ class ServeSettings:
         max_stall_s: how long a client may leave an answer unread before it is cut off, seconds.
         allow_origins: of other sites' pages that may ask, such as "https://chat.example"; the
             server's own page always may.
-        image_hosts: names of hosts whose `https` pictures are fetched; none by default.
+        image_hosts: names of hosts whose `https` images are fetched; none by default.
         drain_s: how long a server that is told to stop goes on answering, seconds.
     """
 

@@ -1,6 +1,6 @@
 """Word alignment: teach a connector to speak the language model's words, without running it.
 
-For a picture with a true description, the loss is the mean of `-log p(word)` over the words of its
+For an image with a true description, the loss is the mean of `-log p(word)` over the words of its
 description, with `p` of `varifocal.models.words`. Only the connector learns, on features that are
 computed once, so thousands of steps cost a minute or two on a CPU.
 
@@ -8,7 +8,7 @@ computed once, so thousands of steps cost a minute or two on a CPU.
 
 Relatives: VLAP (visual features assigned to word embeddings), LangBridge (arXiv 2503.19404).
 
-Legend: N pictures, K cells a picture, C tower width, V visual tokens, D language width, W words.
+Legend: N images, K cells an image, C tower width, V visual tokens, D language width, W words.
 """
 
 import math
@@ -53,11 +53,11 @@ class Aligned:
 
 
 def align(recipe: Recipe, parts: Assembly, tell: Progress, clock: Clock) -> Aligned:
-    """Fit the connector to the words of its pictures; the language model is not run.
+    """Fit the connector to the words of its images; the language model is not run.
 
     Raises:
         RecipeError: the tower is not frozen.
-        DataError: there are no described pictures.
+        DataError: there are no described images.
     """
     section = recipe.model.connector
     model: Any = parts.base
@@ -104,7 +104,7 @@ def alignment_loss(
     targets: torch.Tensor,
     scale: float,
 ) -> torch.Tensor:
-    """The mean over pictures and their words of `-log p(word)`, a scalar."""
+    """The mean over images and their words of `-log p(word)`, a scalar."""
     return -(targets * word_log_probabilities(visual_tokens, word_embeddings, scale)).sum(1).mean()
 
 
@@ -120,17 +120,17 @@ def align_connector(
     seed: int,
     progress: Callable[[int, int, float], None] | None = None,
 ) -> list[float]:
-    """Train a connector to speak the words of its pictures. The language model never runs.
+    """Train a connector to speak the words of its images. The language model never runs.
 
     Args:
         connector: features [N, K, C] -> visual tokens [N, V, D]; trained in place, in float32.
-        vocabulary: of the pictures' descriptions.
-        features: picture indices -> features [N, K, C], on the connector's device.
+        vocabulary: of the images' descriptions.
+        features: image indices -> features [N, K, C], on the connector's device.
         steps: optimiser steps (AdamW, one-cycle cosine from `learning_rate` to 0).
-        batch_size: pictures a step.
+        batch_size: images a step.
         learning_rate: its peak.
         scale: the factor on the cosine.
-        seed: of the order of pictures.
+        seed: of the order of images.
         progress: called with (done, total, loss).
 
     Returns:
@@ -175,13 +175,13 @@ def _not_finite(
     where: str,
     loss: torch.Tensor,
     norm: torch.Tensor,
-    pictures: torch.Tensor,
+    images: torch.Tensor,
     learning_rate: float,
 ) -> RunError:
     return not_finite(
         f"{where}: the loss is {loss.item()} and the norm of its gradient {norm.item()}",
-        f"pictures {pictures.tolist()[:8]}",
-        mends=[
+        f"images {images.tolist()[:8]}",
+        fixes=[
             f"lower model.connector.alignment_learning_rate (it is {learning_rate:g})",
             "look for infinite numbers in the vision tower's weights",
         ],

@@ -1,4 +1,4 @@
-"""How a MixLoRA's routers spread the load, logged beside the loss: a collapse is seen early."""
+"""How a MixLoRA's routers spread the load, logged next to the loss: a collapse is seen early."""
 
 import math
 import signal
@@ -85,14 +85,14 @@ def is_finite(loss: torch.Tensor, norm: torch.Tensor | float, scaler: Any = None
 
 
 def not_finite(
-    what: str, where: str, mends: Sequence[str], names: Sequence[str] = (), kept: str = ""
+    what: str, where: str, fixes: Sequence[str], names: Sequence[str] = (), kept: str = ""
 ) -> RunError:
     """Make the error of a step that is not taken.
 
     Args:
         what: the step and what of it is no number.
         where: in the data it stands.
-        mends: what a user can change.
+        fixes: what a user can change.
         names: of the records it was made from.
         kept: what is saved, and how to go on.
     """
@@ -101,7 +101,7 @@ def not_finite(
         listed += f" and {len(names) - _NAMED} more"
     of = f" ({listed})" if listed else ""
     end = f"; {kept}" if kept else ""
-    return RunError(f"{what}, on {where}{of}; it was not learned from. {'; or '.join(mends)}{end}")
+    return RunError(f"{what}, on {where}{of}; it was not learned from. {'; or '.join(fixes)}{end}")
 
 
 class RoutingWatch:

@@ -1,4 +1,4 @@
-"""What a training has spent: tokens by modality, pictures, operations, seconds.
+"""What a training has spent: tokens by modality, images, operations, seconds.
 
 The sums go into every checkpoint, so that a resumed run ends with those of an unbroken one, and
 into `cost.json`. `docs/cost.md` says what each number counts.
@@ -65,13 +65,13 @@ class Spent:
 
     Attributes:
         tokens: without padding; `tokens_text + tokens_with_picture`.
-        tokens_text: of samples without a picture.
-        tokens_with_picture: of samples with one, the pictures' own included.
-        tokens_image: of them, those that stand for pictures.
+        tokens_text: of samples without an image.
+        tokens_with_picture: of samples with one, the images' own included.
+        tokens_image: of them, those that stand for images.
         tokens_trained: those with a loss.
         tokens_padding: what filled up the rows.
-        vision_passes: pictures that went through the tower, those for the table included.
-        vision_lookups: pictures whose features were read from the table instead.
+        vision_passes: images that went through the tower, those for the table included.
+        vision_lookups: images whose features were read from the table instead.
         flops: operations of training, the tower's and the alignment's included.
         flops_vision: of them, those of tower and connector.
         flops_masked: further ones, on padding and on attention between samples of a row.
@@ -101,7 +101,7 @@ class Spent:
         Args:
             batch: as a collator makes it, on any device.
             formula: of the model; None counts no operations.
-            image_token_id: the pictures' placeholder.
+            image_token_id: the images' placeholder.
             loss_chunk: as `supervised_loss` takes it.
         """
         marks = {name: batch[name].cpu() for name in _MARKS if name in batch}
@@ -147,18 +147,18 @@ class Spent:
             "positions": computed,
             "positions_again": again,
         }
-        pictures = seen + looked_up
-        language = formula.language(**needed, num_pictures=pictures)
-        vision = formula.pictures(seen, looked_up)
+        images = seen + looked_up
+        language = formula.language(**needed, num_pictures=images)
+        vision = formula.images(seen, looked_up)
         self.flops += language + vision
         self.flops_vision += vision
-        self.flops_masked += formula.language(**done, num_pictures=pictures) - language
+        self.flops_masked += formula.language(**done, num_pictures=images) - language
 
     def add_passes(self, num_pictures: int, formula: FlopFormula) -> None:
-        """Count pictures that went through the vision tower."""
+        """Count images that went through the vision tower."""
         self.vision_passes += num_pictures
-        self.flops += num_pictures * formula.picture.tower
-        self.flops_vision += num_pictures * formula.picture.tower
+        self.flops += num_pictures * formula.image.tower
+        self.flops_vision += num_pictures * formula.image.tower
 
     def add_vision(self, flops: int) -> None:
         """Count operations of the connector outside a training step."""
@@ -172,7 +172,7 @@ class Spent:
 
 
 def _num_from_pixels(batch: Mapping[str, Any]) -> int:
-    """Count a batch's pictures that come as pixels; a Qwen-VL's are rows of patches, with grids.
+    """Count a batch's images that come as pixels; a Qwen-VL's are rows of patches, with grids.
 
     >>> _num_from_pixels({"pixel_values": range(64), "image_grid_thw": [(1, 8, 8)]})
     1
@@ -318,7 +318,7 @@ class Meter:
         base: Any = self.base
         width = base.get_input_embeddings().embedding_dim
         compared = 2 * 2 * base.tokens_per_image * width * num_words
-        self._spent.add_vision(num_pictures * compared + self.formula.pictures(0, num_pictures))
+        self._spent.add_vision(num_pictures * compared + self.formula.images(0, num_pictures))
 
     def page(self, **more: Any) -> dict[str, Any]:
         """What `cost.json` holds; all processes must call it.

@@ -30,7 +30,7 @@ def check_before_loading(recipe: Recipe) -> None:
     _check_device(recipe.training)
 
 
-def check_connector_is_kept(recipe: Recipe) -> None:
+def check_connector_is_saved(recipe: Recipe) -> None:
     """Refuse to fit a connector that the adapter would then leave out.
 
     Raises:

@@ -83,7 +83,7 @@ def spreads_weights(recipe: Recipe) -> bool:
     )
 
 
-def whole_optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def gather_optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Put a sharded optimiser's state together; every process has to call this.
 
     Returns:
@@ -103,12 +103,12 @@ def _whole(value: Any) -> Any:
     return value.cpu() if isinstance(value, Tensor) else value
 
 
-def load_whole_optimizer_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+def load_optimizer_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
     """Give each process its part of a whole state.
 
     Args:
         optimizer: of sharded parameters; changed in place.
-        saved: as `whole_optimizer_state`.
+        saved: as `gather_optimizer_state`.
     """
     parameters = [each for group in optimizer.param_groups for each in group["params"]]
     parts = {

@@ -1,4 +1,4 @@
-"""What a run learns from: the recipe's sources as rows of samples, and as described pictures."""
+"""What a run learns from: the recipe's sources as rows of samples, and as described images."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -49,7 +49,7 @@ class TrainingData:
         return self.samples is None
 
     def images(self) -> Iterator[Image]:
-        """Walk through the pictures of samples that are encoded already."""
+        """Walk through the images of samples that are encoded already."""
         for sample in self.samples or ():
             yield from sample.images
 
@@ -239,7 +239,7 @@ def notes_of(sources: Iterable[Source | StreamedSource]) -> list[str]:
 
 
 def fingerprint_sources(data: DataSection) -> dict[str, str]:
-    """A fingerprint of each source's records and how they are read, by place; pictures are not.
+    """A fingerprint of each source's records and how they are read, by place; images are not.
 
     Of several at one place, as the splits of a folder are, the first counts: that trained on.
     """

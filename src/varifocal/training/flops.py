@@ -4,7 +4,7 @@ A matrix product of a [N, I] state with an [I, O] weight takes 2 N I O operation
 for the gradient of its input and as many again for the gradient of its weight. Frozen weights need
 no gradient of their own, but pass one on where something before them trains; weights before the
 first trained one need neither. Attention's two products see pairs of tokens. `docs/cost.md` holds
-the formula beside what torch's own counter finds.
+the formula next to what torch's own counter finds.
 
 Legend: B rows, T tokens, S supervised positions, D width, R bottleneck.
 """
@@ -32,11 +32,11 @@ class DecoderShape:
 
     Attributes:
         weights: of all matrix products in the layers, tuners included.
-        behind: of them, in the first layer with a trained weight and all later ones.
+        after: of them, in the first layer with a trained weight and all later ones.
         trained: of them, with a trained weight.
         again: of them, those that gradient checkpointing runs a second time.
         num_layers: the layers.
-        num_behind: the layers that `behind` counts.
+        num_behind: the layers that `after` counts.
         attention_width: heads times their width.
         head: of the logits of one position.
         head_trains: whether the head's weight is trained.
@@ -68,14 +68,14 @@ class FlopFormula:
 
     Attributes:
         decoder: the language model's shape.
-        picture: operations of a picture.
+        image: operations of an image.
         checkpointing: whether the layers run again in the backward pass.
-        in_step: whether other processes train beside, so that a trained connector has a gradient
-            where there is no picture, too.
+        in_step: whether other processes train next to, so that a trained connector has a gradient
+            where there is no image, too.
     """
 
     decoder: DecoderShape
-    picture: ImageFlops
+    image: ImageFlops
     checkpointing: bool
     in_step: bool = False
 
@@ -88,7 +88,7 @@ class FlopFormula:
         Args:
             base: the model inside any PEFT wrapper, before a launcher wraps or shards it.
             checkpointing: whether the layers will run again in the backward pass.
-            in_step: whether other processes will train beside.
+            in_step: whether other processes will train next to.
         """
         return cls(decoder_shape(base), image_flops(base), checkpointing, in_step)
 
@@ -116,9 +116,7 @@ class FlopFormula:
         shape = self.decoder
         own = shape.routing_tokens * forwards
         # A trained connector is reached through every layer.
-        to_input = shape.input_trains or (
-            self.picture.trains and (num_pictures > 0 or self.in_step)
-        )
+        to_input = shape.input_trains or (self.image.trains and (num_pictures > 0 or self.in_step))
         weights, layers = (
             (shape.weights, shape.num_layers) if to_input else (shape.behind, shape.num_behind)
         )
@@ -132,9 +130,9 @@ class FlopFormula:
         logits += positions_again * shape.head * int(trains)
         return 2 * (products + round(attention) + logits)
 
-    def pictures(self, num_from_pixels: int, num_from_features: int) -> int:
-        """Count what pictures take in a step, the tower's forward pass left out."""
-        one = self.picture
+    def images(self, num_from_pixels: int, num_from_features: int) -> int:
+        """Count what images take in a step, the tower's forward pass left out."""
+        one = self.image
         return num_from_pixels * (one.connector + one.backward_from_pixels) + num_from_features * (
             one.connector + one.backward_from_features
         )

@@ -13,7 +13,7 @@ from varifocal.models.families.base import connector_name, family_of
 from varifocal.recipe import FullSection
 
 
-def train_whole(model: PreTrainedModel, section: FullSection) -> PreTrainedModel:
+def train_full_model(model: PreTrainedModel, section: FullSection) -> PreTrainedModel:
     """Set a model's language model to be trained, and its connector where the section asks.
 
     AdamW's updates are often smaller than the distance between two bfloat16 numbers (2^-8 of a
@@ -96,7 +96,7 @@ def saved_tensors(model: nn.Module, state: Mapping[str, Tensor] | None) -> dict[
     return {name: own[name].detach().contiguous() for name in names}
 
 
-def save_whole(
+def save_full_model(
     model: PreTrainedModel,
     processor: Any,
     directory: Path,
@@ -107,7 +107,7 @@ def save_whole(
 
     Args:
         model: trained; its language model is changed to `dtype` in place.
-        processor: tokenizer, or processor, written beside it.
+        processor: tokenizer, or processor, written next to it.
         directory: an empty folder.
         dtype: of the recipe's model.
         state: as `saved_tensors`.

@@ -38,7 +38,7 @@ class TrainingResult:
         trained_parameters: how many, and by part.
         tokens: that went through the language model, padding left out.
         supervised_tokens: of them, those with a loss.
-        vision_passes: pictures that went through the tower (a table's look-ups do not).
+        vision_passes: images that went through the tower (a table's look-ups do not).
         minutes: wall time of this call, the loading included.
         peak_memory_gib: of the process, GPU memory where there is one.
         packing_efficiency: share of the rows' tokens that are no padding.

@@ -61,12 +61,12 @@ def find_start(run: RunDirectory, resume: bool) -> Start:
     """
     if not resume:
         return Start()
-    checkpoint, passed_over = run.newest_whole_checkpoint()
+    checkpoint, passed_over = run.newest_valid_checkpoint()
     is_listed = checkpoint is None or (checkpoint / MANIFEST).exists()
     return Start(checkpoint, passed_over, is_listed)
 
 
-def clear_the_way(run: RunDirectory, start: Start) -> None:
+def remove_later_checkpoints(run: RunDirectory, start: Start) -> None:
     """Take away what would stand in a resumed run's way; of several processes, one calls it.
 
     Damaged checkpoints are renamed: a count of checkpoints to keep must not keep them.
@@ -151,16 +151,16 @@ def check_pace(checkpoint: Path, recipe: Recipe, num_processes: int) -> None:
     if before is None or before == now:
         return
     steps = recipe.training.gradient_accumulation_steps
-    mend = "give back the former number of processes"
+    fix = "give back the former number of processes"
     if before * steps % now == 0:
-        mend = f"set training.gradient_accumulation_steps to {before * steps // now}"
+        fix = f"set training.gradient_accumulation_steps to {before * steps // now}"
     raise RunError(
         f"{checkpoint} was trained with {before} rows a step, and {num_processes} processes with "
-        f"this recipe would take {now}: {mend}; `varifocal launch` keeps the number by itself"
+        f"this recipe would take {now}: {fix}; `varifocal launch` keeps the number by itself"
     )
 
 
-def check_optimizer_kept(run: RunDirectory, checkpoint: Path, recipe: Recipe) -> None:
+def check_same_optimizer(run: RunDirectory, checkpoint: Path, recipe: Recipe) -> None:
     """Refuse to go on with an optimiser that cannot read the checkpoint's state.
 
     Raises:

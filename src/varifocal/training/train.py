@@ -21,11 +21,11 @@ from varifocal.data.rows.lazy import EvenRows, LazyRows
 from varifocal.data.rows.packing import Collator, PackedDataset
 from varifocal.errors import RunError, Stopped
 from varifocal.models.distributed import (
+    gather_tensors,
     in_world,
     is_main_process,
     is_spread,
     num_processes,
-    whole_tensors,
 )
 from varifocal.models.saved import start_connector
 from varifocal.progress import Progress
@@ -42,21 +42,21 @@ from varifocal.training.examples import (
     fingerprint_sources,
     load_training_data,
 )
-from varifocal.training.full import save_whole, saved_parameters
+from varifocal.training.full import save_full_model, saved_parameters
 from varifocal.training.result import TrainingResult, result_of, with_measures
 from varifocal.training.resuming import (
     Start,
-    check_optimizer_kept,
     check_pace,
     check_same,
-    clear_the_way,
+    check_same_optimizer,
     find_start,
+    remove_later_checkpoints,
     rows_per_step,
 )
 from varifocal.training.trainer import SupervisedTrainer
 from varifocal.training.tuner import attach_tuner
 from varifocal.training.usable import NOTHING_TRAINED, check_usable
-from varifocal.writing import whole_directory, write_json
+from varifocal.writing import atomic_directory, write_json
 
 _LOST = re.compile(r"(?i)connection (was )?(closed|reset|refused)|broken pipe|timed out waiting")
 
@@ -112,7 +112,7 @@ def _train(
     for note in start.notes():
         tell("resume", 1, 1, note)
     if start.checkpoint is not None:
-        check_optimizer_kept(run, start.checkpoint, recipe)
+        check_same_optimizer(run, start.checkpoint, recipe)
     set_seed(recipe.seed)
     parts, data = _open(recipe, run, start, tell, clock)
     predicted = predict(recipe, data) if predict and is_main_process() else None
@@ -295,7 +295,7 @@ def _pad_id(parts: Assembly) -> int:
 
 
 def _fill_features(parts: Assembly, data: TrainingData, tell: Progress) -> None:
-    """Look at every picture once, before the first step."""
+    """Look at every image once, before the first step."""
     if parts.features is not None:
         parts.features.fill(
             list(data.images()), lambda done, total: tell("see", done, total, "pictures")
@@ -305,7 +305,7 @@ def _fill_features(parts: Assembly, data: TrainingData, tell: Progress) -> None:
 def _run(trainer: SupervisedTrainer, run: RunDirectory, start: Start) -> None:
     """Train, from a checkpoint when there is one; a wish to stop ends in a checkpoint."""
     if trainer.is_world_process_zero():
-        clear_the_way(run, start)
+        remove_later_checkpoints(run, start)
     if trainer.args.max_steps == 0:  # transformers would take num_train_epochs
         return
     whence = str(start.checkpoint) if start.checkpoint else None
@@ -343,7 +343,7 @@ def _gather(trainer: SupervisedTrainer) -> dict[str, torch.Tensor] | None:
     """Put the weights together that are spread over processes; None where none are."""
     model = cast(nn.Module, trainer.model)
     if is_spread(model):
-        return whole_tensors(
+        return gather_tensors(
             model, saved_parameters(model) if isinstance(model, PeftModel) else None
         )
     if not trainer.is_fsdp_enabled or trainer.args.max_steps == 0:
@@ -356,15 +356,15 @@ def _save(
 ) -> None:
     """Write adapter and processor, or the whole model, each whole or not at all."""
     if isinstance(parts.model, PeftModel):
-        with whole_directory(run.adapter, noted="*.safetensors") as staging:
+        with atomic_directory(run.adapter, noted="*.safetensors") as staging:
             cast(Any, parts.model).save_pretrained(
                 staging, state_dict=gathered, save_embedding_layers=False
             )
     else:
         dtype = getattr(torch, recipe.model.dtype)
-        with whole_directory(run.model, noted="*.safetensors") as staging:
-            save_whole(parts.base, parts.processor, staging, dtype, gathered)
-    with whole_directory(run.processor) as staging:
+        with atomic_directory(run.model, noted="*.safetensors") as staging:
+            save_full_model(parts.base, parts.processor, staging, dtype, gathered)
+    with atomic_directory(run.processor) as staging:
         cast(Any, parts.processor).save_pretrained(staging)
 
 

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from varifocal.errors import RunError
-from varifocal.models.distributed import in_world, is_spread, whole_tensors
+from varifocal.models.distributed import gather_tensors, in_world, is_spread
 from varifocal.models.loss import LossKernel, supervised_loss
 from varifocal.recipe import TrainingSection
 from varifocal.run import CHECKPOINT_PREFIX, UNLOGGED, RunDirectory
@@ -31,9 +31,9 @@ from varifocal.training.dry_build import check_fits
 from varifocal.training.engines import (
     asks_for_fsdp,
     check_engine,
-    load_whole_optimizer_state,
+    gather_optimizer_state,
+    load_optimizer_state,
     turn_on_fsdp2,
-    whole_optimizer_state,
     wrap_present_layers,
 )
 from varifocal.training.full import saved_parameters, saved_tensors
@@ -41,13 +41,13 @@ from varifocal.training.resuming import take_rates
 from varifocal.training.tuner import decayed_names, part_of
 from varifocal.tuners import balance_loss
 from varifocal.writing import (
+    atomic_directory,
     move_into,
     unwritable_is_an_error,
-    whole_directory,
     write_json,
 )
 
-_PICTURES = ("pixel_values", "image_features")
+_IMAGES = ("pixel_values", "image_features")
 
 
 class SupervisedTrainer(Trainer):
@@ -83,7 +83,7 @@ class SupervisedTrainer(Trainer):
         )
         self.routing = RoutingWatch(cast(nn.Module, self.model))
         self._staging: Path | None = None
-        self._saw_picture = False
+        self._saw_image = False
         self.add_callback(_Steps(self))
 
     def create_accelerator_and_postprocess(self) -> None:
@@ -101,7 +101,7 @@ class SupervisedTrainer(Trainer):
     ) -> torch.Tensor | tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The supervised loss, scaled so that its mean over processes is the global mean."""
         self.meter.step(inputs)
-        self._saw_picture |= any(len(inputs.get(name, ())) > 0 for name in _PICTURES)
+        self._saw_image |= any(len(inputs.get(name, ())) > 0 for name in _IMAGES)
         with self.routing.step(model, self._is_logged()):
             loss = supervised_loss(model, inputs, num_items_in_batch, **self.loss_options)
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
@@ -170,18 +170,18 @@ class SupervisedTrainer(Trainer):
         args, epoch, rows = self.args, *self._rows_in_hand()
         kept = RunDirectory(Path(str(args.output_dir)).parent).newest_checkpoint()
         names = getattr(self.train_dataset, "names", lambda row: [])
-        mends = [f"lower training.learning_rate (it is {args.learning_rate:g})"]
+        fixes = [f"lower training.learning_rate (it is {args.learning_rate:g})"]
         if not 0 < args.max_grad_norm <= 1:
-            mends.append(f"set training.max_grad_norm to 1 (it is {args.max_grad_norm:g})")
+            fixes.append(f"set training.max_grad_norm to 1 (it is {args.max_grad_norm:g})")
         if args.fp16:
-            mends.append("set training.bf16 in place of training.fp16")
+            fixes.append("set training.bf16 in place of training.fp16")
         if getattr(self.meter.base, "is_quantized", False):
-            mends.append("leave out model.quantization")
+            fixes.append("leave out model.quantization")
         return not_finite(
             f"step {self.state.global_step + 1} of {self.state.max_steps}: the loss is {loss:g} "
             f"and the norm of its gradient {norm:g}",
             f"row{'s' if len(rows) > 1 else ''} {', '.join(map(str, rows))} of epoch {epoch + 1}",
-            mends,
+            fixes,
             [name for row in rows for name in names(row)],
             f"{kept.name} is kept, and --resume goes on from it" if kept else "",
         )
@@ -224,7 +224,7 @@ class SupervisedTrainer(Trainer):
             self._write_aside(aside, model, trial)
             self.accelerator.wait_for_everyone()
             return
-        with whole_directory(final, noted="*") as staging:
+        with atomic_directory(final, noted="*") as staging:
             self._write_aside(staging, model, trial)
             self.accelerator.wait_for_everyone()
             write_json(staging / name / UNLOGGED, unlogged)
@@ -250,7 +250,7 @@ class SupervisedTrainer(Trainer):
         return cast(Any, self)._total_loss_scalar
 
     def _unlogged(self) -> dict[str, Any]:
-        """What a checkpoint keeps beside transformers' files; all processes must call it."""
+        """What a checkpoint keeps next to transformers' files; all processes must call it."""
         loss = cast(torch.Tensor, self._tr_loss).item()
         args = self.args
         rows = args.per_device_train_batch_size * args.gradient_accumulation_steps
@@ -262,7 +262,7 @@ class SupervisedTrainer(Trainer):
         }
 
     def drop_zeros(self) -> None:
-        """Where no process saw a picture, take the zeros away that stand for a gradient there.
+        """Where no process saw an image, take the zeros away that stand for a gradient there.
 
         They kept the processes in step, or let a connector alone run backward. Adam moves no
         parameter without a gradient; of zeros it would move what it remembers. DeepSpeed keeps
@@ -270,7 +270,7 @@ class SupervisedTrainer(Trainer):
         """
         if self.is_deepspeed_enabled:
             return
-        seen, self._saw_picture = anyone(self._saw_picture, self.args.device), False
+        seen, self._saw_image = anyone(self._saw_image, self.args.device), False
         for name, parameter in cast(nn.Module, self.model).named_parameters():
             if not seen and part_of(name) in ("connector", "vision_tower"):
                 parameter.grad = None
@@ -313,7 +313,7 @@ class SupervisedTrainer(Trainer):
         if not self.is_fsdp_enabled:
             super()._save_optimizer_and_scheduler(output_dir)
             return
-        state = whole_optimizer_state(cast(torch.optim.Optimizer, self.optimizer))
+        state = gather_optimizer_state(cast(torch.optim.Optimizer, self.optimizer))
         if self.args.should_save:
             torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
             torch.save(cast(Any, self.lr_scheduler).state_dict(), Path(output_dir) / SCHEDULER_NAME)
@@ -328,7 +328,7 @@ class SupervisedTrainer(Trainer):
                 torch.load(Path(checkpoint) / name, map_location="cpu", weights_only=True)
                 for name in (OPTIMIZER_NAME, SCHEDULER_NAME)
             )
-            load_whole_optimizer_state(cast(torch.optim.Optimizer, self.optimizer), optimizer)
+            load_optimizer_state(cast(torch.optim.Optimizer, self.optimizer), optimizer)
             cast(Any, self.lr_scheduler).load_state_dict(schedule)
         take_rates(cast(torch.optim.Optimizer, self.optimizer), self.lr_scheduler, given)
 
@@ -336,7 +336,7 @@ class SupervisedTrainer(Trainer):
         """As transformers', with what is spread over processes put together, the trained alone."""
         model = cast(nn.Module, self.model)
         if is_spread(model):
-            self._save(output_dir, whole_tensors(model, saved_parameters(model)))
+            self._save(output_dir, gather_tensors(model, saved_parameters(model)))
         else:
             super().save_model(output_dir, _internal_call)
 

@@ -23,7 +23,7 @@ from varifocal.recipe import (
     Recipe,
     TunerSection,
 )
-from varifocal.training.full import hold_in_float32, train_whole
+from varifocal.training.full import hold_in_float32, train_full_model
 from varifocal.tuners import MixLoraConfig, MMAConfig
 from varifocal.tuners.targets import check_targets
 
@@ -55,14 +55,16 @@ def attach_tuner(
         RecipeError: PEFT refuses the settings for this model.
     """
     if isinstance(tuner, FullSection):
-        return train_whole(model, tuner)
+        return train_full_model(model, tuner)
     if (family := family_of(model.config)) is not None:
         family.check_tuner(tuner)
     connector = connector_name(model) if tuner.train_connector else None
     saved = None if connector is None else [connector.rpartition(".")[2]]
     try:
-        sees = any(re.fullmatch(_INSIDE_A_TOWER, name) for name, _ in model.named_modules())
-        config = _config(tuner, saved, sees)
+        is_vision_language = any(
+            re.fullmatch(_INSIDE_A_TOWER, name) for name, _ in model.named_modules()
+        )
+        config = _config(tuner, saved, is_vision_language)
         if isinstance(config, MMAConfig | MixLoraConfig):
             config.base_fingerprint = base_fingerprint
         if isinstance(tuner, LoraSection):  # our own methods look for themselves
@@ -80,7 +82,7 @@ def attach_tuner(
 def _config(
     tuner: MMASection | MixLoraSection | LoraSection | NoTunerSection,
     modules_to_save: list[str] | None,
-    sees: bool,
+    is_vision_language: bool,
 ) -> PeftConfig:
     if isinstance(tuner, MMASection):
         return MMAConfig(
@@ -98,7 +100,9 @@ def _config(
     shared: dict[str, Any] = {
         "target_modules": list(tuner.target_modules),
         # PEFT warns of an exclusion that excludes nothing.
-        "exclude_modules": _INSIDE_A_TOWER if sees and not tuner.adapt_vision_tower else None,
+        "exclude_modules": _INSIDE_A_TOWER
+        if is_vision_language and not tuner.adapt_vision_tower
+        else None,
         "modules_to_save": modules_to_save,
     }
     if isinstance(tuner, MixLoraSection):
@@ -149,7 +153,7 @@ def count_trained(model: nn.Module) -> dict[str, int]:
     counts: Counter[str] = Counter()
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            # ZeRO-3 leaves an empty parameter behind
+            # ZeRO-3 leaves an empty parameter after
             counts[part_of(name)] += getattr(parameter, "ds_numel", parameter.numel())
     return dict(counts.most_common())
 

@@ -14,14 +14,14 @@ from varifocal.data.encoding.samples import NO_SOURCE
 from varifocal.data.example import Image
 from varifocal.data.loading import find_captions, load_source, no_captions
 from varifocal.data.metric import Gold, check_scorable, gold_answers
-from varifocal.data.readers.images import absent_pictures_allowed
+from varifocal.data.readers.images import missing_images_allowed
 from varifocal.errors import DataError, ModelError, RunError, VarifocalError
 from varifocal.models.families.base import family_of
 from varifocal.models.sources import read_config
 from varifocal.models.words import check_descriptions
 from varifocal.recipe import FullSection, NoTunerSection, Recipe, SourceSection
 from varifocal.training.alignment import aligns
-from varifocal.training.dry_build import check_connector_is_kept, check_fits, check_libraries
+from varifocal.training.dry_build import check_connector_is_saved, check_fits, check_libraries
 from varifocal.training.examples import check_mixture, check_streams
 from varifocal.training.full import refuse_quantised
 
@@ -57,7 +57,7 @@ def check_usable(recipe: Recipe, *, steps: int | None = None, skip_absent: bool 
             `data.evaluate` has nothing to score.
     """
     check_libraries(recipe.training, skip_absent=skip_absent)
-    check_connector_is_kept(recipe)
+    check_connector_is_saved(recipe)
     _check_tuner(recipe)
     _check_training_sources(recipe, skip_absent)
     if aligns(recipe):
@@ -118,7 +118,7 @@ def _opens(image: Image) -> bool:
 
 
 def _check_questions(section: SourceSection) -> None:
-    with absent_pictures_allowed():  # they may be asked without
+    with missing_images_allowed():  # they may be asked without
         examples = load_source(section, on_bad_record="skip")
     check_scorable(section, Gold.of(one for one in examples if gold_answers(one)))
 

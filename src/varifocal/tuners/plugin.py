@@ -134,7 +134,7 @@ def remember_in_recomputation(
         if getattr(checkpoint, "keywords", {}).get("use_reentrant"):
             raise ValueError(
                 "reentrant gradient checkpointing loses the gradients of what a layer is given "
-                "beside its inputs: set gradient_checkpointing_kwargs={'use_reentrant': False}"
+                "next to its inputs: set gradient_checkpointing_kwargs={'use_reentrant': False}"
             )
 
     def replaying(checkpoint: Callable[..., Any]) -> Callable[..., Any]:

@@ -30,7 +30,7 @@ def check_targets(
 ) -> None:
     """Refuse an entry of `target_modules` by which no module would be adapted.
 
-    PEFT refuses a list of which nothing is found, and passes over one wrong name beside right ones.
+    PEFT refuses a list of which nothing is found, and passes over one wrong name among right ones.
 
     Args:
         model: as it is before the tuner is attached.

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from PIL import Image as Pictures
+from PIL import Image as Images
 
 from varifocal.cache import cache_root
 from varifocal.data.encoding.encoder import Encoder
@@ -40,8 +40,8 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def folder(tmp_path):
-    Pictures.new("RGB", (8, 6), "red").save(tmp_path / "red.png")
-    Pictures.new("RGB", (8, 6), "blue").save(tmp_path / "blue.png")
+    Images.new("RGB", (8, 6), "red").save(tmp_path / "red.png")
+    Images.new("RGB", (8, 6), "blue").save(tmp_path / "blue.png")
     (tmp_path / "torn.png").write_bytes((tmp_path / "red.png").read_bytes()[:30])
     return tmp_path
 

@@ -5,7 +5,7 @@ import json
 import weakref
 
 import pytest
-from PIL import Image as Pictures
+from PIL import Image as Images
 
 from varifocal.data.encoding.samples import NO_SOURCE, UsableSamples
 from varifocal.data.example import Example, Message
@@ -55,7 +55,7 @@ def all_findings(report):
         (talk("Nowhere?", "Yes.", "red.png"), "placeholders", "0 placeholders <image>, but 1"),
         (talk(f"A {IMAGE_TOKEN} typed", "Yes."), "placeholders", "image placeholder"),
         (talk("<image>Torn?", "Yes.", "torn.png"), "picture", "torn.png' is damaged"),
-        (talk("<image>Lost?", "Yes.", "lost.png"), "picture", "no picture"),
+        (talk("<image>Lost?", "Yes.", "lost.png"), "picture", "no image"),
         (talk("Silent?", " "), "no_answer", "the answer in turn 2 is empty"),
         ({"conversations": GOOD[2]["conversations"][:1]}, "no_answer", "its last turn is the user"),
         (talk("Long? " * 200, "Yes."), "too_long", "tokens, max_length is 400: the run would stop"),
@@ -81,7 +81,7 @@ def test_good_records_give_no_finding(section, encoder):
     assert report.verdict.sentence == "usable: 3 of 3 records train"
 
 
-def test_a_picture_is_refused_by_a_model_without_eyes(section, encoder):
+def test_a_image_is_refused_by_a_model_without_eyes(section, encoder):
     report = check(section(GOOD), encoder, eyes=False)
     assert found(report) == [("no_eyes", "train", 0), ("no_eyes", "train", 1)]
 
@@ -95,12 +95,12 @@ def test_doubles_are_found_across_sources_and_ids_only_within(section, encoder):
     assert finding.text.endswith("record 0 of " + report.sources[0].file)
 
 
-def test_the_same_words_about_another_picture_are_no_double(section, encoder, folder):
+def test_the_same_words_about_another_image_are_no_double(section, encoder, folder):
     other = folder / "copy.png"
     other.write_bytes((folder / "red.png").read_bytes())
     same = talk("<image>What is it?", "It is red.", "copy.png")
     assert found(check(section([*GOOD, same]), encoder)) == [("duplicate", "train", 3)]
-    Pictures.new("RGB", (8, 6), "green").save(other)
+    Images.new("RGB", (8, 6), "green").save(other)
     assert found(check(section([*GOOD, same]), encoder)) == []
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from PIL import Image as Pictures
+from PIL import Image as Images
 
 from varifocal.data.encoding.samples import UsableSamples
 from varifocal.data.inspect.html import html_page
@@ -216,9 +216,9 @@ def test_the_page_needs_nothing_beside_it(shown):
     assert not re.search(r"https?://|@import|url\(", page)
 
 
-def test_embedded_pictures_are_small(shown, folder):
+def test_embedded_images_are_small(shown, folder):
     noise = np.random.default_rng(0).integers(0, 255, (1500, 2000, 3), np.uint8)
-    Pictures.fromarray(noise).save(folder / "red.png")
+    Images.fromarray(noise).save(folder / "red.png")
     page = html_page(shown()[0], "recipe")
     assert len(page) < 200_000
     assert "2000 by 1500" in page

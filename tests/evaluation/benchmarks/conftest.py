@@ -11,7 +11,7 @@ import pytest
 
 
 def write_scienceqa(folder, turn):
-    """Two questions of three choices, one with a picture; `turn` moves the gold answers on."""
+    """Two questions of three choices, one with an image; `turn` moves the gold answers on."""
     problems = {}
     for number, question in enumerate(("Which attracts?", "Which shines?")):
         problems[str(number)] = {
@@ -25,15 +25,15 @@ def write_scienceqa(folder, turn):
             "lecture": "",
             "solution": "",
         }
-    picture = folder / "images" / "test" / "0" / "image.png"
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    PIL.Image.new("RGB", (8, 8), "red").save(picture)
+    image = folder / "images" / "test" / "0" / "image.png"
+    image.parent.mkdir(parents=True, exist_ok=True)
+    PIL.Image.new("RGB", (8, 8), "red").save(image)
     (folder / "problems.json").write_text(json.dumps(problems))
     (folder / "pid_splits.json").write_text(json.dumps({"test": list(problems)}))
 
 
 def write_nlvr(folder, turn):
-    """Two sentences about one picture; `turn` moves true and false."""
+    """Two sentences about one image; `turn` moves true and false."""
     (folder / "images").mkdir(parents=True, exist_ok=True)
     PIL.Image.new("RGB", (8, 8), "red").save(folder / "images" / "0.png")
     lines = [
@@ -59,7 +59,7 @@ def write_json(file, content):
     file.write_text(json.dumps(content))
 
 
-def write_picture(file, color="red"):
+def write_image(file, color="red"):
     file.parent.mkdir(parents=True, exist_ok=True)
     PIL.Image.new("RGB", (8, 8), color).save(file)
 
@@ -133,7 +133,7 @@ def write_realworldqa(folder, turn):
         {"image": "0.webp", "question": listed, "answer": "AB"[turn]},
         {"image": "0.webp", "question": "How many cars are there?", "answer": "23"[turn]},
     ]
-    write_picture(folder / "images" / "0.webp")
+    write_image(folder / "images" / "0.webp")
     write_json(folder / "annotations.json", rows)
 
 
@@ -155,8 +155,8 @@ def write_ai2d(folder, turn):
         questions = {"What eats the fly?": question, "Which is the fly?": lettered}
         content = {"imageName": name, "questions": questions}
         write_json(folder / "ai2d" / "questions" / f"{name}.json", content)
-        write_picture(folder / "ai2d" / "images" / name)
-        write_picture(folder / "ai2d" / "abc_images" / name, "blue")
+        write_image(folder / "ai2d" / "images" / name)
+        write_image(folder / "ai2d" / "abc_images" / name, "blue")
     (folder / "ai2d_test_ids.csv").write_text("0\n77\n")
 
 
@@ -176,7 +176,7 @@ def write_pope(folder, turn):
             for n, thing in enumerate(("snowboard", "car"))
         ]
         write_lines(folder / f"coco_pope_{split}.json", rows)
-    write_picture(folder / "val2014" / "COCO_val2014_000000310196.jpg")
+    write_image(folder / "val2014" / "COCO_val2014_000000310196.jpg")
 
 
 def write_gqa(folder, turn):
@@ -205,7 +205,7 @@ def write_gqa(folder, turn):
         },
     }
     write_json(folder / "testdev_balanced_questions.json", rows)
-    write_picture(folder / "images" / "n161313.jpg")
+    write_image(folder / "images" / "n161313.jpg")
 
 
 def write_textvqa(folder, turn):
@@ -225,7 +225,7 @@ def write_textvqa(folder, turn):
     }
     content = {"dataset_type": "val", "dataset_name": "textvqa", "data": [row]}
     write_json(folder / "TextVQA_0.5.1_val.json", content)
-    write_picture(folder / "train_images" / "003a8ae2ef43b901.jpg")
+    write_image(folder / "train_images" / "003a8ae2ef43b901.jpg")
 
 
 def write_vsr(folder, turn):
@@ -245,7 +245,7 @@ def write_vsr(folder, turn):
         for n, relation in enumerate(("in front of", "behind"))
     ]
     write_lines(folder / "data" / "splits" / "random" / "test.jsonl", rows)
-    write_picture(folder / "data" / "trainval2017" / "000000050403.jpg")
+    write_image(folder / "data" / "trainval2017" / "000000050403.jpg")
 
 
 def write_snli_ve(folder, turn):
@@ -268,7 +268,7 @@ def write_snli_ve(folder, turn):
         )
     ]
     write_lines(folder / "snli_ve_test.jsonl", rows)
-    write_picture(folder / "flickr30k_images" / "4705552913.jpg")
+    write_image(folder / "flickr30k_images" / "4705552913.jpg")
 
 
 def write_cifar10(folder, turn):
@@ -286,11 +286,11 @@ def write_cifar100(folder, turn):
 
 
 def write_idx(folder, turn):
-    """Two pictures of 4 x 4 and their classes, the pictures compressed (LeCun's page on IDX)."""
+    """Two images of 4 x 4 and their classes, the images compressed (LeCun's page on IDX)."""
     folder.mkdir(parents=True, exist_ok=True)
     header = bytes([0, 0, 8, 3]) + b"".join(n.to_bytes(4, "big") for n in (2, 4, 4))
-    pictures = gzip.compress(header + bytes(range(32)), mtime=0)
-    (folder / "t10k-images-idx3-ubyte.gz").write_bytes(pictures)
+    images = gzip.compress(header + bytes(range(32)), mtime=0)
+    (folder / "t10k-images-idx3-ubyte.gz").write_bytes(images)
     labels = bytes([0, 0, 8, 1, 0, 0, 0, 2, 5 + turn, 8 + turn])
     (folder / "t10k-labels-idx1-ubyte").write_bytes(labels)
 
@@ -304,14 +304,14 @@ def write_digits(folder, turn):
 
 
 def write_mme(folder, turn):
-    """A subtask of each official layout: all in one folder, and pictures and questions apart.
+    """A subtask of each official layout: all in one folder, and images and questions apart.
 
     MME_Benchmark_release_version.zip, whose subtasks lie in MME_Benchmark/ since its second
     release, as LLaVA's convert_answer_to_mme.py walks them.
     """
-    for inside, pictures in (("OCR", "OCR"), ("artwork/questions_answers_YN", "artwork/images")):
+    for inside, images in (("OCR", "OCR"), ("artwork/questions_answers_YN", "artwork/images")):
         place = folder / "MME_Benchmark_release_version" / "MME_Benchmark"
-        write_picture(place / pictures / "0001.png")
+        write_image(place / images / "0001.png")
         golds = ("Yes", "No") if turn == 0 else ("No", "Yes")
         asked = ("Is it in Italian?", "Is it in German?")
         lines = [
@@ -322,9 +322,9 @@ def write_mme(folder, turn):
 
 
 def write_coco_captions(folder, turn):
-    """Karpathy's dataset_coco.json (caption_datasets.zip): two test pictures and one of training.
+    """Karpathy's dataset_coco.json (caption_datasets.zip): two test images and one of training.
 
-    (With one picture every word is in all pictures' captions, and every CIDEr is 0.)
+    (With one image every word is in all images' captions, and every CIDEr is 0.)
     """
     images = [
         {
@@ -343,7 +343,7 @@ def write_coco_captions(folder, turn):
     ]
     write_json(folder / "dataset_coco.json", {"images": images, "dataset": "coco"})
     for n in range(2):
-        write_picture(folder / "val2014" / f"COCO_val2014_00000039118{n}.jpg")
+        write_image(folder / "val2014" / f"COCO_val2014_00000039118{n}.jpg")
 
 
 FILES = {

@@ -9,14 +9,14 @@ from varifocal.data.encoding.encoder import Encoder
 from varifocal.errors import DataError
 from varifocal.evaluation.benchmark import Answer
 from varifocal.evaluation.benchmarks.registry import BENCHMARKS, SUITES, find_folders, load_items
-from varifocal.evaluation.evaluated_model import EncodedAsker, without_pictures
+from varifocal.evaluation.evaluated_model import EncodedAsker, without_images
 
 rows = pytest.mark.parametrize("row", BENCHMARKS.values(), ids=BENCHMARKS)
 
 
 @pytest.fixture
 def asker(tokenizer):
-    """A model that sees: a picture is two placeholders."""
+    """A model that sees: an image is two placeholders."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -112,9 +112,9 @@ def test_a_row_says_what_it_needs(row, tmp_path):
 
 
 @rows
-def test_blind_takes_the_pictures_alone(row, load):
+def test_blind_takes_the_images_alone(row, load):
     for item in load(row, 0):
-        blind = without_pictures(item.asked)
+        blind = without_images(item.asked)
         assert not blind.images
         assert [message.text for message in blind.messages] == [
             message.text for message in item.asked.messages

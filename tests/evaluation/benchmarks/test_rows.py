@@ -218,8 +218,8 @@ def test_classes_have_their_names(load, tmp_path):
 
 
 def test_pixels_are_those_of_the_files(load, tmp_path):
-    picture = np.asarray(load("mnist")[1].example.images[0].open())
-    np.testing.assert_array_equal(picture[..., 0], np.arange(16, 32).reshape(4, 4))
+    image = np.asarray(load("mnist")[1].example.images[0].open())
+    np.testing.assert_array_equal(image[..., 0], np.arange(16, 32).reshape(4, 4))
     planes = np.stack([np.full((32, 32), 1), np.full((32, 32), 2), np.arange(1024).reshape(32, 32)])
     record = bytes([3]) + planes.astype(np.uint8).tobytes()
     (tmp_path / "c").mkdir()

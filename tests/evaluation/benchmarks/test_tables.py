@@ -112,8 +112,8 @@ def gqa(folder):
     }
     name = "testdev-00000-of-00001.parquet"
     table(folder / "testdev_balanced_instructions" / name, [row])
-    picture = {"id": "n161313", "image": RED}
-    table(folder / "testdev_balanced_images" / name, [picture], image=IMAGE)
+    pil_image = {"id": "n161313", "image": RED}
+    table(folder / "testdev_balanced_images" / name, [pil_image], image=IMAGE)
 
 
 def textvqa(folder):
@@ -204,7 +204,7 @@ WRITERS = {
     "cifar100": (cifar100, 0),
     "mnist": (mnist, 0),
     "fashion_mnist": (mnist, 0),
-    "mme": (mme, None),  # another order: the official fixture's OCR is behind artwork
+    "mme": (mme, None),  # another order: the official fixture's OCR is after artwork
     "coco_captions": (coco_captions, 0),
 }
 
@@ -246,7 +246,7 @@ def test_pope_in_one_table_has_its_splits_in_a_column(tmp_path):
     assert [item.group for item in load(tmp_path, "random")] == ["random"]
 
 
-def test_scienceqa_in_a_table_has_ids_columns_and_questions_without_pictures(tmp_path):
+def test_scienceqa_in_a_table_has_ids_columns_and_questions_without_images(tmp_path):
     scienceqa(tmp_path)
     (tmp_path / "data").rename(tmp_path / "ScienceQA-FULL")  # lmms-lab/ScienceQA
     first, second = BENCHMARKS["scienceqa"].load(tmp_path, None)
@@ -264,7 +264,7 @@ def test_boolq_of_super_glue_has_labels(tmp_path):
     ]
 
 
-def test_captions_with_a_row_each_come_together_by_picture(tmp_path):
+def test_captions_with_a_row_each_come_together_by_image(tmp_path):
     rows = [
         {"image": RED, "cocoid": coco, "sentences": {"tokens": ["a"], "raw": raw, "sentid": 1}}
         for coco, raw in ((7, "A cat."), (8, "A dog."), (7, "The cat sits."))

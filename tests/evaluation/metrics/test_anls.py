@@ -1,4 +1,4 @@
-"""ANLS beside the paper's formula, written out plainly."""
+"""ANLS next to the paper's formula, written out plainly."""
 
 from __future__ import annotations
 

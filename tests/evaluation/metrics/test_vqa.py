@@ -21,7 +21,7 @@ from varifocal.evaluation.metrics.vqa import normalise, soft_accuracy
         ("couldnt've", "couldn't've"),
         ("red\nand\tblue", "red and blue"),
         ("black/white", "black white"),  # inside a text a mark becomes a blank
-        ("black / white", "black  white".replace("  ", " ")),  # beside a blank it goes
+        ("black / white", "black  white".replace("  ", " ")),  # next to a blank it goes
         ("t-shirt", "t shirt"),
         ("(left)", "left"),
         ("", ""),

@@ -20,7 +20,7 @@ from varifocal.training.trainer import SupervisedTrainer
 
 @pytest.fixture
 def page(recipe, tmp_path, new_language):
-    """Packed rows, pictures, dropout and two workers, on a base that may be changed."""
+    """Packed rows, images, dropout and two workers, on a base that may be changed."""
     new_language(tmp_path / "language")
     return recipe(
         {

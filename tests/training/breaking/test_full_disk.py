@@ -76,12 +76,12 @@ def test_the_disk_fills_up_at_every_file_in_turn_and_the_run_goes_on(
             pytest.raises(RunError) as caught,
         ):
             train(page, run.root, resume=True)
-        mend = "free some space"
+        fix = "free some space"
         if "/cache/" in moment.unwritten:
-            mend += " or set VARIFOCAL_CACHE to a folder on another disk,"
+            fix += " or set VARIFOCAL_CACHE to a folder on another disk,"
         assert re.fullmatch(
             rf"the disk is full: {disk.root}\S*{moment.unwritten} was not written, and what was "
-            rf"saved before is untouched; {mend} and repeat the command with --resume",
+            rf"saved before is untouched; {fix} and repeat the command with --resume",
             str(caught.value),
         ), (moment, str(caught.value))
         kept = [] if moment.kept is None else [run.checkpoints / f"checkpoint-{moment.kept}"]
@@ -94,5 +94,5 @@ def test_the_disk_fills_up_at_every_file_in_turn_and_the_run_goes_on(
     train(page, run.root, resume=True, progress=lambda *at: told.append(at))
     assert not [at for at in told if at[0] == "train"]  # the steps are done, and saved now
     assert [record["step"] for record in run.read_metrics()] == [3, 6]
-    run.check_whole(run.adapter)
+    run.check_weights(run.adapter)
     assert [path.name for path in run.root.rglob(".*")] == [".varifocal"]

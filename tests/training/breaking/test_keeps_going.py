@@ -1,4 +1,4 @@
-"""What breaks a training from outside: nothing is lost but the step in hand, and it says the mend.
+"""What breaks a training from outside: nothing is lost but the step in hand, and it says the fix.
 
 Here: SIGKILL at any moment, and checkpoints whose files were damaged afterwards.
 """
@@ -30,7 +30,7 @@ FOUR = {"training.max_steps": 4, "training.save_steps": 2, "training.save_total_
 
 @pytest.fixture
 def long_file(recipe_file):
-    """Packing, dropout, pictures through an adapted tower, text, and an aligned connector."""
+    """Packing, dropout, images through an adapted tower, text, and an aligned connector."""
     page = yaml.safe_load(recipe_file.read_text())
     page["training"] |= {"logging_steps": 2, "save_steps": 3}
     page["tuner"]["dropout"] = 0.3
@@ -260,7 +260,7 @@ def test_a_damaged_adapter_is_not_used(recipe, tmp_path):
     wrong = flip_a_bit(run.adapter)
     with pytest.raises(ModelError, match=rf"adapter is damaged: {wrong}; .* --resume$"):
         open_run(run.root)
-    train(recipe({**FOUR, "training.max_steps": 2}), run.root, resume=True)  # the mend it names
+    train(recipe({**FOUR, "training.max_steps": 2}), run.root, resume=True)  # the fix it names
     open_run(run.root)
     (run.adapter / "adapter_config.json").write_text("{")
     with pytest.raises(ModelError, match=r"adapter_config\.json' is damaged"):

@@ -70,7 +70,7 @@ def test_a_learning_rate_beyond_all_bounds_is_named_and_lowered(recipe, tmp_path
 
 
 def test_a_resumed_run_takes_the_learning_rate_it_is_given(recipe, tmp_path, poisoned):
-    """The mend that the sentence names; transformers would go on with the checkpoint's own."""
+    """The fix that the sentence names; transformers would go on with the checkpoint's own."""
     constant = {**SAVING, "training.logging_steps": 1, "training.lr_scheduler_type": "constant"}
     constant["training.warmup_steps"] = 0
     run = RunDirectory(tmp_path / "run")

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:This process.*multi-threaded:Dep
 
 FORK = multiprocessing.get_context("fork")  # torch is imported already
 SECONDS = 200  # a lock that is held for ever ends the test, on a busy machine too
-SHAPE, NUM_PICTURES, BATCH = (3, 5), 40, 4
+SHAPE, NUM_IMAGES, BATCH = (3, 5), 40, 4
 ROW_BYTES = 3 * 5 * 4
 MODULES = {"encoded": varifocal.data.encoding.encoded_table, "features": varifocal.models.features}
 
@@ -42,7 +42,7 @@ def end(*processes):
     assert [process.exitcode for process in processes] == [0] * len(processes)
 
 
-class Picture:
+class Image:
     def __init__(self, number):
         self.number = number
 
@@ -50,39 +50,37 @@ class Picture:
         return hashlib.sha256(bytes([self.number])).hexdigest()
 
 
-def features(pictures):
-    found = [
-        torch.randn(SHAPE, generator=torch.Generator().manual_seed(p.number)) for p in pictures
-    ]
+def features(images):
+    found = [torch.randn(SHAPE, generator=torch.Generator().manual_seed(p.number)) for p in images]
     return torch.stack(found)
 
 
-PICTURES = [Picture(number) for number in range(NUM_PICTURES)]
+IMAGES = [Image(number) for number in range(NUM_IMAGES)]
 
 
 def fill(directory, on_first=None):
     """Fill the table and look everything up; do something when the first batch is computed."""
     first = [on_first] if on_first else []
 
-    def compute(pictures):
+    def compute(images):
         if first:
             first.pop()()
-        return features(pictures)
+        return features(images)
 
     store = FeatureStore(compute, SHAPE, torch.float32, directory, BATCH)
-    assert torch.equal(store(PICTURES), features(PICTURES))
+    assert torch.equal(store(IMAGES), features(IMAGES))
 
 
 def assert_whole(directory):
-    """Every picture stands there once, and nothing else does."""
+    """Every image stands there once, and nothing else does."""
 
-    def refuse(pictures):
-        raise AssertionError("a picture is missing")
+    def refuse(images):
+        raise AssertionError("an image is missing")
 
-    assert (directory / "keys.bin").stat().st_size == NUM_PICTURES * DIGEST_BYTES
-    assert (directory / "features.bin").stat().st_size == NUM_PICTURES * ROW_BYTES
-    found = FeatureStore(refuse, SHAPE, torch.float32, directory)(PICTURES)
-    assert torch.equal(found, features(PICTURES))
+    assert (directory / "keys.bin").stat().st_size == NUM_IMAGES * DIGEST_BYTES
+    assert (directory / "features.bin").stat().st_size == NUM_IMAGES * ROW_BYTES
+    found = FeatureStore(refuse, SHAPE, torch.float32, directory)(IMAGES)
+    assert torch.equal(found, features(IMAGES))
 
 
 def hold(module, held, leave=lambda: None):
@@ -112,7 +110,7 @@ def test_one_that_is_killed_in_the_middle_of_writing_stops_nobody(tmp_path, rows
     table, held, near = tmp_path / "table", FORK.Event(), FORK.Event()
 
     def leave():
-        part = PICTURES[:BATCH]
+        part = IMAGES[:BATCH]
         digests = b"".join(bytes.fromhex(each.fingerprint()) for each in part)
         for name, written in [
             ("features.bin", features(part).numpy().tobytes()[:rows]),

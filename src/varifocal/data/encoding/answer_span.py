@@ -1,10 +1,10 @@
-"""What a model has to write behind a prompt, read off a chat template's renderings.
+"""What a model has to write after a prompt, read off a chat template's renderings.
 
-Templates differ in three ways that matter here. Most write the answer behind their generation
+Templates differ in three ways that matter here. Most write the answer after their generation
 prompt. Some (Qwen3, GLM-4.5, gpt-oss) put a thought or a channel of their own in front of it: that
 is part of what has to be written. And some (DeepSeek-R1, Nemotron 3, Gemma 4) end their generation
 prompt with text that an answered conversation does not have, such as an opened thought: the answer
-is then written behind that prompt all the same, since that is how a model is asked, and an opened
+is then written after that prompt all the same, since that is how a model is asked, and an opened
 thought is closed with the answer's own thought in it, or empty.
 """
 
@@ -32,7 +32,7 @@ class Frame:
     Attributes:
         lost: characters at the end of the generation prompt that an answered conversation lacks.
         before: what stands between the shared part of the prompt and the words.
-        after: what stands behind the words.
+        after: what stands after the words.
         opening: characters of the generation prompt, which other turns may end without.
     """
 
@@ -72,7 +72,7 @@ def frame_of(prompt: str, unasked: str, one: str, other: str) -> Frame:
 
 @dataclass(frozen=True)
 class Written:
-    """A prompt and what has to be written behind it.
+    """A prompt and what has to be written after it.
 
     Attributes:
         prompt: the template's rendering with its generation prompt.
@@ -123,7 +123,7 @@ def written(prompt: str, whole: str, answer: Turn, frame: Frame) -> Written:
 
 
 def _continue(opened: str, rest: str, answer: Turn, before: str) -> tuple[str, str]:
-    """Go on behind the end of a prompt that the rendering lacks.
+    """Go on after the end of a prompt that the rendering lacks.
 
     Returns:
         What has to be written, and what of it stands in front of the words of every answer.

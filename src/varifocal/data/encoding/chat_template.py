@@ -39,7 +39,7 @@ def plain_template(tokenizer: PreTrainedTokenizerBase) -> str:
     r"""Return a chat template for a base model, whose tokenizer has none.
 
     A conversation reads "SYSTEM\n\nUser: QUESTION\nAssistant: ANSWER</s>\n", with the tokenizer's
-    end-of-sequence token behind each answer, and its begin-of-sequence token in front of
+    end-of-sequence token after each answer, and its begin-of-sequence token in front of
     everything if the tokenizer sets one on its own.
 
     Raises:
@@ -81,12 +81,12 @@ class AnswerSpan:
     """Where an answer stands in the rendered text.
 
     Attributes:
-        start: first character behind its prompt, the template's generation prompt included.
-        words_start: first character behind what the template itself writes there (an empty
+        start: first character after its prompt, the template's generation prompt included.
+        words_start: first character after what the template itself writes there (an empty
             thought, a channel), the blanks in front of the words not counted to it.
-        words_end: first character behind its words.
-        end: first character behind its end-of-turn token.
-        closed: False where the template writes no special token behind an answer; then `end` is
+        words_end: first character after its words.
+        end: first character after its end-of-turn token.
+        closed: False where the template writes no special token after an answer; then `end` is
             the end of its words, and an end-of-sequence token is owed.
     """
 
@@ -104,7 +104,7 @@ class ChatTemplate:
 
     Args:
         tokenizer: any tokenizer of transformers.
-        image_token: the placeholder that stands for a picture in a turn's text.
+        image_token: the placeholder that stands for an image in a turn's text.
         jinja: a template to take instead of the tokenizer's own, as processors bring one.
 
     Attributes:
@@ -160,15 +160,15 @@ class ChatTemplate:
         return text
 
     def _wants_parts(self) -> bool:
-        """Whether contents have to be parts: a text does not come out, or a picture has a frame."""
+        """Whether contents have to be parts: a text does not come out, or an image has a frame."""
         if not self._writes_text():
             return self._writes_text(as_parts=True)
         if self.image_token is None or not self._writes_text(as_parts=True):
             return False
-        picture: Turn = {"role": "user", "content": self.image_token + _PROBE}
-        framed = self.render([picture])  # given as parts: a Qwen-VL's stands between two tokens
+        image: Turn = {"role": "user", "content": self.image_token + _PROBE}
+        framed = self.render([image])  # given as parts: a Qwen-VL's stands between two tokens
         self.takes_parts = False
-        return framed.count(self.image_token) == 1 and framed != self.render([picture])
+        return framed.count(self.image_token) == 1 and framed != self.render([image])
 
     def _writes_text(self, as_parts: bool = False) -> bool:
         """Whether what a user says comes out when it is given as a text, or as parts."""
@@ -235,7 +235,7 @@ class ChatTemplate:
             text: of all turns, as the model reads them.
 
         Returns:
-            Where it stands, or None where the text does not hold it as it has to be written behind
+            Where it stands, or None where the text does not hold it as it has to be written after
             its own prompt: the template writes earlier turns in another way.
         """
         try:
@@ -253,14 +253,14 @@ class ChatTemplate:
         return AnswerSpan(start, start + answer.words_start, words_end, words_end + stop, closed)
 
     def _usual_frame(self, turns: Sequence[Turn]) -> Frame:
-        """Return the frame of an answer behind turns of these roles, whatever they say."""
+        """Return the frame of an answer after turns of these roles, whatever they say."""
         roles = tuple(turn["role"] for turn in turns)
         if roles not in self._frames:
             self._frames[roles] = self._frame([{"role": role, "content": "a"} for role in roles])
         return self._frames[roles]
 
     def _frame(self, turns: Sequence[Turn]) -> Frame:
-        """Return what the template writes around the words of an answer behind these turns."""
+        """Return what the template writes around the words of an answer after these turns."""
         return frame_of(
             self.render(turns, add_generation_prompt=True),
             self.render(turns),
@@ -268,7 +268,7 @@ class ChatTemplate:
         )
 
     def _end_of_turn(self, after: str) -> tuple[int, bool]:
-        """Return how many characters behind the words are the answer's, and if a token ends it.
+        """Return how many characters after the words are the answer's, and if a token ends it.
 
         The first special token ends it; where the end of sequence follows at once, that does: a
         model that writes both has to be trained on both.

@@ -53,7 +53,7 @@ class Encoded:
         return len(self.input_ids)
 
     @property
-    def is_told(self) -> bool:
+    def is_counted(self) -> bool:
         """Whether it is not all that its record seems to say, so that it has to be counted."""
         counts = (self.dropped_turns, self.rewritten_answers)
         return any((self.was_cut, self.lost_system, self.unread_keys, *counts))

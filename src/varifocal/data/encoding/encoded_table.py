@@ -5,7 +5,7 @@ or 0 while it is unknown; `entries.bin` holds the entries in the order in which 
 may be used by several processes. Neither is mapped into memory: a page that a full disk cannot hold
 would end the process without a word, where a write says what is wrong.
 
-Letters: T tokens of a record, N its pictures.
+Letters: T tokens of a record, N its images.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class EncodedTable:
         """Read where a record's entry starts, plus one; 0 while it is unknown."""
         handle = os.open(self._index, os.O_RDONLY)
         try:
-            # Behind the file's end nothing is read, and in a hole zeros: both are unknown.
+            # After the file's end nothing is read, and in a hole zeros: both are unknown.
             return int.from_bytes(os.pread(handle, 8, number * 8), "little")
         finally:
             os.close(handle)
@@ -58,7 +58,7 @@ class EncodedTable:
 
         Args:
             number: of the record; it must be in the table.
-            example: the record itself, which brings the pictures; None for one without any.
+            example: the record itself, which brings the images; None for one without any.
         """
         with self._entries.open("rb") as file:
             file.seek(self._place(number) - 1)
@@ -81,7 +81,7 @@ class EncodedTable:
         )
 
     def has_images(self, number: int) -> bool:
-        """Whether an encoded record has pictures, so that reading it takes its example."""
+        """Whether an encoded record has images, so that reading it takes its example."""
         with self._entries.open("rb") as file:
             file.seek(self._place(number) - 1 + 4)
             return bool(np.frombuffer(file.read(4), np.int32)[0])
@@ -110,7 +110,7 @@ class EncodedTable:
 
 
 def _entry(one: Encoded, example: Example) -> bytes:
-    """Write an entry: header, the pictures' places in the example, ids, mask in bits."""
+    """Write an entry: header, the images' places in the example, ids, mask in bits."""
     places = [
         next(place for place, there in enumerate(example.images) if there is image)
         for image in one.images

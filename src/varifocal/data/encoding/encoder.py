@@ -51,7 +51,7 @@ _HELLO: Turn = {"role": "user", "content": "a"}
 class Encoder:
     """Turns examples into token ids with the tokenizer's own chat template.
 
-    Trained ids are the assistant's words and the end-of-turn token behind them, exactly what the
+    Trained ids are the assistant's words and the end-of-turn token after them, exactly what the
     model has to write after the same prompt (see `encoding.answer_span`). An earlier answer that
     the template writes in another way once the conversation goes on (Qwen3 drops its thought) is
     prompt alone, and counted.
@@ -158,7 +158,7 @@ class Encoder:
         Raises:
             TooLongError: it is over `max_length` and may not or cannot be made shorter.
             DataError: the text holds the placeholder or one of the template's control tokens, a
-                picture meets a model without eyes, an answer is missing or empty, no answer is to
+                image meets a model without eyes, an answer is missing or empty, no answer is to
                 be trained, or the chat template refuses the conversation.
         """
         if with_answer:
@@ -176,7 +176,7 @@ class Encoder:
         """Encode a multiple-choice question and each of its options, for scoring by likelihood.
 
         An option's ids are those the answer has in training when that option is the right one: its
-        words and the end-of-turn token. Where the trained answer goes on behind the option
+        words and the end-of-turn token. Where the trained answer goes on after the option
         (QCM-ALE), they end with the option's words. What the template writes in front of every
         answer (an empty thought, a channel) is the same for all options and belongs to the prompt:
         a thought that the generation prompt opens is closed there, empty.
@@ -243,7 +243,7 @@ class Encoder:
         return self._option_ids(self._turns.write(asked, False), "b", complete=True)
 
     def read_answer(self, ids: Sequence[int]) -> str:
-        """Return the words of what a model has written behind a prompt; see `read_words`."""
+        """Return the words of what a model has written after a prompt; see `read_words`."""
         return read_words(self.tokenizer, ids, self.opening_ids.tolist())
 
     def encode_all(
@@ -334,7 +334,7 @@ class Encoder:
         number = self.tokenizer.eos_token_id
         if not isinstance(number, int):
             raise ModelError(
-                "the chat template writes no special token behind an answer and the tokenizer has "
+                "the chat template writes no special token after an answer and the tokenizer has "
                 "no end-of-sequence token: the model could not learn where to stop"
             )
         return number
@@ -345,7 +345,7 @@ class Encoder:
         is_image = ids == (-1 if self.image_token_id is None else self.image_token_id)
         if int(is_image.sum()) != len(images):
             raise ChatTemplateError(
-                f"{len(images)} pictures are given, the chat template wrote "
+                f"{len(images)} images are given, the chat template wrote "
                 f"{int(is_image.sum())} placeholders"
             )
         copies = np.where(is_image, self.tokens_per_image, 1)

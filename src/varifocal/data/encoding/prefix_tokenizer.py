@@ -187,7 +187,7 @@ class PieceTokenizer:
     ) -> tuple[list[int], list[_Mark]]:
         """Return the ids from a character on, tokenised apart, and the walls in them.
 
-        Behind the next wall they are those of before, so a conversation of many turns is not
+        After the next wall they are those of before, so a conversation of many turns is not
         tokenised from each turn to its end.
         """
         place = bisect_left(marks, cut, key=lambda mark: mark.start)
@@ -217,10 +217,10 @@ class PieceTokenizer:
         return list(encoding.input_ids)
 
     def _continue(self, text: str) -> list[int]:
-        """Tokenise text that stands behind other text.
+        """Tokenise text that stands after other text.
 
         Some tokenizers (Llama-2's) set a blank in front of whatever they are given. So the text is
-        tokenised behind a stand-in, whose ids are taken off again where the two do not merge.
+        tokenised after a stand-in, whose ids are taken off again where the two do not merge.
         """
         for stand_in in ("\n", ":", "x"):
             begin = self._ids(stand_in)

@@ -200,7 +200,7 @@ class Samples(Sequence[Encoded]):
                 pictured = table.has_images(record)
                 return table.read(record, source.example(record) if pictured else None), None
             example = source.example(record)
-            check_pictures(example)
+            check_images(example)
             return self.encoder.encode(example), example
         except TooLongError as error:
             return LeftOut(str(error), too_long=True), None
@@ -223,7 +223,7 @@ class Samples(Sequence[Encoded]):
             if key not in self._counted:
                 (self.tally.dropped if found.too_long else self.tally.skipped).append(found.reason)
                 self._counted.add(key)
-        elif found.is_told and key not in self._counted:
+        elif found.is_counted and key not in self._counted:
             self.tally.add(found)
             self._counted.add(key)
 
@@ -240,11 +240,11 @@ def refuse_or_pass(left_out: LeftOut, overflow: str, on_bad_record: OnBadRecord)
         raise DataError(left_out.reason)
 
 
-def check_pictures(example: Example) -> None:
-    """Decode an example's pictures, so that a damaged one is found before it is needed.
+def check_images(example: Example) -> None:
+    """Decode an example's images, so that a damaged one is found before it is needed.
 
     Raises:
-        DataError: a picture cannot be opened; the text names record and file.
+        DataError: an image cannot be opened; the text names record and file.
     """
     for image in example.images:
         try:

@@ -73,7 +73,7 @@ def make_fit(
             dropped = len(example.messages) - len(kept.messages)
             return build(kept), kept, {"dropped_turns": dropped}
         raise TooLongError(
-            f"{size}, and its last question with its answer, and the turn of the picture it may "
+            f"{size}, and its last question with its answer, and the turn of the image it may "
             "speak of, take more by themselves; raise max_length",
             num_tokens,
         )
@@ -97,7 +97,7 @@ def shorten(
 
     Args:
         turns: the conversation.
-        image_token: the placeholder; texts before and behind one are cut apart.
+        image_token: the placeholder; texts before and after one are cut apart.
         fits: whether a conversation is short enough.
 
     Returns:
@@ -158,9 +158,9 @@ def cut_middle(text: str, kept: int) -> str:
 
 
 def drop_oldest(example: Example, fits: Callable[[Example], bool]) -> Example | None:
-    """Leave out as few of the oldest questions, with their answers and pictures, as will do.
+    """Leave out as few of the oldest questions, with their answers and images, as will do.
 
-    The system message stays, and so does the last question with its answer. Of the pictures the
+    The system message stays, and so does the last question with its answer. Of the images the
     latest stays, with the turns that brought it: everything said since may speak of it, even when
     turns between are left out.
 
@@ -173,7 +173,7 @@ def drop_oldest(example: Example, fits: Callable[[Example], bool]) -> Example | 
     """
     start = int(example.messages[0].role == "system")
     pairs = [example.messages[at : at + 2] for at in range(start, len(example.messages), 2)]
-    pictured = [number for number, pair in enumerate(pairs) if _has_picture(pair)]
+    pictured = [number for number, pair in enumerate(pairs) if _has_image(pair)]
     needed = {len(pairs) - 1, *pictured[-1:]}
     old = [number for number in range(len(pairs)) if number not in needed]
 
@@ -195,5 +195,5 @@ def drop_oldest(example: Example, fits: Callable[[Example], bool]) -> Example | 
     return without(enough)
 
 
-def _has_picture(pair: Sequence[Message]) -> bool:
+def _has_image(pair: Sequence[Message]) -> bool:
     return any(isinstance(part, Image) for message in pair for part in message.content)

@@ -21,7 +21,7 @@ class TurnWriter:
 
     Args:
         control_tokens: what no text may hold.
-        image_token: the placeholder of a picture; None for a model without eyes.
+        image_token: the placeholder of an image; None for a model without eyes.
         system: what a conversation without a system message starts with; None for no such turn.
     """
 
@@ -34,7 +34,7 @@ class TurnWriter:
         """Write an example's turns, the closing answer with them or not.
 
         Raises:
-            DataError: the text holds the placeholder or a control token, a picture meets a model
+            DataError: the text holds the placeholder or a control token, an image meets a model
                 without eyes, or an answer is missing or empty.
         """
         messages = list(example.messages)
@@ -65,7 +65,7 @@ class TurnWriter:
                 self._check_text(part, message, example)
                 parts.append(part)
             elif self.image_token is None:
-                raise DataError(f"{example.name} has a picture, but the model has no vision tower")
+                raise DataError(f"{example.name} has an image, but the model has no vision tower")
             else:
                 parts.append(self.image_token)
         return "".join(parts)
@@ -74,7 +74,7 @@ class TurnWriter:
         if self.image_token is not None and self.image_token in text:
             raise PlaceholderError(
                 f"{example.name}: the text holds the image placeholder '{self.image_token}'; "
-                "pictures are given as pictures"
+                "images are given as images"
             )
         allowed = _THOUGHT_MARKS if message.role == "assistant" else frozenset()
         for token in self.control_tokens:

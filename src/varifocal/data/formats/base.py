@@ -20,7 +20,7 @@ class ParseOptions:
     Attributes:
         source: file or folder, for `Example.source`.
         format: the format's name, the task of records that name none.
-        image_folder: where relative picture paths start, and the only place they may lead to.
+        image_folder: where relative image paths start, and the only place they may lead to.
         columns: our name of a column -> its name in the file.
         answer_as: how a choice is named.
         prompt_format: ScienceQA's.

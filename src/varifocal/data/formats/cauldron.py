@@ -1,4 +1,4 @@
-"""The Cauldron's rows: pictures, and turns that hold a question and its answer."""
+"""The Cauldron's rows: images, and turns that hold a question and its answer."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from varifocal.data.example import Example
 from varifocal.data.formats.base import ParseOptions, short, text_of
 from varifocal.data.formats.conversations import conversation
-from varifocal.data.formats.pairs import with_pictures_first
+from varifocal.data.formats.pairs import with_images_first
 from varifocal.data.readers.base import Record
 from varifocal.errors import DataError
 
@@ -22,7 +22,7 @@ def is_cauldron(record: Record) -> bool:
 def parse_cauldron(record: Record, asked: ParseOptions) -> Example:
     """Make an example of {"images": [...], "texts": [{"user": ..., "assistant": ...}, ...]}.
 
-    The pictures come first unless `<image>` gives them a place.
+    The images come first unless `<image>` gives them a place.
 
     Raises:
         DataError: the turns cannot be read.
@@ -36,4 +36,4 @@ def parse_cauldron(record: Record, asked: ParseOptions) -> Example:
             raise DataError(f"{where}: a turn of 'texts' is {short(turn)}, no object")
         said.append(("user", text_of(turn, "user", where)))
         said.append(("assistant", text_of(turn, "assistant", where)))
-    return conversation(with_pictures_first(said, record), record, asked)
+    return conversation(with_images_first(said, record), record, asked)

@@ -10,7 +10,7 @@ from varifocal.data.example import Example, Image, Message, Role
 from varifocal.data.formats.base import ParseOptions, id_of, short, task_of
 from varifocal.data.formats.questions import PLACEHOLDER
 from varifocal.data.readers.base import Record
-from varifocal.data.readers.images import find_picture, picture_cells
+from varifocal.data.readers.images import image_cells, locate_image
 from varifocal.errors import AnswerError, DataError, PlaceholderError, nearest
 
 SPEAKER_KEYS = ("from", "role")
@@ -79,7 +79,7 @@ def read_notes(turn: Mapping[str, Any], role: Role, where: str) -> TurnNotes:
     for key in _MEDIA_KEYS:
         if key in said:
             raise DataError(
-                f"{where} has '{key}'; pictures stand beside the turns ('images' of the record, "
+                f"{where} has '{key}'; images stand next to the turns ('images' of the record, "
                 "with <image> in the text) or among the content's parts"
             )
     for key in _PARTIAL_KEYS:
@@ -158,10 +158,10 @@ def parse_conversation(record: Record, asked: ParseOptions) -> Example:
 
     A turn names its speaker in `from` (human, gpt) or `role` (user, assistant), and says in `value`
     or `content` a text or a list of OpenAI's parts. `<image>` in a text is the next of the row's
-    pictures, "image" or "images".
+    images, "image" or "images".
 
     Raises:
-        DataError: the turns cannot be read, or their placeholders and the pictures disagree.
+        DataError: the turns cannot be read, or their placeholders and the images disagree.
     """
     row, where = record.row, record.where
     turns = _turns_of(row, where)
@@ -179,12 +179,12 @@ def conversation(
     where = record.where
     for key in _OTHER_MEDIA:
         if record.row.get(key):
-            raise DataError(f"{where} has '{key}'; only text and pictures can be read")
+            raise DataError(f"{where} has '{key}'; only text and images can be read")
     for key in _TOOLS:
         if record.row.get(key) not in (None, "", "[]", [], {}):
             raise DataError(f"{where} has '{key}'; conversations with tools cannot be read")
-    pictures = _pictures_of(record.row, asked, where)
-    waiting = iter(pictures)
+    images = _images_of(record.row, asked, where)
+    waiting = iter(images)
     messages: list[Message] = []
     placeholders = 0
     unread: list[str] = []
@@ -203,10 +203,10 @@ def conversation(
         if message.role == "assistant" and not message.text.strip():
             raise AnswerError(f"{where}: the answer in turn {len(messages) + 1} is empty")
         messages.append(message)
-    if placeholders != len(pictures):
+    if placeholders != len(images):
         raise PlaceholderError(
             f"{where}: the text has {placeholders} placeholders {PLACEHOLDER}, "
-            f"but {len(pictures)} pictures are given"
+            f"but {len(images)} images are given"
         )
     return Example(
         tuple(messages),
@@ -261,13 +261,13 @@ def _role(speaker: str, where: str) -> Role:
     return role
 
 
-def _pictures_of(row: Mapping[str, Any], asked: ParseOptions, where: str) -> list[Image]:
-    """Find the pictures that a row gives beside its turns."""
-    return [find_picture(cell, asked.image_folder, where) for cell in picture_cells(row, where)]
+def _images_of(row: Mapping[str, Any], asked: ParseOptions, where: str) -> list[Image]:
+    """Find the images that a row gives next to its turns."""
+    return [locate_image(cell, asked.image_folder, where) for cell in image_cells(row, where)]
 
 
 def _parts_of(content: object, asked: ParseOptions, where: str) -> list[str | Image | None]:
-    """Return what is said as texts and pictures, None where a picture of the row belongs."""
+    """Return what is said as texts and images, None where an image of the row belongs."""
     if isinstance(content, str):
         return list(_split(content))
     if not isinstance(content, list):
@@ -296,11 +296,11 @@ def _part(part: Any, asked: ParseOptions, where: str) -> list[str | Image | None
     if kind == "image_url":
         value = part.get("image_url")
         value = value.get("url") if isinstance(value, dict) else value
-        return [find_picture(value, asked.image_folder, where)]
+        return [locate_image(value, asked.image_folder, where)]
     if kind == "image":
         keys = ("image", "path", "url")
         value = next((part[key] for key in keys if part.get(key) is not None), None)
-        return [None if value is None else find_picture(value, asked.image_folder, where)]
+        return [None if value is None else locate_image(value, asked.image_folder, where)]
     raise DataError(
         f"{where}: {short(part)} is no part that can be read: type text, image_url or image"
     )
@@ -312,7 +312,7 @@ def is_vision_flan(record: Record) -> bool:
 
 
 def is_llava(record: Record) -> bool:
-    """Tell whether a row is one of LLaVA's: `conversations`, and a picture or its placeholder."""
+    """Tell whether a row is one of LLaVA's: `conversations`, and an image or its placeholder."""
     turns = record.row.get("conversations")
     return _speaks(record, "conversations", "from") and (
         "image" in record.row or PLACEHOLDER in str(turns)

@@ -179,7 +179,7 @@ class _Readings:
 def settle_integers(gold: Iterable[tuple[str, Any, Sequence[Any]]]) -> Integers | None:
     """Find out what the integer answers of a source are.
 
-    An integer is an index beside choices that are texts, and a value beside numbers, as long as no
+    An integer is an index among choices that are texts, and a value among numbers, as long as no
     record of the source contradicts it. A record that can only be read the other way is no
     contradiction if all of them read the same that way.
 
@@ -202,7 +202,7 @@ def settle_integers(gold: Iterable[tuple[str, Any, Sequence[Any]]]) -> Integers 
         found = _Readings.of(answer, choices)
         usual = usual or found.usual
         least = answer if least is None else min(least, answer)
-        said = f"{where} has answer {answer} beside the choices {short(list(choices))}"
+        said = f"{where} has answer {answer} next to the choices {short(list(choices))}"
         first.setdefault(_kind_of(found, answer, len(choices)), said)
     if usual is None:
         return None

@@ -182,7 +182,7 @@ def vary(example: Example, seed: int) -> Example:
     """Word an example's question by a template.
 
     The template is drawn from the seed, the example's id and what is asked: the same in any order
-    and any process. Pictures and answers stay as they are.
+    and any process. Images and answers stay as they are.
 
     Args:
         example: left as it is if its format gives no `question`, or if its answer is free text,

@@ -12,7 +12,7 @@ from varifocal.data.formats.base import ParseOptions, short, text_of
 from varifocal.data.formats.conversations import conversation, parse_conversation
 from varifocal.data.formats.questions import PLACEHOLDER
 from varifocal.data.readers.base import Record
-from varifocal.data.readers.images import picture_cells
+from varifocal.data.readers.images import image_cells
 from varifocal.errors import DataError
 
 
@@ -58,7 +58,7 @@ def parse_prompt_completion(record: Record, asked: ParseOptions) -> Example:
 
     Dolly's {"instruction", "context", "response"}, OpenOrca's {"system_prompt", "question",
     "response"}, the Flan collection's {"inputs", "targets"} and P3's two `..._pretokenized` are the
-    same in other words. The row's pictures come first unless `<image>` gives them a place.
+    same in other words. The row's images come first unless `<image>` gives them a place.
 
     Raises:
         DataError: one of the two is missing or empty, or one is a text and the other a list.
@@ -119,12 +119,12 @@ def _of_texts(record: Record, pair: _Pair, asked: ParseOptions) -> Example:
     for before, then in history_of(record):
         said += [("user", before), ("assistant", then)]
     said += [("user", question), ("assistant", text_of(row, pair.answer, where))]
-    return conversation(with_pictures_first(said, record), record, asked)
+    return conversation(with_images_first(said, record), record, asked)
 
 
-def with_pictures_first(said: list[tuple[str, object]], record: Record) -> list[tuple[str, object]]:
-    """Put the places of a row's pictures in front of the first question, if no text has any."""
-    count = len(picture_cells(record.row, record.where))
+def with_images_first(said: list[tuple[str, object]], record: Record) -> list[tuple[str, object]]:
+    """Put the places of a row's images in front of the first question, if no text has any."""
+    count = len(image_cells(record.row, record.where))
     if not count or any(PLACEHOLDER in str(text) for _, text in said):
         return said
     first = next(number for number, (speaker, _) in enumerate(said) if speaker == "user")

@@ -16,9 +16,9 @@ Integers = Literal["index", "value"]
 """What the integers among them are; see `gold.settle_integers`."""
 
 LETTERS = string.ascii_uppercase
-CAPTION_PROMPT = "Describe the picture."
+CAPTION_PROMPT = "Describe the image."
 PLACEHOLDER = "<image>"
-"""Stands in a text where a picture belongs."""
+"""Stands in a text where an image belongs."""
 
 
 def question_text(question: str, context: str = "", choices: Sequence[str] = ()) -> str:
@@ -52,12 +52,12 @@ def option_texts(choices: Sequence[str], answer_as: AnswerAs) -> tuple[str, ...]
 
 
 def user_turn(text: str, image: Image | None = None) -> Message:
-    """Build the user's turn: the picture first, then the text, nothing between."""
+    """Build the user's turn: the image first, then the text, nothing between."""
     return Message("user", (image, text) if image else (text,))
 
 
 def without_leading_places(text: str, num_images: int) -> str:
-    r"""Take placeholders off the front of a text if all of its pictures stand there.
+    r"""Take placeholders off the front of a text if all of its images stand there.
 
     >>> without_leading_places("<image>\nWhat colour is it?", 1)
     'What colour is it?'
@@ -71,7 +71,7 @@ def without_leading_places(text: str, num_images: int) -> str:
 
 
 def placed_turn(text: str, images: Sequence[Image], where: str) -> Message:
-    """Build the user's turn with its pictures where `<image>` stands, or in front of the text.
+    """Build the user's turn with its images where `<image>` stands, or in front of the text.
 
     Args:
         text: what is asked.
@@ -79,7 +79,7 @@ def placed_turn(text: str, images: Sequence[Image], where: str) -> Message:
         where: file and place of the record, for the error text.
 
     Raises:
-        PlaceholderError: there are placeholders, but not as many as pictures.
+        PlaceholderError: there are placeholders, but not as many as images.
     """
     pieces = text.split(PLACEHOLDER)
     if len(pieces) == 1:
@@ -87,7 +87,7 @@ def placed_turn(text: str, images: Sequence[Image], where: str) -> Message:
     if len(pieces) - 1 != len(images):
         raise PlaceholderError(
             f"{where}: the text has {len(pieces) - 1} placeholders {PLACEHOLDER}, "
-            f"but {len(images)} pictures are given"
+            f"but {len(images)} images are given"
         )
     content: list[str | Image] = [pieces[0]]
     for image, piece in zip(images, pieces[1:], strict=True):

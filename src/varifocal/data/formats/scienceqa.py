@@ -19,7 +19,7 @@ from varifocal.data.formats.questions import (
     user_turn,
 )
 from varifocal.data.readers.base import Record
-from varifocal.data.readers.images import find_picture, resolve_image
+from varifocal.data.readers.images import locate_image, resolve_image
 from varifocal.data.reading import read_json_object
 from varifocal.errors import DataError, nearest
 
@@ -47,9 +47,9 @@ class _Problem:
 class ScienceQARecords:
     """The records of a folder in ScienceQA's layout (Lu et al. 2022), each once.
 
-    The folder holds `problems.json` and `pid_splits.json`; pictures lie in `images/SPLIT/ID/`;
+    The folder holds `problems.json` and `pid_splits.json`; images lie in `images/SPLIT/ID/`;
     captions stand in the records or in `captions.json`. A record's row also has its `id`, `split`
-    and `caption`, and its picture found.
+    and `caption`, and its image found.
 
     Args:
         root: the folder.
@@ -83,7 +83,7 @@ class ScienceQARecords:
         """Return a record.
 
         Raises:
-            DataError: it is missing or no object, or its picture is not there.
+            DataError: it is missing or no object, or its image is not there.
         """
         split, pid = self._chosen[number]
         place = f"record '{pid}'"
@@ -98,7 +98,7 @@ class ScienceQARecords:
 
     @property
     def fingerprint(self) -> str:
-        """A digest of the files and of which records are taken; pictures are not read."""
+        """A digest of the files and of which records are taken; images are not read."""
         names = ("problems.json", "pid_splits.json", "captions.json")
         files = [self.folder / name for name in names]
         taken = hashlib.sha256(repr(self._chosen).encode()).hexdigest()
@@ -114,7 +114,7 @@ def is_scienceqa(record: Record) -> bool:
 
 
 def wants_scienceqa(row: Mapping[str, Any], asked: ParseOptions) -> bool:
-    """Tell whether a row is asked for: captions are asked of pictures that have one."""
+    """Tell whether a row is asked for: captions are asked of images that have one."""
     return asked.prompt_format != "caption" or bool(row.get("image") and row.get("caption"))
 
 
@@ -122,7 +122,7 @@ def parse_scienceqa(record: Record, asked: ParseOptions) -> Example:
     """Make an example of a record.
 
     `asked.prompt_format` is "QCM-A" (question, context and choices; answer), "QCM-ALE" (answer,
-    then "BECAUSE:" with lecture and explanation), or "caption" (describe the picture). `tags` holds
+    then "BECAUSE:" with lecture and explanation), or "caption" (describe the image). `tags` holds
     the record's subject, grade, topic, category, skill, task and split, and `hint`: "yes" where
     there is a text context, else "no".
 
@@ -204,7 +204,7 @@ def _check(record: Record, asked: ParseOptions) -> _Problem:
         lecture=text_of(row, "lecture", where),
         solution=text_of(row, "solution", where),
         caption=text_of(row, "caption", where),
-        image=find_picture(image, asked.image_folder, where) if image else None,
+        image=locate_image(image, asked.image_folder, where) if image else None,
         tags={**tags, "hint": "yes" if hint else "no"},
     )
 
@@ -244,7 +244,7 @@ def _ask(problem: _Problem, record: Record, asked: ParseOptions) -> Example:
 
 
 def _describe(problem: _Problem, record: Record, asked: ParseOptions) -> Example:
-    """Build the conversation that describes the picture."""
+    """Build the conversation that describes the image."""
     return Example(
         messages=(
             user_turn(CAPTION_PROMPT, problem.image),

@@ -22,7 +22,7 @@ from varifocal.data.formats.questions import (
     without_leading_places,
 )
 from varifocal.data.readers.base import Record
-from varifocal.data.readers.images import find_picture, picture_cells, pictures_in
+from varifocal.data.readers.images import image_cells, images_in, locate_image
 from varifocal.errors import AnswerError, DataError, PlaceholderError, nearest
 
 
@@ -204,8 +204,8 @@ def parse_table_row(record: Record, asked: ParseOptions) -> Example:
     name there, or is absent. `question` and `image` may be templates with columns in braces ("True
     or false? {sentence}", "coco/{image_id:012}.jpg"); `choices` may be the choices themselves
     ("true|false"), or several columns ("{option1}|{option2}"). With choices, `answer` names one of
-    them as `gold.gold_index` says. `<image>` in a question is the place of its picture; without it
-    the pictures come first.
+    them as `gold.gold_index` says. `<image>` in a question is the place of its image; without it
+    the images come first.
 
     Raises:
         DataError: a mapped column is not there, or a value cannot be used.
@@ -213,13 +213,13 @@ def parse_table_row(record: Record, asked: ParseOptions) -> Example:
     row, where = with_our_names(record.row), record.where
     answers = _answers(row, asked, where)
     row = _with_one_answer(row, asked, answers)
-    pictures = _pictures(row, asked, where)
+    images = _images(row, asked, where)
     context = text_cell(row, "context", asked, where)
     choices = _choices(row, asked, where)
     gold = _gold(row, choices, asked, where) if choices.raw else None
     options = option_texts(choices.texts, asked.answer_as)
     answer = needed_cell(row, "answer", asked, where) if gold is None else options[gold]
-    question = without_leading_places(_question(row, asked, where), len(pictures))
+    question = without_leading_places(_question(row, asked, where), len(images))
     listed = bool(context or choices.raw)
     prompt = question_text(question, context, choices.texts) if listed else question
     if PLACEHOLDER in answer:
@@ -227,7 +227,7 @@ def parse_table_row(record: Record, asked: ParseOptions) -> Example:
             f"{where}: {PLACEHOLDER} stands in the answer; only questions have it"
         )
     return Example(
-        messages=(placed_turn(prompt, pictures, where), Message("assistant", (answer,))),
+        messages=(placed_turn(prompt, images, where), Message("assistant", (answer,))),
         id=text_cell(row, "id", asked, where) or record.place,
         source=record.source,
         task=text_cell(row, "task", asked, where) or asked.format,
@@ -264,20 +264,20 @@ def _with_one_answer(
     return ChainMap({column: answer}, row)  # type: ignore[arg-type]  # only read
 
 
-def _pictures(row: Mapping[str, Any], asked: ParseOptions, where: str) -> list[Image]:
-    """Find the pictures of a row, in their order."""
+def _images(row: Mapping[str, Any], asked: ParseOptions, where: str) -> list[Image]:
+    """Find the images of a row, in their order."""
     column = asked.columns.get("image")
     if column is None:
-        values = picture_cells(row, where)
+        values = image_cells(row, where)
     elif column in row or not set("{|") & set(column):
-        values = pictures_in(raw_cell(row, "image", asked, where))
+        values = images_in(raw_cell(row, "image", asked, where))
     else:
-        parts = (_picture_cell(part, row, asked, where) for part in column.split("|"))
+        parts = (_image_cell(part, row, asked, where) for part in column.split("|"))
         values = [value for value in parts if value not in (None, "")]
-    return [find_picture(value, asked.image_folder, where) for value in values]
+    return [locate_image(value, asked.image_folder, where) for value in values]
 
 
-def _picture_cell(part: str, row: Mapping[str, Any], asked: ParseOptions, where: str) -> Any:
+def _image_cell(part: str, row: Mapping[str, Any], asked: ParseOptions, where: str) -> Any:
     """Return a column's cell, or a template's text; None where all of its columns are empty."""
     if part in row:
         return row[part]

@@ -15,13 +15,13 @@ from varifocal.data.inspect.counts import SourceCounts
 from varifocal.data.inspect.duplicates import find_doubles
 from varifocal.data.inspect.epoch import Epoch, first_epoch
 from varifocal.data.inspect.findings import HEADINGS, KINDS, SIDES, Findings, Side
-from varifocal.data.inspect.scan import Look, Looker
+from varifocal.data.inspect.scan import Looker, RecordScan
 from varifocal.data.inspect.verdict import Verdict, judge
 from varifocal.data.parallel import map_in_order
 from varifocal.data.source import Source, StreamedSource, open_source
 from varifocal.errors import VarifocalError
 from varifocal.recipe import DataSection, SourceSection
-from varifocal.writing import whole_file
+from varifocal.writing import atomic_file
 
 Progress = Callable[[str, int, int], None]
 
@@ -74,7 +74,7 @@ class Report:
         """
         head = json.dumps(self.to_dict(), indent=2).removesuffix("\n}")
         try:
-            with whole_file(path) as staging, staging.open("w", encoding="utf-8") as file:
+            with atomic_file(path) as staging, staging.open("w", encoding="utf-8") as file:
                 file.write(f'{head},\n  "findings": [')
                 for number, line in enumerate(self.findings.lines()):
                     file.write(f"{',' if number else ''}\n    {line}")
@@ -146,11 +146,11 @@ def _read(
 
 def _looks(
     source: Source | StreamedSource, looker: Looker, seed: int, num_workers: int | None
-) -> Iterable[Look]:
+) -> Iterable[RecordScan]:
     """Look at every record in order, in several processes where they can be told apart."""
     if isinstance(source, StreamedSource):
-        return map(looker.look_at, source)
-    look = partial(looker.read_and_look, source, _plain(source, seed))
+        return map(looker.scan, source)
+    look = partial(looker.read_and_scan, source, _plain(source, seed))
     workers = _workers(len(source)) if num_workers is None else num_workers
     return map_in_order(look, range(len(source)), workers)
 

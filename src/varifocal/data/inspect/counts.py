@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from varifocal.data.inspect.findings import Finding, Findings, Side
-from varifocal.data.inspect.scan import Look
+from varifocal.data.inspect.scan import RecordScan
 from varifocal.data.metric import Gold
 
 
@@ -118,7 +118,7 @@ class SourceCounts:
         """Count the records that were looked at."""
         return len(self.lengths)
 
-    def add(self, look: Look, findings: Findings) -> None:
+    def add(self, look: RecordScan, findings: Findings) -> None:
         """Take in what the next record showed."""
         for kind, text in look.findings:
             findings.add(Finding(kind, self.side, self.name, self.file, len(self), text))
@@ -133,7 +133,7 @@ class SourceCounts:
         if look.is_usable:
             self._count(look)
 
-    def _count(self, look: Look) -> None:
+    def _count(self, look: RecordScan) -> None:
         self.tasks[look.task] += 1
         self.usable[look.modality] += 1
         self.gold.add(look.has_choices, look.num_answers)
@@ -161,14 +161,14 @@ class SourceCounts:
         return int(as_numbers(self.trained).sum())
 
     @property
-    def num_kept_tokens(self) -> int:
+    def num_tokens_in_limit(self) -> int:
         """Count the tokens that the limit leaves."""
         return int(as_numbers(self.kept).sum())
 
     @property
     def num_lost_tokens(self) -> int:
         """Count the tokens that the limit takes, whole records included."""
-        return int(as_numbers(self.lengths).sum()) - self.num_kept_tokens
+        return int(as_numbers(self.lengths).sum()) - self.num_tokens_in_limit
 
     def lengths_of(self, modality: int) -> npt.NDArray[np.int64]:
         """Return the lengths without a limit of what can be encoded of a modality, [n]."""
@@ -188,7 +188,7 @@ class SourceCounts:
             "image": self.usable[1],
             "tasks": dict(self.tasks.most_common()),
             "tokens": int(lengths.sum()),
-            "tokens_kept": self.num_kept_tokens,
+            "tokens_kept": self.num_tokens_in_limit,
             "tokens_lost": self.num_lost_tokens,
             "trained_tokens": self.num_trained_tokens,
             "median_length": float(np.median(lengths)) if len(lengths) else None,

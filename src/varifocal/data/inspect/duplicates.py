@@ -26,14 +26,14 @@ def find_doubles(all_counts: Sequence[SourceCounts], findings: Findings) -> None
     for side in SIDES:
         of_side = [counts for counts in all_counts if counts.side == side]
         for late, early in _repeats(of_side, lambda counts: counts.content):
-            _report(findings, "duplicate", late, early, "the same question, pictures and answer as")
+            _report(findings, "duplicate", late, early, "the same question, images and answer as")
     for counts in all_counts:
         for late, early in _repeats([counts], lambda counts: counts.id):
             _report(findings, "duplicate_id", late, early, "the same id as")
     trained = [counts for counts in all_counts if counts.side == "train"]
     scored = [counts for counts in all_counts if counts.side == "evaluate"]
     for late, early in _shared(scored, trained):
-        _report(findings, "overlap", late, early, "its question and pictures are also trained on:")
+        _report(findings, "overlap", late, early, "its question and images are also trained on:")
 
 
 Place = tuple[SourceCounts, int]

@@ -30,12 +30,12 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 HEADINGS: dict[Kind, str] = {
     "broken": "broken: cannot be read or encoded",
-    "placeholders": "image placeholders and pictures disagree",
-    "picture": "picture cannot be opened",
-    "no_eyes": "has a picture, the model has no vision tower",
+    "placeholders": "image placeholders and images disagree",
+    "picture": "image cannot be opened",
+    "no_eyes": "has an image, the model has no vision tower",
     "no_answer": "without an answer",
     "too_long": "longer than max_length",
-    "duplicate": "same question, pictures and answer as an earlier record",
+    "duplicate": "same question, images and answer as an earlier record",
     "duplicate_id": "same id as an earlier record of its source",
     "overlap": "evaluation question that is trained on",
     "rewritten": "earlier answers that are prompt alone, since the template writes them anew",

@@ -1,4 +1,4 @@
-"""A packed row as one HTML page that needs nothing beside it, neither a network nor a script."""
+"""A packed row as one HTML page that needs nothing next to it, neither a network nor a script."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from varifocal.data.inspect.rows import Segment, ShownRow, Token, collapsed
 from varifocal.errors import DataError
 
 MOST_PIXELS = 360
-"""Longest side of an embedded picture; its JPEG is then a few dozen kB."""
+"""Longest side of an embedded image; its JPEG is then a few dozen kB."""
 
 _STYLE = Path(__file__).with_name("html.css")
 _MODALITIES = ("text", "image")
 _KINDS = {
     "prompt": "read, not learned",
     "trained": "learned: the loss is here",
-    "image": "a picture's tokens",
+    "image": "an image's tokens",
     "pad": "padding, segment of its own",
 }
 
@@ -33,7 +33,7 @@ def html_page(row: ShownRow, title: str) -> str:
         title: the recipe's name.
 
     Returns:
-        HTML whose texts are escaped and whose pictures are JPEGs of bounded size inside it.
+        HTML whose texts are escaped and whose images are JPEGs of bounded size inside it.
     """
     body = "\n".join(
         [
@@ -113,8 +113,8 @@ def _segment(segment: Segment) -> str:
         *(["earlier answers are prompt"] if member.encoded.rewritten_answers else []),
         *(["system message left out"] if member.encoded.lost_system else []),
     ]
-    pictures = "".join(_picture(image) for image in segment.images)
-    figures = f'<div class="pictures">{pictures}</div>' if pictures else ""
+    images = "".join(_image(image) for image in segment.images)
+    figures = f'<div class="images">{images}</div>' if images else ""
     tokens = "".join(_token(token) for token in segment.tokens)
     details = "".join(f"<li>{escape(fact)}</li>" for fact in facts)
     return (
@@ -141,16 +141,16 @@ def _visible(text: str) -> str:
     return escape(text).replace("\r", "<em>␍</em>").replace("\n", "<em>↵</em>\n")
 
 
-def _picture(image: Image) -> str:
-    name = escape("/".join(image.path.parts[-2:]) if image.path else "embedded picture")
+def _image(image: Image) -> str:
+    name = escape("/".join(image.path.parts[-2:]) if image.path else "embedded image")
     try:
-        picture = image.open()
+        pil_image = image.open()
     except DataError as error:
         return f"<figure><figcaption>{escape(str(error))}</figcaption></figure>"
-    width, height = picture.size
-    picture.thumbnail((MOST_PIXELS, MOST_PIXELS))
+    width, height = pil_image.size
+    pil_image.thumbnail((MOST_PIXELS, MOST_PIXELS))
     file = io.BytesIO()
-    picture.save(file, "JPEG", quality=85)
+    pil_image.save(file, "JPEG", quality=85)
     data = base64.b64encode(file.getvalue()).decode("ascii")
     return (
         f'<figure><img alt="{name}" src="data:image/jpeg;base64,{data}">'

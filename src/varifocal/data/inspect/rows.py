@@ -91,7 +91,7 @@ class Segment:
 
     @property
     def images(self) -> tuple[Image, ...]:
-        """Its pictures, in the order of their placeholders."""
+        """Its images, in the order of their placeholders."""
         return self.member.encoded.images
 
 
@@ -132,7 +132,7 @@ def show_row(
 
     Args:
         members: the row's samples with their records.
-        collator: the training's; its pictures are not loaded here.
+        collator: the training's; its images are not loaded here.
         decode: ids -> text, special tokens written out.
         image_token_id: the placeholder's id; None for a model without eyes.
         tokens_per_image: V, placeholders an image takes.
@@ -159,7 +159,7 @@ def token_kinds(
 
     Args:
         row: `input_ids`, `labels` and `segment_ids`, each [T].
-        num_segments: samples in the row; what lies behind them is padding.
+        num_segments: samples in the row; what lies after them is padding.
         image_token_id: the placeholder's id.
 
     >>> row = {"input_ids": np.array([5, 9, 6, 7, 0]), "segment_ids": np.array([0, 0, 0, 0, 1]),
@@ -234,7 +234,7 @@ def collapsed(name: str, count: int) -> str:
 def readable(ids: Sequence[int], decode: Decode) -> list[tuple[int, int, str]]:
     """Split ids into the smallest pieces that can be read, as (first, last + 1, text).
 
-    A token is decoded behind the one before it, since some tokenizers leave the blank in front of
+    A token is decoded after the one before it, since some tokenizers leave the blank in front of
     a text's first word out; tokens that are bytes of one character stay together.
     """
     pieces: list[tuple[int, int, str]] = []

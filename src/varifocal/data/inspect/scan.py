@@ -15,9 +15,9 @@ from varifocal.data.encoding.encoder import Encoder, TooLongError
 from varifocal.data.example import Example, Image, Message
 from varifocal.data.inspect.findings import STOPPING, Kind, Side
 from varifocal.data.metric import gold_answers
-from varifocal.errors import AnswerError, DataError, PictureError, PlaceholderError
+from varifocal.errors import AnswerError, DataError, ImageError, PlaceholderError
 
-_PICTURES_REMEMBERED = 4096
+_IMAGES_REMEMBERED = 4096
 # A record without an id of its own is called by its place, which the next file has again.
 _PLACE = re.compile(r"((line|row|record) \d+)?")
 
@@ -31,7 +31,7 @@ class Readable(Protocol):
 
 
 @dataclass(frozen=True)
-class Look:
+class RecordScan:
     """What reading one record showed; small, since it travels between processes.
 
     Attributes:
@@ -43,8 +43,8 @@ class Look:
         num_image_tokens: of all, without a limit.
         was_cut: text of its prompt is taken out.
         lost_turns: oldest turns are left out.
-        content: 64-bit digest of question, pictures and answer; 0 if it cannot be read.
-        question: 64-bit digest of question and pictures.
+        content: 64-bit digest of question, images and answer; 0 if it cannot be read.
+        question: 64-bit digest of question and images.
         id: 64-bit digest of its id; 0 if it has none.
         has_choices: whether it is a multiple-choice question.
         num_answers: right answers that it is compared with when it is scored.
@@ -86,7 +86,7 @@ class Looker:
     side: Side = "train"
     _opened: dict[Path, tuple[str, str]] = field(default_factory=dict, repr=False)
 
-    def read_and_look(self, source: Readable, plain: Readable | None, number: int) -> Look:
+    def read_and_scan(self, source: Readable, plain: Readable | None, number: int) -> RecordScan:
         """Read one record and look at it; what is wrong is returned, never raised.
 
         Args:
@@ -97,19 +97,19 @@ class Looker:
         """
         try:
             example = source.example(number)
-            return self.look_at(example, plain.example(number) if plain else example)
+            return self.scan(example, plain.example(number) if plain else example)
         except DataError as error:
-            return self.look_at(error)
+            return self.scan(error)
 
-    def look_at(self, example: Example | DataError, plain: Example | None = None) -> Look:
+    def scan(self, example: Example | DataError, plain: Example | None = None) -> RecordScan:
         """Look at a record that has been read, or at what came instead of it."""
         if isinstance(example, DataError):
-            return Look(findings=((_kind(example), str(example)),))
+            return RecordScan(findings=((_kind(example), str(example)),))
         digests, findings = self._see(example)
         if reason := self._lacks_answer(example):
             findings.append(("no_answer", reason))
         question = _question(plain or example, digests)
-        seen = Look(
+        seen = RecordScan(
             task=example.task,
             modality=example.modality,
             question=question,
@@ -119,14 +119,14 @@ class Looker:
             num_answers=len(gold_answers(example)),
         )
         if self.encoder.image_token is None and example.images:
-            findings.append(("no_eyes", f"{example.name} has a picture, the model no vision tower"))
+            findings.append(("no_eyes", f"{example.name} has an image, the model no vision tower"))
         elif self.side != "captions" and not findings:
             seen, more = self._measure(seen, example)
             findings += more
         return replace(seen, findings=tuple(findings))
 
     def _see(self, example: Example) -> tuple[list[str], list[tuple[Kind, str]]]:
-        """Open every picture; return digests of their contents, and what is wrong."""
+        """Open every image; return digests of their contents, and what is wrong."""
         opened = [self._open_once(image) for image in example.images]
         findings: list[tuple[Kind, str]] = [
             ("picture", f"{example.name}: {reason}") for _, reason in opened if reason
@@ -134,11 +134,11 @@ class Looker:
         return [content for content, _ in opened], findings
 
     def _open_once(self, image: Image) -> tuple[str, str]:
-        """Remember the last files' digests and states: a picture often stands in many records."""
+        """Remember the last files' digests and states: an image often stands in many records."""
         if image.path is None:
             return _open(image)
         if image.path not in self._opened:
-            if len(self._opened) >= _PICTURES_REMEMBERED:
+            if len(self._opened) >= _IMAGES_REMEMBERED:
                 self._opened.clear()
             self._opened[image.path] = _open(image)
         return self._opened[image.path]
@@ -153,7 +153,9 @@ class Looker:
         ended = example.messages[-1].role == "assistant"
         return "" if ended else f"{example.name} has no answer: its last turn is the user's"
 
-    def _measure(self, seen: Look, example: Example) -> tuple[Look, list[tuple[Kind, str]]]:
+    def _measure(
+        self, seen: RecordScan, example: Example
+    ) -> tuple[RecordScan, list[tuple[Kind, str]]]:
         """Encode without a limit, and with it where that makes a difference."""
         try:
             whole, length = self._encode(_without_limit(self.encoder), example)
@@ -209,7 +211,7 @@ class Looker:
 _KINDS: dict[type[DataError], Kind] = {
     TooLongError: "too_long",
     PlaceholderError: "placeholders",
-    PictureError: "picture",
+    ImageError: "picture",
     AnswerError: "no_answer",
 }
 
@@ -250,7 +252,7 @@ def _without_limit(encoder: Encoder) -> Encoder:
 
 
 def _open(image: Image) -> tuple[str, str]:
-    """Return the digest of a picture's content, and why it cannot be opened."""
+    """Return the digest of an image's content, and why it cannot be opened."""
     try:
         content = image.fingerprint()
         image.open()
@@ -259,13 +261,13 @@ def _open(image: Image) -> tuple[str, str]:
     return content, ""
 
 
-def _question(example: Example, pictures: Iterable[str]) -> int:
-    """Digest what is asked: all turns but the system's and the last answer, and the pictures."""
+def _question(example: Example, images: Iterable[str]) -> int:
+    """Digest what is asked: all turns but the system's and the last answer, and the images."""
     turns = [message for message in example.messages if message.role != "system"]
     if turns[-1].role == "assistant":
         turns = turns[:-1]
     texts = [f"{turn.role} {' '.join(turn.text.split())}" for turn in turns]
-    return digest(*texts, *pictures)
+    return digest(*texts, *images)
 
 
 def _answer(example: Example) -> str:

@@ -1,4 +1,4 @@
-"""Whether a run can start on its data, why not, and the mend: in one sentence."""
+"""Whether a run can start on its data, why not, and the fix: in one sentence."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Verdict:
 
     Attributes:
         is_usable: whether a run on it gets through.
-        sentence: why, or why not and the mend.
+        sentence: why, or why not and the fix.
     """
 
     is_usable: bool
@@ -50,7 +50,7 @@ def _bad_records(data: DataSection, findings: Findings) -> str:
     first = next(one[0] for kind in STOPPING if (one := findings.first[kind]))
     return (
         f"{_records(bad)} cannot be used and data.on_bad_record is fail, so the run would stop at "
-        f"the first ({first.text}); mend them, or leave them out with data.on_bad_record: skip"
+        f"the first ({first.text}); fix them, or leave them out with data.on_bad_record: skip"
     )
 
 
@@ -82,10 +82,10 @@ def _too_long_to_score(data: DataSection, all_counts: Sequence[SourceCounts]) ->
     if not over:
         return ""
     longest = max(max(one.lengths, default=0) for one in all_counts if one.side == "evaluate")
-    mend = "" if data.overflow == "truncate_prompt" else ", or data.overflow to truncate_prompt"
+    fix = "" if data.overflow == "truncate_prompt" else ", or data.overflow to truncate_prompt"
     return (
         f"{_records(over)} to score on take more than data.max_length {data.max_length} tokens, "
-        f"and a question may not be left out of a score; set data.max_length to {longest}{mend}"
+        f"and a question may not be left out of a score; set data.max_length to {longest}{fix}"
     )
 
 

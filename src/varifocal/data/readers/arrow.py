@@ -26,7 +26,7 @@ BUILDERS = {
 
 
 class ArrowRecords:
-    """The rows of a memory-mapped data set; pictures stay undecoded, as {"bytes", "path"}.
+    """The rows of a memory-mapped data set; images stay undecoded, as {"bytes", "path"}.
 
     Args:
         dataset: of the `datasets` library.
@@ -38,7 +38,7 @@ class ArrowRecords:
 
     def __init__(self, dataset: Dataset, folder: Path, place: str, is_split: bool) -> None:
         self.folder, self.place, self.is_split = folder, place, is_split
-        # As arrow, nothing is decoded: by default a picture would become Pillow's.
+        # As arrow, nothing is decoded: by default an image would become Pillow's.
         self._dataset = dataset.with_format("arrow")
         self._features = dict(dataset.features)
         if not len(dataset):
@@ -135,7 +135,7 @@ def open_hub(name: str, subset: str | None, split: str | None, streaming: bool) 
     loaded = _load(partial(load, name, name=subset, streaming=streaming), name)
     chosen = _take(loaded, split, name)
     _refuse_shards(chosen, name)
-    # Pictures that come as files lie in the library's own folders.
+    # Images that come as files lie in the library's own folders.
     return _wrap(chosen, Path(config.HF_CACHE_HOME), name, is_split=True)
 
 
@@ -211,7 +211,7 @@ def _stream(dataset: IterableDataset, place: str) -> Iterator[Record | DataError
     while True:
         try:
             row = next(rows, None)
-        except Exception as error:  # as in `_load`; the stream cannot go on behind it
+        except Exception as error:  # as in `_load`; the stream cannot go on after it
             reason = " ".join(str(error.__cause__ or error).split())[:300]
             raise DataError(f"{place}: row {number} cannot be read: {reason}") from error
         if row is None:

@@ -37,7 +37,7 @@ class Records(Protocol):
     """Rows that can be read in any order.
 
     Attributes:
-        folder: where relative paths of pictures start unless the recipe says otherwise.
+        folder: where relative paths of images start unless the recipe says otherwise.
         place: the file or folder, as error texts name it.
         is_split: whether the place itself was chosen by the recipe's `split`.
     """

@@ -1,4 +1,4 @@
-"""Pictures with captions beside them: COCO's file of annotations, or a text for each picture."""
+"""Images with captions next to them: COCO's file of annotations, or a text for each image."""
 
 from __future__ import annotations
 
@@ -9,18 +9,23 @@ from typing import Any
 
 from varifocal.cache import file_digest
 from varifocal.data.readers.base import Record
-from varifocal.data.readers.index import MAX_RECORD_BYTES, behind_mark, index_container, values_of
+from varifocal.data.readers.index import (
+    MAX_RECORD_BYTES,
+    after_byte_order_mark,
+    index_container,
+    values_of,
+)
 from varifocal.data.reading import as_row, parse_json
 from varifocal.errors import DataError
 
-PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
 _MAX_CAPTION_BYTES = 2**20
 
 
 class CocoRecords:
     """COCO's captions: {"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}.
 
-    One record an annotation; its row holds the picture's name as `image`.
+    One record an annotation; its row holds the image's name as `image`.
 
     Args:
         path: the file.
@@ -50,10 +55,10 @@ class CocoRecords:
         return len(self._index)
 
     def __getitem__(self, number: int) -> Record:
-        """Read a caption and the name of its picture.
+        """Read a caption and the name of its image.
 
         Raises:
-            DataError: its picture is not among `images`.
+            DataError: its image is not among `images`.
         """
         start, end, count = (int(value) for value in self._index[number])
         place = f"annotation {count}"
@@ -81,7 +86,7 @@ def is_coco(path: Path) -> bool:
     """Tell whether a .json file holds one object with `images` and `annotations`."""
     try:
         with path.open("rb") as stream:
-            stream.seek(behind_mark(path))
+            stream.seek(after_byte_order_mark(path))
             if not stream.read(1 << 16).lstrip().startswith(b"{"):
                 return False
         return {"images", "annotations"} <= values_of(path).keys()
@@ -89,28 +94,28 @@ def is_coco(path: Path) -> bool:
         return False
 
 
-class CaptionedPictures:
-    """A folder with `NAME.txt` beside each picture `NAME.png`, in the order of their names.
+class CaptionedImages:
+    """A folder with `NAME.txt` next to each image `NAME.png`, in the order of their names.
 
     Args:
         folder: looked into with its subfolders.
 
     Raises:
-        DataError: there is no picture with a text beside it.
+        DataError: there is no image with a text next to it.
     """
 
     is_split = False
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.place = folder, str(folder)
-        self._names = sorted(_pictures(folder))
+        self._names = sorted(_images(folder))
         if not any((folder / name).with_suffix(".txt").is_file() for name in self._names):
             raise DataError(
-                f"'{folder}' holds neither records nor pictures with a text of the same name"
+                f"'{folder}' holds neither records nor images with a text of the same name"
             )
 
     def __len__(self) -> int:
-        """Count the pictures."""
+        """Count the images."""
         return len(self._names)
 
     def __getitem__(self, number: int) -> Record:
@@ -130,14 +135,12 @@ class CaptionedPictures:
         except UnicodeDecodeError as error:
             raise DataError(f"'{text}' is not UTF-8; save it as UTF-8") from error
         except OSError as error:
-            raise DataError(f"{self.place}: picture {name} has no caption '{text.name}'") from error
-        return Record(
-            self.place, f"picture {name}", {"id": name, "image": name, "caption": caption}
-        )
+            raise DataError(f"{self.place}: image {name} has no caption '{text.name}'") from error
+        return Record(self.place, f"image {name}", {"id": name, "image": name, "caption": caption})
 
     @property
     def fingerprint(self) -> str:
-        """A digest of the pictures' names and of the captions' sizes and times of change."""
+        """A digest of the images' names and of the captions' sizes and times of change."""
         digest = hashlib.sha256()
         for name in self._names:
             text = (self.folder / name).with_suffix(".txt")
@@ -146,11 +149,11 @@ class CaptionedPictures:
         return digest.hexdigest()
 
 
-def _pictures(folder: Path) -> list[str]:
-    """List the pictures below a folder by their path in it."""
+def _images(folder: Path) -> list[str]:
+    """List the images below a folder by their path in it."""
     return [
         os.path.relpath(os.path.join(where, name), folder)
         for where, _, names in os.walk(folder)
         for name in names
-        if name.lower().endswith(PICTURE_ENDINGS)
+        if name.lower().endswith(IMAGE_ENDINGS)
     ]

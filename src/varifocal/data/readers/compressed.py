@@ -13,7 +13,7 @@ from typing import IO, cast
 
 from varifocal.cache import cache_root
 from varifocal.errors import DataError, RunError
-from varifocal.writing import whole_file
+from varifocal.writing import atomic_file
 
 UNREADABLE = (OSError, EOFError, zlib.error)
 """What reading a packed file raises where it is damaged."""
@@ -47,7 +47,7 @@ def unpacked(path: Path) -> Path:
         return copy
     try:
         with (
-            whole_file(copy) as staging,
+            atomic_file(copy) as staging,
             gzip.open(path) as packed,
             staging.open("wb") as plain,
         ):

@@ -14,14 +14,14 @@ from varifocal.data.readers.base import Record
 from varifocal.data.readers.compressed import UNREADABLE, is_packed, opened, unpacked
 from varifocal.data.readers.index import (
     MAX_RECORD_BYTES,
-    behind_mark,
+    after_byte_order_mark,
+    cached_index,
     index_csv,
     index_field,
     index_lines,
     index_list,
     refuse_object,
 )
-from varifocal.data.readers.index import kept as kept_index
 from varifocal.data.reading import as_row, neighbour, parse_json
 from varifocal.errors import DataError
 
@@ -73,14 +73,14 @@ class FileRecords:
             separator, told = _separator_of(file, _SEPARATORS[self._ending])
             self.notes = (told,) if told else ()
             index = partial(index_csv, separator=separator)
-            self._index = kept_index(file, f"{self._ending}{separator}", index)
+            self._index = cached_index(file, f"{self._ending}{separator}", index)
             self._open_csv(separator)
         elif field is not None:
             self._index, self.notes = index_field(file, field)
         elif self._ending == ".jsonl" or _holds_lines(file):
-            self._index, self._word = kept_index(file, "lines", index_lines), "line"
+            self._index, self._word = cached_index(file, "lines", index_lines), "line"
         else:
-            self._index = kept_index(file, "list", index_list)
+            self._index = cached_index(file, "list", index_list)
 
     def __len__(self) -> int:
         """Count the rows."""
@@ -149,7 +149,7 @@ def _separator_of(path: Path, usual: str) -> tuple[str, str]:
         The separator, and a note where it is not the usual one of the file's ending.
     """
     with path.open("rb") as stream:
-        stream.seek(behind_mark(path))
+        stream.seek(after_byte_order_mark(path))
         header = stream.readline(_HEAD).decode("utf-8", "replace").strip("\r\n")
     counts = {one: _count_cells(header, one) for one in (usual, *_NAMES)}
     separator = max(counts, key=lambda one: counts[one])
@@ -172,13 +172,13 @@ def _holds_lines(path: Path) -> bool:
         DataError: it holds neither that nor a list.
     """
     with path.open("rb") as stream:
-        stream.seek(behind_mark(path))
+        stream.seek(after_byte_order_mark(path))
         head = stream.read(_HEAD).lstrip()
         if head.startswith(b"[") or not head:
             return False
         if not head.startswith(b"{"):
             raise DataError(f"'{path}' is not JSON: it begins with {head[:20]!r}")
-        stream.seek(behind_mark(path))
+        stream.seek(after_byte_order_mark(path))
         first = b""
         while not first.strip() and (line := stream.readline(MAX_RECORD_BYTES)):
             first = line
@@ -200,7 +200,7 @@ def stream_lines(path: Path) -> Iterator[Record | DataError]:
     try:
         with opened(path) as stream:
             if not is_packed(path):
-                stream.seek(behind_mark(path))
+                stream.seek(after_byte_order_mark(path))
             number = 0
             while line := stream.readline(MAX_RECORD_BYTES + 1):
                 number += 1

@@ -1,7 +1,7 @@
 """Where the records of a file lie, in bytes, so that any of them is read without the others.
 
 A file is gone through once, block by block, and nothing of it is kept but three numbers a record:
-first byte, first byte behind it, and the number a person counts it by (a line from 1 on, or an
+first byte, first byte after it, and the number a person counts it by (a line from 1 on, or an
 element of a JSON list from 0 on). The numbers of a large file are kept in the cache and mapped
 into memory.
 
@@ -26,10 +26,10 @@ import numpy.typing as npt
 
 from varifocal.cache import cache_root
 from varifocal.errors import DataError, RunError, nearest
-from varifocal.writing import whole_file
+from varifocal.writing import atomic_file
 
 Index = npt.NDArray[np.int64]
-"""[N, 3]: first byte, first byte behind, number."""
+"""[N, 3]: first byte, first byte after, number."""
 
 MAX_RECORD_BYTES = 64 * 2**20
 """A longer record is refused unread: no line of a file may fill the memory."""
@@ -40,7 +40,7 @@ BLANKS = b" \t\r\n"
 _VERSION = "1"
 
 
-def kept(file: Path, kind: str, make: Callable[[Path], Index]) -> Index:
+def cached_index(file: Path, kind: str, make: Callable[[Path], Index]) -> Index:
     """Return a file's index; a large file's is kept in the cache by path, size and change time.
 
     Args:
@@ -58,7 +58,7 @@ def kept(file: Path, kind: str, make: Callable[[Path], Index]) -> Index:
     index = make(file)
     # A cache that cannot be written costs time, nothing else.
     with contextlib.suppress(OSError, RunError):
-        with whole_file(note) as staging, staging.open("wb") as stream:
+        with atomic_file(note) as staging, staging.open("wb") as stream:
             np.save(stream, index)
         return np.load(note, mmap_mode="r")
     return index
@@ -67,7 +67,7 @@ def kept(file: Path, kind: str, make: Callable[[Path], Index]) -> Index:
 def index_lines(file: Path) -> Index:
     """Find the lines of a file that are not blank."""
     starts, firsts = [np.zeros(0, np.int64)], [np.zeros(0, np.uint8)]
-    begin = behind_mark(file)
+    begin = after_byte_order_mark(file)
     with file.open("rb") as stream:
         stream.seek(begin)
         place, before = begin, ord("\n")
@@ -85,8 +85,8 @@ def index_lines(file: Path) -> Index:
     return np.stack([start, end, number], axis=1)[keep]
 
 
-def behind_mark(file: Path) -> int:
-    """Return the first byte behind a byte order mark; refuse UTF-16's and UTF-32's."""
+def after_byte_order_mark(file: Path) -> int:
+    """Return the first byte after a byte order mark; refuse UTF-16's and UTF-32's."""
     with file.open("rb") as stream:
         head = stream.read(4)
     if head.startswith(b"\xef\xbb\xbf"):
@@ -124,7 +124,7 @@ def index_csv(file: Path, separator: str) -> Index:
     """
     csv.field_size_limit(max(csv.field_size_limit(), MAX_RECORD_BYTES))
     rows = array("q")
-    begin = place = behind_mark(file)
+    begin = place = after_byte_order_mark(file)
     number = line = 0
 
     def lines() -> Iterator[str]:
@@ -163,7 +163,7 @@ def index_list(file: Path) -> Index:
         DataError: the list is not closed, or something follows it; the text names the first
             element that is not JSON.
     """
-    return index_container(file, behind_mark(file))
+    return index_container(file, after_byte_order_mark(file))
 
 
 def index_container(file: Path, begin: int, whole: bool = True) -> Index:
@@ -195,7 +195,7 @@ def index_container(file: Path, begin: int, whole: bool = True) -> Index:
 
 @dataclass
 class _Scan:
-    """What is known behind the blocks seen so far.
+    """What is known after the blocks seen so far.
 
     Attributes:
         place: first byte of the next block.
@@ -297,7 +297,7 @@ def index_field(path: Path, field: str) -> tuple[Index, tuple[str, ...]]:
             f"'{path}' has no list under field '{field}'; its lists are {known}"
             f"{nearest(field, lists)}"
         )
-    index = kept(path, f"field {field}", partial(_index, field=field))
+    index = cached_index(path, f"field {field}", partial(_index, field=field))
     more = [key for key in (*lists, *others) if key != field]
     return index, (f"in addition to {field} the file holds {', '.join(more)}",) if more else ()
 
@@ -343,7 +343,7 @@ def values_of(path: Path) -> dict[str, int]:
     """
     values: dict[str, int] = {}
     with path.open("rb") as stream:
-        for start, end, _ in index_container(path, behind_mark(path)):
+        for start, end, _ in index_container(path, after_byte_order_mark(path)):
             stream.seek(int(start))
             head = stream.read(min(int(end - start), 4096)).decode("utf-8", "replace")
             lead = len(head) - len(head.lstrip())

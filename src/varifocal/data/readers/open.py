@@ -19,7 +19,7 @@ from varifocal.data.readers.base import (
     StreamedRecords,
     read_in_order,
 )
-from varifocal.data.readers.captions import CaptionedPictures, CocoRecords, is_coco
+from varifocal.data.readers.captions import CaptionedImages, CocoRecords, is_coco
 from varifocal.data.readers.files import TEXT_ENDINGS, FileRecords, stream_lines
 from varifocal.data.readers.tar import TAR_ENDINGS, TarRecords, stream_shard
 from varifocal.data.reading import neighbour
@@ -72,14 +72,14 @@ def _streamed(records: Records | StreamedRecords) -> StreamedRecords:
 
 
 def _open_folder(folder: Path, section: SourceSection) -> Records | StreamedRecords:
-    """Open a folder: ScienceQA's, a saved data set, files of records, or pictures with captions."""
+    """Open a folder: ScienceQA's, a saved data set, files of records, or images with captions."""
     if (folder / "problems.json").is_file() or section.format == "scienceqa":
         return ScienceQARecords(folder, section.split)
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         return open_saved(folder, section.split)
     files = _files_of(folder)
     if not files:
-        return CaptionedPictures(folder)
+        return CaptionedImages(folder)
     by_split = {name: list(group) for name, group in groupby(sorted(files, key=_key), _split_of)}
     named = {name: group for name, group in by_split.items() if name}
     if not named:
@@ -128,7 +128,7 @@ def _key(file: Path) -> tuple[str, str]:
 def _join(
     files: Sequence[Path], folder: Path, place: str, section: SourceSection, is_split: bool
 ) -> Records | StreamedRecords:
-    """Open files of records and set their rows one behind the other."""
+    """Open files of records and set their rows one after the other."""
     streaming = section.streaming
     parts: list[Any] = []
     for ending, group in groupby(files, _ending):

@@ -22,10 +22,10 @@ import numpy as np
 
 from varifocal.cache import file_digest
 from varifocal.data.readers.base import Record
-from varifocal.data.readers.captions import PICTURE_ENDINGS
+from varifocal.data.readers.captions import IMAGE_ENDINGS
 from varifocal.data.readers.compressed import UNREADABLE, opened, unpacked
 from varifocal.data.readers.files import decode
-from varifocal.data.readers.index import Index, kept
+from varifocal.data.readers.index import Index, cached_index
 from varifocal.data.reading import as_row, parse_json
 from varifocal.errors import DataError
 
@@ -38,7 +38,7 @@ def row_of_sample(key: str, members: Iterable[tuple[str, Any]], where: str) -> M
     """Make a row of a sample's members.
 
     The keys of its JSON are columns; `NAME.txt` is the column `NAME`, and `txt` alone is `text`.
-    Its pictures are `image`, in the order in which its JSON lists them, or else by the numbers in
+    Its images are `image`, in the order in which its JSON lists them, or else by the numbers in
     their names. Anything else is a column of bytes.
 
     Args:
@@ -49,22 +49,22 @@ def row_of_sample(key: str, members: Iterable[tuple[str, Any]], where: str) -> M
 
     Raises:
         DataError: JSON that is no object, two values for one column, a video or a sound, or a
-            picture that the JSON lists and the sample lacks.
+            image that the JSON lists and the sample lacks.
 
     >>> row = row_of_sample("7", [("1.PNG", b"b"), ("0.png", b"a"), ("json", b'{"n": 1}')], "")
     >>> row["id"], row["n"], row["image"]
     ('7', 1, [b'a', b'b'])
     """
     row: dict[str, Any] = {}
-    pictures: dict[str, Any] = {}
+    images: dict[str, Any] = {}
     for name, content in members:
         ending = "." + name.rsplit(".", 1)[-1].lower()
         if content is None:
             continue
         if ending in _OTHER_MEDIA:
-            raise DataError(f"{where} holds '{name}'; only text and pictures can be read")
-        if ending in PICTURE_ENDINGS:
-            _put(pictures, name, content, where)
+            raise DataError(f"{where} holds '{name}'; only text and images can be read")
+        if ending in IMAGE_ENDINGS:
+            _put(images, name, content, where)
             continue
         if ending in _JSON:
             columns = as_row(_json(content, f"{where}: '{name}'"), f"{where}: '{name}'")
@@ -75,7 +75,7 @@ def row_of_sample(key: str, members: Iterable[tuple[str, Any]], where: str) -> M
         for column, value in columns.items():
             _put(row, column, value, where)
     row.setdefault("id", key)
-    return _with_pictures(row, pictures, key, where) if pictures else row
+    return _with_images(row, images, key, where) if images else row
 
 
 def _put(row: dict[str, Any], column: str, value: Any, where: str) -> None:
@@ -107,11 +107,11 @@ def _text(content: Any, ending: str, where: str) -> Any:
     return int(text) if is_number else text
 
 
-def _with_pictures(
-    row: dict[str, Any], pictures: Mapping[str, Any], key: str, where: str
+def _with_images(
+    row: dict[str, Any], images: Mapping[str, Any], key: str, where: str
 ) -> Mapping[str, Any]:
     named = row.pop("images", None)
-    names = sorted(pictures, key=_by_numbers)
+    names = sorted(images, key=_by_numbers)
     if isinstance(named, list) and named:
         if len(named) != len(names):
             raise DataError(
@@ -120,7 +120,7 @@ def _with_pictures(
             )
         names = _as_listed(named, names, key)
     row.pop("image", None)
-    row["image"] = pictures[names[0]] if len(names) == 1 else [pictures[name] for name in names]
+    row["image"] = images[names[0]] if len(names) == 1 else [images[name] for name in names]
     return row
 
 
@@ -130,7 +130,7 @@ def _by_numbers(name: str) -> list[tuple[int, str]]:
 
 
 def _as_listed(named: Sequence[Any], names: Sequence[str], key: str) -> Sequence[str]:
-    """Order the pictures as the JSON lists them, if it does so by their names."""
+    """Order the images as the JSON lists them, if it does so by their names."""
     base = key.rsplit("/", 1)[-1]
     ours = {f"{base}.{name}": name for name in names} | {name: name for name in names}
     listed = [ours.get(str(one).rsplit("/", 1)[-1]) for one in named]
@@ -163,7 +163,7 @@ class TarRecords:
         self.path, self.folder, self.place = path, path.parent, str(path)
         self.is_split = is_split
         with _told(path):
-            self._index = kept(unpacked(path), "samples", partial(_index, path=path))
+            self._index = cached_index(unpacked(path), "samples", partial(_index, path=path))
         if not len(self._index):
             raise DataError(f"'{path}' has no sample: no file in it has a name and an ending")
 
@@ -296,7 +296,7 @@ def _key_of(name: str) -> tuple[str, str]:
 
 
 def _check_end(stream: IO[bytes], offset: int, path: Path) -> None:
-    """Refuse what is no zero behind the last member: `tarfile` takes a damaged header for the end.
+    """Refuse what is no zero after the last member: `tarfile` takes a damaged header for the end.
 
     Raises:
         DataError: there is something.
@@ -305,7 +305,7 @@ def _check_end(stream: IO[bytes], offset: int, path: Path) -> None:
     while block := stream.read(1 << 20):
         if block.strip(b"\0"):
             raise DataError(
-                f"'{path}' is damaged, or several archives in one: behind byte {offset:,} stands "
+                f"'{path}' is damaged, or several archives in one: after byte {offset:,} stands "
                 "something that is no member"
             )
 
@@ -314,7 +314,7 @@ def _index(plain: Path, path: Path) -> Index:
     """Find the samples of an uncompressed shard.
 
     Returns:
-        [N, 3]: first byte, first byte behind, number.
+        [N, 3]: first byte, first byte after, number.
     """
     with plain.open("rb") as stream:
         bounds = [(one.start, one.end) for one in _samples(stream, path, read=False)]

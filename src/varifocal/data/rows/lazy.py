@@ -14,7 +14,7 @@ from varifocal.data.encoding.samples import (
     LeftOut,
     Samples,
     Tally,
-    check_pictures,
+    check_images,
     refuse_or_pass,
 )
 from varifocal.data.example import Example
@@ -33,7 +33,7 @@ class LazyRows(Dataset[list[Encoded]]):
     """Rows of an endless stream of samples, packed a window at a time.
 
     The stream goes through the samples again and again, each pass in an order of its own. How many
-    rows a pass makes is known only behind it, so an epoch is a number of rows that is decided
+    rows a pass makes is known only after it, so an epoch is a number of rows that is decided
     before: `transformers.Trainer` counts its steps by it. An epoch is then nearly, and not exactly,
     a pass; what was read is reported. The rows depend on the seed alone: not on what is encoded
     already, nor on the number of workers. Rows are asked for in ascending order, with gaps (other
@@ -77,7 +77,7 @@ class LazyRows(Dataset[list[Encoded]]):
         """The ids of one row's records, as far as they are known; of the window in hand alone."""
         place = self.epoch * self.num_rows + index - self._start
         row = self._window[place] if 0 <= place < len(self._window) else []
-        return [sample.example_id or "a record without pictures" for sample in row]
+        return [sample.example_id or "a record without images" for sample in row]
 
     @property
     def efficiency(self) -> float:
@@ -248,7 +248,7 @@ def _encode(record: Example | DataError, encoder: Encoder) -> Encoded | LeftOut:
     if isinstance(record, DataError):
         return LeftOut(str(record))
     try:
-        check_pictures(record)
+        check_images(record)
         return encoder.encode(record)
     except TooLongError as error:
         return LeftOut(str(error), too_long=True)

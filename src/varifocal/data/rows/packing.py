@@ -20,7 +20,7 @@ from varifocal.data.example import Image
 from varifocal.errors import DataError
 
 ImageLoader = Callable[[Sequence[Image]], Mapping[str, Tensor]]
-"""Pictures -> {"pixel_values": [N, 3, H, W]} or {"image_features": [N, K, C]}."""
+"""Images -> {"pixel_values": [N, 3, H, W]} or {"image_features": [N, K, C]}."""
 
 Row = Sequence[Encoded]
 

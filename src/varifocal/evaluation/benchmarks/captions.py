@@ -13,7 +13,7 @@ from varifocal.data.example import Image
 from varifocal.data.formats.base import short
 from varifocal.data.formats.questions import CAPTION_PROMPT
 from varifocal.data.readers.base import Record
-from varifocal.data.readers.images import find_picture
+from varifocal.data.readers.images import locate_image
 from varifocal.data.reading import read_json_object
 from varifocal.errors import DataError
 from varifocal.evaluation.benchmark import Answer, Answered, Benchmark, Item, Measure
@@ -41,7 +41,7 @@ _NAMES = ("cocoid", "imgid", "question_id", "id")
 
 
 def load_captions(folder: Path, split: str | None) -> Iterator[Item]:
-    """Yield the pictures of a split with their captions, five or more each.
+    """Yield the images of a split with their captions, five or more each.
 
     Raises:
         DataError: a file is missing or malformed.
@@ -61,7 +61,7 @@ def load_captions(folder: Path, split: str | None) -> Iterator[Item]:
 
 
 def _from_table(records: Iterable[Record], folder: Path) -> Iterator[Item]:
-    """Yield the pictures of a table; some tables have a row a caption, five rows a picture."""
+    """Yield the images of a table; some tables have a row a caption, five rows an image."""
     items: dict[str, Item] = {}
     for record in records:
         name = _name_of(record.row, record.place)
@@ -74,18 +74,18 @@ def _from_table(records: Iterable[Record], folder: Path) -> Iterator[Item]:
 
 
 def _item(row: Mapping[str, Any], where: str, folder: Path, place: str) -> Item:
-    references, picture = _captions_of(row, where), _picture(row, where, folder)
-    return ask(_name_of(row, place), where, CAPTION_PROMPT, picture, references=references)
+    references, image = _captions_of(row, where), _image(row, where, folder)
+    return ask(_name_of(row, place), where, CAPTION_PROMPT, image, references=references)
 
 
 def _name_of(row: Mapping[str, Any], place: str) -> str:
     return next((str(row[key]) for key in _NAMES if row.get(key) is not None), place)
 
 
-def _picture(row: Mapping[str, Any], where: str, folder: Path) -> Image:
-    """Return the picture inside a row, or the file that it names."""
+def _image(row: Mapping[str, Any], where: str, folder: Path) -> Image:
+    """Return the image inside a row, or the file that it names."""
     if row.get("image") is not None:
-        return find_picture(row["image"], folder, where)
+        return locate_image(row["image"], folder, where)
     name, inside = text_of(row, "filename", where), str(row.get("filepath") or "val2014")
     folders = [folder / inside, folder / "images" / inside, folder / "images", folder]
     return find_image(folders, name, where)
@@ -118,7 +118,7 @@ def measure_captions(answered: Sequence[Answered]) -> list[Measure]:
     counts = [bleu_counts(*pair) for pair in zip(captions, references, strict=True)]
     table = np.array([[c.length, c.reference_length, *c.matches, *c.guesses] for c in counts])
     by_bleu = bootstrap(len(table), lambda picked: _bleu_of(table[picked]))
-    # CIDEr weighs words by all pictures; a resample keeps these weights.
+    # CIDEr weighs words by all images; a resample keeps these weights.
     by_cider = bootstrap_mean(cider(captions, references))
     unparsed = sum(answer.parsed is None for _, answer in answered)
     return [
@@ -128,7 +128,7 @@ def measure_captions(answered: Sequence[Answered]) -> list[Measure]:
 
 
 def _bleu_of(table: np.ndarray) -> float:
-    """Score the sum of the counts of [pictures, (words, reference's, matches x 4, guesses x 4)]."""
+    """Score the sum of the counts of [images, (words, reference's, matches x 4, guesses x 4)]."""
     sums = table.sum(axis=0).tolist()
     first = 2 + NGRAMS
     return bleu(BleuCounts(sums[0], sums[1], tuple(sums[2:first]), tuple(sums[first:])))

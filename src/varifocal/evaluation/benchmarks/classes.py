@@ -1,4 +1,4 @@
-"""Pictures of one of a few classes: CIFAR-10, CIFAR-100, MNIST, Fashion-MNIST, digits."""
+"""Images of one of a few classes: CIFAR-10, CIFAR-100, MNIST, Fashion-MNIST, digits."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from varifocal.evaluation.benchmark import Answered, Benchmark, Item, Measure, a
 from varifocal.evaluation.benchmarks.loading import (
     ask,
     first_file,
+    image_of,
     index_of,
-    picture_of,
     read_table,
     value_of,
 )
@@ -157,11 +157,11 @@ def _from_digits(folder: Path, split: str) -> Labelled | None:
 
 
 def _from_table(folder: Path, split: str, needed: str, columns: Sequence[str]) -> Labelled:
-    """Read a Hugging Face directory with a column for the picture and one for the class."""
+    """Read a Hugging Face directory with a column for the image and one for the class."""
     for record in read_table(folder, (split,), needed):
         row, where = record.row, record.where
         keys = [next((key for key in names.split("|") if key in row), names) for names in columns]
-        image = picture_of(row, keys[0], folder, where)
+        image = image_of(row, keys[0], folder, where)
         yield record.place, image, index_of(value_of(row, keys[1], where), 10**6, where, keys[1])
 
 

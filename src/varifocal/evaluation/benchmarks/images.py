@@ -1,4 +1,4 @@
-"""Multiple choice about pictures: AI2D, VSR, SNLI-VE, RealWorldQA."""
+"""Multiple choice about images: AI2D, VSR, SNLI-VE, RealWorldQA."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from varifocal.data.example import Question
 from varifocal.data.formats.base import short
 from varifocal.data.formats.questions import LETTERS, question_text
 from varifocal.data.readers.base import Record
-from varifocal.data.readers.images import find_picture
+from varifocal.data.readers.images import locate_image
 from varifocal.data.reading import parse_json, read_json_object, read_text
 from varifocal.errors import DataError
 from varifocal.evaluation.benchmark import Answered, Benchmark, Item, Measure, accuracy
@@ -18,9 +18,9 @@ from varifocal.evaluation.benchmarks.loading import (
     ask,
     find_image,
     first_file,
+    image_of,
     index_of,
     letter_index,
-    picture_of,
     read_records,
     read_table,
     text_of,
@@ -98,7 +98,7 @@ def _diagram(
     record: Record,
     folder: Path,
 ) -> Item:
-    image = picture_of(record.row, "image", folder, where)
+    image = image_of(record.row, "image", folder, where)
     prompt = question_text(asked, choices=choices)
     return ask(name, where, prompt, image, question=Question(asked), choices=choices, gold=gold)
 
@@ -118,11 +118,11 @@ def load_vsr(folder: Path, split: str | None) -> Iterator[Item]:
     for record in found:
         row, where = record.row, record.where
         label = index_of(value_of(row, "label", where), 2, where, "label")
-        statement, picture = text_of(row, "caption", where), value_of(row, "image", where)
+        statement, pil_image = text_of(row, "caption", where), value_of(row, "image", where)
         image = (
-            find_image(folders, picture, where)
-            if isinstance(picture, str)
-            else find_picture(picture, folder, where)
+            find_image(folders, pil_image, where)
+            if isinstance(pil_image, str)
+            else locate_image(pil_image, folder, where)
         )
         prompt = f"Is this true or false of the picture? {statement}"
         tags = {"relation": str(row.get("relation", ""))}
@@ -132,7 +132,7 @@ def load_vsr(folder: Path, split: str | None) -> Iterator[Item]:
 
 
 def load_snli_ve(folder: Path, split: str | None) -> Iterator[Item]:
-    """Yield SNLI-VE's hypotheses about pictures; those without an agreed label are left out.
+    """Yield SNLI-VE's hypotheses about images; those without an agreed label are left out.
 
     Raises:
         DataError: a file is missing or malformed.
@@ -154,7 +154,7 @@ def load_snli_ve(folder: Path, split: str | None) -> Iterator[Item]:
         image = (
             find_image(folders, str(name).removesuffix(".jpg"), where)
             if name
-            else picture_of(row, "image", folder, where)
+            else image_of(row, "image", folder, where)
         )
         said = text_of(row, "sentence2" if file else "hypothesis", where)
         prompt = f"Is this true of the picture? Answer yes, maybe or no. {said}"
@@ -199,7 +199,7 @@ def _real_world(record: Record, folder: Path) -> Item:
     row, where = record.row, record.where
     asked, answer = text_of(row, "question", where), text_of(row, "answer", where)
     choices = _listed_options(asked)
-    image = picture_of(row, "image", folder, where)
+    image = image_of(row, "image", folder, where)
     if not choices:
         references = (_as_digit(answer),)
         return ask(record.place, where, asked, image, references=references)
@@ -210,7 +210,7 @@ def _real_world(record: Record, folder: Path) -> Item:
 
 
 def _listed_options(question: str) -> tuple[str, ...]:
-    r"""Return the options that a question lists behind A, B, C ..., or none.
+    r"""Return the options that a question lists after A, B, C ..., or none.
 
     >>> _listed_options("Which way?\nA. Left.\nB. Right.\nAnswer with the letter.")
     ('Left.', 'Right.')

@@ -11,15 +11,15 @@ from varifocal.data.example import Example, Image, Question
 from varifocal.data.formats.base import short
 from varifocal.data.formats.questions import user_turn
 from varifocal.data.readers.base import Record, StreamedRecords
-from varifocal.data.readers.images import absent, find_picture
+from varifocal.data.readers.images import absent, locate_image
 from varifocal.data.readers.open import open_records, read_in_order
-from varifocal.errors import DataError, PictureError
+from varifocal.errors import DataError, ImageError
 from varifocal.evaluation.benchmark import Item
 from varifocal.recipe import SourceSection
 
 _TABLES = ("parquet", "arrow")
 _SAVED = ("dataset_dict.json", "state.json")
-_PICTURE_ENDINGS = (".jpg", ".png", ".jpeg", ".webp")
+_IMAGE_ENDINGS = (".jpg", ".png", ".jpeg", ".webp")
 
 
 def first_file(folder: Path, *patterns: str) -> Path | None:
@@ -153,30 +153,30 @@ def letter_index(value: Any, count: int, where: str, key: str) -> int:
 
 
 def find_image(folders: Sequence[Path], name: str, where: str) -> Image:
-    """Find a picture by name, with or without its ending, in the first folder that has it.
+    """Find an image by name, with or without its ending, in the first folder that has it.
 
     Raises:
-        PictureError: there is none, and no `absent_pictures_allowed` is around the call.
+        PictureError: there is none, and no `missing_images_allowed` is around the call.
     """
     for folder in folders:
-        for ending in ("", *_PICTURE_ENDINGS):
+        for ending in ("", *_IMAGE_ENDINGS):
             path = folder / f"{name}{ending}"
             if path.is_file():
                 return Image(path)
     looked = ", ".join(f"'{folder}'" for folder in folders)
-    return absent(PictureError(f"{where}: no picture '{name}' in {looked}"))
+    return absent(ImageError(f"{where}: no picture '{name}' in {looked}"))
 
 
-def picture_of(row: Mapping[str, Any], key: str, folder: Path, where: str) -> Image:
-    """Return the picture in a row; see `find_picture`.
+def image_of(row: Mapping[str, Any], key: str, folder: Path, where: str) -> Image:
+    """Return the image in a row; see `locate_image`.
 
     Raises:
         DataError: there is no such column.
-        PictureError: the cell holds none, and no `absent_pictures_allowed` is around the call.
+        PictureError: the cell holds none, and no `missing_images_allowed` is around the call.
     """
     if key in row and row[key] is None:
-        return absent(PictureError(f"{where}: '{key}' is empty; it should hold a picture"))
-    return find_picture(value_of(row, key, where), folder, where)
+        return absent(ImageError(f"{where}: '{key}' is empty; it should hold a picture"))
+    return locate_image(value_of(row, key, where), folder, where)
 
 
 def ask(
@@ -197,8 +197,8 @@ def ask(
     Args:
         name: its id.
         where: file and place.
-        prompt: what the model reads behind the picture.
-        image: the picture.
+        prompt: what the model reads after the image.
+        image: the image.
         question: the prompt's parts.
         choices: of a multiple-choice question.
         gold: place of the right one.

@@ -14,7 +14,7 @@ from varifocal.data.example import Image
 from varifocal.data.reading import read_text
 from varifocal.errors import DataError, nearest
 from varifocal.evaluation.benchmark import Answered, Benchmark, Item, Measure, accuracy, exact
-from varifocal.evaluation.benchmarks.loading import ask, find_image, picture_of, read_table, text_of
+from varifocal.evaluation.benchmarks.loading import ask, find_image, image_of, read_table, text_of
 from varifocal.evaluation.metrics.text_match import read_prefix
 from varifocal.evaluation.statistics import bootstrap, wilson
 
@@ -117,7 +117,7 @@ def load_mme(folder: Path, split: str | None) -> Iterator[Item]:
         row, where = record.row, record.where
         subtask, name = text_of(row, "category", where), text_of(row, "question_id", where)
         if subtask in wanted:
-            image = picture_of(row, "image", folder, where)
+            image = image_of(row, "image", folder, where)
             asked, gold = text_of(row, "question", where), text_of(row, "answer", where)
             group = f"{subtask}/{Path(name).stem}"
             yield _item(f"{name} {record.place}", where, asked, gold, image, subtask, group)

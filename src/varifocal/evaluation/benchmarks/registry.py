@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
-from varifocal.data.readers.images import absent_pictures_allowed
+from varifocal.data.readers.images import missing_images_allowed
 from varifocal.errors import DataError, RecipeError, nearest
 from varifocal.evaluation.benchmark import Benchmark, Item
 from varifocal.evaluation.benchmarks import captions, classes, images, mme, scienceqa, text, vision
@@ -36,7 +36,7 @@ def load_items(
         DataError: a file is missing or broken; the text says what the folder has to hold.
     """
     try:
-        with absent_pictures_allowed():  # it is named, or not needed, where the item is asked
+        with missing_images_allowed():  # it is named, or not needed, where the item is asked
             return list(islice(benchmark.load(folder, split), limit))
     except DataError as error:
         raise DataError(f"{benchmark.name}: {error}; {_needs(benchmark, str(folder))}") from error

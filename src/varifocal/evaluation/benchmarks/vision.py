@@ -1,4 +1,4 @@
-"""Short written answers about pictures: POPE, GQA, TextVQA."""
+"""Short written answers about images: POPE, GQA, TextVQA."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from varifocal.data.example import Image
 from varifocal.data.formats.base import short
-from varifocal.data.readers.images import find_picture
+from varifocal.data.readers.images import locate_image
 from varifocal.data.reading import read_json_object
 from varifocal.errors import DataError
 from varifocal.evaluation.benchmark import Answer, Answered, Benchmark, Item, Measure, accuracy
@@ -18,7 +18,7 @@ from varifocal.evaluation.benchmarks.loading import (
     ask,
     find_image,
     first_file,
-    picture_of,
+    image_of,
     read_records,
     read_table,
     text_of,
@@ -82,7 +82,7 @@ def _pope_table(folder: Path, wanted: Sequence[str]) -> Iterator[Item]:
             one = splits[0] if full else text_of(row, "category", where)
             if one not in wanted:
                 continue
-            image = picture_of(row, "image", folder, where)
+            image = image_of(row, "image", folder, where)
             name = f"{one}-{value_of(row, 'question_id', where)}"
             asked, gold = text_of(row, "question", where), text_of(row, "answer", where)
             yield _pope_item(name, where, asked, image, gold, one)
@@ -170,11 +170,11 @@ def load_gqa(folder: Path, split: str | None) -> Iterator[Item]:
     for name, where, row in found:
         if not isinstance(row, dict):
             raise DataError(f"{where} is no object")
-        picture = text_of(row, "imageId", where)
+        pil_image = text_of(row, "imageId", where)
         image = (
-            find_picture(images[picture], folder, where)
-            if picture in images
-            else find_image([folder / "images", folder], picture, where)
+            locate_image(images[pil_image], folder, where)
+            if pil_image in images
+            else find_image([folder / "images", folder], pil_image, where)
         )
         prompt = f"{text_of(row, 'question', where)} Answer with one word or a short phrase."
         gold = plain(text_of(row, "answer", where))
@@ -206,7 +206,7 @@ def load_textvqa(folder: Path, split: str | None) -> Iterator[Item]:
         names = (split, "validation") if split == "val" else (split,)
         for record in read_table(folder, names, _TEXTVQA_FILES):
             row, where = record.row, record.where
-            image = picture_of(row, "image", folder, where)
+            image = image_of(row, "image", folder, where)
             yield _textvqa_item(row, where, image)
         return
     rows = value_of(read_json_object(file), "data", str(file))

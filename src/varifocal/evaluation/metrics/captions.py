@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# Left out by the script. Brackets stay as "-lrb-": its list has them in capitals, behind the
+# Left out by the script. Brackets stay as "-lrb-": its list has them in capitals, after the
 # change to lower case.
 _LEFT_OUT = frozenset(("''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"))
 _BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}

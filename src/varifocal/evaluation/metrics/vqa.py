@@ -19,7 +19,7 @@ _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _ARTICLES = frozenset(("a", "an", "the"))
 _DIGITS = {"none": "0", **NUMBER_WORDS}
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
-# The official pattern means to spare "3." as well, but its look-behind is misspelt and never holds.
+# The official pattern means to spare "3." as well, but its look-after is misspelt and never holds.
 _PERIOD = re.compile(r"\.(?!\d)")
 
 _CONTRACTED = """
@@ -96,7 +96,7 @@ def _bare(text: str) -> str:
 
 
 def _without_punctuation(text: str) -> str:
-    """Drop a mark beside a blank, or in a text with a number like "1,000"; else put a blank."""
+    """Drop a mark next to a blank, or in a text with a number like "1,000"; else put a blank."""
     out = text
     in_number = _COMMA_IN_NUMBER.search(text) is not None
     for mark in _PUNCTUATION:

@@ -74,7 +74,7 @@ class ModelFamily(Protocol):
         connector_name: the dotted name of what stands between tower and language model; None for
             a family whose connector is not trained alone.
         connector_is_new: whether the connector's weights come from no checkpoint, but from here.
-        needs_image_side: whether images take tokens by their size until `model.picture_side` puts
+        needs_image_side: whether images take tokens by their size until `model.image_side` puts
             all on squares. Without a side such a model is asked as it is.
         prefixes_fit: whether what a row begins with is computed alike whatever follows, so that
             its cache serves another row.

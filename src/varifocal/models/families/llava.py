@@ -1,8 +1,8 @@
 """transformers' own LLaVA models: where their parts are, and what a recipe needs to know of them.
 
 A LLaVA is a language model, a vision tower and a projector, as a grafted model is, and takes as
-many tokens for every picture. It is used as it is: no class of its own. What a graft does by itself
-is done here from outside: count the pictures that go through the tower, and keep step with other
+many tokens for every image. It is used as it is: no class of its own. What a graft does by itself
+is done here from outside: count the images that go through the tower, and keep step with other
 processes on a batch without one.
 
 Letters: N images, B rows, T tokens, D language width.
@@ -23,9 +23,9 @@ from varifocal.models.families.flops import ImageFlops, sum_products
 from varifocal.models.features import FeatureStore
 from varifocal.models.preprocessing import (
     check_words,
+    image_side,
     load_image_processor,
     load_own_processor,
-    picture_side,
     pixel_loader,
 )
 from varifocal.models.sources import clear_loading_errors
@@ -67,7 +67,7 @@ class LlavaFamily:
     def image_tokens(self, processor: Any, config: PreTrainedConfig) -> ImageTokens:
         """Count the projector's tokens; see `ModelFamily`."""
         token, template = processor.image_token, processor.chat_template
-        count = tokens_per_image(config, picture_side(processor.image_processor))
+        count = tokens_per_image(config, image_side(processor.image_processor))
         return ImageTokens(token, processor.image_token_id, count, template)
 
     def prepare(self, model: PreTrainedModel, side: int | None) -> None:
@@ -119,11 +119,11 @@ FAMILY: ModelFamily = LlavaFamily()
 
 
 def tokens_per_image(config: PreTrainedConfig, side: int) -> int:
-    """Count the tokens that a LLaVA's projector gives for a picture.
+    """Count the tokens that a LLaVA's projector gives for an image.
 
     Args:
         config: the model's.
-        side: of the pictures its image processor makes, in pixels.
+        side: of the images its image processor makes, in pixels.
     """
     vision: Any = config.vision_config
     tower = VISION_MODELS[vision.model_type]
@@ -169,15 +169,15 @@ def check_llava(name: str, config: PreTrainedConfig, processor: Any) -> None:
 
 
 def _count(model: Any, tower: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Before the tower runs: count its pictures [N, 3, H, W]."""
+    """Before the tower runs: count its images [N, 3, H, W]."""
     pixels = args[0] if args else kwargs["pixel_values"]
     model.vision_passes += pixels.shape[0]
 
 
 def _forward_in_step(model: Any, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Run a LLaVA without its head; lacking pictures, its decoder's input depends on the tower.
+    """Run a LLaVA without its head; lacking images, its decoder's input depends on the tower.
 
-    Words are embedded first, as with pictures: sharded parts must run in one order everywhere.
+    Words are embedded first, as with images: sharded parts must run in one order everywhere.
     """
     seen = ("pixel_values", "mm_encoder_outputs")
     if not in_world() or any(kwargs.get(name) is not None for name in seen):
@@ -195,7 +195,7 @@ def _forward_in_step(model: Any, forward: Callable[..., Any], *args: Any, **kwar
 def _zero(model: Any, inner: Any, embeds: Tensor) -> Tensor | None:
     """Return a zero that depends on tower and projector; see `varifocal.models.distributed`.
 
-    No weight is looked at: ZeRO-3 would gather it, and wait for the processes with pictures.
+    No weight is looked at: ZeRO-3 would gather it, and wait for the processes with images.
     """
     parts = (inner.vision_tower, inner.multi_modal_projector)
     if not is_sharded(*parts):
@@ -203,5 +203,5 @@ def _zero(model: Any, inner: Any, embeds: Tensor) -> Tensor | None:
     passes, side = model.vision_passes, inner.config.vision_config.image_size
     pixels = embeds.new_zeros(1, 3, side, side)
     features = inner.get_image_features(pixel_values=pixels, return_dict=True).pooler_output
-    model.vision_passes = passes  # there was no picture
+    model.vision_passes = passes  # there was no image
     return torch.stack([(feature * 0).sum() for feature in features]).sum()

@@ -1,17 +1,17 @@
-"""transformers' Qwen2-VL and Qwen2.5-VL, with pictures of one size.
+"""transformers' Qwen2-VL and Qwen2.5-VL, with images of one size.
 
-As they are, a picture takes as many tokens as it has cells, and every token has three positions
+As they are, an image takes as many tokens as it has cells, and every token has three positions
 (time, height, width; M-RoPE) that its processor's companion arrays say how to count. Here every
-picture is first put on a square of one side, so that all take as many tokens; and the three
+image is first put on a square of one side, so that all take as many tokens; and the three
 positions are derived from the one that rows, trees of options and caches are laid out by.
 
-transformers counts a token behind a picture from the picture's height on, so that positions lag
-behind the number of tokens by then. Here they are counted backwards from the row's end: what
-follows the last picture is where its place in its segment says, and what stands before lies the lag
+transformers counts a token after an image from the image's height on, so that positions lag
+after the number of tokens by then. Here they are counted backwards from the row's end: what
+follows the last image is where its place in its segment says, and what stands before lies the lag
 further on. Rotary attention sees differences alone, and those are transformers' own. So a cache can
 be continued by counting tokens, as for any model.
 
-Letters: B rows, T tokens, N images, V visual tokens per image, S cells at a picture's side.
+Letters: B rows, T tokens, N images, V visual tokens per image, S cells at an image's side.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ from varifocal.recipe import MMASection, TunerSection
 
 
 class QwenVLProcessor:
-    """Tokenizer and image processor of a Qwen-VL, for pictures alone.
+    """Tokenizer and image processor of a Qwen-VL, for images alone.
 
     transformers' own processor wants a video processor, and that wants torchvision.
 
     Args:
         image_processor: its own, the one that needs PIL alone.
         tokenizer: its own.
-        picture_side: of the squares, in pixels.
+        image_side: of the squares, in pixels.
         image_token_id: the placeholder's.
     """
 
@@ -52,29 +52,29 @@ class QwenVLProcessor:
         self,
         image_processor: Any,
         tokenizer: PreTrainedTokenizerBase,
-        picture_side: int,
+        image_side: int,
         image_token_id: int,
     ) -> None:
         self.image_processor, self.tokenizer = image_processor, tokenizer
-        self.picture_side = picture_side
+        self.image_side = image_side
         self.image_token_id = image_token_id
         self.image_token = str(tokenizer.convert_ids_to_tokens(image_token_id))
         self.chat_template = tokenizer.chat_template
 
-    def pictures(self, images: Iterable[PIL.Image.Image]) -> Mapping[str, Tensor]:
-        """Turn pictures into the tower's patches, and their grids.
+    def images(self, images: Iterable[PIL.Image.Image]) -> Mapping[str, Tensor]:
+        """Turn images into the tower's patches, and their grids.
 
-        A picture that is no square gets grey margins; nothing is cut away or pressed.
+        An image that is no square gets grey margins; nothing is cut away or pressed.
 
         Returns:
             `pixel_values` [N x patches, values], and `image_grid_thw` [N, 3].
         """
-        size = (self.picture_side, self.picture_side)
+        size = (self.image_side, self.image_side)
         squares = [
             PIL.ImageOps.pad(one.convert("RGB"), size, PIL.Image.Resampling.BICUBIC, "#7f7f7f")
             for one in images
         ]
-        area = self.picture_side**2  # so it is not made larger or smaller again
+        area = self.image_side**2  # so it is not made larger or smaller again
         sized = {"shortest_edge": area, "longest_edge": area}
         made = self.image_processor(images=squares, size=sized, return_tensors="pt")
         return {name: made[name] for name in ("pixel_values", "image_grid_thw")}
@@ -86,7 +86,7 @@ class QwenVLProcessor:
 
 
 class QwenVLFamily:
-    """Qwen2-VL and Qwen2.5-VL, their images on squares of `model.picture_side` pixels.
+    """Qwen2-VL and Qwen2.5-VL, their images on squares of `model.image_side` pixels.
 
     The tower's last part, the merger, is what others call connector.
     """
@@ -112,14 +112,14 @@ class QwenVLFamily:
 
     def image_tokens(self, processor: Any, config: PreTrainedConfig) -> ImageTokens:
         """Count the merged cells of a square; see `ModelFamily`."""
-        count = tokens_of_side(config, processor.picture_side)
+        count = tokens_of_side(config, processor.image_side)
         template = processor.chat_template
         return ImageTokens(processor.image_token, processor.image_token_id, count, template)
 
     def prepare(self, model: PreTrainedModel, side: int | None) -> None:
         """Let it read rows of segments, and remember the side; see `ModelFamily`."""
         known: Any = model
-        known.picture_side, known.vision_passes = side, 0
+        known.image_side, known.vision_passes = side, 0
         known.model.forward = partial(_forward, model, known.model.forward)
 
     def image_loader(
@@ -129,7 +129,7 @@ class QwenVLFamily:
         dtype = base.dtype
 
         def load(images: Sequence[Any]) -> Mapping[str, Tensor]:
-            prepared = processor.pictures(image.open() for image in images)
+            prepared = processor.images(image.open() for image in images)
             return {**prepared, "pixel_values": prepared["pixel_values"].to(dtype)}
 
         return None, load
@@ -137,7 +137,7 @@ class QwenVLFamily:
     def meta_images(self, base: PreTrainedModel) -> MetaImages:
         """Load patches of squares, and their grids; see `ModelFamily`."""
         config: Any = base.config
-        side = check_side("model.language_model", config, getattr(base, "picture_side", None))
+        side = check_side("model.language_model", config, getattr(base, "image_side", None))
         vision = config.vision_config
         values = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
 
@@ -150,12 +150,12 @@ class QwenVLFamily:
         return MetaImages(load, False, config.image_token_id, tokens_of_side(config, side))
 
     def image_flops(self, base: PreTrainedModel) -> ImageFlops:
-        """Count the tower at `picture_side`, window by window, and its merger as a connector.
+        """Count the tower at `image_side`, window by window, and its merger as a connector.
 
         A model whose images have no size of their own is not trained, and counts nothing.
         """
         model: Any = base
-        side = getattr(model, "picture_side", None)
+        side = getattr(model, "image_side", None)
         if side is None:
             return ImageFlops()
         tower, vision = model.model.visual, model.config.vision_config
@@ -180,7 +180,7 @@ class QwenVLFamily:
         """Refuse MMA in the tower; see `ModelFamily`."""
         if isinstance(tuner, MMASection) and tuner.adapt_vision_tower:
             raise RecipeError(
-                "tuner.adapt_vision_tower: a Qwen-VL's tower runs all pictures of a batch as one "
+                "tuner.adapt_vision_tower: a Qwen-VL's tower runs all images of a batch as one "
                 "row, where MMA could not choose its branches for each; set it to false"
             )
 
@@ -189,7 +189,7 @@ FAMILY: ModelFamily = QwenVLFamily()
 
 
 def check_side(name: str, config: PreTrainedConfig, side: int | None) -> int:
-    """Return the side of a model's pictures in pixels.
+    """Return the side of a model's images in pixels.
 
     Raises:
         ModelError: a Qwen-VL has none, or one that is no whole number of cells.
@@ -197,14 +197,14 @@ def check_side(name: str, config: PreTrainedConfig, side: int | None) -> int:
     cell = cell_side(config)
     if side is None:
         raise ModelError(
-            f"{name} is of type {config.model_type}, whose pictures take more or fewer tokens by "
-            f"their size; set model.picture_side, {16 * cell} for example, so that each is put on "
+            f"{name} is of type {config.model_type}, whose images take more or fewer tokens by "
+            f"their size; set model.image_side, {16 * cell} for example, so that each is put on "
             "a square of that many pixels and takes 256 tokens"
         )
     if side % cell:
         lower = max(side // cell, 1) * cell
         raise ModelError(
-            f"model.picture_side: {side} is no multiple of {cell}, the side of what one token of "
+            f"model.image_side: {side} is no multiple of {cell}, the side of what one token of "
             f"{name} sees; take {lower} or {lower + cell}"
         )
     return side
@@ -217,12 +217,12 @@ def cell_side(config: PreTrainedConfig) -> int:
 
 
 def tokens_of_side(config: PreTrainedConfig, side: int) -> int:
-    """Count V, the tokens of a picture of that side."""
+    """Count V, the tokens of an image of that side."""
     return (side // cell_side(config)) ** 2
 
 
 def grid_of_side(config: PreTrainedConfig, side: int, num_images: int) -> Tensor:
-    """Return `image_grid_thw` [N, 3] of pictures of that side."""
+    """Return `image_grid_thw` [N, 3] of images of that side."""
     vision: Any = config.vision_config
     cells = side // vision.patch_size
     return torch.tensor([[1, cells, cells]]).expand(num_images, 3)
@@ -264,8 +264,8 @@ def _forward(model: Any, forward: Callable[..., Any], *args: Any, **kwargs: Any)
     """Run a Qwen-VL without its head on rows that have places [B, T]."""
     inner, ids, places = model.model, kwargs.get("input_ids"), kwargs.get("position_ids")
     _refuse_sharded(inner.visual)
-    sees = kwargs.get("pixel_values") is not None
-    if sees:
+    is_vision_language = kwargs.get("pixel_values") is not None
+    if is_vision_language:
         kwargs["mm_encoder_outputs"] = {"image": _see(model, kwargs)}
         kwargs["pixel_values"] = None
     elif in_world():
@@ -274,13 +274,13 @@ def _forward(model: Any, forward: Callable[..., Any], *args: Any, **kwargs: Any)
         return forward(*args, **kwargs)
     is_image = ids == model.config.image_token_id
     cache = kwargs.get("past_key_values")
-    if sees and cache is not None and cache.get_seq_length():
+    if is_vision_language and cache is not None and cache.get_seq_length():
         raise ModelError(
-            "a Qwen-VL cannot go on from a cache with further pictures: what is cached lies where "
-            "no picture follows; read the whole conversation again"
+            "a Qwen-VL cannot go on from a cache with further images: what is cached lies where "
+            "no image follows; read the whole conversation again"
         )
-    tokens = tokens_of_side(model.config, model.picture_side)
-    side = model.picture_side // cell_side(model.config)
+    tokens = tokens_of_side(model.config, model.image_side)
+    side = model.image_side // cell_side(model.config)
     kwargs["position_ids"] = positions_of_rows(places.expand_as(ids), is_image, tokens, side)
     return forward(*args, **kwargs)
 
@@ -293,7 +293,7 @@ def _see(model: Any, kwargs: Mapping[str, Any]) -> Any:
 
 
 def _refuse_sharded(tower: nn.Module) -> None:
-    """Refuse a tower that all processes have to run whenever one has a picture."""
+    """Refuse a tower that all processes have to run whenever one has an image."""
     if is_sharded(tower):
         raise ModelError(
             "a Qwen-VL is trained in whole copies only: take `varifocal launch --engine ddp`, or "
@@ -302,7 +302,7 @@ def _refuse_sharded(tower: nn.Module) -> None:
 
 
 def _in_step(inner: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Without pictures, let the decoder's input depend on a tower that trains elsewhere."""
+    """Without images, let the decoder's input depend on a tower that trains elsewhere."""
     zero = touch(inner.visual) if inner.training else None
     if zero is None:
         return kwargs

@@ -48,12 +48,12 @@ class SmolVLMFamily:
         if side is None:
             raise ModelError(
                 f"{name} is of type {config.model_type}, which cuts an image into as many tiles as "
-                f"it is large; set model.picture_side, {tile}, so that each image is one tile and "
+                f"it is large; set model.image_side, {tile}, so that each image is one tile and "
                 f"takes {tokens_per_image(config)} tokens"
             )
         if side != tile:
             raise ModelError(
-                f"model.picture_side: {side} is not the side of the tiles that {name} reads; "
+                f"model.image_side: {side} is not the side of the tiles that {name} reads; "
                 f"take {tile}"
             )
 
@@ -82,7 +82,7 @@ class SmolVLMFamily:
     def prepare(self, model: PreTrainedModel, side: int | None) -> None:
         """Count its images, and keep it in step with other processes; see `ModelFamily`."""
         known: Any = model
-        known.picture_side, known.vision_passes = side, 0
+        known.image_side, known.vision_passes = side, 0
         known.model.forward = partial(_forward, model, known.model.forward)
 
     def image_loader(

@@ -30,11 +30,11 @@ class MixLoraConfig(PeftConfig):
     - "prompt": the prompt's valid tokens. With `prompt_mask` [B, T] and `segment_ids` [B, T] among
       the model's arguments, each turn of a conversation uses the choice made from the prompt tokens
       up to and including that turn. Without marks the prompt is every valid token of a row that has
-      no cache yet, and tokens behind a cache keep its choice. So hand `prompt_mask` over with a new
-      turn behind a cache, when scoring answers, and in training. Assisted decoding, such as prompt
+      no cache yet, and tokens after a cache keep its choice. So hand `prompt_mask` over with a new
+      turn after a cache, when scoring answers, and in training. Assisted decoding, such as prompt
       lookup, hands the prompt over together with guesses at the answer, and is routed by both.
     - "sequence": all valid tokens of an instance in the current call, the answer's too, as the
-      public code (which also reads padding; this does not). Behind a cache the new tokens alone
+      public code (which also reads padding; this does not). After a cache the new tokens alone
       choose, each call anew. Given up: an answer token moves earlier logits, cached decoding
       differs from the full forward, and answers are scored with a choice that has read them.
 

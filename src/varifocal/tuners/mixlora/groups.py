@@ -1,8 +1,8 @@
 """Which tokens decide together, and which tokens follow their decision.
 
-A routing group is a turn: a run of prompt tokens and the answer behind it, inside one segment. Its
+A routing group is a turn: a run of prompt tokens and the answer after it, inside one segment. Its
 tokens follow the choice made from the prompt tokens of its segment up to and including its own. So
-no token's choice has read an answer, or anything behind its own turn.
+no token's choice has read an answer, or anything after its own turn.
 
 Dimensions: B rows, T tokens, G groups of the row with the most.
 """
@@ -56,7 +56,7 @@ class Groups:
         return values[torch.arange(len(values), device=values.device), self.last][:, None]
 
 
-def whole_rows(valid: Tensor) -> Groups:
+def group_rows_whole(valid: Tensor) -> Groups:
     """Make one group of each row, decided by its valid tokens [B, T]."""
     segments = torch.zeros(len(valid), 1, dtype=torch.long, device=valid.device)
     return Groups(valid[:, None], None, segments, None)
@@ -75,7 +75,7 @@ def find_groups(
             group 0 is the turn it was in.
 
     Returns:
-        The groups; None where no token behind a cache is a prompt's, and all keep their choice.
+        The groups; None where no token after a cache is a prompt's, and all keep their choice.
 
     Raises:
         ValueError: if a mark does not have the tokens' shape.
@@ -84,14 +84,14 @@ def find_groups(
     prompt, segments = fitted.get("prompt_mask"), fitted.get("segment_ids")
     if config.routing_scope == "sequence":
         if segments is None or past:
-            return whole_rows(valid)
+            return group_rows_whole(valid)
         return _grouped(valid, segments, _changes(segments), valid, past=0)
     if past:
         if prompt is None or not (prompt := prompt.bool() & valid).any():
             return None
         segments = None
     elif prompt is None and segments is None:
-        return whole_rows(valid)
+        return group_rows_whole(valid)
     prompt = valid if prompt is None else prompt.bool() & valid
     if segments is None:
         segments = torch.zeros_like(prompt, dtype=torch.long)
@@ -104,7 +104,7 @@ def valid_tokens(attention_mask: Any, shape: tuple[int, int], device: torch.devi
     """Read [B, T] bool, False on padding, from any attention mask a decoder may get.
 
     Args:
-        attention_mask: None; [B, T] or, behind a cache, [B, past + T]; transformers' prepared
+        attention_mask: None; [B, T] or, after a cache, [B, past + T]; transformers' prepared
             [B, 1, T, keys] (bool, or 0 where visible), or a mapping of them by layer type.
         shape: B and T.
         device: where the tokens are.

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from .choice import Choice, Router, draw, weigh
 from .config import MixLoraConfig
-from .groups import Groups, whole_rows
-from .routing import Chosen, Context, Kept
+from .groups import Groups, group_rows_whole
+from .routing import CachedChoice, Chosen, Context
 
 NO_MERGE = (
     "MixLoRA cannot be merged into the base weights: every prompt chooses its own factors. "
@@ -133,7 +133,7 @@ class MixLoraLayer(nn.Module, BaseTunerLayer):
         return active[0] if active else None
 
     def _choose(self, adapter: str, x: Tensor) -> tuple[Choice, Groups | None]:
-        """Choose for the groups of a batch; behind a cache, go on with what is kept."""
+        """Choose for the groups of a batch; after a cache, go on with what is kept."""
         context = self.context
         if context is None:
             if self.in_decoder:
@@ -143,7 +143,7 @@ class MixLoraLayer(nn.Module, BaseTunerLayer):
                     "and spread over devices with torchrun, not nn.DataParallel"
                 )
             valid = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-            context = Context(adapter, whole_rows(valid), listeners=self.listeners)
+            context = Context(adapter, group_rows_whole(valid), listeners=self.listeners)
         groups = context.groups
         kept = None if context.kept is None else context.kept[self.name]
         if groups is None:
@@ -153,7 +153,7 @@ class MixLoraLayer(nn.Module, BaseTunerLayer):
         config = self.mixlora_config[adapter]
         choice = weigh(choice, config.selection)
         balance = bool(config.balance) and self.training and torch.is_grad_enabled()
-        context.tell(self.name, choice, balance=balance)
+        context.publish(self.name, choice, balance=balance)
         if kept is not None:
             choice = _with_current(kept.choice, choice)
         if context.keeping:
@@ -161,7 +161,7 @@ class MixLoraLayer(nn.Module, BaseTunerLayer):
         return choice, groups
 
     def _route(
-        self, adapter: str, x: Tensor, context: Context, kept: Kept | None
+        self, adapter: str, x: Tensor, context: Context, kept: CachedChoice | None
     ) -> tuple[Choice, Tensor | None, Tensor]:
         """Choose afresh for all groups; also return the sums and numbers of their members."""
         groups, config = cast(Groups, context.groups), self.mixlora_config[adapter]
@@ -210,11 +210,11 @@ def _with_current(current: Choice, fresh: Choice) -> Choice:
     )
 
 
-def _keep(groups: Groups, choice: Choice, total: Tensor | None, count: Tensor) -> Kept:
+def _keep(groups: Groups, choice: Choice, total: Tensor | None, count: Tensor) -> CachedChoice:
     """Take what holds at each row's end."""
     choice = choice.detached()
     weights = None if choice.weights is None else groups.at_last(choice.weights)
-    return Kept(
+    return CachedChoice(
         Choice(groups.at_last(choice.factors_a), groups.at_last(choice.factors_b), weights),
         None if total is None else groups.at_last(total.detach()),
         groups.at_last(count),

@@ -60,7 +60,7 @@ class Load:
 def record_routing(model: nn.Module) -> Iterator[list[RoutingRecord]]:
     """Collect what every forward pass inside the block chooses afresh, without changing it.
 
-    Behind a cache only new turns choose; tokens that go on with a choice add no record. Groups
+    After a cache only new turns choose; tokens that go on with a choice add no record. Groups
     that nobody decides for, such as padding, are left out. In a vision tower a row is an image.
 
     Args:

@@ -34,8 +34,8 @@ _REMEMBERED = "_mixlora_memory"  # a deep copy of a cache, as for prefix reuse, 
 
 
 @dataclass(frozen=True)
-class Kept:
-    """What a linear goes on with behind a cache.
+class CachedChoice:
+    """What a linear goes on with after a cache.
 
     Attributes:
         choice: of each row's current turn, [B, 1, R].
@@ -48,10 +48,10 @@ class Kept:
     total: Tensor | None
     count: Tensor
 
-    def rows(self, index: Tensor) -> "Kept":
+    def rows(self, index: Tensor) -> "CachedChoice":
         """Take rows of the batch."""
         total = None if self.total is None else self.total[index.to(self.total.device)]
-        return Kept(self.choice.rows(index), total, self.count[index.to(self.count.device)])
+        return CachedChoice(self.choice.rows(index), total, self.count[index.to(self.count.device)])
 
 
 @dataclass
@@ -59,7 +59,7 @@ class Memory:
     """What a cache object remembers: the adapter that filled it, and what its linears keep."""
 
     adapter: str
-    kept: dict[str, Kept]
+    kept: dict[str, CachedChoice]
 
     def take(self, index: Tensor) -> None:
         """Follow a reordering, selection or repetition of the cache's rows."""
@@ -83,7 +83,7 @@ class Chosen:
 
 @dataclass
 class Context:
-    """What a layer is told of a forward pass, and what it leaves behind.
+    """What a layer is told of a forward pass, and what it leaves after.
 
     Attributes:
         adapter: name of the adapter that runs.
@@ -98,9 +98,9 @@ class Context:
 
     adapter: str
     groups: Groups | None
-    kept: dict[str, Kept] | None = None
+    kept: dict[str, CachedChoice] | None = None
     keeping: bool = False
-    memory: dict[str, Kept] = field(default_factory=dict)
+    memory: dict[str, CachedChoice] = field(default_factory=dict)
     listeners: list[Callable[[Chosen], None]] = field(default_factory=list)
     balance: dict[str, Tensor] = field(default_factory=dict)
     told: set[str] = field(default_factory=set)
@@ -113,7 +113,7 @@ class Context:
             self._totals = (x, torch.bmm(self.groups.members.to(x.dtype), x))
         return self._totals[1]
 
-    def tell(self, layer: str, choice: Choice, *, balance: bool) -> None:
+    def publish(self, layer: str, choice: Choice, *, balance: bool) -> None:
         """Hand a fresh choice to those who ask; a recomputation tells nothing new."""
         assert self.groups is not None
         if balance:
@@ -193,7 +193,7 @@ class DecoderRouting(nn.Module):
             marks |= {} if found is None else {"segment_ids": found}
         valid = valid_tokens(mask, shape, device)
         if isinstance(mask, Tensor) and mask.dim() == 4 and "prompt_mask" in marks:
-            # A mask of branches (options behind one prompt) says of most keys only who may not
+            # A mask of branches (options after one prompt) says of most keys only who may not
             # see them; what is marked as a prompt is no padding.
             valid = valid | marks["prompt_mask"].to(device).bool()
         groups = find_groups(config, marks, valid, past=past)
@@ -226,7 +226,7 @@ def _caches(decoder: nn.Module, kwargs: dict[str, Any]) -> bool:
     return bool(use_cache)
 
 
-def _recall(cache: Any, adapter: str, past: int) -> dict[str, Kept]:
+def _recall(cache: Any, adapter: str, past: int) -> dict[str, CachedChoice]:
     memory = getattr(cache, _REMEMBERED, None)
     if memory is None or memory.adapter != adapter:
         filled = "no MixLoRA adapter" if memory is None else f"the adapter '{memory.adapter}'"

@@ -102,7 +102,7 @@ def readers(model: nn.Module, adapter_name: str | None = None) -> dict[str, tupl
         Names of linears in the base model, by the norm's name there.
 
     Raises:
-        ValueError: something beside plain linears (a quantised one, another adapter, a residual)
+        ValueError: something next to plain linears (a quantised one, another adapter, a residual)
             reads a norm, or no decoder holds that adapter.
     """
     found: dict[str, tuple[str, ...]] = {}
@@ -203,7 +203,7 @@ def _check_cut(output: Tensor, layers: list[MMALayer], outputs: dict[int, Tensor
     for layer, gradient in zip(layers, gradients, strict=True):
         if gradient is not None:
             raise ValueError(
-                f"something beside plain linear layers reads {layer.name} (a quantised linear, "
+                f"something next to plain linear layers reads {layer.name} (a quantised linear, "
                 "another adapter, a residual path), so its adapter cannot be folded into them"
             )
 

@@ -61,7 +61,7 @@ class TokenRouting:
 class ModalityEmbedding(nn.Module, BaseTunerLayer):
     """The modality tokens E_m [2, D] of one language model decoder, and the hooks that run them.
 
-    It lives beside the decoder's own layers as `modality_embedding`, so that PEFT saves, freezes
+    It lives next to the decoder's own layers as `modality_embedding`, so that PEFT saves, freezes
     and switches it like any adapter layer. Its pre-hook on the decoder takes `modality_ids` [B, T]
     out of the keyword arguments (None: every token is text) and gives each MMA layer its table and
     the tokens' modalities; its hook after the decoder takes them back.
@@ -100,7 +100,7 @@ class ModalityEmbedding(nn.Module, BaseTunerLayer):
             self._hooks += [before, after]
 
     def add(self, adapter: str, like: nn.Embedding) -> None:
-        """Add an adapter's two modality tokens, drawn from N(0, 1), beside the token embedding."""
+        """Add an adapter's two modality tokens, drawn from N(0, 1), next to the token embedding."""
         self.layer_names[adapter] = []
         self.mma_embedding[adapter] = nn.Embedding(2, like.embedding_dim)
         if not any(p.is_meta for p in self.mma_embedding[adapter].parameters()):

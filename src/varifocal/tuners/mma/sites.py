@@ -1,6 +1,6 @@
 """Where an adapter before self-attention belongs: the norms of a model, and what routes each.
 
-It reads the structure of a transformers model (blocks in an `nn.ModuleList`, an attention beside
+It reads the structure of a transformers model (blocks in an `nn.ModuleList`, an attention next to
 the norm, the owner of the blocks), never the model's type, so a new architecture needs at most one
 more norm name here.
 """

@@ -1,0 +1,61 @@
+"""Public names are made of the field's words: a newcomer who knows transformers can guess them."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src" / "varifocal"
+
+# What one word replaces is in docs/contributing.md.
+BANNED = {
+    *("picture", "pictures", "eyes", "sees", "house", "way", "talk", "look", "made"),
+    *("kept", "told", "tell", "mend", "beside", "behind", "room"),
+}
+ALLOWED = {
+    "sciencebook/animals.py: eyes",  # those of an animal
+    "serving/connection.py: connection_made",  # asyncio's name
+}
+
+
+def public_names(file: Path):
+    """Yield the names of a file, its functions, classes and methods that begin with no underscore.
+
+    What is inside a function is nobody else's.
+    """
+    yield file.stem
+
+    def of(node: ast.AST):
+        for child in ast.iter_child_nodes(node):
+            named = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+            if named and not child.name.startswith("_"):
+                yield child.name
+                if isinstance(child, ast.ClassDef):
+                    yield from of(child)
+
+    yield from of(ast.parse(file.read_text()))
+
+
+def words_of(name: str) -> set[str]:
+    """Part a name at its underscores and capitals.
+
+    >>> sorted(words_of("ImageFlops_of"))
+    ['flops', 'image', 'of']
+    """
+    return {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name)}
+
+
+@pytest.mark.parametrize(
+    "file", sorted(SOURCE.rglob("*.py")), ids=lambda file: str(file.relative_to(SOURCE))
+)
+def test_public_names_use_the_fields_words(file):
+    place = file.relative_to(SOURCE).as_posix()
+    found = {name for name in public_names(file) if words_of(name) & BANNED}
+    assert not {f"{place}: {name}" for name in found} - ALLOWED
+
+
+def test_a_banned_word_is_found():
+    assert words_of("find_picture") & BANNED
+    assert words_of("PictureError") & BANNED
+    assert not words_of("lookup_table") & BANNED
