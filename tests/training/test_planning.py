@@ -12,12 +12,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from varifocal.errors import DataError, RecipeError, RunError
 from varifocal.models.loss import supervised_loss
 from varifocal.planning.calibration import Calibration, find_calibration, keep
-from varifocal.planning.devices import GPUS, find_device, judge
+from varifocal.planning.devices import GPUS, find_device, judge, this_cpu
+from varifocal.planning.estimate import estimate
 from varifocal.planning.lengths import Workload, num_steps
 from varifocal.planning.measuring import calibrate
 from varifocal.planning.memory import int8_bytes, nf4_bytes, parts_of_peak, weigh
 from varifocal.planning.paper import compare_with_paper
-from varifocal.planning.record import foresee
+from varifocal.planning.record import foresee, plan_recipe
 from varifocal.planning.repeating import alike
 from varifocal.planning.shapes import build_shapes
 from varifocal.planning.tracing import BACKWARD, HEAD, Step, switch_checkpointing, trace_step
@@ -380,6 +381,18 @@ def test_a_calibration_is_found_again_for_its_shape_alone(recipe_file):
     assert find_calibration(recipe, shapes) == measured
     other = load_recipe(recipe_file, ["tuner={type: lora, rank: 4}"])
     assert find_calibration(other, build_shapes(other)) is None
+
+
+def test_a_machine_that_holds_no_more_than_the_weights_gives_the_whole_plan_of_an_a100(
+    recipe_file, monkeypatch
+):
+    page = load_recipe(recipe_file)
+    peak = estimate(page, this_cpu()).peak_memory_gib
+    small = replace(this_cpu(), memory_gib=peak - 0.001)
+    monkeypatch.setattr("varifocal.planning.record.this_device", lambda: small)
+    named, unnamed = plan_recipe(page, "a100-80g"), plan_recipe(page)
+    assert unnamed.assumptions[0].startswith("this machine has ")
+    assert replace(unnamed, assumptions=named.assumptions) == named
 
 
 def test_a_machine_is_measured_on_real_steps_and_the_plan_uses_it(recipe_file, run):

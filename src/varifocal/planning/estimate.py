@@ -91,6 +91,37 @@ class Plan:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Traced:
+    """What a plan needs to know of a recipe, whatever the device.
+
+    Attributes:
+        shapes: its model.
+        work: what is read.
+        weights: what stands before any step.
+        steps: whether checkpointing -> what a step holds.
+    """
+
+    shapes: Shapes
+    work: Workload
+    weights: Weights
+    steps: dict[bool, Step]
+
+
+def trace(
+    recipe: Recipe,
+    *,
+    num_devices: int = 1,
+    data: TrainingData | None = None,
+    quick: bool = False,
+) -> Traced:
+    """Build a recipe's model from shapes, count its work and trace its steps; see `estimate`."""
+    shapes = build_shapes(recipe).in_step(num_devices > 1)
+    work = _work(recipe, shapes, data, num_devices)
+    weights = weigh(shapes.model, shapes.base, recipe)
+    return Traced(shapes, work, weights, _steps(recipe, shapes, work, quick))
+
+
 def estimate(
     recipe: Recipe,
     device: Device,
@@ -99,7 +130,7 @@ def estimate(
     price: float | None = None,
     data: TrainingData | None = None,
     quick: bool = False,
-    shapes: Shapes | None = None,
+    traced: Traced | None = None,
 ) -> Plan:
     """Plan a recipe from its models' shapes and its data's lengths; no weight is loaded.
 
@@ -110,19 +141,17 @@ def estimate(
         price: USD an hour of one device.
         data: opened already; else it is opened here, if it can be.
         quick: leave out the other way of checkpointing and the largest micro-batch.
-        shapes: the recipe's, built already.
+        traced: what `trace` returned for the recipe, where several devices are planned for.
 
     Raises:
         ModelError: a model's config cannot be had, or it cannot be planned from shapes.
         DataError: the data are there, and cannot be read.
         RecipeError: the tuner does not fit the model.
     """
-    shapes = (shapes or build_shapes(recipe)).in_step(num_devices > 1)
+    traced = traced or trace(recipe, num_devices=num_devices, data=data, quick=quick)
+    shapes, work, weights, steps = traced.shapes, traced.work, traced.weights, traced.steps
     calibration = find_calibration(recipe, shapes) if device.is_cpu else None
     machine = _Machine(device, num_devices, calibration)
-    work = _work(recipe, shapes, data, num_devices)
-    weights = weigh(shapes.model, shapes.base, recipe)
-    steps = _steps(recipe, shapes, work, quick)
     # a model that knows no checkpointing was refused before
     step = steps[recipe.training.gradient_checkpointing]
     parts = machine.parts_of_peak(weights, step)
@@ -177,11 +206,6 @@ class _Machine:
         if self.calibration is not None:
             framework = self.calibration.overhead_gib + CPU_FIRST_STEP_GIB
         return parts_of_peak(weights, step, framework * GIB, self.num_devices, self.device.waste)
-
-
-def standing_gib(recipe: Recipe, shapes: Shapes) -> float:
-    """What a recipe's weights and optimiser take, before any step; quicker than a plan."""
-    return weigh(shapes.model, shapes.base, recipe).standing / GIB
 
 
 _CHECKPOINTING = {False: "without_checkpointing", True: "with_checkpointing"}

@@ -8,8 +8,7 @@ from typing import Any
 from varifocal.errors import RecipeError
 from varifocal.models.distributed import num_processes
 from varifocal.planning.devices import GPUS, Device, find_device, this_cpu
-from varifocal.planning.estimate import Plan, estimate, standing_gib
-from varifocal.planning.shapes import build_shapes
+from varifocal.planning.estimate import Plan, estimate, trace
 from varifocal.recipe import Recipe, load_recipe
 from varifocal.training.examples import TrainingData
 from varifocal.training.launch import share_rows
@@ -50,11 +49,10 @@ def plan_recipe(
     if device is not None:
         return estimate(recipe, find_device(device), **options)
     here = this_device()
-    options["shapes"] = shapes = build_shapes(recipe)
-    if standing_gib(recipe, shapes) < here.memory_gib:
-        planned = estimate(recipe, here, **options)
-        if planned.peak_memory_gib <= here.memory_gib:
-            return planned
+    options["traced"] = trace(recipe, num_devices=num_devices)
+    planned = estimate(recipe, here, **options)
+    if planned.peak_memory_gib <= here.memory_gib:
+        return planned
     told = (
         f"this machine has {here.memory_gib:.0f} GiB, too little, so an a100-80g is taken; name "
         "another with --device"

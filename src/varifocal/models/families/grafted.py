@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -84,18 +84,17 @@ class GraftedFamily:
         pixels = torch.empty(1, 3, tower.image_size, tower.image_size, device="meta")
         features = torch.empty(1, tower.num_states(graft.select), tower.width, device="meta")
         tower_trains = is_trained(tower)
-
-        def see(requires_grad: bool = tower_trains) -> Tensor:
-            with torch.set_grad_enabled(requires_grad):
-                return _on_meta(tower, pixels.to(tower.model.dtype), select=graft.select)
-
-        def connect(states: Tensor) -> Tensor:
-            return _on_meta(connector, states.float())
-
-        to_features = _count(lambda: see(False))
-        to_tokens = _count(lambda: connect(features))
-        from_features = _count(lambda: _back(connect(features))) - to_tokens
-        from_pixels = _count(lambda: _back(connect(see()))) - to_tokens - to_features
+        with FlopCounterMode(display=False) as counter:
+            with torch.set_grad_enabled(tower_trains):
+                states = _on_meta(tower, pixels.to(tower.model.dtype), select=graft.select)
+            to_features = counter.get_total_flops()
+            tokens = _on_meta(connector, states.float())
+            to_tokens = counter.get_total_flops() - to_features
+            _back(tokens)
+            from_pixels = counter.get_total_flops() - to_features - to_tokens
+        with FlopCounterMode(display=False) as counter:
+            _back(_on_meta(connector, features.float()))
+            from_features = counter.get_total_flops() - to_tokens
         return ImageFlops(
             to_features,
             to_tokens,
@@ -149,9 +148,3 @@ def _on_meta(module: nn.Module, *args: Tensor, **kwargs: Any) -> Tensor:
 def _back(result: Tensor) -> None:
     if result.requires_grad:
         result.sum().backward()
-
-
-def _count(run: Callable[[], object]) -> int:
-    with FlopCounterMode(display=False) as counter:
-        run()
-    return counter.get_total_flops()
