@@ -29,7 +29,7 @@ def share_of(colour: tuple[int, int, int], image: np.ndarray) -> float:
 def card(correct: bool = True, **changes: object) -> Card:
     image = PIL.Image.new("RGB", (40, 40), (10, 20, 240))
     fields = {
-        "picture": image,
+        "image": image,
         "question": "Will these magnets attract or repel each other? It costs $5 or $6.",
         "options": ["attract", "repel"],
         "answer": "attract",

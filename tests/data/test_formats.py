@@ -250,12 +250,12 @@ def test_an_answer_is_a_choice_its_letter_or_its_index(tmp_path, answer):
     [
         ("{", r"line 2 is not JSON"),
         ("[1]", "line 2 holds a list, an object"),
-        ('{"sentence": "x", "image": null}', "has no column 'label' for answer"),
-        ('{"sentence": "", "label": "true", "image": null}', "column 'sentence' is empty"),
-        ('{"sentence": "x", "label": "maybe", "image": null}', "'maybe' is none of the choices"),
-        ('{"sentence": "x", "label": {}, "image": null}', "answer must be a text or a number"),
-        ('{"sentence": "x", "label": "true", "image": "q.png"}', "no image"),
-        ('{"sentence": "x", "label": "true", "image": "../p.png"}', "leads out of the folder"),
+        ('{"sentence": "x", "picture": null}', "has no column 'label' for answer"),
+        ('{"sentence": "", "label": "true", "picture": null}', "column 'sentence' is empty"),
+        ('{"sentence": "x", "label": "maybe", "picture": null}', "'maybe' is none of the choices"),
+        ('{"sentence": "x", "label": {}, "picture": null}', "answer must be a text or a number"),
+        ('{"sentence": "x", "label": "true", "picture": "q.png"}', "no image"),
+        ('{"sentence": "x", "label": "true", "picture": "../p.png"}', "leads out of the folder"),
     ],
 )
 def test_a_broken_row_is_named_or_skipped_and_counted(table, line, said):

@@ -143,7 +143,7 @@ def test_the_card_tells_how_near_it_is(mma_run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("tuner", "to", "mend"),
+    ("tuner", "to", "fix"),
     [
         ({"type": "mixlora"}, "merged", "--to route --prompt"),
         ({"type": "mixlora"}, "gguf", "--to route --prompt"),

@@ -130,7 +130,7 @@ def test_half_precision_leaves_too(mma_run, tmp_path, dtype):
 
 
 @pytest.mark.parametrize(
-    ("tuner", "options", "mend"),
+    ("tuner", "options", "fix"),
     [
         (NONE, {"connector": {"hidden_dim": 16}}, "model.connector: {type: patch_mlp, plain: true"),
         ({"type": "mma"}, {}, "tuner.adapt_vision_tower: false"),

@@ -110,7 +110,7 @@ def test_ids_are_those_of_the_template_with_its_frame_around_a_image(parts, aske
 
 def test_a_image_keeps_its_shape_on_a_square_and_takes_one_number_of_tokens(parts):
     wide, tall = image(1, 300, 60), image(2, 20, 400)
-    made = parts.processor.pil_images([wide, tall])
+    made = parts.processor.images([wide, tall])
     assert made["image_grid_thw"].tolist() == [[1, 8, 8]] * 2
     assert made["pixel_values"].shape == (2 * 64, 3 * 2 * 14 * 14)
     patches = made["pixel_values"].view(2, 64, -1)
@@ -267,7 +267,7 @@ def test_a_graft_has_no_side():
 
 def test_a_images_operations_are_those_that_torch_counts(parts):
     parts.model.set_attn_implementation("eager")  # whose products torch's counter knows
-    seen = parts.processor.pil_images([image(1)])
+    seen = parts.processor.images([image(1)])
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         parts.model.model.get_image_features(**seen)
     formula = image_flops(parts.model)

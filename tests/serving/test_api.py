@@ -209,8 +209,8 @@ BAD_IMAGES = {
     "/etc/passwd": "files are not read",
     "data:image/png;base64,@@@": "no valid base64",
     "data:text/html;base64,aGk=": "must begin with",
-    data_uri(b"no image"): "picture",
-    data_uri(png("red")[:40]): "picture",
+    data_uri(b"no image"): "image",
+    data_uri(png("red")[:40]): "image",
 }
 
 

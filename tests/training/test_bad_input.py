@@ -221,7 +221,7 @@ def test_features_and_pixels_train_alike(recipe, tmp_path, monkeypatch):
     """The table is a short cut, not another method."""
     frozen = recipe({**ONE, "tuner.adapt_vision_tower": False})
     table = train(frozen, tmp_path / "table")
-    monkeypatch.setattr("varifocal.assemble.BaseTunerLayer", torch.nn.Module)
+    monkeypatch.setattr("varifocal.models.families.grafted.BaseTunerLayer", torch.nn.Module)
     pixels = train(frozen, tmp_path / "pixels")
     assert (table.vision_passes > 0, pixels.vision_passes > 0) == (True, True)
     assert pixels.loss == pytest.approx(table.loss, rel=1e-6)

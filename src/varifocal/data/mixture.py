@@ -309,7 +309,7 @@ def _share_out_sides(plan: _Plan, total: int, fraction: float) -> None:
 
 
 def _why(too_little_text: bool) -> str:
-    short, other = ("text", "pictures") if too_little_text else ("pictures", "text")
+    short, other = ("text", "images") if too_little_text else ("images", "text")
     return f"for there is no further source of {short}, or the epochs of sources fix the {other}"
 
 
