@@ -124,12 +124,12 @@ def test_no_graph_is_built_below_the_first_trained_layer(checkpointing, recipe):
 
 def test_no_graph_is_built_through_a_frozen_tower(recipe, monkeypatch):
     """A LoRA on the language model, and a trained connector that reads the tower's states."""
-    from varifocal import assemble as room
 
-    def pixels(model, base, processor, fingerprint):
+    def pixels(base, processor, fingerprint):
         return None, pixel_loader(processor, base.vision_tower.model.dtype)
 
-    monkeypatch.setattr(room, "choose_image_loader", pixels)  # through the tower, not by its table
+    # through the tower, not by its table
+    monkeypatch.setattr("varifocal.assemble._image_loader", pixels)
     outputs, saved = watched(recipe({"tuner": {"type": "lora", "rank": 2}}))
     seen = [name for name in outputs if name.startswith("vision_tower")]
     assert len(seen) > 4

@@ -92,7 +92,8 @@ def test_the_disk_fills_up_at_every_file_in_turn_and_the_run_goes_on(
     assert not run.adapter.exists()
     told = []
     train(page, run.root, resume=True, progress=lambda *at: told.append(at))
-    assert not [at for at in told if at[0] == "train"]  # the steps are done, and saved now
+    # the steps are done, and saved now: training is told of once, where it goes on from
+    assert [at for at in told if at[0] == "train"] == [("train", 6, 6)]
     assert [record["step"] for record in run.read_metrics()] == [3, 6]
     run.check_weights(run.adapter)
     assert [path.name for path in run.root.rglob(".*")] == [".varifocal"]
