@@ -341,7 +341,7 @@ def test_text_that_would_mislead_the_model_is_refused(tokenizers, example, error
     assert encoder.encode_all([example], on_bad_record="skip").skipped == [str(caught.value)]
 
 
-def test_a_image_for_a_model_without_eyes_is_refused(tokenizers):
+def test_an_image_for_a_model_without_eyes_is_refused(tokenizers):
     blind = Encoder(tokenizers["smollm2"])
     assert tokenizers["smollm2"].decode(blind.encode(talk("a", "b")).trained_ids) == "b<|im_end|>"
     with pytest.raises(DataError, match="has an image, but the model has no vision tower"):

@@ -23,7 +23,7 @@ def opened(pil_image, kind="PNG", **options):
     return Image(data=saved(pil_image, kind, **options)).open()
 
 
-def test_a_image_from_a_file_is_read_only_when_it_is_opened(tmp_path):
+def test_an_image_from_a_file_is_read_only_when_it_is_opened(tmp_path):
     image = Image(tmp_path / "later.png")
     PIL.Image.new("RGB", (3, 2), (1, 2, 3)).save(tmp_path / "later.png")
     pil_image = image.open()
@@ -225,7 +225,7 @@ def test_the_fingerprint_is_of_the_content(tmp_path):
 
 
 @pytest.mark.parametrize("arguments", [{}, {"path": "a.png", "data": b"x"}])
-def test_a_image_has_exactly_one_place(arguments):
+def test_an_image_has_exactly_one_place(arguments):
     with pytest.raises(DataError, match="either a path or data"):
         Image(**arguments)
 

@@ -83,7 +83,7 @@ def test_answers_in_each_format(scienceqa, prompt_format, answer_as, answers, op
 def test_captions_are_asked_of_images_that_have_one(scienceqa):
     (example,) = load_scienceqa(scienceqa, prompt_format="caption")
     assert (prompt_of(example), answer_of(example)) == (
-        "Describe the image.",
+        "Describe the picture.",
         "Two magnets, N facing N.",
     )
     assert example.choices == ()

@@ -144,13 +144,13 @@ SCIENCE = {"question": "Which floats?", "choices": ["iron", "wood"], "answer": 1
         (
             "captions",
             {"file_name": "a.png", "text": "A red field."},
-            [("user", "a.png", "Describe the image."), ("assistant", "A red field.")],
+            [("user", "a.png", "Describe the picture."), ("assistant", "A red field.")],
             "captions",
         ),
         (
             "captions",
             {"image": "b.png", "captions": ["Blue.", "A field."]},
-            [("user", "b.png", "Describe the image."), ("assistant", "Blue.")],
+            [("user", "b.png", "Describe the picture."), ("assistant", "Blue.")],
             "captions",
         ),
     ],
@@ -185,7 +185,7 @@ def test_several_images_stand_where_their_placeholders_do(folder):
     ]
 
 
-def test_a_image_inside_the_record_is_decoded(folder):
+def test_an_image_inside_the_record_is_decoded(folder):
     content = (folder / "b.png").read_bytes()
     uri = "data:image/png;base64," + base64.b64encode(content).decode()
     (example,) = opened(folder, {"image": uri, "conversations": TALK})

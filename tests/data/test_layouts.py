@@ -117,7 +117,7 @@ AS_THEY_ARE = {
     "StrategyQA": ({"question": "Do boats float?", "answer": True}, ["Do boats float?", "true"]),
     "LLaVA's captions": (
         {"id": "1", "image": "a.png", "blip_caption": "a field", "url": "-"},
-        ["*Describe the image.", "a field"],
+        ["*Describe the picture.", "a field"],
     ),
 }
 

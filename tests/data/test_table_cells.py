@@ -102,7 +102,7 @@ def test_placeholders_and_images_that_disagree_are_told(load, row, said):
         ({"image": "photos"}, {"photos": ["a.png", "b.png"]}, [RED, BLUE, "What?"]),
     ],
 )
-def test_a_image_may_be_a_template_or_several_columns(load, columns, row, expected):
+def test_an_image_may_be_a_template_or_several_columns(load, columns, row, expected):
     row = {"question": "What?", "answer": "red", **row}
     assert asked(load(row, columns=columns)) == expected
 
@@ -153,7 +153,7 @@ def test_a_table_in_csv_with_json_in_its_cells(load):
 
 
 @pytest.mark.parametrize("form", ["bare", "uri", "dict", "wrapped"])
-def test_a_image_may_stand_in_a_cell_as_base64(load, form):
+def test_an_image_may_stand_in_a_cell_as_base64(load, form):
     text = base64.b64encode(png()).decode()
     if form == "wrapped":
         text = "\n".join(text[start : start + 76] for start in range(0, len(text), 76))

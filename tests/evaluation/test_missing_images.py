@@ -103,7 +103,7 @@ def test_one_broken_image(name: str, how: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", MADE)
-def test_a_image_that_is_put_back_is_asked_by_the_next_call(name: str, tmp_path: Path) -> None:
+def test_an_image_that_is_put_back_is_asked_by_the_next_call(name: str, tmp_path: Path) -> None:
     place = MADE[name][0](tmp_path / name)
     kept = (place / "1.png").read_bytes()
     damage(place / "1.png", "missing")

@@ -54,7 +54,7 @@ def open_store(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_a_image_is_computed_once_and_comes_back_bit_for_bit(open_store, dtype):
+def test_an_image_is_computed_once_and_comes_back_bit_for_bit(open_store, dtype):
     tower = Tower(dtype)
     store = open_store(tower)
     found = store(images(3, 1, 3))

@@ -65,7 +65,7 @@ def examples(tmp_path):
         ("default", "clip", "VipLlava"),
     ],
 )
-def test_a_image_takes_the_processors_own_tokens(make_llava, tmp_path, strategy, tower, kind):
+def test_an_image_takes_the_processors_own_tokens(make_llava, tmp_path, strategy, tower, kind):
     make_llava(tmp_path / "llava", strategy, tower, kind)
     parts = assemble(recipe_for(tmp_path / "llava"))
     asked = talk(tmp_path, "Which colour?", pil_images=[1, 2])

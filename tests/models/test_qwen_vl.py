@@ -108,7 +108,7 @@ def test_ids_are_those_of_the_template_with_its_frame_around_a_image(parts, aske
     assert encoded.input_ids.tolist() == theirs
 
 
-def test_a_image_keeps_its_shape_on_a_square_and_takes_one_number_of_tokens(parts):
+def test_an_image_keeps_its_shape_on_a_square_and_takes_one_number_of_tokens(parts):
     wide, tall = image(1, 300, 60), image(2, 20, 400)
     made = parts.processor.images([wide, tall])
     assert made["image_grid_thw"].tolist() == [[1, 8, 8]] * 2
@@ -265,7 +265,7 @@ def test_a_graft_has_no_side():
         ModelSection.model_validate(page)
 
 
-def test_a_images_operations_are_those_that_torch_counts(parts):
+def test_an_images_operations_are_those_that_torch_counts(parts):
     parts.model.set_attn_implementation("eager")  # whose products torch's counter knows
     seen = parts.processor.images([image(1)])
     with FlopCounterMode(display=False) as counter, torch.no_grad():

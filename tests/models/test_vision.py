@@ -47,7 +47,7 @@ def test_cls_states_come_after_every_fourth_block_before_the_norm(make_vit, imag
     assert torch.equal(states, torch.stack([blocks[3][:, 0], blocks[7][:, 0]], dim=1))
 
 
-def test_a_image_does_not_see_its_batch_mates(make_vit, images):
+def test_an_image_does_not_see_its_batch_mates(make_vit, images):
     tower = build_tower(make_vit("clip"))
     for select in ("patches", "cls_states"):
         alone = tower(images[1:2], select=select)

@@ -100,7 +100,7 @@ def test_an_answer_is_the_engines(client, engine) -> None:
     assert answer.varifocal == {"route": "text"}
 
 
-def test_a_image_takes_the_image_route_and_changes_the_answer(client, engine) -> None:
+def test_an_image_takes_the_image_route_and_changes_the_answer(client, engine) -> None:
     answers = {colour: ask(client, "Colour?", data_uri(png(colour))) for colour in ("red", "blue")}
     texts = {colour: answer.choices[0].message.content for colour, answer in answers.items()}
     expected = engine.answer([Message("user", (Image(data=png("red")), "Colour?"))], Sampling(12))

@@ -127,6 +127,6 @@ def test_impossible_sampling_is_refused(settings_: dict, message: str) -> None:
         Sampling(**settings_)
 
 
-def test_a_image_for_a_model_without_eyes_is_refused_at_once(engine: Engine, image) -> None:
+def test_an_image_for_a_model_without_eyes_is_refused_at_once(engine: Engine, image) -> None:
     with pytest.raises(DataError, match="no vision tower"):
         engine.stream([Message("user", (image("red"), "What?"))])

@@ -23,7 +23,7 @@ def uri(width: int, height: int, form: str = "PNG") -> str:
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF"])
-def test_a_image_too_large_is_not_decoded(monkeypatch, form) -> None:
+def test_an_image_too_large_is_not_decoded(monkeypatch, form) -> None:
     def decoded(self):
         raise AssertionError("it was decoded")
 

@@ -200,7 +200,7 @@ def asked(reader: Reader, change: dict[str, Any]) -> list[Message]:
 
 
 @pytest.mark.parametrize("name", IMAGES)
-def test_a_image_comes_as_clients_send_it(reader, name) -> None:
+def test_an_image_comes_as_clients_send_it(reader, name) -> None:
     (turn,) = asked(reader, shown({"url": IMAGES[name]}))
     image, text = turn.content
     red, green, blue = image.open().getpixel((8, 8))

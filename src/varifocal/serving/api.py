@@ -1,4 +1,4 @@
-"""A trained run after OpenAI's chat completions, for whatever speaks them."""
+"""A trained run served by OpenAI's chat completions API."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def test_good_records_give_no_finding(section, encoder):
     assert report.verdict.sentence == "usable: 3 of 3 records train"
 
 
-def test_a_image_is_refused_by_a_model_without_eyes(section, encoder):
+def test_an_image_is_refused_by_a_model_without_eyes(section, encoder):
     report = check(section(GOOD), encoder, eyes=False)
     assert found(report) == [("no_eyes", "train", 0), ("no_eyes", "train", 1)]
 

@@ -3,12 +3,14 @@
 import html.parser
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image as Images
 
 from varifocal.data.encoding.samples import UsableSamples
+from varifocal.data.formats.questions import CAPTION_PROMPT
 from varifocal.data.inspect.html import html_page
 from varifocal.data.inspect.rows import FirstRows, readable
 from varifocal.data.rows.packing import Collator, PackedDataset
@@ -228,3 +230,15 @@ def test_the_page_colours_what_trains(shown):
     row = shown([GOOD[2]])[0]
     trained = re.findall(r'class="t trained" title="[^"]*">([^<]*)<', html_page(row, "recipe"))
     assert "".join(trained).startswith("No, it is not.")
+
+
+def test_every_class_that_the_style_names_is_on_the_page():
+    code = Path(html_page.__code__.co_filename)
+    styled = set(re.findall(r"(?m)^\.([a-z]+)", code.with_suffix(".css").read_text()))
+    used = " ".join(re.findall(r'class="([^"]+)"', code.read_text())).split()
+    assert "images" in styled
+    assert styled <= set(used)
+
+
+def test_captions_are_asked_for_in_the_words_that_runs_were_trained_on():
+    assert CAPTION_PROMPT == "Describe the picture."

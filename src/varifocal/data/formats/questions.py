@@ -16,7 +16,7 @@ Integers = Literal["index", "value"]
 """What the integers among them are; see `gold.settle_integers`."""
 
 LETTERS = string.ascii_uppercase
-CAPTION_PROMPT = "Describe the image."
+CAPTION_PROMPT = "Describe the picture."
 PLACEHOLDER = "<image>"
 """Stands in a text where an image belongs."""
 

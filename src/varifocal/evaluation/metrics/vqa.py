@@ -19,7 +19,7 @@ _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _ARTICLES = frozenset(("a", "an", "the"))
 _DIGITS = {"none": "0", **NUMBER_WORDS}
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
-# The official pattern means to spare "3." as well, but its look-after is misspelt and never holds.
+# The official pattern means to spare "3." as well, but its look-behind is misspelt and never holds.
 _PERIOD = re.compile(r"\.(?!\d)")
 
 _CONTRACTED = """
