@@ -141,6 +141,49 @@ def test_the_cycle_finder_finds_one():
     assert not cycle({"a": {"b", "c"}, "b": {"c"}, "c": set()})
 
 
+# A row of one of these tables is a file that nothing else has to import.
+TABLES = {"cli.commands", "data.formats.registry", "evaluation.benchmarks.registry"}
+TABLES |= {"sciencebook.table", "models.families.base"}
+MOST_SINGLE_IMPORTERS = 49
+
+
+def single_importers(graph: dict[str, set[str]]) -> dict[str, str]:
+    """Map each module that one other module alone imports to that one, rows of tables left out."""
+    importers: dict[str, set[str]] = {name: set() for name in graph}
+    for name, others in graph.items():
+        for other in others - {name}:
+            importers[other].add(name)
+    single = {name: next(iter(them)) for name, them in importers.items() if len(them) == 1}
+    return {
+        name: importer
+        for name, importer in single.items()
+        if importer not in TABLES and not name.startswith("models.families.")
+    }
+
+
+def import_graph() -> dict[str, set[str]]:
+    """Map each module to those it imports, packages by their `__init__` left out as modules."""
+    files = {dotted(file).removesuffix(".__init__"): file for _, file in modules()}
+    packages = {name for name, file in files.items() if file.stem == "__init__"}
+    graph = {}
+    for name, file in files.items():
+        modules_of = {each if each in files else each.rpartition(".")[0] for each in imported(file)}
+        graph[name] = (modules_of & files.keys()) - packages
+    return graph
+
+
+def test_few_files_serve_a_single_other():
+    single = single_importers(import_graph())
+    assert len(single) <= MOST_SINGLE_IMPORTERS, (
+        f"{len(single)} files have one importer; merge the smallest into theirs: {single}"
+    )
+
+
+def test_a_single_importer_is_found():
+    graph = {"a": {"b", "c"}, "b": {"c"}, "c": set(), "sciencebook.table": {"a"}}
+    assert single_importers(graph) == {"b": "a"}
+
+
 def test_only_the_command_line_prints():
     printing = [
         file.relative_to(SOURCE).as_posix()

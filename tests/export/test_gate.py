@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from varifocal.assemble import open_run
 from varifocal.errors import ModelError
-from varifocal.exporting import adapters, artifacts, gguf, holding, plain
-from varifocal.exporting.export import export
+from varifocal.exporting import adapters, artifacts, gguf, plain
+from varifocal.exporting.export import _left_in_group, export
 from varifocal.exporting.request import Order
 from varifocal.recipe import load_recipe
 
@@ -185,7 +185,7 @@ def test_a_number_that_the_format_cannot_hold(make_run, tmp_path, parts_director
 
 def test_where_float32_does_not_fit_layers_are_compared_one_by_one(make_run, tmp_path, monkeypatch):
     run = make_run(LORA, dtype="bfloat16")
-    monkeypatch.setattr(holding, "free_bytes", lambda device: 0)
+    monkeypatch.setattr("varifocal.exporting.export.free_bytes", lambda device: 0)
     (done,) = export(Order(run, "merged", num_prompts=2), tmp_path / "out")
     assert (done.parity.dtype, done.layers) == ("bfloat16", 8)
     assert done.rounding is None
@@ -287,4 +287,4 @@ def test_the_memory_that_a_container_leaves(tmp_path, files, left):
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(f"{text}\n")
-    assert holding._left_in_group(tmp_path) == left
+    assert _left_in_group(tmp_path) == left

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
-from varifocal.planning.optimizer_state import state_bytes, sum_of_states
+from varifocal.planning.memory import state_bytes, sum_of_states
 from varifocal.recipe import load_recipe
 from varifocal.recipe.optimizers import OPTIMIZERS, missing_package
 

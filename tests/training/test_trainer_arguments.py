@@ -271,9 +271,9 @@ GOOD = {"zero_optimization": {"stage": 2}, "gradient_clipping": "auto",
 @pytest.fixture
 def zero(recipe, recipe_file, monkeypatch):
     """Read the recipe with a DeepSpeed file of some text, which lies next to the recipe."""
-    from varifocal.recipe import engine_files
+    from varifocal.recipe import reading
 
-    monkeypatch.setattr(engine_files.importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(reading.importlib.util, "find_spec", lambda name: True)
 
     def read(settings, **more):
         text = settings if isinstance(settings, str) else json.dumps({**GOOD, **settings})
@@ -315,7 +315,7 @@ def test_a_deepspeed_file_that_is_not_there_is_refused(recipe):
 
 
 def test_batch_sizes_are_compared_where_the_processes_are_known(zero):
-    from varifocal.recipe.engine_files import check_engine_files
+    from varifocal.recipe.reading import check_engine_files
 
     page = zero({"train_micro_batch_size_per_gpu": 4})
     with pytest.raises(RecipeError, match="train_micro_batch_size_per_gpu is 4, and the recipe"):

@@ -26,7 +26,7 @@ _LM_INPUTS = ("input_ids", "inputs_embeds", "pixel_values")
 
 # A gap may be so many units in the last place of the largest logit, since rounding adds up over a
 # deep model; in the mean over all logits it is far smaller. transformers' norms compute in float32.
-# The 16-bit rows are for a model that does not fit into memory in float32 (`holding.py`).
+# The 16-bit rows are for a model that does not fit into memory in float32 (`in_float32`).
 _UNITS = {torch.float64: 2e8, torch.float32: 256.0, torch.bfloat16: 16.0, torch.float16: 32.0}
 _RELATIVE = {torch.float64: 1e-6, torch.float32: 2e-5, torch.bfloat16: 0.08, torch.float16: 0.02}
 _AGREEMENT = {torch.float64: 1.0, torch.float32: 0.99, torch.bfloat16: 0.9, torch.float16: 0.95}

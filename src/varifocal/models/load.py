@@ -30,7 +30,7 @@ from varifocal.models.families.base import (
 )
 from varifocal.models.families.grafted import FAMILY as GRAFTED
 from varifocal.models.grafted import GraftedForConditionalGeneration, graft
-from varifocal.models.loading import check_has_weights, load_weights
+from varifocal.models.loading import check_has_weights, keep_weights, load_weights, quantisation
 from varifocal.models.preprocessing import (
     check_words,
     family_processor,
@@ -41,7 +41,6 @@ from varifocal.models.preprocessing import (
 )
 from varifocal.models.processor import GraftedProcessor
 from varifocal.models.published import PUBLISHED
-from varifocal.models.quantised import keep_weights, quantisation
 from varifocal.models.sources import (
     check_attention,
     clear_loading_errors,

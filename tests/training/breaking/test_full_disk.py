@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 
-from varifocal.data.encoding.encoded_table import EncodedTable
+from varifocal.data.encoding.encoded import EncodedTable
 from varifocal.errors import RunError
 from varifocal.models.features import FeatureStore
 from varifocal.run import RunDirectory

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import varifocal.data.encoding.encoded_table
+import varifocal.data.encoding.encoded
 import varifocal.models.features
 from varifocal.models.features import DIGEST_BYTES, FeatureStore
 from varifocal.run import RunDirectory
@@ -23,7 +23,7 @@ FORK = multiprocessing.get_context("fork")  # torch is imported already
 SECONDS = 200  # a lock that is held for ever ends the test, on a busy machine too
 SHAPE, NUM_IMAGES, BATCH = (3, 5), 40, 4
 ROW_BYTES = 3 * 5 * 4
-MODULES = {"encoded": varifocal.data.encoding.encoded_table, "features": varifocal.models.features}
+MODULES = {"encoded": varifocal.data.encoding.encoded, "features": varifocal.models.features}
 
 
 def start(work, *args):

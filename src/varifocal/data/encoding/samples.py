@@ -10,7 +10,7 @@ from typing import overload
 
 import numpy as np
 
-from varifocal.data.encoding.encoded_table import EncodedTable
+from varifocal.data.encoding.encoded import EncodedTable
 from varifocal.data.encoding.encoder import Encoded, Encoder, TooLongError
 from varifocal.data.example import Example
 from varifocal.data.mixture import Draw

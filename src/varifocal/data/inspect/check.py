@@ -1,23 +1,30 @@
-"""Reading everything once, to know before a run what would become of it."""
+"""Read everything once: what a run would train on, what comes twice, and the first epoch's rows.
+
+Letters: R records.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from varifocal.data.encoding.encoder import Encoder
-from varifocal.data.inspect.counts import SourceCounts
-from varifocal.data.inspect.duplicates import find_doubles
-from varifocal.data.inspect.epoch import Epoch, first_epoch
-from varifocal.data.inspect.findings import HEADINGS, KINDS, SIDES, Findings, Side
+from varifocal.data.inspect.counts import SourceCounts, as_numbers
+from varifocal.data.inspect.findings import HEADINGS, KINDS, SIDES, Finding, Findings, Kind, Side
 from varifocal.data.inspect.scan import Looker, RecordScan
 from varifocal.data.inspect.verdict import Verdict, judge
+from varifocal.data.mixture import MODALITY_NAMES, Draw, Part, ReportRow, draw
 from varifocal.data.parallel import map_in_order
+from varifocal.data.rows.packing import WINDOW, efficiency, pack
 from varifocal.data.source import Source, StreamedSource, open_source
 from varifocal.errors import VarifocalError
 from varifocal.recipe import DataSection, SourceSection
@@ -167,3 +174,179 @@ def _workers(num_records: int) -> int:
     if num_records < WORTH_WORKERS:
         return 0
     return min(os.cpu_count() or 1, MOST_WORKERS)
+
+
+Digests = npt.NDArray[np.uint64]
+
+
+def find_doubles(all_counts: Sequence[SourceCounts], findings: Findings) -> None:
+    """Report repeated records within each side, repeated ids within each source, and overlap.
+
+    Records are compared by 64-bit digests: among a million, two different ones are taken for the
+    same with a chance below 1 in 10 million.
+    """
+    for side in SIDES:
+        of_side = [counts for counts in all_counts if counts.side == side]
+        for late, early in _repeats(of_side, lambda counts: counts.content):
+            _report(findings, "duplicate", late, early, "the same question, images and answer as")
+    for counts in all_counts:
+        for late, early in _repeats([counts], lambda counts: counts.id):
+            _report(findings, "duplicate_id", late, early, "the same id as")
+    trained = [counts for counts in all_counts if counts.side == "train"]
+    scored = [counts for counts in all_counts if counts.side == "evaluate"]
+    for late, early in _shared(scored, trained):
+        _report(findings, "overlap", late, early, "its question and images are also trained on:")
+
+
+Place = tuple[SourceCounts, int]
+
+
+def _report(findings: Findings, kind: Kind, late: Place, early: Place, words: str) -> None:
+    counts, record = late
+    first, number = early
+    where = f"record {number}" if first is counts else f"record {number} of {first.file}"
+    if first is not counts and first.file == counts.file:
+        where = f"record {number} of {first.name}"
+    text = f"{counts.file}: record {record}: {words} {where}"
+    findings.add(Finding(kind, counts.side, counts.name, counts.file, record, text))
+
+
+def _repeats(
+    all_counts: Sequence[SourceCounts], key: Callable[[SourceCounts], array[int]]
+) -> Iterator[tuple[Place, Place]]:
+    """Yield the records whose digest stood before, each with the first that has it."""
+    digests = _joined([key(counts) for counts in all_counts])  # [R]
+    order = np.argsort(digests, kind="stable")
+    ordered = digests[order]
+    repeats = np.flatnonzero((ordered[1:] == ordered[:-1]) & (ordered[1:] != 0)) + 1
+    first = np.searchsorted(ordered, ordered[repeats], side="left")
+    late, early = order[repeats], order[first]
+    for place in np.argsort(late):
+        yield _place(all_counts, int(late[place])), _place(all_counts, int(early[place]))
+
+
+def _shared(
+    scored: Sequence[SourceCounts], trained: Sequence[SourceCounts]
+) -> Iterator[tuple[Place, Place]]:
+    """Yield the records that are scored and whose question is trained, with where it is."""
+    known = _joined([counts.question for counts in trained])  # [R]
+    order = np.argsort(known, kind="stable")
+    ordered = known[order]
+    for counts in scored:
+        asked = _joined([counts.question])
+        first = np.searchsorted(ordered, asked, side="left").clip(max=max(len(ordered) - 1, 0))
+        found = (ordered[first] == asked) & (asked != 0) if len(ordered) else asked != asked
+        for record in np.flatnonzero(found):
+            yield (counts, int(record)), _place(trained, int(order[first[record]]))
+
+
+def _joined(digests: Sequence[array[int]]) -> Digests:
+    parts = [np.frombuffer(one, np.uint64) for one in digests if one]
+    return np.concatenate(parts) if parts else np.zeros(0, np.uint64)
+
+
+def _place(all_counts: Sequence[SourceCounts], number: int) -> Place:
+    """Return the source, and the record in it, of a record of all sources joined."""
+    for counts in all_counts:
+        if number < len(counts):
+            return counts, number
+        number -= len(counts)
+    raise IndexError(number)
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """The first epoch, as the recipe asks for it.
+
+    Attributes:
+        num_samples: records drawn that give a sample, repeats counted.
+        num_rows: that they are packed into.
+        row_length: tokens of a row.
+        efficiency: share of the rows' tokens that are no padding, 0 to 1.
+        num_tokens: of all samples.
+        num_trained_tokens: of those.
+        mixture: asked and realised counts; empty for sources that are read as they come.
+        notes: what is not as the mixture asks for it.
+    """
+
+    num_samples: int
+    num_rows: int
+    row_length: int
+    efficiency: float
+    num_tokens: int
+    num_trained_tokens: int
+    mixture: tuple[ReportRow, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def trained_share(self) -> float:
+        """The share of the tokens that train, 0 to 1."""
+        return self.num_trained_tokens / max(self.num_tokens, 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as JSON takes it."""
+        rows = [{**asdict(r), "modality": MODALITY_NAMES[r.modality]} for r in self.mixture]
+        return {**asdict(self), "trained_share": self.trained_share, "mixture": rows}
+
+
+def first_epoch(
+    data: DataSection, sections: Sequence[SourceSection], trained: Sequence[SourceCounts], seed: int
+) -> Epoch:
+    """Draw and pack the first epoch from the lengths alone, as the training does.
+
+    Args:
+        data: mixture, row length and packing.
+        sections: of the sources.
+        trained: what their records showed.
+        seed: the run's.
+
+    Raises:
+        RecipeError: the mixture contradicts itself.
+    """
+    row_length = data.row_length or data.max_length
+    streamed = any(section.streaming for section in sections)
+    drawn = None if streamed else _draw(data, sections, trained, seed)
+    lengths = _of_epoch([counts.kept for counts in trained], drawn)  # [n]
+    learned = _of_epoch([counts.trained for counts in trained], drawn)[lengths > 0]
+    lengths = lengths[lengths > 0]
+    window = WINDOW if data.packing else 1
+    rows = pack(lengths.tolist(), row_length, (seed, 0, 0), window)
+    return Epoch(
+        num_samples=len(lengths),
+        num_rows=len(rows),
+        row_length=row_length,
+        efficiency=efficiency(rows, lengths.tolist(), row_length),
+        num_tokens=int(lengths.sum()),
+        num_trained_tokens=int(learned.sum()),
+        mixture=drawn.report if drawn else (),
+        notes=drawn.notes if drawn else (),
+    )
+
+
+def _draw(
+    data: DataSection, sections: Sequence[SourceSection], trained: Sequence[SourceCounts], seed: int
+) -> Draw:
+    parts = [
+        Part(
+            counts.name,
+            len(counts),
+            as_numbers(counts.modalities).astype(np.int8),
+            as_numbers(counts.task_codes).astype(np.int32),
+            counts.task_names,
+            section.epochs,
+            section.weight,
+            section.max_per_task,
+        )
+        for section, counts in zip(sections, trained, strict=True)
+    ]
+    return draw(parts, data.mixture, seed)
+
+
+def _of_epoch(values: Sequence[Any], drawn: Draw | None) -> np.ndarray:
+    """Return a number of each record of the epoch; of all records without a draw."""
+    columns = [as_numbers(one) for one in values]
+    joined = np.concatenate([np.zeros(0, np.int64), *columns])
+    if drawn is None:
+        return joined
+    starts = np.cumsum([0, *map(len, columns)])
+    return joined[starts[drawn.parts] + drawn.records]
