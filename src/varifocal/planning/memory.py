@@ -166,7 +166,7 @@ def parts_of_peak(
 
 
 _MIN_QUANTISED_SIZE = 4096  # numbers; both libraries keep smaller tensors' states unquantised
-_BLOCK = 256  # numbers of a quantised state that share a float32 scale
+_STATE_BLOCK = 256  # numbers of a quantised state that share a float32 scale
 _FLOAT32 = 4
 
 
@@ -210,11 +210,11 @@ def state_bytes(
     is_large = numel >= _MIN_QUANTISED_SIZE
     if library == "bitsandbytes":
         if "8bit" in optimizer and is_large and not of_embedding:
-            return moments * (numel + _FLOAT32 * math.ceil(numel / _BLOCK))
+            return moments * (numel + _FLOAT32 * math.ceil(numel / _STATE_BLOCK))
         return moments * numel * _FLOAT32
-    if library == "torchao" and is_large and numel % _BLOCK == 0:
+    if library == "torchao" and is_large and numel % _STATE_BLOCK == 0:
         bits = 4 if "4bit" in optimizer else 8
-        return moments * (numel * bits // 8 + _FLOAT32 * (numel // _BLOCK + 2**bits))
+        return moments * (numel * bits // 8 + _FLOAT32 * (numel // _STATE_BLOCK + 2**bits))
     return moments * numel * element_size
 
 
