@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from varifocal.cache import CacheKind, cache_kinds, clear_cache, file_digest
-from varifocal.cli import app
+from varifocal.cli.commands import app
 from varifocal.errors import VarifocalError
 from varifocal.staging import machine, staging_path
 

@@ -8,7 +8,8 @@ import PIL.Image
 import pytest
 import typer.main
 
-from varifocal.cli.commands import _how_to_go_on, app
+from varifocal.cli.commands import app
+from varifocal.cli.interrupted import how_to_go_on
 from varifocal.cli.tables import stage_bars
 from varifocal.errors import DataError, Stopped
 from varifocal.serving.request import Sampling
@@ -208,7 +209,7 @@ def test_what_eval_did_before_is_answered_with_the_verb_that_does_it(run, option
     ],
 )
 def test_what_goes_on_is_a_command_that_exists(typed, told):
-    words = _how_to_go_on(typed.split())
+    words = how_to_go_on(typed.split())
     if told is None:
         assert words == "stopped"
         return

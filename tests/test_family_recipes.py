@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 from typer.testing import CliRunner
 
-from varifocal.cli import app
+from varifocal.cli.commands import app
 from varifocal.errors import ModelError, RecipeError
 from varifocal.models.families.qwen_vl import cell_side
 from varifocal.models.families.smolvlm import tokens_per_image

@@ -284,3 +284,26 @@ def test_a_forked_worker_still_dies_of_sigterm():
         _, status = os.waitpid(child, 0)
     assert os.WTERMSIG(status) == signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+IMPORTING = """
+import os, signal, sys
+_, module, number = sys.argv
+class Stop:
+    def find_spec(name, path=None, target=None):
+        if name == module:
+            os.kill(os.getpid(), getattr(signal, number))
+sys.meta_path.insert(0, Stop)
+from varifocal.cli import main
+sys.argv[1:] = ["demo", "--quick"]
+main()
+"""
+
+
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize("module", ["typer", "varifocal.cli.plan", "torch"])
+def test_a_signal_in_the_first_imports_ends_with_the_sentence(module, number, tmp_path):
+    command = [sys.executable, "-c", IMPORTING, module, number]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert ended.returncode == 130
+    assert ended.stderr == "stopped; to go on: varifocal demo --quick\n"

@@ -14,7 +14,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 from recipe_page import recipe_page
 
-from varifocal.cli import app
+from varifocal.cli.commands import app
 from varifocal.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]

@@ -8,7 +8,7 @@ from pathlib import Path
 import typer
 from typer.main import get_command
 
-from varifocal.cli import app
+from varifocal.cli.commands import app
 from varifocal.recipe import find_recipe, load_recipe
 
 ROOT = Path(__file__).parents[2]

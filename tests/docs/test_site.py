@@ -9,7 +9,7 @@ import pytest
 
 import varifocal
 import varifocal.tuners
-from varifocal.cli import app
+from varifocal.cli.commands import app
 from varifocal.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]

@@ -154,7 +154,12 @@ def a_schedule_that_its_library_refuses(place, rewrite, book):
     }
 
 
+def examples_past_the_window(place, rewrite, book):
+    return {"data.max_length": 4096, "data.row_length": 4096}
+
+
 REFUSED = [
+    (examples_past_the_window, "data.max_length: 4,096 tokens, and"),
     (no_source, NO_SOURCE),
     (a_split_without_records, "split 'val' is empty"),
     (a_mixture_that_contradicts_itself, "give every source without epochs a weight"),

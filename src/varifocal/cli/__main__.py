@@ -1,5 +1,5 @@
 """`python -m varifocal.cli`: what a launcher starts on every process."""
 
-from varifocal.cli.commands import main
+from varifocal.cli import main
 
 main()

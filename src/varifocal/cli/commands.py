@@ -22,6 +22,7 @@ from varifocal.cli.compare import add_compare_verb
 from varifocal.cli.data import data_app
 from varifocal.cli.evaluate import add_eval_verbs
 from varifocal.cli.export import add_export_verb
+from varifocal.cli.interrupted import INTERRUPTED, how_to_go_on
 from varifocal.cli.launch import add_launch_verb
 from varifocal.cli.options import RecipeArgument, SetOption, ready, show_help
 from varifocal.cli.plan import add_plan_verb
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
     from varifocal.cli.chat import Conversation
     from varifocal.recipe import Recipe
 
-INTERRUPTED = 130
 MISTAKE = 2
 RUNS = Path("runs")
 
@@ -299,7 +299,7 @@ def main() -> None:
             raise
         code = _complain(told)
     if code == INTERRUPTED:
-        print(_how_to_go_on(sys.argv[1:]), file=sys.stderr)
+        print(how_to_go_on(sys.argv[1:]), file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -307,18 +307,6 @@ def _complain(text: str, code: int = MISTAKE) -> int:
     for line in text.splitlines():
         print(f"error: {line}", file=sys.stderr)
     return code
-
-
-def _how_to_go_on(arguments: list[str]) -> str:
-    if arguments[:1] in (["eval"], ["benchmark"]):
-        return f"stopped; the answers are kept; to go on: varifocal {shlex.join(arguments)}"
-    verb = arguments[0] if arguments else ""
-    if verb not in ("train", "launch", "demo", "sweep"):
-        return "stopped"
-    # A demo and a sweep go on by themselves, and know no --resume.
-    asks = verb in ("train", "launch") and "--resume" not in arguments
-    again = [*arguments, "--resume"] if asks else arguments
-    return f"stopped; to go on: varifocal {shlex.join(again)}"
 
 
 _FORMER = {

@@ -5,6 +5,8 @@ which file is damaged, where transformers would end in a traceback or fill memor
 """
 
 import json
+import math
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,17 @@ _LONGEST = 10**9
 """Tokens that a model can read, at most; published ones read 10,485,760."""
 _PERHAPS_NONE = {"head_dim", "num_experts", "num_local_experts", "n_routed_experts"}
 """Numbers that may be 0."""
+_SHARES = ("dropout", "_pdrop")
+_EPSILONS = ("_eps", "_epsilon")
+_POSITIVE = {
+    *("rope_theta", "rope_local_base_freq", "global_rope_theta", "local_rope_theta"),
+    *("rotary_emb_base", "rotary_base"),
+    *("attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar"),
+    "logits_scaling",
+}
+"""What a model divides by, or raises to a power."""
+_FACTORS = {"factor", "short_factor", "long_factor"}
+_IN_ROPE = re.compile(r"rope_(scaling|parameters)\.")
 
 RESTORE = "copy or download it again"
 
@@ -89,11 +102,11 @@ def check_config_file(file: Path) -> None:
     seen before it reads the file.
 
     Raises:
-        ModelError: the file cannot be read, a size is not a whole number in its range, or a share
-            of dropped units is not from 0 to 1.
+        ModelError: the file cannot be read, a size is not a whole number in its range, or another
+            number would make every output no number.
     """
     page = read_object(file)
-    _check_rates(file, page)
+    _check_numbers(file, page)
     for key, value in _sizes(page):
         name = key.rpartition(".")[2]
         least = 0 if name in _PERHAPS_NONE else 1
@@ -106,23 +119,46 @@ def check_config_file(file: Path) -> None:
                 )
 
 
-def _check_rates(file: Path, page: Mapping[str, Any], above: str = "") -> None:
-    """Refuse shares of dropped units that are none, in the parts of a config too."""
+def _check_numbers(file: Path, page: Mapping[str, Any], above: str = "") -> None:
+    """Refuse numbers with which every output is no number, in the parts of a config too.
+
+    Infinity is a sound bound in some configs, so it is refused by the key alone.
+    """
     for key, value in page.items():
-        if isinstance(value, dict) and key.endswith("_config"):
-            _check_rates(file, value, f"{above}{key}.")
-        elif key.endswith(("dropout", "_pdrop")) and not _is_share(value):
-            raise ModelError(f"{file}: {above}{key} is {value}; it must be from 0 to 1")
+        values = value if isinstance(value, list) else [value]
+        if isinstance(value, dict):
+            _check_numbers(file, value, f"{above}{key}.")
+        elif not all(_is_sound(above, key, one) for one in values if _is_number(one)):
+            raise ModelError(f"{file}: {above}{key} is {value!r:.40}; it must be {_range(key)}")
 
 
-def _is_share(value: Any) -> bool:
-    """Whether a value is from 0 to 1, or no number at all, which transformers refuses."""
-    return not isinstance(value, int | float) or 0 <= value <= 1
+def _is_sound(above: str, key: str, value: float) -> bool:
+    if value != value:  # NaN, which JSON texts of Python may hold
+        return False
+    if key.endswith(_SHARES):
+        return 0 <= value <= 1
+    if key.endswith(_EPSILONS):
+        return 0 <= value < math.inf
+    if key in _POSITIVE or (key in _FACTORS and _IN_ROPE.search(above)):
+        return 0 < value < math.inf
+    return True
+
+
+def _range(key: str) -> str:
+    """Say what a number may be."""
+    if key.endswith(_SHARES):
+        return "from 0 to 1"
+    if key.endswith(_EPSILONS):
+        return "a small number from 0, such as 1e-06"
+    return "a number above 0" if key in _POSITIVE | _FACTORS else "a number"
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _is_whole(size: Any) -> bool:
-    is_number = isinstance(size, int | float) and not isinstance(size, bool)
-    return is_number and (isinstance(size, int) or size.is_integer())
+    return _is_number(size) and (isinstance(size, int) or size.is_integer())
 
 
 def _sizes(page: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:

@@ -10,14 +10,16 @@ from __future__ import annotations
 import glob
 from pathlib import Path
 
+from transformers import PreTrainedConfig
+
 from varifocal.data.encoding.samples import NO_SOURCE
 from varifocal.data.example import Image
 from varifocal.data.loading import find_captions, load_source, no_captions
 from varifocal.data.metric import Gold, check_scorable, gold_answers
 from varifocal.data.readers.images import missing_images_allowed
-from varifocal.errors import DataError, ModelError, RunError, VarifocalError
+from varifocal.errors import DataError, ModelError, RecipeError, RunError, VarifocalError
 from varifocal.models.families.base import family_of
-from varifocal.models.sources import read_config
+from varifocal.models.load import config_for_counting
 from varifocal.models.words import check_descriptions
 from varifocal.recipe import FullSection, NoTunerSection, Recipe, SourceSection
 from varifocal.training.alignment import aligns
@@ -50,7 +52,8 @@ def check_usable(recipe: Recipe, *, steps: int | None = None, skip_absent: bool 
 
     Raises:
         RecipeError: a library refuses a setting, the connector would not be saved, quantised
-            weights would be trained, or a schedule does not fit into the steps.
+            weights would be trained, `data.max_length` is past what the language model can read,
+            or a schedule does not fit into the steps.
         RunError: nothing is trained.
         DataError: there is nothing to train on, a stream has no end, the alignment has no
             descriptions or none that it can learn from, a source cannot be opened, or a source of
@@ -59,6 +62,7 @@ def check_usable(recipe: Recipe, *, steps: int | None = None, skip_absent: bool 
     check_libraries(recipe.training, skip_absent=skip_absent)
     check_connector_is_saved(recipe)
     _check_tuner(recipe)
+    _check_window(recipe)
     _check_training_sources(recipe, skip_absent)
     if aligns(recipe):
         _check_alignment(recipe, skip_absent)
@@ -80,11 +84,29 @@ def _check_tuner(recipe: Recipe) -> None:
 
 
 def _brings_connector(recipe: Recipe) -> bool:
+    config = _config_of(recipe)
+    family = None if config is None else family_of(config)
+    return config is None or (family is not None and family.connector_name is not None)
+
+
+def _check_window(recipe: Recipe) -> None:
+    """Refuse examples longer than any that the trained run could be asked with."""
+    config, longest = _config_of(recipe), recipe.data.max_length
+    text = None if config is None else config.get_text_config(decoder=True)
+    window = getattr(text, "max_position_embeddings", None)
+    if window is not None and longest > window:
+        raise RecipeError(
+            f"data.max_length: {longest:,} tokens, and {recipe.model.language_model} reads at most "
+            f"{window:,} (max_position_embeddings in its config.json); set data.max_length to "
+            f"{window} or less"
+        )
+
+
+def _config_of(recipe: Recipe) -> PreTrainedConfig | None:
     try:
-        family = family_of(read_config(recipe.model.language_model))
+        return config_for_counting(recipe.model.language_model)
     except ModelError:  # whoever loads the model says what is wrong with it
-        return True
-    return family is not None and family.connector_name is not None
+        return None
 
 
 def _check_training_sources(recipe: Recipe, skip_absent: bool) -> None:
