@@ -9,10 +9,11 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from varifocal.demo import QUICK, prepare
 from varifocal.errors import DataError, RecipeError, RunError
 from varifocal.models.loss import supervised_loss
 from varifocal.planning.calibration import Calibration, find_calibration, keep
-from varifocal.planning.devices import GPUS, find_device, judge, this_cpu
+from varifocal.planning.devices import GPUS, find_device, judge, slow_format, this_cpu
 from varifocal.planning.estimate import estimate
 from varifocal.planning.lengths import Workload, num_steps
 from varifocal.planning.measuring import calibrate
@@ -23,6 +24,7 @@ from varifocal.planning.repeating import alike
 from varifocal.planning.shapes import build_shapes
 from varifocal.planning.tracing import BACKWARD, HEAD, Step, switch_checkpointing, trace_step
 from varifocal.recipe import load_recipe
+from varifocal.run import RunDirectory
 from varifocal.training.train import train
 from varifocal.training.tuner import attach_tuner
 
@@ -266,6 +268,45 @@ def test_devices_have_their_sources():
     )
     with pytest.raises(RecipeError, match="did you mean 'rtx4090'"):
         find_device("rtx4080")
+
+
+@pytest.mark.parametrize(
+    ("gpu", "products", "format_", "share"),
+    [
+        (False, True, "bfloat16", 1),
+        (False, False, "bfloat16", 0.01),
+        (False, False, "float32", 1),
+        (True, False, "bfloat16", 1),
+    ],
+)
+def test_a_processor_without_bfloat16_is_planned_and_named_as_slow(
+    monkeypatch, gpu, products, format_, share
+):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
+    monkeypatch.setattr("torch.ops.mkldnn._is_mkldnn_bf16_supported", lambda: products)
+    rates = this_cpu().teraflops
+    assert rates[format_] == pytest.approx(share * rates["float32"])
+    sentence = slow_format(format_)
+    assert (sentence is not None) == (share < 1)
+    assert sentence is None or "--set model.dtype=float32" in sentence
+
+
+def test_the_demo_takes_a_number_format_that_the_processor_has_and_stays_with_it(
+    tmp_path, monkeypatch
+):
+    run = RunDirectory.create(tmp_path / "run")
+    (run.root / "sciencebook").mkdir()
+    (run.root / "sciencebook" / "problems.json").touch()
+
+    def choice(emulates):
+        monkeypatch.setattr("varifocal.demo.emulates_bfloat16", lambda: emulates)
+        return prepare(run, QUICK, lambda *_: None)
+
+    assert choice(False).model.dtype == "bfloat16"
+    slow = choice(True)
+    assert slow.model.dtype == "float32"
+    run.write_recipe(slow.dump_yaml())
+    assert choice(False).model.dtype == "float32"
 
 
 def test_json_has_what_was_promised(recipe_file, monkeypatch, run):

@@ -174,10 +174,13 @@ def train(
     ready()
     from varifocal.cli.tables import print_left_out, stage_bars
     from varifocal.models.distributed import is_main_process
+    from varifocal.planning.devices import slow_format
     from varifocal.planning.record import foresee
     from varifocal.reports.card import renew_card
     from varifocal.training.train import train as run_training
 
+    if (slow := slow_format(page.model.dtype)) and is_main_process():
+        print(slow, file=sys.stderr)
     with stage_bars() as progress:
         result = run_training(page, root, resume=resume, progress=progress, predict=foresee)
     if not is_main_process():

@@ -99,6 +99,10 @@ CPU_FIRST_STEP_GIB = 0.12
 CPU_WASTE = 0.4
 """What glibc's allocator holds beyond a step's tensors, as a share of them (docs/plan.md)."""
 
+_EMULATED = 0.01
+"""Rate of bfloat16 products next to float32's where they are emulated, rounded: it was 1.3 GFLOP/s
+next to 86, and next to 134, on an AMD EPYC with AVX2 (docs/speed.md)."""
+
 
 def this_cpu() -> Device:
     """Describe this machine's processor; its rates are guesses that `--calibrate` replaces."""
@@ -107,7 +111,8 @@ def this_cpu() -> Device:
     threads = torch.get_num_threads()
     # 16 float32 multiply-adds a cycle at 2.5 GHz: AVX2, the commonest
     single = threads * 16 * 2 * 2.5e9 / 1e12
-    rates = {"float32": single, "bfloat16": single, "float16": single}
+    half = single * _EMULATED if emulates_bfloat16() else single
+    rates = {"float32": single, "bfloat16": half, "float16": half}
     return Device(
         "cpu",
         memory_limit() / GIB,
@@ -116,6 +121,29 @@ def this_cpu() -> Device:
         CPU_OVERHEAD_GIB + CPU_FIRST_STEP_GIB,
         f"{processor_name()}, {threads} threads; memory by the operating system",
         CPU_WASTE,
+    )
+
+
+def emulates_bfloat16() -> bool:
+    """Whether this processor's bfloat16 products are computed in software, far slower than float32.
+
+    oneDNN needs AVX-512 (or an ARM core with bfloat16) for them. Where it is not there, torch falls
+    back on plain loops.
+    """
+    import torch
+
+    if torch.cuda.is_available() or not torch.backends.mkldnn.is_available():
+        return False
+    return not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def slow_format(dtype: str) -> str | None:
+    """Return a sentence on a number format that this machine is slow in, or None."""
+    if dtype == "float32" or not emulates_bfloat16():
+        return None
+    return (
+        f"model.dtype: this processor has no {dtype} products, and its own are about "
+        f"{1 / _EMULATED:.0f} times slower than float32's; --set model.dtype=float32"
     )
 
 
