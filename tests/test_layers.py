@@ -184,6 +184,36 @@ def test_a_single_importer_is_found():
     assert single_importers(graph) == {"b": "a"}
 
 
+MOST_LINES_OF_A_FILE, MOST_LINES_OF_A_FUNCTION = 400, 60
+
+
+@pytest.mark.parametrize(
+    "file", sorted(SOURCE.rglob("*.py")), ids=lambda file: str(file.relative_to(SOURCE))
+)
+def test_files_and_functions_are_short(file):
+    text = file.read_text()
+    assert len(text.splitlines()) <= MOST_LINES_OF_A_FILE, "find its second subject"
+    assert not long_functions(text, MOST_LINES_OF_A_FUNCTION)
+
+
+def long_functions(text: str, most: int) -> dict[str, int]:
+    """Map the functions of a source that have more lines than allowed to their number."""
+    functions = (
+        node
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    )
+    lengths = {node.name: (node.end_lineno or 0) - node.lineno + 1 for node in functions}
+    return {name: length for name, length in lengths.items() if length > most}
+
+
+def test_a_long_function_is_found():
+    text = (
+        "def short():\n    pass\n\n\nclass A:\n    def long(self):\n        a = 1\n        b = 2\n"
+    )
+    assert long_functions(text, 2) == {"long": 3}
+
+
 def test_only_the_command_line_prints():
     printing = [
         file.relative_to(SOURCE).as_posix()

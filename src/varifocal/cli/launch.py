@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from varifocal.cli.options import RecipeArgument, SetOption, ready
 from varifocal.errors import RunError
+
+if TYPE_CHECKING:
+    from varifocal.training.launch import Launch
 
 _SLURM = "Slurm"
 
@@ -91,9 +94,7 @@ def launch(
     A process that dies ends the others, and the text says how to go on.
     """
     for_slurm = (partition, account, gpus_per_node, cpus_per_node, sbatch)
-    _refuse_strays(slurm, rendezvous, for_slurm)
-    if slurm and num_processes is None:
-        raise RunError("--slurm needs --num-processes: this machine need not be like the nodes")
+    _refuse_strays(slurm, num_processes, rendezvous, for_slurm)
     from varifocal.cli.checks import check_models
     from varifocal.recipe import load_recipe
     from varifocal.run import RunDirectory
@@ -124,20 +125,26 @@ def launch(
     )
     page = check_launch(asked)
     if slurm:
-        from varifocal.training.slurm import SlurmOptions, job_script, submit
-
         cpus = cpus_per_node or asked.num_processes * (1 + page.data.num_workers)
-        more = tuple(sbatch or ())
-        options = SlurmOptions(partition, time, account, gpus_per_node, cpus, more)
-        print(job_script(asked, options) if dry_run else submit(asked, options))
+        _use_slurm(asked, dry_run, partition, time, account, gpus_per_node, cpus, sbatch or ())
     elif dry_run:
         print(torchrun_command(asked, page))
     else:
         run_launch(asked, page)
 
 
-def _refuse_strays(slurm: bool, rendezvous: str | None, for_slurm: Iterable[Any]) -> None:
-    """Refuse options that would do nothing."""
+def _use_slurm(asked: Launch, dry_run: bool, *options: Any) -> None:
+    """Submit a job, or print its script."""
+    from varifocal.training.slurm import SlurmOptions, job_script, submit
+
+    slurm = SlurmOptions(*options)
+    print(job_script(asked, slurm) if dry_run else submit(asked, slurm))
+
+
+def _refuse_strays(
+    slurm: bool, num_processes: int | None, rendezvous: str | None, for_slurm: Iterable[Any]
+) -> None:
+    """Refuse options that would do nothing, and a job without one that it needs."""
     if slurm and rendezvous is not None:
         raise RunError("--rendezvous is for nodes started by hand; --slurm finds the first node")
     if not slurm and any(each is not None for each in for_slurm):
@@ -145,6 +152,8 @@ def _refuse_strays(slurm: bool, rendezvous: str | None, for_slurm: Iterable[Any]
             "--partition, --account, --gpus-per-node, --cpus-per-node and --sbatch are asked of "
             "Slurm; give --slurm too, or leave them out"
         )
+    if slurm and num_processes is None:
+        raise RunError("--slurm needs --num-processes: this machine need not be like the nodes")
 
 
 def _num_gpus() -> int:

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 
-from varifocal.data.encoding.encoder import Encoder
-from varifocal.errors import ModelError
 from varifocal.planning.calibration import Calibration, find_calibration
 from varifocal.planning.devices import CPU_FIRST_STEP_GIB, GIB, Device, judge
-from varifocal.planning.lengths import Workload, assume_work, count_work
+from varifocal.planning.lengths import Workload, work_of
 from varifocal.planning.memory import Weights, parts_of_peak, weigh
 from varifocal.planning.paper import compare_with_paper
-from varifocal.planning.shapes import Shapes, build_shapes, encoder_of
+from varifocal.planning.shapes import Shapes, build_shapes
 from varifocal.planning.tracing import Step, switch_checkpointing, trace_step
 from varifocal.recipe import Recipe
-from varifocal.training.examples import TrainingData, load_training_data
+from varifocal.training.examples import TrainingData
 from varifocal.training.tuner import count_frozen, count_trained
 from varifocal.training.usable import why_refused
 
@@ -117,7 +114,7 @@ def trace(
 ) -> Traced:
     """Build a recipe's model from shapes, count its work and trace its steps; see `estimate`."""
     shapes = build_shapes(recipe).in_step(num_devices > 1)
-    work = _work(recipe, shapes, data, num_devices)
+    work = work_of(recipe, shapes, data, num_devices)
     weights = weigh(shapes.model, shapes.base, recipe)
     return Traced(shapes, work, weights, _steps(recipe, shapes, work, quick))
 
@@ -247,51 +244,6 @@ def _of_work(work: Workload) -> dict[str, Any]:
         "num_dropped": work.num_dropped,
         "num_cut": work.num_cut,
     }
-
-
-def _work(recipe: Recipe, shapes: Shapes, data: TrainingData | None, num_devices: int) -> Workload:
-    """Count what is read; without tokenizer or data, assume it."""
-    if data is not None:
-        return count_work(recipe, data, shapes.formula, shapes.images, num_devices)
-    try:
-        encoder = encoder_of(recipe)
-    except ModelError:
-        reason = "the tokenizer cannot be had"
-        return assume_work(recipe, shapes.formula, shapes.images, num_devices, reason)
-    missing = _missing_data(recipe)
-    if missing:
-        return assume_work(recipe, shapes.formula, shapes.images, num_devices, missing)
-    opened, num_over = _open(recipe, encoder, num_devices)
-    work = count_work(recipe, opened, shapes.formula, shapes.images, num_devices)
-    return replace(work, num_dropped=num_over) if num_over else work
-
-
-def _missing_data(recipe: Recipe) -> str:
-    """Say why data cannot be read from here; empty where they can."""
-    if not recipe.data.train:
-        return "data.train names no source"
-    for source in recipe.data.train:
-        if source.streaming:
-            return f"{source.place} is a stream"
-        if source.path is None:
-            return f"{source.hub} is on a hub and nothing is downloaded for a plan"
-        if not any(mark in source.path for mark in "*?[") and not Path(source.path).exists():
-            return f"there is no '{source.path}'"
-    return ""
-
-
-def _open(recipe: Recipe, encoder: Encoder, num_devices: int) -> tuple[TrainingData, int]:
-    """Open data as the run does; one over the limit is counted here where the run would stop."""
-    training = recipe.training
-    rows = training.per_device_train_batch_size * training.gradient_accumulation_steps
-    wanted = training.max_steps * rows * num_devices if training.max_steps > 0 else None
-    if encoder.overflow != "error":
-        return load_training_data(recipe.data, encoder, seed=recipe.seed, num_rows=wanted), 0
-    lenient = encoder_of(
-        recipe.model_copy(update={"data": recipe.data.model_copy(update={"overflow": "drop"})})
-    )
-    opened = load_training_data(recipe.data, lenient, seed=recipe.seed, num_rows=wanted)
-    return opened, len(opened.tally.dropped)
 
 
 def _steps(recipe: Recipe, shapes: Shapes, work: Workload, quick: bool) -> dict[bool, Step]:

@@ -11,18 +11,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from varifocal.data.encoding.encoder import Encoded
+from varifocal.data.encoding.encoder import Encoded, Encoder
 from varifocal.data.rows.packing import Collator, PackedDataset
+from varifocal.errors import ModelError
 from varifocal.models.families.base import MetaImages
+from varifocal.planning.shapes import Shapes, encoder_of
 from varifocal.recipe import Recipe
 from varifocal.training.cost import Spent
-from varifocal.training.examples import TrainingData
+from varifocal.training.examples import TrainingData, load_training_data
 from varifocal.training.flops import FlopFormula
 
 COLLATED = 64
@@ -91,6 +94,53 @@ def _steps_per_epoch(recipe: Recipe, num_rows: int, num_devices: int) -> int:
     batches = math.ceil(num_rows / training.per_device_train_batch_size)
     own = math.ceil(batches / num_devices)
     return max(math.ceil(own / training.gradient_accumulation_steps), 1)
+
+
+def work_of(
+    recipe: Recipe, shapes: Shapes, data: TrainingData | None, num_devices: int
+) -> Workload:
+    """Count what is read; without tokenizer or data, assume it."""
+    if data is not None:
+        return count_work(recipe, data, shapes.formula, shapes.images, num_devices)
+    try:
+        encoder = encoder_of(recipe)
+    except ModelError:
+        reason = "the tokenizer cannot be had"
+        return assume_work(recipe, shapes.formula, shapes.images, num_devices, reason)
+    missing = _missing_data(recipe)
+    if missing:
+        return assume_work(recipe, shapes.formula, shapes.images, num_devices, missing)
+    opened, num_over = _open(recipe, encoder, num_devices)
+    work = count_work(recipe, opened, shapes.formula, shapes.images, num_devices)
+    return replace(work, num_dropped=num_over) if num_over else work
+
+
+def _missing_data(recipe: Recipe) -> str:
+    """Say why data cannot be read from here; empty where they can."""
+    if not recipe.data.train:
+        return "data.train names no source"
+    for source in recipe.data.train:
+        if source.streaming:
+            return f"{source.place} is a stream"
+        if source.path is None:
+            return f"{source.hub} is on a hub and nothing is downloaded for a plan"
+        if not any(mark in source.path for mark in "*?[") and not Path(source.path).exists():
+            return f"there is no '{source.path}'"
+    return ""
+
+
+def _open(recipe: Recipe, encoder: Encoder, num_devices: int) -> tuple[TrainingData, int]:
+    """Open data as the run does; one over the limit is counted here where the run would stop."""
+    training = recipe.training
+    rows = training.per_device_train_batch_size * training.gradient_accumulation_steps
+    wanted = training.max_steps * rows * num_devices if training.max_steps > 0 else None
+    if encoder.overflow != "error":
+        return load_training_data(recipe.data, encoder, seed=recipe.seed, num_rows=wanted), 0
+    lenient = encoder_of(
+        recipe.model_copy(update={"data": recipe.data.model_copy(update={"overflow": "drop"})})
+    )
+    opened = load_training_data(recipe.data, lenient, seed=recipe.seed, num_rows=wanted)
+    return opened, len(opened.tally.dropped)
 
 
 def count_work(

@@ -12,9 +12,12 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import nn
+from transformers import TrainerCallback
 
 from varifocal.errors import RunError
 from varifocal.models.distributed import in_world
+from varifocal.progress import Progress
+from varifocal.run import RunDirectory
 from varifocal.tuners import MixLoraConfig, factor_load, record_routing
 from varifocal.tuners.mixlora import Load, RoutingRecord
 
@@ -143,3 +146,44 @@ class RoutingWatch:
             "factor_top_load": max(float(load.shares.max()) for load in loads),
             **({"router_sharpness": fmean(sharpness)} if sharpness else {}),
         }
+
+
+class RunMetrics(TrainerCallback):
+    """Writes `metrics.jsonl` and tells of every step."""
+
+    def __init__(self, run: RunDirectory, tell: Progress) -> None:
+        self.run, self.tell = run, tell
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Show where a training begins."""
+        if state.is_world_process_zero:
+            self.tell("train", state.global_step, state.max_steps)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """Write what the Trainer logs."""
+        if state.is_world_process_zero and logs and "loss" in logs:
+            speed = logs.get("tokens_per_second", 0.0)
+            note = f"loss {logs['loss']:.3f}, {speed:.0f} tokens/s"
+            self.run.append_metrics({"step": state.global_step, **logs})
+            self.tell("train", state.global_step, state.max_steps, note)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Show a step that is not logged."""
+        # Else the last line would hold the loss of an interval before.
+        if state.global_step == state.max_steps:
+            control.should_log = True
+        if state.is_world_process_zero and not control.should_log:  # `on_log` tells of the others
+            self.tell("train", state.global_step, state.max_steps)
+
+
+class StopTraining(TrainerCallback):
+    """Ends the training after the step in hand, with a checkpoint, when somebody asked for it."""
+
+    def __init__(self, wish: StopWish) -> None:
+        self.wish = wish
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Save and end where any process was asked to."""
+        if anyone(self.wish.given, args.device):
+            self.wish.given = True  # another process's wish is this one's too
+            control.should_save = control.should_training_stop = True

@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers import PrinterCallback, TrainerCallback, TrainingArguments, set_seed
+from transformers import PrinterCallback, TrainingArguments, set_seed
 
 from varifocal.assemble import Assembly, assemble
 from varifocal.data.parallel import lost_worker_is_an_error
@@ -33,7 +33,7 @@ from varifocal.recipe import Recipe
 from varifocal.recipe.sections import Provenance
 from varifocal.run import RunDirectory
 from varifocal.training.alignment import Aligned, align, aligns
-from varifocal.training.callbacks import StopWish, anyone, stop_wish
+from varifocal.training.callbacks import RunMetrics, StopTraining, stop_wish
 from varifocal.training.cost import Clock
 from varifocal.training.dry_build import check_before_loading
 from varifocal.training.engines import spreads_weights
@@ -223,7 +223,7 @@ def build_trainer(
         connector_learning_rate=recipe.training.connector_learning_rate,
         loss_chunk=recipe.training.loss_chunk,
         loss_kernel=recipe.training.loss_kernel,
-        callbacks=[_Metrics(run, tell)],
+        callbacks=[RunMetrics(run, tell)],
         clock=clock,
         schedule=recipe.training,
     )
@@ -310,7 +310,7 @@ def _run(trainer: SupervisedTrainer, run: RunDirectory, start: Start) -> None:
         return
     whence = str(start.checkpoint) if start.checkpoint else None
     with stop_wish() as wish:
-        trainer.add_callback(_Stop(wish))
+        trainer.add_callback(StopTraining(wish))
         with lost_process_is_an_error(run):
             trainer.train(resume_from_checkpoint=whence)
     if wish.given:
@@ -366,40 +366,3 @@ def _save(
             save_full_model(parts.base, parts.processor, staging, dtype, gathered)
     with atomic_directory(run.processor) as staging:
         cast(Any, parts.processor).save_pretrained(staging)
-
-
-class _Metrics(TrainerCallback):
-    """Writes `metrics.jsonl` and tells of every step."""
-
-    def __init__(self, run: RunDirectory, tell: Progress) -> None:
-        self.run, self.tell = run, tell
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if state.is_world_process_zero:
-            self.tell("train", state.global_step, state.max_steps)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if state.is_world_process_zero and logs and "loss" in logs:
-            speed = logs.get("tokens_per_second", 0.0)
-            note = f"loss {logs['loss']:.3f}, {speed:.0f} tokens/s"
-            self.run.append_metrics({"step": state.global_step, **logs})
-            self.tell("train", state.global_step, state.max_steps, note)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        # Else the last line would hold the loss of an interval before.
-        if state.global_step == state.max_steps:
-            control.should_log = True
-        if state.is_world_process_zero and not control.should_log:  # `on_log` tells of the others
-            self.tell("train", state.global_step, state.max_steps)
-
-
-class _Stop(TrainerCallback):
-    """Ends the training after the step in hand, with a checkpoint, when somebody asked for it."""
-
-    def __init__(self, wish: StopWish) -> None:
-        self.wish = wish
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if anyone(self.wish.given, args.device):
-            self.wish.given = True  # another process's wish is this one's too
-            control.should_save = control.should_training_stop = True

@@ -9,8 +9,7 @@ import copy
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any, get_args
@@ -33,7 +32,14 @@ from varifocal.data.encoding.truncation import Overflow as Overflow
 from varifocal.data.encoding.truncation import TooLongError as TooLongError
 from varifocal.data.encoding.truncation import make_fit
 from varifocal.data.encoding.turns import TrainOn as TrainOn
-from varifocal.data.encoding.turns import TurnWriter, answers_to_train, loses_system, until_trained
+from varifocal.data.encoding.turns import (
+    TurnWriter,
+    answer_turns,
+    answers_to_train,
+    loses_system,
+    naming_record,
+    until_trained,
+)
 from varifocal.data.encoding.written_answer import read_words
 from varifocal.data.example import Example, Message
 from varifocal.data.reading import OnBadRecord
@@ -163,7 +169,7 @@ class Encoder:
         """
         if with_answer:
             example = until_trained(example, self.train_on)
-        with _named(example):
+        with naming_record(example):
             turns = self._turns.write(example, with_answer)
             encoded = self._encode(turns, example)
             if self._fits(encoded):
@@ -190,9 +196,11 @@ class Encoder:
         """
         if not example.options:
             raise DataError(f"{example.name}: no choices to score")
-        with _named(example):
+        with naming_record(example):
             turns = self._turns.write(example, with_answer=False)
-            answers = [self._encode(_answer(turns, option), example) for option in example.options]
+            answers = [
+                self._encode(answer_turns(turns, option), example) for option in example.options
+            ]
             longest = max(range(len(answers)), key=lambda index: len(answers[index]))
             how: dict[str, Any] = {}
             if not self._fits(answers[longest]):
@@ -200,7 +208,7 @@ class Encoder:
                 full, example, how = self._shorten(
                     example,
                     answers[longest],
-                    lambda kept: _answer(self._turns.write(kept, False), option),
+                    lambda kept: answer_turns(self._turns.write(kept, False), option),
                 )
                 turns = full[:-1]
             prompt = self._encode(turns, example)
@@ -357,7 +365,7 @@ class Encoder:
 
     def _option_ids(self, turns: Sequence[Turn], option: str, complete: bool) -> tuple[Ids, Ids]:
         """Return the ids that the template writes in front of an option, and the option's."""
-        answered = _answer(turns, option)
+        answered = answer_turns(turns, option)
         last = self.template.written(answered)
         text = last.prompt + last.text
         *earlier, span = self._spans(answered, text, last).values()
@@ -386,19 +394,5 @@ class Encoder:
         )
 
 
-@contextmanager
-def _named(example: Example) -> Iterator[None]:
-    """Name the record that the chat template refuses."""
-    try:
-        yield
-    except ChatTemplateError as error:
-        named = f"{example.name}: " if example.id or example.source else ""
-        raise DataError(f"{named}{error}") from error
-
-
 def _cuts(spans: Iterable[AnswerSpan]) -> list[int]:
     return [cut for span in spans for cut in (span.start, span.end)]
-
-
-def _answer(turns: Sequence[Turn], answer: str) -> list[Turn]:
-    return [*turns, {"role": "assistant", "content": answer}]

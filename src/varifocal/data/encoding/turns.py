@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Literal
 
 from varifocal.data.encoding.answer_span import THOUGHT_KEYS, Turn
 from varifocal.data.example import Example, Message
-from varifocal.errors import AnswerError, DataError, PlaceholderError
+from varifocal.errors import AnswerError, ChatTemplateError, DataError, PlaceholderError
 
 TrainOn = Literal["answers", "last_answer", "all"]
 
@@ -129,3 +130,18 @@ def loses_system(turns: Sequence[Turn], text: str) -> bool:
     if turns[0]["role"] != "system" or turns[0]["content"].strip() in text:
         return False
     return " ".join(turns[0]["content"].split()) not in " ".join(text.split())
+
+
+def answer_turns(turns: Sequence[Turn], answer: str) -> list[Turn]:
+    """Return a conversation with an answer after it."""
+    return [*turns, {"role": "assistant", "content": answer}]
+
+
+@contextmanager
+def naming_record(example: Example) -> Iterator[None]:
+    """Name the record that the chat template refuses."""
+    try:
+        yield
+    except ChatTemplateError as error:
+        named = f"{example.name}: " if example.id or example.source else ""
+        raise DataError(f"{named}{error}") from error
