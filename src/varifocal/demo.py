@@ -28,6 +28,7 @@ from varifocal.planning.devices import emulates_bfloat16
 from varifocal.plotting import loss_curve, routing_plot
 from varifocal.progress import Progress
 from varifocal.recipe import Recipe, load_recipe
+from varifocal.reports.card_scores import read_object
 from varifocal.reports.contact_sheet import Card, contact_sheet
 from varifocal.run import RunDirectory
 from varifocal.sciencebook import SKILLS, make_sciencebook
@@ -48,6 +49,11 @@ PICTURE_SKILLS = (
 TEXT_SKILLS = ("capitals", "opposites", "parts_of_speech", "weather_or_climate")
 COLUMNS = ("IMG", "TXT", "NO", AVERAGE)
 NUM_CARDS = 6
+_SHOWN = (
+    *("quick", "before", "before_blind", "after", "intervals", "skills"),
+    *("trained_parameters", "minutes", "peak_memory_gib", "question", "image"),
+)
+"""What a finished demo shows of its `demo.json`."""
 
 
 @dataclass(frozen=True)
@@ -205,7 +211,12 @@ def _read_scores(run: RunDirectory, name: str) -> dict[str, Any] | None:
     file = run.evaluations / f"{name}.json"
     if not file.is_file():
         return None
-    measures = json.loads(file.read_text())["measures"]
+    measures = read_object(file).get("measures")
+    if measures is None:
+        raise RunError(
+            f"{file} is damaged or of a former kind; delete the folder {run.evaluations} and "
+            "repeat the command, which scores anew"
+        )
     lines = (run.evaluations / f"{name}.predictions.jsonl").read_text().split("\n")
     predictions = (json.loads(line) for line in lines if line)
     return {
@@ -299,7 +310,13 @@ def ask_command(root: str | Path, result: Mapping[str, Any]) -> str:
 
 
 def _read_back(stored: Path, quick: bool) -> dict[str, Any]:
-    result = json.loads(stored.read_text())
+    result = read_object(stored)
+    lacking = [key for key in _SHOWN if key not in result]
+    if lacking:
+        raise RunError(
+            f"{stored} is damaged or of a former kind (it lacks {lacking[0]}); choose another "
+            "--out, or delete the folder and repeat the command"
+        )
     if result["quick"] != quick:
         size = "quick" if result["quick"] else "full"
         raise RunError(f"{stored.parent} holds a {size} demo; choose another --out for this one")

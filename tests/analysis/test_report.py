@@ -207,3 +207,18 @@ def test_scores_of_benchmarks_stand_beside_those_of_scienceqa(make, tmp_path, ca
     shown = capsys.readouterr().out
     assert "pope f1 %" in shown
     assert "CIDEr" not in shown
+
+
+def test_a_score_file_of_a_former_kind_is_named(make, monkeypatch, capsys):
+    root = make("my run")
+    (root / "eval" / "old.json").write_text('{"columns": {"average": {"value": 50.0}}}')
+    (root / "eval" / "retention.json").write_text('{"rows": []}')
+    monkeypatch.setattr(sys, "argv", ["varifocal", "report", str(root)])
+    with pytest.raises(SystemExit):
+        cli.main()
+    told = (
+        f"{root}/eval/old.json is of a former kind and is not read; delete it, and score anew "
+        f"with: varifocal eval '{root}'"
+    )
+    assert capsys.readouterr().err == f"{told}\n"
+    assert "is of a former kind and is not read" in (root / "README.md").read_text()

@@ -1,15 +1,18 @@
 """Where a recipe's sources are scored to: each to files of its own."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from varifocal.errors import RecipeError
+from varifocal.assemble import Assembly
+from varifocal.data.encoding.encoder import Encoder
+from varifocal.errors import DataError, RecipeError
 from varifocal.evaluation.runner import About
 from varifocal.evaluation.sources import evaluate_recipe
-from varifocal.recipe import SourceSection
+from varifocal.recipe import DataSection, ModelSection, Recipe, SourceSection
 
 NO_MODEL = cast(Any, None)
 
@@ -24,3 +27,38 @@ def test_two_sources_of_one_name_are_refused_before_anything_is_read(tmp_path: P
         f"data.evaluate: '{places[0]}' and '{places[1]}' would both be scored as 'test'; give one "
         "of them another name"
     )
+
+
+def choices(question: str) -> dict[str, Any]:
+    return {"question": question, "choices": ["red", "blue"], "answer": "red"}
+
+
+@pytest.mark.parametrize("overflow", ["error", "drop"])
+def test_a_question_that_cannot_be_encoded_stops_or_is_left_out(
+    overflow, chat_llama, tokenizer, tmp_path: Path
+):
+    """One holds a control token, one takes more tokens than may be."""
+    file = tmp_path / "colours.jsonl"
+    rows = [choices("Colour?"), choices("Colour</s>?"), choices("Colour? " * 40)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    encoder = Encoder(tokenizer, max_length=200, overflow=overflow)
+    parts = Assembly(chat_llama, tokenizer, encoder, None, None, None)
+    data = DataSection(evaluate=(SourceSection(path=str(file)),))
+    recipe = Recipe(model=ModelSection(language_model="tiny"), data=data)
+
+    def score(**options):
+        return list(evaluate_recipe(recipe, parts, tmp_path / "eval", About(), **options))
+
+    with pytest.raises(DataError, match=r"the model's control token '</s>'"):
+        score()
+    skips = recipe.model_copy(update={"data": data.model_copy(update={"on_bad_record": "skip"})})
+    (by_option,) = score(on_bad_record="skip")
+    recipe = skips
+    (by_recipe,) = score()
+    for result in (by_option, by_recipe):
+        assert len(result.answered) == 1
+        told = " ".join(result.left_out)
+        assert "control token" in told
+        assert "max_length is 200" in told
+    page = json.loads(by_recipe.file.read_text())
+    assert (page["measures"][-1]["count"], page["items_left_out"]) == (1, 2)

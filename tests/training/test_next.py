@@ -40,6 +40,25 @@ def test_a_run_with_questions_is_scored_next(trained, run, book, tmp_path):
     assert run(*arguments)[0] == 0
 
 
+@pytest.mark.parametrize(("split_images", "blind"), [(True, ["--blind"]), (False, [])])
+def test_a_model_without_eyes_is_scored_without_the_images(
+    split_images, blind, trained, run, book, tmp_path
+):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"question": "What is it?", "answer": "It."}\n')
+    source = f'path: "{book}", split: train' if split_images else f'path: "{rows}"'
+    text_only = [
+        *("model.vision_tower=null", "model.connector=null"),
+        "training.connector_learning_rate=null",
+        f'data.train=[{{path: "{rows}"}}]',
+        f"data.evaluate=[{{{source}, max_examples: 2}}]",
+    ]
+    told = trained(*[word for each in text_only for word in ("--set", each)])
+    arguments = command_after("next: ", told)
+    assert arguments == ["eval", str(tmp_path / "my run"), *blind]
+    assert run(*arguments)[0] == 0
+
+
 def test_a_run_without_questions_is_talked_to_next(trained, run, tmp_path, monkeypatch):
     arguments = command_after("next: ", trained())
     assert arguments == ["chat", str(tmp_path / "my run")]

@@ -199,10 +199,12 @@ def train(
 
 def _after_training(page: Recipe, root: Path) -> str:
     """Return the command that works on a trained run: its score, or a talk where it has none."""
-    from varifocal.evaluation.sources import can_be_scored
+    from varifocal.evaluation.sources import can_be_scored, shows_images_to_none
 
-    verb = "eval" if can_be_scored(page) else "chat"
-    return shlex.join(["varifocal", verb, str(root)])
+    if not can_be_scored(page):
+        return shlex.join(["varifocal", "chat", str(root)])
+    blind = ["--blind"] if shows_images_to_none(page) else []
+    return shlex.join(["varifocal", "eval", str(root), *blind])
 
 
 @app.command(epilog='Example: varifocal ask runs/demo "Will they attract?" --image magnets.png')

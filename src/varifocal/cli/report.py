@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -39,7 +40,10 @@ def report(
     ] = None,
 ) -> None:
     """Write a run's model card (RUN/README.md); lay several runs side by side."""
+    from varifocal.reports.card_scores import former_scores
     from varifocal.reports.runs_table import compare
+    from varifocal.run import RunDirectory
+    from varifocal.trained import scores_folder
     from varifocal.writing import claim_folder
 
     if out is not None:
@@ -53,6 +57,9 @@ def report(
         written = write_card(runs[0], html)
     found = compare(runs)
     print_report(found)
+    for root in runs:
+        for told in former_scores(scores_folder(RunDirectory(root))):
+            print(told, file=sys.stderr)
     for file in written:
         print(file)
     if out is not None:

@@ -202,7 +202,7 @@ def read_predictions(file: Path) -> Predictions:
                 break
             raise DataError(f"{file}: line {number} is no prediction ({error!r})") from error
         if "prediction" in row:
-            raise DataError(f"{file} is of a former kind; make it anew with: {_command(file)}")
+            raise DataError(f"{file} is of a former kind; make it anew with: {command_for(file)}")
         if line.id in lines:
             raise DataError(f"{file}: line {number}: the id '{line.id}' stands there twice")
         lines[line.id] = line
@@ -213,8 +213,8 @@ def read_predictions(file: Path) -> Predictions:
     return Predictions(suite, file, lines, _protocol(page), counted, _baselines(page))
 
 
-def _command(file: Path) -> str:
-    """Return what makes a run's predictions anew."""
+def command_for(file: Path) -> str:
+    """Return the command that makes a run's predictions or scores anew."""
     folder, words = file.parent, ["varifocal", "eval"]
     step = checkpoint_step(folder) if folder.name.startswith("checkpoint-") else None
     words.append(str((folder if step is None else folder.parent).parent))

@@ -13,12 +13,14 @@ from varifocal.data.loading import load_source
 from varifocal.data.metric import Gold, choose_metric, gold_answers
 from varifocal.data.readers.images import missing_images_allowed
 from varifocal.data.reading import Examples, OnBadRecord, gather
-from varifocal.errors import AnswerError, DataError, RecipeError
+from varifocal.errors import AnswerError, DataError, RecipeError, VarifocalError
 from varifocal.evaluation.benchmark import Benchmark, Method
 from varifocal.evaluation.benchmarks.scienceqa import choice_benchmark
 from varifocal.evaluation.evaluated_model import EncodedAsker
 from varifocal.evaluation.open_answers import benchmark_of, items_of
 from varifocal.evaluation.runner import About, AskOptions, Progress, Result, run
+from varifocal.models.families.base import family_of
+from varifocal.models.sources import read_config
 from varifocal.recipe import Recipe, SourceSection
 
 ScoreBy = Literal["options", "generate", "both"]
@@ -165,6 +167,26 @@ def can_be_scored(recipe: Recipe) -> bool:
     except RecipeError:
         return False
     return bool(recipe.data.evaluate)
+
+
+def shows_images_to_none(recipe: Recipe) -> bool:
+    """Tell whether questions of `data.evaluate` have images, and the model takes none.
+
+    A source that cannot be read now says nothing.
+    """
+    if recipe.model.vision_tower is not None:
+        return False
+    try:
+        if family_of(read_config(recipe.model.language_model)) is not None:
+            return False
+        with missing_images_allowed():
+            return any(
+                example.images
+                for source in recipe.data.evaluate
+                for example in load_source(source, on_bad_record="skip")
+            )
+    except VarifocalError:
+        return False
 
 
 def _check_names(sources: Sequence[SourceSection]) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
+from varifocal.evaluation.predictions import command_for
+
 _LINES_READ = 200  # of a predictions file; samples are taken from its beginning
 
 
@@ -77,6 +79,16 @@ def read_scores(directory: Path) -> list[ScoreLine]:
         if isinstance(page.get("measures"), list):
             found += _of_measures(path.stem, page)
     return found
+
+
+def former_scores(directory: Path) -> list[str]:
+    """Say of each score file that an older version wrote that it is not read."""
+    return [
+        f"{path} is of a former kind and is not read; delete it, and score anew with: "
+        f"{command_for(path)}"
+        for path in sorted(directory.glob("*.json"))
+        if isinstance((page := read_object(path)).get("columns"), dict) and "measures" not in page
+    ]
 
 
 def _of_measures(suite: str, page: Mapping[str, Any]) -> list[ScoreLine]:

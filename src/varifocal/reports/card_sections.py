@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from varifocal.reports.blocks import Block, Bullets, Grid, Heading
-from varifocal.reports.card_scores import ScoreLine, read_object
+from varifocal.reports.card_scores import ScoreLine, former_scores, read_object
 from varifocal.reports.runs import RunSummary
 from varifocal.run import RunDirectory
 from varifocal.trained import scores_folder
@@ -103,6 +103,7 @@ def limits(run: RunDirectory, summary: RunSummary, scores: Sequence[ScoreLine]) 
         f"({one.interval}) say nothing."
         for one in few
     ]
+    found += [f"{told}." for told in former_scores(scores_folder(run))]
     if not scores:
         found.append("No score has been measured.")
     if not (scores_folder(run) / "retention.json").is_file():

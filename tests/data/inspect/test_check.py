@@ -277,6 +277,14 @@ def test_a_question_too_long_to_score_is_not_usable_even_with_drop(section, enco
     assert "1 record to score on take more than data.max_length 400" in report.verdict.sentence
 
 
+def test_a_question_too_long_to_score_is_left_out_where_the_recipe_says_so(section, encoder):
+    data = section(GOOD, [choice("Why?"), choice("Why? " * 200)], on_bad_record="skip")
+    report = check(data, encoder)
+    assert report.verdict.is_usable
+    told = "1 questions over the limit are left out of the score"
+    assert told in report.verdict.sentence
+
+
 def test_nothing_to_train_on_is_not_usable(encoder):
     report = check(DataSection(), encoder)
     assert report.verdict.sentence == f"not usable: {NO_SOURCE}"

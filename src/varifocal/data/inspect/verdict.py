@@ -79,13 +79,14 @@ def _no_room(data: DataSection, all_counts: Sequence[SourceCounts]) -> str:
 
 def _too_long_to_score(data: DataSection, all_counts: Sequence[SourceCounts]) -> str:
     over = _left_out(all_counts, "evaluate")
-    if not over:
+    if not over or data.on_bad_record == "skip":
         return ""
     longest = max(max(one.lengths, default=0) for one in all_counts if one.side == "evaluate")
     fix = "" if data.overflow == "truncate_prompt" else ", or data.overflow to truncate_prompt"
     return (
         f"{_records(over)} to score on take more than data.max_length {data.max_length} tokens, "
-        f"and a question may not be left out of a score; set data.max_length to {longest}{fix}"
+        f"and data.on_bad_record is fail; set data.max_length to {longest}{fix}, or leave them out "
+        "of the score with data.on_bad_record: skip"
     )
 
 
@@ -113,6 +114,8 @@ def _usable(data: DataSection, all_counts: Sequence[SourceCounts], findings: Fin
         words.append(f"{_records(bad)} skipped as data.on_bad_record asks")
     if over := findings.count("too_long", side="train"):
         words.append(f"{over:,} over the limit treated as data.overflow: {data.overflow} asks")
+    if unasked := _left_out(all_counts, "evaluate"):
+        words.append(f"{unasked:,} questions over the limit are left out of the score")
     if shared := findings.count("overlap"):
         words.append(f"but {shared:,} questions to score on are trained on, so scores flatter")
     return "; ".join(words)
