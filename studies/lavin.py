@@ -23,7 +23,7 @@ from varifocal.errors import RunError
 from varifocal.evaluation.benchmarks.scienceqa import choice_benchmark
 from varifocal.evaluation.evaluated_model import EncodedAsker
 from varifocal.evaluation.open_answers import items_of
-from varifocal.evaluation.retention import read
+from varifocal.evaluation.readings import read
 from varifocal.evaluation.retention_data import gather_material
 from varifocal.evaluation.runner import AskOptions
 from varifocal.evaluation.runner import run as run_benchmark

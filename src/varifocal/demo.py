@@ -19,8 +19,10 @@ from varifocal.data.example import Example
 from varifocal.data.loading import load_source
 from varifocal.errors import RunError
 from varifocal.evaluation.benchmarks.scienceqa import AVERAGE, choice_benchmark
+from varifocal.evaluation.evaluate import evaluate_retention
 from varifocal.evaluation.evaluated_model import EncodedAsker
 from varifocal.evaluation.open_answers import items_of
+from varifocal.evaluation.retention import FACTORS, SAME
 from varifocal.evaluation.runner import About, AskOptions
 from varifocal.evaluation.runner import run as run_benchmark
 from varifocal.evaluation.sources import about_run
@@ -63,18 +65,22 @@ class Size:
     Args:
         train: questions to learn from, over all skills.
         test: questions to score on, over all skills.
+        language: paragraphs, instructions and described images that show what the language model
+            has lost.
         overrides: of the demo recipe.
     """
 
     train: int
     test: int
+    language: int
     overrides: Mapping[str, Any]
 
 
-FULL = Size(train=1650, test=440, overrides={})
+FULL = Size(train=1650, test=440, language=16, overrides={})
 QUICK = Size(
     train=176,
     test=44,
+    language=4,
     overrides={
         "training.max_steps": 8,
         "training.logging_steps": 1,
@@ -96,6 +102,7 @@ def run_demo(
     Returns:
         what `demo.json` holds: `before` and `after` (percent right by column; `before` is the
         grafted, untrained model), `before_blind` (the language model alone), `skills`,
+        `language` (what plain language has lost, see `score_language`),
         `trained_parameters`, `minutes`, `peak_memory_gib`, and what to ask next (`ask_command`).
 
     Raises:
@@ -125,6 +132,8 @@ def _do(run: RunDirectory, quick: bool, tell: Progress) -> dict[str, Any]:
     about = about_run(run.root, recipe, parts)
     after = _score(run, parts, examples, "after", tell, about=about)
     draw(run, parts, examples, after["predictions"])
+    del parts
+    language = score_language(run, size.language, tell)
     return {
         "quick": quick,
         "before": _columns(before["start"]),
@@ -135,6 +144,7 @@ def _do(run: RunDirectory, quick: bool, tell: Progress) -> dict[str, Any]:
             for name, scores in (("before", before["start"]), ("after", after))
         },
         "skills": _skills(examples, before["start"], after),
+        "language": language,
         "trained_parameters": sum(training.trained_parameters.values()),
         "trained_parameters_by_part": training.trained_parameters,
         "minutes": round((time.monotonic() - started) / 60, 2),
@@ -181,6 +191,31 @@ def score_start(
             found = _score(run, parts, examples, "start", tell, blind=blind)
         scores[name] = found
     return scores
+
+
+def score_language(run: RunDirectory, limit: int, tell: Progress) -> dict[str, float]:
+    """Measure what plain language has lost, against the base; `varifocal retention` has it all.
+
+    Returns:
+        `perplexity` and `perplexity_after_image`, factors of the base's (1 is the base); and
+        `answers_same`, the percentage of greedy answers to plain instructions that stay the base's.
+    """
+    command = shlex.join(["varifocal", "retention", str(run.root), "--limit", str(limit)])
+    found, _ = evaluate_retention(
+        run.root,
+        limit=limit,
+        command=command,
+        progress=lambda stage, done, total, note="": tell(f"language, {stage}", done, total),
+    )
+    lines = {line.name: line for line in found.rows}
+    factors = [lines[name].change for name in FACTORS]
+    assert all(factors)  # prose and described images come with Varifocal
+    perplexity, after_image = (round(factor.value, 3) for factor in factors if factor)
+    return {
+        "perplexity": perplexity,
+        "perplexity_after_image": after_image,
+        "answers_same": round(lines[SAME].on.value, 1),
+    }
 
 
 def _score(

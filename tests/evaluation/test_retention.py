@@ -11,13 +11,8 @@ import torch
 from varifocal.cli.retention import print_retention
 from varifocal.evaluation.generation import greedy_answers
 from varifocal.evaluation.likelihood import Question
-from varifocal.evaluation.retention import (
-    Reading,
-    Retention,
-    _Column,
-    _rows,
-    read,
-)
+from varifocal.evaluation.readings import Reading, read
+from varifocal.evaluation.retention import Retention, _Column, _rows
 
 STOP = {5, 6, 7, 8, 9, 10}
 
@@ -61,7 +56,8 @@ def _changed(written: list[Question]) -> list[Question]:
 
 def column(nats: tuple[float, ...], right: tuple[float, ...], hits: tuple[int, ...]) -> _Column:
     texts = [Reading(one, 2, 0) for one in nats]
-    return _Column(texts, right, [Reading(0.0, 4, one) for one in hits])
+    scenes = [Reading(nat, 4, hit) for nat, hit in zip(nats, hits, strict=True)]
+    return _Column(texts, right, [Reading(0.0, 4, one) for one in hits], scenes)
 
 
 def test_a_table_on_paper(tmp_path, capsys) -> None:
@@ -69,16 +65,24 @@ def test_a_table_on_paper(tmp_path, capsys) -> None:
     base = column((2.0, 2.0), (1.0, 1.0), (4, 4))
     on = column((3.0, 3.0), (1.0, 0.0), (4, 2))
     rows = _rows({"base": base, "off": base, "on": on}, 0)
-    perplexity, right, tokens, same = rows
+    perplexity, right, tokens, same, after, tokens_after = rows
     assert perplexity.base.value == pytest.approx(np.e)
     assert perplexity.on.value == pytest.approx(np.exp(1.5))
     assert perplexity.change is not None
     assert perplexity.change.value == pytest.approx(np.exp(0.5))  # the factor
     assert (right.on.value, right.p) == (50, 1.0)
     assert (tokens.off.value, tokens.on.value, same.on.value) == (100, 75, 50)
+    assert after.on.value == pytest.approx(np.exp(0.75))
+    assert after.change is not None
+    assert after.change.value == pytest.approx(np.exp(0.25))
+    assert (tokens_after.on.value, tokens_after.name) == (
+        75,
+        "answer tokens agreeing % after an image",
+    )
     found = Retention(str(tmp_path), "toy", "mma", rows, {"text": "here"}, ["a note"])
     told = json.loads(found.write(tmp_path).read_text())
     print_retention([told])
     shown = capsys.readouterr().out
     assert "perplexity" in shown
     assert "note: a note" in shown
+    assert shown.count("x 1.") == 2  # both perplexities change by a factor

@@ -5,7 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from varifocal.evaluation.retention_data import PROMPTS, gather_material
+from varifocal.evaluation.retention_data import gather_material, scenes
+from varifocal.evaluation.retention_texts import PROMPTS, PROSE
 from varifocal.training.train import train
 
 # peft 0.21 reads a name that transformers 5.23 has renamed
@@ -16,6 +17,8 @@ MEASURES = [
     "questions right %",
     "answer tokens agreeing %",
     "answers the same %",
+    "perplexity after an image",
+    "answer tokens agreeing % after an image",
 ]
 
 
@@ -78,17 +81,18 @@ def rows_of(root):
 def test_one_table_of_what_was_kept(run, trained, data):
     """Off is the base bit for bit; the base agrees with what it wrote; on has moved."""
     root = trained("mma")
-    code, out, _ = run("retention", root, "--data", data)
+    code, out, _ = run("retention", root, "--data", data, "--limit", 4)
     assert code == 0
     page, rows = rows_of(root)
     assert list(rows) == MEASURES
-    assert [row["count"] for row in rows.values()] == [3, 4, 3, 3]
-    for row in rows.values():
-        assert row["off"] == row["base"]
+    assert [row["count"] for row in rows.values()] == [3, 4, 3, 3, 4, 4]
+    for name, row in rows.items():
+        # The off model has an image before the description; the base has the description alone.
+        assert (row["off"] == row["base"]) == ("image" not in name)
         assert row["base"]["low"] <= row["base"]["value"] <= row["base"]["high"]
     assert rows["answers the same %"]["base"]["value"] == 100
     assert rows["perplexity"]["on"]["value"] != rows["perplexity"]["base"]["value"]
-    assert page["command"] == f"varifocal retention {root} --data {data}"
+    assert page["command"] == f"varifocal retention {root} --data {data} --limit 4"
     assert "scienceqa-text, split val" in page["sources"]["questions"]
     assert "some.json" in page["sources"]["text"]
     assert page["sources"]["instructions"].endswith("some.json")
@@ -104,7 +108,9 @@ def test_without_data_the_run_has_what_it_takes(run, trained):
     code, out, _ = run("retention", root, "--limit", 2)
     assert code == 0
     page, rows = rows_of(root)
-    assert [row["count"] for row in rows.values()] == [2, 2, 2, 2]
+    assert [row["count"] for row in rows.values()] == [2, 2, 2, 2, 2, 2]
+    assert page["sources"]["text"] == "2 paragraphs of prose that come with varifocal"
+    assert page["sources"]["after an image"] == "2 drawn images with their true descriptions"
     assert page["sources"]["instructions"] == "2 plain instructions that come with varifocal"
     assert "what comes from data.evaluate is the run's own task" in out
     assert "tuner 'full' has no adapter to switch off" in out
@@ -222,5 +228,13 @@ def damage(data, tmp_path, part):
     return files[part]
 
 
-def test_the_prompts_are_all_different():
+def test_scenes_are_all_different_and_described():
+    asked = [parts.content for scene in scenes(9) for parts in scene.messages]
+    assert len({scene[0].fingerprint() for scene in asked}) == 9
+    assert all(isinstance(scene[1], str) and len(scene[1]) > 60 for scene in asked)
+
+
+def test_the_prompts_and_the_prose_are_all_different():
     assert len(set(PROMPTS)) == len(PROMPTS)
+    assert len(set(PROSE)) == len(PROSE)
+    assert all(300 < len(paragraph) < 500 for paragraph in PROSE)

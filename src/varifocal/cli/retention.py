@@ -112,9 +112,10 @@ def print_retention(found: Sequence[Mapping[str, Any]]) -> None:
 
 def _retained(row: Mapping[str, Any]) -> Iterator[str]:
     """Yield the cells after the name; a perplexity changes by a factor, all else by points."""
+    from varifocal.evaluation.retention import FACTORS
     from varifocal.reports.compare_page import say_p
 
-    is_factor = row["name"] == "perplexity"
+    is_factor = row["name"] in FACTORS
     form = ".2f" if is_factor else ".1f"
     yield _said(row["base"], form)
     yield "= base" if row["off"] == row["base"] else _said(row["off"], form)

@@ -130,6 +130,12 @@ def print_demo(result: Mapping[str, Any], root: Path) -> None:
     print(
         f"IMG after training: {result['after']['IMG']:.1f} (95 % interval {low:.1f} to {high:.1f})"
     )
+    if language := result.get("language"):
+        print(
+            f"plain language: perplexity x {language['perplexity']:.3f} of the base model's, "
+            f"{language['answers_same']:.0f} % of its answers unchanged; after an image perplexity "
+            f"x {language['perplexity_after_image']:.3f}"
+        )
     print(
         f"{result['trained_parameters']:,} trained parameters, {result['minutes']:.1f} minutes, "
         f"peak memory {result['peak_memory_gib']:.1f} GiB"

@@ -138,10 +138,10 @@ def plant(questions: Sequence[Question]) -> TreeRows:
 def _visible(branch: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
     """[B, T] branch numbers -> [B, T, T]: causal, within the own branch and to the prompt."""
     length = branch.shape[1]
-    is_vision_language, seen = branch[:, :, None], branch[:, None, :]
-    related = (is_vision_language == seen) | ((seen == 0) & (is_vision_language > 0))
+    query, key = branch[:, :, None], branch[:, None, :]
+    related = (query == key) | ((key == 0) & (query > 0))
     causal = np.tri(length, dtype=np.bool_)
-    return (related & causal & (is_vision_language >= 0)) | np.eye(length, dtype=np.bool_)
+    return (related & causal & (query >= 0)) | np.eye(length, dtype=np.bool_)
 
 
 def score_options(

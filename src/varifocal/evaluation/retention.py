@@ -1,39 +1,38 @@
 """What a model's text skills lost while it learned: base, adapter off, adapter on.
 
-Three skills, each measured the same way in every column: perplexity of held-out text; accuracy on
-multiple-choice questions without images, by likelihood; and how far greedy answers to
-instructions stay those of the base. For the last the base writes its answer once, and each model
-reads it: a token agrees where the model would have written it too after the same beginning, and an
-answer is the same where all its tokens and its end agree, which is when greedy decoding writes it.
-The base's own agreement is measured like the others', so that rounding shows.
+Measured the same way in every column: perplexity of held-out text; accuracy on multiple-choice
+questions without images, by likelihood; how far greedy answers to instructions stay those of the
+base; and what is said after an image. For the answers the base writes once, and each model reads
+it: a token agrees where the model would have written it too after the same beginning, and an answer
+is the same where all its tokens and its end agree, which is when greedy decoding writes it. The
+base's own agreement is measured like the others', so that rounding shows.
+
+The first three take a model's text route. The last takes its image route: the base answers to an
+image's description, and each model reads that answer after the image and the same description.
 """
 
 from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
 from peft import PeftModel
-from torch import nn
 
 from varifocal.assemble import Assembly, assemble, open_run
 from varifocal.data.encoding.encoder import Encoder
 from varifocal.data.reading import OnBadRecord
-from varifocal.evaluation.generation import evaluation_mode, greedy_answers
+from varifocal.evaluation.evaluated_model import without_images
+from varifocal.evaluation.generation import evaluation_mode
 from varifocal.evaluation.likelihood import (
     Question,
-    batch_by_length,
     best_option,
-    plant,
     score_options,
 )
+from varifocal.evaluation.readings import Reading, after_images, greedy_continuations, read
 from varifocal.evaluation.retention_data import Material, choice_question, gather_material
 from varifocal.evaluation.runner import MOST_NAMED
 from varifocal.evaluation.statistics import (
@@ -43,7 +42,7 @@ from varifocal.evaluation.statistics import (
     paired_bootstrap,
     wilson,
 )
-from varifocal.models.decoding import reads_marks, stop_ids
+from varifocal.models.decoding import stop_ids
 from varifocal.recipe import Recipe, load_recipe
 from varifocal.run import RunDirectory
 from varifocal.writing import write_json
@@ -51,23 +50,22 @@ from varifocal.writing import write_json
 LIMIT = 100
 """Texts, questions and instructions of each kind, unless another number is asked for."""
 
-MAX_NEW_TOKENS = 48
-"""Of the base's answers to instructions."""
-
 COLUMNS = ("base", "off", "on")
-PERPLEXITY, RIGHT, TOKENS, SAME = (
+PERPLEXITY, RIGHT, TOKENS, SAME, AFTER_IMAGE, TOKENS_AFTER_IMAGE = (
     "perplexity",
     "questions right %",
     "answer tokens agreeing %",
     "answers the same %",
+    "perplexity after an image",
+    "answer tokens agreeing % after an image",
 )
-
-_TOKEN_BUDGET = 1024  # of a batch; logits of every token are held at once
+FACTORS = (PERPLEXITY, AFTER_IMAGE)
+"""Measures whose change is a factor."""
 
 _ROUTES = {
     "mma": [
         "mma, on: texts take its text route, the one of rows without an image in training and in "
-        "chat; the route of rows with an image is not measured here"
+        "chat; what comes after an image takes its image route"
     ]
 }
 
@@ -79,7 +77,7 @@ class RetentionLine:
     """One line of the table.
 
     Attributes:
-        name: `PERPLEXITY`, `RIGHT`, `TOKENS` or `SAME`.
+        name: one of `PERPLEXITY`, `RIGHT`, `TOKENS`, `SAME`, `AFTER_IMAGE`, `TOKENS_AFTER_IMAGE`.
         count: texts, questions or instructions.
         base, off, on: the three models, with 95 % intervals.
         change: from base to on, on the same items: of a perplexity the factor, else points.
@@ -133,27 +131,13 @@ class Retention:
 
 
 @dataclass(frozen=True)
-class Reading:
-    """How a model reads a text that somebody else wrote.
-
-    Attributes:
-        nats: of all its tokens.
-        tokens: how many.
-        hits: of them, those that the model would have written itself.
-    """
-
-    nats: float
-    tokens: int
-    hits: int
-
-
-@dataclass(frozen=True)
 class _Column:
     """One model's results, in the order of the material."""
 
     texts: Sequence[Reading]
     right: Sequence[float]
     answers: Sequence[Reading]
+    scenes: Sequence[Reading]
 
 
 def retention(
@@ -189,19 +173,23 @@ def retention(
     base = assemble(_without_eyes(recipe))
     rule = on_bad_record or recipe.data.on_bad_record
     material = gather_material(recipe, base.encoder, data, text, limit, rule)
-    written = _write(base, material, partial(tell, "base writes"))
+    write = partial(greedy_continuations, base.model)
+    written = write(base.encoder, material.instructions, partial(tell, "base writes"))
+    about = [without_images(scene) for scene in material.scenes]
+    described = write(base.encoder.for_prompts(None), about, partial(tell, "base describes"))
     measure = partial(_measure, encoder=base.encoder, material=material, written=written, tell=tell)
-    columns = {"base": measure(base.model, stage="base")}
+    columns = {"base": measure(base, scenes=described, stage="base")}
     encoder = base.encoder
-    del base
+    del base, write
     gc.collect()
     _, parts = open_run(root, dtype="float32")
+    scenes = after_images(parts.encoder, material.scenes, described)
     if isinstance(parts.model, PeftModel):
         with parts.model.disable_adapter():
-            columns["off"] = measure(parts.model, stage="off")
+            columns["off"] = measure(parts, scenes=scenes, stage="off")
     else:
         columns["off"] = columns["base"]
-    columns["on"] = measure(parts.model, stage="on")
+    columns["on"] = measure(parts, scenes=scenes, stage="on")
     kind, has_adapter = recipe.tuner.type, isinstance(parts.model, PeftModel)
     return Retention(
         str(root),
@@ -234,38 +222,18 @@ def _without_eyes(recipe: Recipe) -> Recipe:
     )
 
 
-def _write(base: Assembly, material: Material, tell: Callable[[int, int], None]) -> list[Question]:
-    """Let the base answer the instructions: each prompt, and its answer as the only option."""
-    encoder = base.encoder
-    prompts = [encoder.encode(one, with_answer=False).input_ids for one in material.instructions]
-    end = encoder.end_of_turn_id
-    probes = [Question(ids, (np.array([end], np.int32),)) for ids in prompts]
-    with evaluation_mode(base.model):
-        answers = greedy_answers(
-            base.model,
-            probes,
-            None,
-            stop_ids=stop_ids(base.model, end),
-            max_new_tokens=MAX_NEW_TOKENS,
-            progress=tell,
-        )
-    whole = (ids if len(ids) == MAX_NEW_TOKENS else [*ids, end] for ids in answers)
-    return [
-        Question(prompt, (np.array(ids, np.int32),))
-        for prompt, ids in zip(prompts, whole, strict=True)
-    ]
-
-
 def _measure(
-    model: nn.Module,
+    parts: Assembly,
     *,
     encoder: Encoder,
     material: Material,
     written: Sequence[Question],
+    scenes: Sequence[Question],
     tell: Progress,
     stage: str,
 ) -> _Column:
     """Measure one model on everything."""
+    model = parts.model
     right: list[float] = []
     ends = stop_ids(model, encoder.end_of_turn_id)
     with evaluation_mode(model):
@@ -276,58 +244,14 @@ def _measure(
             pairs = zip(material.questions, scores, strict=True)
             right = [float(best_option(of_one) == one.answer_index) for one, of_one in pairs]
         answers = read(model, written, ends=ends, progress=partial(tell, f"{stage}: answers"))
-    return _Column(texts, right, answers)
-
-
-@torch.inference_mode()
-def read(
-    model: nn.Module,
-    questions: Sequence[Question],
-    *,
-    ends: Collection[int] = (),
-    token_budget: int = _TOKEN_BUDGET,
-    progress: Callable[[int, int], None] | None = None,
-) -> list[Reading]:
-    """Read what follows each prompt, its tokens given one after the other.
-
-    Args:
-        model: a causal language model in evaluation mode.
-        questions: text alone, with one option each.
-        ends: ids that end an answer; one is as good as another.
-        token_budget: most tokens of a batch, padding included.
-        progress: called with (done, all) after every batch.
-
-    Returns:
-        In the order of `questions`.
-    """
-    found: list[Reading] = [Reading(0.0, 0, 0)] * len(questions)
-    done, ending = 0, torch.tensor(sorted(ends), dtype=torch.long)
-    for batch in batch_by_length([one.length for one in questions], token_budget):
-        rows = plant([questions[index] for index in batch])
-        logits = _logits(model, rows)[rows.rows, rows.columns].double()  # [M, V]
-        nats = logits.logsumexp(dim=1) - logits.gather(1, rows.targets[:, None])[:, 0]
-        picked = logits.argmax(dim=1)
-        both_end = torch.isin(picked, ending) & torch.isin(rows.targets, ending)
-        hits = (picked == rows.targets) | both_end
-        for place, index in enumerate(batch):
-            own = rows.options == place
-            found[index] = Reading(float(nats[own].sum()), int(own.sum()), int(hits[own].sum()))
-        done += len(batch)
-        if progress is not None:
-            progress(done, len(questions))
-    return found
-
-
-def _logits(model: nn.Module, rows: Any) -> torch.Tensor:
-    """[B, T, V] on the CPU, of rows padded on the right."""
-    device = next(model.parameters()).device
-    inputs = {"input_ids": rows.input_ids, "position_ids": rows.position_ids}
-    inputs["attention_mask"] = (rows.segment_ids == 0).long()
-    if reads_marks(model):
-        for name in ("modality_ids", "segment_ids", "prompt_mask"):
-            inputs[name] = getattr(rows, name)
-    moved = {name: value.to(device) for name, value in inputs.items()}
-    return model(**moved, use_cache=False).logits.float().cpu()
+        after = read(
+            model,
+            scenes,
+            parts.load_images,
+            ends=ends,
+            progress=partial(tell, f"{stage}: after an image"),
+        )
+    return _Column(texts, right, answers, after)
 
 
 def _rows(columns: Mapping[str, _Column], seed: int) -> list[RetentionLine]:
@@ -335,7 +259,8 @@ def _rows(columns: Mapping[str, _Column], seed: int) -> list[RetentionLine]:
     base, off, on = (columns[name] for name in COLUMNS)
     rows = []
     if base.texts:
-        rows.append(_perplexities(base, off, on, seed))
+        texts = [column.texts for column in (base, off, on)]
+        rows.append(_perplexities(PERPLEXITY, texts, seed))
     if base.right:
         won = sum(b > a for a, b in zip(base.right, on.right, strict=True))
         lost = sum(b < a for a, b in zip(base.right, on.right, strict=True))
@@ -343,33 +268,33 @@ def _rows(columns: Mapping[str, _Column], seed: int) -> list[RetentionLine]:
         shares = [_share(column.right) for column in (base, off, on)]
         rows.append(_kept(RIGHT, len(base.right), shares, change, mcnemar(won, lost)))
     if base.answers:
-        tokens = [
-            _times(
-                bootstrap_ratio(
-                    [one.hits for one in column.answers],
-                    [one.tokens for one in column.answers],
-                    seed=seed,
-                ),
-                100,
-            )
-            for column in (base, off, on)
-        ]
-        same = [
-            _share([float(one.hits == one.tokens) for one in column.answers])
-            for column in (base, off, on)
-        ]
-        rows.append(_kept(TOKENS, len(base.answers), tokens))
+        answers = [column.answers for column in (base, off, on)]
+        same = [_share([float(one.hits == one.tokens) for one in column]) for column in answers]
+        rows.append(_agreement(TOKENS, answers, seed))
         rows.append(_kept(SAME, len(base.answers), same))
+    if base.scenes:
+        after = [column.scenes for column in (base, off, on)]
+        rows.append(_perplexities(AFTER_IMAGE, after, seed))
+        rows.append(_agreement(TOKENS_AFTER_IMAGE, after, seed))
     return rows
 
 
-def _perplexities(base: _Column, off: _Column, on: _Column, seed: int) -> RetentionLine:
+def _agreement(name: str, columns: Sequence[Sequence[Reading]], seed: int) -> RetentionLine:
+    """Percent of the base's tokens that each model would have written."""
+    shares = [
+        bootstrap_ratio([one.hits for one in column], [one.tokens for one in column], seed=seed)
+        for column in columns
+    ]
+    return _kept(name, len(columns[0]), [_times(share, 100) for share in shares])
+
+
+def _perplexities(name: str, columns: Sequence[Sequence[Reading]], seed: int) -> RetentionLine:
     """Perplexities a token, and the factor between the first and the last."""
-    tokens = [one.tokens for one in base.texts]
-    nats = [[one.nats for one in column.texts] for column in (base, off, on)]
+    tokens = [one.tokens for one in columns[0]]
+    nats = [[one.nats for one in column] for column in columns]
     each = [_exp(bootstrap_ratio(one, tokens, seed=seed)) for one in nats]
     more = [after - before for before, after in zip(nats[0], nats[2], strict=True)]
-    return _kept(PERPLEXITY, len(tokens), each, _exp(bootstrap_ratio(more, tokens, seed=seed)))
+    return _kept(name, len(tokens), each, _exp(bootstrap_ratio(more, tokens, seed=seed)))
 
 
 def _kept(

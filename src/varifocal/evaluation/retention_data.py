@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from varifocal.data.encoding.encoder import Encoder, TooLongError
-from varifocal.data.example import Example, Message
+from varifocal.data.example import Example, Image, Message
 from varifocal.data.readers.base import Record, StreamedRecords, read_in_order
 from varifocal.data.readers.images import AbsentImage, missing_images_allowed
 from varifocal.data.readers.open import open_records
@@ -20,64 +20,18 @@ from varifocal.data.reading import OnBadRecord
 from varifocal.data.source import open_source
 from varifocal.errors import DataError
 from varifocal.evaluation.likelihood import Question
+from varifocal.evaluation.retention_texts import PROMPTS, PROSE
 from varifocal.recipe import Recipe, SourceSection
-
-PROMPTS = (
-    "Explain in two sentences why the sky is blue.",
-    "Write a short poem about rain.",
-    "List three uses of an old newspaper.",
-    "What is the capital of France, and on which river does it lie?",
-    "Give me a recipe for pancakes.",
-    "How do I remove a coffee stain from a shirt?",
-    "Write a polite email that asks for a day off.",
-    "What is the difference between a virus and a bacterium?",
-    "Name five animals that sleep through the winter.",
-    "Describe how bread is made.",
-    "Translate into French: Good morning, how are you?",
-    "Write a Python function that adds two numbers.",
-    "What should I pack for a week by the sea?",
-    "Explain gravity to a child of six.",
-    "Give two reasons to learn a second language.",
-    "Put these words in alphabetical order: pear, apple, grape, banana.",
-    "What is 12 times 11? Show your steps.",
-    "Tell a story of four sentences about a lost key.",
-    "Write a headline for an article about a new park.",
-    "How does a bicycle stay upright?",
-    "Suggest three names for a small bookshop.",
-    "What does 'a piece of cake' mean as a saying?",
-    "Correct this sentence: She go to school yesterday.",
-    "Make this sentence more formal: Thanks a lot for the help.",
-    "Which planets of our solar system have rings?",
-    "Explain what an interest rate is.",
-    "How can I fall asleep more easily?",
-    "Write one sentence that uses the word 'although'.",
-    "What are the primary colours?",
-    "Give an example of a metaphor and explain it.",
-    "Describe a walk through a forest in autumn.",
-    "How many minutes are there in a day?",
-    "What is a good way to learn a poem by heart?",
-    "Name three inventions of the nineteenth century.",
-    "Why do leaves fall in autumn?",
-    "Write a thank-you note to a neighbour who watered the plants.",
-    "What is the opposite of 'generous'?",
-    "Explain how rain forms.",
-    "Suggest a plan for a Saturday with two children.",
-    "What is photosynthesis?",
-    "Write three questions for an interview with a baker.",
-    "Sum up in one sentence: The meeting is on Tuesday, since the room was full.",
-    "How do I boil an egg?",
-    "What makes a good friend?",
-    "Convert 5 kilometres into metres.",
-    "Write a slogan for a bicycle repair shop.",
-    "What happened first, the invention of the telephone or of the telegraph?",
-    "Describe the taste of a lemon to somebody who has never had one.",
-)
-"""One user's turn each."""
-
+from varifocal.sciencebook import SKILLS, compose, draw
 
 WINDOW = 256
 """Tokens of a plain text that are read at a time."""
 
+NUM_SCENES = 24
+"""Most images with a description."""
+
+_SCENES_SEED = 20_261_130  # no data set of sciencebook's is likely to have it
+_ABOUT_SCENE = "Describe this to somebody who cannot see it, in two sentences."
 _QUESTIONS = ("scienceqa-text", "scienceqa")
 _INSTRUCTIONS = ("alpaca*/*.json*", "alpaca*.json*")
 _SPLITS = ("test", "val", "minival")
@@ -96,6 +50,8 @@ class Material:
         texts: a prompt and the text that follows it, as its only option.
         questions: multiple-choice questions without images.
         instructions: conversations without images whose last turn is an instruction's answer.
+        scenes: one user's turn each, an image and its true description; none for a model that
+            takes no images.
         sources: part -> where it came from, in words.
         notes: where it is not what it should be.
         left_out: one sentence for each record that cannot be read or asked.
@@ -107,6 +63,7 @@ class Material:
     sources: Mapping[str, str]
     notes: Sequence[str] = ()
     left_out: Sequence[str] = ()
+    scenes: Sequence[Example] = ()
 
 
 Usable = TypeVar("Usable")
@@ -210,8 +167,7 @@ def gather_material(
         data: a folder with `scienceqa-text` (or `scienceqa`) and `alpaca`. Without questions there,
             the recipe's own of `data.evaluate` are asked; without instructions, `PROMPTS`.
         text: plain text, or rows with a column `text`; by default the answers to the instructions
-            of `data`, else those of the recipe's own text examples in `data.evaluate` that no
-            training source holds.
+            of `data`, else `PROSE`.
         limit: at most so many texts, questions and instructions each, the first ones.
         on_bad_record: a record that cannot be read or asked: stop, or leave it out and count it. A
             record with an image is not asked, so that a missing image stops nothing.
@@ -239,8 +195,7 @@ def _gather(
         raise DataError(
             f"--data: '{data}' has neither scienceqa-text/problems.json nor alpaca/*.json"
         )
-    is_given = found[0] and (found[1] or text)
-    own = [] if is_given else list(islice(_held_out(recipe, records), 4 * limit))
+    own = [] if found[0] else list(islice(_held_out(recipe, records), 4 * limit))
     sources: dict[str, str] = {}
     can_ask = partial(choice_question, encoder)
     if section := found[0]:
@@ -259,16 +214,36 @@ def _gather(
         told = [Example((Message("user", (prompt,)),)) for prompt in PROMPTS[:limit]]
         sources["instructions"] = f"{len(told)} plain instructions that come with varifocal"
     if text is not None:
-        texts = list(islice(_windows(encoder, text, records), limit))
+        texts = list(islice(_windows(encoder, records.usable(_texts(text))), limit))
         sources["text"] = f"{text}, windows of {WINDOW} tokens"
+    elif found[1]:
+        texts = list(_answers(encoder, told, records))
+        sources["text"] = f"answers of at most {encoder.max_length} tokens of {found[1]}"
     else:
-        texts = list(_answers(encoder, told if found[1] else own[:limit], records))
-        kept = f"answers of at most {encoder.max_length} tokens of {found[1] or _OWN}"
-        sources["text"] = kept if texts else "none; --text FILE gives some"
+        texts = list(islice(_windows(encoder, PROSE), limit))
+        sources["text"] = f"{min(limit, len(PROSE))} paragraphs of prose that come with varifocal"
+    shown = scenes(min(limit, NUM_SCENES)) if recipe.model.vision_tower else []
+    if shown:
+        sources["after an image"] = f"{len(shown)} drawn images with their true descriptions"
     notes = [*_not_held_out(recipe, *found, text), *records.notes()]
     if any(_OWN in place for place in sources.values()):
         notes.append(_OF_ITS_TASK)
-    return Material(texts, asked, told, sources, notes, records.left_out)
+    return Material(texts, asked, told, sources, notes, records.left_out, shown)
+
+
+def scenes(count: int) -> list[Example]:
+    """Draw images, each with a prompt that holds its true description.
+
+    What a model says to the prompt without the image is a fair answer with it, too.
+    """
+    skills = [name for name, skill in SKILLS.items() if skill.needs == "picture"]
+    made = []
+    for number in range(count):
+        index, skill = number // len(skills), skills[number % len(skills)]
+        record, question = compose(skill, "test", index, _SCENES_SEED)
+        image = Image.of(draw(skill, "test", index, _SCENES_SEED, question))
+        made.append(Example((Message("user", (image, f"{record['caption']} {_ABOUT_SCENE}")),)))
+    return made
 
 
 def _not_held_out(
@@ -330,10 +305,10 @@ def _answers(
         yield Question(encoded.input_ids[:start], (encoded.input_ids[start:end],))
 
 
-def _windows(encoder: Encoder, file: Path, records: _Records) -> Iterator[Question]:
-    """Yield a file's text in windows: each token is read once, after at most `WINDOW` others."""
+def _windows(encoder: Encoder, texts: Iterable[str]) -> Iterator[Question]:
+    """Yield texts in windows: each token is read once, after at most `WINDOW` others."""
     tokenizer = encoder.tokenizer
-    for text in records.usable(_texts(file)):
+    for text in texts:
         ids = list(tokenizer(text, add_special_tokens=False).input_ids)
         first = tokenizer.bos_token_id
         ids = [first, *ids] if isinstance(first, int) else ids
