@@ -100,6 +100,25 @@ def _locked(folder: Path, name: str, file: Path, holder: Path) -> Iterator[None]
                 folder.rmdir()
 
 
+@contextmanager
+def in_turn(folder: Path, name: str) -> Iterator[None]:
+    """Let the processes that make the same thing run the block one after another.
+
+    Args:
+        folder: made if it is missing; a file `.NAME.lock` stays there.
+        name: of what is made.
+    """
+    file, _ = _files(folder, name)
+    with unwritable_is_an_error(file):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(file)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def check_unoccupied(folder: Path) -> None:
     """Refuse a folder in which another process writes.
 

@@ -124,6 +124,11 @@ class RunDirectory:
         return run
 
     @property
+    def keep(self) -> Path:
+        """What the base said to the instructions of `training.keep`, in numbers."""
+        return self.root / "keep.json"
+
+    @property
     def recipe(self) -> Path:
         """The resolved recipe, with versions, seed and fingerprints."""
         return self.root / "recipe.yaml"

@@ -1,11 +1,12 @@
 """The loss of supervised tokens, for training and for looking into a trained model.
 
 Legend: B rows, T tokens, S positions where any row is supervised, P supervised (row, position)
-pairs, D width, V vocabulary.
+pairs, R of them with a reference, D width, V vocabulary, K likeliest tokens of a reference.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal, cast
 from weakref import WeakSet
 
@@ -16,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from varifocal.errors import ModelError
+from varifocal.models.divergence import reference_divergence
 
 IGNORED = -100
 """The label of a token without a loss."""
@@ -23,8 +25,25 @@ IGNORED = -100
 LossKernel = Literal["liger"]
 """Where a fused product of head and cross-entropy comes from."""
 
-_Total = Callable[[Tensor, Tensor], Tensor]  # states [P, D], targets [P] -> their loss, summed
+_Total = Callable[..., Tensor]  # states [P, D], what they are compared with -> their loss, summed
 _HEADS_ALONE: "WeakSet[nn.Module]" = WeakSet()  # heads whose product was seen to be the logits
+
+
+@dataclass(frozen=True)
+class _Targets:
+    """What the model is to say at S positions.
+
+    Attributes:
+        tokens: [B, S] ids of the next tokens, -100 where there is no loss or another one.
+        has_reference: [B, S] bool, where a reference takes the token's place.
+        reference: ids [R, K] and log probabilities [R, K + 1] there, in order; () without any.
+        weight: factor on the divergence from a reference.
+    """
+
+    tokens: Tensor
+    has_reference: Tensor
+    reference: tuple[Tensor, ...]
+    weight: float
 
 
 def supervised_loss(
@@ -34,17 +53,25 @@ def supervised_loss(
     *,
     chunk: int | None = None,
     kernel: LossKernel | None = None,
+    reference_weight: float = 1.0,
 ) -> torch.Tensor:
     """Cross-entropy of the next token at supervised positions; no other logits are computed.
 
+    Where the batch has a reference for a token, its loss is the divergence from the reference
+    (`reference_divergence`), times a weight, instead. Every supervised token counts as one, either
+    way, so the sum over micro-batches and processes is the loss of the whole.
+
     Args:
         model: any causal language model of transformers; its `logits_to_keep` takes an index.
-        batch: what the model's forward takes, and `labels` [B, T], -100 where there is no loss.
+        batch: what the model's forward takes, and `labels` [B, T], -100 where there is no loss; and
+            for references `reference_mask`, `reference_ids` and `reference_log_probs`, as
+            `Collator` has them.
         num_items: what the sum is divided by; the batch's own supervised tokens when None.
         chunk: where [B, S] are more tokens than so many, logits are computed for the P supervised
             ones alone, at most so many at once; of several chunks the backward pass computes
             each again. [B, S, V] is always computed whole when None.
-        kernel: `liger` never holds logits at all (CUDA).
+        kernel: `liger` never holds logits at all (CUDA), but at tokens with a reference.
+        reference_weight: factor on the divergence.
 
     Returns:
         the loss, a scalar in float32 (float64 of a float64 model).
@@ -54,16 +81,33 @@ def supervised_loss(
             no plain linear; or `kernel` was asked for on a CPU.
     """
     inputs = dict(batch)
-    targets = inputs.pop("labels")[:, 1:]
-    positions = (targets != IGNORED).any(0).nonzero().squeeze(1)  # [S], of any row
-    kept = targets[:, positions]
+    given = [inputs.pop(name) for name in _REFERENCE if name in inputs]
+    labels = inputs.pop("labels")[:, 1:]
+    positions = (labels != IGNORED).any(0).nonzero().squeeze(1)  # [S], of any row
+    tokens = labels[:, positions]
+    count = num_items if num_items is not None else (tokens != IGNORED).sum().clamp_min(1)
+    has_reference = torch.zeros_like(tokens, dtype=torch.bool)
+    if given:
+        has_reference = given[0][:, 1:][:, positions]
+        tokens = tokens.masked_fill(has_reference, IGNORED)
+    targets = _Targets(tokens, has_reference, tuple(given[1:]), reference_weight)
     inputs |= {"logits_to_keep": positions, "use_cache": False}
-    if kernel is None and (chunk is None or kept.numel() <= chunk):
-        logits = model(**inputs).logits  # [B, S, V]
-        total = _cross_entropy(logits.flatten(0, 1), kept.flatten())
+    if kernel is None and (chunk is None or tokens.numel() <= chunk):
+        total = _total_of_logits(model(**inputs).logits, targets)
     else:
-        total = _total_of_pairs(model, inputs, kept, chunk, kernel)
-    return total / (num_items if num_items is not None else (kept != IGNORED).sum().clamp_min(1))
+        total = _total_of_pairs(model, inputs, targets, chunk, kernel)
+    return total / count
+
+
+_REFERENCE = ("reference_mask", "reference_ids", "reference_log_probs")
+
+
+def _total_of_logits(logits: Tensor, targets: _Targets) -> Tensor:  # [B, S, V]
+    total = _cross_entropy(logits.flatten(0, 1), targets.tokens.flatten())
+    if targets.reference:
+        apart = reference_divergence(logits[targets.has_reference], *targets.reference)
+        total = total + targets.weight * apart
+    return total
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -74,21 +118,32 @@ def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 def _total_of_pairs(
     model: nn.Module,
     inputs: Mapping[str, Any],
-    targets: Tensor,
+    targets: _Targets,
     chunk: int | None,
     kernel: LossKernel | None,
 ) -> Tensor:
-    """Sum the loss of `targets` [B, S] inside the head, so that no wrapper of the model sees more.
+    """Sum the loss of `targets` inside the head, so that no wrapper of the model sees more.
 
     Under FSDP, ZeRO and DDP the head's weight is whole only while the model's forward runs.
     """
     head = _head(model)
-    total_of = _liger_total(head) if kernel == "liger" else _chunked_total(head, chunk)
-    with _loss_for_logits(head, targets, total_of) as made:
-        total = model(**inputs).logits
+    plain = _chunked_total(head, chunk, _cross_entropy)
+    total_of = _liger_total(head) if kernel == "liger" else plain
+    apart_of = _chunked_total(head, chunk, reference_divergence)
+    rows, places = (targets.tokens != IGNORED).nonzero(as_tuple=True)  # [P] each
+    wanted = targets.tokens[rows, places]
+
+    def total(states: Tensor) -> Tensor:  # [B, S, D]
+        if not targets.reference:
+            return total_of(states[rows, places], wanted)
+        apart = apart_of(states[targets.has_reference], *targets.reference) * targets.weight
+        return apart + total_of(states[rows, places], wanted) if len(rows) else apart
+
+    with _loss_for_logits(head, total) as made:
+        returned = model(**inputs).logits
     if head not in _HEADS_ALONE:
-        _check_head_alone(head, made[0].detach(), total.detach())
-    return total
+        _check_head_alone(head, made[0].detach(), returned.detach())
+    return returned
 
 
 def _head(model: nn.Module) -> nn.Module:
@@ -98,14 +153,12 @@ def _head(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def _loss_for_logits(head: Any, targets: Tensor, total_of: _Total) -> Iterator[list[Tensor]]:
+def _loss_for_logits(head: Any, total: Callable[[Tensor], Tensor]) -> Iterator[list[Tensor]]:
     """Let a head return the summed loss in the place of logits; the list receives it."""
-    rows, places = (targets != IGNORED).nonzero(as_tuple=True)  # [P] each
-    wanted = targets[rows, places]
     made: list[Tensor] = []
 
     def forward(states: Tensor) -> Tensor:  # [B, S, D]
-        made.append(total_of(states[rows, places], wanted))
+        made.append(total(states))
         return made[-1]
 
     own = head.__dict__.get("forward")
@@ -118,19 +171,19 @@ def _loss_for_logits(head: Any, targets: Tensor, total_of: _Total) -> Iterator[l
             head.forward = own
 
 
-def _chunked_total(head: nn.Module, chunk: int | None) -> _Total:
-    """Make a function that sums the loss by chunks, whose logits live one at a time."""
+def _chunked_total(head: nn.Module, chunk: int | None, loss: _Total) -> _Total:
+    """Make a function that sums a loss by chunks, whose logits live one at a time."""
     plain = head.forward
 
-    def part(states: Tensor, targets: Tensor) -> Tensor:
+    def part(states: Tensor, *targets: Tensor) -> Tensor:
         # in the backward pass the head is itself again, and its hooks gather a sharded weight
         inside = head.__dict__.get("forward") not in (None, plain)
-        return _cross_entropy((plain if inside else head)(states), targets)
+        return loss((plain if inside else head)(states), *targets)
 
-    def total(states: Tensor, targets: Tensor) -> Tensor:
-        if chunk is None or len(targets) <= chunk:
-            return part(states, targets)
-        pieces = zip(states.split(chunk), targets.split(chunk), strict=True)
+    def total(states: Tensor, *targets: Tensor) -> Tensor:
+        if chunk is None or len(states) <= chunk:
+            return part(states, *targets)
+        pieces = zip(*(each.split(chunk) for each in (states, *targets)), strict=True)
         each = [checkpoint(part, *piece, use_reentrant=False) for piece in pieces]
         return torch.stack([one for one in each if one is not None]).sum()
 

@@ -37,7 +37,7 @@ class Plan:
         micro_batch, largest_micro_batch: rows a device takes at once, and the most that fit.
         examples, steps, tokens, tokens_trained, tokens_padding, pad_share: of the whole run, all
             devices together; None where the data are unknown.
-        vision_passes, vision_lookups, flops, flops_masked: the same.
+        vision_passes, vision_lookups, flops, flops_keep, flops_masked: the same.
         tokens_exact: whether every token was counted.
         num_dropped, num_cut: examples over the limit, left out or cut.
         seconds: by stage.
@@ -71,6 +71,7 @@ class Plan:
     vision_passes: int | None
     vision_lookups: int | None
     flops: int | None
+    flops_keep: int | None
     flops_masked: int | None
     num_dropped: int
     num_cut: int
@@ -240,6 +241,7 @@ def _of_work(work: Workload) -> dict[str, Any]:
         "vision_passes": work.vision_passes,
         "vision_lookups": work.vision_lookups,
         "flops": work.flops,
+        "flops_keep": work.flops_keep,
         "flops_masked": work.flops_masked,
         "num_dropped": work.num_dropped,
         "num_cut": work.num_cut,
@@ -300,16 +302,19 @@ def _seconds(recipe: Recipe, machine: _Machine, work: Workload) -> dict[str, flo
     """Estimate seconds by stage; None where the data are unknown."""
     if work.flops is None or work.flops_masked is None:
         return None
-    calibration = machine.calibration
+    calibration, answers = machine.calibration, work.flops_keep or 0
     if calibration is None:
         rate = machine.device.flops_per_second(compute_format(recipe)) * machine.num_devices
-        return {"training": (work.flops + work.flops_masked) / rate}
+        found = {"training": (work.flops - answers + work.flops_masked) / rate}
+        return {"keep": answers / rate, **found} if answers else found
     seen = (work.vision_passes or 0) if calibration.seconds_per_picture else 0
     tower = calibration.tower_flops * seen
     return {
         "loading": calibration.seconds_loading,
         "vision_features": seen * calibration.seconds_per_picture,
-        "training": (work.flops - tower + work.flops_masked) / calibration.flops_per_second,
+        **({"keep": answers / calibration.flops_per_second} if answers else {}),
+        "training": (work.flops - tower - answers + work.flops_masked)
+        / calibration.flops_per_second,
     }
 
 

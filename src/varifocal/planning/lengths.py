@@ -27,6 +27,7 @@ from varifocal.recipe import Recipe
 from varifocal.training.cost import Spent
 from varifocal.training.examples import TrainingData, load_training_data
 from varifocal.training.flops import FlopFormula
+from varifocal.training.keep import assumed_replay, pass_flops
 
 COLLATED = 64
 """Batches whose operations are counted one by one; more are estimated by these."""
@@ -50,6 +51,7 @@ class Workload:
         vision_passes: images through the tower.
         vision_lookups: images whose features are looked up.
         flops: operations, the tower's included; those on padding are `flops_masked`.
+        flops_keep: of them, those of the base's answers before the first step.
         num_dropped, num_cut: examples over the limit that were left out, and cut.
         notes: what was assumed, one sentence each.
     """
@@ -64,6 +66,7 @@ class Workload:
     vision_passes: int | None = None
     vision_lookups: int | None = None
     flops: int | None = None
+    flops_keep: int | None = None
     flops_masked: int | None = None
     num_dropped: int = 0
     num_cut: int = 0
@@ -101,7 +104,7 @@ def work_of(
 ) -> Workload:
     """Count what is read; without tokenizer or data, assume it."""
     if data is not None:
-        return count_work(recipe, data, shapes.formula, shapes.images, num_devices)
+        return count_work(recipe, data, shapes, num_devices)
     try:
         encoder = encoder_of(recipe)
     except ModelError:
@@ -111,7 +114,7 @@ def work_of(
     if missing:
         return assume_work(recipe, shapes.formula, shapes.images, num_devices, missing)
     opened, num_over = _open(recipe, encoder, num_devices)
-    work = count_work(recipe, opened, shapes.formula, shapes.images, num_devices)
+    work = count_work(recipe, opened, shapes, num_devices)
     return replace(work, num_dropped=num_over) if num_over else work
 
 
@@ -134,31 +137,32 @@ def _open(recipe: Recipe, encoder: Encoder, num_devices: int) -> tuple[TrainingD
     training = recipe.training
     rows = training.per_device_train_batch_size * training.gradient_accumulation_steps
     wanted = training.max_steps * rows * num_devices if training.max_steps > 0 else None
-    if encoder.overflow != "error":
-        return load_training_data(recipe.data, encoder, seed=recipe.seed, num_rows=wanted), 0
-    lenient = encoder_of(
-        recipe.model_copy(update={"data": recipe.data.model_copy(update={"overflow": "drop"})})
+    lenient = encoder
+    if encoder.overflow == "error":
+        data = recipe.data.model_copy(update={"overflow": "drop"})
+        lenient = encoder_of(recipe.model_copy(update={"data": data}))
+    opened = load_training_data(
+        recipe.data,
+        lenient,
+        seed=recipe.seed,
+        num_rows=wanted,
+        replay=assumed_replay(recipe, encoder),
     )
-    opened = load_training_data(recipe.data, lenient, seed=recipe.seed, num_rows=wanted)
-    return opened, len(opened.tally.dropped)
+    return opened, len(opened.tally.dropped) if lenient is not encoder else 0
 
 
 def count_work(
-    recipe: Recipe,
-    data: TrainingData,
-    formula: FlopFormula,
-    images: MetaImages,
-    num_devices: int = 1,
+    recipe: Recipe, data: TrainingData, shapes: Shapes, num_devices: int = 1
 ) -> Workload:
     """Count what a run on known data goes through.
 
     Args:
         recipe: its batch sizes, row length and epochs.
         data: opened as the run opens it.
-        formula: operations of a step of its model.
-        images: how images come into a batch.
+        shapes: of its model: operations of a step, and how images come into a batch.
         num_devices: that share the rows.
     """
+    formula, images = shapes.formula, shapes.images
     steps = num_steps(recipe, len(data.rows), num_devices)
     collate = _collator(recipe, images)
     if not steps or data.samples is None or not isinstance(data.rows, PackedDataset):
@@ -175,6 +179,9 @@ def count_work(
     seen = round(_images(spent, formula, counted, chosen, collate, images) * scale)
     if images.by_table:
         seen = len({one.fingerprint() for one in data.images()}) if share else looked_up
+    answers = 0
+    if data.replay is not None and recipe.training.keep is not None:
+        answers = pass_flops(data.replay.samples, recipe.training.keep, shapes.decoder)
     return Workload(
         batch=collate(counted.rows(counted.largest(formula))),
         exact=share is not None or not steps,
@@ -185,17 +192,23 @@ def count_work(
         tokens_padding=counted.padding,
         vision_passes=seen,
         vision_lookups=looked_up,
-        flops=round(spent.flops * scale) + seen * formula.image.tower,
+        flops=round(spent.flops * scale) + seen * formula.image.tower + answers,
+        flops_keep=answers,
         flops_masked=round(spent.flops_masked * scale),
         num_dropped=len(data.tally.dropped),
         num_cut=data.tally.num_cut,
         notes=[
             *([] if share or not steps else [_SAMPLED.format(len(counted.lengths))]),
+            *([_ANSWERED] if data.replay is not None else []),
             *data.tally.notes(),
         ],
     )
 
 
+_ANSWERED = (
+    "the answers of the base that training.keep asks for are taken to be written in this run and "
+    "to be as long as they may be, where they are not known; another run's are found in the cache"
+)
 _SAMPLED = (
     "the data are many: {:,} examples were encoded and stand for the rest, so tokens, images and "
     "hours are estimates"
@@ -273,7 +286,8 @@ def _all(recipe: Recipe, data: TrainingData, steps: int, num_devices: int) -> _C
         left -= math.ceil(len(own) / per_step)
         epoch += 1
     rows.set_epoch(0)
-    return _Counted(data.samples, lengths, batches, tokens, padding, len(lengths))
+    examples = len(data.samples or ())
+    return _Counted(rows.samples, lengths, batches, tokens, padding, examples)
 
 
 def _sampled(recipe: Recipe, data: TrainingData, steps: int, num_devices: int) -> _Counted:

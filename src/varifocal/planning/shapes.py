@@ -15,7 +15,7 @@ from varifocal.errors import ModelError
 from varifocal.models import load_model
 from varifocal.models.families.base import MetaImages, family_of
 from varifocal.recipe import Recipe
-from varifocal.training.flops import FlopFormula
+from varifocal.training.flops import DecoderShape, FlopFormula, decoder_shape
 from varifocal.training.tuner import attach_tuner
 
 
@@ -27,12 +27,14 @@ class Shapes:
         model: the base model, or the PEFT model around it.
         base: the model inside.
         formula: operations of its training step.
+        decoder: its language model's shape without a tuner.
         images: how images come into its batches.
     """
 
     model: nn.Module
     base: PreTrainedModel
     formula: FlopFormula
+    decoder: DecoderShape
     images: MetaImages
 
     def in_step(self, beside_others: bool) -> Shapes:
@@ -47,13 +49,15 @@ def build_shapes(recipe: Recipe) -> Shapes:
         ModelError: a model's config cannot be had.
         RecipeError: the tuner does not fit the model.
     """
-    model = attach_tuner(load_model(recipe.model, meta=True).model, recipe.tuner)
+    bare = load_model(recipe.model, meta=True).model
+    decoder = decoder_shape(bare)
+    model = attach_tuner(bare, recipe.tuner)
     inside = model.get_base_model() if isinstance(model, PeftModel) else model
     base = cast(PreTrainedModel, inside)
     formula = FlopFormula.of(base, checkpointing=recipe.training.gradient_checkpointing)
     family = family_of(base.config)
     images = MetaImages() if family is None else family.meta_images(base)
-    return Shapes(model, base, formula, images)
+    return Shapes(model, base, formula, decoder, images)
 
 
 def encoder_of(recipe: Recipe) -> Encoder:

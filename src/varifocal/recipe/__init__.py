@@ -11,6 +11,7 @@ paths only.
 """
 
 from varifocal.recipe.data import DataSection, MixtureSection, SourceSection
+from varifocal.recipe.keep import KeepSection
 from varifocal.recipe.model import ConnectorSection, ModelSection
 from varifocal.recipe.reading import find_recipe, load_recipe
 from varifocal.recipe.sections import EvaluationSection, Recipe
@@ -29,6 +30,7 @@ __all__ = [
     "DataSection",
     "EvaluationSection",
     "FullSection",
+    "KeepSection",
     "LoraSection",
     "MMASection",
     "MixLoraSection",

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from varifocal.errors import RecipeError, nearest
-from varifocal.recipe.data import DataSection, SourceSection
+from varifocal.recipe.data import SourceSection
 from varifocal.recipe.model import ConnectorSection
 from varifocal.recipe.optimizers import missing_package
 from varifocal.recipe.page import as_overrides, put, read_page, validate
@@ -56,7 +56,7 @@ def load_recipe(
     if recipe.name is None and file is not None:
         recipe = recipe.model_copy(update={"name": file.stem})
     if check_paths:
-        _check_sources(recipe.data, start)
+        _check_sources(recipe, start)
         check_installed(recipe.training)
         check_engine_files(recipe.training)
     return recipe
@@ -152,18 +152,22 @@ def _absolute(recipe: Recipe, base: Path) -> Recipe:
                     "connector": _connector_at(base, model.connector),
                 }
             ),
-            "training": _training_at(base, recipe.training),
+            "training": _training_at(base, start, recipe.training),
         }
     )
 
 
-def _training_at(base: Path, training: TrainingSection) -> TrainingSection:
+def _training_at(base: Path, start: Path, training: TrainingSection) -> TrainingSection:
+    if training.keep is not None:
+        sources = tuple(_source_at(start, source) for source in training.keep.instructions)
+        keep = training.keep.model_copy(update={"instructions": sources})
+        training = training.model_copy(update={"keep": keep})
     given = {key: training.get(key) for key in ENGINE_FILES if training.get(key) is not None}
     if not given:
         return training
     files = {key: _engine_file(base, value) for key, value in given.items()}
     # A copy's update would leave passed-through keys next to the others.
-    return TrainingSection.model_construct(**{**training.model_dump(), **files})
+    return TrainingSection.model_construct(**{**dict(training), **files})
 
 
 def _engine_file(base: Path, value: Any) -> Any:
@@ -197,12 +201,16 @@ def _model_name(base: Path, name: str) -> str:
     return _join(base, name) if is_path else name
 
 
-def _check_sources(data: DataSection, start: Path) -> None:
+def _check_sources(recipe: Recipe, start: Path) -> None:
+    data, keep = recipe.data, recipe.training.keep
     starts = (Path(data.root), start) if data.root else (start,)
+    lists = {f"data.{side}": getattr(data, side) for side in _SIDES}
+    if keep is not None:
+        lists["training.keep.instructions"] = keep.instructions
     findings = [
-        _missing_path(f"data.{side}[{index}].{key}", Path(value), starts)
-        for side in _SIDES
-        for index, source in enumerate(getattr(data, side))
+        _missing_path(f"{where}[{index}].{key}", Path(value), starts)
+        for where, sources in lists.items()
+        for index, source in enumerate(sources)
         for key in ("path", "image_folder")
         if (value := getattr(source, key)) is not None and not glob.glob(value)
     ]

@@ -61,6 +61,12 @@ class Recipe(Section):
                 raise WrongKeyError(
                     f"training.{key}", "needs data.num_workers above 0, and data.lazy: false"
                 )
+        if self.training.keep is not None and self.tuner.type == "none":
+            raise WrongKeyError(
+                "training.keep",
+                "text goes through nothing that tuner.type: none trains, so the base's language "
+                "stays by itself; leave it out",
+            )
         if self.training.get("neftune_noise_alpha") and self.data.packing:
             raise WrongKeyError(
                 "training.neftune_noise_alpha",

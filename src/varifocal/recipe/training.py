@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from varifocal.errors import RecipeError, nearest
+from varifocal.recipe.keep import KeepSection
 from varifocal.recipe.optimizers import check_optimizer
 from varifocal.recipe.page import WrongKeyError, validate
 from varifocal.recipe.schedules import NOT_OFFERED, Schedule, check_schedule
@@ -76,6 +77,8 @@ class TrainingSection(Section):
     """Our own: logits of so many supervised tokens at once, the rest in turn; null: all at once."""
     loss_kernel: Literal["liger"] | None = None
     """Our own: `liger` fuses head and loss into one kernel without logits (CUDA, liger-kernel)."""
+    keep: KeepSection | None = None
+    """Our own: preserve the base's language by rows of plain text; null: no such rows."""
 
     @field_validator("lr_scheduler_type", mode="before")
     @classmethod
@@ -118,7 +121,7 @@ class TrainingSection(Section):
 DEFAULT_OPTIMIZER = "adamw_torch_fused"
 """transformers' optimiser where `optim` is not set."""
 
-_OWN_KNOBS = {"connector_learning_rate", "compile_layers", "loss_chunk", "loss_kernel"}
+_OWN_KNOBS = {"connector_learning_rate", "compile_layers", "loss_chunk", "loss_kernel", "keep"}
 
 
 def _trainer_argument_names() -> set[str]:

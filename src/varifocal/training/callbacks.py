@@ -1,4 +1,7 @@
-"""How a MixLoRA's routers spread the load, logged next to the loss: a collapse is seen early."""
+"""What is done around a training's steps: log, stop, refuse a loss that is no number.
+
+Of a MixLoRA the load of its factors is logged next to the loss: a collapse is seen early.
+"""
 
 import math
 import signal

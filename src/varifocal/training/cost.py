@@ -69,11 +69,13 @@ class Spent:
         tokens_with_picture: of samples with one, the images' own included.
         tokens_image: of them, those that stand for images.
         tokens_trained: those with a loss.
+        tokens_distilled: of them, those whose loss is the divergence from the base.
         tokens_padding: what filled up the rows.
         vision_passes: images that went through the tower, those for the table included.
         vision_lookups: images whose features were read from the table instead.
         flops: operations of training, the tower's and the alignment's included.
         flops_vision: of them, those of tower and connector.
+        flops_keep: of them, those of the base's answers that `training.keep` asks for.
         flops_masked: further ones, on padding and on attention between samples of a row.
     """
 
@@ -82,11 +84,13 @@ class Spent:
     tokens_with_picture: int = 0
     tokens_image: int = 0
     tokens_trained: int = 0
+    tokens_distilled: int = 0
     tokens_padding: int = 0
     vision_passes: int = 0
     vision_lookups: int = 0
     flops: int = 0
     flops_vision: int = 0
+    flops_keep: int = 0
     flops_masked: int = 0
 
     def add(
@@ -112,6 +116,8 @@ class Spent:
         self.tokens_with_picture += int(pictured.sum())
         self.tokens_text += int((real & ~pictured).sum())
         self.tokens_trained += int(trained.sum())
+        if "reference_mask" in batch:
+            self.tokens_distilled += int(batch["reference_mask"].sum())
         self.tokens_padding += int((~real).sum())
         if image_token_id is not None and "input_ids" in marks:
             self.tokens_image += int((real & (marks["input_ids"] == image_token_id)).sum())
@@ -164,6 +170,11 @@ class Spent:
         """Count operations of the connector outside a training step."""
         self.flops += flops
         self.flops_vision += flops
+
+    def add_keep(self, flops: int) -> None:
+        """Count operations of the base's answers, before the first step."""
+        self.flops += flops
+        self.flops_keep += flops
 
     def __add__(self, other: Spent) -> Spent:
         """Sum two processes'."""
@@ -263,7 +274,7 @@ class Clock:
         return {name: sum(part.get(name, 0.0) for part in parts) for name in names}
 
 
-STAGES = ("loading", "encoding", "vision_features", "alignment", "training")
+STAGES = ("loading", "keep", "encoding", "vision_features", "alignment", "training")
 
 
 class Meter:
@@ -319,6 +330,10 @@ class Meter:
         width = base.get_input_embeddings().embedding_dim
         compared = 2 * 2 * base.tokens_per_image * width * num_words
         self._spent.add_vision(num_pictures * compared + self.formula.images(0, num_pictures))
+
+    def add_keep(self, flops: int) -> None:
+        """Count the base's answers; of several processes on a machine one has written them."""
+        self._spent.add_keep(flops)
 
     def page(self, **more: Any) -> dict[str, Any]:
         """What `cost.json` holds; all processes must call it.

@@ -13,6 +13,7 @@ from varifocal.data.mixture import BROKEN, MODALITY_NAMES, Draw, Part, draw, nee
 from varifocal.data.reading import OnBadRecord
 from varifocal.data.rows.lazy import LazyRows, estimate_rows, shuffled_passes, streamed_passes
 from varifocal.data.rows.packing import PackedDataset
+from varifocal.data.rows.replay import Replay, WithReplay
 from varifocal.data.source import Source, StreamedSource, open_source
 from varifocal.errors import DataError
 from varifocal.recipe import DataSection, SourceSection
@@ -34,6 +35,7 @@ class TrainingData:
         samples: the samples, where they are all encoded before the first step; else None.
         names: of the sources.
         notes: what is not read of the sources, and what was found out about their files.
+        replay: the base's own answers in the rows next to the samples.
     """
 
     rows: PackedDataset | LazyRows
@@ -42,6 +44,7 @@ class TrainingData:
     draw: Draw | None = None
     samples: UsableSamples | None = None
     notes: Sequence[str] = ()
+    replay: Replay | None = None
 
     @property
     def is_lazy(self) -> bool:
@@ -66,6 +69,7 @@ class TrainingData:
             "row_length": self.rows.row_length,
             "packing_efficiency": self.rows.efficiency,
             "encoded_while_training": self.is_lazy,
+            **({"keep": self.replay.facts} if self.replay is not None else {}),
             **asdict(self.tally),
         }
 
@@ -101,6 +105,7 @@ def load_training_data(
     seed: int = 0,
     num_rows: int | None = None,
     progress: Progress | None = None,
+    replay: Replay | None = None,
 ) -> TrainingData:
     """Open what is learned from, and encode it if it is little.
 
@@ -110,6 +115,7 @@ def load_training_data(
         seed: decides the mixture and the rows.
         num_rows: rows that the run takes in all, if `max_steps` decides it; a stream needs it.
         progress: told of encoding.
+        replay: plain text to put into the rows next to the samples.
 
     Raises:
         DataError: nothing is left to train on, or a record is bad and `on_bad_record` is `fail`.
@@ -117,7 +123,7 @@ def load_training_data(
     if not data.train:
         raise DataError(NO_SOURCE)
     if any(source.streaming for source in data.train):
-        return _streamed(data, encoder, seed, num_rows)
+        return _streamed(data, encoder, seed, num_rows, replay)
     samples = open_samples(data, encoder, seed=seed)
     names = [source.name for source in samples.sources]
     notes = notes_of(samples.sources)
@@ -126,13 +132,23 @@ def load_training_data(
     if lazy:
         epoch = estimate_rows(samples, row_length, seed, data.packing)
         passes = shuffled_passes(samples, seed)
+        if replay is not None:
+            passes, epoch = replay.between(passes), round(epoch / (1 - replay.share))
         rows = LazyRows(passes, row_length, seed, epoch, data.packing)
-        return TrainingData(rows, samples.tally, names, samples.draw, notes=notes)
+        return TrainingData(rows, samples.tally, names, samples.draw, None, notes, replay)
     usable = UsableSamples(samples, progress)
     if not len(usable):
         raise DataError(NO_EXAMPLE)
-    rows = PackedDataset(usable, row_length, seed, data.packing, usable.lengths.tolist())
-    return TrainingData(rows, samples.tally, names, samples.draw, usable, notes)
+    lengths = usable.lengths.tolist()
+    added = replay.next_to(sum(lengths)) if replay is not None else []
+    rows = PackedDataset(
+        WithReplay(usable, added) if added else usable,
+        row_length,
+        seed,
+        data.packing,
+        [*lengths, *map(len, added)],
+    )
+    return TrainingData(rows, samples.tally, names, samples.draw, usable, notes, replay)
 
 
 def open_epoch(data: DataSection, *, seed: int = 0) -> tuple[list[Source], Draw]:
@@ -221,16 +237,20 @@ def check_streams(data: DataSection, *, has_end: bool) -> None:
         )
 
 
-def _streamed(data: DataSection, encoder: Encoder, seed: int, num_rows: int | None) -> TrainingData:
+def _streamed(
+    data: DataSection, encoder: Encoder, seed: int, num_rows: int | None, replay: Replay | None
+) -> TrainingData:
     check_streams(data, has_end=num_rows is not None)
     assert num_rows is not None  # `check_streams` has refused others
     tally = Tally()
     sources = [open_source(section, seed) for section in data.train]
     weights = [section.weight or 1.0 for section in data.train]
     passes = streamed_passes(sources, weights, encoder, tally, data.on_bad_record, seed)
+    if replay is not None:
+        passes = replay.between(passes)
     rows = LazyRows(passes, data.row_length or data.max_length, seed, num_rows, data.packing)
     names = [source.name for source in sources]
-    return TrainingData(rows, tally, names, notes=notes_of(sources))
+    return TrainingData(rows, tally, names, notes=notes_of(sources), replay=replay)
 
 
 def notes_of(sources: Iterable[Source | StreamedSource]) -> list[str]:

@@ -61,6 +61,11 @@ class DecoderShape:
     attention_backward: float
     routing_tokens: int
 
+    def forward(self, *, tokens: int, pairs: int, positions: int) -> int:
+        """Count a forward pass without gradients; see `FlopFormula.language` for the three."""
+        attention = 2 * pairs * self.attention_width * self.num_layers
+        return 2 * (tokens * self.weights + attention + positions * self.head)
+
 
 @dataclass(frozen=True)
 class FlopFormula:

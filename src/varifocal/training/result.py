@@ -12,7 +12,7 @@ from varifocal.training.resuming import Start
 from varifocal.training.trainer import SupervisedTrainer
 from varifocal.training.tuner import count_trained
 
-PLANNED_STAGES = ("loading", "vision_features", "training")
+PLANNED_STAGES = ("loading", "keep", "vision_features", "training")
 """Those that a calibrated plan has seconds for."""
 MEASURED = (
     "peak_memory_gib",

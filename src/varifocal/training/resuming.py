@@ -1,6 +1,7 @@
 """From which checkpoint a run goes on, and whether it may."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,7 @@ def check_same(run: RunDirectory, recipe: Recipe, base_fingerprint: str | None) 
         "seed": (before.seed, recipe.seed),
         "tuner": (before.tuner, recipe.tuner),
         "model.connector": (before.model.connector, recipe.model.connector),
+        "training.keep": (_keep(before), _keep(recipe)),
         **{f"data.{key}": (_data(before, key), _data(recipe, key)) for key in _DECIDE_ROWS},
     }
     for key, (was, now) in pairs.items():
@@ -106,6 +108,31 @@ def _data(recipe: Recipe, key: str) -> Any:
     moved = {"path", "image_folder", "name"}
     page = recipe.data.model_dump(exclude={"train": {"__all__": moved}})
     return page[key]
+
+
+def _keep(recipe: Recipe) -> Any:
+    """`training.keep` without its sources: they may have been moved, their answers are compared."""
+    keep = recipe.training.keep
+    return keep and keep.model_dump(exclude={"instructions"})
+
+
+def check_same_answers(run: RunDirectory, facts: Mapping[str, Any]) -> None:
+    """Refuse to resume with other answers of the base than the run was started with.
+
+    Args:
+        run: the run, with the `keep.json` of its start.
+        facts: what it would say now.
+
+    Raises:
+        RunError: the instructions, or what the base says to them, are others.
+    """
+    before = json.loads(run.keep.read_text()) if run.keep.is_file() else {}
+    if before.get("digest") not in (None, facts["digest"]):
+        raise RunError(
+            f"{run.root} was started on other answers of the base than training.keep gives now "
+            "(other instructions, or another machine's rounding); give back the former "
+            "instructions and VARIFOCAL_CACHE, or choose another --out"
+        )
 
 
 def _check_records(run: RunDirectory, before: Recipe, recipe: Recipe) -> None:

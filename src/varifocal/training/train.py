@@ -43,11 +43,13 @@ from varifocal.training.examples import (
     load_training_data,
 )
 from varifocal.training.full import save_full_model, saved_parameters
+from varifocal.training.keep import Prepared, prepare
 from varifocal.training.result import TrainingResult, result_of, with_measures
 from varifocal.training.resuming import (
     Start,
     check_pace,
     check_same,
+    check_same_answers,
     check_same_optimizer,
     find_start,
     remove_later_checkpoints,
@@ -114,7 +116,7 @@ def _train(
     if start.checkpoint is not None:
         check_same_optimizer(run, start.checkpoint, recipe)
     set_seed(recipe.seed)
-    parts, data = _open(recipe, run, start, tell, clock)
+    parts, data, prepared = _open(recipe, run, start, tell, clock)
     predicted = predict(recipe, data) if predict and is_main_process() else None
     tuned, aligned = _tune(recipe, parts, start, tell, clock)
     if recipe.training.max_steps != 0:
@@ -123,8 +125,12 @@ def _train(
     trainer = build_trainer(recipe, run, tuned, data, tell, clock)
     if aligned is not None:
         trainer.meter.add_alignment(aligned.num_pictures, aligned.num_words)
+    if prepared is not None and start.checkpoint is None:
+        trainer.meter.add_keep(prepared.flops)
     # Only now: a mistake found on the way here must not leave what looks like a run.
     run.write_recipe(with_provenance(recipe, parts.fingerprint).dump_yaml())
+    if prepared is not None:
+        write_json(run.keep, prepared.replay.facts)
     if predicted is not None:
         write_json(run.plan, {"predicted": predicted})
     with clock.stage("training"):
@@ -139,7 +145,7 @@ def _train(
 
 def _open(
     recipe: Recipe, run: RunDirectory, start: Start, tell: Progress, clock: Clock
-) -> tuple[Assembly, TrainingData]:
+) -> tuple[Assembly, TrainingData, Prepared | None]:
     """Load the models and encode the data; refuse to go on from a checkpoint of other ones."""
     names = filter(None, (recipe.model.language_model, recipe.model.vision_tower))
     tell("load", 0, 1, ", ".join(names))
@@ -150,6 +156,10 @@ def _open(
     if start.checkpoint is not None:
         check_same(run, recipe, parts.fingerprint)
         check_pace(start.checkpoint, recipe, num_processes())
+    with clock.stage("keep"):
+        prepared = prepare(recipe, parts, lambda *at: tell("keep", *at))
+    if start.checkpoint is not None and prepared is not None:
+        check_same_answers(run, prepared.replay.facts)
     with clock.stage("encoding"):
         data = load_training_data(
             recipe.data,
@@ -157,10 +167,11 @@ def _open(
             seed=recipe.seed,
             num_rows=_num_rows(recipe),
             progress=lambda *at: tell("encode", *at),
+            replay=prepared.replay if prepared else None,
         )
     if data.notes:
         tell("data", 1, 1, "; ".join(data.notes))
-    return parts, data
+    return parts, data, prepared
 
 
 def _tune(
@@ -219,10 +230,13 @@ def build_trainer(
         # Lazy rows are packed in this process; their samples are encoded in others.
         args=training_arguments(recipe, run, 0 if data.is_lazy else recipe.data.num_workers),
         train_dataset=_shared_rows(recipe, data),
-        data_collator=Collator(_pad_id(parts), static, parts.load_images),
+        data_collator=Collator(
+            _pad_id(parts), static, parts.load_images, data.replay.table if data.replay else None
+        ),
         connector_learning_rate=recipe.training.connector_learning_rate,
         loss_chunk=recipe.training.loss_chunk,
         loss_kernel=recipe.training.loss_kernel,
+        reference_weight=recipe.training.keep.weight if recipe.training.keep else 1.0,
         callbacks=[RunMetrics(run, tell)],
         clock=clock,
         schedule=recipe.training,

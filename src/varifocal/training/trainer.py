@@ -55,7 +55,7 @@ class SupervisedTrainer(Trainer):
 
     Args:
         connector_learning_rate: the peak for the connector's parameters; the common one when None.
-        loss_chunk, loss_kernel: as `supervised_loss` takes them.
+        loss_chunk, loss_kernel, reference_weight: as `supervised_loss` takes them.
         clock: of the stages before the training.
         schedule: the section whose schedule is held against the run's steps; None checks nothing.
         kwargs: as for `transformers.Trainer`.
@@ -67,6 +67,7 @@ class SupervisedTrainer(Trainer):
         connector_learning_rate: float | None = None,
         loss_chunk: int | None = None,
         loss_kernel: LossKernel | None = None,
+        reference_weight: float = 1.0,
         clock: Clock | None = None,
         schedule: TrainingSection | None = None,
         **kwargs: Any,
@@ -75,6 +76,7 @@ class SupervisedTrainer(Trainer):
         self.schedule = schedule
         self.connector_learning_rate = connector_learning_rate
         self.loss_options: dict[str, Any] = {"chunk": loss_chunk, "kernel": loss_kernel}
+        self.loss_options["reference_weight"] = reference_weight
         self.model_accepts_loss_kwargs = True
         model = self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
         again = getattr(self.args, "activation_checkpointing", False)

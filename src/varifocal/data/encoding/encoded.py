@@ -46,6 +46,8 @@ class Encoded:
             another way once the conversation goes on than when they are to be written.
         lost_system: whether the system message is not in what the model reads.
         unread_keys: whether its turns have keys that nothing is made of.
+        reference: the place of its first trained token in a `ReferenceTable`, the others after it;
+            -1 for a sample that learns its own tokens.
     """
 
     input_ids: Ids
@@ -58,6 +60,7 @@ class Encoded:
     rewritten_answers: int = 0
     lost_system: bool = False
     unread_keys: bool = False
+    reference: int = -1
 
     def __len__(self) -> int:
         """Count the tokens."""

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 
 from varifocal.data.encoding.encoder import IGNORED, Encoded
 from varifocal.data.example import Image
+from varifocal.data.rows.reference_table import ReferenceTable
 from varifocal.errors import DataError
 
 ImageLoader = Callable[[Sequence[Image]], Mapping[str, Tensor]]
@@ -205,11 +206,13 @@ class Collator:
         pad_id: any id of the vocabulary.
         row_length: T; None pads to the longest row of the batch.
         load_images: makes the image tensors; called once a batch, and only if it has images.
+        references: what a base model says of the samples with a `reference`.
     """
 
     pad_id: int
     row_length: int | None = None
     load_images: ImageLoader | None = None
+    references: ReferenceTable | None = None
 
     def __call__(self, rows: Sequence[Row | Encoded]) -> dict[str, Tensor]:
         """Build the tensors of a batch.
@@ -219,8 +222,10 @@ class Collator:
 
         Returns:
             `input_ids`, `labels` (-100 where not trained), `position_ids`, `segment_ids`,
-            `modality_ids` and `prompt_mask` (bool), each [B, T]; and for batches with images what
-            `load_images` makes of them, in the order of their placeholders.
+            `modality_ids` and `prompt_mask` (bool), each [B, T]; for batches with images what
+            `load_images` makes of them, in the order of their placeholders; and for batches with
+            references `reference_mask` [B, T], True at the P tokens that have one, and theirs in
+            order: `reference_ids` [P, K] and `reference_log_probs` [P, K + 1].
 
         Raises:
             ValueError: a row is longer than `row_length`, or there are images and no loader.
@@ -246,7 +251,34 @@ class Collator:
         for number, row in enumerate(packed):
             _fill_row({name: array[number] for name, array in batch.items()}, row)
         tensors = {name: torch.from_numpy(array) for name, array in batch.items()}
-        return {**tensors, **_image_tensors(packed, self.load_images)}
+        images = _image_tensors(packed, self.load_images)
+        return {**tensors, **images, **_reference_tensors(packed, length, self.references)}
+
+
+def _reference_tensors(
+    rows: Sequence[Row], length: int, table: ReferenceTable | None
+) -> dict[str, Tensor]:
+    if table is None or not any(sample.reference >= 0 for row in rows for sample in row):
+        return {}
+    mask = np.zeros((len(rows), length), np.bool_)
+    found: list[slice] = []
+    for number, row in enumerate(rows):
+        start = 0
+        for sample in row:
+            end = start + len(sample)
+            if sample.reference >= 0:
+                mask[number, start:end] = ~sample.prompt_mask
+                found.append(slice(sample.reference, sample.reference + len(sample.trained_ids)))
+            start = end
+    return {
+        "reference_mask": torch.from_numpy(mask),
+        "reference_ids": _joined([table.ids[place] for place in found]).long(),
+        "reference_log_probs": _joined([table.log_probs[place] for place in found]),
+    }
+
+
+def _joined(parts: Sequence[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.concatenate(parts))
 
 
 def _empty_batch(num_rows: int, length: int, pad_id: int) -> dict[str, np.ndarray]:

@@ -1,0 +1,63 @@
+"""How a model's language is preserved while its text is tuned, too."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from varifocal.recipe.data import SourceSection
+from varifocal.recipe.page import WrongKeyError
+from varifocal.recipe.section import Count, Rate, Section
+
+Portion = Annotated[float, Field(gt=0, lt=1)]
+
+
+class KeepSection(Section):
+    """Rows of plain text in every epoch, on which the model is held to what its base says.
+
+    Before training, the base answers plain instructions once, and its distribution over the next
+    token is stored at every token of these answers. The rows are packed with the others.
+    """
+
+    type: Literal["distill", "replay"] = "distill"
+    """`distill`: the loss of these rows is the KL divergence from the base's distribution;
+    `replay`: the ordinary loss of the answers."""
+    instructions: Annotated[tuple[SourceSection, ...], Field(strict=False)] = ()
+    """Sources of plain instructions, like those of `data.train`; examples with an image are passed
+    over. By default instructions that come with Varifocal."""
+    answers: Literal["base", "data"] = "base"
+    """`base`: the base writes the answers; `data`: the sources' own answers are read."""
+    num_examples: Count = 256
+    """At most so many instructions, the first ones of the sources."""
+    max_new_tokens: Count = 64
+    """Longest answer that the base writes, in tokens."""
+    temperature: Annotated[float, Field(ge=0)] = 1.0
+    """Of the base's answers: 1 draws from its own distribution, 0 takes the likeliest token."""
+    share: Portion = 0.1
+    """Share of an epoch's tokens that these rows are; a step of the same size costs no more, and an
+    epoch has that many more steps."""
+    weight: Rate = 1.0
+    """`distill`: factor on the loss of each of these tokens."""
+    top_k: Count = 32
+    """`distill`: likeliest next tokens whose probabilities are stored; the rest is one bucket."""
+
+    @model_validator(mode="after")
+    def _everything_is_used(self) -> "KeepSection":
+        """Refuse values that would do nothing."""
+        if self.answers == "data" and not self.instructions:
+            raise WrongKeyError("answers", "data needs training.keep.instructions, with answers")
+        for number, source in enumerate(self.instructions):
+            for key in ("metric", "epochs", "weight"):
+                if getattr(source, key) is not None:
+                    text = "does nothing here; training.keep.share says how much is taken"
+                    raise WrongKeyError(f"instructions[{number}].{key}", text)
+        unused = {"replay": ("weight", "top_k")}.get(self.type, ())
+        unused += ("max_new_tokens", "temperature") if self.answers == "data" else ()
+        for key in unused:
+            if getattr(self, key) != _default(key):
+                reason = "type: replay" if key in ("weight", "top_k") else "answers: data"
+                raise WrongKeyError(key, f"does nothing with {reason}; leave it out")
+        return self
+
+
+def _default(key: str) -> Any:
+    return KeepSection.model_fields[key].default
