@@ -142,6 +142,9 @@ def take_out():
 OTHER_RATES = ["training.learning_rate=1e-3", "training.connector_learning_rate=2e-3",
                "training.lr_scheduler_type=linear"]
 BY_TABLE = ["tuner={type: none, train_connector: true}"]  # so the tower's features are one
+ENGINES = ("one", "ddp", "fsdp2")
+KEEP = ["data.max_length=200", "data.row_length=400",
+        "training.keep={num_examples: 6, max_new_tokens: 8, share: 0.4, weight: 2.0}"]
 RUNS = {  # processes, engine, the run and step of the checkpoint to go on from, other knobs
     "one": (1, "ddp", None, []),
     "ddp": (2, "ddp", None, []),
@@ -152,9 +155,10 @@ RUNS = {  # processes, engine, the run and step of the checkpoint to go on from,
     "after": (2, "ddp", ("died", 4), []),
     "one by table": (1, "ddp", None, BY_TABLE),
     "ddp by table": (2, "ddp", None, BY_TABLE),
+    **{f"{name} keep": (int(name != "one") + 1, name, None, KEEP) for name in ENGINES},
     **{
         f"{engine} of other rates": (int(engine != "one") + 1, engine, ("one", 4), OTHER_RATES)
-        for engine in ("one", "ddp", "fsdp2")
+        for engine in ENGINES
     },
 }
 
@@ -270,6 +274,18 @@ def test_two_processes_share_a_new_table_of_features(recipe_file, tmp_path):
     one, ddp = launch(recipe_file, tmp_path, "one by table", "ddp by table")
     assert_same_curve(ddp["curve"], one["curve"])
     assert one["plan"]["measured"]["vision_passes"] == 9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
+def test_two_processes_are_held_to_the_base_as_one_is(recipe_file, tmp_path, engine):
+    one, two = launch(recipe_file, tmp_path, "one keep", f"{engine} keep")
+    assert_same_curve(two["curve"], one["curve"])
+    spent = [each["tokens_distilled"] for each in two["unlogged"]["spent"]]
+    assert sum(spent) == one["unlogged"]["spent"][0]["tokens_distilled"] > 0
+    assert spent[0] != spent[1]
+    # One process has written the answers; the run before left them in the cache.
+    assert [each["flops_keep"] for each in two["unlogged"]["spent"]] == [0, 0]
 
 
 def assert_takes_rates(run, one, alone):
