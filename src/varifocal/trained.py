@@ -8,6 +8,7 @@ learned; and one that was finished, then continued with `--resume` and stopped a
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,6 +110,16 @@ def scores_folder(run: RunDirectory) -> Path:
         if folder.name.removeprefix(CHECKPOINT_PREFIX).isdigit() and any(folder.glob("*.json*"))
     ]
     return max(scored, key=checkpoint_step, default=run.evaluations)
+
+
+def command_for(file: Path) -> str:
+    """Return the command that makes a file of a run's predictions or scores anew."""
+    folder, words = file.parent, ["varifocal", "eval"]
+    step = checkpoint_step(folder) if folder.name.startswith("checkpoint-") else None
+    words.append(str((folder if step is None else folder.parent).parent))
+    words += [] if step is None else ["--checkpoint", str(step)]
+    words += ["--score", "generate"] if "-generate" in file.name else []
+    return shlex.join([*words, "--blind"] if "-blind" in file.name else words)
 
 
 def _end(run: RunDirectory) -> Trained | None:

@@ -74,3 +74,17 @@ def test_a_stream_cannot_be_counted(tmp_path, recipe, lines):
     page = {"data.train": [source], "data.mixture.total": 5, "training.max_steps": 1}
     with pytest.raises(DataError, match="cannot be counted"):
         train(recipe(page), tmp_path / "run")
+
+
+def test_columns_that_are_not_read_are_told_before_the_first_step(recipe, tmp_path):
+    turns = [{"from": "human", "value": "Is it?"}, {"from": "gpt", "value": "Yes."}]
+    row = {"id": "1", "conversations": turns, "rejected": "No."}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    source = {"path": str(tmp_path / "rows.jsonl"), "format": "sharegpt"}
+    said = []
+    page = recipe({"data.train": [source], "training.max_steps": 1})
+    train(page, tmp_path / "run", progress=lambda stage, *at: said.append((stage, at[-1])))
+    told = "rows.jsonl: as sharegpt, these columns are not read: rejected"
+    stages = [stage for stage, _ in said]
+    assert ("data", told) in said
+    assert stages.index("data") < stages.index("train")

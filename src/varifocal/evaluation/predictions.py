@@ -18,8 +18,8 @@ from varifocal.errors import DataError, RunError
 from varifocal.evaluation.baselines import Baselines
 from varifocal.evaluation.benchmark import Answer, Prompt
 from varifocal.locking import alone
-from varifocal.run import RunDirectory, checkpoint_step
-from varifocal.trained import scores_folder
+from varifocal.run import RunDirectory
+from varifocal.trained import command_for, scores_folder
 from varifocal.writing import write_text
 
 StoredLine = dict[str, Any]
@@ -211,16 +211,6 @@ def read_predictions(file: Path) -> Predictions:
     left_out = page.get("items_left_out", 0)
     counted = left_out if isinstance(left_out, int) else 0
     return Predictions(suite, file, lines, _protocol(page), counted, _baselines(page))
-
-
-def command_for(file: Path) -> str:
-    """Return the command that makes a run's predictions or scores anew."""
-    folder, words = file.parent, ["varifocal", "eval"]
-    step = checkpoint_step(folder) if folder.name.startswith("checkpoint-") else None
-    words.append(str((folder if step is None else folder.parent).parent))
-    words += [] if step is None else ["--checkpoint", str(step)]
-    words += ["--score", "generate"] if "-generate" in file.name else []
-    return shlex.join([*words, "--blind"] if "-blind" in file.name else words)
 
 
 def _line(row: Mapping[str, Any]) -> Line:
