@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
-from varifocal.tuners import MixLoraConfig, MMAConfig
+from varifocal.tuners import ImageLoraConfig, MixLoraConfig, MMAConfig
 
 LANGUAGE, MIXED, VISION = "language model", "vision-language model", "vision tower"
 
@@ -61,6 +61,11 @@ _MMA = r"\.(mma_(down|router)\.default\.(weight|bias)|mma_up\.default\.(weight|b
 _TOKENS = r"modality_embedding\.mma_embedding\.default\.weight"
 _LLAMA_LIKE = rf"model\.(layers\.[01]\.input_layernorm{_MMA}|{_TOKENS})"
 
+_LLAVA = (
+    rf"model\.(language_model\.(layers\.[01]\.input_layernorm{_MMA}|{_TOKENS})"
+    rf"|vision_tower\.encoder\.layers\.[01]\.layer_norm1{_MMA})"
+)
+
 _ONE = r"\.mma_(down|up)\.default\.(weight|bias)"
 
 _SEVEN = r"(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
@@ -71,6 +76,14 @@ _ROUTERS = r"\.mixlora_router\.default\.(independent_[ab]|conditional)"
 
 def unrouted() -> PeftConfig:
     return MMAConfig(router=False)
+
+
+def mma_base() -> PeftConfig:
+    return MMAConfig(text_route="base")
+
+
+def lora_base() -> PeftConfig:
+    return ImageLoraConfig(target_modules=["q_proj", "v_proj"])
 
 
 def mixlora(**settings: Any) -> Callable[[], PeftConfig]:
@@ -97,14 +110,7 @@ ROWS = [
         for name in ("llama", "qwen2", "qwen3", "gemma3")
     ),
     Row("mma", "gpt2", LANGUAGE, MMAConfig, rf"transformer\.(h\.[01]\.ln_1{_MMA}|{_TOKENS})"),
-    Row(
-        "mma",
-        "llava",
-        MIXED,
-        MMAConfig,
-        rf"model\.(language_model\.(layers\.[01]\.input_layernorm{_MMA}|{_TOKENS})"
-        rf"|vision_tower\.encoder\.layers\.[01]\.layer_norm1{_MMA})",
-    ),
+    Row("mma", "llava", MIXED, MMAConfig, _LLAVA),
     Row("mma", "clip", VISION, MMAConfig, rf"encoder\.layers\.[01]\.layer_norm1{_MMA}"),
     Row("mma", "siglip", VISION, MMAConfig, rf"encoder\.layers\.[01]\.layer_norm1{_MMA}"),
     Row("mma", "dinov2", VISION, MMAConfig, rf"encoder\.layer\.[01]\.norm1{_MMA}"),
@@ -127,6 +133,29 @@ ROWS = [
         lambda: LoraConfig(target_modules=["q_proj", "v_proj"]),
         r"model\.layers\.[01]\.self_attn\.[qv]_proj\.lora_[AB]\.default\.weight",
         mergeable=True,
+    ),
+    Row("mma_base", "llava", MIXED, mma_base, _LLAVA),
+    Row(
+        "lora_base",
+        "llama",
+        LANGUAGE,
+        lora_base,
+        r"model\.layers\.[01]\.self_attn\.[qv]_proj\.lora_[AB]\.default\.weight",
+    ),
+    Row(
+        "lora_base",
+        "llava",
+        MIXED,
+        lora_base,
+        r"model\.(language_model|vision_tower\.encoder)\.layers\.[01]\.self_attn\.[qv]_proj"
+        r"\.lora_[AB]\.default\.weight",
+    ),
+    mixlora_row(
+        "llava",
+        rf"model\.language_model\.layers\.[01]\.{_SEVEN}",
+        MIXED,
+        method="mixlora_base",
+        text_route="base",
     ),
     *(mixlora_row(name) for name in ("llama", "qwen2", "qwen3", "gemma3")),
     mixlora_row("gpt2", r"transformer\.h\.[01]\.(attn\.(c_attn|c_proj)|mlp\.(c_fc|c_proj))"),

@@ -68,12 +68,19 @@ def update(h: Tensor, p: dict[str, Tensor], selection: str) -> Tensor:
     return ALPHA / R * delta
 
 
-def linear(x: Tensor, weight: Tensor, p: dict[str, Tensor], row: list, selection: str) -> Tensor:
-    """A linear with its update on one row x [T, I]; returns [T, O]."""
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    p: dict[str, Tensor],
+    row: list,
+    selection: str,
+    is_image: Tensor | None = None,
+) -> Tensor:
+    """A linear with its update on one row x [T, I], of image tokens [T] alone; returns [T, O]."""
     y = list(x @ weight.T)
     for deciding, following in turns_of(row):
         delta = update(x[deciding].mean(dim=0), p, selection)
-        for t in following:
+        for t in following if is_image is None else [t for t in following if is_image[t]]:
             y[t] = y[t] + delta @ x[t]
     return torch.stack(y)
 
@@ -83,7 +90,14 @@ def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat([-right, left], dim=-1) * sin
 
 
-def llama(model: nn.Module, p: dict, row: list, ids: Tensor, selection: str) -> Tensor:
+def llama(
+    model: nn.Module,
+    p: dict,
+    row: list,
+    ids: Tensor,
+    selection: str,
+    is_image: Tensor | None = None,
+) -> Tensor:
     """Logits [T, vocabulary] of one packed row; segments do not see one another."""
     core, marks = model.model, marks_of(row)
     x = core.embed_tokens(ids)
@@ -94,7 +108,7 @@ def llama(model: nn.Module, p: dict, row: list, ids: Tensor, selection: str) -> 
 
         def run(name: str, z: Tensor, i: int = i, layer: nn.Module = layer) -> Tensor:
             weight = layer.get_submodule(name).base_layer.weight
-            return linear(z, weight, p[f"{i}.{name}"], row, selection)
+            return linear(z, weight, p[f"{i}.{name}"], row, selection, is_image)
 
         z = layer.input_layernorm(x)
         q, k, v = (run(f"self_attn.{n}_proj", z).unflatten(-1, (-1, 8)) for n in "qkv")
@@ -156,6 +170,24 @@ def test_packed_conversations_equal_the_papers_equations(selection, conditional,
     (found * direction).sum().backward()
     (expected * direction).sum().backward()
     compare_gradients(model, leaves, learnt=selection == "weighted")
+
+
+def test_with_text_left_to_the_base_the_segments_with_an_image_alone_are_updated(tiny):
+    sizes = {"num_factors": E, "rank": R, "lora_alpha": ALPHA, "dropout": 0.0}
+    model = get_peft_model(tiny("llama"), MixLoraConfig(**sizes, text_route="base")).eval()
+    leaves, batch = awake(model), inputs(ROWS)
+    is_image = batch["segment_ids"] == 0  # row 0: an image segment and a text one; row 1: image
+    found = model(**batch, modality_ids=is_image.long(), use_cache=False).logits
+    base = model.get_base_model()
+    rows = zip(ROWS, batch["input_ids"], is_image, strict=True)
+    expected = torch.stack(
+        [llama(base, leaves, row, ids, "weighted", images) for row, ids, images in rows]
+    )
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    direction = torch.randn_like(expected)
+    (found * direction).sum().backward()
+    (expected * direction).sum().backward()
+    compare_gradients(model, leaves, learnt=True)
 
 
 def compare_gradients(model: nn.Module, leaves: dict, *, learnt: bool) -> None:

@@ -132,9 +132,11 @@ def test_language_model_equals_a_prepended_and_masked_modality_token(tiny, batch
     compare(model, leaves, model(**inputs).logits, expected)
 
 
-def test_packed_row_equals_a_prepended_and_masked_modality_token_each(tiny, batch):
+@pytest.mark.parametrize("text_route", ["trained", "base"])
+def test_packed_row_equals_a_prepended_and_masked_modality_token_each(text_route, tiny, batch):
     base = tiny("llama")
-    model = get_peft_model(copy.deepcopy(base), MMAConfig(**CONFIG)).train()
+    config = MMAConfig(**CONFIG, text_route=text_route)
+    model = get_peft_model(copy.deepcopy(base), config).train()
     leaves = awake(model)
     (embedding,) = (leaf for name, leaf in leaves.items() if "modality_embedding" in name)
     ids = batch("llama")["input_ids"]
@@ -143,6 +145,8 @@ def test_packed_row_equals_a_prepended_and_masked_modality_token_each(tiny, batc
         llama_with_modality_token(
             base, by_layer(leaves), embedding, piece[None], torch.tensor([kind])
         )
+        if kind or text_route == "trained"
+        else base(piece[None]).logits
         for piece, kind in zip(pieces, kinds, strict=True)
     ]
     found = model(

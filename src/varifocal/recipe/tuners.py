@@ -6,6 +6,7 @@ from pydantic import BeforeValidator, Field
 
 from varifocal.recipe.section import Count, Rate, Section, Share
 
+TextRoute = Literal["trained", "base"]
 SEVEN_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -19,6 +20,8 @@ class MMASection(Section):
     """Mix two branches by modality; false: one plain branch, the adapter MMA is compared with."""
     router_temperature: Rate = 10.0
     """Divides the router's logits before its softmax; the paper takes 10 (7B) and 5 (13B)."""
+    text_route: TextRoute = "trained"
+    """What samples without an image run through: trained adapters, or the base model alone."""
     scale: float = 1.0
     """Factor on the adapter's output."""
     dropout: Share = 0.1
@@ -35,6 +38,8 @@ class LoraSection(Section):
     type: Literal["lora"] = "lora"
     rank: Count = 8
     """Rank of the update."""
+    text_route: TextRoute = "trained"
+    """What samples without an image run through: the trained LoRA, or the base model alone."""
     lora_alpha: Rate = 16.0
     """The update is scaled by lora_alpha / rank."""
     dropout: Share = 0.05
@@ -68,6 +73,8 @@ class MixLoraSection(Section):
     """E: rank-1 factors in each pool."""
     rank: Count = 4
     """r: factors picked for an instance."""
+    text_route: TextRoute = "trained"
+    """What samples without an image run through: trained factors, or the base model alone."""
     conditional: bool = True
     """Let the choice for B read the factors chosen for A and the instance (the paper's CFS)."""
     selection: Literal["hard", "weighted", "straight_through", "random"] = "weighted"

@@ -24,7 +24,7 @@ from varifocal.recipe import (
     TunerSection,
 )
 from varifocal.training.full import hold_in_float32, train_full_model
-from varifocal.tuners import MixLoraConfig, MMAConfig
+from varifocal.tuners import ImageLoraConfig, MixLoraConfig, MMAConfig
 from varifocal.tuners.targets import check_targets
 
 # The names transformers gives the image encoder of a vision-language model.
@@ -89,6 +89,7 @@ def _config(
             bottleneck_dim=tuner.bottleneck_dim,
             router=tuner.router,
             router_temperature=tuner.router_temperature,
+            text_route=tuner.text_route,
             scale=tuner.scale,
             dropout=tuner.dropout,
             vision_tower=tuner.adapt_vision_tower,
@@ -107,9 +108,11 @@ def _config(
     }
     if isinstance(tuner, MixLoraSection):
         own = ("num_factors", "rank", "conditional", "selection", "routing_scope", "lora_alpha")
-        options = {name: getattr(tuner, name) for name in (*own, "balance", "dropout")}
+        more = ("balance", "dropout", "text_route")
+        options = {name: getattr(tuner, name) for name in (*own, *more)}
         return MixLoraConfig(**options, **shared)
-    return LoraConfig(
+    lora = ImageLoraConfig if tuner.text_route == "base" else LoraConfig
+    return lora(
         r=tuner.rank,
         lora_alpha=cast(int, tuner.lora_alpha),  # PEFT says int and only divides by it
         lora_dropout=tuner.dropout,

@@ -1,8 +1,9 @@
 """Parameter-efficient methods as PEFT plugins; imports nothing else of Varifocal.
 
-Importing it registers `MMAConfig` and `MixLoraConfig` with PEFT.
+Importing it registers `MMAConfig`, `MixLoraConfig` and `ImageLoraConfig` with PEFT.
 """
 
+from .image_lora import ImageLoraConfig, ImageLoraModel
 from .mixlora import (
     Load,
     MixLoraConfig,
@@ -19,6 +20,8 @@ from .mixlora import (
 from .mma import MMAConfig, MMALayer, MMAModel, routing_table
 
 __all__ = [
+    "ImageLoraConfig",
+    "ImageLoraModel",
     "Load",
     "MMAConfig",
     "MMALayer",

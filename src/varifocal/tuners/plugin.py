@@ -12,7 +12,11 @@ from typing import Any, Protocol
 
 import torch
 from peft import PeftConfig
-from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
+from peft.mapping import (
+    PEFT_TYPE_TO_CONFIG_MAPPING,
+    PEFT_TYPE_TO_PREFIX_MAPPING,
+    PEFT_TYPE_TO_TUNER_MAPPING,
+)
 from peft.tuners.tuners_utils import BaseTuner
 from peft.utils import PeftType, register_peft_method
 from torch import Tensor, nn
@@ -21,7 +25,13 @@ ROW_MARKS = ("modality_ids", "segment_ids", "prompt_mask")
 """Per-token marks [B, T] that a batch carries for tuners; no transformers decoder takes them."""
 
 
-def register(name: str, config_cls: type[PeftConfig], model_cls: type[BaseTuner]) -> None:
+def register(
+    name: str,
+    config_cls: type[PeftConfig],
+    model_cls: type[BaseTuner],
+    *,
+    shares_prefix: bool = False,
+) -> None:
     """Make PEFT know a method, as if it were one of its own.
 
     PEFT looks methods up by members of its closed enum `PeftType` and offers no way to add one, so
@@ -34,6 +44,8 @@ def register(name: str, config_cls: type[PeftConfig], model_cls: type[BaseTuner]
             `adapter_config.json`.
         config_cls: the method's `PeftConfig`.
         model_cls: the method's `BaseTuner`; its `prefix` must be `name + "_"`.
+        shares_prefix: whether its `prefix` is that of another method, whose tensor names it takes.
+            PEFT's own function for a new method allows none to be shared.
 
     Raises:
         ValueError: if another method of that name is registered already.
@@ -48,8 +60,12 @@ def register(name: str, config_cls: type[PeftConfig], model_cls: type[BaseTuner]
         type.__setattr__(PeftType, value, member)
     peft_type = PeftType(value)
     known = PEFT_TYPE_TO_CONFIG_MAPPING.get(peft_type)
-    if known is None:
+    if known is None and not shares_prefix:
         register_peft_method(name=name, config_cls=config_cls, model_cls=model_cls)
+    elif known is None:
+        PEFT_TYPE_TO_PREFIX_MAPPING[peft_type] = model_cls.prefix
+        PEFT_TYPE_TO_CONFIG_MAPPING[peft_type] = config_cls
+        PEFT_TYPE_TO_TUNER_MAPPING[peft_type] = model_cls
     elif (known.__module__, known.__qualname__) == (config_cls.__module__, config_cls.__qualname__):
         PEFT_TYPE_TO_CONFIG_MAPPING[peft_type] = config_cls
         PEFT_TYPE_TO_TUNER_MAPPING[peft_type] = model_cls

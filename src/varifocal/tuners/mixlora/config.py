@@ -6,6 +6,8 @@ from typing import Literal
 from peft import PeftConfig
 from peft.utils import PeftType
 
+from ..modality import TextRoute, check_text_route
+
 SELECTIONS = ("hard", "weighted", "straight_through", "random")
 SCOPES = ("prompt", "sequence")
 
@@ -48,6 +50,9 @@ class MixLoraConfig(PeftConfig):
         lora_alpha: the update is scaled by lora_alpha / rank; None: 2 E, as the public code.
         dropout: probability of dropping an input of the factors in training, in [0, 1).
         balance: weight of the load-balancing loss (`balance_loss`), 0 or more; 0 computes none.
+        text_route: what samples without an image run through in the language model: "trained", the
+            factors they choose; or "base", the base model alone, to the last bit. Then nothing is
+            learned from text, in factors and routers, and the balancing loss counts images' groups.
         target_modules: linears to adapt, as a list of name endings or a regular expression, as
             everywhere in PEFT. None: every linear of the language model's blocks (LLaMA's q, k, v,
             o, gate, up, down), found by structure; never a vision tower, connector or output head.
@@ -67,6 +72,7 @@ class MixLoraConfig(PeftConfig):
     lora_alpha: float | None = field(default=None)
     dropout: float = field(default=0.05)
     balance: float = field(default=0.0)
+    text_route: TextRoute = field(default="trained")
     target_modules: list[str] | str | None = field(default=None)
     exclude_modules: list[str] | str | None = field(default=None)
     modules_to_save: list[str] | None = field(default=None)
@@ -88,6 +94,7 @@ class MixLoraConfig(PeftConfig):
         self.peft_type = PeftType("MIXLORA")
         _check_one_of("selection", self.selection, SELECTIONS)
         _check_one_of("routing_scope", self.routing_scope, SCOPES)
+        check_text_route(self.text_route)
         if not 1 <= self.rank <= self.num_factors:
             raise ValueError(
                 f"rank must lie between 1 and num_factors={self.num_factors}; got {self.rank}"

@@ -8,7 +8,7 @@ Dimensions: B rows, T tokens, G groups of the row with the most.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,7 +24,8 @@ class Groups:
     Attributes:
         members: [B, G, T] bool, the tokens whose mean decides for a group.
         of_token: [B, T], each token's group; None where G is 1.
-        segments: [B, G], the segment a group lies in; -1 where a row has no such group.
+        segments: [B, G], the segment a group lies in; -1 where a row has no such group, or its
+            choice is of no account.
         last: [B], the group of each row's last valid token; None where G is 1.
     """
 
@@ -60,6 +61,12 @@ def group_rows_whole(valid: Tensor) -> Groups:
     """Make one group of each row, decided by its valid tokens [B, T]."""
     segments = torch.zeros(len(valid), 1, dtype=torch.long, device=valid.device)
     return Groups(valid[:, None], None, segments, None)
+
+
+def leave_out(groups: Groups, is_image: Tensor) -> Groups:
+    """Take the groups without an image token [B, T] off the list: their choice is of no account."""
+    with_image = (groups.members & is_image[:, None]).any(dim=-1)  # [B, G]
+    return replace(groups, segments=groups.segments.masked_fill(~with_image, -1))
 
 
 def find_groups(
@@ -119,17 +126,6 @@ def valid_tokens(attention_mask: Any, shape: tuple[int, int], device: torch.devi
         seen = seen if seen.dtype == torch.bool else seen == 0
         return seen[:, -length:].expand(rows, length)
     return attention_mask[:, -length:].to(device).bool()
-
-
-def segments_of_positions(position_ids: Any, shape: tuple[int, int]) -> Tensor | None:
-    """Number segments [B, T] by where positions start again; None where they never do."""
-    if not isinstance(position_ids, Tensor) or position_ids.dim() != 2:
-        return None
-    positions = position_ids.expand(shape)
-    restarts = positions[:, 1:] <= positions[:, :-1]
-    if not restarts.any():
-        return None
-    return torch.nn.functional.pad(restarts.long().cumsum(dim=1), (1, 0))
 
 
 def _fit(name: str, mark: Tensor, valid: Tensor, past: int) -> Tensor:

@@ -41,7 +41,8 @@ class MixLoraLayer(nn.Module, BaseTunerLayer):
 
         y = W x + (lora_alpha / r) * sum_i w_i b_{J_i} (a_{I_i} . dropout(x))
 
-    The pair's weight w_i is 1 or learnt, see `MixLoraConfig.selection`. A starts as
+    The pair's weight w_i is 1 or learnt, see `MixLoraConfig.selection`. With `text_route="base"`
+    tokens of samples without an image have y = W x, to the last bit. A starts as
     kaiming_uniform(sqrt(5)), B as zero, so y = W x until training moves it.
 
     Never a dense update: all E products with A at once, one skinny matrix product whatever the
@@ -115,6 +116,8 @@ class MixLoraLayer(nn.Module, BaseTunerLayer):
                 f"{list(x.shape)}. Leave it out of target_modules"
             )
         choice, groups = self._choose(adapter, x)
+        if self.context is not None and self.context.is_left:
+            return y
         return self._update(adapter, x, y, choice, groups)
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
@@ -193,6 +196,8 @@ class MixLoraLayer(nn.Module, BaseTunerLayer):
         chosen = products.gather(-1, per_token(choice.factors_a))  # [B, T, R]
         if choice.weights is not None:
             chosen = chosen * per_token(choice.weights.to(chosen.dtype))
+        if self.context is not None and self.context.is_image is not None:
+            chosen = chosen.masked_fill(~self.context.is_image.to(chosen.device)[..., None], 0)
         placed = torch.zeros_like(products).scatter(-1, per_token(choice.factors_b), chosen)
         update = (placed.flatten(0, 1).to(y.dtype), cast(Tensor, pool_b).to(y.dtype))
         return torch.addmm(y.flatten(0, 1), *update, alpha=config.scaling).view_as(y).to(y.dtype)

@@ -9,7 +9,8 @@ from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from ..mma.sites import site_of
+from ..modality import check_reads_images_only, check_text_is_untouched, reader_of
+from ..sites import site_of
 from ..targets import check_config
 from .config import MixLoraConfig
 from .layer import NO_MERGE, MixLoraLayer
@@ -46,6 +47,8 @@ class MixLoraModel(BaseTuner):
         if config.target_modules is None:
             config.target_modules = _linears_of_blocks(self.model)
         check_config(self.model, config)
+        if config.text_route == "base":
+            check_text_is_untouched(self.model, config.modules_to_save)
         return config
 
     def _check_merge_allowed(self) -> None:
@@ -64,6 +67,8 @@ class MixLoraModel(BaseTuner):
         config = cast(MixLoraConfig, peft_config)
         site = site_of(self.model, current_key)
         in_decoder = site is not None and site.router == "modality"
+        if config.text_route == "base" and not in_decoder:
+            check_reads_images_only(self.model, current_key)
         layer = target if isinstance(target, MixLoraLayer) else None
         if layer is None:
             if target is _output_head(self.model):
@@ -76,7 +81,7 @@ class MixLoraModel(BaseTuner):
             setattr(parent, target_name, layer)
             if site is not None and in_decoder:
                 inside = current_key[len(site.owner) + 1 :] if site.owner else current_key
-                _routing(self.model.get_submodule(site.owner)).layer_names.append(inside)
+                _routing(self.model, site.owner).layer_names.append(inside)
         layer.update_layer(adapter_name, config)
 
 
@@ -111,10 +116,11 @@ def _balance(routing: DecoderRouting, decoder: nn.Module) -> float:
     return 0.0 if adapter is None else layers[0].mixlora_config[adapter].balance
 
 
-def _routing(decoder: nn.Module) -> DecoderRouting:
-    """Find or attach a decoder's hooks."""
+def _routing(model: nn.Module, owner: str) -> DecoderRouting:
+    """Find or attach the hooks of the decoder of that name."""
+    decoder = model.get_submodule(owner)
     if ROUTING not in decoder._modules:
-        decoder.add_module(ROUTING, DecoderRouting(decoder))
+        decoder.add_module(ROUTING, DecoderRouting(decoder, reader_of(model, owner)))
     return cast(DecoderRouting, decoder.get_submodule(ROUTING))
 
 

@@ -147,7 +147,7 @@ def _load(factors: list[Tensor], scores: list[Tensor | None], num_factors: int) 
     shares = counts / counts.sum().clamp(min=1)
     known = [score.double() for score in scores if score is not None]
     sharpness = None
-    if known:
+    if known and counts.any():
         sharpness = 1 - float(_entropy(torch.cat(known)).mean())
     return Load(shares.float(), float(_entropy(shares)), sharpness)
 

@@ -72,6 +72,11 @@ def route(model: nn.Module, prompt: Tensor | Mapping[str, Any]) -> RoutedLora:
         for module in model.modules()
         if isinstance(module, MixLoraLayer) and module.adapter() is not None
     }
+    if any(_leaves(layer, chosen[name]) for name, layer in layers.items() if name in chosen):
+        raise ValueError(
+            "the prompt has no image, and text_route='base' leaves it to the base model: there is "
+            "no LoRA to take"
+        )
     if not layers:
         raise ValueError("no MixLoRA adapter is active")
     if missing := [name for name in layers if name not in chosen]:
@@ -87,6 +92,11 @@ def save_routed(
 ) -> None:
     """Write the ordinary LoRA that a prompt chooses as PEFT files; see `route`."""
     route(model, prompt).save(directory)
+
+
+def _leaves(layer: MixLoraLayer, chosen: Chosen) -> bool:
+    config = layer.mixlora_config[cast(str, layer.adapter())]
+    return layer.in_decoder and config.text_route == "base" and not chosen.groups.decided.any()
 
 
 def _add(chosen: dict[str, Chosen], one: Chosen) -> None:

@@ -16,6 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from ..modality import RowModality, has_no_image, segments_of_positions
 from ..plugin import (
     Contextual,
     cached_length,
@@ -25,7 +26,7 @@ from ..plugin import (
 )
 from .choice import Choice, balance_term
 from .config import MixLoraConfig
-from .groups import Groups, find_groups, segments_of_positions, valid_tokens
+from .groups import Groups, find_groups, leave_out, valid_tokens
 
 ROUTING = "mixlora_routing"
 """Name under which a decoder holds its hooks."""
@@ -94,6 +95,8 @@ class Context:
         listeners: are told of every choice.
         balance: by linear, the terms of the balancing loss.
         told: the linears that have told their choice.
+        is_image: [B, T] bool, the tokens that the factors are for; None for all.
+        is_left: whether they are for none of them, and no gradient is asked for.
     """
 
     adapter: str
@@ -104,6 +107,8 @@ class Context:
     listeners: list[Callable[[Chosen], None]] = field(default_factory=list)
     balance: dict[str, Tensor] = field(default_factory=dict)
     told: set[str] = field(default_factory=set)
+    is_image: Tensor | None = None
+    is_left: bool = False
     _totals: tuple[Tensor, Tensor] | None = None
 
     def totals(self, x: Tensor) -> Tensor:
@@ -129,10 +134,12 @@ class DecoderRouting(nn.Module):
 
     Args:
         decoder: the module that owns the decoder layers and the token embedding.
+        reader: the vision-language model around it that sees `input_ids`, if there is one.
     """
 
-    def __init__(self, decoder: nn.Module) -> None:
+    def __init__(self, decoder: nn.Module, reader: nn.Module | None) -> None:
         super().__init__()
+        self._rows = RowModality(reader)
         self.layer_names: list[str] = []
         self.listeners: list[Callable[[Chosen], None]] = []
         self.balance: list[Tensor] = []
@@ -144,7 +151,8 @@ class DecoderRouting(nn.Module):
         ]
 
     def remove_hooks(self) -> None:
-        """Leave the decoder as it was found."""
+        """Leave the decoder and its reader as they were found."""
+        self._rows.remove_hooks()
         for hook in self._hooks:
             hook.remove()
 
@@ -156,7 +164,7 @@ class DecoderRouting(nn.Module):
         self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         marks = pop_marks(kwargs)
-        marks.pop("modality_ids", None)
+        modality_ids = marks.pop("modality_ids", None)
         layers = cast(list[Any], self.layers(decoder))
         adapter = next((name for name in (layer.adapter() for layer in layers) if name), None)
         if adapter is None:
@@ -164,12 +172,31 @@ class DecoderRouting(nn.Module):
         config = next(one.mixlora_config[adapter] for one in layers if one.adapter())
         self._context = self._context_of(adapter, config, marks, args, kwargs)
         self._context.keeping = config.routing_scope == "prompt" and _caches(decoder, kwargs)
+        if config.text_route == "base":
+            self._leave_text(self._context, modality_ids, args, kwargs)
         for layer in layers:
             layer.context = self._context
         if torch.is_grad_enabled():
             contextual = cast(list[Contextual], layers)
             self._undo_checkpoints = remember_in_recomputation(decoder, contextual)
         return args, kwargs
+
+    def _leave_text(
+        self,
+        context: Context,
+        modality_ids: Tensor | None,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        """Keep the factors for tokens of samples with an image."""
+        ids = self._rows.read(modality_ids, args, kwargs)
+        if ids is None:
+            ids = torch.zeros(token_shape(args, kwargs), dtype=torch.long)
+        context.is_image = ids.bool()
+        if context.groups is not None:
+            context.is_image = context.is_image.to(context.groups.members.device)
+            context.groups = leave_out(context.groups, context.is_image)
+        context.is_left = not torch.is_grad_enabled() and has_no_image(ids)
 
     def _context_of(
         self,
@@ -210,6 +237,7 @@ class DecoderRouting(nn.Module):
             self._undo_checkpoints = None
         for layer in cast(list[Contextual], self.layers(decoder)):
             layer.context = None
+        self._rows.remember(output)
         context, self._context = self._context, None
         if context is None:
             return

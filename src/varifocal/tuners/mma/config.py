@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from peft import PeftConfig
 from peft.utils import PeftType
 
+from ..modality import TextRoute, check_text_route
+
 
 @dataclass
 class MMAConfig(PeftConfig):
@@ -19,6 +21,9 @@ class MMAConfig(PeftConfig):
             and no modality tokens: the plain adapter that LaVIN's ablation compares with. At equal
             parameters its bottleneck is about one and a half times as wide.
         router_temperature: tau of the routing softmax, above 0 (LaVIN: 10 for 7B, 5 for 13B).
+        text_route: what samples without an image run through in the language model: "trained", the
+            adapter, mixed for text; or "base", the base model alone, to the last bit. Then nothing
+            is learned from text, and an adapter runs only for tokens of samples with an image.
         target_modules: norms to adapt, as a list of name endings or a regular expression, as
             everywhere in PEFT. None: the norm before self-attention in every decoder layer and,
             with `vision_tower`, in every ViT block, found by structure.
@@ -37,6 +42,7 @@ class MMAConfig(PeftConfig):
     scale: float = field(default=1.0)
     router: bool = field(default=True)
     router_temperature: float = field(default=10.0)
+    text_route: TextRoute = field(default="trained")
     target_modules: list[str] | str | None = field(default=None)
     exclude_modules: list[str] | str | None = field(default=None)
     vision_tower: bool = field(default=True)
@@ -52,6 +58,12 @@ class MMAConfig(PeftConfig):
             raise ValueError(
                 f"bottleneck_dim must be a positive multiple of num_groups={self.num_groups}; "
                 f"got {self.bottleneck_dim}"
+            )
+        check_text_route(self.text_route)
+        if self.text_route == "base" and not self.router:
+            raise ValueError(
+                "text_route='base' needs router=True: without a router text and images share the "
+                "one branch"
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1); got {self.dropout}")

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from ..sites import Router
 from .config import MMAConfig
 from .routing import RoutingPass, TokenRouting
-from .sites import Router
 
 NO_MERGE = (
     "MMA cannot be merged into the base weights: each modality, and each image in a vision tower, "
@@ -62,7 +62,8 @@ class MMALayer(nn.Module, BaseTunerLayer):
 
     - "modality" (language models): the modality token's own state in this layer. Its weights w are
       a table [2 modalities, 2 branches], computed once per forward pass and looked up by each
-      token's `modality_ids`; see `routing.py`.
+      token's `modality_ids`; see `routing.py`. With `text_route="base"` the table's text row is
+      zero, so text has y = z.
     - "cls" (vision towers): each image's own CLS state z[:, 0].
     - "mean" (vision towers without a CLS token, such as SigLIP): each image's own mean state.
 
@@ -95,14 +96,15 @@ class MMALayer(nn.Module, BaseTunerLayer):
     def matrix_products(self) -> Iterator[tuple[int, bool]]:
         """Yield the multiply-adds a token of each product, and whether its weight is trained.
 
-        The down-projection, and the one up: a block [2 (R + 1), D] for two modalities. Without a
-        router there is one block of R + 1 rows for both.
+        The down-projection, and the one up: a block [2 (R + 1), D] for two modalities. There is one
+        block of R + 1 rows without a router, for both, and with text left to the base, for images.
         """
         for name in self.active_adapters:
             if name in self.mma_down:
                 down, up = cast(nn.Linear, self.mma_down[name]), self.mma_up[name]
                 yield down.in_features * down.out_features, _trains(down)
-                mixtures = 2 if name in self.mma_router else 1
+                both = name in self.mma_router and self.mma_config[name].text_route == "trained"
+                mixtures = 2 if both else 1
                 yield mixtures * (down.out_features + 1) * self.width, _trains(up)
 
     def update_layer(self, adapter_name: str, config: MMAConfig) -> None:
@@ -182,11 +184,17 @@ class MMALayer(nn.Module, BaseTunerLayer):
             weights = self._route(adapter, z)  # [2, 1, 2]
             context.table = weights[:, 0]
             return self._mix(adapter, z, weights, up.weight, up.bias)
+        table, shares = context.table, context.modality
+        if self.mma_config[adapter].text_route == "base":
+            if shares is None:
+                return z
+            table, shares = table[1:], shares[..., 1:]
+        elif shares is None:
+            table = table[:1]
         # Few weights, many tokens: mix the branches of each modality, then look modalities up.
-        table = context.table if context.modality is not None else context.table[:1]  # [M, 2]
         weight = torch.einsum("mb,bdk->mdk", table, up.weight.to(table.dtype))
         bias = table @ up.bias.to(table.dtype)
-        return self._mix(adapter, z, context.modality, weight, bias)
+        return self._mix(adapter, z, shares, weight, bias)
 
     def _route(self, adapter: str, state: Tensor) -> Tensor:
         """Turn routing states [..., D] into branch weights [..., 2], in float32 at least.
@@ -211,7 +219,8 @@ class MMALayer(nn.Module, BaseTunerLayer):
         Args:
             adapter: the adapter's name.
             z: [B, T, D].
-            shares: [B, T or 1, M]; None for M = 1 and a share of 1.
+            shares: [B, T or 1, M]; None for M = 1 and a share of 1. A token whose shares are all 0
+                keeps its z to the last bit.
             weight: [M, D, R / G].
             bias: [M, D].
         """

@@ -8,12 +8,13 @@ from peft import PeftConfig
 from peft.tuners.tuners_utils import BaseTuner
 from torch import Tensor, nn
 
+from ..modality import check_text_is_untouched, reader_of
 from ..plugin import evaluating
+from ..sites import find_sites, site_of, token_embedding
 from ..targets import check_config
 from .config import MMAConfig
 from .layer import NO_MERGE, MMALayer
 from .routing import ModalityEmbedding
-from .sites import ancestors, find_sites, image_token_ids, site_of, token_embedding
 
 MODALITY_EMBEDDING = "modality_embedding"
 """Name under which a decoder holds its modality tokens."""
@@ -55,6 +56,8 @@ class MMAModel(BaseTuner):
                 )
             config.target_modules = _shortest(names, self.model)
         check_config(self.model, config)
+        if config.text_route == "base":
+            check_text_is_untouched(self.model, config.modules_to_save)
         return config
 
     def _check_merge_allowed(self) -> None:
@@ -84,7 +87,7 @@ class MMAModel(BaseTuner):
             setattr(parent, target_name, layer)
         layer.update_layer(adapter_name, config)
         if config.router and site.router == "modality":
-            tokens = _modality_embedding(self.model, site.owner, adapter_name)
+            tokens = _modality_embedding(self.model, site.owner, adapter_name, config)
             tokens.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
             inside = current_key[len(site.owner) + 1 :] if site.owner else current_key
             tokens.layer_names[adapter_name].append(inside)
@@ -106,8 +109,9 @@ def routing_table(model: nn.Module, adapter_name: str | None = None) -> dict[str
 
     Returns:
         For each adapted norm's name in the base model, in order, the weights [2 modalities, 2
-        branches]: rows text and image, each adding up to 1. float32 on the CPU. Vision towers are
-        not listed: their weights belong to single images.
+        branches]: rows text and image, each adding up to 1, or zeros for text that is left to the
+        base model. float32 on the CPU. Vision towers are not listed: their weights belong to single
+        images.
 
     Raises:
         ValueError: if no decoder holds that adapter, or it has no router.
@@ -147,16 +151,17 @@ def _shortest(names: list[str], model: nn.Module) -> list[str]:
     return sorted(leaves) if same == set(names) else names
 
 
-def _modality_embedding(model: nn.Module, owner: str, adapter_name: str) -> ModalityEmbedding:
+def _modality_embedding(
+    model: nn.Module, owner: str, adapter_name: str, config: MMAConfig
+) -> ModalityEmbedding:
     """Find or attach a decoder's modality tokens, and give them those of an adapter."""
     decoder = model.get_submodule(owner)
     if MODALITY_EMBEDDING not in decoder._modules:
-        outer = [m for name, m in ancestors(model, owner) if name != owner]
-        readers = [m for m in (*outer, decoder) if image_token_ids(m)]
-        tokens = ModalityEmbedding(decoder, readers[0] if readers else None)
+        tokens = ModalityEmbedding(decoder, reader_of(model, owner))
         decoder.add_module(MODALITY_EMBEDDING, tokens)
     tokens = cast(ModalityEmbedding, decoder.get_submodule(MODALITY_EMBEDDING))
     if adapter_name not in tokens.mma_embedding:
-        tokens.add(adapter_name, cast(nn.Embedding, token_embedding(decoder)))
+        like = cast(nn.Embedding, token_embedding(decoder))
+        tokens.add(adapter_name, like, config.text_route)
         tokens.train(decoder.training)
     return tokens

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from ..modality import RowModality, TextRoute, has_no_image
 from ..plugin import (
     Contextual,
     cached_length,
@@ -25,9 +26,7 @@ from ..plugin import (
     remember_in_recomputation,
     token_shape,
 )
-from .sites import image_token_ids, token_embedding
-
-_REMEMBERED = "_modality_of_rows"  # a deep copy of a cache, as for prefix reuse, keeps it
+from ..sites import token_embedding
 
 
 @dataclass
@@ -72,7 +71,7 @@ class ModalityEmbedding(nn.Module, BaseTunerLayer):
     bias = None  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
 
     adapter_layer_names = ("mma_embedding",)
-    other_param_names = ("layer_names", "_inferred")
+    other_param_names = ("layer_names", "text_routes", "_inferred")
 
     def __init__(self, decoder: nn.Module, reader: nn.Module | None) -> None:
         """Attach to a decoder.
@@ -84,31 +83,27 @@ class ModalityEmbedding(nn.Module, BaseTunerLayer):
         super().__init__()
         self.mma_embedding = nn.ModuleDict()
         self.layer_names: dict[str, list[str]] = {}
+        self.text_routes: dict[str, TextRoute] = {}
         self._inferred: dict[str, tuple[Any, list[Tensor]]] = {}
-        self._derived: Tensor | None = None
         self._undo_checkpoints: Any = None
-        self._latest: Tensor | None = None
+        self._rows = RowModality(reader)
         self._hooks = [
             decoder.register_forward_pre_hook(self._before_decoder, with_kwargs=True),
             decoder.register_forward_hook(self._after_decoder, with_kwargs=True, always_call=True),
         ]
-        if reader is not None:
-            before = reader.register_forward_pre_hook(
-                self._before_reader, with_kwargs=True, prepend=True
-            )
-            after = reader.register_forward_hook(self._after_reader, always_call=True)
-            self._hooks += [before, after]
 
-    def add(self, adapter: str, like: nn.Embedding) -> None:
+    def add(self, adapter: str, like: nn.Embedding, text_route: TextRoute) -> None:
         """Add an adapter's two modality tokens, drawn from N(0, 1), next to the token embedding."""
         self.layer_names[adapter] = []
+        self.text_routes[adapter] = text_route
         self.mma_embedding[adapter] = nn.Embedding(2, like.embedding_dim)
         if not any(p.is_meta for p in self.mma_embedding[adapter].parameters()):
             weight = like.weight
             self.mma_embedding[adapter].to(device=weight.device, dtype=weight.dtype)
 
     def remove_hooks(self) -> None:
-        """Leave the decoder as it was found."""
+        """Leave the decoder and its reader as they were found."""
+        self._rows.remove_hooks()
         for hook in self._hooks:
             hook.remove()
 
@@ -119,6 +114,8 @@ class ModalityEmbedding(nn.Module, BaseTunerLayer):
 
     def tables(self, decoder: nn.Module, adapter: str, *, decoding: bool = False) -> list[Tensor]:
         """Return each layer's routing table [2 modalities, 2 branches], in the layers' order.
+
+        The text row is zero where text is left to the base model.
 
         In evaluation, where nothing needs a gradient, the tables are computed once and kept until
         a parameter of the decoder changes.
@@ -158,6 +155,8 @@ class ModalityEmbedding(nn.Module, BaseTunerLayer):
         with contexts_set(layers, list(passes.values())), plain_execution(decoder):
             output = decoder.forward(inputs_embeds=tokens, use_cache=False)
         tables = [cast(Tensor, passes[name].table) for name in self.layer_names[adapter]]
+        if self.text_routes[adapter] == "base":
+            tables = [table * table.new_tensor([[0.0], [1.0]]) for table in tables]
         if _is_distributed():
             # FSDP gathers a layer's weights again when a gradient reaches the layer's output, but
             # the last table leaves its layer before that: a zero from the output calls for them.
@@ -180,18 +179,12 @@ class ModalityEmbedding(nn.Module, BaseTunerLayer):
         adapter = self._adapter()
         if adapter is None:
             return args, kwargs
-        shape = token_shape(args, kwargs)
-        cache = kwargs.get("past_key_values")
-        past = cached_length(cache)
-        remembered = getattr(cache, _REMEMBERED, None) if past else None
-        ids = (
-            _fit(given, shape, past)
-            if given is not None
-            else _spread(remembered, self._derived, shape)
-        )
+        ids = self._rows.read(given, args, kwargs)
+        if self.text_routes[adapter] == "base":
+            ids = _unless_all_text(ids, token_shape(args, kwargs), decoder)
         modality = None if ids is None else _one_hot(ids, decoder)
-        self._latest = None if ids is None else ids[:, -1].detach()
         layers = cast(list[Contextual], self.layers(decoder, adapter))
+        past = cached_length(kwargs.get("past_key_values"))
         tables = self.tables(decoder, adapter, decoding=past > 0)
         for layer, table in zip(layers, tables, strict=True):
             layer.context = TokenRouting(adapter, table, modality)
@@ -208,67 +201,21 @@ class ModalityEmbedding(nn.Module, BaseTunerLayer):
         for names in self.layer_names.values():
             for name in names:
                 cast(Contextual, decoder.get_submodule(name)).context = None
-        cache = getattr(output, "past_key_values", None)
-        if cache is not None and self._latest is not None:
-            setattr(cache, _REMEMBERED, self._latest)
-        self._latest = None
-
-    def _before_reader(
-        self, reader: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> None:
-        if kwargs.get("modality_ids") is not None:
-            return
-        input_ids = kwargs.get("input_ids", args[0] if args else None)
-        if input_ids is not None:
-            images = torch.tensor(image_token_ids(reader), device=input_ids.device)
-            self._derived = torch.isin(input_ids, images).any(dim=1).long()
-        elif kwargs.get("pixel_values") is not None:
-            raise ValueError(
-                "cannot tell which rows hold an image: pass input_ids or modality_ids with "
-                "pixel_values"
-            )
-
-    def _after_reader(self, reader: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self._derived = None
+        self._rows.remember(output)
 
 
-def _fit(given: Tensor, shape: tuple[int, int], past: int) -> Tensor:
-    """Check `modality_ids` against the tokens; after `past` cached ones, extend the last column."""
-    if given.device.type == "cpu" and ((given < 0) | (given > 1)).any():
-        raise ValueError(
-            f"modality_ids must be 0 (text) or 1 (image); got {given.unique().tolist()}"
-        )
-    if given.shape == shape:
-        return given
-    if past and given.dim() == 2 and given.shape[0] == shape[0]:
-        if given.shape[1] == past + shape[1]:
-            return given[:, -shape[1] :]
-        if given.shape[1] <= past:
-            return given[:, -1:].expand(shape)
-    raise ValueError(f"modality_ids must be {list(shape)} like the tokens; got {list(given.shape)}")
-
-
-def _spread(
-    remembered: Tensor | None, derived: Tensor | None, shape: tuple[int, int]
+def _unless_all_text(
+    ids: Tensor | None, shape: tuple[int, int], decoder: nn.Module
 ) -> Tensor | None:
-    """Spread modalities of rows [B] over their new tokens; None where none are known.
+    """Return modality ids [B, T], or None where the adapter may be left out for the whole batch.
 
-    Args:
-        remembered: modality of what a cache holds.
-        derived: 1 where the new tokens hold an image.
-        shape: B and T.
+    Only without gradients and on one process: each process has to run each adapter, for a gradient
+    of zero too.
     """
-    known = [rows for rows in (remembered, derived) if rows is not None]
-    for rows in known:
-        if rows.shape[0] != shape[0]:
-            raise ValueError(
-                f"the batch has {shape[0]} rows, but {rows.shape[0]} are known to hold an image or "
-                "not: pass modality_ids"
-            )
-    if not known:
-        return None
-    ids = known[0] if len(known) == 1 else torch.maximum(known[0], known[1])
-    return ids[:, None].expand(shape)
+    if not torch.is_grad_enabled() and not _is_distributed():
+        return None if has_no_image(ids) else ids
+    like = _token_weight(decoder)
+    return torch.zeros(shape, dtype=torch.long, device=like.device) if ids is None else ids
 
 
 def _one_hot(ids: Tensor, decoder: nn.Module) -> Tensor:

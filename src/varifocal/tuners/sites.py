@@ -76,6 +76,11 @@ def site_of(model: nn.Module, name: str) -> Site | None:
     return Site(name, "cls" if has_cls else "mean", owner)
 
 
+def is_in_vision_tower(model: nn.Module, name: str) -> bool:
+    """Tell whether a named module, in blocks or not, is part of a model that reads no text."""
+    return _vision_tower(model, name) is not None
+
+
 def token_embedding(module: nn.Module) -> nn.Embedding | None:
     """Return a language decoder's token embedding; None for any other module."""
     if not isinstance(module, PreTrainedModel):

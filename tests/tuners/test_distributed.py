@@ -1,4 +1,4 @@
-"""MMA under data parallelism and sharding: two processes find one process's gradients."""
+"""Tuners under data parallelism and sharding: two processes find one process's gradients."""
 
 import subprocess
 import sys
@@ -12,19 +12,27 @@ from peft import get_peft_model
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from transformers import LlamaConfig, LlamaForCausalLM
-from varifocal.tuners import MMAConfig
+from varifocal.tuners import ImageLoraConfig, MixLoraConfig, MMAConfig
 
 torch.distributed.init_process_group("gloo")
 rank = torch.distributed.get_rank()
 ids = torch.randint(3, 60, (2, 7), generator=torch.Generator().manual_seed(2))
 modality = torch.tensor([0, 1])[:, None].expand(2, 7)
 sizes = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "vocab_size": 61}
+CONFIGS = {
+    "mma": lambda: MMAConfig(dropout=0.0),
+    "mma_base": lambda: MMAConfig(dropout=0.0, text_route="base"),
+    "mixlora_base": lambda: MixLoraConfig(
+        num_factors=6, rank=2, dropout=0.0, lora_alpha=2.0, text_route="base"
+    ),
+    "lora_base": lambda: ImageLoraConfig(target_modules=["q_proj", "v_proj"]),
+}
 
 
 def build():
     torch.manual_seed(0)
     base = LlamaForCausalLM(LlamaConfig(**sizes, num_hidden_layers=2)).double()
-    model = get_peft_model(base, MMAConfig(dropout=0.0)).train()
+    model = get_peft_model(base, CONFIGS[sys.argv[2]]()).train()
     for parameter in model.parameters():
         if parameter.requires_grad:
             torch.nn.init.normal_(parameter, std=0.5)
@@ -60,10 +68,12 @@ torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("tuner", ["mma", "mma_base", "mixlora_base", "lora_base"])
 @pytest.mark.parametrize("way", ["ddp", "fsdp2", "fsdp2-checkpointed"])
-def test_two_processes_find_the_same_gradients(way, tmp_path):
+def test_two_processes_find_the_same_gradients(way, tuner, tmp_path):
+    """One of them holds a row of text alone, which teaches the `_base` tuners nothing."""
     script = tmp_path / "train.py"
     script.write_text(SCRIPT)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    result = subprocess.run([*launcher, str(script), way], capture_output=True, text=True)
+    result = subprocess.run([*launcher, str(script), way, tuner], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-2000:]
