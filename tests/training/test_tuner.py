@@ -10,6 +10,7 @@ from varifocal.training.tuner import attach_tuner, count_trained
 from varifocal.tuners import MixLoraConfig, MixLoraLayer, MMAConfig
 
 SETTINGS = {
+    "text_route": "base",
     "num_factors": 4,
     "rank": 2,
     "conditional": False,
