@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,6 +24,7 @@ from varifocal.recipe import (
     load_recipe,
 )
 from varifocal.recipe.page import parse_yaml, put, validate
+from varifocal.recipe.processor import has_bfloat16
 from varifocal.recipe.reading import SHIPPED
 
 TREE = Path(__file__).parents[1] / "recipes"
@@ -467,3 +469,18 @@ def test_a_text_that_looks_like_a_number_stays_one():
     page = {"name": "1e3", "model": {"language_model": "a"}}
     text = validate(Recipe, page).dump_yaml()
     assert validate(Recipe, parse_yaml(text, "page")).name == "1e3"
+
+
+@pytest.mark.parametrize(("products", "format_"), [(True, "bfloat16"), (False, "float32")])
+def test_dtype_auto_is_what_the_machine_is_fast_in(monkeypatch, products, format_):
+    monkeypatch.setattr("varifocal.recipe.model.has_bfloat16", lambda: products)
+    demo = load_recipe("demo", check_paths=False)
+    assert demo.model.dtype == format_
+    assert f"dtype: {format_}" in demo.dump_yaml()
+    assert load_recipe("demo", ["model.dtype=float16"], check_paths=False).model.dtype == "float16"
+    choices = Recipe.model_json_schema()["$defs"]["ModelSection"]["properties"]["dtype"]["enum"]
+    assert choices == ["auto", "float32", "bfloat16", "float16"]
+
+
+def test_bfloat16_is_found_as_torch_finds_it():
+    assert has_bfloat16() == torch.ops.mkldnn._is_mkldnn_bf16_supported()

@@ -26,7 +26,6 @@ from varifocal.evaluation.retention import FACTORS, SAME
 from varifocal.evaluation.runner import About, AskOptions
 from varifocal.evaluation.runner import run as run_benchmark
 from varifocal.evaluation.sources import about_run
-from varifocal.planning.devices import emulates_bfloat16
 from varifocal.plotting import loss_curve, routing_plot
 from varifocal.progress import Progress
 from varifocal.recipe import Recipe, load_recipe
@@ -167,15 +166,7 @@ def prepare(run: RunDirectory, size: Size, tell: Progress) -> Recipe:
             skills=[*PICTURE_SKILLS, *TEXT_SKILLS],
             progress=lambda done, total: tell("draw", done, total, "questions"),
         )
-    overrides = {"data.root": str(run.root.resolve()), "model.dtype": _dtype(run)}
-    return load_recipe("demo", {**overrides, **size.overrides})
-
-
-def _dtype(run: RunDirectory) -> str:
-    """Choose the number format: the one the demo began with, or the one this processor has."""
-    if run.recipe.is_file():
-        return load_recipe(run.recipe).model.dtype
-    return "float32" if emulates_bfloat16() else "bfloat16"
+    return load_recipe("demo", {"data.root": str(run.root.resolve()), **size.overrides})
 
 
 def score_start(

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from varifocal.demo import QUICK, prepare
 from varifocal.errors import DataError, RecipeError, RunError
 from varifocal.models.loss import supervised_loss
 from varifocal.planning.calibration import Calibration, find_calibration, keep
@@ -24,7 +23,6 @@ from varifocal.planning.repeating import alike
 from varifocal.planning.shapes import build_shapes
 from varifocal.planning.tracing import BACKWARD, HEAD, Step, switch_checkpointing, trace_step
 from varifocal.recipe import load_recipe
-from varifocal.run import RunDirectory
 from varifocal.training.train import train
 from varifocal.training.tuner import attach_tuner
 
@@ -96,7 +94,8 @@ def test_quantised_layers_are_all_linears_but_the_head():
     plain = load_recipe("demo", check_paths=False)
     linears = LAYERS * (4 * [HIDDEN * HIDDEN] + 3 * [HIDDEN * INNER])
     whole = weigh(model, model, plain).frozen
-    small = load_recipe("demo", ["model.quantization=nf4"], check_paths=False)
+    settings = ["model.quantization=nf4", "model.dtype=bfloat16"]
+    small = load_recipe("demo", settings, check_paths=False)
     shrunk = weigh(model, model, small)
     assert shrunk.frozen == whole - 2 * sum(linears) + sum(map(nf4_bytes, linears))
     assert shrunk.dequantised == 2 * HIDDEN * INNER
@@ -271,42 +270,18 @@ def test_devices_have_their_sources():
 
 
 @pytest.mark.parametrize(
-    ("gpu", "products", "format_", "share"),
-    [
-        (False, True, "bfloat16", 1),
-        (False, False, "bfloat16", 0.01),
-        (False, False, "float32", 1),
-        (True, False, "bfloat16", 1),
-    ],
+    ("products", "format_", "share"),
+    [(True, "bfloat16", 1), (False, "bfloat16", 0.01), (False, "float32", 1)],
 )
 def test_a_processor_without_bfloat16_is_planned_and_named_as_slow(
-    monkeypatch, gpu, products, format_, share
+    monkeypatch, products, format_, share
 ):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
-    monkeypatch.setattr("torch.ops.mkldnn._is_mkldnn_bf16_supported", lambda: products)
+    monkeypatch.setattr("varifocal.planning.devices.has_bfloat16", lambda: products)
     rates = this_cpu().teraflops
     assert rates[format_] == pytest.approx(share * rates["float32"])
     sentence = slow_format(format_)
     assert (sentence is not None) == (share < 1)
     assert sentence is None or "--set model.dtype=float32" in sentence
-
-
-def test_the_demo_takes_a_number_format_that_the_processor_has_and_stays_with_it(
-    tmp_path, monkeypatch
-):
-    run = RunDirectory.create(tmp_path / "run")
-    (run.root / "sciencebook").mkdir()
-    (run.root / "sciencebook" / "problems.json").touch()
-
-    def choice(emulates):
-        monkeypatch.setattr("varifocal.demo.emulates_bfloat16", lambda: emulates)
-        return prepare(run, QUICK, lambda *_: None)
-
-    assert choice(False).model.dtype == "bfloat16"
-    slow = choice(True)
-    assert slow.model.dtype == "float32"
-    run.write_recipe(slow.dump_yaml())
-    assert choice(False).model.dtype == "float32"
 
 
 def test_json_has_what_was_promised(recipe_file, monkeypatch, run):

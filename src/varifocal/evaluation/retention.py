@@ -151,8 +151,7 @@ def retention(
 ) -> Retention:
     """Measure a run's text skills against those of its base.
 
-    The models are held in float32 and take the same token ids; a graft takes them by its text
-    route. They are loaded one after the other.
+    The models are held in float32, loaded one after the other, and take the same token ids.
 
     Args:
         root: the run.

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from varifocal.errors import RecipeError, nearest
+from varifocal.recipe.processor import has_bfloat16
 
 if TYPE_CHECKING:
     from varifocal.planning.lengths import Workload
@@ -111,7 +112,7 @@ def this_cpu() -> Device:
     threads = torch.get_num_threads()
     # 16 float32 multiply-adds a cycle at 2.5 GHz: AVX2, the commonest
     single = threads * 16 * 2 * 2.5e9 / 1e12
-    half = single * _EMULATED if emulates_bfloat16() else single
+    half = single if has_bfloat16() else single * _EMULATED
     rates = {"float32": single, "bfloat16": half, "float16": half}
     return Device(
         "cpu",
@@ -124,22 +125,9 @@ def this_cpu() -> Device:
     )
 
 
-def emulates_bfloat16() -> bool:
-    """Whether this processor's bfloat16 products are computed in software, far slower than float32.
-
-    oneDNN needs AVX-512 (or an ARM core with bfloat16) for them. Where it is not there, torch falls
-    back on plain loops.
-    """
-    import torch
-
-    if torch.cuda.is_available() or not torch.backends.mkldnn.is_available():
-        return False
-    return not torch.ops.mkldnn._is_mkldnn_bf16_supported()
-
-
 def slow_format(dtype: str) -> str | None:
     """Return a sentence on a number format that this machine is slow in, or None."""
-    if dtype == "float32" or not emulates_bfloat16():
+    if dtype == "float32" or has_bfloat16():
         return None
     return (
         f"model.dtype: this processor has no {dtype} products, and its own are about "

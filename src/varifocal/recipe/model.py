@@ -2,9 +2,10 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from varifocal.recipe.page import WrongKeyError
+from varifocal.recipe.processor import has_bfloat16
 from varifocal.recipe.section import Count, Rate, Section
 
 
@@ -55,6 +56,21 @@ class ConnectorSection(Section):
         return self
 
 
+def _choose_dtype(value: Any) -> Any:
+    """Turn `auto` into the number format that this machine is fast in."""
+    if value == "auto":
+        return "bfloat16" if has_bfloat16() else "float32"
+    return value
+
+
+Dtype = Annotated[
+    Literal["float32", "bfloat16", "float16"],
+    BeforeValidator(
+        _choose_dtype, json_schema_input_type=Literal["auto", "float32", "bfloat16", "float16"]
+    ),
+]
+
+
 class ModelSection(Section):
     """The frozen parts and how they are loaded.
 
@@ -71,8 +87,9 @@ class ModelSection(Section):
     """Side, in pixels, of the squares that images are put on for a Qwen-VL, whose images
     otherwise take as many tokens as they are large; a multiple of 28, which is one token. For a
     SmolVLM the side of its tiles, one to an image."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    """Number format of the frozen weights."""
+    dtype: Dtype = "bfloat16"
+    """Number format of the frozen weights; `auto` is bfloat16 where this machine has products of
+    it, else float32."""
     attn_implementation: str = "sdpa"
     """transformers' name of the attention code: sdpa, eager, flash_attention_2 ...; or `segments`,
     ours: packed rows on a CPU, each segment alone."""

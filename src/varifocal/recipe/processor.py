@@ -1,0 +1,34 @@
+"""What this machine computes fast, found without torch: a recipe is read before it is loaded."""
+
+import functools
+from pathlib import Path
+
+_X86 = {"avx512bw", "avx512vl", "avx512dq"}
+"""What oneDNN needs for bfloat16 products on an x86 processor."""
+
+
+@functools.cache
+def has_bfloat16() -> bool:
+    """Whether this machine has bfloat16 products; where its system does not say, it is assumed.
+
+    Without them torch multiplies in plain loops on the processor, far slower than in float32. A
+    machine with a GPU counts as having them; `train` refuses a GPU that has not.
+    """
+    if any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")):
+        return True
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return True
+    return _listed(lines)
+
+
+def _listed(lines: list[str]) -> bool:
+    """Whether a Linux description of the processor lists what bfloat16 products need.
+
+    >>> _listed(["flags : fpu avx avx2"]), _listed(["Features : fp asimd bf16"])
+    (False, True)
+    """
+    features = next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
+    names = set(features.partition(":")[2].split())
+    return not names or names >= _X86 or "bf16" in names
