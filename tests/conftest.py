@@ -7,9 +7,14 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
+import hypothesis
 import pytest
 
 from skip_guard import SkipGuard
+
+# A test asserts no time: machines are shared.
+hypothesis.settings.register_profile("varifocal", deadline=None)
+hypothesis.settings.load_profile("varifocal")
 
 
 def pytest_addoption(parser):
