@@ -298,7 +298,7 @@ def parrot(monkeypatch, tmp_path):
     (adapter / "adapter_config.json").write_text("{}")
     (adapter.parent / "recipe.yaml").write_text("model: {language_model: smollm2-135m-instruct}")
     parts = SimpleNamespace(model=None, encoder=None, load_images=lambda images: {})
-    monkeypatch.setattr(room, "open_run", lambda root: (None, parts))
+    monkeypatch.setattr(room, "open_run", lambda root, strength: (None, parts))
     monkeypatch.setattr(room, "Engine", Parrot)
     return parts
 

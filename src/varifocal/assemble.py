@@ -28,7 +28,12 @@ from varifocal.models.features import FeatureStore
 from varifocal.models.load import check_image_side, image_tokens, is_vision_language, load_processor
 from varifocal.models.names import check_place
 from varifocal.models.processor import with_image_parts
-from varifocal.models.saved import load_adapter, load_trained_tensors, start_connector
+from varifocal.models.saved import (
+    NO_STRENGTH,
+    load_adapter,
+    load_trained_tensors,
+    start_connector,
+)
 from varifocal.models.sources import read_config
 from varifocal.recipe import ModelSection, NoTunerSection, Recipe, load_recipe
 from varifocal.run import RunDirectory
@@ -115,7 +120,11 @@ def load_encoder(recipe: Recipe) -> Encoder:
 
 
 def open_run(
-    root: str | Path, *, dtype: str | None = None, checkpoint: int | None = None
+    root: str | Path,
+    *,
+    dtype: str | None = None,
+    checkpoint: int | None = None,
+    strength: float = 1.0,
 ) -> tuple[Recipe, Assembly]:
     """Read a trained run back.
 
@@ -126,10 +135,12 @@ def open_run(
         root: the run directory.
         dtype: another number format of the frozen weights than the recipe's.
         checkpoint: as of this step's checkpoint; by default as of the end.
+        strength: factor on what the adapter changes, as `load_adapter` has it.
 
     Raises:
         RunError: there is no run here, or it has neither weights nor a checkpoint yet.
-        ModelError: its adapter was trained on other weights than the recipe names now.
+        ModelError: its adapter was trained on other weights than the recipe names now, or a
+            strength was given and it has no adapter.
     """
     run = RunDirectory.open(root)
     recipe = load_recipe(run.recipe, check_paths=False)  # its data may have moved since
@@ -139,13 +150,15 @@ def open_run(
     trained = find_trained(run, checkpoint)
     if trained.note:
         _LOGGER.warning(trained.note)
+    if strength != 1 and not trained.is_adapter:
+        raise ModelError(NO_STRENGTH)
     run.check_weights(trained.place)
     if trained.is_model:
         return recipe, assemble(_with_whole_model(recipe, trained.place))
     base = assemble(recipe)
     if trained.is_adapter:
         check_base(trained.place, recipe, base.fingerprint)
-        return recipe, base.with_model(load_adapter(base.base, trained.place))
+        return recipe, base.with_model(load_adapter(base.base, trained.place, strength))
     return recipe, _with_trained_tensors(recipe, base, trained)
 
 
@@ -187,7 +200,11 @@ def _with_trained_tensors(recipe: Recipe, base: Assembly, trained: Trained) -> A
 
 
 def open_model(
-    name: str | Path, adapter: str | Path | None = None, *, dtype: str | None = None
+    name: str | Path,
+    adapter: str | Path | None = None,
+    *,
+    dtype: str | None = None,
+    strength: float = 1.0,
 ) -> tuple[Recipe, Assembly]:
     """Open a run, or any language model or vision-language model, for use.
 
@@ -195,6 +212,7 @@ def open_model(
         name: a run directory, a packaged model, a local directory, or a hub id.
         adapter: a directory of PEFT's files to put around a model; a run has its own.
         dtype: number format of the frozen weights; by default a run's own, and float32 for a model.
+        strength: factor on what the adapter changes, as `load_adapter` has it.
 
     Returns:
         The run's recipe, or one with the model's name and defaults, and the parts. The prompts of
@@ -202,7 +220,8 @@ def open_model(
 
     Raises:
         RunError: there is nothing of that name, or the run has neither weights nor a checkpoint.
-        ModelError: the model or its adapter cannot be had, or they do not fit.
+        ModelError: the model or its adapter cannot be had, they do not fit, or a strength was given
+            and there is no adapter.
     """
     path = Path(name).expanduser()
     if (path / "recipe.yaml").is_file():
@@ -210,15 +229,17 @@ def open_model(
             raise RunError(
                 f"{path} is a run and has its own adapter; give --adapter with a model's name"
             )
-        recipe, parts = open_run(path, dtype=dtype)
+        recipe, parts = open_run(path, dtype=dtype, strength=strength)
         return _with_window(recipe, parts)
     check_place(str(name), path)
+    if strength != 1 and adapter is None:
+        raise ModelError(NO_STRENGTH)
     model = ModelSection.model_validate({"language_model": str(name), "dtype": dtype or "float32"})
     recipe = Recipe(model=model, tuner=NoTunerSection(train_connector=False))
     recipe, parts = _with_window(recipe, assemble(recipe))
     if adapter is None:
         return recipe, parts
-    return recipe, parts.with_model(_with_adapter(parts.base, Path(adapter)))
+    return recipe, parts.with_model(_with_adapter(parts.base, Path(adapter), strength))
 
 
 @dataclass(frozen=True)
@@ -265,11 +286,11 @@ def open_vlm(
     return OpenedVlm(model, loaded.processor, loaded.fingerprint)
 
 
-def _with_adapter(model: PreTrainedModel, adapter: Path) -> nn.Module:
+def _with_adapter(model: PreTrainedModel, adapter: Path, strength: float = 1.0) -> nn.Module:
     place = adapter.expanduser()
     if not (place / "adapter_config.json").is_file():
         raise ModelError(f"'{place}' is no adapter: it has no adapter_config.json")
-    return load_adapter(model, place).eval()
+    return load_adapter(model, place, strength).eval()
 
 
 def weights_fingerprint(

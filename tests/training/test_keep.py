@@ -10,12 +10,13 @@ from safetensors.torch import load_file
 
 from varifocal.assemble import assemble
 from varifocal.cache import cache_root
-from varifocal.data.plain_instructions import COUNT, plain_instructions
+from varifocal.data.example import Example, Message
 from varifocal.errors import RecipeError, RunError
-from varifocal.evaluation.retention_data import PROMPTS
+from varifocal.evaluation.retention_texts import PROMPTS
 from varifocal.models.divergence import top_k_log_probs
 from varifocal.models.loss import supervised_loss
 from varifocal.planning.record import foresee
+from varifocal.recipe.keep import PLAIN_INSTRUCTIONS
 from varifocal.run import RunDirectory
 from varifocal.training.examples import load_training_data
 from varifocal.training.keep import prepare
@@ -66,7 +67,8 @@ def test_the_base_answers_as_it_would_after_each_prompt(kept):
     parts = assemble(page)
     replay = prepared(page, parts).replay
     assert len(replay.samples) == 6
-    for sample, example in zip(replay.samples, plain_instructions(6), strict=True):
+    for sample, text in zip(replay.samples, PLAIN_INSTRUCTIONS[:6], strict=True):
+        example = Example((Message("user", (text,)),))
         prompt = parts.encoder.encode(example, with_answer=False).input_ids
         assert sample.input_ids[: len(prompt)].tolist() == prompt.tolist()
         answer = sample.trained_ids
@@ -268,17 +270,17 @@ def test_what_would_do_nothing_is_refused(kept, keep, told):
         kept(**keep)
 
 
-def test_a_connector_alone_has_no_language_to_lose(kept):
+@pytest.mark.parametrize("tuner", [{"type": "none"}, {"type": "mma", "text_route": "base"}])
+def test_where_text_is_not_tuned_there_is_nothing_to_preserve(kept, tuner):
     with pytest.raises(RecipeError, match=r"training\.keep: text goes through nothing"):
-        kept({"tuner": {"type": "none"}})
+        kept({"tuner": tuner})
 
 
 def test_more_instructions_than_there_are_is_an_error(kept):
-    with pytest.raises(RecipeError, match=f"{COUNT} instructions come with Varifocal"):
-        prepared(kept(num_examples=COUNT + 1))
+    with pytest.raises(RecipeError, match=r"keep\.num_examples: 720 instructions come with Varif"):
+        kept(num_examples=len(PLAIN_INSTRUCTIONS) + 1)
 
 
 def test_no_instruction_is_one_that_retention_measures_with():
-    texts = [example.messages[0].text for example in plain_instructions(COUNT)]
-    assert len(set(texts)) == COUNT
-    assert not set(texts) & set(PROMPTS)
+    assert len(set(PLAIN_INSTRUCTIONS)) == 720
+    assert not set(PLAIN_INSTRUCTIONS) & set(PROMPTS)

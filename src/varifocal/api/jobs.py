@@ -226,6 +226,7 @@ def retention(
     text: Place | None = None,
     limit: int | None = None,
     on_bad_record: OnBadRecord | None = None,
+    strength: float = 1.0,
     progress: Progress | None = None,
 ) -> Retention:
     """Measure a run's text skills next to its base's, as `varifocal retention` does.
@@ -236,6 +237,7 @@ def retention(
         text: a file of held-out text.
         limit: texts, questions and instructions, of each so many (100).
         on_bad_record: `fail`, or `skip` what cannot be asked; by default as the recipe says.
+        strength: factor on what the adapter changes; others than 1 have a file of their own.
         progress: called with stage, done and total.
 
     Returns:
@@ -251,6 +253,7 @@ def retention(
         text=_path(text),
         limit=limit,
         on_bad_record=on_bad_record,
+        strength=strength,
         progress=progress,
     )
     renew_card(Path(run))
@@ -311,6 +314,7 @@ def export(
     num_prompts: int = 16,
     max_gap: float | None = None,
     shard_gib: float = 4.0,
+    strength: float = 1.0,
     progress: Callable[[str], None] | None = None,
 ) -> list[Exported]:
     """Write a run in a form that other programs load, as `varifocal export` does.
@@ -327,6 +331,7 @@ def export(
         num_prompts: prompts that both models answer.
         max_gap: largest difference of two logits that passes; by default as rounding allows.
         shard_gib: most GiB a safetensors file.
+        strength: factor on what the adapter changes: 0 is the base, 1 the run as trained.
         progress: called with each step in words.
 
     Returns:
@@ -338,6 +343,6 @@ def export(
     """
     directory = RunDirectory.open(Path(run).expanduser())
     asked = None if prompt is None else prompt_example(prompt, images)
-    order = Order(directory, to, dtype, num_prompts, max_gap, shard_gib, asked)
+    order = Order(directory, to, dtype, num_prompts, max_gap, shard_gib, asked, strength=strength)
     target = directory.root / "export" / to if out is None else Path(out)
     return export_run(order, target, progress)

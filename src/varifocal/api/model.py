@@ -132,6 +132,7 @@ def load(
     adapter: str | os.PathLike[str] | None = None,
     dtype: str | None = None,
     checkpoint: int | None = None,
+    strength: float = 1.0,
 ) -> Model:
     """Load a run, or any language model, for use.
 
@@ -140,6 +141,7 @@ def load(
         adapter: PEFT's files to put around a model; a run has its own.
         dtype: number format of the frozen weights; by default the run's, and float32 for a model.
         checkpoint: the run as of this step's checkpoint; by default as of its end.
+        strength: factor on what the adapter changes: 0 is the base, 1 the model as trained.
 
     Raises:
         RunError: there is nothing of that name, or the run has no weights yet.
@@ -150,10 +152,10 @@ def load(
         if checkpoint is not None:
             raise RunError(f"{name} is no run, and has no checkpoints; leave checkpoint out")
         around = None if adapter is None else Path(adapter)
-        return Model(*open_model(os.fspath(name), around, dtype=dtype))
+        return Model(*open_model(os.fspath(name), around, dtype=dtype, strength=strength))
     if adapter is not None:
         raise RunError(f"{path} is a run and has its own adapter; leave adapter out")
-    return Model(*open_run(path, dtype=dtype, checkpoint=checkpoint))
+    return Model(*open_run(path, dtype=dtype, checkpoint=checkpoint, strength=strength))
 
 
 def _sampling(options: dict[str, Any]) -> Sampling:

@@ -24,8 +24,8 @@ COMMANDS = {
 class Conversation:
     """A conversation on the screen, and the images for the next turn."""
 
-    def __init__(self, run: Path, sampling: Sampling) -> None:
-        _, parts = open_run(run)
+    def __init__(self, run: Path, sampling: Sampling, strength: float = 1.0) -> None:
+        _, parts = open_run(run, strength=strength)
         engine = Engine(parts.model, parts.encoder, parts.load_images)
         self.chat = Chat(engine, sampling=sampling)
         self.images: list[Image] = []

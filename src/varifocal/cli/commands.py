@@ -24,7 +24,7 @@ from varifocal.cli.evaluate import add_eval_verbs
 from varifocal.cli.export import add_export_verb
 from varifocal.cli.interrupted import INTERRUPTED, how_to_go_on
 from varifocal.cli.launch import add_launch_verb
-from varifocal.cli.options import RecipeArgument, SetOption, ready, show_help
+from varifocal.cli.options import RecipeArgument, SetOption, StrengthOption, ready, show_help
 from varifocal.cli.plan import add_plan_verb
 from varifocal.cli.recipes import add_recipes_verb
 from varifocal.cli.report import add_run_verbs
@@ -217,9 +217,11 @@ def ask(
     seed: SeedOption = None,
     max_new_tokens: MaxTokensOption = 256,
     stop: StopOption = None,
+    strength: StrengthOption = 1.0,
 ) -> None:
     """Ask a trained run one question, about images or not."""
-    talk = _open_talk(run, image or (), temperature, top_p, seed, max_new_tokens, stop or ())
+    sampled = (temperature, top_p, seed, max_new_tokens, stop or ())
+    talk = _open_talk(run, image or (), *sampled, strength)
     talk.say(question)
 
 
@@ -232,9 +234,11 @@ def chat(
     seed: SeedOption = None,
     max_new_tokens: MaxTokensOption = 256,
     stop: StopOption = None,
+    strength: StrengthOption = 1.0,
 ) -> None:
     """Talk with a trained run, about images or not, over several turns."""
-    talk = _open_talk(run, image or (), temperature, top_p, seed, max_new_tokens, stop or ())
+    sampled = (temperature, top_p, seed, max_new_tokens, stop or ())
+    talk = _open_talk(run, image or (), *sampled, strength)
     from varifocal.cli.chat import typed_lines
 
     print("/help lists the commands.")
@@ -258,6 +262,7 @@ def _open_talk(
     seed: int | None,
     max_new_tokens: int,
     stop: Sequence[str],
+    strength: float,
 ) -> Conversation:
     """Open a run for questions, its first images read."""
     from varifocal.cli.checks import check_run, check_sampling, readable_images
@@ -269,7 +274,8 @@ def _open_talk(
     from varifocal.cli.chat import Conversation
     from varifocal.serving.request import Sampling
 
-    talk = Conversation(run, Sampling(max_new_tokens, temperature, top_p, seed, tuple(stop)))
+    sampling = Sampling(max_new_tokens, temperature, top_p, seed, tuple(stop))
+    talk = Conversation(run, sampling, strength)
     talk.show(images)
     return talk
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from varifocal.cli.options import ready
+from varifocal.cli.options import StrengthOption, ready
 from varifocal.errors import VarifocalError
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ def export(
     prompts: PromptsOption = 16,
     max_gap: MaxGapOption = None,
     shard_gib: ShardOption = 4.0,
+    strength: StrengthOption = 1.0,
     push_to_hub: PushOption = None,
     public: PublicOption = False,
 ) -> None:
@@ -96,6 +97,7 @@ def export(
         shard_gib,
         None if prompt is None else prompt_example(prompt, image or ()),
         f"varifocal {shlex.join(sys.argv[1:])}",
+        strength,
     )
     for done in run_export(order, target, lambda text: print(text, flush=True)):
         print(f"{done.directory}: passed; {_sentence(done.parity)}")

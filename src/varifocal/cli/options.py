@@ -40,6 +40,14 @@ RecipeArgument = Annotated[
         autocompletion=_recipe_names,
     ),
 ]
+StrengthOption = Annotated[
+    float,
+    typer.Option(
+        min=0.0,
+        help="Factor on what the adapter changes: 0 is the base, 1 the run as it was trained, and "
+        "between lies less of what was learned for more of the base's language.",
+    ),
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(

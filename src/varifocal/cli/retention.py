@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from varifocal.cli.options import ready
+from varifocal.cli.options import StrengthOption, ready
 from varifocal.errors import RunError
 
 
@@ -41,6 +41,7 @@ def retention(
             "as the run's data.on_bad_record says.",
         ),
     ] = None,
+    strength: StrengthOption = 1.0,
 ) -> None:
     """Measure a run's text skills next to its base's: the base, the adapter off, the adapter on."""
     from varifocal.cli.checks import check_run
@@ -59,17 +60,22 @@ def retention(
             text=text,
             limit=limit,
             on_bad_record=on_bad_record,
+            strength=strength,
             command=shlex.join(["varifocal", *sys.argv[1:]]),
             progress=progress,
         )
     renew_card(run)
-    print_retention([read_retention(run)])
+    print_retention([read_retention(run, file.name)])
     print_left_out(found.left_out)
     print(file)
 
 
-def read_retention(run: Path) -> dict[str, Any]:
+def read_retention(run: Path, name: str = "retention.json") -> dict[str, Any]:
     """Read what `retention` has written into a run.
+
+    Args:
+        run: its directory.
+        name: of the file.
 
     Raises:
         RunError: there is no such file, or it is damaged.
@@ -77,7 +83,7 @@ def read_retention(run: Path) -> dict[str, Any]:
     from varifocal.run import RunDirectory
     from varifocal.trained import scores_folder
 
-    file = scores_folder(RunDirectory(run)) / "retention.json"
+    file = scores_folder(RunDirectory(run)) / name
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

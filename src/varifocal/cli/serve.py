@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from varifocal.cli.options import ready
+from varifocal.cli.options import StrengthOption, ready
 from varifocal.errors import VarifocalError
 from varifocal.stopping import Terminated
 
@@ -69,6 +69,7 @@ def serve(
     port: PortOption = 8000,
     api_key: ApiKeyOption = None,
     name: NameOption = None,
+    strength: StrengthOption = 1.0,
     max_batch: MaxBatchOption = 8,
     max_queue: MaxQueueOption = 64,
     max_new_tokens: MaxNewTokensOption = 1024,
@@ -115,7 +116,7 @@ def serve(
     from varifocal.serving.api import create_app
     from varifocal.serving.engine import Engine
 
-    _, parts = open_model(model)
+    _, parts = open_model(model, strength=strength)
     engine = Engine(
         parts.model, parts.encoder, parts.load_images, max_batch=max_batch, max_queue=max_queue
     )

@@ -164,6 +164,7 @@ def evaluate_retention(
     text: Path | None = None,
     limit: int | None = None,
     on_bad_record: OnBadRecord | None = None,
+    strength: float = 1.0,
     command: str | None = None,
     progress: Progress | None = None,
 ) -> tuple[Retention, Path]:
@@ -189,6 +190,7 @@ def evaluate_retention(
             text=text,
             limit=limit or LIMIT,
             on_bad_record=on_bad_record,
+            strength=strength,
             progress=progress,
         )
         return found, found.write(scores, command)

@@ -106,6 +106,7 @@ class Retention:
         notes: what has to be known to read it.
         seed: of the bootstrap.
         left_out: one sentence for each record that could not be used.
+        strength: factor on what the adapter changes, of the column `on`.
     """
 
     run: str
@@ -116,15 +117,17 @@ class Retention:
     notes: Sequence[str]
     seed: int = 0
     left_out: Sequence[str] = ()
+    strength: float = 1.0
 
     def write(self, directory: Path, command: str | None = None) -> Path:
-        """Write `retention.json`.
+        """Write `retention.json`, or a file named by the strength where that is not 1.
 
         Args:
             directory: the run's `eval`.
             command: what makes it again.
         """
-        file = directory / "retention.json"
+        scaled = "" if self.strength == 1 else f"-strength-{self.strength:g}"
+        file = directory / f"retention{scaled}.json"
         page = {**asdict(self), "left_out": list(self.left_out[:MOST_NAMED])}
         write_json(file, {**page, "records_left_out": len(self.left_out), "command": command})
         return file
@@ -147,6 +150,7 @@ def retention(
     text: Path | None = None,
     limit: int = LIMIT,
     on_bad_record: OnBadRecord | None = None,
+    strength: float = 1.0,
     progress: Progress | None = None,
 ) -> Retention:
     """Measure a run's text skills against those of its base.
@@ -159,6 +163,7 @@ def retention(
         text: held-out text, see there.
         limit: of each kind.
         on_bad_record: another rule than the recipe's for records that cannot be read or asked.
+        strength: factor on what the adapter changes.
         progress: called with (stage, done, total).
 
     Raises:
@@ -170,40 +175,41 @@ def retention(
     tell = progress or (lambda stage, done, total: None)
     recipe = load_recipe(RunDirectory.open(root).recipe, check_paths=False)
     base = assemble(_without_eyes(recipe))
-    rule = on_bad_record or recipe.data.on_bad_record
-    material = gather_material(recipe, base.encoder, data, text, limit, rule)
+    encoder, rule = base.encoder, on_bad_record or recipe.data.on_bad_record
+    material = gather_material(recipe, encoder, data, text, limit, rule)
     write = partial(greedy_continuations, base.model)
-    written = write(base.encoder, material.instructions, partial(tell, "base writes"))
+    written = write(encoder, material.instructions, partial(tell, "base writes"))
     about = [without_images(scene) for scene in material.scenes]
-    described = write(base.encoder.for_prompts(None), about, partial(tell, "base describes"))
-    measure = partial(_measure, encoder=base.encoder, material=material, written=written, tell=tell)
+    described = write(encoder.for_prompts(None), about, partial(tell, "base describes"))
+    measure = partial(_measure, encoder=encoder, material=material, written=written, tell=tell)
     columns = {"base": measure(base, scenes=described, stage="base")}
-    encoder = base.encoder
     del base, write
     gc.collect()
-    _, parts = open_run(root, dtype="float32")
+    _, parts = open_run(root, dtype="float32", strength=strength)
     scenes = after_images(parts.encoder, material.scenes, described)
+    columns["off"], has_adapter = columns["base"], isinstance(parts.model, PeftModel)
     if isinstance(parts.model, PeftModel):
         with parts.model.disable_adapter():
             columns["off"] = measure(parts, scenes=scenes, stage="off")
-    else:
-        columns["off"] = columns["base"]
     columns["on"] = measure(parts, scenes=scenes, stage="on")
-    kind, has_adapter = recipe.tuner.type, isinstance(parts.model, PeftModel)
     return Retention(
         str(root),
         recipe.model.language_model,
-        kind,
+        recipe.tuner.type,
         _rows(columns, recipe.seed),
         material.sources,
-        [*_notes(encoder, kind, has_adapter), *material.notes],
+        [*_notes(recipe, encoder, has_adapter, strength), *material.notes],
         recipe.seed,
         material.left_out,
+        strength,
     )
 
 
-def _notes(encoder: Encoder, kind: str, has_adapter: bool) -> Iterator[str]:
+def _notes(recipe: Recipe, encoder: Encoder, has_adapter: bool, strength: float) -> Iterator[str]:
     """Yield what has to be known of the three models."""
+    kind = recipe.tuner.type
+    if strength != 1:
+        yield f"on: what the adapter changes is scaled by {strength:g} (--strength)"
     yield f"prompts over {encoder.max_length} tokens lose text from their middle, for all alike"
     yield from _ROUTES.get(kind, ())
     if not has_adapter:

@@ -117,7 +117,8 @@ def export(order: Order, out: Path, tell: Callable[[str], None] | None = None) -
     for name, _ in routes:
         check_replaceable(out / name)
     # a narrower format is what the weights are rounded to at the end, and not before
-    recipe, parts = open_run(order.run.root, dtype="float32" if order.dtype == "float32" else None)
+    dtype = "float32" if order.dtype == "float32" else None
+    recipe, parts = open_run(order.run.root, dtype=dtype, strength=order.strength)
     check_possible(order, recipe, parts)
     say(f"the trained model answers {order.num_prompts} prompts")
     parts, is_wide = in_float32(parts)
@@ -178,6 +179,8 @@ def _notes(job: Job) -> Iterator[str]:
     grafted = language_model(job.parts.base)[1] != ""
     if (trained := find_trained(job.order.run)).step is not None:
         yield f"The run had not reached its end: this is the run as of step {trained.step}."
+    if job.order.strength != 1:
+        yield f"What the adapter changes is scaled by {job.order.strength:g} (--strength)."
     if job.route == "text":
         yield "The text route: what the model does with rows that show no image."
     if job.route == "image":

@@ -33,6 +33,7 @@ class Order:
         shard_gib: most GiB a safetensors file.
         prompt: whose LoRA is taken, for `route`.
         command: that was typed, for the card.
+        strength: factor on what the adapter changes.
     """
 
     run: RunDirectory
@@ -43,6 +44,7 @@ class Order:
     shard_gib: float = 4.0
     prompt: Example | None = None
     command: str = ""
+    strength: float = 1.0
 
 
 def keeps_adapter(order: Order, recipe: Recipe) -> bool:

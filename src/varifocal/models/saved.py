@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from peft import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, PeftConfig, PeftModel
+from peft.utils.constants import DUMMY_TARGET_MODULES
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
@@ -116,7 +117,7 @@ WEIGHTS = "adapter_model.safetensors"
 _NAME = "default"
 
 
-def load_adapter(model: PreTrainedModel, directory: Path) -> PeftModel:
+def load_adapter(model: PreTrainedModel, directory: Path, strength: float = 1.0) -> PeftModel:
     """Put a saved adapter around a model, for use.
 
     As `PeftModel.from_pretrained`, which only warns of tensors that the file lacks, and is silent
@@ -125,9 +126,13 @@ def load_adapter(model: PreTrainedModel, directory: Path) -> PeftModel:
     Args:
         model: the base model; changed in place.
         directory: of PEFT's files.
+        strength: factor on what the adapter changes (wise-ft, arXiv 2109.01903, in the space of the
+            adapter's output): 0 is the base bit for bit on rows without an image, 1 the trained
+            model. Modules that were trained whole, such as a connector, stay as they are.
 
     Raises:
-        ModelError: the adapter's tensors do not fit the model, or a file is missing or damaged.
+        ModelError: the adapter's tensors do not fit the model, a file is missing or damaged, or
+            this adapter has no strength.
     """
     if not (directory / WEIGHTS).is_file():
         raise ModelError(
@@ -137,6 +142,8 @@ def load_adapter(model: PreTrainedModel, directory: Path) -> PeftModel:
     try:
         config = PeftConfig.from_pretrained(str(directory))
         config.inference_mode = True
+        if strength != 1:
+            _scale(config, strength)
         kind = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(str(config.task_type), PeftModel)
         with adapters_change_one():
             wrapped = kind(cast(Any, model), config, _NAME)
@@ -156,6 +163,28 @@ def load_adapter(model: PreTrainedModel, directory: Path) -> PeftModel:
     if faults:
         raise _misfit(directory, "; ".join(faults) + ".")
     return wrapped
+
+
+def _scale(config: Any, strength: float) -> None:
+    """Multiply the factor that a method has on its output; what is saved then has it, too."""
+    if not 0 <= strength < float("inf"):
+        raise ModelError(f"strength is {strength}; give 0 (the base), 1 (as trained) or between")
+    kind = getattr(config.peft_type, "value", config.peft_type)
+    if kind == "MMA":
+        config.scale *= strength
+    elif kind == "MIXLORA":
+        config.lora_alpha = config.scaling * config.rank * strength
+    elif kind in ("LORA", "IMAGE_LORA") and config.target_modules != DUMMY_TARGET_MODULES:
+        config.lora_alpha *= strength
+        config.alpha_pattern = {name: a * strength for name, a in config.alpha_pattern.items()}
+    else:
+        raise ModelError(NO_STRENGTH)
+
+
+NO_STRENGTH = (
+    "strength scales what an adapter changes, and this model has none that could be scaled: leave "
+    "it out, or train with tuner.type mma, mixlora or lora"
+)
 
 
 def _misfit(directory: Path, reason: str) -> ModelError:

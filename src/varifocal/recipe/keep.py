@@ -1,5 +1,7 @@
 """How a model's language is preserved while its text is tuned, too."""
 
+import random
+from itertools import product
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -45,6 +47,9 @@ class KeepSection(Section):
         """Refuse values that would do nothing."""
         if self.answers == "data" and not self.instructions:
             raise WrongKeyError("answers", "data needs training.keep.instructions, with answers")
+        if not self.instructions and self.num_examples > len(PLAIN_INSTRUCTIONS):
+            text = f"{len(PLAIN_INSTRUCTIONS)} instructions come with Varifocal; ask for fewer, or "
+            raise WrongKeyError("num_examples", text + "give sources in training.keep.instructions")
         for number, source in enumerate(self.instructions):
             for key in ("metric", "epochs", "weight"):
                 if getattr(source, key) is not None:
@@ -57,6 +62,80 @@ class KeepSection(Section):
                 reason = "type: replay" if key in ("weight", "top_k") else "answers: data"
                 raise WrongKeyError(key, f"does nothing with {reason}; leave it out")
         return self
+
+
+_SUBJECTS = (
+    "the moon",
+    "a thunderstorm",
+    "the human heart",
+    "honey bees",
+    "the printing press",
+    "volcanoes",
+    "chess",
+    "the ocean's tides",
+    "a public library",
+    "money",
+    "sleep",
+    "the Roman Empire",
+    "electricity",
+    "coffee",
+    "elephants",
+    "a railway station",
+    "music",
+    "vaccines",
+    "the desert",
+    "recycling",
+    "a market town",
+    "the stars",
+    "mathematics",
+    "football",
+    "rivers",
+    "clocks",
+    "friendship",
+    "the alphabet",
+    "earthquakes",
+    "gardens",
+    "glass",
+    "computers",
+    "winter",
+    "ships",
+    "memory",
+    "bridges",
+)
+_TASKS = (
+    "Explain {} in a few sentences.",
+    "What are the most important facts about {}?",
+    "Write a short story that begins with {}.",
+    "Describe {} to a visitor from another country.",
+    "List four questions that somebody might ask about {}, and answer one of them.",
+    "How has our idea of {} changed over the last hundred years?",
+    "Write a letter to a newspaper about {}.",
+    "What would the world be like without {}?",
+    "Give three pieces of advice that have to do with {}.",
+    "Write a dialogue between a teacher and a pupil about {}.",
+    "Compare {} with something else that is like it in one respect.",
+    "Write the first paragraph of an encyclopedia's article about {}.",
+    "Why do people care about {}?",
+    "Write a poem of four lines about {}.",
+    "Plan a lesson of one hour about {}.",
+    "Name a common mistake that people make about {}, and put it right.",
+    "Continue: When I first thought about {}, I was",
+    "What is the best way to learn more about {}?",
+    "Tell a joke about {}.",
+    "Summarise in two sentences what everyone should know about {}.",
+)
+
+
+def _in_random_order(texts: list[str]) -> tuple[str, ...]:
+    """Shuffle texts, always alike, so that the first ones are of every kind."""
+    random.Random(0).shuffle(texts)
+    return tuple(texts)
+
+
+PLAIN_INSTRUCTIONS = _in_random_order(
+    [task.format(subject) for subject, task in product(_SUBJECTS, _TASKS)]
+)
+"""The instructions that come with Varifocal, none of them one that `retention` measures with."""
 
 
 def _default(key: str) -> Any:

@@ -61,11 +61,13 @@ class Recipe(Section):
                 raise WrongKeyError(
                     f"training.{key}", "needs data.num_workers above 0, and data.lazy: false"
                 )
-        if self.training.keep is not None and self.tuner.type == "none":
+        trains_text = getattr(self.tuner, "text_route", "trained") == "trained"
+        if self.training.keep is not None and (self.tuner.type == "none" or not trains_text):
+            key = "text_route: base" if not trains_text else "type: none"
             raise WrongKeyError(
                 "training.keep",
-                "text goes through nothing that tuner.type: none trains, so the base's language "
-                "stays by itself; leave it out",
+                f"text goes through nothing that is trained with tuner.{key}, so the base's "
+                "language stays by itself; leave it out",
             )
         if self.training.get("neftune_noise_alpha") and self.data.packing:
             raise WrongKeyError(

@@ -21,17 +21,17 @@ from torch import Tensor, nn
 from varifocal.assemble import Assembly
 from varifocal.cache import cache_root
 from varifocal.data.encoding.encoder import IGNORED, Encoded, Encoder, TooLongError
-from varifocal.data.example import Example
-from varifocal.data.plain_instructions import COUNT, plain_instructions
+from varifocal.data.example import Example, Message
 from varifocal.data.rows.packing import Collator, pack
 from varifocal.data.rows.reference_table import ReferenceTable
 from varifocal.data.rows.replay import Replay
 from varifocal.data.source import open_source
-from varifocal.errors import DataError, RecipeError
+from varifocal.errors import DataError
 from varifocal.locking import in_turn
 from varifocal.models.decoding import decode, greedy, pad_left, stop_ids
 from varifocal.models.divergence import top_k_log_probs
 from varifocal.recipe import KeepSection, Recipe
+from varifocal.recipe.keep import PLAIN_INSTRUCTIONS
 from varifocal.training.flops import DecoderShape, decoder_shape
 from varifocal.tuners.plugin import evaluating
 from varifocal.writing import atomic_directory, write_json
@@ -72,7 +72,6 @@ def prepare(recipe: Recipe, parts: Assembly, progress: Progress) -> Prepared | N
 
     Raises:
         DataError: an instruction cannot be read, or none is short enough.
-        RecipeError: more instructions are asked for than come with Varifocal.
     """
     section = recipe.training.keep
     if section is None:
@@ -92,7 +91,7 @@ def prompts_of(recipe: Recipe, encoder: Encoder) -> list[Encoded]:
     """Encode the instructions: prompts to be answered, or whole with their own answers.
 
     Raises:
-        DataError, RecipeError: as `prepare`.
+        DataError: as `prepare`.
     """
     section = recipe.training.keep
     assert section is not None
@@ -118,13 +117,8 @@ def prompts_of(recipe: Recipe, encoder: Encoder) -> list[Encoded]:
 def _instructions(section: KeepSection, on_bad_record: str) -> Iterator[Example]:
     """Yield the instructions without an image."""
     if not section.instructions:
-        if section.num_examples > COUNT:
-            raise RecipeError(
-                f"training.keep.num_examples: {COUNT} instructions come with Varifocal, and "
-                f"{section.num_examples} are asked for; ask for fewer, or give sources in "
-                "training.keep.instructions"
-            )
-        yield from plain_instructions(section.num_examples)
+        for number, text in enumerate(PLAIN_INSTRUCTIONS[: section.num_examples]):
+            yield Example((Message("user", (text,)),), id=f"plain-{number}")
         return
     for source in section.instructions:
         for found in open_source(source):
