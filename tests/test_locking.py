@@ -6,6 +6,7 @@ import os
 import subprocess
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from safetensors import SafetensorError
@@ -13,7 +14,7 @@ from safetensors import SafetensorError
 from varifocal import locking
 from varifocal.errors import RunError
 from varifocal.exporting.folders import check_replaceable
-from varifocal.locking import alone
+from varifocal.locking import alone, check_unoccupied
 from varifocal.run import RunDirectory
 from varifocal.sciencebook import make_sciencebook
 from varifocal.staging import staging_path
@@ -80,6 +81,28 @@ def test_the_lock_of_a_name_leaves_nothing(tmp_path):
         with pytest.raises(RunError, match=r"suite in .*eval is being written by"):
             alone(tmp_path / "eval", "suite").__enter__()
     assert not (tmp_path / "eval").exists()
+    (tmp_path / "eval").mkdir()
+    with alone(tmp_path / "eval", "suite"):
+        pass
+    assert list((tmp_path / "eval").iterdir()) == []  # a folder that was there stays
+
+
+def test_a_folder_is_the_same_by_each_of_its_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("link").symlink_to(tmp_path / "run")
+    with alone(tmp_path / "run"):
+        for name in (Path("run"), Path("link")):
+            with alone(name, nested=True):
+                pass
+            with pytest.raises(
+                RunError, match=rf"{name} is being written by process {os.getpid()}"
+            ):
+                alone(name).__enter__()
+
+
+def test_looking_at_a_folder_that_is_not_there_makes_none(tmp_path):
+    check_unoccupied(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_launch_and_a_job_know_a_run_that_is_written(tmp_path):
