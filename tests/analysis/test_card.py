@@ -53,7 +53,14 @@ def give_results(root):
     kept = {"name": "right answers %", "count": 20, "base": {"value": 55.0, **INTERVAL}}
     kept |= {"off": {"value": 55.0, **INTERVAL}, "on": {"value": 52.5, **INTERVAL}}
     kept |= {"change": {"value": -2.5, "low": -9.0, "high": 4.0}, "p": 0.375}
-    page = {"rows": [kept], "notes": ["read so"], "sources": {"questions": "a folder"}}
+    change = {"value": 1.25, "low": 1.1, "high": 1.4}
+    of_text = {**kept, "name": "perplexity", "change": change, "p": None}
+    of_image = {**of_text, "name": "perplexity after an image", "change": {**change, "value": 2}}
+    page = {
+        "rows": [kept, of_text, of_image],
+        "notes": ["read so"],
+        "sources": {"questions": "a folder"},
+    }
     (scores / "retention.json").write_text(json.dumps(page))
     recipe = yaml.safe_load((root / "recipe.yaml").read_text())
     whence = {"versions": {}, "base_fingerprint": None}
@@ -79,6 +86,17 @@ def test_every_number_stands_with_its_interval_and_protocol(make_run):
     assert "| book | abc123 |" in page
     assert "| data.max\\_length | 160 |" in page
     assert "model.attn" not in page  # it is as by default
+
+
+def test_the_first_lines_say_what_was_gained_and_what_it_cost(make_run):
+    root = make_run("lora")
+    first = make_card(root).markdown().partition("## ")[0]
+    assert "- Gained: not scored yet." in first
+    assert "- Cost in language: not measured; varifocal retention RUN does." in first
+    first = make_card(give_results(root)).markdown().partition("## ")[0]
+    assert "- Gained: book 50.0 % (40.0 to 61.0); pope 70.0 % (40.0 to 61.0)." in first
+    assert "- Cost in language: plain text, perplexity x 1.250 of the base model's; " in first
+    assert "after an image, perplexity x 2.000 of the base model's." in first
 
 
 def test_the_front_matter_is_what_the_hub_reads(make_run):

@@ -28,7 +28,7 @@ from varifocal.reports.blocks import (
     to_markdown,
 )
 from varifocal.reports.card_scores import Sample, ScoreLine, read_object, read_samples, read_scores
-from varifocal.reports.card_sections import limits, retention_blocks
+from varifocal.reports.card_sections import in_short, limits, retention_blocks
 from varifocal.reports.runs import RunSummary, read_run
 from varifocal.reports.runs_table import COST_ROWS
 from varifocal.run import RunDirectory
@@ -109,11 +109,13 @@ def make_card(root: str | Path) -> Card:
     summary = read_run(run.root)
     scored = scores_folder(run)
     scores = read_scores(scored)
+    retention = read_object(scored / "retention.json")
     blocks = [
         *_head(summary),
+        *in_short(scores, retention),
         *_how_to_load(run, summary),
         *_scores(scores),
-        *retention_blocks(read_object(scored / "retention.json")),
+        *retention_blocks(retention),
         *_samples(run, scores),
         *_cost(run, summary),
         *_data(run),

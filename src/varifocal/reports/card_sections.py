@@ -12,6 +12,35 @@ from varifocal.run import RunDirectory
 from varifocal.trained import scores_folder
 
 
+def in_short(scores: Sequence[ScoreLine], retention: Mapping[str, Any]) -> Iterator[Block]:
+    """Yield what was gained and what it cost the language, in a sentence each.
+
+    Args:
+        scores: main scores count.
+        retention: `eval/retention.json`, empty where it was not measured.
+    """
+    gained = [f"{one.suite} {one.value:.1f} % ({one.interval})" for one in scores if one.main]
+    changes = {
+        row.get("name"): row["change"]["value"]
+        for row in retention.get("rows") or ()
+        if isinstance(row, dict) and isinstance(row.get("change"), dict)
+    }
+    cost = [
+        f"{words} perplexity x {changes[name]:.3f} of the base model's"
+        for name, words in _LANGUAGE.items()
+        if name in changes
+    ]
+    yield Bullets(
+        [
+            f"Gained: {'; '.join(gained) or 'not scored yet'}.",
+            f"Cost in language: {'; '.join(cost) or 'not measured; varifocal retention RUN does'}.",
+        ]
+    )
+
+
+_LANGUAGE = {"perplexity": "plain text,", "perplexity after an image": "after an image,"}
+
+
 def retention_blocks(page: Mapping[str, Any]) -> Iterator[Block]:
     """Yield the part of a card on what was kept; nothing where it was not measured.
 
@@ -56,7 +85,7 @@ def _retention_notes(page: Mapping[str, Any]) -> Iterator[str]:
 
 def _states(row: Mapping[str, Any]) -> Iterator[str]:
     """Yield the cells of the three models and of the change."""
-    is_perplexity = row.get("name") == "perplexity"
+    is_perplexity = str(row.get("name")).startswith("perplexity")
     for key in _STATES:
         if key == "off" and row.get("off") is not None and row["off"] == row.get("base"):
             yield "= base"
