@@ -74,7 +74,7 @@ def _recipe(work: Path, model: str) -> list[str]:
     book = work / "sciencebook"
     if not (book / "problems.json").is_file():
         make_sciencebook(book, train=BOOK_SIZE, val=0, test=8, seed=0)
-    own = ["demo", "--set", f"data.root={work}", "--set", "model.connector.alignment=null"]
+    own = ["demo", "--set", f"data.root={work}", "--set", "alignment=null"]
     if model == "smollm2":
         return own
     return [*own, "--set", f"model.language_model={_random(work, model)}"]

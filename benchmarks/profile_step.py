@@ -58,7 +58,7 @@ def measure(tuner: dict, root: Path, steps: int) -> tuple[float, Counter[str], C
     settings = {
         "data.root": str(root),
         "tuner": tuner,
-        "model.connector.alignment": None,
+        "alignment": None,
         "training.max_steps": steps + 1,
         "training.save_strategy": "no",
     }

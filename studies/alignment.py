@@ -22,7 +22,7 @@ from studies.command import check_data, command_of, parser_of, read_options, run
 from studies.record import write_study
 from varifocal.analysis.words import words_of_run
 from varifocal.data.loading import load_source
-from varifocal.recipe import Recipe, SourceSection
+from varifocal.recipe import FileSection, Recipe
 from varifocal.sciencebook import make_sciencebook
 from varifocal.sweep import Sweep, load_sweep, run_sweep
 
@@ -84,14 +84,14 @@ def sweeps(seeds: Sequence[int], quick: bool, *, with_nlvr: bool) -> Iterator[tu
 
 def shortened(recipe: Recipe) -> Recipe:
     """The recipe with a few steps; a sweep's own overrides give way to those of its points."""
-    connector = recipe.model.connector
-    assert connector is not None  # every point of this study has one
-    fewer = min(connector.alignment_steps, QUICK_ALIGNMENT_STEPS)
-    connector = connector.model_copy(update={"alignment_steps": fewer})
+    alignment = recipe.alignment
+    if alignment is not None:
+        fewer = min(alignment.steps, QUICK_ALIGNMENT_STEPS)
+        alignment = alignment.model_copy(update={"steps": fewer})
     steps = {"max_steps": min(recipe.training.max_steps, QUICK_STEPS), "save_steps": 1}
     return recipe.model_copy(
         update={
-            "model": recipe.model.model_copy(update={"connector": connector}),
+            "alignment": alignment,
             "training": recipe.training.model_copy(update=steps),
         }
     )
@@ -101,7 +101,7 @@ def words_image(out: Path, sweep: Sweep) -> None:
     """Draw which visual tokens say which words, once, on the first new question of each skill."""
     if (out / "words.png").is_file():
         return
-    source = SourceSection(path="sciencebook", format="scienceqa", split="test")
+    source = FileSection(path="sciencebook", format="scienceqa", split="test")
     first: dict[str, Path] = {}
     for example in load_source(source):
         place = example.images[0].path

@@ -61,9 +61,9 @@ def _images(out: Path, name: str, seed: int, cost: dict[str, Any]) -> float:
     if not name.startswith("words"):
         return cost["vision_lookups"]
     run = RunDirectory(out / "stages" / f"{name},seed={seed}")
-    connector = load_recipe(run.recipe, check_paths=False).model.connector
-    assert connector is not None
-    return connector.alignment_steps * connector.alignment_batch_size
+    alignment = load_recipe(run.recipe, check_paths=False).alignment
+    assert alignment is not None
+    return alignment.steps * alignment.batch_size
 
 
 def stage_minutes(name: str, cost: dict[str, Any]) -> float:

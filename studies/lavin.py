@@ -63,7 +63,7 @@ QUICK = Size(
     test=10,
     texts=4,
     overrides=("training.max_steps=1", "training.warmup_steps=0", "training.save_steps=1"),
-    of_starts=("model.connector.alignment_steps=10",),
+    of_starts=("alignment.steps=10",),
 )
 
 

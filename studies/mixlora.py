@@ -157,7 +157,7 @@ class Study:
 
     def _align(self, run: Path, shared: dict[str, Any]) -> None:
         """Align the seed's connector to words; everything else starts from it."""
-        steps = {"model.connector.alignment_steps": 10 if self.quick else 600}
+        steps = {"alignment.steps": 10 if self.quick else 600}
         recipe = load_recipe("demo", {**shared, **steps, **NOT_TRAINED, "tuner": {"type": "none"}})
         if (run / "training.json").is_file():
             _check_steps(RunDirectory(run), recipe)
@@ -193,7 +193,7 @@ def one_by_one(overrides: Mapping[str, Any], only: Sequence[str] | None) -> Iter
 def _check_steps(run: RunDirectory, recipe: Recipe) -> None:
     """Refuse a connector of another alignment; its recipe may differ where nothing is aligned."""
     pages = (load_recipe(run.recipe, check_paths=False), recipe)
-    before, now = (one.model.connector and one.model.connector.alignment_steps for one in pages)
+    before, now = (page.alignment and page.alignment.steps for page in pages)
     if before != now:
         raise RunError(
             f"{run.root} holds a connector of {before} alignment steps, and this call's has "

@@ -22,7 +22,7 @@ from studies.mlan_results import collect
 from studies.record import write_study
 from varifocal.assemble import open_model
 from varifocal.evaluation.sources import about_run, evaluate_recipe
-from varifocal.recipe import SourceSection
+from varifocal.recipe import FileSection, SourceSection
 from varifocal.run import RunDirectory
 from varifocal.sciencebook import SKILLS, compose, make_sciencebook
 from varifocal.sweep import Point, Sweep, load_sweep, run_sweep
@@ -67,7 +67,7 @@ QUICK = Size(
     train=3,
     test=dict.fromkeys(PARTS, 1),
     overrides={
-        "stage1": {"model.connector.alignment_steps": 10, "training.max_steps": 1},
+        "stage1": {"alignment.steps": 10, "training.max_steps": 1},
         "stage2": {"data.mixture.total": 12, "training.save_steps": 1},
     },
     shares=(0.0, 0.5, 1.0),
@@ -263,8 +263,8 @@ def real_sources(folder: Path, count: int) -> list[SourceSection]:
     text, images = (str(folder / name) for name in REAL)
     columns = {"question": "True or false? {sentence}", "choices": "true|false", "answer": "label"}
     return [
-        SourceSection(path=text, format="scienceqa", split="val", max_examples=count),
-        SourceSection(path=images, columns=columns, max_examples=count),
+        FileSection(path=text, format="scienceqa", split="val", max_examples=count),
+        FileSection(path=images, columns=columns, max_examples=count),
     ]
 
 

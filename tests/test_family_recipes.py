@@ -218,10 +218,10 @@ PAPERS = Path(__file__).parents[1] / "docs" / "papers"
 
 def test_a_projector_as_llavas_can_take_the_connectors_place():
     page = (PAPERS / "mlan.md").read_text()
-    assert '--set "model.connector={type: patch_mlp, plain: true}"' in page
+    assert '--set "model.connector={type: mlp2x_gelu}"' in page
     recipe = load_recipe(
         "mlan-stage1-llama2-7b",
-        ["model.connector={type: patch_mlp, plain: true}"],
+        ["model.connector={type: mlp2x_gelu}"],
         check_paths=False,
     )
     assert count_parameters(recipe)["trained_parameters"] == 20_979_712

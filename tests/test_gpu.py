@@ -82,7 +82,7 @@ def verbs_of(run, recipe_file, book):
     ]
 
 
-MMA = {"model.connector.alignment": "words", "model.connector.alignment_steps": 3}
+MMA = {"alignment.type": "words", "alignment.steps": 3}
 MIXLORA = {"tuner": {"type": "mixlora", "rank": 2, "num_factors": 4, "lora_alpha": 4.0}}
 
 

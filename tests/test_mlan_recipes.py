@@ -68,7 +68,7 @@ def test_stage_1_has_the_settings_of_the_paper(base):
     assert examples_a_step(recipe) == 256
     assert recipe.data.max_length == 2048
     assert recipe.model.vision_tower == "openai/clip-vit-large-patch14-336"
-    assert recipe.model.connector.alignment is None
+    assert recipe.alignment is None
 
 
 @pytest.mark.parametrize("base", BASES)

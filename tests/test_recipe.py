@@ -1,5 +1,6 @@
 """A recipe means what it says, survives a round trip, and every mistake in it is a sentence."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,14 +13,19 @@ from hypothesis import strategies as st
 
 from varifocal.errors import RecipeError
 from varifocal.recipe import (
+    AlignmentSection,
+    ClsPyramidSection,
     DataSection,
     EvaluationSection,
+    FileSection,
+    HubSection,
+    LlavaMLPSection,
     LoraSection,
     MMASection,
     ModelSection,
     NoTunerSection,
+    PatchMLPSection,
     Recipe,
-    SourceSection,
     TrainingSection,
     load_recipe,
 )
@@ -209,7 +215,7 @@ def test_trainer_arguments_pass_through_under_their_own_names(tmp_path):
         (
             "model={language_model: a, vision_tower: b, connector: "
             "{type: cls_pyramid, num_tokens: 1}}",
-            "model.connector.num_tokens: belongs to patch_mlp",
+            "model.connector.num_tokens: belongs to type patch_mlp, and this is cls_pyramid",
         ),
         ("data.row_length=64", "data.row_length: 64 is below max_length 512"),
         ("data.train[2].path=x", "data.train[2].path: data.train is a list of 2; it has no '2'"),
@@ -330,10 +336,10 @@ def _is_required(section, name):
 
 def pages():
     lengths = {"max_length": st.integers(1, 64), "row_length": st.integers(64, 128)}
-    one_place = {"path": st.just("a.json"), "hub": st.none(), "subset": st.none()}
+    one_place = {"path": st.just("a.json")}
     of_a_score = {"metric": st.none()}  # belongs to data.evaluate
     sources = st.lists(
-        sections(SourceSection, **one_place, **of_a_score, weight=st.none()), max_size=2
+        sections(FileSection, **one_place, **of_a_score, weight=st.none()), max_size=2
     )
     letters = st.characters(categories=["L", "N"])
     steps = st.integers(1, 10**6).map(float)
@@ -371,6 +377,107 @@ def test_an_unknown_key_always_fails(page, place, key):
     put(page, place + key, 1)
     with pytest.raises(RecipeError, match=f"{place}{key}: unknown key"):
         validate(Recipe, page)
+
+
+# Sections by type, and keys of earlier versions
+
+
+def test_a_key_of_another_type_names_its_type():
+    page = {"language_model": "a", "vision_tower": "b", "connector": {"type": "mlp2x_gelu"}}
+    page["connector"]["num_tokens"] = 4
+    with pytest.raises(RecipeError) as caught:
+        load_recipe({"model": page, "tuner": {"type": "mma", "rank": 4}}, check_paths=False)
+    assert str(caught.value).splitlines() == [
+        "model.connector.num_tokens: belongs to type patch_mlp, and this is mlp2x_gelu",
+        "tuner.rank: belongs to type mixlora or lora, and this is mma",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ({"format": "llava"}, ".path: give either path or hub"),
+        ({"path": "a.json", "hub": "a/b"}, ".path: give either path or hub"),
+        ({"path": "a.json", "subset": "c"}, ".subset: belongs to type hub, and this is file"),
+        ({"hub": "a/b", "field": "rows"}, ".field: belongs to type file, and this is hub"),
+        ({"type": "hub"}, ".hub: missing"),
+    ],
+)
+def test_a_source_is_a_file_or_a_data_set_of_the_hub(source, text):
+    with pytest.raises(RecipeError) as caught:
+        load_recipe({"model": MODEL, "data": {"train": [source]}}, check_paths=False)
+    assert str(caught.value) == f"data.train[0]{text}"
+
+
+def test_another_file_is_read_as_a_source_of_the_hub_was():
+    source = HubSection(hub="a/b", subset="c", format="llava", columns={"image": "x"})
+    other = FileSection(path="/d.json", format="llava", columns={"image": "x"})
+    assert source.at("/d.json") == other
+    assert other.at("/e.json") == other.model_copy(update={"path": "/e.json"})
+
+
+def test_an_alignment_needs_a_connector():
+    page = {"model": {"language_model": "a"}, "alignment": {"steps": 4}}
+    with pytest.raises(RecipeError, match=r"alignment: fits a connector.*set it to null"):
+        load_recipe(page)
+
+
+FORMER = {
+    "model.picture_side": (56, "the key is now model.image_side"),
+    "model.connector.alignment": ("words", "the key is now alignment, a section of its own"),
+    "model.connector.alignment_steps": (4, "the key is now alignment.steps"),
+    "model.connector.alignment_scale": (4.0, "the key is now alignment.scale"),
+    "model.connector.plain": (True, "the key is now model.connector.type, mlp2x_gelu"),
+}
+
+
+@pytest.mark.parametrize("key", FORMER)
+def test_a_key_of_an_earlier_version_is_answered_with_todays(key):
+    value, text = FORMER[key]
+    with pytest.raises(RecipeError, match=f"^{re.escape(key)}: {re.escape(text)}"):
+        load_recipe("demo", {key: value}, check_paths=False)
+
+
+def of_an_earlier_run(model, **connector):
+    words = {"alignment": "words", "alignment_steps": 7, "alignment_batch_size": 8}
+    words |= {"alignment_learning_rate": 2e-3, "alignment_scale": 9.0, "plain": False}
+    sizes = {"hidden_dim": None, "num_tokens": None, "num_global_tokens": 0, "weights": None}
+    model |= {"language_model": "a", "vision_tower": "b", "picture_side": None}
+    model["connector"] = {"type": "patch_mlp", **words, **sizes, **connector}
+    provenance = {"versions": {}, "data": {}, "base_fingerprint": None}
+    return load_recipe({"model": model, "provenance": provenance}, check_paths=False)
+
+
+def test_the_recipe_of_an_earlier_run_is_read_with_its_alignment():
+    recipe = of_an_earlier_run({}, num_tokens=4)
+    assert recipe.model.connector == PatchMLPSection(num_tokens=4)
+    assert recipe.alignment == AlignmentSection(
+        steps=7, batch_size=8, learning_rate=2e-3, scale=9.0
+    )
+    recipe = of_an_earlier_run({}, alignment=None, type="cls_pyramid", hidden_dim=128)
+    assert recipe.model.connector == ClsPyramidSection(hidden_dim=128)
+    assert recipe.alignment is None
+
+
+def test_the_recipe_of_an_earlier_run_with_llavas_projector_is_read():
+    recipe = of_an_earlier_run({}, plain=True, weights="/runs/stage1")
+    assert recipe.model.connector == LlavaMLPSection(weights="/runs/stage1")
+
+
+def test_the_sources_of_an_earlier_run_are_read():
+    empty = {"subset": None, "field": None, "split": None}
+    sources = [{"path": "/a", "hub": None, **empty}, {"path": None, "hub": "a/b", **empty}]
+    provenance = {"versions": {}, "data": {}, "base_fingerprint": None}
+    page = {"model": dict(MODEL), "data": {"train": sources}, "provenance": provenance}
+    recipe = load_recipe(page, check_paths=False)
+    assert recipe.data.train == (FileSection(path="/a"), HubSection(hub="a/b"))
+
+
+def test_the_recipe_of_an_earlier_run_on_a_qwen_vl_is_read():
+    provenance = {"versions": {}, "data": {}, "base_fingerprint": None}
+    model = {"language_model": "a", "vision_tower": None, "connector": None, "picture_side": 56}
+    recipe = load_recipe({"model": model, "provenance": provenance}, check_paths=False)
+    assert recipe.model.image_side == 56
 
 
 # Recipes that ship

@@ -194,7 +194,7 @@ def _with_trained_tensors(recipe: Recipe, base: Assembly, trained: Trained) -> A
     """
     recorded = recipe.provenance.base_fingerprint if recipe.provenance else None
     _check_same_base(trained.place, recipe, recorded, base.fingerprint)
-    start_connector(base.base, recipe.model.connector, trained.place)
+    start_connector(base.base, recipe, trained.place)
     load_trained_tensors(base.base, trained.place)
     return base
 

@@ -83,7 +83,7 @@ QUICK = Size(
     overrides={
         "training.max_steps": 8,
         "training.logging_steps": 1,
-        "model.connector.alignment_steps": 100,
+        "alignment.steps": 100,
     },
 )
 

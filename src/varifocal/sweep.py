@@ -22,6 +22,7 @@ from pydantic import Field, model_validator
 
 from varifocal.errors import RecipeError, RunError, Stopped
 from varifocal.recipe import Recipe, SourceSection, load_recipe
+from varifocal.recipe.data import SourceSections
 from varifocal.recipe.page import WrongKeyError, as_overrides, read_page, validate
 from varifocal.recipe.section import RunName, Section
 from varifocal.reports.runs import flat
@@ -70,7 +71,7 @@ class SweepSection(Section):
     """Score every run; a model without eyes is asked without the images."""
     checkpoints: bool = False
     """Score the checkpoints of `training.save_steps` too, into `eval/checkpoint-STEP`."""
-    sources: Annotated[tuple[SourceSection, ...], Field(strict=False)] | None = None
+    sources: SourceSections | None = None
     """Score on these instead of the recipe's `data.evaluate`."""
 
     @model_validator(mode="after")
@@ -337,7 +338,7 @@ def _here(source: SourceSection) -> SourceSection:
     places = {
         key: os.path.abspath(Path(value).expanduser())
         for key in ("path", "image_folder")
-        if (value := getattr(source, key)) is not None
+        if (value := getattr(source, key, None)) is not None
     }
     return source.model_copy(update=places)
 

@@ -19,7 +19,7 @@ from varifocal.data.formats.registry import FORMATS
 from varifocal.data.readers.base import Record
 from varifocal.data.source import open_source
 from varifocal.errors import DataError
-from varifocal.recipe import SourceSection
+from varifocal.recipe import FileSection
 
 
 def pil_image(mode="RGB", kind="PNG", **saved):
@@ -304,7 +304,7 @@ def test_a_bad_file_is_right_or_a_sentence(tmp_path, name, streaming):
     folder = tmp_path / "data"
     folder.mkdir()
     path = write(folder, file, content)
-    found = read(SourceSection(path=str(path), streaming=streaming, **asked))
+    found = read(FileSection(path=str(path), streaming=streaming, **asked))
     if expected is None:
         assert isinstance(found, list)
         assert found
@@ -344,7 +344,7 @@ def test_a_bad_image_is_right_or_a_sentence(tmp_path, name):
     content, expected = IMAGES[name]
     path = write(tmp_path, "a.jsonl", [llava()])
     (tmp_path / "p.png").write_bytes(content)
-    found = read(SourceSection(path=str(path)))
+    found = read(FileSection(path=str(path)))
     if isinstance(expected, str):
         assert isinstance(found, str)
         assert re.search(expected, found), found
@@ -475,7 +475,7 @@ def outcome(parse):
 )
 def test_any_bytes_give_records_or_a_sentence(tmp_path, content, name, streaming):
     (tmp_path / name).write_bytes(content)
-    section = SourceSection(path=str(tmp_path / name), format="table", streaming=streaming)
+    section = FileSection(path=str(tmp_path / name), format="table", streaming=streaming)
     found = outcome(lambda: list(open_source(section)))
     if isinstance(found, str):
         assert name in found

@@ -21,7 +21,7 @@ from varifocal.data.inspect.scan import Looker
 from varifocal.data.mixture import Part, draw
 from varifocal.data.source import open_source
 from varifocal.errors import AnswerError, DataError, ModelError
-from varifocal.recipe import DataSection, SourceSection
+from varifocal.recipe import DataSection, FileSection
 
 _SPECIAL = re.compile(r"<\|\w+\|>|<\|?turn\|?>|<\|?channel\|?>|<(?:start|end)_of_turn>|\[/?INST\]")
 
@@ -309,7 +309,7 @@ def test_what_is_told_is_counted_once_and_remembered(families, tmp_path):
     turns = [("system", "Be brief."), ("user", "a"), ("assistant", "b"), ("user", "c")]
     messages = [{"role": role, "content": text} for role, text in [*turns, ("assistant", "d")]]
     path.write_text("\n".join([json.dumps({"messages": messages})] * 3))
-    source = open_source(SourceSection(path=str(path)))
+    source = open_source(FileSection(path=str(path)))
     tokenizer = copy.deepcopy(families["qwen3"].tokenizer)
     tokenizer.chat_template = _WITHOUT_SYSTEM + FAMILIES["qwen3"]
     for _ in range(2):  # encoded, then read from the table

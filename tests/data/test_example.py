@@ -10,7 +10,7 @@ import pytest
 from varifocal.data.example import MAX_PIXELS, Example, Image, Message
 from varifocal.data.loading import check_images, load_source
 from varifocal.errors import DataError
-from varifocal.recipe import SourceSection
+from varifocal.recipe import FileSection
 
 
 def saved(pil_image, kind, **options):
@@ -154,7 +154,7 @@ def test_a_photograph_of_a_hundred_megapixels_is_told_or_skipped(tmp_path, strea
         {"question": "Why?", "answer": "b"},
     ]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    source = SourceSection(path=str(tmp_path / "a.jsonl"), streaming=streaming)
+    source = FileSection(path=str(tmp_path / "a.jsonl"), streaming=streaming)
     with pytest.raises(DataError, match=r"record 'line 1'.*large\.png' is too large"):
         check_images(load_source(source))
     kept = check_images(load_source(source), on_bad_record="skip")

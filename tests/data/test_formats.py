@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from varifocal.data.example import Example
 from varifocal.data.loading import check_images, load_scienceqa, load_source, load_table
 from varifocal.errors import DataError
-from varifocal.recipe import SourceSection
+from varifocal.recipe import FileSection
 
 
 def answer_of(example):
@@ -302,13 +302,13 @@ def test_a_wrong_mapping_is_a_sentence(table, columns, said):
 
 
 def test_a_source_is_detected(scienceqa, table):
-    source = SourceSection(path=scienceqa.name, split="train")
+    source = FileSection(path=scienceqa.name, split="train")
     assert len(load_source(source, root=scienceqa.parent)) == 2
-    assert len(load_source(SourceSection(path=str(table), columns=COLUMNS))) == 2
+    assert len(load_source(FileSection(path=str(table), columns=COLUMNS))) == 2
     with pytest.raises(DataError, match="holds neither records nor images"):
-        load_source(SourceSection(path=str(scienceqa / "images")))
+        load_source(FileSection(path=str(scienceqa / "images")))
     with pytest.raises(DataError, match=r"no file or folder .*; did you mean 'rows\.jsonl'\?"):
-        load_source(SourceSection(path="row.jsonl"), root=scienceqa)
+        load_source(FileSection(path="row.jsonl"), root=scienceqa)
 
 
 def test_images_can_be_checked_before_the_training(scienceqa):

@@ -10,7 +10,7 @@ from varifocal.data.example import Image
 from varifocal.data.formats.registry import FORMATS
 from varifocal.data.source import open_source
 from varifocal.errors import DataError
-from varifocal.recipe import SourceSection
+from varifocal.recipe import FileSection
 from varifocal.recipe.data import FormatName
 
 
@@ -23,7 +23,7 @@ def folder(tmp_path):
 
 def opened(folder, *rows, name="rows.jsonl", **asked):
     (folder / name).write_text("\n".join(map(json.dumps, rows)))
-    return open_source(SourceSection(path=str(folder / name), **asked))
+    return open_source(FileSection(path=str(folder / name), **asked))
 
 
 def seen(example):
@@ -209,7 +209,7 @@ def test_turns_in_columns_are_read_too(folder):
 
 def test_a_first_record_that_is_broken_does_not_hide_the_format(folder):
     (folder / "a.jsonl").write_text('{"conv\n' + json.dumps({"conversations": PLAIN}))
-    source = open_source(SourceSection(path=str(folder / "a.jsonl")))
+    source = open_source(FileSection(path=str(folder / "a.jsonl")))
     assert source.format_name == "sharegpt"
     assert isinstance(next(iter(source)), DataError)
 
@@ -238,7 +238,7 @@ def test_captions_of_coco(folder):
             }
         )
     )
-    source = open_source(SourceSection(path=str(folder / "captions.json")))
+    source = open_source(FileSection(path=str(folder / "captions.json")))
     assert source.format_name == "captions"
     assert [(one.images[0].path.name, one.messages[1].text) for one in source] == [
         ("a.png", "Red."),
@@ -249,7 +249,7 @@ def test_captions_of_coco(folder):
 
 def test_captions_of_an_imagefolder(folder):
     (folder / "metadata.csv").write_text("file_name,text\na.png,Red.\nb.png,Blue.\n")
-    source = open_source(SourceSection(path=str(folder)))
+    source = open_source(FileSection(path=str(folder)))
     assert [seen(one)[0][1] for one in source] == ["a.png", "b.png"]
 
 
@@ -258,7 +258,7 @@ def test_captions_in_texts_beside_the_images(folder):
     (folder / "more").mkdir()
     Pillow.new("RGB", (6, 4)).save(folder / "more" / "c.jpg")
     (folder / "more" / "c.txt").write_text("Black.")
-    source = open_source(SourceSection(path=str(folder)))
+    source = open_source(FileSection(path=str(folder)))
     red, missing, black = source
     assert (red.id, red.messages[1].text) == ("a.png", "Red.")
     assert "image b.png has no caption 'b.txt'" in str(missing)
@@ -273,6 +273,6 @@ def test_instructions_are_worded_by_seed(folder):
     )
     assert plain not in worded
     assert worded[0] == worded[1]
-    section = SourceSection(path=str(folder / "rows.jsonl"), instructions="varied")
+    section = FileSection(path=str(folder / "rows.jsonl"), instructions="varied")
     texts = {next(iter(open_source(section, seed))).messages[0].text for seed in range(20)}
     assert len(texts) > 3

@@ -9,7 +9,7 @@ from varifocal.data.formats.gold import gold_index, settle_integers
 from varifocal.data.loading import load_source
 from varifocal.data.source import open_source
 from varifocal.errors import DataError
-from varifocal.recipe import SourceSection
+from varifocal.recipe import FileSection
 
 PLACES = [
     (["1", "2", "3", "4"], 1),
@@ -24,7 +24,7 @@ def load(tmp_path):
     def load(pairs, name="a.jsonl", on_bad_record="fail", **asked):
         rows = [{"question": "Which?", "choices": c, "answer": a} for c, a in pairs]
         (tmp_path / name).write_text("\n".join(map(json.dumps, rows)))
-        section = SourceSection(path=str(tmp_path / name), **asked)
+        section = FileSection(path=str(tmp_path / name), **asked)
         examples = load_source(section, on_bad_record=on_bad_record)
         return [one.messages[1].text for one in examples]
 
@@ -131,7 +131,7 @@ def test_what_a_long_source_means_is_kept(tmp_path, monkeypatch):
         path.write_text("\n".join(map(json.dumps, rows)))
 
     def answers():
-        found = open_source(SourceSection(path=str(path)))
+        found = open_source(FileSection(path=str(path)))
         return [one.messages[1].text for one in found]
 
     write(PLACES)

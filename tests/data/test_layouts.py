@@ -12,7 +12,7 @@ from varifocal.data.example import Image
 from varifocal.data.loading import load_source
 from varifocal.data.source import open_source
 from varifocal.errors import DataError
-from varifocal.recipe import SourceSection
+from varifocal.recipe import FileSection
 from varifocal.recipe.page import WrongKeyError
 
 
@@ -26,7 +26,7 @@ def place(tmp_path):
         (tmp_path / name).write_bytes(
             gzip.compress(text.encode()) if "gz" in name else text.encode()
         )
-        return SourceSection(path=str(tmp_path / name), **asked)
+        return FileSection(path=str(tmp_path / name), **asked)
 
     return place
 
@@ -219,7 +219,7 @@ def test_what_has_to_be_written_anew_is_said(place, content, asked, expected):
 
 def test_a_field_belongs_to_json():
     with pytest.raises((ValueError, WrongKeyError), match="belongs to a path that ends with"):
-        SourceSection(path="a.jsonl", field="data")
+        FileSection(path="a.jsonl", field="data")
 
 
 @pytest.mark.parametrize(
@@ -339,7 +339,7 @@ def test_columns_of_several_types_in_parquet_are_what_was_saved(tmp_path, stream
         on_mixed_types="use_json",
     )
     saved.to_parquet(tmp_path / "a.parquet")
-    section = SourceSection(path=str(tmp_path / "a.parquet"), format="openai", streaming=streaming)
+    section = FileSection(path=str(tmp_path / "a.parquet"), format="openai", streaming=streaming)
     first, second = load_source(section)
     assert (said(first), said(second)) == (["Name a bird.", "Wren."], ["x", "Wren."])
 
@@ -355,7 +355,7 @@ def test_nulls_and_lists_of_images_in_parquet(tmp_path, streaming):
         {"question": "c", "answer": "x", "images": [], "choices": ["y", "x"]},
     ]
     datasets.Dataset.from_list(rows).to_parquet(tmp_path / "a.parquet")
-    section = SourceSection(path=str(tmp_path / "a.parquet"), streaming=streaming)
+    section = FileSection(path=str(tmp_path / "a.parquet"), streaming=streaming)
     examples = load_source(section)
     assert [len(one.images) for one in examples] == [2, 0, 0]
     assert [one.answer_index for one in examples] == [None, 0, 1]

@@ -17,7 +17,7 @@ from varifocal.data.mixture import (
     needs_scan,
 )
 from varifocal.errors import DataError, RecipeError
-from varifocal.recipe import MixtureSection, SourceSection
+from varifocal.recipe import FileSection, MixtureSection
 
 quick = settings(max_examples=60, deadline=None)
 
@@ -235,8 +235,8 @@ def test_a_cap_holds_also_where_records_repeat():
 
 
 def test_needs_scan():
-    plain = SourceSection(path="a.json")
-    capped = SourceSection(path="b.json", max_per_task=3)
+    plain = FileSection(path="a.json")
+    capped = FileSection(path="b.json", max_per_task=3)
     assert not needs_scan([plain], MixtureSection(total=3, temperature=2.0))
     assert needs_scan([plain, capped], MixtureSection())
     assert needs_scan([plain], MixtureSection(max_per_task=3))

@@ -8,7 +8,7 @@ import pytest
 from varifocal.data.encoding.encoder import Encoder
 from varifocal.data.loading import check_images, load_scienceqa, load_table
 from varifocal.data.source import open_source
-from varifocal.recipe import SourceSection
+from varifocal.recipe import FileSection
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 NLVR = {
@@ -53,7 +53,7 @@ def test_nlvr_loads_with_its_images(tokenizers):
 
 
 def test_alpaca_loads_as_it_is():
-    source = open_source(SourceSection(path=str(folder("alpaca") / "alpaca_999.json")))
+    source = open_source(FileSection(path=str(folder("alpaca") / "alpaca_999.json")))
     rows = json.loads((folder("alpaca") / "alpaca_999.json").read_text())
     assert source.format_name == "alpaca"
     assert len(source) == len(rows) == 999
@@ -64,9 +64,9 @@ def test_alpaca_loads_as_it_is():
 
 
 def test_folders_of_real_data_load_by_split():
-    dev = SourceSection(path=str(folder("nlvr")), split="dev", columns=NLVR)
+    dev = FileSection(path=str(folder("nlvr")), split="dev", columns=NLVR)
     assert len(open_source(dev)) == 989
     assert open_source(dev).scan().modalities.tolist() == [1] * 989
-    questions = SourceSection(path=str(folder("scienceqa-text")), split="val")
+    questions = FileSection(path=str(folder("scienceqa-text")), split="val")
     assert open_source(questions).format_name == "scienceqa"
     assert open_source(questions).scan().modalities.tolist() == [0] * 180

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from pydantic import TypeAdapter
 
 from varifocal.data import source as source_module
 from varifocal.data.readers import files, index
@@ -23,7 +24,7 @@ from varifocal.data.readers.index import index_csv, index_lines, index_list
 from varifocal.data.readers.open import open_records, read_in_order
 from varifocal.data.source import Source, StreamedSource, open_source
 from varifocal.errors import DataError
-from varifocal.recipe import SourceSection
+from varifocal.recipe import FileSection, HubSection, SourceSection
 
 texts = st.text(alphabet=st.sampled_from('ab"\\,[]{}:\n\r\té€😀 '), max_size=8)
 cells = st.text(alphabet=st.sampled_from('ab",\n\té€ '), max_size=8)
@@ -145,7 +146,7 @@ def test_a_record_of_many_megabytes_is_refused_unread(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "MAX_RECORD_BYTES", 100)
     line = json.dumps({"a": "x" * 500})
     (tmp_path / "a.jsonl").write_text(f'{{"a": 1}}\n{line}\n{{"a": 3}}\n')
-    section = SourceSection(path=str(tmp_path / "a.jsonl"))
+    section = FileSection(path=str(tmp_path / "a.jsonl"))
     for streaming in (False, True):
         records = open_records(section.model_copy(update={"streaming": streaming}))
         rows = records if isinstance(records, StreamedRecords) else read_in_order(records)
@@ -172,9 +173,9 @@ def test_opening_does_not_hold_the_rows(tmp_path):
     path = tmp_path / "a.jsonl"
     row = json.dumps({"instruction": "x" * 900, "input": "", "output": "y"})
     path.write_text(f"{row}\n" * 20_000)
-    open_source(SourceSection(path=str(path)))  # what is imported on the way is no row
+    open_source(FileSection(path=str(path)))  # what is imported on the way is no row
     tracemalloc.start()
-    source = open_source(SourceSection(path=str(path)))
+    source = open_source(FileSection(path=str(path)))
     kept, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert len(source) == 20_000
@@ -184,7 +185,7 @@ def test_opening_does_not_hold_the_rows(tmp_path):
 
 def test_records_travel_to_other_processes(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"instruction": "a", "output": "b"}\n' * 3)
-    source = open_source(SourceSection(path=str(tmp_path / "a.jsonl")))
+    source = open_source(FileSection(path=str(tmp_path / "a.jsonl")))
     assert pickle.loads(pickle.dumps(source)).example(2) == source.example(2)
     assert source.scan(num_workers=2).modalities.tolist() == [0, 0, 0]
 
@@ -256,6 +257,10 @@ def make_place(kind, folder):
     return {key: str(folder / "hub"), "split": "train"}
 
 
+def source_section(page):
+    return TypeAdapter(SourceSection).validate_python(page)
+
+
 KINDS = (
     *("parquet", "images in parquet", "saved", "arrow", "saved splits", "shards"),
     *("files of a folder", "splits of a folder", "compressed lines", "hub"),
@@ -265,7 +270,7 @@ KINDS = (
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_rows_from_every_kind_of_place(folder, kind):
     place = make_place(kind, folder)
-    section = SourceSection(**place, image_folder=str(folder))
+    section = source_section({**place, "image_folder": str(folder)})
     source = open_source(section)
     stream = open_source(section.model_copy(update={"streaming": True}))
     assert isinstance(source, Source)
@@ -286,8 +291,8 @@ def test_the_same_rows_from_every_kind_of_place(folder, kind):
 def test_splits_are_never_mixed_in_silence(folder, kind, split, said):
     place = {**make_place(kind, folder), "split": split}
     with pytest.raises(DataError, match=said):
-        open_source(SourceSection(**place))
-    assert len(open_source(SourceSection(**{**place, "split": "test"}))) == 1
+        open_source(source_section(place))
+    assert len(open_source(source_section({**place, "split": "test"}))) == 1
 
 
 def test_a_split_may_be_a_folder_with_its_own_images(folder):
@@ -296,7 +301,7 @@ def test_a_split_may_be_a_folder_with_its_own_images(folder):
         row = {"file_name": "p.png", "text": f"For {split}."}
         (folder / split / "metadata.jsonl").write_text(json.dumps(row))
     (folder / "p.png").rename(folder / "test" / "p.png")
-    (example,) = open_source(SourceSection(path=str(folder), split="test"))
+    (example,) = open_source(FileSection(path=str(folder), split="test"))
     assert example.images[0].path == folder / "test" / "p.png"
     assert example.messages[1].text == "For test."
 
@@ -306,7 +311,7 @@ def test_a_scan_is_kept_unless_something_is_broken(tmp_path, monkeypatch):
     path = tmp_path / "a.jsonl"
     rows = [{"question": "a", "answer": "b", "task": task} for task in "xyx"]
     path.write_text("\n".join(map(json.dumps, rows)))
-    section = SourceSection(path=str(path))
+    section = FileSection(path=str(path))
     first = open_source(section).scan()
     assert first.tasks.tolist() == [0, 1, 0]
     with monkeypatch.context() as patch:
@@ -325,18 +330,18 @@ def test_what_the_library_cannot_read_is_a_sentence(tmp_path):
     (tmp_path / "state.json").write_text("{}")
     for place in ("a.parquet", ""):
         with pytest.raises(DataError, match="cannot be read by the datasets library"):
-            open_source(SourceSection(path=str(tmp_path / place)))
+            open_source(FileSection(path=str(tmp_path / place)))
     with pytest.raises(DataError, match="cannot be read as a tar file"):
-        open_source(SourceSection(path=str(tmp_path / "a.tar")))
+        open_source(FileSection(path=str(tmp_path / "a.tar")))
     with pytest.raises(DataError, match="'nobody/nothing' cannot be read"):
-        open_source(SourceSection(hub="nobody/nothing"))
+        open_source(HubSection(hub="nobody/nothing"))
 
 
 def test_a_stream_takes_what_is_asked_for(tmp_path):
     rows = [{"question": "a", "answer": str(n), "split": "xy"[n % 2]} for n in range(6)]
     rows[3] = {"question": "a", "answer": "3"}
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    section = SourceSection(path=str(tmp_path / "a.jsonl"), split="y", max_examples=2)
+    section = FileSection(path=str(tmp_path / "a.jsonl"), split="y", max_examples=2)
     for streaming in (False, True):
         first, second = open_source(section.model_copy(update={"streaming": streaming}))
         assert first.messages[1].text == "1"
@@ -348,7 +353,7 @@ def test_fingerprints_follow_content_and_question(tmp_path):
 
     def fingerprint(content='{"question": "a", "answer": "b"}\n' * 2, **asked):
         path.write_text(content)
-        return open_source(SourceSection(path=str(path), **asked)).fingerprint
+        return open_source(FileSection(path=str(path), **asked)).fingerprint
 
     seen = [
         fingerprint(),

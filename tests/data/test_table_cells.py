@@ -11,7 +11,7 @@ from varifocal.data.example import Image
 from varifocal.data.formats.choices import read_choices
 from varifocal.data.loading import load_source
 from varifocal.errors import DataError
-from varifocal.recipe import SourceSection
+from varifocal.recipe import FileSection
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def load(tmp_path):
     def load(content, name="a.jsonl", **asked):
         text = content if isinstance(content, str) else json.dumps(content)
         (tmp_path / name).write_text(text)
-        (example,) = load_source(SourceSection(path=str(tmp_path / name), **asked))
+        (example,) = load_source(FileSection(path=str(tmp_path / name), **asked))
         return example
 
     return load

@@ -13,7 +13,7 @@ from varifocal import cache
 from varifocal.data.readers import tar
 from varifocal.data.source import Source, open_source
 from varifocal.errors import DataError
-from varifocal.recipe import SourceSection
+from varifocal.recipe import FileSection, HubSection
 
 RED, BLUE, GREEN = (255, 0, 0), (0, 0, 255), (0, 128, 0)
 
@@ -46,7 +46,7 @@ def write_tar(path, members, links=()):
 
 def both(path, **asked):
     """Open a place for reading in any order, and as a stream."""
-    section = SourceSection(path=str(path), **asked)
+    section = FileSection(path=str(path), **asked)
     return open_source(section), open_source(section.model_copy(update={"streaming": True}))
 
 
@@ -224,7 +224,7 @@ def test_files_that_do_not_lie_next_to_one_another_are_told(tmp_path, on):
     members = [("1.json", talk()), ("2.json", talk("b", 0)), ("1.png", image())]
     path = write_tar(tmp_path / "a.tar", members)
     with pytest.raises(DataError, match=r"sample '1' do not lie next .*'1\.png' is apart.*--sort"):
-        list(open_source(SourceSection(path=str(path), format="llava", streaming=on)))
+        list(open_source(FileSection(path=str(path), format="llava", streaming=on)))
 
 
 def shard(tmp_path):
@@ -246,7 +246,7 @@ def test_what_cannot_be_read_to_its_end_is_refused(tmp_path, on, damage):
     }
     path.write_bytes(changed[damage])
     with pytest.raises(DataError, match=r"a\.tar"):
-        list(open_source(SourceSection(path=str(path), streaming=on)))
+        list(open_source(FileSection(path=str(path), streaming=on)))
 
 
 def test_a_compressed_shard_is_read_in_both_ways(tmp_path, monkeypatch):
@@ -264,14 +264,14 @@ def test_a_compressed_shard_is_read_in_both_ways(tmp_path, monkeypatch):
     path.write_bytes(path.read_bytes()[:-300])
     for on in (False, True):
         with pytest.raises(DataError, match=r"c\.tgz"):
-            list(open_source(SourceSection(path=str(path), streaming=on)))
+            list(open_source(FileSection(path=str(path), streaming=on)))
 
 
 def test_a_stream_unpacks_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("VARIFOCAL_CACHE", str(tmp_path / "cache"))
     path = tmp_path / "b.tar.gz"
     path.write_bytes(gzip.compress(shard(tmp_path).read_bytes()))
-    assert len(list(open_source(SourceSection(path=str(path), streaming=True)))) == 40
+    assert len(list(open_source(FileSection(path=str(path), streaming=True)))) == 40
     assert not (tmp_path / "cache" / "unpacked").exists()
 
 
@@ -288,16 +288,16 @@ def test_a_stream_holds_one_sample_at_a_time(tmp_path):
 
 def test_the_fingerprint_is_that_of_the_content(tmp_path):
     path = shard(tmp_path)
-    first = open_source(SourceSection(path=str(path))).fingerprint
+    first = open_source(FileSection(path=str(path))).fingerprint
     write_tar(path, [("0.json", talk("else", 0))])
-    assert open_source(SourceSection(path=str(path))).fingerprint != first
+    assert open_source(FileSection(path=str(path))).fingerprint != first
 
 
 def test_shards_of_the_hub_are_refused_with_the_way_to_read_them(tmp_path):
     (tmp_path / "hub").mkdir()
     write_tar(tmp_path / "hub" / "train-0.tar", [("0.json", talk("a", 0))])
     for on in (False, True):
-        section = SourceSection(hub=str(tmp_path / "hub"), split="train", streaming=on)
+        section = HubSection(hub=str(tmp_path / "hub"), split="train", streaming=on)
         with pytest.raises(DataError, match=r"tar shards.*hf download.*path: FOLDER/\*\.tar"):
             open_source(section)
 
@@ -308,5 +308,5 @@ def test_a_saved_data_set_of_shards_keeps_what_was_saved(tmp_path):
         {"__key__": "2", "0.png": image(), "1.png": None, "json": talk()},
     ]
     datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "saved")
-    first, second = open_source(SourceSection(path=str(tmp_path / "saved")))
+    first, second = open_source(FileSection(path=str(tmp_path / "saved")))
     assert [colours(one) for one in (first, second)] == [[RED, BLUE], [RED]]

@@ -10,7 +10,7 @@ from varifocal.data.mixture import Part, draw
 from varifocal.data.rows.lazy import streamed_passes
 from varifocal.data.source import open_source
 from varifocal.errors import DataError
-from varifocal.recipe import DataSection, SourceSection
+from varifocal.recipe import DataSection, FileSection
 
 
 def opened(tmp_path, *answers, user=()):
@@ -28,7 +28,7 @@ def opened(tmp_path, *answers, user=()):
     ]
     path = tmp_path / "turns.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
-    return open_source(SourceSection(path=str(path)))
+    return open_source(FileSection(path=str(path)))
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_tools_beside_the_turns_are_refused(tmp_path):
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     lines = [{"messages": turns, "tools": tools} for tools in ([], "[]", [{"name": "f"}])]
     path.write_text("\n".join(map(json.dumps, lines)))
-    source = open_source(SourceSection(path=str(path)))
+    source = open_source(FileSection(path=str(path)))
     assert source.example(0).messages == source.example(1).messages
     with pytest.raises(DataError, match="line 3 has 'tools'; conversations with tools cannot"):
         source.example(2)

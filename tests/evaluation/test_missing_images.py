@@ -137,10 +137,10 @@ def test_a_comparison_says_what_could_not_be_asked(tmp_path: Path) -> None:
 
 def test_training_still_refuses_a_missing_image(tmp_path: Path) -> None:
     from varifocal.data.loading import load_source
-    from varifocal.recipe import SourceSection
+    from varifocal.recipe import FileSection
 
     place = nlvr(tmp_path / "nlvr")
     damage(place / "2.png", "missing")
     columns = {"question": "{sentence}", "answer": "label"}
     with pytest.raises(ImageError, match="no image"):
-        load_source(SourceSection(path=str(place / "dev.jsonl"), columns=columns))
+        load_source(FileSection(path=str(place / "dev.jsonl"), columns=columns))

@@ -23,7 +23,14 @@ from varifocal.evaluation.open_answers import benchmark_of, credit, items_of, me
 from varifocal.evaluation.predictions import read_predictions
 from varifocal.evaluation.runner import About, run
 from varifocal.evaluation.sources import evaluate_recipe
-from varifocal.recipe import DataSection, EvaluationSection, ModelSection, Recipe, SourceSection
+from varifocal.recipe import (
+    DataSection,
+    EvaluationSection,
+    FileSection,
+    ModelSection,
+    Recipe,
+    SourceSection,
+)
 
 
 def asked(*answers: str, choices: tuple[str, ...] = (), name: str = "q") -> Example:
@@ -35,7 +42,7 @@ def asked(*answers: str, choices: tuple[str, ...] = (), name: str = "q") -> Exam
 
 def table(path: Path, *rows: dict) -> SourceSection:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return SourceSection(path=str(path))
+    return FileSection(path=str(path))
 
 
 # Which metric

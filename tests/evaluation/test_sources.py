@@ -12,14 +12,14 @@ from varifocal.data.encoding.encoder import Encoder
 from varifocal.errors import DataError, RecipeError
 from varifocal.evaluation.runner import About
 from varifocal.evaluation.sources import evaluate_recipe
-from varifocal.recipe import DataSection, ModelSection, Recipe, SourceSection
+from varifocal.recipe import DataSection, FileSection, ModelSection, Recipe
 
 NO_MODEL = cast(Any, None)
 
 
 def test_two_sources_of_one_name_are_refused_before_anything_is_read(tmp_path: Path):
     places = [str(tmp_path / task / "test.jsonl") for task in ("nlvr", "fashion")]
-    sources = [SourceSection(path=place) for place in places]
+    sources = [FileSection(path=place) for place in places]
     recipe = cast(Any, SimpleNamespace(data=SimpleNamespace(evaluate=sources)))
     with pytest.raises(RecipeError) as error:
         next(evaluate_recipe(recipe, NO_MODEL, tmp_path, About()))
@@ -43,7 +43,7 @@ def test_a_question_that_cannot_be_encoded_stops_or_is_left_out(
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     encoder = Encoder(tokenizer, max_length=200, overflow=overflow)
     parts = Assembly(chat_llama, tokenizer, encoder, None, None, None)
-    data = DataSection(evaluate=(SourceSection(path=str(file)),))
+    data = DataSection(evaluate=(FileSection(path=str(file)),))
     recipe = Recipe(model=ModelSection(language_model="tiny"), data=data)
 
     def score(**options):

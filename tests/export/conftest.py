@@ -91,7 +91,7 @@ def make_run(parts_directory, tmp_path_factory):
         model = {
             "language_model": str(language or parts_directory / "language"),
             "vision_tower": str(parts_directory / tower) if tower else None,
-            "connector": (connector or {"plain": True}) if tower else None,
+            "connector": (connector or {"type": "mlp2x_gelu"}) if tower else None,
             "dtype": page.pop("dtype", "float32"),
         }
         recipe = Recipe.model_validate({"seed": 5, "model": model, "tuner": tuner, **page})

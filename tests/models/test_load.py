@@ -11,9 +11,9 @@ from varifocal.errors import ModelError
 from varifocal.models import GraftedProcessor, load_model, names, sources
 from varifocal.models.connector import embedding_scale
 from varifocal.models.names import PACKAGED, Packaged
-from varifocal.recipe import ConnectorSection, ModelSection
+from varifocal.recipe import ClsPyramidSection, ModelSection, PatchMLPSection
 
-LAVIN = ConnectorSection(type="cls_pyramid", hidden_dim=128)
+LAVIN = ClsPyramidSection(hidden_dim=128)
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +46,7 @@ def section(**changes):
 
 
 def test_a_grafted_model_from_local_directories(language, clip, make_vit, images):
-    connector = ConnectorSection(num_tokens=4, num_global_tokens=1, hidden_dim=16)
+    connector = PatchMLPSection(num_tokens=4, num_global_tokens=1, hidden_dim=16)
     loaded = load_model(section(language_model=language, vision_tower=clip, connector=connector))
     model, processor = loaded.model, loaded.processor
     assert isinstance(processor, GraftedProcessor)
@@ -114,7 +114,7 @@ def test_the_fingerprint_is_of_the_frozen_weights(language, clip, tmp_path, make
     page = section(language_model=language, vision_tower=clip)
     first = load_model(page)
     other_connector = section(
-        language_model=language, vision_tower=clip, connector=ConnectorSection(num_tokens=1)
+        language_model=language, vision_tower=clip, connector=PatchMLPSection(num_tokens=1)
     )
     assert load_model(other_connector, seed=9).fingerprint == first.fingerprint
     assert load_model(section(language_model=language)).fingerprint != first.fingerprint
@@ -210,7 +210,7 @@ def test_what_does_not_fit_is_said_before_weights_are_read(tmp_path, language, m
     with pytest.raises(ModelError, match="no CLS token"):
         load_model(section(**page, connector=LAVIN))
     with pytest.raises(ModelError, match="num_tokens is 7"):
-        load_model(section(**page, connector=ConnectorSection(num_tokens=7)))
+        load_model(section(**page, connector=PatchMLPSection(num_tokens=7)))
 
 
 def test_a_package_that_is_not_installed(language, monkeypatch):

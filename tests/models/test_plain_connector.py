@@ -8,7 +8,6 @@ from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 from varifocal.errors import ModelError
 from varifocal.models import build_connector, build_tower
 from varifocal.models.connector import PlainMLP
-from varifocal.recipe.model import ConnectorSection
 
 
 def sizes(tokens):
@@ -94,14 +93,3 @@ def test_bfloat16_states_train_its_float32_numbers():
 def test_states_of_another_grid_are_refused():
     with pytest.raises(ModelError, match="built for 4 x 4 cells and was given 9 states"):
         PlainMLP(24, 32, (4, 4))(torch.randn(1, 9, 24))
-
-
-@pytest.mark.parametrize("key", ["hidden_dim", "num_tokens", "num_global_tokens"])
-def test_what_llava_has_not_does_not_go_with_it(key):
-    with pytest.raises(ValueError, match="does not go with plain: LLaVA's projector"):
-        ConnectorSection.model_validate({"plain": True, key: 4})
-
-
-def test_it_reads_patches_only():
-    with pytest.raises(ValueError, match="belongs to patch_mlp; cls_pyramid reads no patches"):
-        ConnectorSection.model_validate({"plain": True, "type": "cls_pyramid"})

@@ -41,9 +41,9 @@ def write_stage(root, name):
     root.mkdir(parents=True)
     cost = {"seconds_cpu_alignment": ALIGNED, "seconds_cpu_training": 90.0, "vision_lookups": 77}
     (root / "cost.json").write_text(json.dumps(cost))
-    connector = {"alignment": "words", "alignment_steps": 10, "alignment_batch_size": 16}
-    model = {"language_model": "a", "vision_tower": "b", "connector": connector}
-    (root / "recipe.yaml").write_text(json.dumps({"model": model}))
+    model = {"language_model": "a", "vision_tower": "b"}
+    page = {"model": model, "alignment": {"steps": 10, "batch_size": 16}}
+    (root / "recipe.yaml").write_text(json.dumps(page))
 
 
 def write_run(root, accuracies, stopped_at=None):
@@ -139,16 +139,13 @@ def test_the_sweeps_are_cut_to_a_seed_and_take_the_stages_of_that_seed(tmp_path,
     assert [name for name, _ in quick] == ["stages", "book"]
     recipes = [point.recipe for _, sweep in quick for point in sweep.points]
     assert {recipe.training.max_steps for recipe in recipes} == {0, 2}
-    assert (
-        max(one.model.connector.alignment_steps for one in recipes if one.model.connector.alignment)
-        == 8
-    )
+    assert max(one.alignment.steps for one in recipes if one.alignment) == 8
     book = {point.setting: point.recipe for point in found[1][1].points}
     assert {recipe.seed for recipe in book.values()} == {1}
     assert book["none"].model.connector.weights is None
     for name in ("words", "captions", "words-few"):
         assert book[name].model.connector.weights == str(tmp_path / "stages" / f"{name},seed=1")
-        assert book[name].model.connector.alignment is None
+        assert book[name].alignment is None
 
 
 def test_the_link_to_nlvr_follows_its_folder(tmp_path):

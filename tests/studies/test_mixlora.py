@@ -20,7 +20,7 @@ from studies import mixlora
 from varifocal.analysis.tasks import task_of
 from varifocal.data.loading import load_source
 from varifocal.errors import DataError, RunError
-from varifocal.recipe import SourceSection
+from varifocal.recipe import FileSection
 from varifocal.recipe.page import read_page
 
 ROOT = Path(__file__).parents[2]
@@ -64,7 +64,7 @@ def tasks(data, tmp_path_factory):
 def read(tasks, key):
     found = {}
     for page in tasks[key]:
-        for example in load_source(SourceSection(**page)):
+        for example in load_source(FileSection(**page)):
             found.setdefault(task_of(example), []).append(example)
     return found
 
@@ -90,7 +90,7 @@ def test_an_article_stands_among_two_others(tasks):
 
 
 def test_what_the_connector_is_shown_is_true_and_of_no_question(tasks):
-    sources = [SourceSection(**page) for page in tasks["data.captions"][1:]]
+    sources = [FileSection(**page) for page in tasks["data.captions"][1:]]
     nlvr, fashion = ([one.messages[-1].text for one in load_source(one)] for one in sources)
     assert nlvr == ["train 0", "train 1"]  # the first true ones
     assert fashion == ["pullover", "dress"]  # after the two that are asked about

@@ -112,8 +112,8 @@ def test_descriptions_without_a_telling_word_are_refused(descriptions, embedding
     with pytest.raises(DataError) as caught:
         vocabulary_of(descriptions, embedding)
     assert str(caught.value) == (
-        "connector.alignment: words finds no word that some descriptions share and others lack; "
-        "describe more images, or set model.connector.alignment to null"
+        "alignment: no word is shared by some descriptions and absent from others; describe more "
+        "images, or set alignment to null"
     )
 
 
@@ -160,17 +160,17 @@ def test_a_seed_decides_the_order_of_images():
 
 # In a run
 
-ALIGNED = {"model.connector.alignment": "words", "model.connector.alignment_batch_size": 6}
+ALIGNED = {"alignment.type": "words", "alignment.batch_size": 6}
 
 
 @pytest.fixture
 def aligned_recipe(recipe, parts):
     def make(connector, tower, steps):
-        section = {"type": connector, "hidden_dim": 16, "alignment": "words"}
         return recipe(
             {
                 "model.vision_tower": str(parts / tower),
-                "model.connector": {**section, "alignment_steps": steps},
+                "model.connector": {"type": connector, "hidden_dim": 16},
+                "alignment": {"steps": steps},
                 "training.max_steps": 1,
             }
         )
@@ -253,17 +253,17 @@ def test_the_aligned_connector_is_what_training_starts_from(recipe, tmp_path):
 
 def test_llavas_projector_is_aligned_enters_as_large_as_words_and_trains(recipe, tmp_path):
     """Its tokens have no set size: it is given once, after the alignment."""
-    plain = {"type": "patch_mlp", "plain": True, "alignment": "words", "alignment_steps": 60}
+    llava = {"model.connector": {"type": "mlp2x_gelu"}, "alignment": {"steps": 60}}
     still = {"training.learning_rate": 1e-12, "training.connector_learning_rate": 1e-12}
     loud = []
     train(
-        recipe({"model.connector": plain, **still, "training.max_steps": 1}),
+        recipe({**llava, **still, "training.max_steps": 1}),
         tmp_path / "start",
         progress=lambda stage, _, __, note="": loud.append(note) if stage == "align" else None,
     )
     losses = [float(note.removeprefix("loss ")) for note in loud]
     assert sum(losses[-10:]) < 0.95 * sum(losses[:10])
-    train(recipe({"model.connector": plain, "training.max_steps": 4}), tmp_path / "run")
+    train(recipe({**llava, "training.max_steps": 4}), tmp_path / "run")
     (start, parts), (_, trained) = (sized(tmp_path / name) for name in ("start", "run"))
     words = embedding_scale(parts.base.get_input_embeddings())
     assert start == pytest.approx(words, rel=0.05)
@@ -283,7 +283,7 @@ def sized(run):
 
 
 def steps_of(number):
-    return {"model.connector.alignment_steps": number}
+    return {"alignment.steps": number}
 
 
 def test_a_run_without_a_step_is_its_alignment(recipe, recipe_file, run, tmp_path, monkeypatch):
@@ -314,15 +314,15 @@ def test_a_run_without_a_step_is_its_alignment(recipe, recipe_file, run, tmp_pat
     assert load_file(out / "adapter" / "adapter_model.safetensors").keys() == aligned.keys()
 
 
-@pytest.mark.parametrize("key", ["alignment", "weights"])
+@pytest.mark.parametrize("key", ["alignment", "model.connector.weights"])
 def test_a_connector_that_would_not_be_saved_is_not_fitted(recipe, tmp_path, key):
-    value = "words" if key == "alignment" else str(tmp_path)
-    page = recipe({f"model.connector.{key}": value, "tuner.train_connector": False})
+    value = {"type": "words"} if key == "alignment" else str(tmp_path)
+    page = recipe({key: value, "tuner.train_connector": False})
     with pytest.raises(RecipeError) as caught:
         train(page, tmp_path / "run")
     assert str(caught.value) == (
-        f"model.connector.{key} changes the connector, and tuner.train_connector: false would not "
-        "save it; set tuner.train_connector to true"
+        f"{key} changes the connector, and tuner.train_connector: false would not save it; "
+        "set tuner.train_connector to true"
     )
     assert not (tmp_path / "run").exists()
 

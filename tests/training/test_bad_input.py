@@ -91,7 +91,7 @@ def test_a_bad_image_stops_or_is_skipped_and_reported(fails, recipe, image_file,
 
 def test_a_bad_image_is_skipped_by_the_alignment_too(recipe, image_file, tmp_path):
     break_truncated(image_file("4"))
-    aligned = {"model.connector.alignment": "words", "model.connector.alignment_steps": 2}
+    aligned = {"alignment.type": "words", "alignment.steps": 2}
     assert len(train(recipe({**SKIP, **aligned}), tmp_path / "run").skipped) == 1
 
 

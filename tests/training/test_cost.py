@@ -257,7 +257,7 @@ def test_a_resumed_run_has_spent_what_an_unbroken_one_has(
 
 def test_an_alignment_costs_operations_and_seconds(recipe, tmp_path):
     base = {**FROZEN_TOWER, "training.max_steps": 1}
-    aligned = {"model.connector.alignment": "words", "model.connector.alignment_steps": 2}
+    aligned = {"alignment.type": "words", "alignment.steps": 2}
     train(recipe(base), tmp_path / "without")
     train(recipe({**base, **aligned}), tmp_path / "with")
     pages = [

@@ -19,9 +19,9 @@ from varifocal.training.trainer import SupervisedTrainer
 
 FOUR_STEPS = {"training.max_steps": 4, "training.save_steps": 2, "training.learning_rate": 1e-3}
 ALIGNED = {
-    "model.connector.alignment": "words",
-    "model.connector.alignment_steps": 3,
-    "model.connector.alignment_batch_size": 6,
+    "alignment.type": "words",
+    "alignment.steps": 3,
+    "alignment.batch_size": 6,
 }
 TUNERS = {
     "mma": {"type": "mma", "dropout": 0.2},
@@ -105,10 +105,10 @@ def test_a_stopped_run_is_opened_and_resumed_as_it_was(recipe, trained, tmp_path
 
 
 @pytest.mark.parametrize("name", [name for name in TUNERS if name != "full"])
-@pytest.mark.parametrize("key", ["alignment", "weights"])
+@pytest.mark.parametrize("key", ["alignment.type", "model.connector.weights"])
 def test_an_adapter_that_would_not_hold_the_connector_is_refused(recipe, tmp_path, name, key):
-    value = "words" if key == "alignment" else str(tmp_path)
-    page = page_of(recipe, name, False, {f"model.connector.{key}": value})
+    value = "words" if key == "alignment.type" else str(tmp_path)
+    page = page_of(recipe, name, False, {key: value})
     with pytest.raises(RecipeError, match=r"would not save it; set tuner\.train_connector to true"):
         train(page, tmp_path / "run")
 

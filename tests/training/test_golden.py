@@ -60,8 +60,8 @@ def test_twenty_steps_of_mma_have_the_losses_they_always_had(recipe, tmp_path):
             # Adam divides a gradient that is nothing but rounding by its own size: with the usual
             # epsilon that alone moves the losses by 1e-4 between processors.
             "training.adam_epsilon": 1e-4,
-            "model.connector.alignment": "words",
-            "model.connector.alignment_steps": 5,
+            "alignment.type": "words",
+            "alignment.steps": 5,
         }
     )
     train(page, tmp_path / "run")

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from varifocal.models import connector_name, load_model
 from varifocal.models.distributed import gather_tensors
-from varifocal.recipe import ConnectorSection, ModelSection
+from varifocal.recipe import PatchMLPSection, ModelSection
 from varifocal.tuners import MMAConfig
 
 LANGUAGE, CLIP, LLAVA, STORE, WAYS, TUNERS, TAKEN_OUT = sys.argv[1:]
@@ -30,7 +30,7 @@ def untuned(kind):
     if kind == "llava":
         section = ModelSection(language_model=LLAVA, dtype="float32")
     else:
-        connector = ConnectorSection(hidden_dim=16, num_tokens=16, num_global_tokens=0)
+        connector = PatchMLPSection(hidden_dim=16, num_tokens=16, num_global_tokens=0)
         section = ModelSection(
             language_model=LANGUAGE, vision_tower=CLIP, connector=connector, dtype="float32"
         )

@@ -24,7 +24,7 @@ from varifocal.models import load_model
 from varifocal.models.grafted import GraftedForConditionalGeneration as Graft
 from varifocal.models.loss import supervised_loss
 from varifocal.recipe import (
-    ConnectorSection, LoraSection, MMASection, ModelSection, NoTunerSection, load_recipe
+    PatchMLPSection, LoraSection, MMASection, ModelSection, NoTunerSection, load_recipe
 )
 from varifocal.run import RunDirectory
 from varifocal.training import train
@@ -52,7 +52,7 @@ DEEPSPEED = {
 def untuned(kind):
     if kind == "llava":
         return load_model(ModelSection(language_model=LLAVA, dtype="float32")).model
-    connector = ConnectorSection(hidden_dim=16, num_tokens=16, num_global_tokens=0)
+    connector = PatchMLPSection(hidden_dim=16, num_tokens=16, num_global_tokens=0)
     return load_model(
         ModelSection(language_model=LANGUAGE, vision_tower=CLIP, connector=connector,
                      dtype="float32")

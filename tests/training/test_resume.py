@@ -50,7 +50,7 @@ def long_recipe(recipe_file, recipe):
     page = yaml.safe_load(recipe_file.read_text())
     page["training"] |= {key.rpartition(".")[2]: value for key, value in PACE.items()}
     page["tuner"]["dropout"] = 0.3
-    page["model"]["connector"] |= {"alignment": "words", "alignment_steps": 5}
+    page["alignment"] = {"type": "words", "steps": 5}
     recipe_file.write_text(yaml.safe_dump(page))
     return recipe
 

@@ -12,7 +12,7 @@ from varifocal.training.launch import Launch, check_launch
 from varifocal.training.train import train
 from varifocal.training.usable import NOTHING_TRAINED, check_usable, why_refused
 
-WORDS = {"model.connector.alignment": "words", "model.connector.alignment_steps": 2}
+WORDS = {"alignment.type": "words", "alignment.steps": 2}
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +170,7 @@ REFUSED = [
     (an_alignment_on_captions_without_images, "data.captions has none that can be read"),
     (an_alignment_on_damaged_images, "data.captions has none that can be read"),
     (an_alignment_on_an_empty_file, "questions.jsonl' has no row"),
-    (an_alignment_on_one_word, "finds no word that some descriptions share"),
+    (an_alignment_on_one_word, "no word is shared by some descriptions"),
     (an_alignment_that_is_not_saved, "tuner.train_connector: false would not save it"),
     (nothing_trained, NOTHING_TRAINED),
     (only_a_connector_that_is_not_there, NOTHING_TRAINED),

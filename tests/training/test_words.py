@@ -16,11 +16,11 @@ from varifocal.training.train import train
 
 STILL = {"training.learning_rate": 1e-12, "training.connector_learning_rate": 1e-12}
 ALIGNED = {
-    "model.connector.alignment": "words",
-    "model.connector.alignment_steps": 150,
-    "model.connector.alignment_batch_size": 6,
-    "model.connector.alignment_learning_rate": 1e-2,
-    "model.connector.alignment_scale": 12.0,
+    "alignment.type": "words",
+    "alignment.steps": 150,
+    "alignment.batch_size": 6,
+    "alignment.learning_rate": 1e-2,
+    "alignment.scale": 12.0,
     "training.max_steps": 1,
     **STILL,
 }

@@ -15,7 +15,7 @@ from varifocal.data.loading import check_images
 from varifocal.data.reading import Examples, OnBadRecord
 from varifocal.data.source import open_source
 from varifocal.errors import DataError, RecipeError, nearest
-from varifocal.recipe import DataSection, SourceSection
+from varifocal.recipe import DataSection, FileSection, SourceSection
 from varifocal.sciencebook import SKILLS
 
 MAX_TASKS = 12
@@ -160,12 +160,12 @@ def load_tasks(
 
 
 def _sources(data: DataSection, path: Path | None, split: str | None) -> list[SourceSection]:
-    given = [*(data.train or data.evaluate)]
+    given: list[SourceSection] = [*(data.train or data.evaluate)]
     if path is None and not given:
         raise RecipeError("the run's recipe names no data; name some with --data")
     if path is not None:
-        like = given[0] if given else SourceSection(path=str(path))
-        given = [like.model_copy(update={"path": str(path.expanduser()), "hub": None})]
+        like = given[0] if given else FileSection(path=str(path))
+        given = [like.at(str(path.expanduser()))]
     return [one.model_copy(update={"split": split}) for one in given] if split else given
 
 

@@ -22,7 +22,7 @@ from varifocal.models import GraftedForConditionalGeneration
 from varifocal.models.saved import load_connector
 from varifocal.models.words import build_vocabulary, embed_words, token_log_probabilities
 from varifocal.plotting import INK, new_figure, save_figure
-from varifocal.recipe import Recipe
+from varifocal.recipe import AlignmentSection, Recipe
 from varifocal.tuners.plugin import evaluating
 from varifocal.writing import write_json
 
@@ -270,8 +270,7 @@ def _grid(parts: Assembly) -> tuple[int, int]:
 
 def _vocabulary(recipe: Recipe, parts: Assembly, words: Sequence[str] | None) -> Vocabulary:
     """The words that are asked for, or those of the run's descriptions."""
-    section = recipe.model.connector
-    assert section is not None  # `_check` has refused it
+    scale = (recipe.alignment or AlignmentSection()).scale
     tokenizer: Any = parts.encoder.tokenizer
     embedding: Any = parts.base.get_input_embeddings()
     given = (
@@ -281,9 +280,9 @@ def _vocabulary(recipe: Recipe, parts: Assembly, words: Sequence[str] | None) ->
     if words is not None:
         if not words:
             raise RecipeError("--words names no word; give some, as in --words red,green,blue")
-        return Vocabulary(words, embed_words(words, *given), section.alignment_scale)
+        return Vocabulary(words, embed_words(words, *given), scale)
     found = build_vocabulary([text for _, text in load_captions(recipe.data)], *given)
-    return Vocabulary(found.words, found.embeddings, section.alignment_scale)
+    return Vocabulary(found.words, found.embeddings, scale)
 
 
 def _some(recipe: Recipe, number: int) -> list[Image]:

@@ -16,7 +16,7 @@ from varifocal.data.example import Example
 from varifocal.data.reading import OnBadRecord
 from varifocal.data.source import Source, StreamedSource, open_source
 from varifocal.errors import DataError
-from varifocal.recipe import Recipe, SourceSection, load_recipe
+from varifocal.recipe import FileSection, Recipe, SourceSection, load_recipe
 from varifocal.recipe.page import validate
 from varifocal.training.examples import open_epoch
 
@@ -146,7 +146,7 @@ def dataset(
     if folder is not None:
         options["image_folder"] = os.fspath(folder)
     place = str(Path(path).expanduser())
-    section = validate(SourceSection, {"path": place, **options})
+    section = validate(FileSection, {"path": place, **options})
     return _joined([open_source(section)], on_bad_record)
 
 

@@ -65,7 +65,7 @@ def needs(recipe: Recipe) -> dict[str, str]:
     names = [name for name in (model.language_model, model.vision_tower) if name]
     told = [f"{name} ({'packaged' if name in PACKAGED else 'hub'})" for name in names]
     root = Path(recipe.data.root or Path.cwd())
-    places = [Path(one.path) for one in recipe.data.train if one.path]
+    places = [Path(source.path) for source in recipe.data.train if source.type == "file"]
     wanted = dict.fromkeys(
         str(place.relative_to(root)) if place.is_relative_to(root) else str(place)
         for place in places

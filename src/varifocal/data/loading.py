@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
 from varifocal.data.example import Example, Image
 from varifocal.data.formats.questions import AnswerAs
@@ -13,10 +13,7 @@ from varifocal.data.formats.scienceqa import PromptFormat
 from varifocal.data.reading import Examples, OnBadRecord, gather
 from varifocal.data.source import open_source
 from varifocal.errors import DataError, nearest
-from varifocal.recipe import DataSection, SourceSection
-
-if TYPE_CHECKING:
-    from varifocal.recipe import SourceSection
+from varifocal.recipe import DataSection, FileSection, SourceSection
 
 __all__ = ["FORMATS", "check_images", "load_scienceqa", "load_source", "load_table"]
 
@@ -62,18 +59,16 @@ def load_scienceqa(
     max_examples: int | None = None,
     on_bad_record: OnBadRecord = "fail",
 ) -> Examples:
-    """Load questions in ScienceQA's layout; see `load_source` and `recipe.SourceSection`.
+    """Load questions in ScienceQA's layout; see `load_source` and `recipe.FileSection`.
 
     Raises:
         DataError: as `load_source`.
     """
-    from varifocal.recipe import SourceSection
-
     if prompt_format not in get_args(PromptFormat):
         allowed = get_args(PromptFormat)
         hint = nearest(prompt_format, allowed)
         raise DataError(f"prompt format '{prompt_format}' is none of {', '.join(allowed)}{hint}")
-    source = SourceSection(
+    source = FileSection(
         path=str(directory),
         format="scienceqa",
         split=split,
@@ -101,9 +96,7 @@ def load_table(
     Raises:
         DataError: as `load_source`.
     """
-    from varifocal.recipe import SourceSection
-
-    source = SourceSection(
+    source = FileSection(
         path=str(path),
         format="table",
         columns=dict(columns or {}),
@@ -173,8 +166,7 @@ def no_captions(data: DataSection) -> DataError:
     else:
         what, fix = "data.train has none", "name some in data.captions"
     return DataError(
-        f"connector.alignment: words needs described images, and {what}; {fix}, or set "
-        "model.connector.alignment to null"
+        f"alignment needs described images, and {what}; {fix}, or set alignment to null"
     )
 
 

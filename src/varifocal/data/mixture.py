@@ -122,9 +122,9 @@ class _Plan:
 def needs_scan(sources: Iterable[SourceSection], mixture: MixtureSection) -> bool:
     """Say whether modalities or tasks must be known before records can be drawn.
 
-    >>> needs_scan([SourceSection(path="a.json")], MixtureSection(total=10))
+    >>> needs_scan([FileSection(path="a.json")], MixtureSection(total=10))
     False
-    >>> needs_scan([SourceSection(path="a.json")], MixtureSection(language_fraction=0.5))
+    >>> needs_scan([FileSection(path="a.json")], MixtureSection(language_fraction=0.5))
     True
     """
     capped = any(source.max_per_task is not None for source in sources)

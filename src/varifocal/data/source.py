@@ -235,6 +235,7 @@ class _Parser:
         asked = {
             "format": self.asked.format,
             "seed": self.seed if section.instructions == "varied" else None,
+            "field": None,
             **section.model_dump(
                 mode="json",
                 include={

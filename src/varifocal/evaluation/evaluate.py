@@ -12,7 +12,7 @@ from varifocal.data.reading import OnBadRecord
 from varifocal.errors import RecipeError
 from varifocal.evaluation.benchmarks.registry import find_benchmarks, find_folders, load_items
 from varifocal.locking import alone
-from varifocal.recipe import Recipe, SourceSection, load_recipe
+from varifocal.recipe import FileSection, Recipe, SourceSection, load_recipe
 from varifocal.run import RunDirectory
 from varifocal.trained import find_trained
 from varifocal.writing import claim_folder
@@ -216,6 +216,7 @@ def _instead(
     """Return other questions, asked for as the recipe's first source is."""
     if data is None and not given:
         raise RecipeError("the run's recipe has no data.evaluate; name something with --data")
-    like = given[0] if given else SourceSection(path=str(data))
-    path = str(data.expanduser()) if data else like.place
-    return [like.model_copy(update={"path": path, "split": split})]
+    source = given[0] if given else FileSection(path=str(data))
+    if data is not None:
+        source = source.at(str(data.expanduser()))
+    return [source.model_copy(update={"split": split})]

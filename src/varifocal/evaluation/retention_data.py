@@ -21,7 +21,7 @@ from varifocal.data.source import open_source
 from varifocal.errors import DataError
 from varifocal.evaluation.likelihood import Question
 from varifocal.evaluation.retention_texts import PROMPTS, PROSE
-from varifocal.recipe import Recipe, SourceSection
+from varifocal.recipe import FileSection, Recipe, SourceSection
 from varifocal.sciencebook import SKILLS, compose, draw
 
 WINDOW = 256
@@ -200,13 +200,13 @@ def _gather(
     can_ask = partial(choice_question, encoder)
     if section := found[0]:
         asked = list(islice(records.usable(records.text_only(section), can_ask), limit))
-        sources["questions"] = f"{section.path}, split {section.split}, questions without pictures"
+        sources["questions"] = f"{section.place}, split {section.split}, questions without pictures"
     else:
         questions = (one for one in own if one.answer_index is not None)
         asked = list(islice(records.usable(questions, can_ask), limit))
         sources["questions"] = f"questions of {_OWN}" if asked else "none; --data can hold some"
     if file := found[1]:
-        instructed = records.text_only(SourceSection(path=str(file)))
+        instructed = records.text_only(FileSection(path=str(file)))
         can_tell = partial(encoder.encode, with_answer=False)
         told = list(islice(records.usable(instructed, can_tell), limit))
         sources["instructions"] = str(file)
@@ -250,7 +250,7 @@ def _not_held_out(
     recipe: Recipe, section: SourceSection | None, *files: Path | None
 ) -> Iterator[str]:
     """Say which of the material the run was trained on: a file, its folder, or its split."""
-    trained = {(Path(one.place).resolve(), one.split) for one in recipe.data.train if one.path}
+    trained = {(Path(one.place).resolve(), one.split) for one in recipe.data.train}
     places = [(Path(section.place), section.split)] if section else []
     places += [(file, None) for file in files if file is not None]
     for place, split in places:
@@ -267,7 +267,7 @@ def _held_out(recipe: Recipe, records: _Records) -> Iterator[Example]:
             yield from records.text_only(section)
 
 
-def _questions_in(data: Path | None) -> SourceSection | None:
+def _questions_in(data: Path | None) -> FileSection | None:
     """Find a folder in ScienceQA's layout, and the split of it that nobody trains on."""
     if data is None:
         return None
@@ -275,7 +275,7 @@ def _questions_in(data: Path | None) -> SourceSection | None:
         if (folder / "problems.json").is_file():
             known = (folder / "pid_splits.json").read_text(encoding="utf-8")
             split = next((name for name in _SPLITS if f'"{name}"' in known), None)
-            return SourceSection(path=str(folder), format="scienceqa", split=split)
+            return FileSection(path=str(folder), format="scienceqa", split=split)
     return None
 
 
@@ -334,5 +334,5 @@ def _texts(file: Path) -> Iterator[str | DataError]:
 
 
 def _read(file: Path) -> Iterator[Record | DataError]:
-    records = open_records(SourceSection(path=str(file)))
+    records = open_records(FileSection(path=str(file)))
     return iter(records) if isinstance(records, StreamedRecords) else read_in_order(records)

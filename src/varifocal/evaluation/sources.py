@@ -205,10 +205,10 @@ def _check_names(sources: Sequence[SourceSection]) -> None:
 def suite_name(source: SourceSection, method: Method) -> str:
     """Name the files of a source's scores; `Way` adds that they are blind.
 
-    >>> source = SourceSection(path="data/sciencebook", split="test")
+    >>> source = FileSection(path="data/sciencebook", split="test")
     >>> suite_name(source, "likelihood"), suite_name(source, "generate")
     ('sciencebook-test', 'sciencebook-test-generate')
-    >>> suite_name(SourceSection(path="nlvr/test.jsonl", name="true or false"), "likelihood")
+    >>> suite_name(FileSection(path="nlvr/test.jsonl", name="true or false"), "likelihood")
     'true-or-false'
     """
     words = [re.sub(r"[^\w.+-]+", "-", source.name or Path(source.place).stem)]

@@ -70,7 +70,7 @@ def check_llava(base: PreTrainedModel, *, merges: bool) -> None:
         raise ModelError(
             "LLaVA's projector is linear, GELU, linear on every patch, and this run's connector "
             "has more (norm, positions, pooling, global tokens or a set scale) or less: train with "
-            "model.connector: {type: patch_mlp, plain: true}, or use --to merged for the language "
+            "model.connector: {type: mlp2x_gelu}, or use --to merged for the language "
             "model alone"
         )
     if not merges and any(isinstance(part, BaseTunerLayer) for part in tower.modules()):

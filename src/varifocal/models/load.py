@@ -48,7 +48,7 @@ from varifocal.models.sources import (
     weight_files,
 )
 from varifocal.models.vision import VISION_MODELS, VisionTower, build_tower
-from varifocal.recipe import ConnectorSection, ModelSection
+from varifocal.recipe import ConnectorSection, LlavaMLPSection, ModelSection, PatchMLPSection
 
 
 @dataclass(frozen=True)
@@ -301,7 +301,7 @@ def _image_side(name: str, config: PreTrainedConfig) -> int:
 def _connector(
     section: ModelSection, tower: VisionTower, language_model: PreTrainedModel, seed: int
 ) -> Connector:
-    options = connector_options(section.connector or ConnectorSection())
+    options = connector_options(section.connector or PatchMLPSection())
     embeddings = language_model.get_input_embeddings()
     assert isinstance(embeddings, torch.nn.Embedding)
     on_meta = embeddings.weight.is_meta
@@ -311,16 +311,11 @@ def _connector(
 
 
 def connector_options(section: ConnectorSection) -> dict[str, Any]:
-    """Return `build_connector`'s options: the section's own that are set and not of alignment."""
-    options: dict[str, Any] = {"type": section.type}
-    if section.hidden_dim is not None:
-        options["hidden_dim"] = section.hidden_dim
-    if section.plain:
-        options["plain"] = True
-    elif section.type == "patch_mlp":
-        options["num_tokens"] = section.num_tokens
-        options["num_global_tokens"] = section.num_global_tokens
-    return options
+    """Return `build_connector`'s options: those of the section that say what it is made of."""
+    if isinstance(section, LlavaMLPSection):
+        return {"type": "patch_mlp", "plain": True}  # as config.json has it
+    options = section.model_dump(exclude={"weights"})
+    return {key: value for key, value in options.items() if (key, value) != ("hidden_dim", None)}
 
 
 def _processor(

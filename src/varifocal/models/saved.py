@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from varifocal.errors import ModelError, RecipeError, RunError
 from varifocal.models.checkpoint_files import few, read_object
 from varifocal.models.shared_table import adapters_change_one
-from varifocal.recipe import ConnectorSection
+from varifocal.recipe import Recipe
 from varifocal.trained import TENSORS
 
 
@@ -44,23 +44,22 @@ _ADAPTER = "adapter_model.safetensors"
 _MARKER = f".{CONNECTOR}."
 
 
-def start_connector(
-    model: PreTrainedModel, section: ConnectorSection | None, checkpoint: Path | None
-) -> None:
+def start_connector(model: PreTrainedModel, recipe: Recipe, checkpoint: Path | None) -> None:
     """Start a model's connector from the run that the recipe names, unless a checkpoint has it.
 
     Args:
         model: a model without a tuner; changed in place.
-        section: the recipe's.
+        recipe: the run's.
         checkpoint: whose tensors are put into the model afterwards; None for a fresh run.
 
     Raises:
         RecipeError: as `load_connector`.
         RunError: the checkpoint lacks a connector that was aligned, so nothing can restore it.
     """
+    section = recipe.model.connector
     if section is None or (checkpoint is not None and _holds_connector(checkpoint)):
         return
-    if checkpoint is not None and section.alignment is not None:
+    if checkpoint is not None and recipe.alignment is not None:
         raise RunError(
             f"{checkpoint} is of an older version, which did not save an aligned connector that "
             "tuner.train_connector: false had frozen; train the run again"

@@ -61,8 +61,8 @@ def _telling_words(bags: Sequence[Sequence[str]], minimum_count: int) -> list[st
     words = [word for word, count in counts.items() if minimum_count <= count < len(bags)]
     if not words:
         raise DataError(
-            "connector.alignment: words finds no word that some descriptions share and others "
-            "lack; describe more images, or set model.connector.alignment to null"
+            "alignment: no word is shared by some descriptions and absent from others; describe "
+            "more images, or set alignment to null"
         )
     return words
 

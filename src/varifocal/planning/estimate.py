@@ -367,6 +367,6 @@ def _assumptions(recipe: Recipe, machine: _Machine, work: Workload) -> list[str]
             f"{recipe.model.quantization} weights are turned back into {recipe.model.dtype} one at "
             "a time; the time that takes is not counted"
         )
-    if recipe.model.connector is not None and recipe.model.connector.alignment:
+    if recipe.alignment is not None:
         told.append("the connector's alignment before the training is not counted")
     return told

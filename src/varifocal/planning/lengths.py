@@ -23,7 +23,7 @@ from varifocal.data.rows.packing import Collator, PackedDataset
 from varifocal.errors import ModelError
 from varifocal.models.families.base import MetaImages
 from varifocal.planning.shapes import Shapes, encoder_of
-from varifocal.recipe import Recipe
+from varifocal.recipe import HubSection, Recipe
 from varifocal.training.cost import Spent
 from varifocal.training.examples import TrainingData, load_training_data
 from varifocal.training.flops import FlopFormula
@@ -125,7 +125,7 @@ def _missing_data(recipe: Recipe) -> str:
     for source in recipe.data.train:
         if source.streaming:
             return f"{source.place} is a stream"
-        if source.path is None:
+        if isinstance(source, HubSection):
             return f"{source.hub} is on a hub and nothing is downloaded for a plan"
         if not any(mark in source.path for mark in "*?[") and not Path(source.path).exists():
             return f"there is no '{source.path}'"

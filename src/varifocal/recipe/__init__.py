@@ -10,11 +10,23 @@ directory. In an override it starts where it would in the recipe. A loaded recip
 paths only.
 """
 
-from varifocal.recipe.data import DataSection, MixtureSection, SourceSection
+from varifocal.recipe.data import (
+    DataSection,
+    FileSection,
+    HubSection,
+    MixtureSection,
+    SourceSection,
+)
 from varifocal.recipe.keep import KeepSection
-from varifocal.recipe.model import ConnectorSection, ModelSection
+from varifocal.recipe.model import (
+    ClsPyramidSection,
+    ConnectorSection,
+    LlavaMLPSection,
+    ModelSection,
+    PatchMLPSection,
+)
 from varifocal.recipe.reading import find_recipe, load_recipe
-from varifocal.recipe.sections import EvaluationSection, Recipe
+from varifocal.recipe.sections import AlignmentSection, EvaluationSection, Recipe
 from varifocal.recipe.training import TrainingSection
 from varifocal.recipe.tuners import (
     FullSection,
@@ -26,17 +38,23 @@ from varifocal.recipe.tuners import (
 )
 
 __all__ = [
+    "AlignmentSection",
+    "ClsPyramidSection",
     "ConnectorSection",
     "DataSection",
     "EvaluationSection",
+    "FileSection",
     "FullSection",
+    "HubSection",
     "KeepSection",
+    "LlavaMLPSection",
     "LoraSection",
     "MMASection",
     "MixLoraSection",
     "MixtureSection",
     "ModelSection",
     "NoTunerSection",
+    "PatchMLPSection",
     "Recipe",
     "SourceSection",
     "TrainingSection",

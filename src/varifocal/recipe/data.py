@@ -1,8 +1,8 @@
 """What is learned from and scored on, and how examples become rows of tokens."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from varifocal.recipe.page import WrongKeyError
 from varifocal.recipe.section import Count, Rate, Section, Words
@@ -26,17 +26,9 @@ MetricName = Literal["exact", "vqa", "anls", "contains", "likelihood"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
-class SourceSection(Section):
-    """One file, folder or hub data set of examples, and how much of it a mixture takes."""
+class _ReadingSection(Section):
+    """How a source is read, and how much of it a mixture takes."""
 
-    path: str | None = None
-    """A file, a folder, a `save_to_disk` folder, or a pattern of tar shards (`shards/*.tar`)."""
-    hub: str | None = None
-    """Instead of `path`: the id of a Hugging Face data set; asked for only when named here."""
-    subset: str | None = None
-    """`hub`: the data set's configuration."""
-    field: str | None = None
-    """Of a .json file that holds an object: the key of its list of rows, as in `datasets`."""
     format: FormatName = "auto"
     """How records are read; `auto` finds out from the file's name and first records."""
     name: str | None = None
@@ -73,21 +65,69 @@ class SourceSection(Section):
     """Share of the mixture relative to the other weights, instead of the source's size."""
 
     @model_validator(mode="after")
-    def _has_one_place(self) -> "SourceSection":
-        if (self.path is None) == (self.hub is None):
-            raise WrongKeyError("path", "give either path or hub")
-        if self.subset is not None and self.hub is None:
-            raise WrongKeyError("subset", "belongs to hub")
-        if self.field is not None and not (self.path or "").lower().endswith(".json"):
-            raise WrongKeyError("field", "belongs to a path that ends with .json")
+    def _has_one_count(self) -> "_ReadingSection":
         if self.epochs is not None and self.weight is not None:
             raise WrongKeyError("weight", "epochs decides the source's count already; give one")
         return self
 
+
+class FileSection(_ReadingSection):
+    """A file or folder of examples, how it is read, and how much of it a mixture takes."""
+
+    type: Literal["file"] = "file"
+    path: str
+    """A file, a folder, a `save_to_disk` folder, or a pattern of tar shards (`shards/*.tar`)."""
+    field: str | None = None
+    """Of a .json file that holds an object: the key of its list of rows, as in `datasets`."""
+
+    @model_validator(mode="after")
+    def _field_is_of_json(self) -> "FileSection":
+        if self.field is not None and not self.path.lower().endswith(".json"):
+            raise WrongKeyError("field", "belongs to a path that ends with .json")
+        return self
+
     @property
     def place(self) -> str:
-        """The path or the hub id."""
-        return self.path or self.hub or ""
+        """The path."""
+        return self.path
+
+    def at(self, path: str) -> "FileSection":
+        """Return another file that is read in the same way."""
+        return self.model_copy(update={"path": path})
+
+
+class HubSection(_ReadingSection):
+    """A data set of the Hugging Face hub, which is asked only where a recipe names it."""
+
+    type: Literal["hub"] = "hub"
+    hub: str
+    """The id of the data set, `OWNER/NAME`."""
+    subset: str | None = None
+    """The data set's configuration."""
+
+    @property
+    def place(self) -> str:
+        """The data set's id."""
+        return self.hub
+
+    def at(self, path: str) -> FileSection:
+        """Return a file that is read in the same way."""
+        return FileSection(path=path, **self.model_dump(exclude={"type", "hub", "subset"}))
+
+
+def _with_type(page: Any) -> Any:
+    """Say what kind of source a page without a `type` is, by the place that it names."""
+    if not isinstance(page, dict) or "type" in page:
+        return page
+    if ("path" in page) == ("hub" in page):
+        raise WrongKeyError("path", "give either path or hub")
+    return {"type": "hub" if "hub" in page else "file", **page}
+
+
+SourceSection = Annotated[
+    FileSection | HubSection, Field(discriminator="type"), BeforeValidator(_with_type)
+]
+SourceSections = Annotated[tuple[SourceSection, ...], Field(strict=False)]
 
 
 class MixtureSection(Section):
@@ -109,13 +149,13 @@ class DataSection(Section):
     root: str | None = None
     """Folder at which relative source paths start; by default the recipe's folder, or the current
     one for a recipe that ships."""
-    train: Annotated[tuple[SourceSection, ...], Field(strict=False)] = ()
+    train: SourceSections = ()
     """Sources of training examples, joined, or mixed by `mixture`."""
     mixture: MixtureSection = MixtureSection()
     """Shares of the sources in an epoch."""
-    captions: Annotated[tuple[SourceSection, ...], Field(strict=False)] = ()
-    """Described images for `connector.alignment`; by default the captions of `train`."""
-    evaluate: Annotated[tuple[SourceSection, ...], Field(strict=False)] = ()
+    captions: SourceSections = ()
+    """Described images for `alignment`; by default the captions of `train`."""
+    evaluate: SourceSections = ()
     """Sources to score on."""
     max_length: Count = 512
     """Longest example, in tokens, its images' tokens included."""

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from varifocal.recipe.data import SourceSection
+from varifocal.recipe.data import SourceSections
 from varifocal.recipe.page import WrongKeyError
 from varifocal.recipe.section import Count, Rate, Section
 
@@ -23,7 +23,7 @@ class KeepSection(Section):
     type: Literal["distill", "replay"] = "distill"
     """`distill`: the loss of these rows is the KL divergence from the base's distribution;
     `replay`: the ordinary loss of the answers."""
-    instructions: Annotated[tuple[SourceSection, ...], Field(strict=False)] = ()
+    instructions: SourceSections = ()
     """Sources of plain instructions, like those of `data.train`; examples with an image are passed
     over. By default instructions that come with Varifocal."""
     answers: Literal["base", "data"] = "base"

@@ -6,54 +6,49 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from varifocal.recipe.page import WrongKeyError
 from varifocal.recipe.processor import has_bfloat16
-from varifocal.recipe.section import Count, Rate, Section
+from varifocal.recipe.section import Count, Section
 
 
-class ConnectorSection(Section):
-    """The trained bridge from the vision tower's states to the language model's embeddings."""
+class PatchMLPSection(Section):
+    """An MLP on the tower's patches, its tokens as large as words; the default."""
 
-    type: Literal["patch_mlp", "cls_pyramid"] = "patch_mlp"
-    """`cls_pyramid`: LaVIN's, the CLS state after every fourth block; `patch_mlp`: the patches."""
+    type: Literal["patch_mlp"] = "patch_mlp"
     hidden_dim: Count | None = None
-    """Width of the hidden layer; by default the connector's own (128 for `cls_pyramid`)."""
+    """Width of the hidden layer; 512 by default."""
     num_tokens: Count | None = None
-    """`patch_mlp`: local tokens an image is pooled to, a square number; by default every patch."""
+    """Local tokens an image is pooled to, a square number; by default every patch."""
     num_global_tokens: Annotated[int, Field(ge=0)] = 0
-    """`patch_mlp`: further tokens that read all patches at once."""
-    plain: bool = False
-    """`patch_mlp`: LLaVA's projector to the letter (every patch, linear, GELU, linear), which
-    `varifocal export --to llava` needs: no norm, positions, pooling, global tokens or set scale."""
+    """Further tokens that read all patches at once."""
     weights: str | None = None
     """A run whose trained connector is the start; by default a fresh one, drawn from the seed."""
-    alignment: Literal["words"] | None = None
-    """`words`: before training, fit the visual tokens to the embeddings of the caption's words."""
-    alignment_steps: Count = 2500
-    """Steps of the alignment."""
-    alignment_batch_size: Count = 64
-    """Images a step of the alignment."""
-    alignment_learning_rate: Rate = 1e-3
-    """Learning rate of the alignment (AdamW)."""
-    alignment_scale: Rate = 20.0
-    """Factor on the cosine of token and word before the softmax (an inverse temperature)."""
 
-    @model_validator(mode="after")
-    def _keys_fit_type(self) -> "ConnectorSection":
-        if self.type == "cls_pyramid" and (self.num_tokens or self.num_global_tokens):
-            key = "num_tokens" if self.num_tokens else "num_global_tokens"
-            raise WrongKeyError(key, "belongs to patch_mlp; cls_pyramid gives a token a block")
-        if self.plain and self.type == "cls_pyramid":
-            raise WrongKeyError("plain", "belongs to patch_mlp; cls_pyramid reads no patches")
-        extra = {
-            key: getattr(self, key) for key in ("hidden_dim", "num_tokens", "num_global_tokens")
-        }
-        if self.plain and any(extra.values()):
-            key = next(key for key, value in extra.items() if value)
-            raise WrongKeyError(
-                key,
-                "does not go with plain: LLaVA's projector is as wide as the language model and "
-                "gives a token for every patch; leave one of the two out",
-            )
-        return self
+
+class LlavaMLPSection(Section):
+    """LLaVA's projector to the letter, which `varifocal export --to llava` needs.
+
+    Every patch, linear, GELU, linear: no norm, positions, pooling, global tokens or set scale.
+    """
+
+    type: Literal["mlp2x_gelu"] = "mlp2x_gelu"
+    weights: str | None = None
+    """A run whose trained connector is the start; by default a fresh one, drawn from the seed."""
+
+
+class ClsPyramidSection(Section):
+    """LaVIN's: the CLS state after every fourth block of the tower, each a token."""
+
+    type: Literal["cls_pyramid"] = "cls_pyramid"
+    hidden_dim: Count | None = None
+    """Width of the hidden layer; 128 by default."""
+    weights: str | None = None
+    """A run whose trained connector is the start; by default a fresh one, drawn from the seed."""
+
+
+ConnectorSection = Annotated[
+    PatchMLPSection | LlavaMLPSection | ClsPyramidSection,
+    Field(discriminator="type"),
+    BeforeValidator(lambda page: {"type": "patch_mlp", **page} if isinstance(page, dict) else page),
+]
 
 
 def _choose_dtype(value: Any) -> Any:
@@ -100,7 +95,7 @@ class ModelSection(Section):
     @classmethod
     def _default_connector(cls, page: Any) -> Any:
         if isinstance(page, dict) and page.get("vision_tower") and page.get("connector") is None:
-            return {**page, "connector": ConnectorSection()}
+            return {**page, "connector": PatchMLPSection()}
         return page
 
     @model_validator(mode="after")

@@ -248,10 +248,13 @@ def validate(model: type[ModelT], page: Any, context: Mapping[str, Any] | None =
 
 def _sentence(model: type[BaseModel], finding: dict[str, Any]) -> str:
     """Say one of pydantic's findings in the house's words."""
-    section, location = _walk(model, finding["loc"])
+    section, location, others = _walk(model, finding["loc"])
     where = dotted(location) or "the recipe"
     kind, given, context = finding["type"], finding["input"], finding.get("ctx", {})
     if kind == "extra_forbidden":
+        owners = [_tag(other) for other in others if location[-1] in other.model_fields]
+        if section and owners:
+            return f"{where}: belongs to type {' or '.join(owners)}, and this is {_tag(section)}"
         allowed = list(section.model_fields) if section else []
         hint = nearest(str(location[-1]), allowed) or f"; allowed: {', '.join(allowed)}"
         return f"{where}: unknown key{hint}"
@@ -273,8 +276,12 @@ def _sentence(model: type[BaseModel], finding: dict[str, Any]) -> str:
     return f"{where}: {given!r:.80} was given; it should be {wanted}"
 
 
-def _walk(model: type[BaseModel], location: Iterable[Any]) -> tuple[type[BaseModel] | None, list]:
+def _walk(
+    model: type[BaseModel], location: Iterable[Any]
+) -> tuple[type[BaseModel] | None, list[Any], list[type[BaseModel]]]:
     """Follow pydantic's location: the section that holds its last key, and the location as written.
+
+    The last value is the section's siblings in a union by `type`.
 
     Pydantic puts the chosen member of a tagged union into the location (`tuner.mma.rank`), a name
     that stands nowhere in the file; it is left out.
@@ -282,18 +289,22 @@ def _walk(model: type[BaseModel], location: Iterable[Any]) -> tuple[type[BaseMod
     sections: list[type[BaseModel]] = [model]
     written: list[Any] = []
     holder: type[BaseModel] | None = model
+    others: list[type[BaseModel]] = []
+    following: list[type[BaseModel]] = []
     for part in location:
         tagged = [s for s in sections if len(sections) > 1 and _tag(s) == part]
         if tagged:
+            following = [section for section in sections if section not in tagged]
             sections = tagged
             continue
         written.append(part)
+        others, following = following, []
         if isinstance(part, int):
             continue
         holder = sections[0] if sections else None
         field = holder.model_fields.get(part) if holder else None
         sections = _sections_in(field.annotation) if field else []
-    return holder, written
+    return holder, written, others
 
 
 def _tag(section: type[BaseModel]) -> Any:

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from varifocal.errors import RecipeError, nearest
 from varifocal.recipe.data import SourceSection
+from varifocal.recipe.former_keys import read_former_keys, refuse_former_keys
 from varifocal.recipe.model import ConnectorSection
 from varifocal.recipe.optimizers import missing_package
 from varifocal.recipe.page import as_overrides, put, read_page, validate
@@ -47,10 +48,13 @@ def load_recipe(
     """
     file = None if isinstance(source, Mapping | Recipe) else find_recipe(source)
     page = _as_page(source) if file is None else read_page(file)
-    for key, value in as_overrides(overrides).items():
-        put(page, key, value)
     # A run's own copy: what was trained is done, and has to open with any version's rules.
     context = {"is_trained": page.get("provenance") is not None}
+    if context["is_trained"]:
+        read_former_keys(page)
+    for key, value in as_overrides(overrides).items():
+        put(page, key, value)
+    refuse_former_keys(page)
     start = _start_of(file)
     recipe = _absolute(validate(Recipe, page, context), start)
     if recipe.name is None and file is not None:
@@ -186,7 +190,7 @@ def _source_at(start: Path, source: SourceSection) -> SourceSection:
     places = {
         key: _join(start, value)
         for key in ("path", "image_folder")
-        if (value := getattr(source, key)) is not None
+        if (value := getattr(source, key, None)) is not None
     }
     return source.model_copy(update=places)
 
@@ -212,7 +216,7 @@ def _check_sources(recipe: Recipe, start: Path) -> None:
         for where, sources in lists.items()
         for index, source in enumerate(sources)
         for key in ("path", "image_folder")
-        if (value := getattr(source, key)) is not None and not glob.glob(value)
+        if (value := getattr(source, key, None)) is not None and not glob.glob(value)
     ]
     if findings:
         raise RecipeError("\n".join(findings))

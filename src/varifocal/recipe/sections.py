@@ -8,7 +8,7 @@ from pydantic import Field, ValidationInfo, model_validator
 from varifocal.recipe.data import DataSection
 from varifocal.recipe.model import ModelSection
 from varifocal.recipe.page import FLOAT, WrongKeyError
-from varifocal.recipe.section import Count, RunName, Section
+from varifocal.recipe.section import Count, Rate, RunName, Section
 from varifocal.recipe.trainer_arguments import NEED_WORKERS
 from varifocal.recipe.training import TrainingSection
 from varifocal.recipe.tuners import MMASection, TunerSection
@@ -23,6 +23,21 @@ class EvaluationSection(Section):
     """By the likelihood of each option, by greedy generation and parsing, or by both."""
     max_new_tokens: Count = 64
     """Longest generated answer, in tokens."""
+
+
+class AlignmentSection(Section):
+    """The connector is fitted before the training, the language model not run."""
+
+    type: Literal["words"] = "words"
+    """`words`: fit the visual tokens to the embeddings of the words of an image's caption."""
+    steps: Count = 2500
+    """Steps of the alignment."""
+    batch_size: Count = 64
+    """Images a step."""
+    learning_rate: Rate = 1e-3
+    """Peak learning rate (AdamW)."""
+    scale: Rate = 20.0
+    """Factor on the cosine of token and word before the softmax (an inverse temperature)."""
 
 
 class Provenance(Section):
@@ -44,12 +59,22 @@ class Recipe(Section):
     seed: int = Field(default=0, ge=0, lt=2**32)
     """Seed of everything random in the run."""
     model: ModelSection
+    alignment: AlignmentSection | None = None
+    """Before the training, on `data.captions`; null for none."""
     tuner: TunerSection = MMASection()
     data: DataSection = DataSection()
     training: TrainingSection = TrainingSection()
     evaluation: EvaluationSection = EvaluationSection()
     provenance: Provenance | None = None
     """Written by the run into its own copy of the recipe."""
+
+    @model_validator(mode="after")
+    def _alignment_has_a_connector(self) -> "Recipe":
+        if self.alignment and not self.model.connector:
+            raise WrongKeyError(
+                "alignment", "fits a connector, and there is no model.vision_tower; set it to null"
+            )
+        return self
 
     @model_validator(mode="after")
     def _training_fits_the_data(self, info: ValidationInfo) -> "Recipe":

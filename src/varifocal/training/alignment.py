@@ -32,7 +32,7 @@ from varifocal.training.cost import Clock
 
 def aligns(recipe: Recipe) -> bool:
     """Whether the recipe fits the connector to words first."""
-    return recipe.model.connector is not None and recipe.model.connector.alignment == "words"
+    return recipe.alignment is not None
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,10 @@ def align(recipe: Recipe, parts: Assembly, tell: Progress, clock: Clock) -> Alig
         RecipeError: the tower is not frozen.
         DataError: there are no described images.
     """
-    section = recipe.model.connector
+    section = recipe.alignment
     model: Any = parts.base
     if section is None or parts.features is None:
-        raise RecipeError("connector.alignment needs a vision tower that is frozen before training")
+        raise RecipeError("alignment needs a vision tower that is frozen before training")
     pairs = load_captions(recipe.data)
     with clock.stage("vision_features"):
         keys = parts.features.fill(
@@ -80,20 +80,20 @@ def align(recipe: Recipe, parts: Assembly, tell: Progress, clock: Clock) -> Alig
             model.connector,
             vocabulary,
             lambda chosen: store.lookup([keys[index] for index in chosen]).to(device),
-            steps=section.alignment_steps,
-            batch_size=section.alignment_batch_size,
-            learning_rate=section.alignment_learning_rate,
-            scale=section.alignment_scale,
+            steps=section.steps,
+            batch_size=section.batch_size,
+            learning_rate=section.learning_rate,
+            scale=section.scale,
             seed=recipe.seed,
             progress=lambda done, total, loss: tell("align", done, total, f"loss {loss:.3f}"),
         )
     if isinstance(model.connector, PlainMLP):  # a cosine leaves the tokens' size to chance
-        shown = store.lookup(keys[: section.alignment_batch_size]).to(device)
+        shown = store.lookup(keys[: section.batch_size]).to(device)
         model.connector.enter_at(embedding_scale(model.get_input_embeddings()), shown)
     return Aligned(
         loss=sum(losses[-100:]) / len(losses[-100:]),
         seconds=clock.seconds()["alignment"],
-        num_pictures=section.alignment_steps * section.alignment_batch_size,
+        num_pictures=section.steps * section.batch_size,
         num_words=len(vocabulary.embeddings),
     )
 
@@ -182,7 +182,7 @@ def _not_finite(
         f"{where}: the loss is {loss.item()} and the norm of its gradient {norm.item()}",
         f"images {images.tolist()[:8]}",
         fixes=[
-            f"lower model.connector.alignment_learning_rate (it is {learning_rate:g})",
+            f"lower alignment.learning_rate (it is {learning_rate:g})",
             "look for infinite numbers in the vision tower's weights",
         ],
     )

@@ -36,14 +36,15 @@ def check_connector_is_saved(recipe: Recipe) -> None:
     Raises:
         RecipeError: names the key that would fit it.
     """
-    connector = recipe.model.connector
-    if connector is None or recipe.tuner.train_connector or recipe.tuner.type == "full":
+    if recipe.tuner.train_connector or recipe.tuner.type == "full":
         return
-    for key in ("alignment", "weights"):
-        if getattr(connector, key) is not None:
+    connector = recipe.model.connector
+    weights = None if connector is None else connector.weights
+    for key, value in (("alignment", recipe.alignment), ("model.connector.weights", weights)):
+        if value is not None:
             raise RecipeError(
-                f"model.connector.{key} changes the connector, and tuner.train_connector: false "
-                "would not save it; set tuner.train_connector to true"
+                f"{key} changes the connector, and tuner.train_connector: false would not save it; "
+                "set tuner.train_connector to true"
             )
 
 

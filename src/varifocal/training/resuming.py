@@ -90,6 +90,7 @@ def check_same(run: RunDirectory, recipe: Recipe, base_fingerprint: str | None) 
     pairs = {
         "seed": (before.seed, recipe.seed),
         "tuner": (before.tuner, recipe.tuner),
+        "alignment": (before.alignment, recipe.alignment),
         "model.connector": (before.model.connector, recipe.model.connector),
         "training.keep": (_keep(before), _keep(recipe)),
         **{f"data.{key}": (_data(before, key), _data(recipe, key)) for key in _DECIDE_ROWS},

@@ -178,7 +178,7 @@ def _tune(
     recipe: Recipe, parts: Assembly, start: Start, tell: Progress, clock: Clock
 ) -> tuple[Assembly, Aligned | None]:
     """Put the connector's weights in, or fit it to words in a fresh run; then attach the tuner."""
-    start_connector(parts.base, recipe.model.connector, start.checkpoint)
+    start_connector(parts.base, recipe, start.checkpoint)
     fresh = start.checkpoint is None
     aligned = align(recipe, parts, tell, clock) if aligns(recipe) and fresh else None
     set_seed(recipe.seed)  # a tuner starts alike, whether there was an alignment or not

@@ -21,7 +21,7 @@ from varifocal.errors import DataError, ModelError, RecipeError, RunError, Varif
 from varifocal.models.families.base import family_of
 from varifocal.models.load import config_for_counting
 from varifocal.models.words import check_descriptions
-from varifocal.recipe import FullSection, NoTunerSection, Recipe, SourceSection
+from varifocal.recipe import FullSection, HubSection, NoTunerSection, Recipe, SourceSection
 from varifocal.training.alignment import aligns
 from varifocal.training.dry_build import check_connector_is_saved, check_fits, check_libraries
 from varifocal.training.examples import check_mixture, check_streams
@@ -151,4 +151,6 @@ def _can_be_read(section: SourceSection, skip_absent: bool) -> bool:
         return False
     if not skip_absent:
         return True
-    return section.path is not None and bool(Path(section.path).exists() or glob.glob(section.path))
+    if isinstance(section, HubSection):
+        return False
+    return Path(section.path).exists() or bool(glob.glob(section.path))

@@ -10,7 +10,7 @@ from varifocal.data.encoding.encoder import Encoder
 from varifocal.data.encoding.samples import Samples
 from varifocal.data.mixture import Part, draw
 from varifocal.data.source import open_source
-from varifocal.recipe import DataSection, SourceSection
+from varifocal.recipe import DataSection, FileSection
 
 IMAGE_TOKEN = "<|image|>"
 PER_IMAGE = 4
@@ -61,7 +61,7 @@ def section(folder):
                 path = folder / f"{side}{number}.jsonl"
                 lines = [r if isinstance(r, str) else json.dumps(r) for r in records]
                 path.write_text("\n".join(lines) + "\n")
-                sections.append(SourceSection(path=str(path)))
+                sections.append(FileSection(path=str(path)))
             sides[side] = tuple(sections)
         return DataSection(**sides, **{"max_length": 400, **knobs})
 

@@ -13,7 +13,7 @@ from varifocal.data.inspect import check as check_module
 from varifocal.data.inspect.check import check_data
 from varifocal.data.rows.packing import PackedDataset
 from varifocal.data.source import Source, open_source
-from varifocal.recipe import DataSection, SourceSection
+from varifocal.recipe import DataSection, FileSection
 
 IMAGE_TOKEN = "<|image|>"
 PER_IMAGE = 4
@@ -323,7 +323,7 @@ def test_no_example_is_kept(encoder, monkeypatch):
         """Two thousand records made on demand, which remembers which of them are still there."""
 
         def __init__(self):
-            self.section, self.name = SourceSection(path="many.jsonl"), "many"
+            self.section, self.name = FileSection(path="many.jsonl"), "many"
 
         def notes(self):
             return []
@@ -348,7 +348,7 @@ def test_no_example_is_kept(encoder, monkeypatch):
             return self
 
     monkeypatch.setattr(check_module, "open_source", lambda section, seed: Many())
-    report = check(DataSection(train=(SourceSection(path="many.jsonl"),)), encoder)
+    report = check(DataSection(train=(FileSection(path="many.jsonl"),)), encoder)
     gc.collect()
     assert len(report.sources[0]) == 2000
     assert most <= 2

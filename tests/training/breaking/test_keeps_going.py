@@ -34,7 +34,7 @@ def long_file(recipe_file):
     page = yaml.safe_load(recipe_file.read_text())
     page["training"] |= {"logging_steps": 2, "save_steps": 3}
     page["tuner"]["dropout"] = 0.3
-    page["model"]["connector"] |= {"alignment": "words", "alignment_steps": 5}
+    page["alignment"] = {"type": "words", "steps": 5}
     recipe_file.write_text(yaml.safe_dump(page))
     return recipe_file
 

@@ -85,14 +85,14 @@ def test_a_resumed_run_takes_the_learning_rate_it_is_given(recipe, tmp_path, poi
 def test_an_alignment_stops_at_a_loss_that_is_no_number(recipe, tmp_path):
     aligned = {
         **SAVING,
-        "model.connector.alignment": "words",
-        "model.connector.alignment_steps": 60,
-        "model.connector.alignment_learning_rate": 1e30,
+        "alignment.type": "words",
+        "alignment.steps": 60,
+        "alignment.learning_rate": 1e30,
     }
     with pytest.raises(RunError) as caught:
         train(recipe(aligned), tmp_path / "run")
     assert re.match(
-        r"alignment step \d+ of 60: the loss is .* lower model\.connector\.alignment_learning_rate "
+        r"alignment step \d+ of 60: the loss is .* lower alignment\.learning_rate "
         r"\(it is 1e\+30\)",
         str(caught.value),
     )

@@ -26,7 +26,7 @@ from varifocal.data.reading import neighbour
 from varifocal.errors import DataError, nearest
 
 if TYPE_CHECKING:
-    from varifocal.recipe import SourceSection
+    from varifocal.recipe import FileSection, SourceSection
 
 __all__ = ["Record", "Records", "StreamedRecords", "open_records", "read_in_order"]
 
@@ -46,7 +46,7 @@ def open_records(
     Raises:
         DataError: there is nothing at the path, or it cannot be read as rows.
     """
-    if section.hub is not None:
+    if section.type == "hub":
         return open_hub(section.hub, section.subset, section.split, section.streaming)
     path = Path(root or ".") / Path(section.place).expanduser()
     if has_magic(str(path)) and not path.exists():
@@ -71,7 +71,7 @@ def _streamed(records: Records | StreamedRecords) -> StreamedRecords:
     return StreamedRecords(rows, records.folder, records.place, records.is_split, notes)
 
 
-def _open_folder(folder: Path, section: SourceSection) -> Records | StreamedRecords:
+def _open_folder(folder: Path, section: FileSection) -> Records | StreamedRecords:
     """Open a folder: ScienceQA's, a saved data set, files of records, or images with captions."""
     if (folder / "problems.json").is_file() or section.format == "scienceqa":
         return ScienceQARecords(folder, section.split)
@@ -126,7 +126,7 @@ def _key(file: Path) -> tuple[str, str]:
 
 
 def _join(
-    files: Sequence[Path], folder: Path, place: str, section: SourceSection, is_split: bool
+    files: Sequence[Path], folder: Path, place: str, section: FileSection, is_split: bool
 ) -> Records | StreamedRecords:
     """Open files of records and set their rows one after the other."""
     streaming = section.streaming
@@ -151,7 +151,7 @@ def _join(
     return JoinedRecords(parts, home, place, is_split)
 
 
-def _open_text(file: Path, ending: str, section: SourceSection) -> Records | StreamedRecords:
+def _open_text(file: Path, ending: str, section: FileSection) -> Records | StreamedRecords:
     if ending == ".json" and section.field is None and is_coco(file):
         return CocoRecords(file)
     if ending in (".jsonl", ".jsonl.gz") and section.streaming:

@@ -15,7 +15,7 @@ from varifocal.data.readers.images import absent, locate_image
 from varifocal.data.readers.open import open_records, read_in_order
 from varifocal.errors import DataError, ImageError
 from varifocal.evaluation.benchmark import Item
-from varifocal.recipe import SourceSection
+from varifocal.recipe import FileSection, SourceSection
 
 _TABLES = ("parquet", "arrow")
 _SAVED = ("dataset_dict.json", "state.json")
@@ -43,7 +43,7 @@ def read_records(path: Path) -> Iterator[Record]:
     Raises:
         DataError: the file, or one of its rows, cannot be read.
     """
-    yield from _rows(SourceSection(path=str(path)))
+    yield from _rows(FileSection(path=str(path)))
 
 
 def read_table(
@@ -64,7 +64,7 @@ def read_table(
         DataError: there is none.
     """
     if any((folder / name).is_file() for name in _SAVED):
-        yield from _rows(SourceSection(path=str(folder), split=_saved_split(folder, splits)))
+        yield from _rows(FileSection(path=str(folder), split=_saved_split(folder, splits)))
         return
     places = ("", "data/", f"{configuration}/", f"*/{configuration}/")
     for split in splits:
@@ -72,7 +72,7 @@ def read_table(
             file = first_file(folder, *(place + name for place in places))
             if file is not None:
                 path = f"{escape(str(file.parent))}/{name}"
-                yield from _rows(SourceSection(path=path, streaming=True))  # no copy in a cache
+                yield from _rows(FileSection(path=path, streaming=True))  # no copy in a cache
                 return
     raise nothing_found(folder, needed)
 

@@ -20,7 +20,7 @@ from varifocal.errors import DataError
 from varifocal.evaluation.baselines import of_choices
 from varifocal.evaluation.benchmark import Answered, Benchmark, Item, Measure, Method, accuracy
 from varifocal.evaluation.benchmarks.loading import read_table
-from varifocal.recipe import SourceSection
+from varifocal.recipe import FileSection, SourceSection
 
 _SCIENCEQA_FILES = "ScienceQA's problems.json, pid_splits.json and images/SPLIT/ID/image.png"
 _FULL = "ScienceQA-FULL"
@@ -87,7 +87,7 @@ def _load_scienceqa(folder: Path, split: str | None) -> Iterator[Item]:
     """Yield ScienceQA's questions, of its official files or of a Hugging Face directory."""
     split = split or "test"
     if (folder / "problems.json").is_file():
-        return items_of(SourceSection(path=str(folder), format="scienceqa", split=split))
+        return items_of(FileSection(path=str(folder), format="scienceqa", split=split))
     return _scienceqa_table(folder, split)
 
 
@@ -117,7 +117,7 @@ def _load_nlvr(folder: Path, split: str | None) -> Iterator[Item]:
         "image": "image",
     }
     path = folder / f"{split or 'dev'}.jsonl"
-    return items_of(SourceSection(path=str(path), format="table", columns=columns))
+    return items_of(FileSection(path=str(path), format="table", columns=columns))
 
 
 def _measure_nlvr(answered: Sequence[Answered]) -> list[Measure]:
