@@ -51,7 +51,10 @@ class _Without(logging.Filter):
 
 _ROOMS = {
     "peft": ("varifocal.tuners",),
-    "transformers": ("varifocal.models.auto_classes", "varifocal.auto"),
+    "transformers": (
+        *("varifocal.models.efficientnet", "varifocal.models.grafted"),
+        *("varifocal.models.processor", "varifocal.models.segment_attention", "varifocal.auto"),
+    ),
 }
 
 # What pyproject.toml asks for, checked again because other installs can move a library.

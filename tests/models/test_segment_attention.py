@@ -4,16 +4,11 @@ import pytest
 import torch
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM
 
-from varifocal.models.segment_attention import NAME, register, segments_of
+from varifocal.models.segment_attention import NAME, segments_of
 
 POSITIONS = torch.tensor(
     [[0, 1, 2, 3, 0, 1, 0, 0, 1, 2], [*range(10)], [0, 0, 0, 1, 2, 3, 4, 5, 6, 7]]
 )
-
-
-@pytest.fixture(autouse=True)
-def registered():
-    register()
 
 
 def inputs(dtype=torch.float64):

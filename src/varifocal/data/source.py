@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from varifocal.cache import cache_root
 from varifocal.data.example import Example
-from varifocal.data.formats.base import Format, ParseOptions
+from varifocal.data.formats.base import Format, ParseOptions, unread_columns
 from varifocal.data.formats.questions import Integers
 from varifocal.data.formats.registry import FORMATS, detect
 from varifocal.data.formats.scienceqa import ScienceQARecords
@@ -25,7 +25,6 @@ from varifocal.data.formats.table import check_columns, find_integers
 from varifocal.data.parallel import map_in_order
 from varifocal.data.readers.base import Record, Records, StreamedRecords, read_in_order
 from varifocal.data.readers.open import open_records
-from varifocal.data.readers.unread import unread_columns
 from varifocal.errors import DataError, RunError, nearest
 from varifocal.writing import atomic_file, write_text
 

@@ -16,8 +16,14 @@ from varifocal.assemble import Assembly, open_run
 from varifocal.data.example import Example
 from varifocal.errors import ModelError
 from varifocal.exporting.artifacts import Job, make
-from varifocal.exporting.card import write_card
-from varifocal.exporting.folders import PARITY, check_replaceable, files_of, read_parity, routes_of
+from varifocal.exporting.folders import (
+    PARITY,
+    check_replaceable,
+    files_of,
+    read_parity,
+    routes_of,
+    write_card,
+)
 from varifocal.exporting.parity import Parity, Rounding, compare, prompts, references, rounding
 from varifocal.exporting.plain import language_model
 from varifocal.exporting.request import Order, check_possible

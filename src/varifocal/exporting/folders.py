@@ -1,15 +1,22 @@
-"""The folders of an export: which ones it writes, and which it may replace; needs no torch."""
+"""The folders of an export: which it writes or may replace, and their cards; needs no torch."""
 
 from __future__ import annotations
 
 import json
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from varifocal.errors import RunError
 from varifocal.recipe import load_recipe
 from varifocal.run import RunDirectory
 from varifocal.writing import check_folder, listed
+
+if TYPE_CHECKING:
+    from varifocal.exporting.parity import Parity, Rounding
+    from varifocal.exporting.stopping import Stops
 
 ROUTES = {"text": 0, "image": 1}
 
@@ -59,3 +66,98 @@ def read_parity(directory: Path) -> dict[str, Any]:
     if not file.is_file():
         raise RunError(f"{directory} is no export of Varifocal: it has no parity.json")
     return json.loads(file.read_text())
+
+
+_VERSIONS = ("varifocal", "torch", "transformers", "peft")
+
+
+def write_card(
+    title: str,
+    *,
+    base: str,
+    library: str,
+    load: str,
+    parity: Parity,
+    rounding: Rounding | None,
+    stops: Stops,
+    notes: Sequence[str],
+    command: str,
+) -> str:
+    """Write a Hugging Face model card.
+
+    Args:
+        title: what was exported.
+        base: the language model that the run was trained on.
+        library: `transformers` or `peft`.
+        load: Python that loads it.
+        parity: the gate's result.
+        rounding: what the number format of the weights costs; None where nothing was rounded.
+        stops: how answers end.
+        notes: what a user has to know, a sentence each.
+        command: that made it.
+    """
+    told = "\n".join(f"- {note}" for note in notes)
+    return f"""---
+base_model: {base}
+library_name: {library}
+tags:
+- varifocal
+---
+
+# {title}
+
+```python
+{load}
+```
+
+{told}
+
+## Parity with the trained model
+
+{_table(parity)}
+
+{_rounding(rounding)}
+
+{_stops(stops)}
+
+Made by `{command}` with {_versions()}.
+"""
+
+
+def _table(parity: Parity) -> str:
+    rows: Mapping[str, str] = {
+        "prompts": f"{parity.prompts} ({parity.tokens} tokens)",
+        "computed in": parity.dtype,
+        "largest gap of two logits": f"{parity.largest_gap:.3g} (allowed: {parity.bound:.3g}; "
+        f"the largest logit is {parity.largest_logit:.3g})",
+        "root mean square of the gaps, by that of the logits": f"{parity.relative_gap:.2g} "
+        f"(allowed: {parity.relative_bound:.3g})",
+        "same next token": f"{parity.agreement:.2%} (needed: {parity.least_agreement:.0%})",
+        "verdict": "passed" if parity.passed else "failed",
+    }
+    lines = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    return f"| | |\n|---|---|\n{lines}"
+
+
+def _rounding(rounding: Rounding | None) -> str:
+    if rounding is None:
+        return "No number was rounded."
+    return (
+        f"Rounding the weights to {rounding.dtype} comes on top of that. Computed in float32, it "
+        f"moves a logit by up to {rounding.largest_gap:.3g} and the logits by "
+        f"{rounding.relative_gap:.2g} of themselves (root mean square), and it changes "
+        f"{1 - rounding.agreement:.2%} of the next tokens."
+    )
+
+
+def _stops(stops: Stops) -> str:
+    return (
+        f"Answers end with the run's end of turn, token {stops.end_of_turn}; generation stops at "
+        f"{list(stops.stop_ids)}. {stops.same} of {stops.answers} greedy answers are the run's, "
+        f"token by token; {stops.ended} of them came to their end."
+    )
+
+
+def _versions() -> str:
+    named = ", ".join(f"{name} {version(name)}" for name in _VERSIONS)
+    return f"{named}, Python {platform.python_version()}"

@@ -160,7 +160,5 @@ def _weights(q: Tensor, k: Tensor, scale: float) -> Tensor:
     return torch.softmax(scores, dim=-1, dtype=torch.promote_types(q.dtype, torch.float32))
 
 
-def register() -> None:
-    """Make the name known to transformers."""
-    AttentionInterface.register(NAME, segment_attention_forward)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
+AttentionInterface.register(NAME, segment_attention_forward)
+AttentionMaskInterface.register(NAME, sdpa_mask)

@@ -1,8 +1,8 @@
-"""What a parser of records is given and gives, and the words they share."""
+"""What a parser of records is given and gives, the words they share, and which columns it reads."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,3 +85,44 @@ def task_of(record: Record, asked: ParseOptions) -> str:
     """Return the task a record names, or else the format's name."""
     named = (text_of(record.row, key, record.where) for key in ("task_name", "task"))
     return next(filter(None, named), asked.format)
+
+
+class _Watched(dict[str, Any]):
+    """A row that knows which of its columns were looked at."""
+
+    def __init__(self, row: Mapping[str, Any]) -> None:
+        super().__init__(row)
+        self.seen: set[str] = set()
+
+    def __getitem__(self, key: str) -> Any:
+        self.seen.add(key)
+        return super().__getitem__(key)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.seen.add(key)
+        return super().get(key, default)
+
+
+def unread_columns(
+    records: Iterable[Record | DataError], reader: Format, asked: ParseOptions
+) -> list[str]:
+    """Return the columns that hold something and that a format does not look at, in their order.
+
+    Args:
+        records: some of a source's; broken ones are passed.
+        reader: the format.
+        asked: what the recipe asks of the records.
+    """
+    filled: dict[str, None] = {}
+    seen: set[str] = set(asked.columns.values()) | {"split", "skill"}
+    for record in records:
+        if isinstance(record, DataError):
+            continue
+        row = _Watched(record.row)
+        try:
+            reader.parse(Record(record.source, record.place, row), asked)
+        except DataError:  # what follows the fault was not looked at
+            continue
+        filled |= dict.fromkeys(name for name, cell in row.items() if cell not in (None, "", []))
+        seen |= row.seen
+    return [str(name) for name in filled if name not in seen]
