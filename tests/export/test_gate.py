@@ -86,8 +86,8 @@ def test_a_layer_of_a_timid_adapter_that_is_left_out(timid_run, tmp_path, monkey
     """Its logits alone would pass, as the test below sees; the layer by itself does not."""
     found = artifacts.plain
 
-    def without_one(written, number_format):
-        content = found(written, number_format)
+    def without_one(written, number_format, **options):
+        content = found(written, number_format, **options)
         name = "model.layers.1.self_attn.v_proj.weight"
         base = written.get_submodule("model.layers.1.self_attn.v_proj").get_base_layer()
         content.tensors[name] = lambda: base.weight.detach().float()
@@ -129,8 +129,8 @@ def test_an_unadapted_tensor_that_is_anothers(lora_run, tmp_path, monkeypatch):
     """The logits in float32 tell, where no adapter is."""
     found = artifacts.plain
 
-    def crossed(written, number_format):
-        content = found(written, number_format)
+    def crossed(written, number_format, **options):
+        content = found(written, number_format, **options)
         one, other = (f"model.layers.{i}.mlp.down_proj.weight" for i in (0, 1))
         tensors = content.tensors
         tensors[one], tensors[other] = tensors[other], tensors[one]
@@ -192,8 +192,8 @@ def test_where_float32_does_not_fit_layers_are_compared_one_by_one(make_run, tmp
     assert any("did not fit into memory" in note for note in done.notes)
     found = artifacts.plain
 
-    def slightly_wrong(written, number_format):
-        content = found(written, number_format)
+    def slightly_wrong(written, number_format, **options):
+        content = found(written, number_format, **options)
         name = "model.layers.1.self_attn.k_proj.weight"
         produce = content.tensors[name]
         content.tensors[name] = lambda: produce() * 1.001
@@ -217,8 +217,8 @@ def test_logits_alone_would_let_a_timid_adapter_go(timid_run, tmp_path, monkeypa
     monkeypatch.setattr(artifacts, "check_layers", lambda *_: 0)
     found = artifacts.plain
 
-    def without_one(written, number_format):
-        content = found(written, number_format)
+    def without_one(written, number_format, **options):
+        content = found(written, number_format, **options)
         layer = written.get_submodule("model.layers.1.self_attn.v_proj")
         weight = layer.get_base_layer().weight.detach().float()
         content.tensors["model.layers.1.self_attn.v_proj.weight"] = lambda: weight

@@ -16,6 +16,7 @@ from varifocal.exporting.request import Order
 
 MMA = {"type": "mma", "router_temperature": 1.0, "adapt_vision_tower": False}
 NONE = {"type": "none"}
+LORA_BASE = {"type": "lora", "text_route": "base", "adapt_vision_tower": True}
 
 
 @torch.no_grad()
@@ -50,6 +51,7 @@ def llava_logits(directory, image):
         (MMA, "clip", ("default", 16)),
         (MMA, "siglip", ("full", 16)),
         ({"type": "lora", "adapt_vision_tower": True}, "clip", ("default", 16)),
+        (LORA_BASE, "clip", ("default", 16)),
         (NONE, "siglip", ("full", 16)),
         ({"type": "full"}, "clip", ("default", 16)),
     ],
@@ -58,7 +60,7 @@ def test_the_llava_says_what_the_run_says(make_run, tmp_path, image, tuner, towe
     run = make_run(tuner, tower)
     done = export(Order(run, "llava", num_prompts=4), tmp_path / "out")
     directory = done[-1].directory
-    assert directory == (tmp_path / "out/image" if tuner is MMA else tmp_path / "out")
+    assert directory == tmp_path / ("out/image" if tuner in (MMA, LORA_BASE) else "out")
     expected, ids = own_logits(run, image)
     found, theirs = llava_logits(directory, image)
     assert theirs.tolist() == ids.tolist()

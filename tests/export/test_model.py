@@ -26,6 +26,7 @@ TUNERS = {
     "mma": {"type": "mma", "router_temperature": 1.0, "adapt_vision_tower": True},
     "unrouted": {"type": "mma", "router": False},
     "mixlora": {"type": "mixlora", "num_factors": 6, "rank": 2},
+    "lora_base": {"type": "lora", "text_route": "base", "adapt_vision_tower": True},
     "none": {"type": "none"},
     "full": {"type": "full"},
 }
@@ -93,7 +94,7 @@ def test_a_run_and_its_model_answer_as_open_run_does(make_run, tmp_path, image, 
     assert done.parity.passed
     shutil.move(tmp_path / "out", tmp_path / "elsewhere")  # it names nothing outside of itself
     inside = (tmp_path / "elsewhere" / "adapter_config.json").is_file()
-    assert inside is (tuner in ("mma", "unrouted", "mixlora"))
+    assert inside is (tuner in ("mma", "unrouted", "mixlora", "lora_base"))
     model, found = answers_of_auto(tmp_path / "elsewhere", image)
     assert isinstance(model, GraftedForConditionalGeneration)
     assert found == expected

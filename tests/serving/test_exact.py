@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import copy
 import random
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from peft import get_peft_model
 from torch import Tensor, nn
 
 from varifocal.data.encoding.encoder import Encoder
 from varifocal.data.example import Example, Message
 from varifocal.serving.engine import Engine, Request, Sampling
+from varifocal.tuners import ImageLoraConfig, MixLoraConfig, MMAConfig
 
 Token = tuple[bytes, float]
 
@@ -60,7 +63,7 @@ def alone(model: nn.Module, encoder: Encoder, one: Asked, load_images) -> list[T
     ids, tokens = encoded.input_ids.tolist(), []
     choose = one.sampling.chooser()
     for _ in range(one.sampling.max_new_tokens):
-        logits = next_logits(model, ids, images, one.adapter)
+        logits = next_logits(model, ids, len(encoded), images, one.adapter)
         allowed = logits.clone()
         allowed[:, encoder.image_token_id] = -torch.inf
         token = int(choose(allowed)[0])
@@ -76,12 +79,14 @@ def alone(model: nn.Module, encoder: Encoder, one: Asked, load_images) -> list[T
     ]
 
 
-def next_logits(model, ids: list[int], images, adapter: bool) -> Tensor:
+def next_logits(model, ids: list[int], prompt: int, images, adapter: bool) -> Tensor:
     with torch.no_grad():
-        if adapter or not hasattr(model, "peft_config"):
+        if not hasattr(model, "peft_config"):
             return model(input_ids=torch.tensor([ids]), **images).logits[:, -1]
-        with model.disable_adapter():
-            return model(input_ids=torch.tensor([ids]), **images).logits[:, -1]
+        given = {"input_ids": torch.tensor([ids]), **images}
+        given["prompt_mask"] = (torch.arange(len(ids)) < prompt)[None]
+        with nullcontext() if adapter else model.disable_adapter():
+            return model(**given).logits[:, -1]
 
 
 def told(request: Request) -> list[Token]:
@@ -139,6 +144,42 @@ def watch_batches(engine: Engine) -> list[int]:
     return sizes
 
 
+LEAVE_TEXT = {
+    "mma": MMAConfig(router_temperature=1.0, text_route="base"),
+    "lora": ImageLoraConfig(target_modules=["q_proj", "down_proj"]),
+    "mixlora": MixLoraConfig(
+        num_factors=6, rank=2, target_modules=["q_proj", "up_proj"], text_route="base"
+    ),
+}
+
+
+@pytest.mark.parametrize("fold", [True, False])
+@pytest.mark.parametrize("tuner", LEAVE_TEXT)
+def test_text_that_is_left_to_the_base_is_its_own_in_any_batch(
+    tuner, fold, graft_of, asked, load_images
+) -> None:
+    model = get_peft_model(graft_of[0], copy.deepcopy(LEAVE_TEXT[tuner]))
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            nn.init.normal_(parameter, std=0.5)
+    model, encoder = model.double().eval(), graft_of[1]
+    as_base = [
+        one if Example(one.messages).images else replace(one, adapter=False) for one in asked
+    ]
+    wanted = [alone(model, encoder, one, load_images) for one in as_base]
+    on, off = wanted[2], alone(model, encoder, replace(as_base[2], adapter=False), load_images)
+    assert on != off  # the adapter answers otherwise where there is an image
+    engine = Engine(copy.deepcopy(model), encoder, load_images, max_batch=32, fold=fold)
+    assert engine.stats().is_folded == (fold and tuner != "mixlora")
+    for which, request in drive(engine, asked, random.Random(3)):
+        check(request, wanted[which])
+    text = asked[0].messages
+    greedy = Sampling(8, logprobs=2)
+    on, off = (told(engine.submit(text, greedy, adapter=adapter)) for adapter in (True, False))
+    assert on == off  # to the last bit
+    engine.close()
+
+
 @torch.inference_mode()
 def test_all_routes_share_one_folded_batch(seeing, asked, load_images) -> None:
     engine = Engine(copy.deepcopy(seeing[0]), seeing[1], load_images)
@@ -181,7 +222,7 @@ def test_logprobs_are_the_models_own(seeing, asked, load_images) -> None:
     model, encoder = seeing
     one = asked[1]
     ids = encoder.encode(Example((Message("user", (one.messages[0].text,)),)), with_answer=False)
-    logits = next_logits(model, ids.input_ids.tolist(), {}, adapter=False)
+    logits = next_logits(model, ids.input_ids.tolist(), len(ids), {}, adapter=False)
     logprobs = logits[0].log_softmax(-1)
     engine = Engine(copy.deepcopy(model), encoder, load_images)
     request = engine.submit(one.messages, one.sampling, adapter=False)

@@ -5,9 +5,9 @@ from peft import get_peft_model
 
 from varifocal.assemble import assemble
 from varifocal.errors import RecipeError
-from varifocal.recipe import LoraSection, MixLoraSection
+from varifocal.recipe import LoraSection, MixLoraSection, MMASection
 from varifocal.training.tuner import attach_tuner, count_trained
-from varifocal.tuners import MixLoraConfig, MixLoraLayer, MMAConfig
+from varifocal.tuners import MixLoraConfig, MixLoraLayer, MMAConfig, text_is_base
 
 SETTINGS = {
     "text_route": "base",
@@ -45,6 +45,14 @@ def test_mixlora_takes_every_setting_of_the_recipe(whole):
     config = attach_tuner(whole, section, base_fingerprint="abc").peft_config["default"]
     assert {name: getattr(config, name) for name in SETTINGS} == SETTINGS
     assert config.base_fingerprint == "abc"
+
+
+@pytest.mark.parametrize("section", [MMASection, MixLoraSection, LoraSection])
+def test_every_adapter_takes_the_text_route(section, whole):
+    name = {MMASection: "MMA", MixLoraSection: "MIXLORA", LoraSection: "IMAGE_LORA"}[section]
+    model = attach_tuner(whole, section(text_route="base"))
+    assert text_is_base(model)
+    assert model.peft_config["default"].peft_type == name
 
 
 @pytest.mark.parametrize("tower", [False, True])

@@ -48,7 +48,7 @@ from varifocal.models.decoding import stop_ids
 from varifocal.models.load import load_model, load_processor
 from varifocal.models.loading import load_every_tensor
 from varifocal.models.saved import load_adapter
-from varifocal.recipe import Recipe
+from varifocal.recipe import Recipe, leaves_text
 from varifocal.writing import write_text
 
 
@@ -84,6 +84,11 @@ class Job:
     def form(self) -> Target:
         """The artifact's kind; next to a LLaVA, the text route is a plain language model."""
         return "merged" if self.order.to == "llava" and self.route == "text" else self.order.to
+
+    @property
+    def is_base(self) -> bool:
+        """Whether the artifact is the base model: the text route, where text is left to it."""
+        return self.route == "text" and leaves_text(self.recipe.tuner)
 
     @property
     def keeps_adapter(self) -> bool:
@@ -183,14 +188,16 @@ _TOGETHER = (
 def _plain(job: Job) -> PlainModel:
     """Fold or merge the language model, or the whole graft."""
     if job.form == "model":
-        return whole_graft(job.parts.base, job.dtype)
-    if job.recipe.tuner.type == "mma":
+        return whole_graft(job.parts.base, job.dtype, merge=not job.keeps_adapter)
+    if job.recipe.tuner.type == "mma" and not job.is_base:
         return fold_route(cast(PeftModel, job.parts.model), job.modality, job.dtype)
-    return plain(language_model(job.parts.base)[0], job.dtype)
+    return plain(language_model(job.parts.base)[0], job.dtype, merge=not job.is_base)
 
 
 def _held_layers(job: Job, tensors: Mapping[str, Produce]) -> int:
     """Hold what the adapter changes against the trained layers, those of a LLaVA's tower too."""
+    if job.keeps_adapter or job.is_base:
+        return 0
     if job.form == "model":
         return check_layers(lora_probes(job.parts.base), tensors, job.what)
     written, prefix = language_model(job.parts.base)

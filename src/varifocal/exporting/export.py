@@ -30,6 +30,7 @@ from varifocal.exporting.request import Order, check_possible
 from varifocal.exporting.stopping import Stops, answers_of_run, check_stops
 from varifocal.exporting.stored import put_unrounded
 from varifocal.locking import alone
+from varifocal.recipe import leaves_text
 from varifocal.trained import find_trained
 from varifocal.writing import atomic_directory, write_json, write_text
 
@@ -104,9 +105,11 @@ class Exported:
 def export(order: Order, out: Path, tell: Callable[[str], None] | None = None) -> list[Exported]:
     """Write a run as what others load, and hold each artifact against the trained model.
 
-    MMA gives two artifacts, `out/text` and `out/image`, since its weights differ by modality; any
-    other tuner, and `model`, gives one, `out` itself. They take their places together, after the
-    last has passed the gate: where one fails, what stood there before stays.
+    MMA gives two artifacts, `out/text` and `out/image`, since its weights differ by modality, and
+    so does a LoRA with `text_route: base`, whose text route is the base model; as a LoRA there is
+    `out/image` alone then. Any other tuner, and `model`, gives one, `out` itself. They take their
+    places together, after the last has passed the gate: where one fails, what stood there before
+    stays.
 
     Args:
         order: what is asked for.
@@ -175,6 +178,10 @@ def _write(job: Job, target: Path, staging: Path, *, is_wide: bool) -> Exported:
     return done
 
 
+_TEXT_IS_BASE = (
+    "Rows without an image belong to the base model; put to this route, they would get what was "
+    "learnt from images. vLLM's default_mm_loras gives a LoRA to requests with an image alone."
+)
 _NARROW = (
     "Twice this model in float32 did not fit into memory, so the gate compared logits in the run's "
     "own number format; the layers that the adapter changes were compared one by one in float64."
@@ -185,12 +192,16 @@ def _notes(job: Job) -> Iterator[str]:
     grafted = language_model(job.parts.base)[1] != ""
     if (trained := find_trained(job.order.run)).step is not None:
         yield f"The run had not reached its end: this is the run as of step {trained.step}."
-    if job.order.strength != 1:
+    if job.order.strength != 1 and not job.is_base:
         yield f"What the adapter changes is scaled by {job.order.strength:g} (--strength)."
-    if job.route == "text":
+    if job.is_base:
+        yield "The text route: the base model itself, to which the run leaves rows of text."
+    elif job.route == "text":
         yield "The text route: what the model does with rows that show no image."
     if job.route == "image":
         yield "The image route: what the model does with rows that show an image."
+        if leaves_text(job.recipe.tuner):
+            yield _TEXT_IS_BASE
     if job.form == "llava":
         yield from _llava_notes(job)
     elif job.form == "model":
@@ -207,7 +218,7 @@ def _notes(job: Job) -> Iterator[str]:
                 "The vision tower's adapters, where it has any, are routed by each image's own "
                 "state and have no folded form; they stay in the run."
             )
-    if job.form == "lora" and job.route:
+    if job.form == "lora" and job.recipe.tuner.type == "mma":
         yield "PEFT runs it and does not merge it, since it has a bias; --to merged writes that."
     if job.form == "gguf":
         yield "The gate read the file back with transformers, not with llama.cpp."

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from varifocal.errors import RunError
-from varifocal.recipe import load_recipe
+from varifocal.recipe import leaves_text, load_recipe
 from varifocal.run import RunDirectory
 from varifocal.writing import check_folder, listed
 
@@ -25,11 +25,16 @@ PARITY = "parity.json"
 
 
 def routes_of(to: str, run: RunDirectory) -> list[tuple[str, int | None]]:
-    """List the artifacts' names and the modalities of their rows; None where rows differ."""
-    if to == "model":
+    """List the artifacts' names and the modalities of their rows; None where rows differ.
+
+    Of an adapter that leaves text to the base model there is no LoRA for text.
+    """
+    if to in ("model", "route"):
         return [("", None)]
-    tuner = load_recipe(run.recipe, check_paths=False).tuner.type
-    return list(ROUTES.items()) if tuner == "mma" else [("", 0)]
+    tuner = load_recipe(run.recipe, check_paths=False).tuner
+    if to == "lora" and leaves_text(tuner):
+        return [("image", ROUTES["image"])]
+    return list(ROUTES.items()) if tuner.type == "mma" or leaves_text(tuner) else [("", 0)]
 
 
 def check_replaceable(directory: Path) -> None:

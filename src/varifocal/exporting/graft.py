@@ -27,7 +27,7 @@ from varifocal.models.processor import with_image_parts
 from varifocal.models.saved import WEIGHTS
 
 INSIDE = ("mma", "mixlora")
-"""Tuners whose adapter stays an adapter."""
+"""Tuners whose adapter stays an adapter; of others, those that leave text to the base model."""
 
 
 def check_graft(base: PreTrainedModel) -> None:
@@ -43,14 +43,15 @@ def check_graft(base: PreTrainedModel) -> None:
         )
 
 
-def whole_graft(base: PreTrainedModel, dtype: torch.dtype) -> PlainModel:
-    """Take a graft with its LoRAs merged and without other adapters.
+def whole_graft(base: PreTrainedModel, dtype: torch.dtype, *, merge: bool) -> PlainModel:
+    """Take a graft with its LoRAs merged, or left out, and without other adapters.
 
     Args:
         base: the graft inside any PEFT wrapper.
         dtype: of language model and tower; the connector stays in float32, in which it computes.
+        merge: whether LoRAs are merged.
     """
-    found = plain(base, dtype)
+    found = plain(base, dtype, merge=merge)
     shapes = {
         name: shape.float() if name.startswith("connector.") else shape
         for name, shape in found.shapes.items()

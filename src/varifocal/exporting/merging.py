@@ -6,6 +6,7 @@ Nothing is changed in the model: each tensor is computed when it is asked for, i
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
@@ -24,8 +25,10 @@ Produce = Callable[[], Tensor]
 _ADAPTER_PARTS = ("mma_", "lora_", "mixlora_", "modality_embedding")
 
 
-def plain_tensors(model: nn.Module) -> dict[str, Produce]:
+def plain_tensors(model: nn.Module, *, merge: bool = True) -> dict[str, Produce]:
     """List a model's tensors by the names they have without adapters, tied ones once.
+
+    LoRAs are merged, or left out as other adapters are.
 
     A table that head and embedding share is listed twice where an adapter changes one of them
     alone: PEFT runs it so, and a merge in place would change both.
@@ -44,7 +47,7 @@ def plain_tensors(model: nn.Module) -> dict[str, Produce]:
             layer = adapters.get(owner)
             tensors[own] = (
                 partial(_merged, layer, own.removeprefix(f"{owner}."))
-                if isinstance(layer, LoraLayer)
+                if merge and isinstance(layer, LoraLayer)
                 else partial(wide, tensor)
             )
     return tensors
@@ -68,6 +71,12 @@ def named_without_adapters(model: nn.Module) -> dict[str, Tensor]:
             seen.add(id(tensor))
             found[own] = tensor.detach()
     return found
+
+
+def copied_without_hooks(layer: LoraLayer) -> LoraLayer:
+    """Copy a LoRA layer as it is for tokens that no gate stops; a hook's owner is not copied."""
+    parts = cast(nn.Module, layer).modules()
+    return copy.deepcopy(layer, {id(part._forward_hooks): OrderedDict() for part in parts})
 
 
 def wide(tensor: Tensor) -> Tensor:
@@ -139,7 +148,7 @@ def _copies(wrapper: Any) -> Any:
 
 def _merged(layer: LoraLayer, part: str) -> Tensor:
     """Merge a copy of one layer by PEFT's own means."""
-    one: Any = copy.deepcopy(layer)
+    one: Any = copied_without_hooks(layer)
     own = wide(getattr(one.get_base_layer(), part))
     if part != "weight" and not any(one.lora_bias.values()):
         return own

@@ -23,7 +23,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from varifocal.errors import ModelError
-from varifocal.exporting.merging import Produce
+from varifocal.exporting.merging import Produce, copied_without_hooks
 from varifocal.tuners.mma.folding import readers
 from varifocal.tuners.mma.layer import MMALayer
 from varifocal.tuners.mma.model import decoders
@@ -105,7 +105,7 @@ def lora_probes(model: nn.Module) -> Iterator[Probe]:
     """
     for name, layer in model.named_modules():
         if isinstance(layer, LoraLayer):
-            trained = cast(Any, copy.deepcopy(layer)).double().eval()
+            trained = cast(Any, copied_without_hooks(layer)).double().eval()
             base = copy.deepcopy(cast(Any, layer).get_base_layer()).double()
             inputs = _inputs(base)
             yield Probe(name, base, inputs, trained(inputs), base(inputs))

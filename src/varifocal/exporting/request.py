@@ -14,7 +14,7 @@ from varifocal.exporting.graft import INSIDE, check_graft
 from varifocal.exporting.llava import check_llava
 from varifocal.exporting.plain import language_model
 from varifocal.models.load import load_processor
-from varifocal.recipe import ModelSection, Recipe
+from varifocal.recipe import ModelSection, Recipe, leaves_text
 from varifocal.run import RunDirectory
 
 Target = Literal["merged", "lora", "route", "llava", "gguf", "model"]
@@ -49,7 +49,7 @@ class Order:
 
 def keeps_adapter(order: Order, recipe: Recipe) -> bool:
     """Whether the artifact holds the adapter as an adapter, which serves every row."""
-    return order.to == "model" and recipe.tuner.type in INSIDE
+    return order.to == "model" and (recipe.tuner.type in INSIDE or leaves_text(recipe.tuner))
 
 
 def check_possible(order: Order, recipe: Recipe, parts: Assembly) -> None:

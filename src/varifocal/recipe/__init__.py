@@ -35,6 +35,7 @@ from varifocal.recipe.tuners import (
     MMASection,
     NoTunerSection,
     TunerSection,
+    leaves_text,
 )
 
 __all__ = [
@@ -60,5 +61,6 @@ __all__ = [
     "TrainingSection",
     "TunerSection",
     "find_recipe",
+    "leaves_text",
     "load_recipe",
 ]

@@ -105,6 +105,11 @@ class FullSection(Section):
     """Train the connector with the language model."""
 
 
+def leaves_text(tuner: Section) -> bool:
+    """Tell whether samples without an image run the base model alone, and so teach nothing."""
+    return getattr(tuner, "text_route", "trained") == "base"
+
+
 TunerSection = Annotated[
     MMASection | MixLoraSection | LoraSection | FullSection | NoTunerSection,
     Field(discriminator="type"),

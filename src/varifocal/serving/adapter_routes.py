@@ -3,7 +3,8 @@
 MMA's adapter is an affine map for each modality (`varifocal.tuners.mma.folding`), and a LoRA's
 update is a sum of weights, so a linear that reads one becomes as many plain linears as there are
 lanes. Rows of all lanes then go through the model as one batch, and each linear multiplies the rows
-of a lane by that lane's weights: with one lane at what the base model costs.
+of a lane by that lane's weights: with one lane at what the base model costs. With `text_route:
+base` text has the base's lane.
 
 What has no such form is run as it is. Its rows share a batch where the adapter is on for all of
 them or off for all of them, and stay alone where each prompt has a routing of its own (MixLoRA).
@@ -29,6 +30,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 from varifocal.serving.request import Route
+from varifocal.tuners import text_is_base
 from varifocal.tuners.mixlora.layer import MixLoraLayer
 from varifocal.tuners.mma.folding import fold_linear, fold_maps, is_plain_linear, readers
 from varifocal.tuners.mma.layer import MMALayer
@@ -93,6 +95,7 @@ class Lanes:
         parts = list(model.modules())
         self._by_prompt = any(isinstance(part, MixLoraLayer) for part in parts)
         self._by_modality = any(isinstance(part, ModalityEmbedding) for part in parts)
+        self._text_is_base = text_is_base(model)
         self._switches = cast(
             list[Any],
             [
@@ -108,8 +111,8 @@ class Lanes:
         self.is_folded = not self.reason
 
     def lane(self, route: Route) -> Lane:
-        """Return whose weights a route reads with; only MMA treats the modalities differently."""
-        if route == "base" or not self.has_adapter:
+        """Return whose weights a route reads with; MMA has other ones for each modality."""
+        if route == "base" or not self.has_adapter or (route == "text" and self._text_is_base):
             return "base"
         return route if self._by_modality else "adapter"
 
@@ -117,20 +120,21 @@ class Lanes:
         """Name the batch that a route's rows may share; None where each stays alone."""
         if self.is_folded:
             return "all"
-        if self._by_prompt and route != "base":
+        is_base = self.lane(route) == "base"
+        if self._by_prompt and not is_base:
             return None
-        return "base" if route == "base" else "adapter"
+        return "base" if is_base else "adapter"
 
     @contextmanager
     def running(self, routes: Sequence[Route]) -> Iterator[None]:
         """Give each row of the batch its lane while the model runs.
 
         Args:
-            routes: [B]; where nothing is folded, "base" for all rows or for none.
+            routes: [B]; where nothing is folded, the base's lane for all rows or for none.
         """
         lanes = [self.lane(route) for route in routes]
         self._now.runs = [(lane, len(list(rows))) for lane, rows in groupby(lanes)]
-        switch = switched_off(self._switches) if set(routes) == {"base"} else nullcontext()
+        switch = switched_off(self._switches) if set(lanes) == {"base"} else nullcontext()
         try:
             with switch:
                 yield
@@ -171,9 +175,8 @@ class Lanes:
 
     def _fold_mma(self) -> list[tuple[nn.Module, nn.Module, dict[Lane, Any]]]:
         _refuse_trained_whole(self.model)
-        maps = {
-            lane: fold_maps(self.model, number) for number, lane in enumerate(("text", "image"))
-        }
+        lanes = {"image": 1} if self._text_is_base else {"text": 0, "image": 1}
+        maps = {lane: fold_maps(self.model, number) for lane, number in lanes.items()}
         base = cast(PeftModel, self.model).get_base_model()
         folded = []
         for norm, linears in readers(self.model).items():

@@ -240,7 +240,8 @@ class Scheduler:
             return
         into.cache, into.mask = kv_cache.join(into.cache, into.mask, batch.cache, batch.mask)
         into.rows += batch.rows
-        order = sorted(range(len(into.rows)), key=lambda row: into.rows[row].request.route)
+        lanes = [self.lanes.lane(row.request.route) for row in into.rows]
+        order = sorted(range(len(lanes)), key=lanes.__getitem__)
         if order != list(range(len(order))):
             into.rows = [into.rows[row] for row in order]
             into.cache, into.mask = kv_cache.keep(into.cache, into.mask, order)

@@ -24,7 +24,8 @@ from varifocal.recipe import (
     TunerSection,
 )
 from varifocal.training.full import hold_in_float32, train_full_model
-from varifocal.tuners import ImageLoraConfig, MixLoraConfig, MMAConfig
+from varifocal.tuners import MixLoraConfig, MMAConfig
+from varifocal.tuners.image_lora import ImageLoraConfig
 from varifocal.tuners.targets import check_targets
 
 # The names transformers gives the image encoder of a vision-language model.

@@ -18,6 +18,7 @@ from .mixlora import (
     save_routed,
 )
 from .mma import MMAConfig, MMALayer, MMAModel, routing_table
+from .modality import text_is_base
 
 __all__ = [
     "ImageLoraConfig",
@@ -37,4 +38,5 @@ __all__ = [
     "route",
     "routing_table",
     "save_routed",
+    "text_is_base",
 ]

@@ -8,7 +8,7 @@ Dimensions: B rows, T tokens, r rank.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from peft import LoraConfig, PeftConfig
@@ -17,7 +17,13 @@ from peft.tuners.lora.model import LoraModel
 from peft.utils import PeftType
 from torch import Tensor, nn
 
-from .modality import RowModality, check_reads_images_only, check_text_is_untouched, reader_of
+from .modality import (
+    RowModality,
+    TextRoute,
+    check_reads_images_only,
+    check_text_is_untouched,
+    reader_of,
+)
 from .plugin import pop_marks, register, remember_in_recomputation, token_shape
 from .sites import site_of
 
@@ -51,6 +57,8 @@ class ImageLoraConfig(LoraConfig):
     Raises:
         ValueError: naming the setting that would change text.
     """
+
+    text_route: ClassVar[TextRoute] = "base"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
+from peft import PeftModel
 from torch import Tensor, nn
 
 from .plugin import cached_length, token_shape
@@ -149,6 +150,14 @@ def check_reads_images_only(model: nn.Module, name: str) -> None:
             f"text_route='base' leaves text to the base model, and {name} is neither in a language "
             "model's decoder layers nor in a vision tower; take it out of target_modules"
         )
+
+
+def text_is_base(model: nn.Module) -> bool:
+    """Tell whether a model is a `PeftModel` whose active adapter leaves text to the base model."""
+    if not isinstance(model, PeftModel):
+        return False
+    configs = [model.peft_config.get(name) for name in model.active_adapters]
+    return any(getattr(config, "text_route", "trained") == "base" for config in configs)
 
 
 def segments_of_positions(position_ids: Any, shape: Sequence[int]) -> Tensor | None:
