@@ -26,7 +26,7 @@ ALLOWED = {
     "cache": {"errors", "staging"},
     "plotting": {"writing"},
     "progress": set(),
-    "sciencebook": {"errors", "locking", "writing"},
+    "sciencebook": {"errors", "locking", "progress", "writing"},
     "recipe": {"errors"},
     "manifest": {"errors"},
     "stopping": set(),

@@ -27,7 +27,7 @@ from varifocal.evaluation.runner import About, AskOptions
 from varifocal.evaluation.runner import run as run_benchmark
 from varifocal.evaluation.sources import about_run
 from varifocal.plotting import loss_curve, routing_plot
-from varifocal.progress import Progress
+from varifocal.progress import Progress, silent
 from varifocal.recipe import Recipe, load_recipe
 from varifocal.reports.card_scores import read_object
 from varifocal.reports.contact_sheet import Card, contact_sheet
@@ -108,7 +108,7 @@ def run_demo(
         RunError: the directory holds a demo of the other size.
         Stopped: Ctrl-C; call again to go on.
     """
-    tell = progress or (lambda stage, done, total, note="": None)
+    tell = progress or silent
     stored = Path(root) / "demo.json"
     if stored.is_file():
         return _read_back(stored, quick)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field, model_validator
 
 from varifocal.errors import RecipeError, RunError, Stopped
+from varifocal.progress import Progress, silent
 from varifocal.recipe import Recipe, SourceSection, load_recipe
 from varifocal.recipe.data import SourceSections
 from varifocal.recipe.page import WrongKeyError, as_overrides, read_page, validate
@@ -36,7 +37,6 @@ REPORT_FILES = ("report.md", "report.json", "report.png")
 DONE = "point.json"
 """A run's file that says its point is trained and scored."""
 
-Progress = Callable[..., None]
 Seeds = Annotated[tuple[Annotated[int, Field(ge=0, lt=2**32)], ...], Field(strict=False)]
 
 
@@ -264,7 +264,7 @@ def run_sweep(sweep: Sweep, out: str | Path, progress: Progress | None = None) -
     from varifocal.reports.runs_table import compare
 
     out = Path(out)
-    tell = progress or (lambda *_: None)
+    tell = progress or silent
     claim_folder(out, known={*(point.label for point in sweep.points), *REPORT_FILES})
     for point in sweep.points:
         check_same(point, RunDirectory(out / point.label))

@@ -1,5 +1,7 @@
 """How much a training step on one task helps or harms another: task interference.
 
+from varifocal.progress import StepProgress
+
 From Conditional Mixture-of-LoRA (arXiv 2402.15896). A step of length lambda against the direction
 of task j's gradient changes task i's loss on an example x_i, to first order, by lambda times
 
@@ -53,6 +55,8 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
+
+from varifocal.progress import StepProgress
 
 Estimator = Literal["ratio_of_means", "mean_of_ratios"]
 ALL = "all"
@@ -321,7 +325,7 @@ def measure_interference(
     blocks: Mapping[str, slice],
     *,
     estimator: Estimator = "ratio_of_means",
-    progress: Callable[[int, int], None] | None = None,
+    progress: StepProgress | None = None,
 ) -> Interference:
     """Measure how a step on each task changes the loss of each.
 
@@ -379,7 +383,7 @@ def _gradients(
             tell()
 
 
-def _counting(progress: Callable[[int, int], None] | None, total: int) -> Callable[[], None]:
+def _counting(progress: StepProgress | None, total: int) -> Callable[[], None]:
     done = 0
 
     def tell() -> None:

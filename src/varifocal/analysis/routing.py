@@ -10,7 +10,7 @@ Legend: n tasks, E factors of a router.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -23,6 +23,7 @@ from varifocal.analysis.gradients import block_of, group_names
 from varifocal.data.encoding.encoder import Encoded
 from varifocal.data.rows.packing import Collator, ImageLoader
 from varifocal.errors import ModelError
+from varifocal.progress import StepProgress
 from varifocal.tuners import record_routing, routing_table
 from varifocal.tuners.plugin import evaluating
 
@@ -126,7 +127,7 @@ def measure_routing(
     model: nn.Module,
     samples: Mapping[str, Sequence[Encoded]],
     load_images: ImageLoader | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: StepProgress | None = None,
 ) -> Routing:
     """Find out which factors the examples of each task use.
 
@@ -187,7 +188,7 @@ def _usage_of_choices(
     model: PeftModel,
     samples: Mapping[str, Sequence[Encoded]],
     load_images: ImageLoader | None,
-    progress: Callable[[int, int], None] | None,
+    progress: StepProgress | None,
 ) -> dict[tuple[str, str], Usage]:
     """Run every example and count the factors that it chooses at each linear."""
     collate = Collator(pad_id=0, load_images=load_images)

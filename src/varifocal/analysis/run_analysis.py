@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 from varifocal.analysis.gradients import AdapterGradient
 from varifocal.analysis.heatmap import (
@@ -21,17 +20,10 @@ from varifocal.analysis.tasks import TaskExamples, encode_tasks, load_tasks
 from varifocal.assemble import Assembly, open_run
 from varifocal.locking import alone
 from varifocal.plotting import routing_plot
+from varifocal.progress import Progress
 from varifocal.recipe import Recipe
 from varifocal.run import RunDirectory
 from varifocal.writing import claim_folder, write_json
-
-
-class Progress(Protocol):
-    """How long work is told of."""
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        """Say that `done` of `total` of a stage are done."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from varifocal.analysis.run_analysis import Progress, Written, analysis_folder
+from varifocal.analysis.run_analysis import Written, analysis_folder
 from varifocal.assemble import Assembly, assemble, open_run
 from varifocal.data.example import Image
 from varifocal.data.loading import check_images, load_captions, load_source
@@ -22,6 +22,7 @@ from varifocal.models import GraftedForConditionalGeneration
 from varifocal.models.saved import load_connector
 from varifocal.models.words import build_vocabulary, embed_words, token_log_probabilities
 from varifocal.plotting import INK, new_figure, save_figure
+from varifocal.progress import Progress, silent
 from varifocal.recipe import AlignmentSection, Recipe
 from varifocal.tuners.plugin import evaluating
 from varifocal.writing import write_json
@@ -186,7 +187,7 @@ def words_of_run(
     with analysis_folder(root, out) as place:
         vocabulary = _vocabulary(recipe, parts, words)
         shown = [Image(path=path) for path in images] or _some(recipe, num_pictures)
-        told = progress or (lambda stage, done, total: None)
+        told = progress or silent
         start = _start(recipe)
         told("looks", 0, 2)
         before = nearest_words(start, shown, vocabulary)

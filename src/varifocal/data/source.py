@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
@@ -26,12 +26,11 @@ from varifocal.data.parallel import map_in_order
 from varifocal.data.readers.base import Record, Records, StreamedRecords, read_in_order
 from varifocal.data.readers.open import open_records
 from varifocal.errors import DataError, RunError, nearest
+from varifocal.progress import StepProgress
 from varifocal.writing import atomic_file, write_text
 
 if TYPE_CHECKING:
     from varifocal.recipe import SourceSection
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,7 @@ class Source:
             f"{self.records.fingerprint}\0{self._parser.identity}\0{len(self)}".encode()
         ).hexdigest()
 
-    def scan(self, num_workers: int = 0, progress: Progress | None = None) -> Scan:
+    def scan(self, num_workers: int = 0, progress: StepProgress | None = None) -> Scan:
         """Find every record's modality and task; no image is opened.
 
         What is found of many records is kept in the cache by `fingerprint`.
@@ -137,7 +136,7 @@ class Source:
                 np.savez(stream, **vars(scan))
         return scan
 
-    def _scan(self, num_workers: int, progress: Progress | None) -> Scan:
+    def _scan(self, num_workers: int, progress: StepProgress | None) -> Scan:
         modalities = np.full(len(self), -1, np.int8)
         tasks = np.full(len(self), -1, np.int32)
         names: dict[str, int] = {}

@@ -12,6 +12,7 @@ from varifocal.data.reading import OnBadRecord
 from varifocal.errors import RecipeError
 from varifocal.evaluation.benchmarks.registry import find_benchmarks, find_folders, load_items
 from varifocal.locking import alone
+from varifocal.progress import Progress
 from varifocal.recipe import FileSection, Recipe, SourceSection, load_recipe
 from varifocal.run import RunDirectory
 from varifocal.trained import find_trained
@@ -19,7 +20,7 @@ from varifocal.writing import claim_folder
 
 if TYPE_CHECKING:
     from varifocal.evaluation.retention import Retention
-    from varifocal.evaluation.runner import AskOptions, Progress, Result
+    from varifocal.evaluation.runner import AskOptions, Result
     from varifocal.evaluation.sources import ScoreBy
 
 _DATA = Path("data")

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from varifocal.evaluation.choice_parser import parse_answer as parse_answer
-from varifocal.evaluation.likelihood import ImageLoader, Progress, Question, batch_by_length
+from varifocal.evaluation.likelihood import ImageLoader, Question, batch_by_length
 from varifocal.models.decoding import decode, pad_left
+from varifocal.progress import StepProgress
 
 
 def greedy_answers(
@@ -21,7 +22,7 @@ def greedy_answers(
     stop_ids: Collection[int],
     max_new_tokens: int = 64,
     token_budget: int = 4096,
-    progress: Progress | None = None,
+    progress: StepProgress | None = None,
 ) -> list[list[int]]:
     """Write the likeliest continuation of every prompt, up to its end of turn.
 

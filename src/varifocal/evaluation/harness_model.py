@@ -20,8 +20,9 @@ from varifocal.assemble import Assembly, open_model
 from varifocal.data.example import Example, Image, Message
 from varifocal.errors import DataError, ModelError
 from varifocal.evaluation.generation import greedy_answers
-from varifocal.evaluation.likelihood import Progress, Question, Rating, rate_options
+from varifocal.evaluation.likelihood import Question, Rating, rate_options
 from varifocal.models.decoding import stop_ids
+from varifocal.progress import StepProgress
 
 IMAGE = "<image>"
 """How tasks of the harnesses mark an image in a text."""
@@ -179,7 +180,7 @@ class HarnessModel:
         return Question(prompt.input_ids, tuple(ids), prompt.modality, prompt.images)
 
 
-def _told(bar: Any) -> Progress:
+def _told(bar: Any) -> StepProgress:
     """Let a bar show how many are done."""
 
     def tell(done: int, _: int) -> None:

@@ -22,11 +22,11 @@ from torch import Tensor, nn
 
 from varifocal.errors import ModelError
 from varifocal.models.decoding import reads_marks
+from varifocal.progress import StepProgress
 
 Normalisation = Literal["sum", "mean"]
 NORMALISATIONS: tuple[Normalisation, ...] = ("sum", "mean")
 ImageLoader = Callable[[Sequence[Any]], Mapping[str, Tensor]]
-Progress = Callable[[int, int], None]
 Ids = npt.NDArray[np.int32]
 
 
@@ -152,7 +152,7 @@ def score_options(
     normalisation: Normalisation = "sum",
     token_budget: int = 4096,
     tree: bool | None = None,
-    progress: Progress | None = None,
+    progress: StepProgress | None = None,
 ) -> list[list[float]]:
     """Return each option's log-probability given its prompt, in nats.
 
@@ -178,7 +178,7 @@ def rate_options(
     normalisation: Normalisation = "sum",
     token_budget: int = 4096,
     tree: bool | None = None,
-    progress: Progress | None = None,
+    progress: StepProgress | None = None,
 ) -> list[list[Rating]]:
     """Rate each option given its prompt.
 

@@ -5,7 +5,7 @@ Letters: B rows, T tokens of the longest row, M tokens that are read, V vocabula
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from varifocal.data.example import Example
 from varifocal.evaluation.generation import evaluation_mode, greedy_answers
 from varifocal.evaluation.likelihood import ImageLoader, Question, batch_by_length, plant
 from varifocal.models.decoding import reads_marks, stop_ids
+from varifocal.progress import StepProgress
 
 MAX_NEW_TOKENS = 48
 """Of the base's answers to instructions and descriptions."""
@@ -44,7 +45,7 @@ def greedy_continuations(
     model: nn.Module,
     encoder: Encoder,
     examples: Sequence[Example],
-    tell: Callable[[int, int], None],
+    tell: StepProgress,
 ) -> list[Question]:
     """Let a model answer: each prompt, and its answer as the only option."""
     prompts = [encoder.encode(one, with_answer=False).input_ids for one in examples]
@@ -86,7 +87,7 @@ def read(
     *,
     ends: Collection[int] = (),
     token_budget: int = _TOKEN_BUDGET,
-    progress: Callable[[int, int], None] | None = None,
+    progress: StepProgress | None = None,
 ) -> list[Reading]:
     """Read what follows each prompt, its tokens given one after the other.
 

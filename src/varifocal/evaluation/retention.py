@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -43,6 +43,7 @@ from varifocal.evaluation.statistics import (
     wilson,
 )
 from varifocal.models.decoding import stop_ids
+from varifocal.progress import Progress, silent
 from varifocal.recipe import Recipe, load_recipe
 from varifocal.run import RunDirectory
 from varifocal.writing import write_json
@@ -68,8 +69,6 @@ _ROUTES = {
         "chat; what comes after an image takes its image route"
     ]
 }
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -172,7 +171,7 @@ def retention(
             to be left out.
         ModelError: the base has changed since.
     """
-    tell = progress or (lambda stage, done, total: None)
+    tell = progress or silent
     recipe = load_recipe(RunDirectory.open(root).recipe, check_paths=False)
     base = assemble(_without_eyes(recipe))
     encoder, rule = base.encoder, on_bad_record or recipe.data.on_bad_record

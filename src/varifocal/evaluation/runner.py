@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from varifocal.data.reading import OnBadRecord
 from varifocal.errors import DataError
@@ -35,20 +35,13 @@ from varifocal.evaluation.generation import evaluation_mode
 from varifocal.evaluation.likelihood import Normalisation, batch_by_length
 from varifocal.evaluation.predictions import Ledger
 from varifocal.evaluation.reference_scores import baselines_of, by_normalisation, chosen
+from varifocal.progress import Progress, silent
 from varifocal.writing import write_json
 
 MOST_NAMED = 100
 """Items left out that a score file names; all are counted."""
 
 _RECORDED = ("varifocal", "torch", "transformers", "peft", "tokenizers", "pillow")
-
-
-class Progress(Protocol):
-    """What is told of the progress."""
-
-    def __call__(self, stage: str, done: int, total: int, note: str = "") -> None:
-        """Say that `done` of `total` of a stage are done."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -167,7 +160,7 @@ def run(
     way, about, items = way or AskOptions(), about or About(), list(items)
     name = way.stem(benchmark)
     _check(benchmark, items)
-    session = _Session(benchmark, asker, way, progress or _silent)
+    session = _Session(benchmark, asker, way, progress or silent)
     prompts, not_asked = session.prepare(items)
     items, left_out = _kept(name, items, prompts, [*left_out, *not_asked])
     ledger = Ledger(directory / f"{name}.predictions.jsonl", _identity(benchmark, way, about))
@@ -207,10 +200,6 @@ def batches(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     for start in range(0, len(order), batch_size):
         yield order[start : start + batch_size]
-
-
-def _silent(stage: str, done: int, total: int, note: str = "") -> None:
-    pass
 
 
 def _check(benchmark: Benchmark, items: Sequence[Item]) -> None:

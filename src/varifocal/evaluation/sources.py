@@ -18,9 +18,10 @@ from varifocal.evaluation.benchmark import Benchmark, Method
 from varifocal.evaluation.benchmarks.scienceqa import choice_benchmark
 from varifocal.evaluation.evaluated_model import EncodedAsker
 from varifocal.evaluation.open_answers import benchmark_of, items_of
-from varifocal.evaluation.runner import About, AskOptions, Progress, Result, run
+from varifocal.evaluation.runner import About, AskOptions, Result, run
 from varifocal.models.families.base import family_of
 from varifocal.models.sources import read_config
+from varifocal.progress import Progress
 from varifocal.recipe import Recipe, SourceSection
 
 ScoreBy = Literal["options", "generate", "both"]

@@ -15,6 +15,7 @@ from typing import Protocol
 
 import torch
 
+from varifocal.progress import StepProgress
 from varifocal.writing import unwritable_is_an_error
 
 DIGEST_BYTES = 32
@@ -81,7 +82,7 @@ class FeatureStore:
     def fill(
         self,
         images: Sequence[Image],
-        progress: Callable[[int, int], None] | None = None,
+        progress: StepProgress | None = None,
     ) -> list[bytes]:
         """Compute what is missing, without reading features back.
 

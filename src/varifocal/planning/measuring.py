@@ -18,6 +18,7 @@ from varifocal.errors import DataError
 from varifocal.planning.calibration import Calibration, keep
 from varifocal.planning.devices import GIB
 from varifocal.planning.shapes import build_shapes
+from varifocal.progress import silent
 from varifocal.recipe import Recipe
 from varifocal.run import RunDirectory
 from varifocal.training.examples import TrainingData, load_training_data
@@ -98,16 +99,12 @@ def _time_steps(recipe: Recipe, parts: Assembly, data: TrainingData) -> tuple[in
     training = training.model_copy(update={"num_train_epochs": 1.0})
     with tempfile.TemporaryDirectory() as place:
         page = recipe.model_copy(update={"training": training})
-        trainer = build_trainer(page, RunDirectory(Path(place)), parts, data, _quiet)
+        trainer = build_trainer(page, RunDirectory(Path(place)), parts, data, silent)
         watch = _Watch(trainer)
         trainer.add_callback(watch)
         with contextlib.suppress(_EnoughError):
             trainer.train()
     return watch.rate()
-
-
-def _quiet(stage: str, done: int, total: int, note: str = "") -> None:
-    """Tell nobody."""
 
 
 class _EnoughError(Exception):

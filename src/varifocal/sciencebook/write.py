@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from PIL import Image
 
 from varifocal.errors import DataError
 from varifocal.locking import alone
+from varifocal.progress import StepProgress
 from varifocal.sciencebook.dice import SPLITS, Dice
 from varifocal.sciencebook.drawing import Canvas
 from varifocal.sciencebook.skill import Question, Skill
@@ -49,7 +50,7 @@ def make_sciencebook(
     test: int,
     seed: int,
     skills: Sequence[str] | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: StepProgress | None = None,
 ) -> Summary:
     """Write a data set of procedural science questions.
 
@@ -191,7 +192,7 @@ def _write_images(
     table: Sequence[Skill],
     counts: dict[str, int],
     seed: int,
-    progress: Callable[[int, int], None] | None,
+    progress: StepProgress | None,
 ) -> dict[str, dict[str, Any]]:
     root.mkdir(parents=True, exist_ok=True)
     total = sum(counts.values())

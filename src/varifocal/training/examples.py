@@ -1,7 +1,7 @@
 """What a run learns from: the recipe's sources as rows of samples, and as described images."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,12 +16,11 @@ from varifocal.data.rows.packing import PackedDataset
 from varifocal.data.rows.replay import Replay, WithReplay
 from varifocal.data.source import Source, StreamedSource, open_source
 from varifocal.errors import DataError
+from varifocal.progress import StepProgress
 from varifocal.recipe import DataSection, SourceSection
 
 LAZY_FROM = 20_000
 """Examples of an epoch from which on they are encoded while training."""
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ def load_training_data(
     *,
     seed: int = 0,
     num_rows: int | None = None,
-    progress: Progress | None = None,
+    progress: StepProgress | None = None,
     replay: Replay | None = None,
 ) -> TrainingData:
     """Open what is learned from, and encode it if it is little.

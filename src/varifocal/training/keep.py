@@ -30,6 +30,7 @@ from varifocal.errors import DataError
 from varifocal.locking import in_turn
 from varifocal.models.decoding import decode, greedy, pad_left, stop_ids
 from varifocal.models.divergence import top_k_log_probs
+from varifocal.progress import StepProgress
 from varifocal.recipe import KeepSection, Recipe
 from varifocal.recipe.keep import PLAIN_INSTRUCTIONS
 from varifocal.training.flops import DecoderShape, decoder_shape
@@ -43,8 +44,6 @@ _TOKEN_BUDGET = 8192  # of a batch of answers, padding included
 _MOST_ROWS = 64
 _POSITIONS = 256  # whose logits are reduced at a time
 _SAMPLES, _FACTS = "samples.npz", "facts.json"
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class Prepared:
     flops: int
 
 
-def prepare(recipe: Recipe, parts: Assembly, progress: Progress) -> Prepared | None:
+def prepare(recipe: Recipe, parts: Assembly, progress: StepProgress) -> Prepared | None:
     """Find or make what a recipe's `training.keep` asks for; None where it asks for nothing.
 
     Of several processes on one machine the first makes it, and the others wait.
@@ -177,7 +176,11 @@ def _key(recipe: Recipe, parts: Assembly, prompts: Sequence[Encoded]) -> str:
 
 
 def _make(
-    folder: Path, recipe: Recipe, parts: Assembly, prompts: Sequence[Encoded], progress: Progress
+    folder: Path,
+    recipe: Recipe,
+    parts: Assembly,
+    prompts: Sequence[Encoded],
+    progress: StepProgress,
 ) -> None:
     """Let the base answer and read, and write both into the cache."""
     section = recipe.training.keep

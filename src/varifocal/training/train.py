@@ -28,7 +28,7 @@ from varifocal.models.distributed import (
     num_processes,
 )
 from varifocal.models.saved import start_connector
-from varifocal.progress import Progress
+from varifocal.progress import Progress, silent
 from varifocal.recipe import Recipe
 from varifocal.recipe.sections import Provenance
 from varifocal.run import RunDirectory
@@ -97,11 +97,7 @@ def train(
     check_usable(recipe)
     run = RunDirectory.create(root, resume=resume)
     with run.lock():
-        return _train(recipe, run, resume, progress or _silent, predict)
-
-
-def _silent(stage: str, done: int, total: int, note: str = "") -> None:
-    """Tell nobody."""
+        return _train(recipe, run, resume, progress or silent, predict)
 
 
 def _train(

@@ -44,8 +44,7 @@ from varifocal.data.encoding.written_answer import read_words
 from varifocal.data.example import Example, Message
 from varifocal.data.reading import OnBadRecord
 from varifocal.errors import ChatTemplateError, DataError, ModelError
-
-Progress = Callable[[int, int], None]
+from varifocal.progress import StepProgress
 
 VERSION = 2
 """Of the encoding itself; raised whenever the same example would get other ids or marks."""
@@ -258,7 +257,7 @@ class Encoder:
         self,
         examples: Iterable[Example],
         on_bad_record: OnBadRecord = "fail",
-        progress: Progress | None = None,
+        progress: StepProgress | None = None,
     ) -> EncodedExamples:
         """Encode many examples; nothing is left out without a sentence that says why.
 

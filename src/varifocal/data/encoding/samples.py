@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import overload
@@ -18,8 +18,7 @@ from varifocal.data.parallel import CHUNK, map_in_order
 from varifocal.data.reading import OnBadRecord
 from varifocal.data.source import Source
 from varifocal.errors import DataError
-
-Progress = Callable[[int, int], None]
+from varifocal.progress import StepProgress
 
 NO_SOURCE = "data.train names no source; there is nothing to train on"
 NO_EXAMPLE = (
@@ -157,7 +156,7 @@ class Samples(Sequence[Encoded]):
         return self.sources[self.draw.parts[number]].example(int(self.draw.records[number]))
 
     def usable(
-        self, numbers: Sequence[int], progress: Progress | None = None
+        self, numbers: Sequence[int], progress: StepProgress | None = None
     ) -> Iterator[tuple[int, Encoded]]:
         """Encode samples and yield those that are usable, in the order given, with their numbers.
 
@@ -265,7 +264,7 @@ class UsableSamples(Sequence[Encoded]):
         lengths: int64 [n], their tokens.
     """
 
-    def __init__(self, samples: Samples, progress: Progress | None = None) -> None:
+    def __init__(self, samples: Samples, progress: StepProgress | None = None) -> None:
         found = [(n, len(one)) for n, one in samples.usable(range(len(samples)), progress)]
         self.samples = samples
         self.numbers, self.lengths = np.array(found, np.int64).reshape(-1, 2).T

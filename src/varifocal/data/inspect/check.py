@@ -27,10 +27,9 @@ from varifocal.data.parallel import map_in_order
 from varifocal.data.rows.packing import WINDOW, efficiency, pack
 from varifocal.data.source import Source, StreamedSource, open_source
 from varifocal.errors import VarifocalError
+from varifocal.progress import Progress
 from varifocal.recipe import DataSection, SourceSection
 from varifocal.writing import atomic_file
-
-Progress = Callable[[str, int, int], None]
 
 MOST_WORKERS = 8
 WORTH_WORKERS = 1000

@@ -19,6 +19,7 @@ from varifocal.data.example import Image
 from varifocal.data.rows.lazy import LazyRows, estimate_rows, shuffled_passes
 from varifocal.data.rows.packing import Collator, PackedDataset
 from varifocal.errors import DataError
+from varifocal.progress import StepProgress
 from varifocal.recipe import DataSection
 
 TokenKind = Literal["prompt", "trained", "image", "pad"]
@@ -249,7 +250,6 @@ def readable(ids: Sequence[int], decode: Decode) -> list[tuple[int, int, str]]:
     return pieces
 
 
-Progress = Callable[[int, int], None]
 Members = Callable[[int], list[Member]]
 
 
@@ -274,7 +274,7 @@ class FirstRows:
         *,
         seed: int = 0,
         lazy: bool = False,
-        progress: Progress | None = None,
+        progress: StepProgress | None = None,
     ) -> None:
         self.encoder: Encoder = samples.encoder
         self.row_length = data.row_length or data.max_length
@@ -316,7 +316,7 @@ class FirstRows:
 
 
 def _eager(
-    samples: Samples, data: DataSection, row_length: int, seed: int, progress: Progress | None
+    samples: Samples, data: DataSection, row_length: int, seed: int, progress: StepProgress | None
 ) -> tuple[int, Members]:
     usable = UsableSamples(samples, progress)
     if not len(usable):
@@ -334,7 +334,7 @@ def _eager(
 
 
 def _lazy(
-    samples: Samples, data: DataSection, row_length: int, seed: int, progress: Progress | None
+    samples: Samples, data: DataSection, row_length: int, seed: int, progress: StepProgress | None
 ) -> tuple[int, Members]:
     noted = _NotedSamples(samples)
     num_rows = estimate_rows(samples, row_length, seed, data.packing)
@@ -358,7 +358,7 @@ class _NotedSamples(Samples):
         self.numbers: dict[int, int] = {}
 
     def usable(
-        self, numbers: Sequence[int], progress: Progress | None = None
+        self, numbers: Sequence[int], progress: StepProgress | None = None
     ) -> Iterator[tuple[int, Encoded]]:
         """Encode samples and yield the usable ones; see `Samples.usable`."""
         for number, sample in super().usable(numbers, progress):
