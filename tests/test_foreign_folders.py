@@ -11,7 +11,6 @@ import time
 
 import pytest
 
-from varifocal import locking
 from varifocal.errors import RecipeError, RunError
 from varifocal.recipe import Recipe
 from varifocal.recipe.page import validate
@@ -140,7 +139,6 @@ def hold(tmp_path):
 def test_a_second_process_is_told_of_the_first(hold, tmp_path, monkeypatch):
     from varifocal.training.train import train
 
-    monkeypatch.setattr(locking, "SECONDS_TO_DIE", "unused")  # it lives, and is not waited for
     holder = hold()
     run = RunDirectory.create(tmp_path / "run")
     told = f"is being written by process {holder.pid} on {socket.gethostname()} since .*; wait"

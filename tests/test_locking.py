@@ -6,6 +6,7 @@ import os
 import subprocess
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from safetensors import SafetensorError
 from varifocal import locking
 from varifocal.errors import RunError
 from varifocal.exporting.folders import check_replaceable
-from varifocal.locking import alone, check_unoccupied
+from varifocal.locking import alone, check_unoccupied, in_turn
 from varifocal.run import RunDirectory
 from varifocal.sciencebook import make_sciencebook
 from varifocal.staging import staging_path
@@ -98,6 +99,29 @@ def test_a_folder_is_the_same_by_each_of_its_names(tmp_path, monkeypatch):
                 RunError, match=rf"{name} is being written by process {os.getpid()}"
             ):
                 alone(name).__enter__()
+
+
+def test_another_thread_is_no_part_of_a_block(tmp_path):
+    with alone(tmp_path), ThreadPoolExecutor() as pool:
+        other = pool.submit(lambda: alone(tmp_path, nested=True).__enter__())
+        with pytest.raises(RunError, match="is being written by"):
+            other.result()
+
+
+def test_what_several_make_is_made_in_turn(tmp_path):
+    done = []
+
+    def second():
+        with in_turn(tmp_path / "made", "thing"):
+            done.append("second")
+
+    with ThreadPoolExecutor() as pool:
+        with in_turn(tmp_path / "made", "thing"):
+            waits = pool.submit(second)
+            time.sleep(0.1)  # without a lock it would be done by now
+            done.append("first")
+        waits.result()
+    assert done == ["first", "second"]
 
 
 def test_looking_at_a_folder_that_is_not_there_makes_none(tmp_path):

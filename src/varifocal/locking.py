@@ -22,8 +22,6 @@ from varifocal.staging import delete, machine
 from varifocal.writing import MARK, unwritable_is_an_error, write_json
 
 BEAT_S = 5.0
-SECONDS_TO_DIE = 15
-"""How long what a killed process has forked may keep its lock: torch looks for it every 5 s."""
 
 SILENCE_S = 60.0
 """Seconds without a sign after which a process of another machine is taken for ended."""
@@ -80,13 +78,16 @@ def alone(folder: Path, name: str = "", *, nested: bool = False) -> Iterator[Non
 
 @contextmanager
 def _locked(folder: Path, name: str, file: Path, holder: Path) -> Iterator[None]:
-    """Hold the operating system's lock of a file, and leave nothing where the file is no mark."""
+    """Hold the operating system's lock of a file, and leave nothing where the file is no mark.
+
+    A process that was forked meanwhile has no part in it: filelock closes its copy of the file.
+    """
     lock = FileLock(file)
     with unwritable_is_an_error(file):
         is_new = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            lock.acquire(timeout=0 if _lives(_read(holder)) else SECONDS_TO_DIE)
+            lock.acquire(timeout=0)
         except Timeout:
             raise RunError(_occupied(folder, name, file, _read(holder))) from None
     try:
@@ -192,19 +193,6 @@ def _read(holder: Path) -> Holder | None:
         return Holder(**json.loads(holder.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
-
-
-def _lives(holder: Holder | None) -> bool:
-    """Whether a process may still run; of another machine nobody knows."""
-    if holder is None or holder.machine != machine():
-        return True
-    try:
-        os.kill(holder.pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # another user's
-        pass
-    return True
 
 
 def _occupied(folder: Path, name: str, file: Path, holder: Holder | None) -> str:

@@ -209,6 +209,10 @@ LANGUAGE = {
         config(max_position_embeddings=0),
         r"config\.json: max_position_embeddings is 0; it must be a whole number from 1",
     ),
+    "heads beyond every weight": (
+        config(head_dim=2**20),
+        r"describes a model of [\d,]+ parameters, and its weights hold [\d,]+ numbers",
+    ),
     "no layers": (config(num_hidden_layers=0), r"num_hidden_layers is 0; .*whole number from 1"),
     "a negative width": (config(hidden_size=-32), r"hidden_size is -32; it must be a whole"),
     "a width in words": (config(hidden_size="wide"), r"hidden_size is 'wide'; it must be a whole"),
@@ -273,7 +277,7 @@ LANGUAGE = {
         rf"holds whole numbers \(I8\) as 1 weights \({UP}\), and config\.json has no quantiz",
     ),
     "truth values": (cast(UP, torch.bool), r"holds whole numbers \(BOOL\) as 1 weights"),
-    "no weights": (remove(WEIGHTS), r"has no file named model\.safetensors"),
+    "no weights": (remove(WEIGHTS), r"it has no file named .* copy the weights next to"),
     "a shard is missing": (
         shards(remove("b.safetensors")),
         r"1 of 2 weight files are missing: b\.safetensors",
@@ -347,7 +351,7 @@ TOWER = {
     "an image without pixels": (config(image_size=0), r"config\.json: image_size is 0"),
     "patches without pixels": (config(patch_size=0), r"config\.json: patch_size is 0"),
     "weights cut short": (shorten(WEIGHTS, 0.5), r"model\.safetensors is damaged or cut short"),
-    "no weights": (remove(WEIGHTS), r"tower' cannot be .* no file named model\.safetensors"),
+    "no weights": (remove(WEIGHTS), r"tower' cannot be .* copy the weights next to"),
     "an image processor with two means": (
         config("preprocessor_config.json", image_mean=[0.5, 0.5]),
         r"its image processor reads no image: mean must have 3 elements",
