@@ -19,7 +19,7 @@ from varifocal.planning.record import foresee
 from varifocal.recipe.keep import PLAIN_INSTRUCTIONS
 from varifocal.run import RunDirectory
 from varifocal.training.examples import load_training_data
-from varifocal.training.keep import prepare
+from varifocal.training.keep import _drawn, prepare
 from varifocal.training.train import build_trainer, train
 from varifocal.training.tuner import attach_tuner
 
@@ -284,3 +284,13 @@ def test_more_instructions_than_there_are_is_an_error(kept):
 def test_no_instruction_is_one_that_retention_measures_with():
     assert len(set(PLAIN_INSTRUCTIONS)) == 720
     assert not set(PLAIN_INSTRUCTIONS) & set(PROMPTS)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_tokens_are_drawn_as_often_as_the_base_says(temperature):
+    logits = torch.tensor([[0.0, 1.0, -torch.inf, 2.0, -torch.inf]]).expand(20_000, -1)
+    ids = _drawn(temperature, seed=0)(logits)
+    found = torch.bincount(ids, minlength=5) / len(ids)
+    expected = (logits[0] / temperature).softmax(-1)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.01)
+    assert found[2] == found[4] == 0

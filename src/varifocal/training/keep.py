@@ -307,8 +307,10 @@ def _drawn(temperature: float, seed: int) -> Callable[[Tensor], Tensor]:
     generator = torch.Generator().manual_seed(seed)
 
     def choose(logits: Tensor) -> Tensor:
-        shares = (logits.double().cpu() / temperature).softmax(dim=-1)
-        return torch.multinomial(shares, 1, generator=generator)[:, 0].to(logits.device)
+        # One number a row against the summed shares: `multinomial` draws one for every token.
+        upto = (logits.double().cpu() / temperature).softmax(dim=-1).cumsum(dim=-1)
+        drawn = torch.rand(len(upto), 1, dtype=torch.float64, generator=generator) * upto[:, -1:]
+        return torch.searchsorted(upto, drawn, right=True)[:, 0].to(logits.device)
 
     return choose
 

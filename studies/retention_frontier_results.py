@@ -1,0 +1,144 @@
+"""The frontier study's figures over seeds, their table, and gained against kept as a figure."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from studies.record import over_seeds
+
+ARMS = {
+    "mma": "MMA, as today",
+    "mma-replay": "MMA, replay",
+    "mma-keep": "MMA, keep",
+    "mma-keep-4": "MMA, keep, weight 4",
+    "mma-base-text": "MMA, text_route: base",
+    "lora": "LoRA, all linears",
+    "lora-keep": "LoRA, keep",
+    "lora-attention": "LoRA, attention only",
+    "lora-gate-up": "LoRA, gate and up only",
+}
+"""Label in studies/retention-frontier.yaml -> what the figure calls it."""
+
+DIAL = (1.0, 0.75, 0.5, 0.25)
+STRENGTHS = {"mma": DIAL, "mma-keep": DIAL, "lora": DIAL}
+"""Arms that are measured at several strengths; the others at 1 alone."""
+
+COLUMNS = ("IMG", "TXT", "NO")
+FIGURES = ("prose_factor", "after_image_factor", "answers_same", "cpu_seconds", "steps")
+COLOURS = ("#0072b2", "#56b4e9", "#009e73", "#004d40", "#cc79a7")
+COLOURS += ("#d55e00", "#e69f00", "#a05000", "#f0a080")
+
+Points = Mapping[str, Mapping[int, Mapping[str, Any]]]
+
+
+def gathered(
+    base: Mapping[str, Any], done: Points, pilots: Mapping[str, Mapping[str, float]]
+) -> dict[str, Any]:
+    """Put the measured arms together.
+
+    Args:
+        base: of the language model alone: `accuracy`, `prose_nats`, `after_image_nats`.
+        done: arm (`mma at 0.5` for a strength) -> seed -> what was measured.
+        pilots: arm -> CPU seconds of a step and of the base's answers.
+
+    Returns:
+        `base`, and `arms` over seeds: accuracy by column, perplexity over the base's of prose and
+        of answers after an image, answers unchanged in percent, CPU seconds, steps, and the cost
+        of a step over that of `mma`.
+    """
+    arms = {}
+    for name, points in done.items():
+        each = [_relative(points[seed], base) for seed in sorted(points)]
+        arm, usual = name.partition(" at ")[0], pilots["mma"]["step_seconds"]
+        arms[name] = {
+            "seeds": sorted(points),
+            "accuracy": {
+                column: over_seeds([one["accuracy"][column] for one in each])
+                for column in (*COLUMNS, "average")
+            },
+            **{key: over_seeds([one[key] for one in each]) for key in FIGURES},
+            "step_cost": pilots[arm]["step_seconds"] / usual,
+            "keep_seconds": pilots[arm]["keep_seconds"],
+        }
+    return {"base": dict(base), "arms": arms}
+
+
+def _relative(figures: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn nats a token into perplexity over the base's."""
+    factors = {
+        f"{kind}_factor": math.exp(figures[f"{kind}_nats"] - base[f"{kind}_nats"])
+        for kind in ("prose", "after_image")
+    }
+    return {**figures, **factors}
+
+
+def title(name: str) -> str:
+    """Write an arm as the table and the figure call it.
+
+    >>> title("mma at 0.5")
+    'MMA, as today, strength 0.5'
+    """
+    arm, _, strength = name.partition(" at ")
+    return ARMS[arm] + (f", strength {strength}" if strength else "")
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """Write the figures as a Markdown table."""
+    head = ["arm", *COLUMNS, "prose, x base", "after an image, x base", "answers unchanged, %"]
+    head += ["a step, x today's", "steps", "CPU s"]
+    lines = [_row(head), "|---|" + "---:|" * (len(head) - 1)]
+    base = results["base"]
+    start = [f"{base['accuracy'][column]:.1f}" for column in COLUMNS]
+    lines.append(_row(["language model alone", *start, "1", "1", "100", "", "", ""]))
+    for name, figures in results["arms"].items():
+        cells = [_mean(figures["accuracy"][column], ".1f") for column in COLUMNS]
+        cells += [_mean(figures[key], ".3f") for key in FIGURES[:2]]
+        cells += [_mean(figures["answers_same"], ".1f"), f"{figures['step_cost']:.2f}"]
+        cells += [f"{figures[key]['mean']:.0f}" for key in ("steps", "cpu_seconds")]
+        lines.append(_row([title(name), *cells]))
+    return "\n".join(lines)
+
+
+def _row(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _mean(figure: Mapping[str, Any], form: str) -> str:
+    """Write a mean with its interval; of one seed the seed alone.
+
+    >>> _mean(over_seeds([1.0, 2.0, 3.0]), ".1f"), _mean(over_seeds([1.0]), ".1f")
+    ('2.0 (-0.5 to 4.5)', '1.0')
+    """
+    mean = f"{figure['mean']:{form}}"
+    if figure["low"] is None:
+        return mean
+    return f"{mean} ({figure['low']:{form}} to {figure['high']:{form}})"
+
+
+def draw(results: Mapping[str, Any], file: Path) -> None:
+    """Draw each column's right answers against what prose costs; a dial's strengths are a line."""
+    figure = Figure(figsize=(10, 4.4), layout="constrained")
+    panels = figure.subplots(1, len(COLUMNS))
+    arms = results["arms"]
+    for panel, column in zip(panels, COLUMNS, strict=True):
+        for (arm, name), colour in zip(ARMS.items(), COLOURS, strict=True):
+            names = [each for each in arms if each.partition(" at ")[0] == arm]
+            if not names:
+                continue
+            kept = [arms[each]["prose_factor"]["mean"] for each in names]
+            gained = [arms[each]["accuracy"][column]["mean"] for each in names]
+            panel.plot(kept, gained, "-", color=colour, lw=1, alpha=0.6)
+            panel.plot(kept[1:], gained[1:], ".", color=colour, ms=5)
+            panel.plot(kept[:1], gained[:1], "o", color=colour, ms=7, label=name)
+        panel.axhline(results["base"]["accuracy"][column], color="#777777", lw=1)
+        panel.axvline(1, color="#777777", lw=1)
+        panel.set(title=column, xscale="log", xlabel="perplexity of prose over the base's")
+        panel.grid(linewidth=0.4, alpha=0.5)
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("right, %")
+    lines, names = panels[0].get_legend_handles_labels()
+    figure.legend(lines, names, loc="outside lower center", ncols=3, frameon=False)
+    figure.savefig(file, dpi=150)
