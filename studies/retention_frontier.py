@@ -43,6 +43,7 @@ from varifocal.training.train import train
 from varifocal.writing import write_json, write_text
 
 HERE = Path(__file__).parent
+PILOT_SEED = 1000
 SECONDS = 240.0
 """CPU seconds of training and of the base's answers that every arm gets."""
 
@@ -77,7 +78,7 @@ QUICK = Size(
     texts=2,
     pilot_steps=1,
     overrides=("training.per_device_train_batch_size=1", "training.warmup_steps=0"),
-    of_starts=("model.connector.alignment_steps=10",),
+    of_starts=("alignment.steps=10",),
     of_keep=("training.keep.num_examples=2", "training.keep.max_new_tokens=4"),
 )
 QUICK_SECONDS = 0.01
@@ -199,8 +200,10 @@ class Study:
         pilots = json.loads(file.read_text()) if file.is_file() else {}
         if arm not in pilots:
             sweep = _of(self._points(arm, self.size.pilot_steps), self.seeds[0])
+            # Of a seed of its own, so that no other arm has left the base's answers in the cache.
+            page = sweep.points[0].recipe.model_copy(update={"seed": PILOT_SEED + len(pilots)})
             run = RunDirectory(self.out / "pilot" / arm)
-            cost = train(sweep.points[0].recipe, run.root, resume=run.recipe.exists()).cost
+            cost = train(page, run.root, resume=run.recipe.exists()).cost
             pilots[arm] = {
                 "step_seconds": cost["seconds_cpu_training"] / cost["steps"],
                 "keep_seconds": cost["seconds_cpu_keep"],
@@ -233,6 +236,7 @@ class Study:
         """Ask and read an arm at each of its strengths, where that is not done yet."""
         run = RunDirectory(self.out / "runs" / f"{arm},seed={seed}")
         cost = json.loads(run.cost.read_text())
+        pilot = json.loads((self.out / "pilot.json").read_text())[arm]
         for strength in STRENGTHS.get(arm, (1.0,)):
             file = self._file(arm, seed, strength)
             if file.is_file():
@@ -245,7 +249,7 @@ class Study:
                 **self._asked(recipe, parts, run, f"at-{strength:g}"),
                 **_read(parts, self.language, scenes),
                 "steps": cost["steps"],
-                "cpu_seconds": cost["seconds_cpu_training"] + cost["seconds_cpu_keep"],
+                "cpu_seconds": cost["seconds_cpu_training"] + pilot["keep_seconds"],
             }
             write_json(file, figures)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from studies.record import over_seeds
 
@@ -136,6 +137,9 @@ def draw(results: Mapping[str, Any], file: Path) -> None:
         panel.axhline(results["base"]["accuracy"][column], color="#777777", lw=1)
         panel.axvline(1, color="#777777", lw=1)
         panel.set(title=column, xscale="log", xlabel="perplexity of prose over the base's")
+        panel.xaxis.set_major_locator(MaxNLocator(4))
+        panel.xaxis.set_major_formatter("{x:g}")
+        panel.xaxis.set_minor_formatter(NullFormatter())
         panel.grid(linewidth=0.4, alpha=0.5)
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("right, %")

@@ -41,7 +41,10 @@ def kept(recipe):
     """The recipe with `training.keep`: `kept({"training.max_steps": 1}, weight=2.0)`."""
 
     def read(overrides=(), **keep):
-        page = {"training.keep": {**KEEP, **keep}, "data.max_length": 200, "data.row_length": 400}
+        section = {**KEEP, **keep}
+        if section.get("type") == "replay":
+            del section["top_k"]
+        page = {"training.keep": section, "data.max_length": 200, "data.row_length": 400}
         return recipe({**page, **dict(overrides)})
 
     return read
@@ -246,7 +249,7 @@ def test_a_plan_without_weights_counts_answers_as_long_as_they_may_be(kept, tmp_
 
 
 def test_replay_learns_the_answers_themselves(kept, tmp_path):
-    page = kept({"training.max_steps": 1}, type="replay", top_k=32)
+    page = kept({"training.max_steps": 1}, type="replay")
     trainer, data = opened(page, tmp_path)
     assert data.replay.table is None
     assert trainer.data_collator.references is None
@@ -259,7 +262,7 @@ def test_replay_learns_the_answers_themselves(kept, tmp_path):
     ("keep", "told"),
     [
         ({"answers": "data"}, "answers: data needs training.keep.instructions"),
-        ({"type": "replay", "weight": 2.0}, "weight: does nothing with type: replay"),
+        ({"type": "replay", "weight": 2.0}, "weight: belongs to type distill, and this is replay"),
         ({"share": 1.0}, "share"),
         ({"top": 3}, "did you mean 'top_k'"),
         ({"instructions": [{"path": "none.jsonl"}]}, "no file 'none.jsonl'"),

@@ -17,7 +17,7 @@ from varifocal.recipe.data import (
     MixtureSection,
     SourceSection,
 )
-from varifocal.recipe.keep import KeepSection
+from varifocal.recipe.keep import DistillSection, KeepSection, ReplaySection
 from varifocal.recipe.model import (
     ClsPyramidSection,
     ConnectorSection,
@@ -43,6 +43,7 @@ __all__ = [
     "ClsPyramidSection",
     "ConnectorSection",
     "DataSection",
+    "DistillSection",
     "EvaluationSection",
     "FileSection",
     "FullSection",
@@ -57,6 +58,7 @@ __all__ = [
     "NoTunerSection",
     "PatchMLPSection",
     "Recipe",
+    "ReplaySection",
     "SourceSection",
     "TrainingSection",
     "TunerSection",

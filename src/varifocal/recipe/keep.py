@@ -2,9 +2,9 @@
 
 import random
 from itertools import product
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from varifocal.recipe.data import SourceSections
 from varifocal.recipe.page import WrongKeyError
@@ -13,16 +13,9 @@ from varifocal.recipe.section import Count, Rate, Section
 Portion = Annotated[float, Field(gt=0, lt=1)]
 
 
-class KeepSection(Section):
-    """Rows of plain text in every epoch, on which the model is held to what its base says.
+class _AnswersSection(Section):
+    """What the base answers before training, and how much of an epoch the answers are."""
 
-    Before training, the base answers plain instructions once, and its distribution over the next
-    token is stored at every token of these answers. The rows are packed with the others.
-    """
-
-    type: Literal["distill", "replay"] = "distill"
-    """`distill`: the loss of these rows is the KL divergence from the base's distribution;
-    `replay`: the ordinary loss of the answers."""
     instructions: SourceSections = ()
     """Sources of plain instructions, like those of `data.train`; examples with an image are passed
     over. By default instructions that come with Varifocal."""
@@ -37,14 +30,10 @@ class KeepSection(Section):
     share: Portion = 0.1
     """Share of an epoch's tokens that these rows are; a step of the same size costs no more, and an
     epoch has that many more steps."""
-    weight: Rate = 1.0
-    """`distill`: factor on the loss of each of these tokens."""
-    top_k: Count = 32
-    """`distill`: likeliest next tokens whose probabilities are stored; the rest is one bucket."""
 
     @model_validator(mode="after")
-    def _everything_is_used(self) -> "KeepSection":
-        """Refuse values that would do nothing."""
+    def _everything_is_used(self) -> "_AnswersSection":
+        """Refuse values that would do nothing, and more instructions than there are."""
         if self.answers == "data" and not self.instructions:
             raise WrongKeyError("answers", "data needs training.keep.instructions, with answers")
         if not self.instructions and self.num_examples > len(PLAIN_INSTRUCTIONS):
@@ -55,13 +44,38 @@ class KeepSection(Section):
                 if getattr(source, key) is not None:
                     text = "does nothing here; training.keep.share says how much is taken"
                     raise WrongKeyError(f"instructions[{number}].{key}", text)
-        unused = {"replay": ("weight", "top_k")}.get(self.type, ())
-        unused += ("max_new_tokens", "temperature") if self.answers == "data" else ()
-        for key in unused:
-            if getattr(self, key) != _default(key):
-                reason = "type: replay" if key in ("weight", "top_k") else "answers: data"
-                raise WrongKeyError(key, f"does nothing with {reason}; leave it out")
+        for key in ("max_new_tokens", "temperature") if self.answers == "data" else ():
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise WrongKeyError(key, "does nothing with answers: data; leave it out")
         return self
+
+
+class DistillSection(_AnswersSection):
+    """Rows of plain text on which the model is held to the base's distribution.
+
+    Before training, the base answers plain instructions once, and its distribution over the next
+    token is stored at every token of these answers. The rows are packed with the others; their loss
+    is the KL divergence from that distribution.
+    """
+
+    type: Literal["distill"] = "distill"
+    weight: Rate = 1.0
+    """Factor on the loss of each of these tokens."""
+    top_k: Count = 32
+    """Likeliest next tokens whose probabilities are stored; the rest is one bucket."""
+
+
+class ReplaySection(_AnswersSection):
+    """Rows of plain text whose answers the base has written, learned with the ordinary loss."""
+
+    type: Literal["replay"] = "replay"
+
+
+KeepSection = Annotated[
+    DistillSection | ReplaySection,
+    Field(discriminator="type"),
+    BeforeValidator(lambda page: {"type": "distill", **page} if isinstance(page, dict) else page),
+]
 
 
 _SUBJECTS = (
@@ -136,7 +150,3 @@ PLAIN_INSTRUCTIONS = _in_random_order(
     [task.format(subject) for subject, task in product(_SUBJECTS, _TASKS)]
 )
 """The instructions that come with Varifocal, none of them one that `retention` measures with."""
-
-
-def _default(key: str) -> Any:
-    return KeepSection.model_fields[key].default

@@ -31,7 +31,7 @@ from varifocal.locking import in_turn
 from varifocal.models.decoding import decode, greedy, pad_left, stop_ids
 from varifocal.models.divergence import top_k_log_probs
 from varifocal.progress import StepProgress
-from varifocal.recipe import KeepSection, Recipe
+from varifocal.recipe import DistillSection, KeepSection, Recipe
 from varifocal.recipe.keep import PLAIN_INSTRUCTIONS
 from varifocal.training.flops import DecoderShape, decoder_shape
 from varifocal.tuners.plugin import evaluating
@@ -151,7 +151,7 @@ def pass_flops(samples: Sequence[Encoded], section: KeepSection, shape: DecoderS
     total = 0
     for sample in samples:
         answer, length = len(sample.trained_ids), len(sample)
-        if section.type == "distill":
+        if isinstance(section, DistillSection):
             total += shape.forward(tokens=length, pairs=length**2, positions=answer)
         if section.answers == "base":  # a token attends to those before it and to itself
             prompt = length - answer
@@ -196,7 +196,7 @@ def _make(
             "answer_tokens": int((~arrays["prompt_mask"]).sum()),
         }
         table = None
-        if section.type == "distill":
+        if isinstance(section, DistillSection):
             row_length = recipe.data.row_length or recipe.data.max_length
             table = _distributions(parts.base, samples, section.top_k, row_length)
             facts["probability_covered"] = float(1 - np.exp(table[1][:, -1]).mean())
@@ -227,7 +227,7 @@ def _digest(arrays: Sequence[np.ndarray]) -> str:
 
 def _load(folder: Path, section: KeepSection) -> Replay:
     """Read a replay from the cache; its table stays on disk."""
-    distils = section.type == "distill"
+    distils = isinstance(section, DistillSection)
     arrays = np.load(folder / _SAMPLES)
     ends = np.cumsum(arrays["lengths"])[:-1]
     ids = np.split(arrays["input_ids"], ends)

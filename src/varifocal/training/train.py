@@ -232,7 +232,7 @@ def build_trainer(
         connector_learning_rate=recipe.training.connector_learning_rate,
         loss_chunk=recipe.training.loss_chunk,
         loss_kernel=recipe.training.loss_kernel,
-        reference_weight=recipe.training.keep.weight if recipe.training.keep else 1.0,
+        reference_weight=getattr(recipe.training.keep, "weight", 1.0),
         callbacks=[RunMetrics(run, tell)],
         clock=clock,
         schedule=recipe.training,
