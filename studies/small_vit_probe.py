@@ -26,9 +26,8 @@ from studies.record import write_study
 from studies.small_vit import SHAPE, image_skills, words_of
 from varifocal.errors import RunError
 from varifocal.models.connector import pool_cells
-from varifocal.models.names import locate
 from varifocal.models.preprocessing import load_image_processor
-from varifocal.models.sources import read_config
+from varifocal.models.sources import find_checkpoint
 from varifocal.models.vision import VISION_MODELS, VisionTower, build_tower
 from varifocal.sciencebook import compose, draw
 from varifocal.writing import write_json, write_text
@@ -101,11 +100,12 @@ def towers(vit: str, others: Sequence[str] = ()) -> dict[str, tuple[VisionTower,
     """Load the ViT, the same one before training, and others, by name."""
     torch.manual_seed(0)
     fresh = build_tower(Dinov2Model(Dinov2Config(**SHAPE)), feature_layer=-1)
-    found = {"untrained ViT": (fresh.eval(), load_image_processor(vit))}
+    found = {"untrained ViT": (fresh.eval(), load_image_processor(find_checkpoint(vit)))}
     for name in (vit, *others):
-        kind = VISION_MODELS[read_config(name).model_type]
-        model = kind.from_pretrained(locate(name), dtype=torch.float32)
-        found[name] = (build_tower(model).eval(), load_image_processor(name))
+        checkpoint = find_checkpoint(name)
+        kind = VISION_MODELS[checkpoint.config.model_type]
+        model = kind.from_pretrained(checkpoint.path, dtype=torch.float32)
+        found[name] = (build_tower(model).eval(), load_image_processor(checkpoint))
     return found
 
 

@@ -13,6 +13,7 @@ from varifocal.models.families.qwen_vl import cell_side
 from varifocal.models.families.smolvlm import tokens_per_image
 from varifocal.models.load import is_vision_language
 from varifocal.models.published import PUBLISHED
+from varifocal.models.sources import Checkpoint
 from varifocal.planning.devices import GPUS
 from varifocal.planning.estimate import estimate
 from varifocal.recipe import load_recipe
@@ -81,7 +82,8 @@ def head(name):
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_a_published_config_has_the_models_parameters(name):
     config = PUBLISHED[name].config()
-    kind = AutoModelForImageTextToText if is_vision_language(config, name) else AutoModelForCausalLM
+    has_tower = is_vision_language(Checkpoint(name, "", config))
+    kind = AutoModelForImageTextToText if has_tower else AutoModelForCausalLM
     with torch.device("meta"):
         model = kind.from_config(config)
     assert sum(each.numel() for each in model.parameters()) == PARAMETERS[name]

@@ -34,7 +34,7 @@ from varifocal.models.saved import (
     load_trained_tensors,
     start_connector,
 )
-from varifocal.models.sources import read_config
+from varifocal.models.sources import find_checkpoint
 from varifocal.recipe import ModelSection, NoTunerSection, Recipe, load_recipe
 from varifocal.run import RunDirectory
 from varifocal.trained import Trained, find_trained
@@ -267,8 +267,8 @@ def is_vlm(name: str | Path) -> bool:
     if (path / "recipe.yaml").is_file():
         return False
     check_place(str(name), path)
-    config = read_config(str(name))
-    return is_vision_language(config, str(name)) and family_with_side(config, None) is None
+    checkpoint = find_checkpoint(str(name))
+    return is_vision_language(checkpoint) and family_with_side(checkpoint.config, None) is None
 
 
 def open_vlm(

@@ -151,11 +151,11 @@ def test_an_option_that_a_run_cannot_take_is_refused(make_run, option, sentence)
 
 
 def test_a_run_is_no_model_of_a_recipe(make_run):
-    from varifocal.models.sources import read_config
+    from varifocal.models.sources import find_checkpoint
 
     run = make_run({"type": "none"})
     with pytest.raises(ModelError, match=r"is a run and no model.*--to model"):
-        read_config(str(run.root))
+        find_checkpoint(str(run.root))
 
 
 @pytest.mark.parametrize("tuner", ["lora", "mma"])

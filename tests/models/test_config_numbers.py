@@ -7,7 +7,7 @@ import pytest
 
 from varifocal.errors import ModelError
 from varifocal.models.checkpoint_files import check_config_file
-from varifocal.models.sources import read_config
+from varifocal.models.sources import find_checkpoint
 
 SOUND = {
     "model_type": "llama",
@@ -51,7 +51,7 @@ def test_a_number_that_no_model_can_have_is_refused_by_name(changes, words, tmp_
     with pytest.raises(ModelError, match=rf"{file}: .*{words}"):
         check_config_file(file)
     with pytest.raises(ModelError, match=words):
-        read_config(str(tmp_path))
+        find_checkpoint(str(tmp_path))
 
 
 def test_numbers_of_published_configs_pass(tmp_path):

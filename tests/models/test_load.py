@@ -8,7 +8,7 @@ import torch
 from transformers import CLIPImageProcessorPil, PreTrainedTokenizerBase
 
 from varifocal.errors import ModelError
-from varifocal.models import GraftedProcessor, load_model, names, sources
+from varifocal.models import GraftedProcessor, load, load_model, names, sources
 from varifocal.models.connector import embedding_scale
 from varifocal.models.names import PACKAGED, Packaged
 from varifocal.recipe import ClsPyramidSection, ModelSection, PatchMLPSection
@@ -262,3 +262,17 @@ def test_shards_are_fingerprinted_by_their_index(tmp_path):
     )
     names = [file.name for file in sources.weight_files(directory)]
     assert names == ["model-1.safetensors", "model-2.safetensors"]
+
+
+def test_each_name_is_resolved_once(language, clip, monkeypatch):
+    found = []
+
+    def find(name):
+        found.append(name)
+        return sources.find_checkpoint(name)
+
+    monkeypatch.setattr(load, "find_checkpoint", find)
+    page = section(language_model=language, vision_tower=clip)
+    load.load_model(page)
+    load.load_processor(page)
+    assert found == [language, clip] * 2

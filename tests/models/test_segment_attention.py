@@ -22,9 +22,9 @@ def by_mask(query, key, value, scale):
     number = torch.tensor(
         [[sum(at >= end for _, end in row) for at in range(10)] for row in segments_of(POSITIONS)]
     )
-    is_vision_language = (number[:, :, None] == number[:, None]).tril()[:, None]
+    visible = (number[:, :, None] == number[:, None]).tril()[:, None]
     key, value = (part.repeat_interleave(3, 1) for part in (key, value))
-    scores = (query @ key.transpose(-1, -2) * scale).masked_fill(~is_vision_language, float("-inf"))
+    scores = (query @ key.transpose(-1, -2) * scale).masked_fill(~visible, float("-inf"))
     return scores.softmax(-1) @ value
 
 
@@ -74,12 +74,10 @@ def test_a_model_gives_the_logits_it_gives_with_sdpa(kind, packed):
 def test_in_evaluation_a_masks_word_counts():
     """A prepared mask may join what positions part, as rows of options after one prompt do."""
     ids = torch.randint(1, 31, (1, 6))
-    is_vision_language = torch.ones(6, 6, dtype=torch.bool).tril()[None, None]
+    visible = torch.ones(6, 6, dtype=torch.bool).tril()[None, None]
     given = {"input_ids": ids, "position_ids": torch.tensor([[0, 1, 2, 3, 3, 4]])}
     one, other = (
-        build("llama", name)
-        .eval()(**given, attention_mask=is_vision_language, use_cache=False)
-        .logits
+        build("llama", name).eval()(**given, attention_mask=visible, use_cache=False).logits
         for name in (NAME, "sdpa")
     )
     torch.testing.assert_close(one, other, rtol=0, atol=1e-6)

@@ -20,7 +20,7 @@ from varifocal.evaluation.evaluated_model import EncodedAsker
 from varifocal.evaluation.open_answers import benchmark_of, items_of
 from varifocal.evaluation.runner import About, AskOptions, Result, run
 from varifocal.models.families.base import family_of
-from varifocal.models.sources import read_config
+from varifocal.models.sources import find_checkpoint
 from varifocal.progress import Progress
 from varifocal.recipe import Recipe, SourceSection
 
@@ -178,7 +178,7 @@ def shows_images_to_none(recipe: Recipe) -> bool:
     if recipe.model.vision_tower is not None:
         return False
     try:
-        if family_of(read_config(recipe.model.language_model)) is not None:
+        if family_of(find_checkpoint(recipe.model.language_model).config) is not None:
             return False
         with missing_images_allowed():
             return any(

@@ -1,5 +1,6 @@
 """From the model section of a recipe to a model and its processor."""
 
+import contextlib
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -31,6 +32,7 @@ from varifocal.models.families.base import (
 from varifocal.models.families.grafted import FAMILY as GRAFTED
 from varifocal.models.grafted import GraftedForConditionalGeneration, graft
 from varifocal.models.loading import check_has_weights, keep_weights, load_weights, quantisation
+from varifocal.models.names import downloaded
 from varifocal.models.preprocessing import (
     check_words,
     family_processor,
@@ -42,9 +44,10 @@ from varifocal.models.preprocessing import (
 from varifocal.models.processor import GraftedProcessor
 from varifocal.models.published import PUBLISHED
 from varifocal.models.sources import (
+    Checkpoint,
     check_attention,
     clear_loading_errors,
-    read_config,
+    find_checkpoint,
     weight_files,
 )
 from varifocal.models.vision import VISION_MODELS, VisionTower, build_tower
@@ -85,12 +88,16 @@ def load_model(section: ModelSection, *, meta: bool = False, seed: int = 0) -> L
     if section.vision_tower is not None:
         base_ids["vision_tower"] = section.vision_tower
     if meta:
-        return _load_meta(section, base_ids)
+        tower = None if section.vision_tower is None else find_config(section.vision_tower)
+        model = _build_meta(section, find_config(section.language_model), tower)
+        return LoadedModel(model, None, base_ids, None)
     check_attention(section.attn_implementation)
+    language = find_checkpoint(section.language_model)
     if section.vision_tower is None:
-        model, processor = _load_whole(section)
+        model, processor = _load_whole(section, language)
     else:
-        model, processor = _load_grafted(section, section.vision_tower, seed)
+        tower = find_checkpoint(section.vision_tower)
+        model, processor = _load_grafted(section, language, tower, seed)
     _freeze(model)
     files = [file for name in base_ids.values() for file in weight_files(name)]
     return LoadedModel(model.eval(), processor, base_ids, fingerprint(files))
@@ -102,13 +109,12 @@ def load_processor(section: ModelSection) -> Any:
     Raises:
         ModelError: as `load_model`.
     """
+    language = find_checkpoint(section.language_model)
     if section.vision_tower is None:
-        return _whole_processor(section)
-    shapes = cast(GraftedForConditionalGeneration, _load_meta(section, {}).model)
-    image_processor = load_image_processor(section.vision_tower)
-    name = section.language_model
-    tokenizer = load_tokenizer(name, read_config(name))
-    return _processor(image_processor, tokenizer, shapes.connector)
+        return _whole_processor(section, language)
+    tower = find_checkpoint(section.vision_tower)
+    shapes = cast(GraftedForConditionalGeneration, _build_meta(section, language, tower))
+    return _processor(load_image_processor(tower), load_tokenizer(language), shapes.connector)
 
 
 def _freeze(model: PreTrainedModel) -> None:
@@ -118,18 +124,17 @@ def _freeze(model: PreTrainedModel) -> None:
         model.get_submodule(name).requires_grad_(True)
 
 
-def _load_whole(section: ModelSection) -> tuple[PreTrainedModel, Any]:
+def _load_whole(section: ModelSection, checkpoint: Checkpoint) -> tuple[PreTrainedModel, Any]:
     """Load a language model with its tokenizer, or a vision-language model with its processor."""
-    name = section.language_model
-    config = read_config(name)
-    _check_image_side(section, config)
-    language = not is_vision_language(config, name)
-    check_pad_id(name, config)
-    check_has_weights(name)
+    config = checkpoint.config
+    _check_image_side(section, checkpoint)
+    language = not is_vision_language(checkpoint)
+    check_pad_id(checkpoint.name, config)
+    check_has_weights(checkpoint)
     kind = AutoModelForCausalLM if language else AutoModelForImageTextToText
     options = _language_options(section, is_vision_language=not language)
-    processor = _whole_processor(section)  # small files first
-    model = load_weights(kind, name, partial(kind.from_config, config), **options)
+    processor = _whole_processor(section, checkpoint)  # small files first
+    model = load_weights(kind, checkpoint, partial(kind.from_config, config), **options)
     keep_weights(model)
     _prepare(model, config, section)
     return model, processor
@@ -148,37 +153,34 @@ def check_image_side(section: ModelSection) -> None:
     Raises:
         ModelError: it needs `image_side` and has none, or its config cannot be had.
     """
-    name = section.language_model
-    config = read_config(name)
-    if (family := family_of(config)) is not None:
-        family.check_image_side(name, config, section.image_side)
+    checkpoint = find_checkpoint(section.language_model)
+    if (family := family_of(checkpoint.config)) is not None:
+        family.check_image_side(checkpoint, section.image_side)
 
 
-def _check_image_side(section: ModelSection, config: PreTrainedConfig) -> None:
+def _check_image_side(section: ModelSection, checkpoint: Checkpoint) -> None:
     """Refuse a side that the family cannot take, or a model whose images have their own size."""
     if section.image_side is None:
         return
-    name, family = section.language_model, family_of(config)
+    family = family_of(checkpoint.config)
     if family is None or not family.needs_image_side:
         raise ModelError(
-            f"model.image_side belongs to a Qwen-VL or SmolVLM, and {name} is of type "
-            f"{config.model_type}; leave it out"
+            f"model.image_side belongs to a Qwen-VL or SmolVLM, and {checkpoint.name} is of type "
+            f"{checkpoint.config.model_type}; leave it out"
         )
-    family.check_image_side(name, config, section.image_side)
+    family.check_image_side(checkpoint, section.image_side)
 
 
-def _whole_processor(section: ModelSection) -> Any:
+def _whole_processor(section: ModelSection, checkpoint: Checkpoint) -> Any:
     """Load a language model's tokenizer, or a vision-language model's processor."""
-    name = section.language_model
-    config = read_config(name)
-    if not is_vision_language(config, name):
-        return load_tokenizer(name, config)
-    _check_image_side(section, config)
-    family = family_with_side(config, section.image_side)
+    if not is_vision_language(checkpoint):
+        return load_tokenizer(checkpoint)
+    _check_image_side(section, checkpoint)
+    family = family_with_side(checkpoint.config, section.image_side)
     if family is not None:
-        return family.load_processor(name, config, section.image_side)
-    processor = load_own_processor(name)
-    check_words(name, processor, config)
+        return family.load_processor(checkpoint, section.image_side)
+    processor = load_own_processor(checkpoint)
+    check_words(checkpoint, processor)
     return processor
 
 
@@ -192,7 +194,7 @@ def image_tokens(processor: Any, section: ModelSection) -> ImageTokens:
     Raises:
         ModelError: images take tokens by their size.
     """
-    config = read_config(section.language_model)
+    config = find_checkpoint(section.language_model).config
     if section.vision_tower is not None:
         return GRAFTED.image_tokens(processor, config)
     family = family_with_side(config, section.image_side)
@@ -206,42 +208,43 @@ def image_tokens(processor: Any, section: ModelSection) -> ImageTokens:
     )
 
 
-def is_vision_language(config: PreTrainedConfig, name: str) -> bool:
+def is_vision_language(checkpoint: Checkpoint) -> bool:
     """Tell a vision-language model from a language model.
 
     Raises:
         ModelError: it is neither.
     """
+    config = checkpoint.config
     if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and hasattr(config, "vision_config"):
         return True
     if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
         return False
     raise ModelError(
-        f"language_model {name!r} is of type {config.model_type}, which writes no text;"
+        f"language_model {checkpoint.name!r} is of type {config.model_type}, which writes no text;"
         " name a causal language model or a vision-language model"
     )
 
 
 def _load_grafted(
-    section: ModelSection, vision_tower: str, seed: int
+    section: ModelSection, language: Checkpoint, vision: Checkpoint, seed: int
 ) -> tuple[PreTrainedModel, GraftedProcessor]:
-    _load_meta(section, {})  # what does not fit is said before gigabytes are read
-    language_model, tokenizer = _load_language(section)
-    image_processor = load_image_processor(vision_tower)
-    tower = _load_tower(section, vision_tower, image_side(image_processor))
+    _build_meta(section, language, vision)  # what does not fit is said before gigabytes are read
+    language_model, tokenizer = _load_language(section, language)
+    image_processor = load_image_processor(vision)
+    tower = _load_tower(section, vision, image_side(image_processor))
     connector = _connector(section, tower, language_model, seed)
     processor = _processor(image_processor, tokenizer, connector)
     return graft(language_model, tower, connector, processor.image_token_id), processor
 
 
-def _load_language(section: ModelSection) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    name = section.language_model
-    config = read_config(name)
-    check_pad_id(name, config)
-    tokenizer = load_tokenizer(name, config)
+def _load_language(
+    section: ModelSection, checkpoint: Checkpoint
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    check_pad_id(checkpoint.name, checkpoint.config)
+    tokenizer = load_tokenizer(checkpoint)
     options = _language_options(section, is_vision_language=False)
-    build = partial(AutoModelForCausalLM.from_config, config)
-    model = load_weights(AutoModelForCausalLM, name, build, **options)
+    build = partial(AutoModelForCausalLM.from_config, checkpoint.config)
+    model = load_weights(AutoModelForCausalLM, checkpoint, build, **options)
     keep_weights(model)
     return model, tokenizer
 
@@ -260,28 +263,28 @@ def _language_options(section: ModelSection, *, is_vision_language: bool) -> dic
     return options
 
 
-def vision_class(config: PreTrainedConfig, name: str) -> type[PreTrainedModel]:
+def vision_class(checkpoint: Checkpoint) -> type[PreTrainedModel]:
     """Return the vision model to take from a checkpoint.
 
     Raises:
         ModelError: it has none that Varifocal knows.
     """
-    known = VISION_MODELS.get(config.model_type)
+    kind = checkpoint.config.model_type
+    known = VISION_MODELS.get(kind)
     if known is None:
         raise ModelError(
-            f"vision_tower {name!r} is of type {config.model_type}; a tower is one of"
+            f"vision_tower {checkpoint.name!r} is of type {kind}; a tower is one of"
             f" {', '.join(VISION_MODELS)}"
         )
     return known
 
 
-def _load_tower(section: ModelSection, name: str, image_size: int) -> VisionTower:
-    config = read_config(name)
-    kind = vision_class(config, name)
-    vision: Any = getattr(config, "vision_config", config)
+def _load_tower(section: ModelSection, checkpoint: Checkpoint, image_size: int) -> VisionTower:
+    kind = vision_class(checkpoint)
+    vision: Any = getattr(checkpoint.config, "vision_config", checkpoint.config)
     model = load_weights(
         kind,
-        name,
+        checkpoint,
         partial(cast(Any, kind)._from_config, vision),
         dtype=getattr(torch, section.dtype),
         attn_implementation=section.attn_implementation,
@@ -290,12 +293,12 @@ def _load_tower(section: ModelSection, name: str, image_size: int) -> VisionTowe
     return build_tower(model, image_size=image_size)
 
 
-def _image_side(name: str, config: PreTrainedConfig) -> int:
+def _image_side(checkpoint: Checkpoint) -> int:
     """Return the side of a tower's images, by its files or, without them, by its family."""
-    try:
-        return image_side(load_image_processor(name))
-    except ModelError:
-        return image_side(family_processor(config))
+    with contextlib.suppress(ModelError):
+        if checkpoint.path:
+            return image_side(load_image_processor(checkpoint))
+    return image_side(family_processor(checkpoint.config))
 
 
 def _connector(
@@ -327,47 +330,46 @@ def _processor(
     return GraftedProcessor(image_processor, tokenizer, tokens_per_image=connector.tokens_per_image)
 
 
-def _load_meta(section: ModelSection, base_ids: dict[str, str]) -> LoadedModel:
+def _build_meta(
+    section: ModelSection, language: Checkpoint, tower: Checkpoint | None
+) -> PreTrainedModel:
     """Build from configs alone."""
-    config = config_for_counting(section.language_model)
-    language = not is_vision_language(config, section.language_model)
-    if not language and section.vision_tower is not None:
+    has_tower, config = is_vision_language(language), language.config
+    if has_tower and tower is not None:
         raise ModelError(
-            f"language_model {section.language_model!r} has a vision tower of its own;"
+            f"language_model {language.name!r} has a vision tower of its own;"
             " leave vision_tower out"
         )
-    _check_image_side(section, config)
-    check_pad_id(section.language_model, config)
-    kind = AutoModelForCausalLM if language else AutoModelForImageTextToText
+    _check_image_side(section, language)
+    check_pad_id(language.name, config)
+    kind = AutoModelForImageTextToText if has_tower else AutoModelForCausalLM
     with torch.device("meta"):
         options = {"dtype": getattr(torch, section.dtype)}
         attention = section.attn_implementation
-        with clear_loading_errors(section.language_model):
+        with clear_loading_errors(language.name, language.path):
             model = kind.from_config(config, attn_implementation=attention, **options)
         _prepare(model, config, section)
-        if section.vision_tower is None:
-            return LoadedModel(model, None, base_ids, None)
-        vision = config_for_counting(section.vision_tower)
-        vision_kind = vision_class(vision, section.vision_tower)
-        vision = getattr(vision, "vision_config", vision)
-        side = _image_side(section.vision_tower, vision)
-        with clear_loading_errors(section.vision_tower):
+        if tower is None:
+            return model
+        vision = getattr(tower.config, "vision_config", tower.config)
+        vision_kind: Any = vision_class(tower)
+        side = _image_side(tower)
+        with clear_loading_errors(tower.name, tower.path):
             vision_model = vision_kind._from_config(vision, **options)
-        tower = build_tower(vision_model, image_size=side)
-        connector = _connector(section, tower, model, seed=0)
-        grafted = graft(model, tower, connector, image_token_id=config.vocab_size)
-    return LoadedModel(grafted, None, base_ids, None)
+        encoder = build_tower(vision_model, image_size=side)
+        connector = _connector(section, encoder, model, seed=0)
+        return graft(model, encoder, connector, image_token_id=config.vocab_size)
 
 
-def config_for_counting(name: str) -> PreTrainedConfig:
-    """Return a name's config, from its files if they are near, else from `PUBLISHED`, else a hub.
+def find_config(name: str) -> Checkpoint:
+    """Resolve a name by its files if they are near, else from `PUBLISHED`, else at a hub.
 
     Raises:
-        ModelError: it cannot be had.
+        ModelError: its config cannot be had.
     """
-    if name in PUBLISHED:
-        try:
-            return AutoConfig.from_pretrained(name, local_files_only=True, trust_remote_code=False)
-        except OSError:
-            return PUBLISHED[name].config()
-    return read_config(name)
+    if name not in PUBLISHED:
+        return find_checkpoint(name)
+    path = downloaded(name)
+    if path is None:
+        return Checkpoint(name, "", PUBLISHED[name].config())
+    return Checkpoint(name, str(path), AutoConfig.from_pretrained(path, trust_remote_code=False))

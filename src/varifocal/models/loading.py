@@ -23,7 +23,7 @@ from varifocal.errors import ModelError
 from varifocal.models.checkpoint_files import INDEX, WEIGHTS, few, weight_paths
 from varifocal.models.config_checks import check_number
 from varifocal.models.names import PACKAGED, locate
-from varifocal.models.sources import clear_loading_errors, refuse_pickles, shapes_of
+from varifocal.models.sources import Checkpoint, clear_loading_errors, refuse_pickles, shapes_of
 from varifocal.recipe import ModelSection
 
 _BUFFERS = (
@@ -51,38 +51,39 @@ DINOv2's token for hidden patches, and the head by which SigLIP pools an image."
 
 
 def load_weights(
-    kind: Any, name: str, build: Callable[[], PreTrainedModel], **options: Any
+    kind: Any, checkpoint: Checkpoint, build: Callable[[], PreTrainedModel], **options: Any
 ) -> PreTrainedModel:
     """Load a model of which every tensor comes from its checkpoint.
 
     Args:
         kind: what has `from_pretrained`: an Auto class, or a class of models.
-        name: of a packaged model, a local directory, or a hub id.
+        checkpoint: of all its weights.
         build: builds the model from its config alone; called on the meta device, to count.
         options: of `from_pretrained`.
 
     Raises:
         ModelError: a file cannot be read, or tensors are missing, left over or of another shape.
     """
-    check_has_weights(name)
-    shapes = shapes_of(name)
-    with clear_loading_errors(name):
+    name = checkpoint.name
+    check_has_weights(checkpoint)
+    shapes = shapes_of(name, checkpoint.directory)
+    with clear_loading_errors(name, checkpoint.path):
         with torch.device("meta"):
             shaped = build()
         described = sum(parameter.numel() for parameter in shaped.parameters())
         check_number(name, shaped.config, described, shapes)
         del shaped
-        return load_every_tensor(kind, locate(name), name, **options)
+        return load_every_tensor(kind, checkpoint.path, name, **options)
 
 
-def check_has_weights(name: str) -> None:
+def check_has_weights(checkpoint: Checkpoint) -> None:
     """Raise `ModelError` for a local folder without weights, before anything else is read."""
-    place = Path(locate(name))
+    place = checkpoint.directory
     if place.is_dir() and not weight_paths(place):
-        refuse_pickles(name)
+        refuse_pickles(checkpoint.name)
         raise ModelError(
-            f"{name!r} cannot be loaded: it has no file named {WEIGHTS} or {INDEX}; copy the "
-            "weights next to its config.json"
+            f"{checkpoint.name!r} cannot be loaded: it has no file named {WEIGHTS} or {INDEX}; "
+            "copy the weights next to its config.json"
         )
 
 

@@ -22,33 +22,32 @@ from transformers import (
 
 from varifocal.errors import ModelError
 from varifocal.models.checkpoint_files import damaged_json
-from varifocal.models.names import locate
 from varifocal.models.packaged import efficientnet_processor
-from varifocal.models.sources import clear_loading_errors, read_config
+from varifocal.models.sources import Checkpoint, clear_loading_errors
 
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "*.model")
 
 
-def load_tokenizer(name: str, config: PreTrainedConfig) -> PreTrainedTokenizerBase:
+def load_tokenizer(checkpoint: Checkpoint) -> PreTrainedTokenizerBase:
     """Load a language model's tokenizer; for one whose padding lies past the vocabulary, unset it.
 
     Raises:
         ModelError: it cannot be loaded, or the model cannot be used with it.
     """
-    tokenizer = _tokenizer(name)
-    check_tokenizer(name, tokenizer, config)
-    words = getattr(config.get_text_config(decoder=True), "vocab_size", None)
+    tokenizer = _tokenizer(checkpoint)
+    check_tokenizer(checkpoint, tokenizer)
+    words = getattr(checkpoint.config.get_text_config(decoder=True), "vocab_size", None)
     pad = tokenizer.pad_token_id
     if words is not None and pad is not None and pad >= words:  # some copies of Llama 2 have one
         tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
     return tokenizer
 
 
-def _tokenizer(name: str) -> Any:
-    place = Path(locate(name))
+def _tokenizer(checkpoint: Checkpoint) -> Any:
+    name, place = checkpoint.name, checkpoint.directory
     try:
-        with clear_loading_errors(name):
-            return AutoTokenizer.from_pretrained(locate(name), trust_remote_code=False)
+        with clear_loading_errors(name, checkpoint.path):
+            return AutoTokenizer.from_pretrained(checkpoint.path, trust_remote_code=False)
     except ModelError as error:
         if not place.is_dir() or any(next(place.glob(each), None) for each in _VOCABULARIES):
             raise
@@ -58,36 +57,36 @@ def _tokenizer(name: str) -> Any:
         ) from error
 
 
-def load_own_processor(name: str) -> Any:
+def load_own_processor(checkpoint: Checkpoint) -> Any:
     """Load the processor that a vision-language model's checkpoint names."""
-    with clear_loading_errors(name):
-        return AutoProcessor.from_pretrained(locate(name), trust_remote_code=False)
+    with clear_loading_errors(checkpoint.name, checkpoint.path):
+        return AutoProcessor.from_pretrained(checkpoint.path, trust_remote_code=False)
 
 
-def check_words(name: str, processor: Any, config: PreTrainedConfig) -> None:
+def check_words(checkpoint: Checkpoint, processor: Any) -> None:
     """Refuse a processor whose tokenizer does not belong to the model; see `check_tokenizer`.
 
     Raises:
         ModelError: the model cannot be used with it.
     """
     if isinstance(tokenizer := getattr(processor, "tokenizer", None), PreTrainedTokenizerBase):
-        check_tokenizer(name, tokenizer, config, processor.chat_template)
+        check_tokenizer(checkpoint, tokenizer, processor.chat_template)
 
 
-def load_image_processor(name: str) -> Any:
+def load_image_processor(checkpoint: Checkpoint) -> Any:
     """Load a tower's own image processor, or its family's where the checkpoint has none.
 
     Always the PIL one: torchvision's resizes slightly otherwise, and an answer should not depend
     on what else is installed.
     """
     try:
-        with clear_loading_errors(name):
-            processor = AutoImageProcessor.from_pretrained(locate(name), backend="pil")
+        with clear_loading_errors(checkpoint.name, checkpoint.path):
+            processor = AutoImageProcessor.from_pretrained(checkpoint.path, backend="pil")
     except ModelError as error:
-        if not isinstance(error.__cause__, OSError) or _has_file(name):
+        if not isinstance(error.__cause__, OSError) or _has_file(checkpoint.directory):
             raise
-        return family_processor(read_config(name))
-    _check_image_processor(name, processor)
+        return family_processor(checkpoint.config)
+    _check_image_processor(checkpoint.name, processor)
     return processor
 
 
@@ -164,9 +163,8 @@ def image_side(image_processor: Any) -> int:
     return height
 
 
-def _has_file(name: str) -> bool:
+def _has_file(folder: Path) -> bool:
     """Tell whether a local checkpoint has a file of an image processor, damaged or not."""
-    folder = Path(locate(name))
     return (folder / "preprocessor_config.json").exists() or damaged_json(folder) is not None
 
 
@@ -174,30 +172,30 @@ _PROBE = "a 1"
 
 
 def check_tokenizer(
-    name: str, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig, template: Any = None
+    checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase, template: Any = None
 ) -> None:
     """Refuse a tokenizer that a language model cannot be used with.
 
     Args:
-        name: what error texts call the checkpoint.
+        checkpoint: of the language model, or the vision-language model.
         tokenizer: as loaded from it.
-        config: the language model's, or the vision-language model's.
         template: a processor's chat template; by default the tokenizer's own.
 
     Raises:
         ModelError: it reads nothing, its ids lie past the vocabulary, or its chat template is
             empty or broken.
     """
+    name = checkpoint.name
     _check_reads(name, tokenizer)
-    _check_vocabulary(name, tokenizer, config)
+    _check_vocabulary(name, tokenizer, checkpoint.config)
     jinja = template or tokenizer.chat_template
     if isinstance(jinja, str) and not jinja.strip():
         raise ModelError(
-            f"{name!r}: its chat template ({_place(name)}) is empty; copy it again, or delete it "
-            "if the model has none"
+            f"{name!r}: its chat template ({_place(checkpoint)}) is empty; copy it again, or "
+            "delete it if the model has none"
         )
     if jinja:
-        _check_template(name, tokenizer, template)
+        _check_template(checkpoint, tokenizer, template)
 
 
 def _check_reads(name: str, tokenizer: Any) -> None:
@@ -246,7 +244,7 @@ def _check_vocabulary(name: str, tokenizer: Any, config: PreTrainedConfig) -> No
             )
 
 
-def _check_template(name: str, tokenizer: Any, template: Any) -> None:
+def _check_template(checkpoint: Checkpoint, tokenizer: Any, template: Any) -> None:
     """Refuse a chat template that cannot write one user turn, neither as a text nor as parts."""
     try:
         jinja = template or tokenizer.get_chat_template()
@@ -257,8 +255,8 @@ def _check_template(name: str, tokenizer: Any, template: Any) -> None:
     except Exception as error:  # a template may raise anything
         first = error.__context__ or error
         raise ModelError(
-            f"{name!r}: its chat template ({_place(name)}) cannot write a single user turn: "
-            f"{type(first).__name__}: {' '.join(str(first).split())}; fix the template"
+            f"{checkpoint.name!r}: its chat template ({_place(checkpoint)}) cannot write a single "
+            f"user turn: {type(first).__name__}: {' '.join(str(first).split())}; fix the template"
         ) from error
 
 
@@ -269,9 +267,9 @@ def _write_turn(tokenizer: Any, jinja: Any, content: Any) -> None:
     )
 
 
-def _place(name: str) -> str:
+def _place(checkpoint: Checkpoint) -> str:
     """Return where a checkpoint's chat template is."""
-    folder = Path(locate(name))
+    folder = checkpoint.directory
     files = ("chat_template.jinja", "chat_template.json")
     found = [str(folder / each) for each in files if (folder / each).is_file()]
     return found[0] if found else "chat_template in tokenizer_config.json"

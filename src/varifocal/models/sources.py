@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -59,8 +60,29 @@ def check_attention(name: str) -> None:
         )
 
 
-def read_config(name: str) -> PreTrainedConfig:
-    """Read the config of a name.
+@dataclass(frozen=True)
+class Checkpoint:
+    """A recipe's name of a model, resolved once.
+
+    Attributes:
+        name: as the recipe has it, for error texts.
+        path: what `from_pretrained` takes, a directory or a hub id; empty where only the config is
+            known.
+        config: read and checked.
+    """
+
+    name: str
+    path: str
+    config: PreTrainedConfig
+
+    @property
+    def directory(self) -> Path:
+        """Where its files are; there is none for a hub id."""
+        return Path(self.path)
+
+
+def find_checkpoint(name: str) -> Checkpoint:
+    """Resolve a name, and read its config.
 
     Raises:
         ModelError: there is none, it cannot be had from here, or it cannot be that of the weights
@@ -73,24 +95,23 @@ def read_config(name: str) -> PreTrainedConfig:
         check_config_file(file)
     if (file := Path(place) / GENERATION).is_file():
         read_object(file)  # transformers passes a damaged one over, and with it where answers end
-    with clear_loading_errors(name):
+    with clear_loading_errors(name, place):
         config = AutoConfig.from_pretrained(place, trust_remote_code=False)
     if config.model_type == MODEL_TYPE:
         raise ModelError(
             f"{name!r} is a run and no model: its weights are an adapter and the bases it names; "
             f"write it as a model first, with: varifocal export {name} --to model"
         )
-    check_against_weights(name, config, shapes_of(name))
-    return config
+    check_against_weights(name, config, shapes_of(name, Path(place)))
+    return Checkpoint(name, place, config)
 
 
-def shapes_of(name: str) -> Shapes:
-    """Return the shapes of a name's tensors where its files are near, else none.
+def shapes_of(name: str, place: Path) -> Shapes:
+    """Return the shapes of a checkpoint's tensors where its files are near, else none.
 
     Raises:
         ModelError: a file of the weights is damaged or missing.
     """
-    place = Path(locate(name))
     if not place.is_dir():
         return {}
     try:
@@ -102,8 +123,8 @@ def shapes_of(name: str) -> Shapes:
 
 
 @contextlib.contextmanager
-def clear_loading_errors(name: str) -> Iterator[None]:
-    """Say in one sentence why a checkpoint could not be loaded.
+def clear_loading_errors(name: str, path: str) -> Iterator[None]:
+    """Say in one sentence why the checkpoint of a name, at a path, could not be loaded.
 
     Whatever a library raises over a file is the file's fault here: tokenizers raises plain
     `Exception`, config classes raise errors of their own, and constructors `AssertionError`.
@@ -114,15 +135,14 @@ def clear_loading_errors(name: str) -> Iterator[None]:
     except (VarifocalError, torch.OutOfMemoryError):
         raise
     except Exception as error:
-        damage = damaged_json(Path(locate(name)))
-        reason = damage or _unknown(name, error) or " ".join(str(error).split())
+        damage = damaged_json(Path(path))
+        reason = damage or _unknown(Path(path) / CONFIG, error) or " ".join(str(error).split())
         reason = reason or type(error).__name__
         raise ModelError(f"{name!r} cannot be loaded: {reason}") from error
 
 
-def _unknown(name: str, error: Exception) -> str | None:
+def _unknown(file: Path, error: Exception) -> str | None:
     """Say which value of a config a library looked up in vain; its error is the bare value."""
-    file = Path(locate(name)) / CONFIG
     if not isinstance(error, KeyError) or not error.args or not file.is_file():
         return None
     value = error.args[0]

@@ -19,7 +19,7 @@ from varifocal.data.metric import Gold, check_scorable, gold_answers
 from varifocal.data.readers.images import missing_images_allowed
 from varifocal.errors import DataError, ModelError, RecipeError, RunError, VarifocalError
 from varifocal.models.families.base import family_of
-from varifocal.models.load import config_for_counting
+from varifocal.models.load import find_config
 from varifocal.models.words import check_descriptions
 from varifocal.recipe import FullSection, HubSection, NoTunerSection, Recipe, SourceSection
 from varifocal.training.alignment import aligns
@@ -104,7 +104,7 @@ def _check_window(recipe: Recipe) -> None:
 
 def _config_of(recipe: Recipe) -> PreTrainedConfig | None:
     try:
-        return config_for_counting(recipe.model.language_model)
+        return find_config(recipe.model.language_model).config
     except ModelError:  # whoever loads the model says what is wrong with it
         return None
 

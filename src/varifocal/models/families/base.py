@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from varifocal.models.families.flops import ImageFlops
     from varifocal.models.features import FeatureStore
+    from varifocal.models.sources import Checkpoint
     from varifocal.recipe import TunerSection
 
 FAMILIES: dict[str, str] = {
@@ -89,12 +90,11 @@ class ModelFamily(Protocol):
         """Tell whether all images of a model of the family's `model_type` take as many tokens."""
         ...
 
-    def check_image_side(self, name: str, config: PreTrainedConfig, side: int | None) -> None:
+    def check_image_side(self, checkpoint: Checkpoint, side: int | None) -> None:
         """Refuse a side of the images, in pixels, that the model cannot take.
 
         Args:
-            name: what error texts call the checkpoint.
-            config: the model's.
+            checkpoint: the model's.
             side: of the recipe; None where it has none.
 
         Raises:
@@ -102,12 +102,11 @@ class ModelFamily(Protocol):
         """
         ...
 
-    def load_processor(self, name: str, config: PreTrainedConfig, side: int | None) -> Any:
+    def load_processor(self, checkpoint: Checkpoint, side: int | None) -> Any:
         """Load tokenizer and image processor of a checkpoint.
 
         Args:
-            name: of the checkpoint.
-            config: the model's.
+            checkpoint: the model's.
             side: of the images, checked.
 
         Raises:

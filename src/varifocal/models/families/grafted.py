@@ -20,6 +20,7 @@ from varifocal.models.families.flops import ImageFlops, is_trained
 from varifocal.models.features import FeatureStore
 from varifocal.models.grafted import GraftedForConditionalGeneration
 from varifocal.models.preprocessing import check_words, load_own_processor, pixel_loader
+from varifocal.models.sources import Checkpoint
 from varifocal.recipe import TunerSection
 
 
@@ -35,13 +36,13 @@ class GraftedFamily:
         """Every graft does: its connector gives as many tokens for each image."""
         return True
 
-    def check_image_side(self, name: str, config: PreTrainedConfig, side: int | None) -> None:
+    def check_image_side(self, checkpoint: Checkpoint, side: int | None) -> None:
         """See `ModelFamily`; the tower has a size of its own."""
 
-    def load_processor(self, name: str, config: PreTrainedConfig, side: int | None) -> Any:
+    def load_processor(self, checkpoint: Checkpoint, side: int | None) -> Any:
         """Load the processor of a graft that was saved whole; see `ModelFamily`."""
-        processor = load_own_processor(name)
-        check_words(name, processor, config)
+        processor = load_own_processor(checkpoint)
+        check_words(checkpoint, processor)
         return processor
 
     def image_tokens(self, processor: Any, config: PreTrainedConfig) -> ImageTokens:

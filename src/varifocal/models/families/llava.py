@@ -28,7 +28,7 @@ from varifocal.models.preprocessing import (
     load_own_processor,
     pixel_loader,
 )
-from varifocal.models.sources import clear_loading_errors
+from varifocal.models.sources import Checkpoint, clear_loading_errors
 from varifocal.models.vision import PREFIX_TOKENS, VISION_MODELS
 from varifocal.recipe import TunerSection
 
@@ -52,16 +52,16 @@ class LlavaFamily:
         vision: Any = getattr(config, "vision_config", None)
         return vision.model_type in VISION_MODELS
 
-    def check_image_side(self, name: str, config: PreTrainedConfig, side: int | None) -> None:
+    def check_image_side(self, checkpoint: Checkpoint, side: int | None) -> None:
         """See `ModelFamily`; the tower has a size of its own."""
 
-    def load_processor(self, name: str, config: PreTrainedConfig, side: int | None) -> Any:
+    def load_processor(self, checkpoint: Checkpoint, side: int | None) -> Any:
         """Load its own processor, with the image processor that needs PIL alone."""
-        processor = load_own_processor(name)
-        with clear_loading_errors(name):
-            check_llava(name, config, processor)
-        processor.image_processor = load_image_processor(name)
-        check_words(name, processor, config)
+        processor = load_own_processor(checkpoint)
+        with clear_loading_errors(checkpoint.name, checkpoint.path):
+            check_llava(checkpoint.name, checkpoint.config, processor)
+        processor.image_processor = load_image_processor(checkpoint)
+        check_words(checkpoint, processor)
         return processor
 
     def image_tokens(self, processor: Any, config: PreTrainedConfig) -> ImageTokens:

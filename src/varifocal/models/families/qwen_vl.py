@@ -33,6 +33,7 @@ from varifocal.models.families.base import ImageLoader, ImageTokens, MetaImages,
 from varifocal.models.families.flops import ImageFlops, sum_products
 from varifocal.models.features import FeatureStore
 from varifocal.models.preprocessing import load_image_processor, load_tokenizer
+from varifocal.models.sources import Checkpoint
 from varifocal.recipe import MMASection, TunerSection
 
 
@@ -100,15 +101,17 @@ class QwenVLFamily:
         """Every one does, given a side."""
         return True
 
-    def check_image_side(self, name: str, config: PreTrainedConfig, side: int | None) -> None:
+    def check_image_side(self, checkpoint: Checkpoint, side: int | None) -> None:
         """See `check_side`."""
-        check_side(name, config, side)
+        check_side(checkpoint.name, checkpoint.config, side)
 
-    def load_processor(self, name: str, config: PreTrainedConfig, side: int | None) -> Any:
+    def load_processor(self, checkpoint: Checkpoint, side: int | None) -> Any:
         """Load tokenizer and image processor apart; see `QwenVLProcessor`."""
-        whole: Any = config
-        parts = load_image_processor(name), load_tokenizer(name, config)
-        return QwenVLProcessor(*parts, check_side(name, config, side), whole.image_token_id)
+        config: Any = checkpoint.config
+        parts = load_image_processor(checkpoint), load_tokenizer(checkpoint)
+        return QwenVLProcessor(
+            *parts, check_side(checkpoint.name, config, side), config.image_token_id
+        )
 
     def image_tokens(self, processor: Any, config: PreTrainedConfig) -> ImageTokens:
         """Count the merged cells of a square; see `ModelFamily`."""

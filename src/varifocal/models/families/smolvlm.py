@@ -23,10 +23,9 @@ from varifocal.models.distributed import in_world, is_sharded, touch
 from varifocal.models.families.base import ImageLoader, ImageTokens, MetaImages, ModelFamily
 from varifocal.models.families.flops import ImageFlops, sum_products
 from varifocal.models.features import FeatureStore
-from varifocal.models.names import locate
 from varifocal.models.preprocessing import check_words, load_image_processor
 from varifocal.models.rows import check_images
-from varifocal.models.sources import clear_loading_errors
+from varifocal.models.sources import Checkpoint, clear_loading_errors
 from varifocal.recipe import MMASection, TunerSection
 
 
@@ -42,8 +41,9 @@ class SmolVLMFamily:
         """Every one does, given the side of its tile."""
         return True
 
-    def check_image_side(self, name: str, config: PreTrainedConfig, side: int | None) -> None:
+    def check_image_side(self, checkpoint: Checkpoint, side: int | None) -> None:
         """Refuse another side than the tower's; see `ModelFamily`."""
+        name, config = checkpoint.name, checkpoint.config
         tile = _tile(config)
         if side is None:
             raise ModelError(
@@ -57,18 +57,18 @@ class SmolVLMFamily:
                 f"take {tile}"
             )
 
-    def load_processor(self, name: str, config: PreTrainedConfig, side: int | None) -> Any:
+    def load_processor(self, checkpoint: Checkpoint, side: int | None) -> Any:
         """Load Idefics3's processor, whose image processor needs PIL alone and splits nothing.
 
         transformers' own SmolVLM processor wants a video processor, and that wants torchvision.
         """
-        image_processor = load_image_processor(name)
+        image_processor = load_image_processor(checkpoint)
         image_processor.do_image_splitting = False
-        with clear_loading_errors(name):
-            processor: Any = Idefics3Processor.from_pretrained(locate(name))
+        with clear_loading_errors(checkpoint.name, checkpoint.path):
+            processor: Any = Idefics3Processor.from_pretrained(checkpoint.path)
         processor.image_processor = image_processor
-        _check_processor(name, config, processor)
-        check_words(name, processor, config)
+        _check_processor(checkpoint.name, checkpoint.config, processor)
+        check_words(checkpoint, processor)
         return processor
 
     def image_tokens(self, processor: Any, config: PreTrainedConfig) -> ImageTokens:
