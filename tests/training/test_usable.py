@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from varifocal.data.encoding.samples import NO_EXAMPLE, NO_SOURCE
+from varifocal.data.encoding.samples import NO_EXAMPLE, NO_IMAGE, NO_SOURCE
 from varifocal.errors import VarifocalError
 from varifocal.planning import estimate as estimating
 from varifocal.recipe import load_recipe
@@ -158,7 +158,18 @@ def examples_past_the_window(place, rewrite, book):
     return {"data.max_length": 4096, "data.row_length": 4096}
 
 
+def text_alone_where_text_teaches_nothing(place, rewrite, book):
+    path = questions(place, {"question": "Why?", "answer": "So."})
+    return {"tuner.text_route": "base", "data.train": [{"path": path, "format": "table"}]}
+
+
+def a_share_of_text_where_text_teaches_nothing(place, rewrite, book):
+    return {"tuner.text_route": "base", "data.mixture.language_fraction": 0.5}
+
+
 REFUSED = [
+    (text_alone_where_text_teaches_nothing, NO_IMAGE),
+    (a_share_of_text_where_text_teaches_nothing, "data.mixture.language_fraction trains on"),
     (examples_past_the_window, "data.max_length: 4,096 tokens, and"),
     (no_source, NO_SOURCE),
     (a_split_without_records, "split 'val' is empty"),

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from varifocal.cli.options import RecipeArgument, SetOption, ready, show_help
 from varifocal.errors import VarifocalError
+
+if TYPE_CHECKING:
+    from varifocal.data.inspect.check import Report
 
 NOT_USABLE = 1
 """Exit code of `data check` for data that a run would not get through."""
@@ -44,7 +47,7 @@ def check(
     Ends with 0 if so, with 1 if not; the last sentence says why and the fix.
     """
     from varifocal.cli.checks import check_models
-    from varifocal.recipe import load_recipe
+    from varifocal.recipe import leaves_text, load_recipe
     from varifocal.writing import claim_folder
 
     page = load_recipe(recipe, overrides or ())
@@ -63,13 +66,26 @@ def check(
     encoder = load_encoder(page)
     with stage_bars() as progress:
         report = check_data(
-            page.data, encoder, seed=page.seed, num_workers=workers, progress=progress
+            page.data,
+            encoder,
+            seed=page.seed,
+            num_workers=workers,
+            progress=progress,
+            images_only=leaves_text(page.tuner),
         )
     rows = None if report.epoch is None else report.epoch.num_rows
     refused = why_refused(page, steps=None if rows is None else num_steps(page, rows, 1))
     if refused:
         report = replace(report, verdict=Verdict(False, f"not usable: {refused}"))
     print_check(report)
+    _write_check(report, json_file, plots)
+    print(report.verdict.sentence)
+    if not report.verdict.is_usable:
+        raise typer.Exit(NOT_USABLE)
+
+
+def _write_check(report: Report, json_file: Path | None, plots: Path | None) -> None:
+    """Write a check's counts and figures where they are asked for, and name the files."""
     if json_file is not None:
         report.write_json(json_file)
         print(json_file)
@@ -78,9 +94,6 @@ def check(
 
         for file in draw_check(report, plots):
             print(file)
-    print(report.verdict.sentence)
-    if not report.verdict.is_usable:
-        raise typer.Exit(NOT_USABLE)
 
 
 @data_app.command(epilog="Example: varifocal data show nlvr --random --html row.html")
@@ -104,7 +117,7 @@ def show(
     if seed is not None and not at_random:
         raise VarifocalError("--seed belongs to --random")
     from varifocal.cli.checks import check_models
-    from varifocal.recipe import load_recipe
+    from varifocal.recipe import leaves_text, load_recipe
 
     page = load_recipe(recipe, overrides or ())
     check_models(page.model)
@@ -115,7 +128,9 @@ def show(
     from varifocal.data.inspect.rows import FirstRows
     from varifocal.training.examples import LAZY_FROM, open_samples
 
-    samples = open_samples(page.data, load_encoder(page), seed=page.seed)
+    samples = open_samples(
+        page.data, load_encoder(page), seed=page.seed, images_only=leaves_text(page.tuner)
+    )
     lazy = len(samples) >= LAZY_FROM if page.data.lazy is None else page.data.lazy
     with stage_bars() as progress:
         rows = FirstRows(

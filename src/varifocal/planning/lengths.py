@@ -23,7 +23,7 @@ from varifocal.data.rows.packing import Collator, PackedDataset
 from varifocal.errors import ModelError
 from varifocal.models.families.base import MetaImages
 from varifocal.planning.shapes import Shapes, encoder_of
-from varifocal.recipe import HubSection, Recipe
+from varifocal.recipe import HubSection, Recipe, leaves_text
 from varifocal.training.cost import Spent
 from varifocal.training.examples import TrainingData, load_training_data
 from varifocal.training.flops import FlopFormula
@@ -147,6 +147,7 @@ def _open(recipe: Recipe, encoder: Encoder, num_devices: int) -> tuple[TrainingD
         seed=recipe.seed,
         num_rows=wanted,
         replay=assumed_replay(recipe, encoder),
+        images_only=leaves_text(recipe.tuner),
     )
     return opened, len(opened.tally.dropped) if lenient is not encoder else 0
 

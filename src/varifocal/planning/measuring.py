@@ -19,7 +19,7 @@ from varifocal.planning.calibration import Calibration, keep
 from varifocal.planning.devices import GIB
 from varifocal.planning.shapes import build_shapes
 from varifocal.progress import silent
-from varifocal.recipe import Recipe
+from varifocal.recipe import Recipe, leaves_text
 from varifocal.run import RunDirectory
 from varifocal.training.examples import TrainingData, load_training_data
 from varifocal.training.train import build_trainer
@@ -47,7 +47,13 @@ def calibrate(recipe: Recipe) -> Calibration:
     parts = assemble(recipe)
     loading = time.monotonic() - started
     rows = BATCHES * recipe.training.per_device_train_batch_size
-    data = load_training_data(recipe.data, parts.encoder, seed=recipe.seed, num_rows=rows)
+    data = load_training_data(
+        recipe.data,
+        parts.encoder,
+        seed=recipe.seed,
+        num_rows=rows,
+        images_only=leaves_text(recipe.tuner),
+    )
     parts = parts.with_model(attach_tuner(parts.base, recipe.tuner))
     few = replace(data, rows=cast(Any, _first_rows(recipe, data)))
     image = _time_images(parts, few)

@@ -7,7 +7,7 @@ from typing import Any
 
 from varifocal.cache import cache_root
 from varifocal.data.encoding.encoder import Encoder
-from varifocal.data.encoding.samples import NO_EXAMPLE, NO_SOURCE, Samples, Tally, UsableSamples
+from varifocal.data.encoding.samples import NO_SOURCE, Samples, Tally, UsableSamples
 from varifocal.data.example import Image
 from varifocal.data.mixture import BROKEN, MODALITY_NAMES, Draw, Part, draw, needs_scan
 from varifocal.data.reading import OnBadRecord
@@ -105,6 +105,7 @@ def load_training_data(
     num_rows: int | None = None,
     progress: StepProgress | None = None,
     replay: Replay | None = None,
+    images_only: bool = False,
 ) -> TrainingData:
     """Open what is learned from, and encode it if it is little.
 
@@ -115,6 +116,7 @@ def load_training_data(
         num_rows: rows that the run takes in all, if `max_steps` decides it; a stream needs it.
         progress: told of encoding.
         replay: plain text to put into the rows next to the samples.
+        images_only: whether records without an image are left out, since they would teach nothing.
 
     Raises:
         DataError: nothing is left to train on, or a record is bad and `on_bad_record` is `fail`.
@@ -122,8 +124,8 @@ def load_training_data(
     if not data.train:
         raise DataError(NO_SOURCE)
     if any(source.streaming for source in data.train):
-        return _streamed(data, encoder, seed, num_rows, replay)
-    samples = open_samples(data, encoder, seed=seed)
+        return _streamed(data, encoder, seed, num_rows, replay, images_only)
+    samples = open_samples(data, encoder, seed=seed, images_only=images_only)
     names = [source.name for source in samples.sources]
     notes = notes_of(samples.sources)
     row_length = data.row_length or data.max_length
@@ -137,7 +139,7 @@ def load_training_data(
         return TrainingData(rows, samples.tally, names, samples.draw, None, notes, replay)
     usable = UsableSamples(samples, progress)
     if not len(usable):
-        raise DataError(NO_EXAMPLE)
+        raise samples.tally.nothing_left()
     lengths = usable.lengths.tolist()
     added = replay.next_to(sum(lengths)) if replay is not None else []
     rows = PackedDataset(
@@ -162,7 +164,9 @@ def open_epoch(data: DataSection, *, seed: int = 0) -> tuple[list[Source], Draw]
     return sources, draw(parts, data.mixture, seed)
 
 
-def open_samples(data: DataSection, encoder: Encoder, *, seed: int = 0) -> Samples:
+def open_samples(
+    data: DataSection, encoder: Encoder, *, seed: int = 0, images_only: bool = False
+) -> Samples:
     """Open the training sources with the records of an epoch, to be encoded when asked for."""
     sources, drawn = open_epoch(data, seed=seed)
     return Samples(
@@ -172,6 +176,7 @@ def open_samples(data: DataSection, encoder: Encoder, *, seed: int = 0) -> Sampl
         cache_root() / "encoded",
         data.on_bad_record,
         data.num_workers,
+        images_only=images_only,
     )
 
 
@@ -237,14 +242,21 @@ def check_streams(data: DataSection, *, has_end: bool) -> None:
 
 
 def _streamed(
-    data: DataSection, encoder: Encoder, seed: int, num_rows: int | None, replay: Replay | None
+    data: DataSection,
+    encoder: Encoder,
+    seed: int,
+    num_rows: int | None,
+    replay: Replay | None,
+    images_only: bool,
 ) -> TrainingData:
     check_streams(data, has_end=num_rows is not None)
     assert num_rows is not None  # `check_streams` has refused others
     tally = Tally()
     sources = [open_source(section, seed) for section in data.train]
     weights = [section.weight or 1.0 for section in data.train]
-    passes = streamed_passes(sources, weights, encoder, tally, data.on_bad_record, seed)
+    passes = streamed_passes(
+        sources, weights, encoder, tally, data.on_bad_record, seed, images_only=images_only
+    )
     if replay is not None:
         passes = replay.between(passes)
     rows = LazyRows(passes, data.row_length or data.max_length, seed, num_rows, data.packing)

@@ -29,7 +29,7 @@ from varifocal.models.distributed import (
 )
 from varifocal.models.saved import start_connector
 from varifocal.progress import Progress, silent
-from varifocal.recipe import Recipe
+from varifocal.recipe import Recipe, leaves_text
 from varifocal.recipe.sections import Provenance
 from varifocal.run import RunDirectory
 from varifocal.training.alignment import Aligned, align, aligns
@@ -164,6 +164,7 @@ def _open(
             num_rows=_num_rows(recipe),
             progress=lambda *at: tell("encode", *at),
             replay=prepared.replay if prepared else None,
+            images_only=leaves_text(recipe.tuner),
         )
     if data.notes:
         tell("data", 1, 1, "; ".join(data.notes))

@@ -8,20 +8,29 @@ what only a model's layers show, which `plan` builds without weights.
 from __future__ import annotations
 
 import glob
+from contextlib import suppress
 from pathlib import Path
 
 from transformers import PreTrainedConfig
 
-from varifocal.data.encoding.samples import NO_SOURCE
+from varifocal.data.encoding.samples import NO_IMAGE, NO_SOURCE
 from varifocal.data.example import Image
 from varifocal.data.loading import find_captions, load_source, no_captions
 from varifocal.data.metric import Gold, check_scorable, gold_answers
 from varifocal.data.readers.images import missing_images_allowed
+from varifocal.data.source import StreamedSource, open_source
 from varifocal.errors import DataError, ModelError, RecipeError, RunError, VarifocalError
 from varifocal.models.families.base import family_of
 from varifocal.models.load import find_config
 from varifocal.models.words import check_descriptions
-from varifocal.recipe import FullSection, HubSection, NoTunerSection, Recipe, SourceSection
+from varifocal.recipe import (
+    FullSection,
+    HubSection,
+    NoTunerSection,
+    Recipe,
+    SourceSection,
+    leaves_text,
+)
 from varifocal.training.alignment import aligns
 from varifocal.training.dry_build import check_connector_is_saved, check_fits, check_libraries
 from varifocal.training.examples import check_mixture, check_streams
@@ -55,7 +64,8 @@ def check_usable(recipe: Recipe, *, steps: int | None = None, skip_absent: bool 
             weights would be trained, `data.max_length` is past what the language model can read,
             or a schedule does not fit into the steps.
         RunError: nothing is trained.
-        DataError: there is nothing to train on, a stream has no end, the alignment has no
+        DataError: there is nothing to train on, or nothing with an image where text teaches nothing
+            (`tuner.text_route: base`), a stream has no end, the alignment has no
             descriptions or none that it can learn from, a source cannot be opened, or a source of
             `data.evaluate` has nothing to score.
     """
@@ -64,6 +74,8 @@ def check_usable(recipe: Recipe, *, steps: int | None = None, skip_absent: bool 
     _check_tuner(recipe)
     _check_window(recipe)
     _check_training_sources(recipe, skip_absent)
+    if leaves_text(recipe.tuner):
+        _check_text_is_left(recipe, skip_absent)
     if aligns(recipe):
         _check_alignment(recipe, skip_absent)
     for section in recipe.data.evaluate:
@@ -118,6 +130,32 @@ def _check_training_sources(recipe: Recipe, skip_absent: bool) -> None:
         return
     if all(_can_be_read(section, skip_absent) for section in data.train):
         check_mixture(data, seed=recipe.seed)
+
+
+def _check_text_is_left(recipe: Recipe, skip_absent: bool) -> None:
+    """Refuse to ask for text that would teach nothing, and data without any image."""
+    if recipe.data.mixture.language_fraction:
+        raise RecipeError(
+            "data.mixture.language_fraction trains on text, and tuner.text_route: base leaves text "
+            "to the base model, so nothing would be learned from it; leave one of the two out"
+        )
+    sections = recipe.data.train
+    if not all(_can_be_read(section, skip_absent) for section in sections):
+        return
+    if not any(_has_image(section) for section in sections):
+        raise DataError(NO_IMAGE)
+
+
+def _has_image(section: SourceSection) -> bool:
+    """Tell whether any record has an image; one that cannot be read is another's to refuse."""
+    source = open_source(section)
+    if isinstance(source, StreamedSource):
+        return True
+    for number in range(len(source)):
+        with suppress(DataError):
+            if source.example(number).images:
+                return True
+    return False
 
 
 def _check_alignment(recipe: Recipe, skip_absent: bool) -> None:

@@ -25,6 +25,10 @@ NO_EXAMPLE = (
     "there is no example to train on: all were skipped or dropped; look at data.max_length, and at "
     "the sources' split, skills and max_examples"
 )
+NO_IMAGE = (
+    "there is no example with an image to train on, and tuner.text_route: base learns nothing from "
+    "text; set it to trained, or add data with images"
+)
 
 
 @dataclass(frozen=True)
@@ -33,11 +37,17 @@ class LeftOut:
 
     Attributes:
         reason: one sentence with file and record.
-        too_long: it is over the length limit and dropped; else it is broken.
+        too_long: it is over the length limit and dropped.
+        is_text: it has no image, and only images are trained on; a record that is neither is
+            broken.
     """
 
     reason: str
     too_long: bool = False
+    is_text: bool = False
+
+
+TEXT_LEFT_OUT = LeftOut("it has no image", is_text=True)
 
 
 @dataclass
@@ -54,6 +64,7 @@ class Tally:
         num_rewritten_answers: those answers.
         num_lost_system: samples whose system message the chat template leaves out.
         num_unread_keys: records whose turns have keys that nothing is made of.
+        num_text: records without an image, where only images are trained on.
     """
 
     skipped: list[str] = field(default_factory=list)
@@ -64,6 +75,18 @@ class Tally:
     num_rewritten_answers: int = 0
     num_lost_system: int = 0
     num_unread_keys: int = 0
+    num_text: int = 0
+
+    def leave_out(self, found: LeftOut) -> None:
+        """Count a record that gives no sample and has not been counted."""
+        if found.is_text:
+            self.num_text += 1
+        else:
+            (self.dropped if found.too_long else self.skipped).append(found.reason)
+
+    def nothing_left(self) -> DataError:
+        """Say that no record has given a sample."""
+        return DataError(NO_IMAGE if self.num_text else NO_EXAMPLE)
 
     def add(self, sample: Encoded) -> None:
         """Count a sample that has not been counted."""
@@ -93,7 +116,17 @@ class Tally:
                 f"the turns of {self.num_unread_keys:,} records have keys that nothing is made of; "
                 "varifocal data check names them"
             )
+        if self.num_text:
+            told.append(text_left_out(self.num_text))
         return told
+
+
+def text_left_out(num_records: int) -> str:
+    """Say how many records are left out for having no image."""
+    return (
+        f"{num_records:,} records without an image are left out: with tuner.text_route: base "
+        "nothing is learned from text"
+    )
 
 
 class Samples(Sequence[Encoded]):
@@ -110,6 +143,7 @@ class Samples(Sequence[Encoded]):
         directory: where the tables lie.
         on_bad_record: "fail" or "skip".
         num_workers: processes that encode; the result is the same for any number.
+        images_only: whether records without an image are left out.
     """
 
     def __init__(
@@ -120,7 +154,10 @@ class Samples(Sequence[Encoded]):
         directory: Path,
         on_bad_record: OnBadRecord = "fail",
         num_workers: int = 0,
+        *,
+        images_only: bool = False,
     ) -> None:
+        self.images_only = images_only
         self.sources, self.draw, self.encoder = sources, draw, encoder
         self.on_bad_record: OnBadRecord = on_bad_record
         self.num_workers = num_workers
@@ -197,8 +234,12 @@ class Samples(Sequence[Encoded]):
         try:
             if record in table:
                 pictured = table.has_images(record)
+                if self.images_only and not pictured:
+                    return TEXT_LEFT_OUT, None
                 return table.read(record, source.example(record) if pictured else None), None
             example = source.example(record)
+            if self.images_only and not example.images:
+                return TEXT_LEFT_OUT, None
             check_images(example)
             return self.encoder.encode(example), example
         except TooLongError as error:
@@ -220,7 +261,7 @@ class Samples(Sequence[Encoded]):
         if isinstance(found, LeftOut):
             refuse_or_pass(found, self.encoder.overflow, self.on_bad_record)
             if key not in self._counted:
-                (self.tally.dropped if found.too_long else self.tally.skipped).append(found.reason)
+                self.tally.leave_out(found)
                 self._counted.add(key)
         elif found.is_counted and key not in self._counted:
             self.tally.add(found)
@@ -233,7 +274,7 @@ def refuse_or_pass(left_out: LeftOut, overflow: str, on_bad_record: OnBadRecord)
     Raises:
         DataError: it is too long and not to be dropped, or broken and not to be skipped.
     """
-    if left_out.too_long and overflow == "drop":
+    if left_out.is_text or (left_out.too_long and overflow == "drop"):
         return
     if on_bad_record == "fail":
         raise DataError(left_out.reason)

@@ -96,6 +96,7 @@ def check_data(
     seed: int = 0,
     num_workers: int | None = None,
     progress: Progress | None = None,
+    images_only: bool = False,
 ) -> Report:
     """Read, decode and encode every record of `train`, `captions` and `evaluate` once.
 
@@ -108,6 +109,7 @@ def check_data(
         num_workers: processes that read; by default as many as there are processors, at most
             `MOST_WORKERS`, and none for small sources.
         progress: called with (source, records done, records in all).
+        images_only: whether records without an image are not trained on.
 
     Raises:
         DataError: a source cannot be opened at all.
@@ -121,6 +123,9 @@ def check_data(
     ]
     find_doubles(sources, findings)
     trained = [counts for counts in sources if counts.side == "train"]
+    if images_only:
+        for counts in trained:
+            counts.leave_out_text()
     has_samples = any(kept for counts in trained for kept in counts.kept)
     epoch = first_epoch(data, data.train, trained, seed) if has_samples else None
     return Report(data, sources, findings, epoch, judge(data, sources, findings))

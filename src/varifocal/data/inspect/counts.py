@@ -88,6 +88,7 @@ class SourceCounts:
         num_cut: records whose prompt is cut.
         num_shortened: records whose oldest turns are left out.
         num_left_out: records over the limit that give no sample.
+        num_text: records left out for having no image, where only images are trained on.
         content, question, id: digests of each record (see `Look`).
         gold: what its usable questions are compared with when they are scored.
         notes: what is not read of the source, and what was found out about its file.
@@ -107,6 +108,7 @@ class SourceCounts:
     num_cut: int = 0
     num_shortened: int = 0
     num_left_out: int = 0
+    num_text: int = 0
     content: array[int] = field(default_factory=_digests)
     question: array[int] = field(default_factory=_digests)
     id: array[int] = field(default_factory=_digests)
@@ -132,6 +134,13 @@ class SourceCounts:
         self.task_codes.append(self._code(look.task) if look.modality >= 0 else -1)
         if look.is_usable:
             self._count(look)
+
+    def leave_out_text(self) -> None:
+        """Let records without an image give no sample."""
+        for number, modality in enumerate(self.modalities):
+            if modality == 0 and self.kept[number]:
+                self.kept[number] = self.trained[number] = 0
+                self.num_text += 1
 
     def _count(self, look: RecordScan) -> None:
         self.tasks[look.task] += 1
@@ -196,6 +205,7 @@ class SourceCounts:
             "cut": self.num_cut,
             "turns_left_out": self.num_shortened,
             "over_limit_left_out": self.num_left_out,
+            "text_left_out": self.num_text,
             "notes": list(self.notes),
             "image_tokens": {str(n): count for n, count in sorted(self.image_tokens.items())},
         }

@@ -320,7 +320,7 @@ def _eager(
 ) -> tuple[int, Members]:
     usable = UsableSamples(samples, progress)
     if not len(usable):
-        raise DataError("there is no example to train on: all were skipped or dropped")
+        raise samples.tally.nothing_left()
     rows = PackedDataset(usable, row_length, seed, data.packing, usable.lengths.tolist())
 
     def members(index: int) -> list[Member]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from varifocal.data.encoding.samples import NO_EXAMPLE, NO_SOURCE
+from varifocal.data.encoding.samples import NO_EXAMPLE, NO_IMAGE, NO_SOURCE, text_left_out
 from varifocal.data.inspect.counts import SourceCounts
 from varifocal.data.inspect.findings import STOPPING, Findings
 from varifocal.data.metric import check_scorable
@@ -104,12 +104,14 @@ def _no_metric(data: DataSection, all_counts: Sequence[SourceCounts]) -> str:
 def _nothing_left(all_counts: Sequence[SourceCounts]) -> str:
     if any(kept for one in all_counts if one.side == "train" for kept in one.kept):
         return ""
-    return NO_EXAMPLE
+    return NO_IMAGE if _num_text(all_counts) else NO_EXAMPLE
 
 
 def _usable(data: DataSection, all_counts: Sequence[SourceCounts], findings: Findings) -> str:
     trained = sum(kept > 0 for one in all_counts if one.side == "train" for kept in one.kept)
     words = [f"usable: {trained:,} of {_held(all_counts):,} records train"]
+    if text := _num_text(all_counts):
+        words.append(text_left_out(text))
     if bad := findings.count(*STOPPING):
         words.append(f"{_records(bad)} skipped as data.on_bad_record asks")
     if over := findings.count("too_long", side="train"):
@@ -123,6 +125,10 @@ def _usable(data: DataSection, all_counts: Sequence[SourceCounts], findings: Fin
 
 def _left_out(all_counts: Sequence[SourceCounts], side: str) -> int:
     return sum(one.num_left_out for one in all_counts if one.side == side)
+
+
+def _num_text(all_counts: Sequence[SourceCounts]) -> int:
+    return sum(one.num_text for one in all_counts)
 
 
 def _held(all_counts: Sequence[SourceCounts]) -> int:

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 from varifocal.data.encoding.encoder import Encoded, Encoder, TooLongError
 from varifocal.data.encoding.samples import (
     NO_EXAMPLE,
+    TEXT_LEFT_OUT,
     LeftOut,
     Samples,
     Tally,
@@ -128,7 +129,7 @@ def estimate_rows(samples: Samples, row_length: int, seed: int, packing: bool = 
     head = _order(len(samples), seed, 0)[:FIRST_WINDOW]
     lengths = [len(one) for _, one in samples.usable(head.tolist())]
     if not lengths:
-        raise DataError(NO_EXAMPLE)
+        raise samples.tally.nothing_left()
     rows = pack(lengths, row_length, (seed, 0, 0), len(lengths) if packing else 1)
     return max(round(len(samples) * len(rows) / len(head)), 1)
 
@@ -187,6 +188,8 @@ def streamed_passes(
     tally: Tally,
     on_bad_record: OnBadRecord = "fail",
     seed: int = 0,
+    *,
+    images_only: bool = False,
 ) -> Pass:
     """Read sources side by side, each from front to back and then from the front again.
 
@@ -200,11 +203,14 @@ def streamed_passes(
         tally: counts what is left out.
         on_bad_record: "fail" or "skip".
         seed: decides whose turn it is.
+        images_only: whether records without an image are left out.
     """
 
     def one_pass(_: int) -> Iterator[list[Encoded]]:
         random = np.random.default_rng(seed)
-        streams = [_endless(source, encoder, tally, on_bad_record) for source in sources]
+        streams = [
+            _endless(source, encoder, tally, on_bad_record, images_only) for source in sources
+        ]
         shares = np.array(weights, np.float64) / sum(weights)
 
         def mixed() -> Iterator[Encoded]:
@@ -222,14 +228,18 @@ def streamed_passes(
 
 
 def _endless(
-    source: Records, encoder: Encoder, tally: Tally, on_bad_record: OnBadRecord
+    source: Records,
+    encoder: Encoder,
+    tally: Tally,
+    on_bad_record: OnBadRecord,
+    images_only: bool,
 ) -> Iterator[Encoded]:
     """Encode a source again and again; what is left out counts in the first round."""
     first = True
     while True:
         usable = 0
         for record in source:
-            found = _encode(record, encoder)
+            found = _encode(record, encoder, images_only)
             if isinstance(found, Encoded):
                 usable += 1
                 if first:
@@ -238,15 +248,17 @@ def _endless(
                 continue
             refuse_or_pass(found, encoder.overflow, on_bad_record)
             if first:
-                (tally.dropped if found.too_long else tally.skipped).append(found.reason)
+                tally.leave_out(found)
         if not usable:
-            raise DataError(NO_EXAMPLE)
+            raise tally.nothing_left()
         first = False
 
 
-def _encode(record: Example | DataError, encoder: Encoder) -> Encoded | LeftOut:
+def _encode(record: Example | DataError, encoder: Encoder, images_only: bool) -> Encoded | LeftOut:
     if isinstance(record, DataError):
         return LeftOut(str(record))
+    if images_only and not record.images:
+        return TEXT_LEFT_OUT
     try:
         check_images(record)
         return encoder.encode(record)
