@@ -73,7 +73,14 @@ def score_choices(tmp_path_factory):
     """Score multiple-choice questions: `score_choices(model, encoder, examples)` -> a Result."""
 
     def score(model, encoder, examples, load_images=None, method="likelihood", **way):
-        parts = Assembly(model, encoder.tokenizer, encoder, load_images, None, None)
+        parts = Assembly(
+            model=model,
+            processor=encoder.tokenizer,
+            encoder=encoder,
+            fingerprint=None,
+            features=None,
+            load_images=load_images,
+        )
         most = way.pop("max_new_tokens", 64)
         benchmark = choice_benchmark("scienceqa", "here", method, most)
         folder = tmp_path_factory.mktemp("scores")
