@@ -28,11 +28,11 @@ function draw() {
   follow();
 }
 
-function ask(text, pictures) {
+function ask(text, images) {
   if (state.running) return;
   if (state.editing) state.turns.pop();
   state.editing = false;
-  const turn = newTurn(text, pictures);
+  const turn = newTurn(text, images);
   state.turns.push(turn);
   wantsEnd = true;
   answer(turn, state.columns);
@@ -122,7 +122,7 @@ function stop() {
 
 function edit(turn) {
   state.editing = true;
-  composer.fill(turn.text, turn.pictures.filter(Boolean));
+  composer.fill(turn.text, turn.images.filter(Boolean));
   draw();
 }
 
@@ -147,8 +147,8 @@ async function copy(text) {
   flash("Copied");
 }
 
-function look(picture, alt) {
-  Object.assign(at("viewed"), { src: picture, alt });
+function look(image, alt) {
+  Object.assign(at("viewed"), { src: image, alt });
   at("viewer").showModal();
 }
 

@@ -1,17 +1,17 @@
-// Where a question is put together: words, and pictures that are dropped, pasted, chosen or taken.
+// Where a question is put together: words, and images that are dropped, pasted, chosen or taken.
 
-import { pictureFiles, readPicture } from "./pictures.js";
+import { imageFiles, readImage } from "./images.js";
 import { make } from "./text.js";
 
 const at = (id) => document.getElementById(id);
 const TALLEST = 220; // pixels
 
-/** The form; `tell(sentence)` is for mistakes, `onSend(text, pictures)` for questions. */
+/** The form; `tell(sentence)` is for mistakes, `onSend(text, images)` for questions. */
 export class Composer {
   constructor({ tell, onSend }) {
     this.tell = tell;
     this.onSend = onSend;
-    this.pictures = [];
+    this.images = [];
     this.reading = 0;
     this.isBusy = false;
     this.field = at("question");
@@ -34,12 +34,12 @@ export class Composer {
     for (const [button, input] of [["choose", "files"], ["photograph", "camera"]]) {
       at(button).addEventListener("click", () => at(input).click());
       at(input).addEventListener("change", (event) => {
-        this.add(pictureFiles(event.target.files), event.target.files.length);
+        this.add(imageFiles(event.target.files), event.target.files.length);
         event.target.value = ""; // so that the same file can be chosen again
       });
     }
     document.addEventListener("paste", (event) => {
-      const files = pictureFiles(event.clipboardData?.files);
+      const files = imageFiles(event.clipboardData?.files);
       if (!files.length) return;
       event.preventDefault();
       this.add(files, files.length);
@@ -61,18 +61,18 @@ export class Composer {
       at("drop").hidden = true;
       if (!holdsFiles(event)) return;
       event.preventDefault();
-      this.add(pictureFiles(event.dataTransfer.files), event.dataTransfer.files.length);
+      this.add(imageFiles(event.dataTransfer.files), event.dataTransfer.files.length);
     });
   }
 
-  /** Take pictures in; `given` files were offered, some of which may be no pictures. */
+  /** Take images in; `given` files were offered, some of which may be no images. */
   async add(files, given) {
-    this.tell(files.length < given ? "Only pictures can be added." : "");
+    this.tell(files.length < given ? "Only images can be added." : "");
     this.reading += 1;
     this.renew();
     for (const file of files) {
       try {
-        this.pictures.push(await readPicture(file));
+        this.images.push(await readImage(file));
       } catch (error) {
         this.tell(error.message);
       }
@@ -83,9 +83,9 @@ export class Composer {
   }
 
   /** Put a question in, to be changed. */
-  fill(text, pictures) {
+  fill(text, images) {
     this.field.value = text;
-    this.pictures = [...pictures];
+    this.images = [...images];
     this.renew();
     this.field.focus();
   }
@@ -97,10 +97,10 @@ export class Composer {
 
   send() {
     const text = this.field.value.trim();
-    if (this.isBusy || this.reading || (!text && !this.pictures.length)) return;
-    const pictures = this.pictures;
+    if (this.isBusy || this.reading || (!text && !this.images.length)) return;
+    const images = this.images;
     this.fill("", []);
-    this.onSend(text, pictures);
+    this.onSend(text, images);
   }
 
   renew() {
@@ -108,18 +108,18 @@ export class Composer {
     this.field.style.height = `${Math.min(this.field.scrollHeight, TALLEST)}px`;
     at("send").hidden = this.isBusy;
     at("stop").hidden = !this.isBusy;
-    at("send").disabled = Boolean(this.reading) || !(this.field.value.trim() || this.pictures.length);
-    at("attached").replaceChildren(...this.pictures.map((picture, index) => this.thumbnail(picture, index)));
+    at("send").disabled = Boolean(this.reading) || !(this.field.value.trim() || this.images.length);
+    at("attached").replaceChildren(...this.images.map((image, index) => this.thumbnail(image, index)));
   }
 
-  thumbnail(picture, index) {
+  thumbnail(image, index) {
     const remove = () => {
-      this.pictures.splice(index, 1);
+      this.images.splice(index, 1);
       this.renew();
       this.field.focus();
     };
     return make("li", {},
-      make("img", { src: picture, alt: `Picture ${index + 1} to send` }),
-      make("button", { type: "button", "aria-label": `Remove picture ${index + 1}`, onclick: remove }, "×"));
+      make("img", { src: image, alt: `Image ${index + 1} to send` }),
+      make("button", { type: "button", "aria-label": `Remove image ${index + 1}`, onclick: remove }, "×"));
   }
 }

@@ -1,6 +1,6 @@
 // The conversation: what was asked, what was answered, what is sent, and how it outlives a reload.
 
-const PLACE = "varifocal.conversation";
+const PLACE = "varifocal.turns";
 const MOST_KEPT = 4_000_000; // characters; browsers give a tab about five million
 
 /** The columns: the adapted model, and the same model without its adapter. */
@@ -8,9 +8,9 @@ export const COLUMNS = ["adapted", "base"];
 
 let last = 0;
 
-export function newTurn(text, pictures) {
+export function newTurn(text, images) {
   last += 1;
-  return { id: last, text, pictures, answers: {} };
+  return { id: last, text, images, answers: {} };
 }
 
 export function newAnswer() {
@@ -36,22 +36,22 @@ export function messagesFor(turns, upTo, column) {
 }
 
 function content(turn) {
-  const kept = turn.pictures.filter(Boolean);
+  const kept = turn.images.filter(Boolean);
   if (!kept.length) return turn.text;
   const parts = kept.map((url) => ({ type: "image_url", image_url: { url } }));
   return turn.text ? [...parts, { type: "text", text: turn.text }] : parts;
 }
 
-/** Keep the conversation; where it is too large, the oldest pictures go first (as null). */
+/** Keep the conversation; where it is too large, the oldest images go first (as null). */
 export function save(turns) {
-  const kept = turns.map((turn) => ({ ...turn, pictures: [...turn.pictures] }));
-  const places = kept.flatMap((turn) => turn.pictures.map((_, index) => [turn, index]));
+  const kept = turns.map((turn) => ({ ...turn, images: [...turn.images] }));
+  const places = kept.flatMap((turn) => turn.images.map((_, index) => [turn, index]));
   for (;;) {
     const packed = JSON.stringify(kept);
     if (packed.length <= MOST_KEPT && store(packed)) return;
     const place = places.shift();
     if (!place) return;
-    place[0].pictures[place[1]] = null;
+    place[0].images[place[1]] = null;
   }
 }
 

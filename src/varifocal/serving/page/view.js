@@ -1,4 +1,4 @@
-// Shows turns: a question with its pictures, and one or two answers.
+// Shows turns: a question with its images, and one or two answers.
 
 import { routingChart } from "./routing.js";
 import { make, show } from "./text.js";
@@ -9,7 +9,7 @@ const OPEN = new Set(); // turns whose routing is open, so that it stays so when
 /**
  * Makes and renews the elements of turns.
  *
- * `actions` are called with a turn: edit, retry, copy(text), look(picture).
+ * `actions` are called with a turn: edit, retry, copy(text), look(image).
  */
 export class View {
   constructor(list, actions) {
@@ -72,23 +72,23 @@ export class View {
 
   question({ turn, deeds }) {
     const article = make("article", { className: "question", "aria-label": "You asked" });
-    if (turn.pictures.length) {
-      article.append(make("div", { className: "pictures" },
-        ...turn.pictures.map((picture, index) => this.picture(picture, index, turn))));
+    if (turn.images.length) {
+      article.append(make("div", { className: "images" },
+        ...turn.images.map((image, index) => this.image(image, index, turn))));
     }
     if (turn.text) article.append(make("p", { className: "bubble" }, turn.text));
     article.append(deeds);
     return article;
   }
 
-  picture(picture, index, turn) {
-    if (!picture) return make("p", { className: "lost" }, "The picture was too large to keep");
-    const alt = `Picture ${index + 1} of your question: ${turn.text || "without words"}`;
-    const image = make("img", { src: picture, alt });
+  image(image, index, turn) {
+    if (!image) return make("p", { className: "lost" }, "The image was too large to keep");
+    const alt = `Image ${index + 1} of your question: ${turn.text || "without words"}`;
+    const shown = make("img", { src: image, alt });
     return make("button", {
-      type: "button", "aria-label": `Look at picture ${index + 1} of ${turn.pictures.length}`,
-      onclick: () => this.actions.look(picture, alt),
-    }, image);
+      type: "button", "aria-label": `Look at image ${index + 1} of ${turn.images.length}`,
+      onclick: () => this.actions.look(image, alt),
+    }, shown);
   }
 
   answer(item, column, state) {

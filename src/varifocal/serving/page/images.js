@@ -1,4 +1,4 @@
-// Reads pictures and makes them small enough to send.
+// Reads images and makes them small enough to send.
 
 export const LONGEST_SIDE = 1024;
 const LARGEST_AS_IS = 600_000; // bytes
@@ -9,12 +9,12 @@ const AS_IS = ["image/png", "image/webp", "image/gif"];
  *
  * Photographs are always drawn anew: that turns them upright and leaves out where they were taken.
  */
-export async function readPicture(file) {
+export async function readImage(file) {
   let bitmap;
   try {
     bitmap = await createImageBitmap(file, { imageOrientation: "from-image" });
   } catch {
-    throw new Error(`${file.name || "This file"} is no picture that this browser can read.`);
+    throw new Error(`${file.name || "This file"} is no image that this browser can read.`);
   }
   const longest = Math.max(bitmap.width, bitmap.height);
   if (longest <= LONGEST_SIDE && file.size <= LARGEST_AS_IS && AS_IS.includes(file.type)) {
@@ -43,7 +43,7 @@ function asUri(file) {
   });
 }
 
-/** The pictures among what was dropped, pasted or chosen. */
-export function pictureFiles(list) {
+/** The images among what was dropped, pasted or chosen. */
+export function imageFiles(list) {
   return [...(list ?? [])].filter((file) => file.type.startsWith("image/"));
 }
