@@ -1,11 +1,14 @@
 """Routing: who uses which factors, by MMA's tables and by MixLoRA's choices."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from varifocal.analysis.routing import Usage, measure_routing, usage_of_tables
 from varifocal.analysis.tasks import encode_tasks, load_tasks
 from varifocal.assemble import open_run
+from varifocal.errors import ModelError
 from varifocal.tuners import record_routing, routing_table
 
 
@@ -70,3 +73,17 @@ def test_mixlora_is_counted_choice_by_choice(make_run):
             assert usage.shares[task].tolist() == pytest.approx(expected)
     by_layer = found.by_layer()
     assert [len(routers) for routers in by_layer.values()] == [4, 4, 4]
+
+
+@pytest.mark.parametrize("method", ["mma", "mixlora"])
+def test_text_that_is_left_to_the_base_is_not_routed(make_run, method):
+    parts, samples = opened(make_run(method))
+    parts.model.active_peft_config.text_route = "base"
+    with pytest.raises(ModelError, match="no example has an image"):
+        measure_routing(parts.model, samples)
+    if method == "mma":
+        first = next(iter(samples))
+        of_image = [SimpleNamespace(modality=1)] * 2
+        found = measure_routing(parts.model, {**samples, first: of_image})
+        assert found.tasks == [first]
+        assert list(found.counts) == [len(of_image)]

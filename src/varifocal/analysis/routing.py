@@ -24,7 +24,7 @@ from varifocal.data.encoding.encoder import Encoded
 from varifocal.data.rows.packing import Collator, ImageLoader
 from varifocal.errors import ModelError
 from varifocal.progress import StepProgress
-from varifocal.tuners import record_routing, routing_table
+from varifocal.tuners import record_routing, routing_table, text_is_base
 from varifocal.tuners.plugin import evaluating
 
 BRANCHES, POOL_A, POOL_B = "branches", "A", "B"
@@ -133,14 +133,17 @@ def measure_routing(
 
     Args:
         model: with an MMA or MixLoRA adapter; MMA's is not run, its weights are a table.
-        samples: encoded examples by task, with their answers as in training.
+        samples: encoded examples by task, with their answers as in training. Where text is left to
+            the base model, those without an image are passed over, and tasks of text alone.
         load_images: images -> the model's image tensors.
         progress: called with (examples done, in all).
 
     Raises:
-        ModelError: the model has no adapter that routes.
+        ModelError: the model has no adapter that routes, or none of the examples is routed.
     """
     method = _method(model)
+    if text_is_base(model):
+        samples = _with_images(samples)
     counts = [len(own) for own in samples.values()]
     if method == "mma":
         tables = routing_table(model)
@@ -148,6 +151,17 @@ def measure_routing(
         return Routing(method, list(samples), counts, usage_of_tables(tables, pictured), tables)
     routers = _usage_of_choices(cast(PeftModel, model), samples, load_images, progress)
     return Routing(method, list(samples), counts, routers, {})
+
+
+def _with_images(samples: Mapping[str, Sequence[Encoded]]) -> dict[str, Sequence[Encoded]]:
+    """Leave out what the base model answers alone."""
+    found = {task: [one for one in own if one.modality] for task, own in samples.items()}
+    if not any(found.values()):
+        raise ModelError(
+            "no example has an image, and tuner.text_route: base leaves text to the base model, so "
+            "nothing is routed; analyze data with images"
+        )
+    return {task: own for task, own in found.items() if own}
 
 
 def _method(model: nn.Module) -> str:

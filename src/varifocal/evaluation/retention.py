@@ -44,7 +44,7 @@ from varifocal.evaluation.statistics import (
 )
 from varifocal.models.decoding import stop_ids
 from varifocal.progress import Progress, silent
-from varifocal.recipe import Recipe, load_recipe
+from varifocal.recipe import Recipe, leaves_text, load_recipe
 from varifocal.run import RunDirectory
 from varifocal.writing import write_json
 
@@ -63,6 +63,10 @@ PERPLEXITY, RIGHT, TOKENS, SAME, AFTER_IMAGE, TOKENS_AFTER_IMAGE = (
 FACTORS = (PERPLEXITY, AFTER_IMAGE)
 """Measures whose change is a factor."""
 
+_LEFT = (
+    "{}, on: texts run the base model (tuner.text_route: base); what comes after an image runs the "
+    "adapter"
+)
 _ROUTES = {
     "mma": [
         "mma, on: texts take its text route, the one of rows without an image in training and in "
@@ -210,7 +214,10 @@ def _notes(recipe: Recipe, encoder: Encoder, has_adapter: bool, strength: float)
     if strength != 1:
         yield f"on: what the adapter changes is scaled by {strength:g} (--strength)"
     yield f"prompts over {encoder.max_length} tokens lose text from their middle, for all alike"
-    yield from _ROUTES.get(kind, ())
+    if leaves_text(recipe.tuner):
+        yield _LEFT.format(kind)
+    else:
+        yield from _ROUTES.get(kind, ())
     if not has_adapter:
         yield f"tuner '{kind}' has no adapter to switch off: off is the base model itself"
 
