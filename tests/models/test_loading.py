@@ -16,6 +16,7 @@ from transformers import (
 
 from varifocal.errors import ModelError
 from varifocal.models.loading import (
+    keep_weights,
     load_every_tensor,
     quantisation,
     refuse_not_finite,
@@ -183,3 +184,11 @@ def test_what_bitsandbytes_is_asked_for(is_vision_language, monkeypatch):
     for settings in (nf4, int8):
         kept = settings.llm_int8_skip_modules
         assert (kept or [None])[0] == ("lm_head" if is_vision_language else None)
+
+
+def test_packed_weights_are_never_packed_anew():
+    model = torch.nn.Sequential(torch.nn.Identity(), torch.nn.Identity())
+    model[1].support_avx512bf16_for_cpu = True  # as bitsandbytes marks a layer
+    keep_weights(model)
+    assert model[1].support_avx512bf16_for_cpu is False
+    assert not hasattr(model[0], "support_avx512bf16_for_cpu")
