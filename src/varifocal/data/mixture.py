@@ -122,6 +122,7 @@ class _Plan:
 def needs_scan(sources: Iterable[SourceSection], mixture: MixtureSection) -> bool:
     """Say whether modalities or tasks must be known before records can be drawn.
 
+    >>> from varifocal.recipe import FileSection
     >>> needs_scan([FileSection(path="a.json")], MixtureSection(total=10))
     False
     >>> needs_scan([FileSection(path="a.json")], MixtureSection(language_fraction=0.5))
