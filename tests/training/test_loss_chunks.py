@@ -184,7 +184,7 @@ def tuned_batch(page, tuner):
     data = load_training_data(page.data, parts.encoder, seed=0)
     run = RunDirectory(Path(str(page.data.train[0].path) + "-run"))
     trainer = build_trainer(page, run, parts, data, lambda *_: None)
-    assert trainer.loss_options == {"chunk": 1024, "kernel": None}
+    assert trainer.loss_options == {"chunk": 1024, "kernel": None, "reference_weight": 1.0}
     inputs = next(iter(trainer.get_train_dataloader()))
     assert (inputs["labels"] != -100).sum() > 14
     return model, inputs

@@ -206,6 +206,7 @@ def _check_names(sources: Sequence[SourceSection]) -> None:
 def suite_name(source: SourceSection, method: Method) -> str:
     """Name the files of a source's scores; `Way` adds that they are blind.
 
+    >>> from varifocal.recipe import FileSection
     >>> source = FileSection(path="data/sciencebook", split="test")
     >>> suite_name(source, "likelihood"), suite_name(source, "generate")
     ('sciencebook-test', 'sciencebook-test-generate')
