@@ -27,6 +27,7 @@ from varifocal.recipe import Recipe, load_recipe
 from varifocal.run import RunDirectory
 from varifocal.sweep import DONE, Sweep, check_same, load_sweep, run_sweep
 from varifocal.training.train import train
+from varifocal.writing import claim_folder
 
 SWEEP = Path(__file__).parent / "mixlora.yaml"
 NOT_TRAINED = {"training.max_steps": 0}
@@ -146,6 +147,7 @@ class Study:
     def _shared(self, seed: int) -> dict[str, Any]:
         """Make the tasks and the seed's connector, and return what all its recipes share."""
         shared = {**make_tasks(self.out / "tasks", self.size.tasks, self.data), "seed": seed}
+        claim_folder(self.folder(seed))  # the sweep takes no folder that is not marked as ours
         connector = self.folder(seed) / "connector"
         self._align(connector, shared)
         weights = {"model.connector.weights": str(connector.resolve())}
