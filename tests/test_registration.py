@@ -31,6 +31,9 @@ def test_importing_varifocal_alone_imports_no_heavy_library():
         # transformers' Auto classes come in the middle of this import, half built.
         "import varifocal; from transformers.modeling_layers import GradientCheckpointingLayer",
         "import peft; import varifocal",
+        # Own modules, the first that import transformers, which the registering ones import from.
+        "from varifocal.models import PatchMLP",
+        "from varifocal.models import grafted",
     ],
 )
 def test_methods_and_models_are_registered_whoever_imports_first(order):

@@ -3,8 +3,9 @@
 PEFT finds a method by the name in `adapter_config.json`, and transformers a model by its
 `model_type`, in tables that Varifocal's tuners and models enter themselves into when they are
 imported. That import costs seconds of torch, which `varifocal --help` and a recipe check do not
-owe. So the rooms are imported right after the library they register with, whoever imports it, and
-at once where it has been imported already.
+owe. So the modules that register are imported right after their library, whoever imports it, and at
+once where it has been imported already. Where one of Varifocal's own modules imports the library,
+they wait until it is complete: they import from it.
 """
 
 import importlib
@@ -16,6 +17,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
 
 from packaging.version import Version
 
@@ -49,7 +51,7 @@ class _Without(logging.Filter):
         return not record.getMessage().startswith(self._start)
 
 
-_ROOMS = {
+_REGISTERING = {
     "peft": ("varifocal.tuners",),
     "transformers": (
         *("varifocal.models.efficientnet", "varifocal.models.grafted"),
@@ -61,9 +63,13 @@ _ROOMS = {
 SUPPORTED = {"peft": ("0.21", "0.22"), "transformers": ("5.20", "6")}
 
 
+_OWN = ("varifocal.models.", "varifocal.tuners", "varifocal.auto")
+"""Beginnings of the names of modules that the registering ones import from."""
+
+
 def register_on_import() -> None:
     """Register the tuners with PEFT and the models with transformers, now or when they come."""
-    for library, modules in _ROOMS.items():
+    for library, modules in _REGISTERING.items():
         if library in sys.modules:
             _import_all(modules)
     if not any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
@@ -88,28 +94,46 @@ def check_versions() -> None:
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):
-    """Finds the two libraries through the finders that come after it, and wraps their loader."""
+    """Finds libraries and own modules through the finders that come after it; wraps their loaders.
+
+    Attributes:
+        loading: own modules that are being imported, the outermost first.
+        waiting: registering modules that are imported as soon as none is.
+    """
+
+    def __init__(self) -> None:
+        self.loading: list[str] = []
+        self.waiting: list[str] = []
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname not in _ROOMS:
+        if fullname not in _REGISTERING and not fullname.startswith(_OWN):
             return None
         for finder in sys.meta_path:
             spec = None if finder is self else finder.find_spec(fullname, path, target)
             if spec is not None:
                 if spec.loader is not None:
-                    spec.loader = _RegisteringLoader(spec.loader, _ROOMS[fullname])
+                    spec.loader = _RegisteringLoader(spec.loader, self)
                 return spec
         return None
 
+    def settle(self) -> None:
+        """Import what waits, if no own module is half imported."""
+        while self.waiting and not self.loading:
+            importlib.import_module(self.waiting.pop(0))
+
 
 class _RegisteringLoader(importlib.abc.Loader):
-    """Loads as the wrapped loader does, then imports what registers with the library."""
+    """Loads as the wrapped loader does, then imports what registers with a library."""
 
-    def __init__(self, loader: importlib.abc.Loader, modules: Sequence[str]) -> None:
+    def __init__(self, loader: importlib.abc.Loader, finder: _AfterImport) -> None:
         self._loader = loader
-        self._modules = modules
+        self._finder = finder
+
+    def __getattr__(self, name: str) -> Any:
+        """Have what the wrapped loader has: `runpy` asks for the code, for one."""
+        return getattr(self._loader, name)
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
         return self._loader.create_module(spec)
@@ -118,8 +142,17 @@ class _RegisteringLoader(importlib.abc.Loader):
         module.__loader__ = self._loader  # leave no trace of the detour
         if module.__spec__ is not None:
             module.__spec__.loader = self._loader
-        self._loader.exec_module(module)
-        _import_all(self._modules)
+        name = module.__name__
+        if name in _REGISTERING:
+            self._loader.exec_module(module)
+            self._finder.waiting += _REGISTERING[name]
+        else:
+            self._finder.loading.append(name)
+            try:
+                self._loader.exec_module(module)
+            finally:
+                self._finder.loading.remove(name)
+        self._finder.settle()
 
 
 def _import_all(modules: Sequence[str]) -> None:

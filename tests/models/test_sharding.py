@@ -7,7 +7,6 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-import transformers  # noqa: F401 (a spawned process must have it before a model of ours)
 
 from varifocal.models import distributed
 from varifocal.models import grafted as grafted_module
