@@ -5,8 +5,10 @@ import json
 import pytest
 
 from varifocal.assemble import assemble
+from varifocal.data.source import Source
 from varifocal.training.examples import load_training_data
 from varifocal.training.train import train
+from varifocal.training.usable import check_usable
 
 BASE = {"tuner.text_route": "base"}
 SENTENCE = "6 records without an image are left out: with tuner.text_route: base nothing is learned"
@@ -46,6 +48,22 @@ def test_a_stream_passes_text_over(recipe, stream):
     data = load_training_data(page.data, assemble(page).encoder, num_rows=1, images_only=True)
     assert {sample.modality for sample in data.rows[0]} == {1}
     assert data.tally.num_text == 2
+
+
+def test_much_text_before_an_image_is_not_read_through(recipe, book, tmp_path, monkeypatch):
+    """Whether there is an image is asked of each source in turn: one of text may be huge."""
+    text = {"question": "Which?", "choices": ["a", "b"], "answer": "a"}
+    image = {**text, "image": str(next((book / "images").rglob("*.png")))}
+    sources = []
+    for name, records in {"text": [text] * 500, "image": [text, image]}.items():
+        file = tmp_path / f"{name}.jsonl"
+        file.write_text("".join(f"{json.dumps(each)}\n" for each in records))
+        sources.append({"path": str(file), "format": "table"})
+    page = recipe({**BASE, "data.train": sources})
+    read, own = [], Source.example
+    monkeypatch.setattr(Source, "example", lambda self, at: (read.append(at), own(self, at))[1])
+    check_usable(page)
+    assert read == [0, 0, 1, 1]
 
 
 def test_train_plan_and_check_leave_it_out_and_say_so(run, recipe, recipe_file, tmp_path):

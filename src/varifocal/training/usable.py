@@ -8,6 +8,7 @@ what only a model's layers show, which `plan` builds without weights.
 from __future__ import annotations
 
 import glob
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -142,20 +143,24 @@ def _check_text_is_left(recipe: Recipe, skip_absent: bool) -> None:
     sections = recipe.data.train
     if not all(_can_be_read(section, skip_absent) for section in sections):
         return
-    if not any(_has_image(section) for section in sections):
+    if not any(_any_image(sections)):
         raise DataError(NO_IMAGE)
 
 
-def _has_image(section: SourceSection) -> bool:
-    """Tell whether any record has an image; one that cannot be read is another's to refuse."""
-    source = open_source(section)
-    if isinstance(source, StreamedSource):
-        return True
-    for number in range(len(source)):
-        with suppress(DataError):
-            if source.example(number).images:
-                return True
-    return False
+def _any_image(sections: Sequence[SourceSection]) -> Iterator[bool]:
+    """Tell of record after record whether it has an image; unreadable ones are another's to refuse.
+
+    The sources take turns, so that a large one of text alone holds up none with images.
+    """
+    sources = [open_source(section) for section in sections]
+    if any(isinstance(source, StreamedSource) for source in sources):
+        yield True
+    whole = [source for source in sources if not isinstance(source, StreamedSource)]
+    for number in range(max(map(len, whole), default=0)):
+        for source in whole:
+            if number < len(source):
+                with suppress(DataError):
+                    yield bool(source.example(number).images)
 
 
 def _check_alignment(recipe: Recipe, skip_absent: bool) -> None:
