@@ -88,13 +88,13 @@ def test_every_number_stands_with_its_interval_and_protocol(make_run):
     assert "model.attn" not in page  # it is as by default
 
 
-def test_the_first_lines_say_what_was_gained_and_what_it_cost(make_run):
+def test_the_first_lines_say_what_it_scores_and_what_that_cost(make_run):
     root = make_run("lora")
     first = make_card(root).markdown().partition("## ")[0]
-    assert "- Gained: not scored yet." in first
+    assert "- Scored: nothing yet." in first
     assert "- Cost in language: not measured; varifocal retention RUN does." in first
     first = make_card(give_results(root)).markdown().partition("## ")[0]
-    assert "- Gained: book 50.0 % (40.0 to 61.0); pope 70.0 % (40.0 to 61.0)." in first
+    assert "- Scored: book, average 50.0 (40.0 to 61.0); pope, F1 70.0 (40.0 to 61.0)." in first
     assert "- Cost in language: plain text, perplexity x 1.250 of the base model's; " in first
     assert "after an image, perplexity x 2.000 of the base model's." in first
 

@@ -13,13 +13,15 @@ from varifocal.trained import scores_folder
 
 
 def in_short(scores: Sequence[ScoreLine], retention: Mapping[str, Any]) -> Iterator[Block]:
-    """Yield what was gained and what it cost the language, in a sentence each.
+    """Yield what the run scores and what that cost its language, in a sentence each.
 
     Args:
         scores: main scores count.
         retention: `eval/retention.json`, empty where it was not measured.
     """
-    gained = [f"{one.suite} {one.value:.1f} % ({one.interval})" for one in scores if one.main]
+    scored = [
+        f"{one.suite}, {one.measure} {one.value:.1f} ({one.interval})" for one in scores if one.main
+    ]
     changes = {
         row.get("name"): row["change"]["value"]
         for row in retention.get("rows") or ()
@@ -32,7 +34,7 @@ def in_short(scores: Sequence[ScoreLine], retention: Mapping[str, Any]) -> Itera
     ]
     yield Bullets(
         [
-            f"Gained: {'; '.join(gained) or 'not scored yet'}.",
+            f"Scored: {'; '.join(scored) or 'nothing yet'}.",
             f"Cost in language: {'; '.join(cost) or 'not measured; varifocal retention RUN does'}.",
         ]
     )
