@@ -30,7 +30,7 @@ from varifocal.recipe import (
     load_recipe,
 )
 from varifocal.recipe.page import parse_yaml, put, validate
-from varifocal.recipe.processor import has_bfloat16
+from varifocal.recipe.processor import has_bfloat16, processor_has_bfloat16
 from varifocal.recipe.reading import SHIPPED
 
 TREE = Path(__file__).parents[1] / "recipes"
@@ -590,4 +590,11 @@ def test_dtype_auto_is_what_the_machine_is_fast_in(monkeypatch, products, format
 
 
 def test_bfloat16_is_found_as_torch_finds_it():
-    assert has_bfloat16() == torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    assert processor_has_bfloat16() == torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+@pytest.mark.parametrize("device", ["/dev/nvidiactl", "/dev/kfd", None])
+def test_a_gpu_makes_up_for_the_processor(monkeypatch, device):
+    monkeypatch.setattr("varifocal.recipe.processor.processor_has_bfloat16", lambda: False)
+    monkeypatch.setattr(Path, "exists", lambda path: str(path) == device)
+    assert has_bfloat16() == (device is not None)

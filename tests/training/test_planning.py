@@ -269,18 +269,35 @@ def test_devices_have_their_sources():
 
 
 @pytest.mark.parametrize(
-    ("products", "format_", "share"),
-    [(True, "bfloat16", 1), (False, "bfloat16", 0.01), (False, "float32", 1)],
+    ("products", "gpu", "changes", "fixes"),
+    [
+        (True, False, ["model.dtype=bfloat16"], ""),
+        (False, True, ["model.dtype=bfloat16"], ""),
+        (False, False, ["model.dtype=float32"], ""),
+        (False, False, ["model.dtype=bfloat16"], "; --set model.dtype=float32"),
+        (
+            *(False, False, ["model.dtype=float32", "training.bf16=true"]),
+            "; --set training.bf16=false",
+        ),
+        (
+            *(False, False, ["model.dtype=bfloat16", "training.bf16=true"]),
+            "; --set training.bf16=false --set model.dtype=float32",
+        ),
+    ],
 )
-def test_a_processor_without_bfloat16_is_planned_and_named_as_slow(
-    monkeypatch, products, format_, share
-):
-    monkeypatch.setattr("varifocal.planning.devices.has_bfloat16", lambda: products)
+def test_a_number_format_without_products_is_named(monkeypatch, products, gpu, changes, fixes):
+    monkeypatch.setattr("varifocal.planning.devices.processor_has_bfloat16", lambda: products)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
+    sentence = slow_format(load_recipe("demo", changes, check_paths=False)) or ""
+    assert sentence.endswith(fixes)
+    assert bool(sentence) == bool(fixes)
+
+
+@pytest.mark.parametrize(("products", "share"), [(True, 1), (False, 0.01)])
+def test_a_processor_without_bfloat16_is_planned_as_slow(monkeypatch, products, share):
+    monkeypatch.setattr("varifocal.planning.devices.processor_has_bfloat16", lambda: products)
     rates = this_cpu().teraflops
-    assert rates[format_] == pytest.approx(share * rates["float32"])
-    sentence = slow_format(format_)
-    assert (sentence is not None) == (share < 1)
-    assert sentence is None or "--set model.dtype=float32" in sentence
+    assert rates["bfloat16"] == pytest.approx(share * rates["float32"])
 
 
 def test_json_has_what_was_promised(recipe_file, monkeypatch, run):

@@ -179,7 +179,7 @@ def train(
     from varifocal.reports.card import renew_card
     from varifocal.training.train import train as run_training
 
-    if (slow := slow_format(page.model.dtype)) and is_main_process():
+    if (slow := slow_format(page)) and is_main_process():
         print(slow, file=sys.stderr)
     with stage_bars() as progress:
         result = run_training(page, root, resume=resume, progress=progress, predict=foresee)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from varifocal.errors import RecipeError, nearest
-from varifocal.recipe.processor import has_bfloat16
+from varifocal.recipe.processor import processor_has_bfloat16
 
 if TYPE_CHECKING:
     from varifocal.planning.lengths import Workload
@@ -112,7 +112,7 @@ def this_cpu() -> Device:
     threads = torch.get_num_threads()
     # 16 float32 multiply-adds a cycle at 2.5 GHz: AVX2, the commonest
     single = threads * 16 * 2 * 2.5e9 / 1e12
-    half = single if has_bfloat16() else single * _EMULATED
+    half = single if processor_has_bfloat16() else single * _EMULATED
     rates = {"float32": single, "bfloat16": half, "float16": half}
     return Device(
         "cpu",
@@ -125,13 +125,19 @@ def this_cpu() -> Device:
     )
 
 
-def slow_format(dtype: str) -> str | None:
-    """Return a sentence on a number format that this machine is slow in, or None."""
-    if dtype == "float32" or has_bfloat16():
+def slow_format(recipe: Recipe) -> str | None:
+    """Return a sentence on the number format of a recipe that this machine is slow in, or None."""
+    import torch
+
+    settings = ["training.bf16=false"] if recipe.training.bf16 else []
+    if recipe.model.dtype != "float32":
+        settings.append("model.dtype=float32")
+    if not settings or torch.cuda.is_available() or processor_has_bfloat16():
         return None
     return (
-        f"model.dtype: this processor has no {dtype} products, and its own are about "
-        f"{1 / _EMULATED:.0f} times slower than float32's; --set model.dtype=float32"
+        "this processor has no products of 16-bit numbers, and torch's own for them are about "
+        f"{1 / _EMULATED:.0f} times slower than float32's; "
+        + " ".join(f"--set {setting}" for setting in settings)
     )
 
 

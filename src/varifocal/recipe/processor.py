@@ -7,15 +7,21 @@ _X86 = {"avx512bw", "avx512vl", "avx512dq"}
 """What oneDNN needs for bfloat16 products on an x86 processor."""
 
 
-@functools.cache
 def has_bfloat16() -> bool:
-    """Whether this machine has bfloat16 products; where its system does not say, it is assumed.
+    """Whether this machine has bfloat16 products: its processor, or a GPU, which is assumed to.
 
-    Without them torch multiplies in plain loops on the processor, far slower than in float32. A
-    machine with a GPU counts as having them; `train` refuses a GPU that has not.
+    `train` refuses a GPU that has none.
     """
-    if any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")):
-        return True
+    devices = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+    return any(Path(device).exists() for device in devices) or processor_has_bfloat16()
+
+
+@functools.cache
+def processor_has_bfloat16() -> bool:
+    """Whether the processor has bfloat16 products; where its system does not say, it is assumed.
+
+    Without them torch multiplies in plain loops, far slower than in float32.
+    """
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
