@@ -112,10 +112,10 @@ import os, sys, time
 from varifocal.run import RunDirectory
 run = RunDirectory.create(sys.argv[1], resume=True)
 with run.lock():
-    child = os.fork() if len(sys.argv) > 2 else 1
-    if child:
+    child = os.fork() if len(sys.argv) > 2 else None
+    if not child:  # a forked process has closed its copy of the lock by now
         print("held", flush=True)
-    time.sleep(60 if child else 2)
+    time.sleep(2 if child == 0 else 60)
 """
 
 
