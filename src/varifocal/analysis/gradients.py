@@ -42,8 +42,8 @@ def block_of(name: str) -> str | int:
         return EMBEDDING
     if _IN_A_TOWER.search(name):
         return TOWER
-    found = _LAYER.search(name)
-    return int(found[1]) if found else REST
+    match = _LAYER.search(name)
+    return int(match[1]) if match else REST
 
 
 def group_names(layers: list[int], num_groups: int | None) -> dict[int, str]:
@@ -108,8 +108,8 @@ class AdapterGradient:
         self.blocks, self._parameters = _in_blocks(named, num_groups)
         self._model = model
         self._collate = Collator(pad_id=0, load_images=load_images)  # rows of one: no padding
-        kept = (parameter.dtype for parameter in self._parameters)
-        self.dtype = torch.promote_types(next(kept), torch.float32)
+        dtypes = (parameter.dtype for parameter in self._parameters)
+        self.dtype = torch.promote_types(next(dtypes), torch.float32)
 
     @property
     def size(self) -> int:
@@ -134,10 +134,10 @@ class AdapterGradient:
             _gradients_of(self._model, self._parameters),
         ):
             loss = supervised_loss(self._model, placed)
-            found = torch.autograd.grad(loss, self._parameters, allow_unused=True)
+            gradients = torch.autograd.grad(loss, self._parameters, allow_unused=True)
         flat = [
             parameter.new_zeros(parameter.numel()) if gradient is None else gradient.flatten()
-            for gradient, parameter in zip(found, self._parameters, strict=True)
+            for gradient, parameter in zip(gradients, self._parameters, strict=True)
         ]
         return torch.cat([part.to(device, self.dtype) for part in flat])
 

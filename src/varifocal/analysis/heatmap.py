@@ -95,7 +95,7 @@ def layer_heatmaps(
     """
     if not cells:
         raise ValueError("there is no layer to draw")
-    matrices = {name: _checked(one, tasks) for name, one in cells.items()}
+    matrices = {name: _checked(matrix, tasks) for name, matrix in cells.items()}
     note = "columns: whose step; rows: whose loss; blue helps, red harms"
     figure, panels = numbered_panels(len(matrices), tasks, title=title, note=note)
     reach = _reach(list(matrices.values()))
@@ -269,15 +269,15 @@ def usage_panels(
         path: the PNG to write.
         title: what stands above them.
     """
-    shares = {name: np.asarray(one, dtype=np.float64) for name, one in panels.items()}
-    most = max(float(one.max()) for one in shares.values())
+    shares = {name: np.asarray(panel, dtype=np.float64) for name, panel in panels.items()}
+    most = max(float(panel.max()) for panel in shares.values())
     note = "rows: tasks; columns: factors; dark: used more"
     figure, places = numbered_panels(len(shares), tasks, title=title, note=note)
     images = []
-    for axes, (name, one) in zip(places, shares.items(), strict=True):
-        images.append(axes.imshow(one, cmap=TASK_COLOURS, vmin=0, vmax=most, aspect="auto"))
+    for axes, (name, panel) in zip(places, shares.items(), strict=True):
+        images.append(axes.imshow(panel, cmap=TASK_COLOURS, vmin=0, vmax=most, aspect="auto"))
         axes.set_title(name, fontsize=7.5, color=INK)
-        axes.set_xticks(sorted({0, one.shape[1] - 1}))
+        axes.set_xticks(sorted({0, panel.shape[1] - 1}))
         number_ticks(axes, len(tasks), rows_only=True)
     bar = figure.colorbar(images[0], ax=places, shrink=0.6, aspect=30)
     bar.ax.tick_params(labelsize=7.5)

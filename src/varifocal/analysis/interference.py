@@ -288,7 +288,7 @@ class Interference:
         """List T over all parameters as (T, whose loss, whose step, sure), most negative first."""
         matrix = self.matrices[ALL]
         n = len(self.tasks)
-        found = [
+        pairs = [
             (
                 float(matrix.interference[i, j]),
                 self.tasks[i],
@@ -299,7 +299,7 @@ class Interference:
             for j in range(n)
             if i != j and not matrix.interference[i, j].isnan()
         ]
-        return sorted(found, key=lambda pair: pair[0])
+        return sorted(pairs, key=lambda pair: pair[0])
 
     def as_json(self) -> dict[str, Any]:
         """Return plain lists and numbers: rows say whose loss, columns whose step."""
@@ -347,17 +347,17 @@ def measure_interference(
     total = passes * sum(map(len, samples.values()))
     tell = _counting(progress, total)
     effects: StepEffects | None = None
-    for task, half, found in _gradients(samples, gradient, tell):
+    for task, half, flat in _gradients(samples, gradient, tell):
         if effects is None:
-            effects = StepEffects(len(samples), len(found), blocks, found.dtype, found.device)
-        effects.add(task, half, found)
+            effects = StepEffects(len(samples), len(flat), blocks, flat.dtype, flat.device)
+        effects.add(task, half, flat)
     if effects is None:
         raise ValueError("there is no task to measure")
     ratios = None
     if estimator == "mean_of_ratios":
         ratios = ExampleRatios(effects)
-        for task, _, found in _gradients(samples, gradient, tell):
-            ratios.add(task, found)
+        for task, _, flat in _gradients(samples, gradient, tell):
+            ratios.add(task, flat)
     return Interference(
         tasks=list(samples),
         counts=[len(own) for own in samples.values()],

@@ -155,13 +155,15 @@ def measure_routing(
 
 def _with_images(samples: Mapping[str, Sequence[Encoded]]) -> dict[str, Sequence[Encoded]]:
     """Leave out what the base model answers alone."""
-    found = {task: [one for one in own if one.modality] for task, own in samples.items()}
-    if not any(found.values()):
+    with_images = {
+        task: [sample for sample in own if sample.modality] for task, own in samples.items()
+    }
+    if not any(with_images.values()):
         raise ModelError(
             "no example has an image, and tuner.text_route: base leaves text to the base model, so "
             "nothing is routed; analyze data with images"
         )
-    return {task: own for task, own in found.items() if own}
+    return {task: own for task, own in with_images.items() if own}
 
 
 def _method(model: nn.Module) -> str:

@@ -126,7 +126,7 @@ def interference_of_run(
         drawn = asked.load(recipe)
         samples, left_out = encode_tasks(drawn, parts.encoder, recipe.data.on_bad_record)
         _see(drawn, parts, progress)
-        found = measure_interference(
+        interference = measure_interference(
             samples,
             gradient,
             gradient.blocks,
@@ -140,27 +140,33 @@ def interference_of_run(
             "data": list(drawn.places),
             "split": asked.split,
             "seed": asked.seed,
-            **found.as_json(),
+            **interference.as_json(),
         }
         files = [place / f"interference{end}" for end in (".json", ".png", "-layers.png")]
         write_json(files[0], page)
-        _draw(found, files[1], files[2])
-        return found, Written(files, [*drawn.left_out, *left_out])
+        _draw(interference, files[1], files[2])
+        return interference, Written(files, [*drawn.left_out, *left_out])
 
 
 def _see(drawn: TaskExamples, parts: Assembly, progress: Progress | None) -> None:
     """Look at every image once, before the first gradient."""
     if parts.features is not None:
-        images = [image for own in drawn.by_task.values() for one in own for image in one.images]
+        images = [
+            image for own in drawn.by_task.values() for example in own for image in example.images
+        ]
         tell = (lambda done, total: progress("pictures", done, total)) if progress else None
         parts.features.fill(images, tell)
 
 
-def _draw(found: Interference, whole: Path, layers: Path) -> None:
-    matrix = found.matrices[ALL]
-    interference_heatmap(matrix.interference.numpy(), found.tasks, whole, sure=matrix.sure.numpy())
-    blocks = {name: one.interference.numpy() for name, one in found.matrices.items()}
-    layer_heatmaps({name: one for name, one in blocks.items() if name != ALL}, found.tasks, layers)
+def _draw(interference: Interference, whole: Path, layers: Path) -> None:
+    matrix = interference.matrices[ALL]
+    interference_heatmap(
+        matrix.interference.numpy(), interference.tasks, whole, sure=matrix.sure.numpy()
+    )
+    blocks = {name: block.interference.numpy() for name, block in interference.matrices.items()}
+    layer_heatmaps(
+        {name: block for name, block in blocks.items() if name != ALL}, interference.tasks, layers
+    )
 
 
 def routing_of_run(
@@ -189,7 +195,7 @@ def routing_of_run(
     with analysis_folder(root, out) as place:
         drawn = asked.load(recipe)
         samples, left_out = encode_tasks(drawn, parts.encoder, recipe.data.on_bad_record)
-        found = measure_routing(
+        routing = measure_routing(
             parts.model,
             samples,
             parts.load_images,
@@ -201,26 +207,28 @@ def routing_of_run(
             "data": list(drawn.places),
             "split": asked.split,
             "seed": asked.seed,
-            **found.as_json(),
+            **routing.as_json(),
         }
         write_json(place / "routing.json", page)
-        images = _draw_routing(found, place)
-        return found, Written([place / "routing.json", *images], [*drawn.left_out, *left_out])
+        images = _draw_routing(routing, place)
+        return routing, Written([place / "routing.json", *images], [*drawn.left_out, *left_out])
 
 
-def _draw_routing(found: Routing, out: Path) -> list[Path]:
+def _draw_routing(routing: Routing, out: Path) -> list[Path]:
     overlap = out / "routing-overlap.png"
-    overlap_heatmap(found.overlap.numpy(), found.tasks, overlap, "Overlap of the factors in use")
-    if found.tables:
-        routing_plot(found.tables, out / "routing.png")
+    overlap_heatmap(
+        routing.overlap.numpy(), routing.tasks, overlap, "Overlap of the factors in use"
+    )
+    if routing.tables:
+        routing_plot(routing.tables, out / "routing.png")
         return [overlap, out / "routing.png"]
     telling = {
-        f"{layer}\n{_router_name(key)}": one.shares.numpy()
-        for layer, routers in found.by_layer().items()
-        for key, one in [min(routers.items(), key=lambda pair: pair[1].mean_overlap)]
+        f"{layer}\n{_router_name(key)}": router.shares.numpy()
+        for layer, routers in routing.by_layer().items()
+        for key, router in [min(routers.items(), key=lambda pair: pair[1].mean_overlap)]
     }
     title = "Shares of the factors, where tasks differ most in each layer"
-    usage_panels(telling, found.tasks, out / "routing-usage.png", title)
+    usage_panels(telling, routing.tasks, out / "routing-usage.png", title)
     return [overlap, out / "routing-usage.png"]
 
 

@@ -78,7 +78,7 @@ def draw_tasks(
     Raises:
         DataError: a task is not there or too small, or there are no two tasks.
     """
-    kept: dict[str, list[tuple[int, Example]]] = {}
+    examples_of: dict[str, list[tuple[int, Example]]] = {}
     counts: Counter[str] = Counter()
     random: dict[str, np.random.Generator] = {}
     for number, example in enumerate(examples):
@@ -86,7 +86,7 @@ def draw_tasks(
         counts[task] += 1
         if wanted is not None and task not in wanted:
             continue
-        drawn = kept.setdefault(task, [])
+        drawn = examples_of.setdefault(task, [])
         if len(drawn) < per_task:
             drawn.append((number, example))
             continue
@@ -94,7 +94,7 @@ def draw_tasks(
         if slot < per_task:
             drawn[slot] = (number, example)
     chosen, left_out = _choose(counts, wanted, least)
-    in_order = {task: sorted(kept[task], key=lambda pair: pair[0]) for task in chosen}
+    in_order = {task: sorted(examples_of[task], key=lambda pair: pair[0]) for task in chosen}
     by_task = {task: [example for _, example in pairs] for task, pairs in in_order.items()}
     return TaskExamples(by_task, dict(counts.most_common()), (), left_out)
 
@@ -103,21 +103,23 @@ def _choose(
     counts: Mapping[str, int], wanted: Sequence[str] | None, least: int
 ) -> tuple[list[str], list[str]]:
     """Decide on the tasks; a sentence says which were left out."""
-    found = sorted(counts, key=lambda task: (-counts[task], task))
-    names = ", ".join(found[:MAX_TASKS])
+    ordered = sorted(counts, key=lambda task: (-counts[task], task))
+    names = ", ".join(ordered[:MAX_TASKS])
     if wanted is not None:
         for task in wanted:
             if task not in counts:
-                raise DataError(f"--tasks: no task '{task}'{nearest(task, found)} (there: {names})")
+                raise DataError(
+                    f"--tasks: no task '{task}'{nearest(task, ordered)} (there: {names})"
+                )
             if counts[task] < least:
                 raise DataError(
                     f"--tasks: '{task}' has {counts[task]} example, at least {least} are needed"
                 )
         chosen, left_out = list(dict.fromkeys(wanted)), []
     else:
-        large = [task for task in found if counts[task] >= least]
+        large = [task for task in ordered if counts[task] >= least]
         chosen = large[:MAX_TASKS]
-        more, small = len(large) - len(chosen), len(found) - len(large)
+        more, small = len(large) - len(chosen), len(ordered) - len(large)
         left_out = [f"{more} less frequent tasks; name tasks with --tasks"] if more else []
         left_out += [f"{small} tasks with fewer than {least} examples"] if small else []
     if len(chosen) < 2:
@@ -166,7 +168,7 @@ def _sources(data: DataSection, path: Path | None, split: str | None) -> list[So
     if path is not None:
         like = given[0] if given else FileSection(path=str(path))
         given = [like.at(str(path.expanduser()))]
-    return [one.model_copy(update={"split": split}) for one in given] if split else given
+    return [source.model_copy(update={"split": split}) for source in given] if split else given
 
 
 def _read(
@@ -174,13 +176,13 @@ def _read(
 ) -> Iterable[Example]:
     """Yield the examples of all sources as they are parsed."""
     for source in sources:
-        for found in open_source(source, seed):
-            if not isinstance(found, DataError):
-                yield found
+        for result in open_source(source, seed):
+            if not isinstance(result, DataError):
+                yield result
             elif on_bad_record == "fail":
-                raise found
+                raise result
             else:
-                skipped.append(str(found))
+                skipped.append(str(result))
 
 
 def encode_tasks(

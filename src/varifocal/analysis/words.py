@@ -76,7 +76,7 @@ def words_sheet(spoken: Sequence[Spoken], path: Path) -> None:
         raise ValueError("a sheet of words needs at least one image")
     height = ROW * len(spoken) + HEAD
     figure = new_figure(WIDTH, height)
-    for row, one in enumerate(spoken):
+    for row, item in enumerate(spoken):
         bottom = height - HEAD - (row + 1) * ROW
         boxes = ((0.1, 2.5), (2.8, 4.0), (6.95, 4.0))  # left and width, inches
         axes = [
@@ -85,10 +85,10 @@ def words_sheet(spoken: Sequence[Spoken], path: Path) -> None:
             )
             for left, wide in boxes
         ]
-        axes[0].imshow(one.image.convert("RGB"), interpolation="antialiased")
+        axes[0].imshow(item.image.convert("RGB"), interpolation="antialiased")
         axes[0].set_axis_off()
-        _cells(axes[1], one.grid, one.before)
-        _cells(axes[2], one.grid, one.after)
+        _cells(axes[1], item.grid, item.before)
+        _cells(axes[2], item.grid, item.after)
     for x, text in ((1.35, "picture"), (4.8, "before training"), (8.95, "after training")):
         figure.text(
             x / WIDTH,
@@ -187,15 +187,15 @@ def words_of_run(
     with analysis_folder(root, out) as place:
         vocabulary = _vocabulary(recipe, parts, words)
         shown = [Image(path=path) for path in images] or _some(recipe, num_pictures)
-        told = progress or silent
+        report = progress or silent
         start = _start(recipe)
-        told("looks", 0, 2)
+        report("looks", 0, 2)
         before = nearest_words(start, shown, vocabulary)
-        told("looks", 1, 2)
+        report("looks", 1, 2)
         after = nearest_words(parts, shown, vocabulary)
-        told("looks", 2, 2)
+        report("looks", 2, 2)
         grid = _grid(parts)
-        found = [
+        spoken = [
             Spoken(image.open(), grid, *pair)
             for image, *pair in zip(shown, before, after, strict=True)
         ]
@@ -205,13 +205,13 @@ def words_of_run(
             "vocabulary": list(vocabulary.words),
             "grid": list(grid),
             "pictures": [
-                {"picture": str(image.path or ""), "before": one.before, "after": one.after}
-                for image, one in zip(shown, found, strict=True)
+                {"picture": str(image.path or ""), "before": item.before, "after": item.after}
+                for image, item in zip(shown, spoken, strict=True)
             ],
         }
         write_json(place / "words.json", page)
-        words_sheet(found, place / "words.png")
-        return found, Written([place / "words.json", place / "words.png"])
+        words_sheet(spoken, place / "words.png")
+        return spoken, Written([place / "words.json", place / "words.png"])
 
 
 def _start(recipe: Recipe) -> Assembly:
@@ -282,8 +282,8 @@ def _vocabulary(recipe: Recipe, parts: Assembly, words: Sequence[str] | None) ->
         if not words:
             raise RecipeError("--words names no word; give some, as in --words red,green,blue")
         return Vocabulary(words, embed_words(words, *given), scale)
-    found = build_vocabulary([text for _, text in load_captions(recipe.data)], *given)
-    return Vocabulary(found.words, found.embeddings, scale)
+    vocabulary = build_vocabulary([text for _, text in load_captions(recipe.data)], *given)
+    return Vocabulary(vocabulary.words, vocabulary.embeddings, scale)
 
 
 def _some(recipe: Recipe, number: int) -> list[Image]:

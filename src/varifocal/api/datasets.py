@@ -109,13 +109,13 @@ class Stream(Iterable[Example]):
         """Yield the examples; see `Dataset.__iter__`."""
         self.skipped = []
         for source in self.sources:
-            for found in source:
-                if isinstance(found, Example):
-                    yield found
+            for result in source:
+                if isinstance(result, Example):
+                    yield result
                 elif self.on_bad_record == "fail":
-                    raise found
+                    raise result
                 else:
-                    self.skipped.append(str(found))
+                    self.skipped.append(str(result))
 
     def __repr__(self) -> str:
         return f"Stream({', '.join(source.name for source in self.sources)})"
@@ -166,8 +166,8 @@ def datasets(recipe: RecipeSource, *, overrides: Overrides = ()) -> dict[str, Da
         DataError: a source cannot be read.
     """
     page = load_recipe(recipe, overrides)
-    found = {side: _side(page, side) for side in ("train", "evaluate", "captions")}
-    return {side: data for side, data in found.items() if data is not None}
+    sides = {side: _side(page, side) for side in ("train", "evaluate", "captions")}
+    return {side: data for side, data in sides.items() if data is not None}
 
 
 def _side(recipe: Recipe, side: str) -> Dataset | Stream | None:
@@ -178,7 +178,7 @@ def _side(recipe: Recipe, side: str) -> Dataset | Stream | None:
     if side == "train" and not any(section.streaming for section in sections):
         sources, drawn = open_epoch(data, seed=recipe.seed)
         return Dataset(sources, drawn.parts, drawn.records, data.on_bad_record)
-    return _joined([open_source(one, recipe.seed) for one in sections], data.on_bad_record)
+    return _joined([open_source(section, recipe.seed) for section in sections], data.on_bad_record)
 
 
 def _joined(

@@ -156,7 +156,7 @@ def evaluate(
         on_bad_record=on_bad_record,
         progress=progress,
     )
-    files = [one.file for one in scored]
+    files = [result.file for result in scored]
     renew_card(Path(run))
     return _lines_of(files)
 
@@ -213,7 +213,7 @@ def benchmark(
         on_bad_record=on_bad_record,
         progress=progress,
     )
-    files = [one.file for one in scored]
+    files = [result.file for result in scored]
     if out is None:
         renew_card(Path(model).expanduser())
     return _lines_of(files)
@@ -247,7 +247,7 @@ def retention(
         DataError: there is nothing to measure on, or it cannot be read.
         RunError, ModelError: the run cannot be opened.
     """
-    found, _ = evaluate_retention(
+    measured, _ = evaluate_retention(
         Path(run),
         data=_path(data),
         text=_path(text),
@@ -257,7 +257,7 @@ def retention(
         progress=progress,
     )
     renew_card(Path(run))
-    return found
+    return measured
 
 
 def _path(place: Place | None) -> Path | None:
@@ -297,10 +297,10 @@ def compare(
     if folder is not None:
         claim_folder(folder)
     left, right = os.fspath(first), os.fspath(second)
-    found = compare_predictions(left, right, suites, any_prompt=any_prompt)
+    comparison = compare_predictions(left, right, suites, any_prompt=any_prompt)
     if folder is not None:
-        write_comparison(found.to_dict(), folder)
-    return found
+        write_comparison(comparison.to_dict(), folder)
+    return comparison
 
 
 def export(

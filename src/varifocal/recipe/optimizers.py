@@ -162,11 +162,11 @@ def missing_package(name: str) -> str | None:
     return optimizer.package
 
 
-def same_state(one: str, other: str) -> bool:
+def same_state(first: str, second: str) -> bool:
     """Tell whether an optimiser can go on with another's state.
 
     >>> same_state("adamw_torch", "adamw_torch_fused"), same_state("adamw_torch", "sgd")
     (True, False)
     """
-    states = [OPTIMIZERS[name].state if name in OPTIMIZERS else None for name in (one, other)]
-    return one == other or (states[0] is not None and states[0] == states[1])
+    states = [OPTIMIZERS[name].state if name in OPTIMIZERS else None for name in (first, second)]
+    return first == second or (states[0] is not None and states[0] == states[1])

@@ -340,10 +340,10 @@ def _check_deepspeed(
             "train_batch_size": (each * steps * num_processes, "the rows of a step"),
         }
     for key, (ours, name) in wanted.items():
-        found = _value(config, key)
-        if found not in (None, "auto", ours):
+        value = _value(config, key)
+        if value not in (None, "auto", ours):
             raise RecipeError(
-                f"training.deepspeed: {key} is {found!r}, and the recipe has {name} {ours!r}; "
+                f"training.deepspeed: {key} is {value!r}, and the recipe has {name} {ours!r}; "
                 'write "auto" in the file'
             )
 

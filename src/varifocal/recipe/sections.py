@@ -141,9 +141,9 @@ def refuse_former_keys(page: dict[str, Any]) -> None:
     Raises:
         RecipeError: one sentence a line, each with the new key.
     """
-    found = [f"{old}: the key is now {new}" for old, new in _FORMER.items() if _holds(page, old)]
-    if found:
-        raise RecipeError("\n".join(found))
+    errors = [f"{old}: the key is now {new}" for old, new in _FORMER.items() if _holds(page, old)]
+    if errors:
+        raise RecipeError("\n".join(errors))
 
 
 def _holds(page: Any, key: str) -> bool:

@@ -52,8 +52,8 @@ def missing_services(report_to: str | Iterable[str] | None) -> str | None:
     """Name what has to be installed for the services, or None."""
     named = services(report_to)
     if named == ["all"]:
-        found = any(_is_there(packages) for packages in SERVICES.values() if packages)
-        return None if found else "one of " + ", ".join(sorted(SERVICES))
+        is_installed = any(_is_there(packages) for packages in SERVICES.values() if packages)
+        return None if is_installed else "one of " + ", ".join(sorted(SERVICES))
     known = [SERVICES[name] for name in named if name in SERVICES]
     lacking = [packages[0] for packages in known if not _is_there(packages)]
     return " ".join(lacking) or None

@@ -100,8 +100,8 @@ class TrainingSection(Section):
 
     def get(self, key: str, default: Any = None) -> Any:
         """Return a passed-through argument, or a default where it is not set or null."""
-        found = (self.model_extra or {}).get(key, getattr(self, key, None))
-        return default if found is None else found
+        value = (self.model_extra or {}).get(key, getattr(self, key, None))
+        return default if value is None else value
 
     @property
     def optimizer(self) -> str:

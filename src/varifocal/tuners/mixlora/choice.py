@@ -39,8 +39,8 @@ class Choice:
 
     def rows(self, index: Tensor) -> "Choice":
         """Take rows of the batch, as a cache that is reordered."""
-        kept = {n: None if t is None else t[index.to(t.device)] for n, t in vars(self).items()}
-        return replace(self, **kept)
+        tensors = {n: None if t is None else t[index.to(t.device)] for n, t in vars(self).items()}
+        return replace(self, **tensors)
 
 
 class Router(nn.Module):
@@ -90,8 +90,8 @@ class Router(nn.Module):
             if self.conditional is not None:
                 scores_b = scores_b + self._conditioned(factors_a, pool.to(dtype))
             factors_b = scores_b.topk(rank, dim=-1).indices
-        found = (factors_a, factors_b, scores_a, scores_b)
-        factors_a, factors_b, scores_a, scores_b = (t.unflatten(0, h.shape[:2]) for t in found)
+        by_token = (factors_a, factors_b, scores_a, scores_b)
+        factors_a, factors_b, scores_a, scores_b = (t.unflatten(0, h.shape[:2]) for t in by_token)
         return Choice(factors_a, factors_b, None, scores_a, scores_b)
 
     def _conditioned(self, factors_a: Tensor, pool: Tensor) -> Tensor:

@@ -122,9 +122,9 @@ def valid_tokens(attention_mask: Any, shape: tuple[int, int], device: torch.devi
     if not isinstance(attention_mask, Tensor):
         return torch.ones(shape, dtype=torch.bool, device=device)
     if attention_mask.dim() == 4:  # a key is no padding if the row's last token may see it
-        seen = attention_mask[:, 0, -1, :]
-        seen = seen if seen.dtype == torch.bool else seen == 0
-        return seen[:, -length:].expand(rows, length)
+        is_valid = attention_mask[:, 0, -1, :]
+        is_valid = is_valid if is_valid.dtype == torch.bool else is_valid == 0
+        return is_valid[:, -length:].expand(rows, length)
     return attention_mask[:, -length:].to(device).bool()
 
 

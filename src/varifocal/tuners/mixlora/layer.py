@@ -148,34 +148,34 @@ class MixLoraLayer(nn.Module, BaseTunerLayer):
             valid = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
             context = Context(adapter, group_rows_whole(valid), listeners=self.listeners)
         groups = context.groups
-        kept = None if context.kept is None else context.kept[self.name]
+        cached = None if context.kept is None else context.kept[self.name]
         if groups is None:
-            assert kept is not None
-            return kept.choice, None
-        choice, total, count = self._route(adapter, x, context, kept)
+            assert cached is not None
+            return cached.choice, None
+        choice, total, count = self._route(adapter, x, context, cached)
         config = self.mixlora_config[adapter]
         choice = weigh(choice, config.selection)
         balance = bool(config.balance) and self.training and torch.is_grad_enabled()
         context.publish(self.name, choice, balance=balance)
-        if kept is not None:
-            choice = _with_current(kept.choice, choice)
+        if cached is not None:
+            choice = _with_current(cached.choice, choice)
         if context.keeping:
             context.memory[self.name] = _keep(groups, choice, total, count)
         return choice, groups
 
     def _route(
-        self, adapter: str, x: Tensor, context: Context, kept: CachedChoice | None
+        self, adapter: str, x: Tensor, context: Context, cached: CachedChoice | None
     ) -> tuple[Choice, Tensor | None, Tensor]:
         """Choose afresh for all groups; also return the sums and numbers of their members."""
         groups, config = cast(Groups, context.groups), self.mixlora_config[adapter]
-        count = groups.counts + (0 if kept is None else kept.count)  # [B, G]
+        count = groups.counts + (0 if cached is None else cached.count)  # [B, G]
         if config.selection == "random":
             shape = (x.shape[0], count.shape[1])
             return draw(shape, config.num_factors, config.rank, x.device), None, count
         with torch.set_grad_enabled(torch.is_grad_enabled() and config.routed_by_learning):
             total = context.totals(x)
-            if kept is not None and kept.total is not None:
-                total = total + kept.total.to(total.dtype)
+            if cached is not None and cached.total is not None:
+                total = total + cached.total.to(total.dtype)
             pool = cast(Factors, self.mixlora_a[adapter]).weight
             mean = total / count.clamp(min=1)[..., None].to(total.dtype)
             choice = self.mixlora_router[adapter](mean, pool, config.rank)

@@ -99,13 +99,13 @@ def _leaves(layer: MixLoraLayer, chosen: Chosen) -> bool:
     return layer.in_decoder and config.text_route == "base" and not chosen.groups.decided.any()
 
 
-def _add(chosen: dict[str, Chosen], one: Chosen) -> None:
-    if one.layer in chosen or len(one.groups.segments) != 1:
+def _add(chosen: dict[str, Chosen], choice: Chosen) -> None:
+    if choice.layer in chosen or len(choice.groups.segments) != 1:
         raise ValueError(
-            f"{one.layer} chose factors several times for one prompt; an ordinary LoRA has room "
+            f"{choice.layer} chose factors several times for one prompt; an ordinary LoRA has room "
             "for one choice"
         )
-    chosen[one.layer] = one
+    chosen[choice.layer] = choice
 
 
 def _lora_weights(name: str, layer: MixLoraLayer, chosen: Chosen) -> dict[str, Tensor]:
@@ -133,7 +133,7 @@ def _lora_config(model: nn.Module, layers: dict[str, MixLoraLayer]) -> LoraConfi
         lora_dropout=0.0,
         target_modules=sorted(layers),
         modules_to_save=config.modules_to_save,
-        fan_in_fan_out=any(isinstance(one.base_layer, Conv1D) for one in layers.values()),
+        fan_in_fan_out=any(isinstance(layer.base_layer, Conv1D) for layer in layers.values()),
         task_type=config.task_type,
         base_model_name_or_path=config.base_model_name_or_path,
         inference_mode=True,

@@ -64,7 +64,7 @@ class Memory:
 
     def take(self, index: Tensor) -> None:
         """Follow a reordering, selection or repetition of the cache's rows."""
-        self.kept = {name: kept.rows(index) for name, kept in self.kept.items()}
+        self.kept = {name: cached.rows(index) for name, cached in self.kept.items()}
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ class DecoderRouting(nn.Module):
         adapter = next((name for name in (layer.adapter() for layer in layers) if name), None)
         if adapter is None:
             return args, kwargs
-        config = next(one.mixlora_config[adapter] for one in layers if one.adapter())
+        config = next(layer.mixlora_config[adapter] for layer in layers if layer.adapter())
         self._context = self._context_of(adapter, config, marks, args, kwargs)
         self._context.keeping = config.routing_scope == "prompt" and _caches(decoder, kwargs)
         if config.text_route == "base":
@@ -216,18 +216,18 @@ class DecoderRouting(nn.Module):
         )
         mask = kwargs.get("attention_mask")
         if "segment_ids" not in marks and mask is None and not past:
-            found = segments_of_positions(kwargs.get("position_ids"), shape)
-            marks |= {} if found is None else {"segment_ids": found}
+            segment_ids = segments_of_positions(kwargs.get("position_ids"), shape)
+            marks |= {} if segment_ids is None else {"segment_ids": segment_ids}
         valid = valid_tokens(mask, shape, device)
         if isinstance(mask, Tensor) and mask.dim() == 4 and "prompt_mask" in marks:
             # A mask of branches (options after one prompt) says of most keys only who may not
             # see them; what is marked as a prompt is no padding.
             valid = valid | marks["prompt_mask"].to(device).bool()
         groups = find_groups(config, marks, valid, past=past)
-        kept = None
+        cached = None
         if past and config.routing_scope == "prompt":
-            kept = _recall(cache, adapter, past)
-        return Context(adapter, groups, kept, listeners=self.listeners)
+            cached = _recall(cache, adapter, past)
+        return Context(adapter, groups, cached, listeners=self.listeners)
 
     def _after(
         self, decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any

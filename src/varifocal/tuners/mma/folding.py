@@ -105,17 +105,17 @@ def readers(model: nn.Module, adapter_name: str | None = None) -> dict[str, tupl
         ValueError: something next to plain linears (a quantised one, another adapter, a residual)
             reads a norm, or no decoder holds that adapter.
     """
-    found: dict[str, tuple[str, ...]] = {}
+    linears: dict[str, tuple[str, ...]] = {}
     for decoder, tokens, adapter in _holders(model, adapter_name):
         layers = cast(list[MMALayer], tokens.layers(decoder, adapter))
-        seen = _watch(decoder, tokens, adapter)
+        reading = _watch(decoder, tokens, adapter)
         names = {id(module): name for name, module in decoder.named_modules()}
         for layer, inside in zip(layers, tokens.layer_names[adapter], strict=True):
             prefix = layer.name.removesuffix(inside)
-            found[layer.name] = tuple(prefix + names[id(linear)] for linear in seen[id(layer)])
-            if not found[layer.name]:
+            linears[layer.name] = tuple(prefix + names[id(linear)] for linear in reading[id(layer)])
+            if not linears[layer.name]:
                 raise ValueError(f"no plain linear layer reads {layer.name}; it cannot be folded")
-    return found
+    return linears
 
 
 def is_plain_linear(module: nn.Module) -> bool:
@@ -161,7 +161,7 @@ def _watch(
     """Run zeros through a decoder; list the linears that read each layer, by the layer's id."""
     layers = cast(list[MMALayer], tokens.layers(decoder, adapter))
     outputs: dict[int, Tensor] = {}
-    seen: dict[int, list[nn.Module]] = {id(layer): [] for layer in layers}
+    reading: dict[int, list[nn.Module]] = {id(layer): [] for layer in layers}
 
     def note_output(layer: nn.Module, args: Any, output: Tensor) -> Tensor:
         outputs[id(layer)] = output.detach().requires_grad_()
@@ -170,7 +170,7 @@ def _watch(
     def cut_reader(linear: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         for layer, read in outputs.items():
             if args and args[0] is read:
-                seen[layer].append(linear)
+                reading[layer].append(linear)
                 return output.detach()
         return None
 
@@ -192,7 +192,7 @@ def _watch(
         vectors = like.new_zeros(1, 3, like.shape[1])
         output = decoder.forward(inputs_embeds=vectors, use_cache=False).last_hidden_state
         _check_cut(output, layers, outputs)
-    return seen
+    return reading
 
 
 def _check_cut(output: Tensor, layers: list[MMALayer], outputs: dict[int, Tensor]) -> None:

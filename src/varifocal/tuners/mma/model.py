@@ -122,9 +122,9 @@ def routing_table(model: nn.Module, adapter_name: str | None = None) -> dict[str
         adapter = adapter_name or next(iter(tokens.active_adapters), "")
         if adapter in tokens.layer_names:
             with torch.no_grad(), evaluating(decoder):
-                found = tokens.tables(decoder, adapter)
+                weights = tokens.tables(decoder, adapter)
             layers = cast(list[MMALayer], tokens.layers(decoder, adapter))
-            tables |= {lay.name: t.float().cpu() for lay, t in zip(layers, found, strict=True)}
+            tables |= {lay.name: t.float().cpu() for lay, t in zip(layers, weights, strict=True)}
     if not tables:
         raise ValueError(no_routing(model, adapter_name))
     return tables

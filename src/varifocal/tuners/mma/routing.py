@@ -134,8 +134,8 @@ class ModalityEmbedding(nn.Module, BaseTunerLayer):
             return self._run(decoder, adapter)
         layers = self.layers(decoder, adapter)
         state = _state_of(parameters, [p for m in (self, *layers) for p in m.parameters()])
-        kept, tables = self._inferred.get(adapter, (None, []))
-        if kept is None or kept[0] != state[0] or not torch.equal(kept[1], state[1]):
+        inputs, tables = self._inferred.get(adapter, (None, []))
+        if inputs is None or inputs[0] != state[0] or not torch.equal(inputs[1], state[1]):
             with torch.no_grad():
                 tables = self._run(decoder, adapter)
             self._inferred[adapter] = (state, tables)
