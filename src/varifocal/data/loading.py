@@ -43,10 +43,10 @@ def load_source(
     return gather(whole, _or_raise, on_bad_record, source.max_examples)
 
 
-def _or_raise(found: Example | DataError) -> Example:
-    if isinstance(found, DataError):
-        raise found
-    return found
+def _or_raise(result: Example | DataError) -> Example:
+    if isinstance(result, DataError):
+        raise result
+    return result
 
 
 def load_scienceqa(
@@ -149,14 +149,14 @@ def find_captions(data: DataSection) -> list[tuple[Image, str]]:
     Raises:
         DataError: a source of `data.captions` cannot be opened, or nothing is left of it.
     """
-    found: list[tuple[Image, str]] = []
+    captions: list[tuple[Image, str]] = []
     for section in _sections(data):
         try:
-            found += _pairs(load_source(section, on_bad_record="skip"))
+            captions += _pairs(load_source(section, on_bad_record="skip"))
         except DataError:  # a source to train on need not describe its images
             if data.captions:
                 raise
-    return found
+    return captions
 
 
 def no_captions(data: DataSection) -> DataError:
@@ -176,7 +176,9 @@ def _sections(data: DataSection) -> list[SourceSection]:
 
 
 def _pairs(examples: Iterable[Example]) -> list[tuple[Image, str]]:
-    return [(one.images[0], one.messages[-1].text) for one in examples if one.images]
+    return [
+        (example.images[0], example.messages[-1].text) for example in examples if example.images
+    ]
 
 
 def load_examples(sources: Sequence[SourceSection], on_bad_record: OnBadRecord) -> list[Example]:

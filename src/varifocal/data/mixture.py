@@ -287,8 +287,8 @@ def _share_out(cells: Sequence[_Cell], count: int) -> None:
     """Divide a count among the cells with a share."""
     free = [cell for cell in cells if cell.share]
     shares = [cell.share for cell in free]
-    for cell, one in zip(free, largest_remainder(shares, count), strict=True):
-        cell.count, cell.asked = one, count * cell.share / sum(shares)
+    for cell, part in zip(free, largest_remainder(shares, count), strict=True):
+        cell.count, cell.asked = part, count * cell.share / sum(shares)
 
 
 def _share_out_sides(plan: _Plan, total: int, fraction: float) -> None:

@@ -124,12 +124,12 @@ def parse_json(text: str, where: str) -> Any:
 
 def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Make a dict of an object's keys and values; two values for one key would lose one of them."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    page = dict(pairs)
+    if len(page) != len(pairs):
         for key, value in pairs:
-            if found[key] != value:
+            if page[key] != value:
                 raise ValueError(f"key '{key[:40]}' stands twice, with different values")
-    return found
+    return page
 
 
 def read_json_object(path: Path) -> dict[str, Any]:

@@ -140,8 +140,8 @@ class Source:
         modalities = np.full(len(self), -1, np.int8)
         tasks = np.full(len(self), -1, np.int32)
         names: dict[str, int] = {}
-        found = map_in_order(self._modality_and_task, range(len(self)), num_workers)
-        for number, (modality, task) in enumerate(found):
+        pairs = map_in_order(self._modality_and_task, range(len(self)), num_workers)
+        for number, (modality, task) in enumerate(pairs):
             if modality >= 0:
                 modalities[number] = modality
                 tasks[number] = names.setdefault(task, len(names))
@@ -150,8 +150,8 @@ class Source:
         return Scan(modalities, tasks, tuple(names))
 
     def _modality_and_task(self, number: int) -> tuple[int, str]:
-        found = self._example_or_error(number)
-        return (found.modality, found.task) if isinstance(found, Example) else (-1, "")
+        result = self._example_or_error(number)
+        return (result.modality, result.task) if isinstance(result, Example) else (-1, "")
 
 
 _SCANS_KEPT_FROM = 10_000
@@ -177,10 +177,10 @@ class StreamedSource:
         for record in self.records:
             if count == self.section.max_examples:
                 return
-            found = self._parse(record)
-            if found is not None:
+            result = self._parse(record)
+            if result is not None:
                 count += 1
-                yield found
+                yield result
 
     def _parse(self, record: Record | DataError) -> Example | DataError | None:
         if isinstance(record, DataError):
@@ -305,10 +305,10 @@ def _integers_of(records: Records | StreamedRecords, asked: ParseOptions) -> Int
         known = note.read_text()
         if known in get_args(Integers):
             return cast(Integers, known)
-    found = find_integers(read_in_order(records), asked)
+    integers = find_integers(read_in_order(records), asked)
     with contextlib.suppress(OSError, RunError):  # costs time, nothing else
-        write_text(note, str(found))
-    return found
+        write_text(note, str(integers))
+    return integers
 
 
 def _choose(

@@ -128,7 +128,7 @@ def _check_numbers(file: Path, page: Mapping[str, Any], above: str = "") -> None
         values = value if isinstance(value, list) else [value]
         if isinstance(value, dict):
             _check_numbers(file, value, f"{above}{key}.")
-        elif not all(_is_sound(above, key, one) for one in values if _is_number(one)):
+        elif not all(_is_sound(above, key, number) for number in values if _is_number(number)):
             raise ModelError(f"{file}: {above}{key} is {value!r:.40}; it must be {_range(key)}")
 
 
@@ -214,16 +214,16 @@ def read_shapes(folder: Path) -> Shapes:
     """
     files = weight_paths(folder)
     is_packed = _says_quantized(folder / CONFIG)
-    found = {str(file.relative_to(folder)): _header(file, is_packed) for file in files}
+    headers = {str(file.relative_to(folder)): _header(file, is_packed) for file in files}
     if files and files != [folder / WEIGHTS]:
         places: dict[str, str] = read_object(folder / INDEX)["weight_map"]
-        lost = sorted(name for name, shard in places.items() if name not in found[shard])
+        lost = sorted(name for name, shard in places.items() if name not in headers[shard])
         if lost:
             raise ModelError(
                 f"{folder / places[lost[0]]} does not hold {len(lost)} of the tensors that "
                 f"{INDEX} says it holds: {few(lost)}; {RESTORE}"
             )
-    return {name: shape for header in found.values() for name, shape in header.items()}
+    return {name: shape for header in headers.values() for name, shape in header.items()}
 
 
 def _says_quantized(config: Path) -> bool:

@@ -272,9 +272,9 @@ class PlainMLP(Connector):
             noise = torch.Generator().manual_seed(0)
             cells = math.prod(self.grid)
             states = torch.randn(1, cells, self.in_dim, generator=noise).to(weight.device)
-        found = self(states).float().pow(2).mean(dim=-1).sqrt().mean()
+        size = self(states).float().pow(2).mean(dim=-1).sqrt().mean()
         for parameter in self._last.parameters():
-            parameter.mul_(scale / found)
+            parameter.mul_(scale / size)
 
     @property
     def _last(self) -> nn.Linear:

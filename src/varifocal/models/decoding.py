@@ -49,9 +49,9 @@ def add_stop_ids(model: Any, ids: Iterable[int | None]) -> None:
         config = getattr(part, "generation_config", None)
         if config is not None:
             known = _listed(config)
-            found = list(dict.fromkeys([*known, *(i for i in ids if i is not None)]))
-            if found != known:
-                config.eos_token_id = found if len(found) > 1 else found[0]
+            stop_ids = list(dict.fromkeys([*known, *(i for i in ids if i is not None)]))
+            if stop_ids != known:
+                config.eos_token_id = stop_ids if len(stop_ids) > 1 else stop_ids[0]
 
 
 def _listed(generation_config: Any) -> list[int]:

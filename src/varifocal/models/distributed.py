@@ -85,12 +85,12 @@ def gather_tensors(
     named = list(model.named_parameters(remove_duplicate=False))
     wanted = {id(each) for each in (model.parameters() if only is None else only)}
     chosen = [(name, each) for name, each in named if id(each) in wanted]
-    found: dict[int, Tensor] = {}
+    tensors: dict[int, Tensor] = {}
     for _, each in chosen:
-        if id(each) not in found:
-            found[id(each)] = _whole(each)
+        if id(each) not in tensors:
+            tensors[id(each)] = _whole(each)
     buffers = {name: each.detach().cpu() for name, each in model.named_buffers()}
-    return {**buffers, **{name: found[id(each)] for name, each in chosen}}
+    return {**buffers, **{name: tensors[id(each)] for name, each in chosen}}
 
 
 def _whole(parameter: Any) -> Tensor:

@@ -53,6 +53,6 @@ def reference_divergence(logits: Tensor, ids: Tensor, log_probs: Tensor) -> Tens
         ids: S, [P, K].
         log_probs: the reference's, [P, K + 1], as `bucketed_log_probs` has them.
     """
-    said = bucketed_log_probs(logits, ids)
-    log_probs = log_probs.to(said.dtype)
-    return (log_probs.exp() * (log_probs - said)).sum()
+    predicted = bucketed_log_probs(logits, ids)
+    log_probs = log_probs.to(predicted.dtype)
+    return (log_probs.exp() * (log_probs - predicted)).sum()

@@ -120,9 +120,9 @@ class FeatureStore:
         self._read_keys()
         part: list[tuple[bytes, Image]] = []
         while todo and len(part) < self._batch_size:
-            one = todo.popleft()
-            if one[0] not in self._slots:
-                part.append(one)
+            pair = todo.popleft()
+            if pair[0] not in self._slots:
+                part.append(pair)
         return part
 
     def _append(self, keys: list[bytes], features: torch.Tensor) -> bool:

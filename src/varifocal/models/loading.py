@@ -101,30 +101,30 @@ def load_every_tensor(kind: Any, place: str | Path, name: str, **options: Any) -
     """
     # ZeRO-3's own loading cannot go on past a mismatch, and names it
     options["ignore_mismatched_sizes"] = not is_deepspeed_zero3_enabled()
-    with _load_report() as told:
+    with _load_report() as messages:
         try:
-            model, found = kind.from_pretrained(place, output_loading_info=True, **options)
+            model, info = kind.from_pretrained(place, output_loading_info=True, **options)
         except RuntimeError as error:
-            if not (names := _unconvertible(told)):
+            if not (names := _unconvertible(messages)):
                 raise
             raise ModelError(
                 f"{name!r}: its weights cannot be read as those of the model that its config.json "
                 f"describes: {few(names)}; {_remedy(name)}"
             ) from error
-    refuse_other_tensors(name, model, found)
+    refuse_other_tensors(name, model, info)
     refuse_not_finite(name, model)
     return model
 
 
 def refuse_other_tensors(
-    name: str, model: PreTrainedModel, found: Mapping[str, Iterable[Any]]
+    name: str, model: PreTrainedModel, info: Mapping[str, Iterable[Any]]
 ) -> None:
     """Refuse what `output_loading_info` tells of tensors that are missing, left over or misshapen.
 
     Args:
         name: what error texts call the checkpoint.
         model: as loaded.
-        found: `missing_keys`, `unexpected_keys`, and `mismatched_keys` with both shapes.
+        info: `missing_keys`, `unexpected_keys`, and `mismatched_keys` with both shapes.
 
     Raises:
         ModelError: how many tensors there are of each kind, and the names of the first ones.
@@ -133,11 +133,11 @@ def refuse_other_tensors(
     ignored = [*_BUFFERS, *_OTHER_HEADS]
     if not model.can_generate():
         ignored += [*_OTHER_HALF, *_CLASSIFIER]
-    missing = _without(found["missing_keys"], spare)
-    left = _without(found["unexpected_keys"], ignored)
+    missing = _without(info["missing_keys"], spare)
+    left = _without(info["unexpected_keys"], ignored)
     shapes = sorted(
         f"{key} is {_by(own)} there and {_by(wanted)} in the model"
-        for key, own, wanted in found["mismatched_keys"]
+        for key, own, wanted in info["mismatched_keys"]
     )
     kinds = ((missing, "missing"), (left, "left over"), (shapes, "of another shape"))
     faults = [f"{len(names)} {what} ({few(names)})" for names, what in kinds if names]
@@ -191,9 +191,9 @@ def _by(shape: Iterable[int]) -> str:
     return " x ".join(map(str, shape)) or "a single number"
 
 
-def _unconvertible(told: list[str]) -> list[str]:
+def _unconvertible(messages: list[str]) -> list[str]:
     """Read from transformers' table which tensors it could not convert, as quantised ones."""
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(told))
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(messages))
     rows = re.findall(r"^\s*(\S+)\s*\|\s*CONVERSION\b", plain, re.MULTILINE)
     return sorted(rows)
 
@@ -201,19 +201,19 @@ def _unconvertible(told: list[str]) -> list[str]:
 @contextmanager
 def _load_report() -> Iterator[list[str]]:
     """Keep transformers' table of tensors out of the log: what is in it is said in a sentence."""
-    told: list[str] = []
+    messages: list[str] = []
 
     def keep(record: logging.LogRecord) -> bool:
         text = record.getMessage()
         if "LOAD REPORT" not in text:
             return True
-        told.append(text)
+        messages.append(text)
         return False
 
     logger = logging.getLogger("transformers.modeling_utils")
     logger.addFilter(keep)
     try:
-        yield told
+        yield messages
     finally:
         logger.removeFilter(keep)
 
@@ -239,17 +239,17 @@ def quantisation(section: ModelSection, *, is_vision_language: bool) -> BitsAndB
             f"model.quantization: {section.quantization} needs bitsandbytes;"
             " run: pip install 'varifocal[quant]'"
         ) from error
-    kept = (
+    skipped = (
         ["lm_head", _NO_LANGUAGE] if is_vision_language else None
     )  # None: transformers finds the head
     if section.quantization == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skipped)
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=getattr(torch, section.dtype),
-        llm_int8_skip_modules=kept,
+        llm_int8_skip_modules=skipped,
     )
 
 

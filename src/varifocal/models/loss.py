@@ -139,10 +139,10 @@ def _total_of_pairs(
         apart = apart_of(states[targets.has_reference], *targets.reference) * targets.weight
         return apart + total_of(states[rows, places], wanted) if len(rows) else apart
 
-    with _loss_for_logits(head, total) as made:
+    with _loss_for_logits(head, total) as totals:
         returned = model(**inputs).logits
     if head not in _HEADS_ALONE:
-        _check_head_alone(head, made[0].detach(), returned.detach())
+        _check_head_alone(head, totals[0].detach(), returned.detach())
     return returned
 
 
@@ -155,16 +155,16 @@ def _head(model: nn.Module) -> nn.Module:
 @contextmanager
 def _loss_for_logits(head: Any, total: Callable[[Tensor], Tensor]) -> Iterator[list[Tensor]]:
     """Let a head return the summed loss in the place of logits; the list receives it."""
-    made: list[Tensor] = []
+    totals: list[Tensor] = []
 
     def forward(states: Tensor) -> Tensor:  # [B, S, D]
-        made.append(total(states))
-        return made[-1]
+        totals.append(total(states))
+        return totals[-1]
 
     own = head.__dict__.get("forward")
     head.forward = forward
     try:
-        yield made
+        yield totals
     finally:
         del head.forward
         if own is not None:  # a launcher's
@@ -185,7 +185,7 @@ def _chunked_total(head: nn.Module, chunk: int | None, loss: _Total) -> _Total:
             return part(states, *targets)
         pieces = zip(*(each.split(chunk) for each in (states, *targets)), strict=True)
         each = [checkpoint(part, *piece, use_reentrant=False) for piece in pieces]
-        return torch.stack([one for one in each if one is not None]).sum()
+        return torch.stack([pair for pair in each if pair is not None]).sum()
 
     return total
 
@@ -229,13 +229,13 @@ def load_liger() -> Any:
     return LigerFusedLinearCrossEntropyLoss
 
 
-def _check_head_alone(head: nn.Module, made: Tensor, returned: Tensor) -> None:
+def _check_head_alone(head: nn.Module, own: Tensor, returned: Tensor) -> None:
     """Once a head: what it gave came out of the model untouched, so it gives the logits."""
-    if returned.shape != made.shape or not torch.equal(returned, made):
+    if returned.shape != own.shape or not torch.equal(returned, own):
         raise ModelError(
             "this model changes its head's product before it is the logits (a soft cap, a scale), "
             "which a loss in chunks or of a kernel would leave out; set training.loss_chunk and "
             "training.loss_kernel to null"
         )
-    if made.any():
+    if own.any():
         _HEADS_ALONE.add(head)

@@ -215,15 +215,15 @@ def _weights(reader: "GGUFReader", config: LlamaConfig) -> list[tuple[str, Tenso
     from gguf.quants import dequantize
 
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
-    found = []
+    weights = []
     for entry in reader.tensors:
         *block, part, kind = entry.name.split(".")  # blk.3.attn_q.weight or output_norm.weight
         prefix = f"model.layers.{block[1]}." if block else ""
         tensor = torch.tensor(dequantize(entry.data, entry.tensor_type))
         if part in heads:
             tensor = _halves(tensor, heads[part])
-        found.append((f"{prefix}{_NAMES[part]}.{kind}", tensor))
-    return found
+        weights.append((f"{prefix}{_NAMES[part]}.{kind}", tensor))
+    return weights
 
 
 def _halves(weight: Tensor, num_heads: int) -> Tensor:

@@ -271,5 +271,5 @@ def _place(checkpoint: Checkpoint) -> str:
     """Return where a checkpoint's chat template is."""
     folder = checkpoint.directory
     files = ("chat_template.jinja", "chat_template.json")
-    found = [str(folder / each) for each in files if (folder / each).is_file()]
-    return found[0] if found else "chat_template in tokenizer_config.json"
+    paths = [str(folder / each) for each in files if (folder / each).is_file()]
+    return paths[0] if paths else "chat_template in tokenizer_config.json"

@@ -146,7 +146,7 @@ def load_adapter(model: PreTrainedModel, directory: Path, strength: float = 1.0)
         kind = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(str(config.task_type), PeftModel)
         with adapters_change_one():
             wrapped = kind(cast(Any, model), config, _NAME)
-        found = wrapped.load_adapter(str(directory), _NAME)
+        result = wrapped.load_adapter(str(directory), _NAME)
     except KeyError as error:  # of a module that was trained whole
         raise _misfit(directory, f"1 tensor is missing in {WEIGHTS} ({error.args[0]})") from error
     except (RuntimeError, ValueError, TypeError, SafetensorError) as error:
@@ -154,8 +154,8 @@ def load_adapter(model: PreTrainedModel, directory: Path, strength: float = 1.0)
     faults = [
         f"{len(names)} {'tensor is' if len(names) == 1 else 'tensors are'} {what} ({few(names)})"
         for names, what in (
-            (sorted(found.missing_keys), f"missing in {WEIGHTS}"),
-            (sorted(found.unexpected_keys), "left over"),
+            (sorted(result.missing_keys), f"missing in {WEIGHTS}"),
+            (sorted(result.unexpected_keys), "left over"),
         )
         if names
     ]

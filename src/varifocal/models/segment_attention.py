@@ -69,11 +69,11 @@ def segments_of(positions: Tensor) -> list[list[tuple[int, int]]]:
     [[(0, 3), (3, 5)], [(0, 1), (1, 5)]]
     """
     begins = positions[:, 1:] != positions[:, :-1] + 1
-    found = []
+    spans = []
     for row in begins.tolist():
         starts = [0, *(at + 1 for at, begin in enumerate(row) if begin)]
-        found.append(list(zip(starts, [*starts[1:], positions.shape[1]], strict=True)))
-    return found
+        spans.append(list(zip(starts, [*starts[1:], positions.shape[1]], strict=True)))
+    return spans
 
 
 @torch.library.custom_op("varifocal::segment_attention", mutates_args=())
@@ -110,12 +110,12 @@ def segment_attention_backward(
             pulled = torch.ops.aten._softmax_backward_data(pulled, weights, -1, weights.dtype)
             pulled = pulled.mul_(scale).to(q.dtype)
             weights = weights.to(v.dtype)
-            found = (
+            parts = (
                 torch.bmm(pulled, k),
                 torch.bmm(pulled.transpose(1, 2), q).unflatten(0, (shares, -1)).sum(1),
                 torch.bmm(weights.transpose(1, 2), g).unflatten(0, (shares, -1)).sum(1),
             )
-            for whole, part in zip(grads, found, strict=True):
+            for whole, part in zip(grads, parts, strict=True):
                 whole[row, :, first:end] = part
     return grads[0], grads[1], grads[2]
 

@@ -46,7 +46,7 @@ def check_attention(name: str) -> None:
     if "/" in name or "|" in name:
         return
     known = sorted({"eager", *ALL_ATTENTION_FUNCTIONS.valid_keys()})
-    known = [one for one in known if "|" not in one]
+    known = [name for name in known if "|" not in name]
     if name not in known:
         raise ModelError(
             f"model.attn_implementation: {name!r} is no attention code of transformers "
@@ -146,8 +146,8 @@ def _unknown(file: Path, error: Exception) -> str | None:
     if not isinstance(error, KeyError) or not error.args or not file.is_file():
         return None
     value = error.args[0]
-    for key, found in _leaves(read_object(file)):
-        if found == value:
+    for key, leaf in _leaves(read_object(file)):
+        if leaf == value:
             return f"{CONFIG}: {key} is {value!r}, which transformers does not know"
     return None
 

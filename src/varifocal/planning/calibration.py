@@ -42,7 +42,7 @@ class Calibration:
 def calibration_file(recipe: Recipe, shapes: Shapes) -> Path:
     """Name the file of this machine and a model's shape."""
     config: Any = shapes.base.config
-    told = {
+    settings = {
         "processor": processor_name(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
@@ -53,7 +53,7 @@ def calibration_file(recipe: Recipe, shapes: Shapes) -> Path:
         "compiled": recipe.training.compile_layers,
         "autocast": [recipe.training.bf16, recipe.training.fp16],
     }
-    text = json.dumps(told, sort_keys=True, default=str)
+    text = json.dumps(settings, sort_keys=True, default=str)
     key = hashlib.sha256(text.encode()).hexdigest()[:24]
     return cache_root() / "calibration" / f"{key}.json"
 

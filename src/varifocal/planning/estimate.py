@@ -257,31 +257,31 @@ def _steps(recipe: Recipe, shapes: Shapes, work: Workload, quick: bool) -> dict[
     training = recipe.training
     as_it_is = training.gradient_checkpointing
     autocast = torch.bfloat16 if training.bf16 else torch.float16 if training.fp16 else None
-    found: dict[bool, Step] = {}
+    steps: dict[bool, Step] = {}
     model: Any = shapes.base
     for again in [as_it_is] if quick else [as_it_is, not as_it_is]:
         if again and not model.supports_gradient_checkpointing:
             continue
-        if again or found:
+        if again or steps:
             switch_checkpointing(shapes.base, again, autocast)
-        found[again] = trace_step(
+        steps[again] = trace_step(
             shapes.model,
             shapes.base,
             work.batch,
             autocast=autocast,
             keep_gradients=training.gradient_accumulation_steps > 1,
         )
-    return found
+    return steps
 
 
 def _largest(recipe: Recipe, machine: _Machine, weights: Weights, step: Step) -> int:
     """Find the most rows that fit: what a step holds grows evenly with them."""
-    one, two = (
+    first, second = (
         sum(machine.parts_of_peak(weights, step.of_rows(times)).values()) for times in (1, 2)
     )
     size = recipe.training.per_device_train_batch_size
-    each = max((two - one) / size, 1)
-    return max(int((machine.room - (one - each * size)) // each), 0)
+    each = max((second - first) / size, 1)
+    return max(int((machine.room - (first - each * size)) // each), 0)
 
 
 def _of_time(
@@ -305,13 +305,13 @@ def _seconds(recipe: Recipe, machine: _Machine, work: Workload) -> dict[str, flo
     calibration, answers = machine.calibration, work.flops_keep or 0
     if calibration is None:
         rate = machine.device.flops_per_second(compute_format(recipe)) * machine.num_devices
-        found = {"training": (work.flops - answers + work.flops_masked) / rate}
-        return {"keep": answers / rate, **found} if answers else found
-    seen = (work.vision_passes or 0) if calibration.seconds_per_picture else 0
-    tower = calibration.tower_flops * seen
+        seconds = {"training": (work.flops - answers + work.flops_masked) / rate}
+        return {"keep": answers / rate, **seconds} if answers else seconds
+    images = (work.vision_passes or 0) if calibration.seconds_per_picture else 0
+    tower = calibration.tower_flops * images
     return {
         "loading": calibration.seconds_loading,
-        "vision_features": seen * calibration.seconds_per_picture,
+        "vision_features": images * calibration.seconds_per_picture,
         **({"keep": answers / calibration.flops_per_second} if answers else {}),
         "training": (work.flops - tower - answers + work.flops_masked)
         / calibration.flops_per_second,
@@ -329,44 +329,46 @@ def _assumptions(recipe: Recipe, machine: _Machine, work: Workload) -> list[str]
     """Say in sentences what the plan rests on."""
     device, calibration = machine.device, machine.calibration
     dtype = compute_format(recipe)
-    told = list(work.notes)
+    sentences = list(work.notes)
     if calibration is not None:
-        told.append(
+        sentences.append(
             f"the rate of {calibration.flops_per_second / 1e9:.1f} GFLOP/s, the loading and the "
             f"framework's {calibration.overhead_gib:.2f} GiB were measured here by --calibrate "
             f"({calibration.steps} steps)"
         )
     else:
         peak = device.teraflops.get(dtype, device.teraflops["float32"])
-        told.append(
+        sentences.append(
             f"{device.utilisation:.0%} of {peak:.4g} TFLOP/s in {dtype} are reached; loading, "
             f"encoding and checkpoints are left out ({device.source})"
         )
         if device.is_cpu:
-            told.append("this machine's rate is a guess; measure it with --calibrate")
+            sentences.append("this machine's rate is a guess; measure it with --calibrate")
     if dtype not in device.teraflops:
-        told.append(f"{device.name} has no units for {dtype}; float32's rate is taken")
+        sentences.append(f"{device.name} has no units for {dtype}; float32's rate is taken")
     if device.waste:
-        told.append(
+        sentences.append(
             f"the allocator holds {device.waste:.0%} more than the tensors of a step, as it did in "
             "one measured run (docs/plan.md)"
         )
     if not device.is_cpu:
-        told.append(
+        sentences.append(
             f"{device.overhead_gib:g} GiB for the CUDA context and workspaces is assumed, not "
             f"measured; {FREE_SHARE:.0%} of the memory stays free"
         )
     if machine.num_devices > 1 and calibration is not None:
-        told.append(f"{machine.num_devices} processes share this machine, and its one rate")
+        sentences.append(f"{machine.num_devices} processes share this machine, and its one rate")
     elif machine.num_devices > 1:
-        told.append(f"{machine.num_devices} devices share the rows evenly, and wait for nobody")
+        sentences.append(
+            f"{machine.num_devices} devices share the rows evenly, and wait for nobody"
+        )
     if recipe.training.compile_layers:
-        told.append("compiled layers are planned as eager ones: they hold less and run faster")
+        sentences.append("compiled layers are planned as eager ones: they hold less and run faster")
     if recipe.model.quantization:
-        told.append(
+        sentences.append(
             f"{recipe.model.quantization} weights are turned back into {recipe.model.dtype} one at "
             "a time; the time that takes is not counted"
         )
     if recipe.alignment is not None:
-        told.append("the connector's alignment before the training is not counted")
-    return told
+        sentences.append("the connector's alignment before the training is not counted")
+    return sentences

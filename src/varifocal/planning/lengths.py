@@ -177,9 +177,9 @@ def count_work(
         spent.add(collate(counted.rows(rows)), formula, images.token_id)
     scale = counted.tokens / max(spent.tokens, 1)
     looked_up = round(spent.vision_lookups * scale)
-    seen = round(_images(spent, formula, counted, chosen, collate, images) * scale)
+    num_images = round(_images(spent, formula, counted, chosen, collate, images) * scale)
     if images.by_table:
-        seen = len({one.fingerprint() for one in data.images()}) if share else looked_up
+        num_images = len({image.fingerprint() for image in data.images()}) if share else looked_up
     answers = 0
     if data.replay is not None and recipe.training.keep is not None:
         answers = pass_flops(data.replay.samples, recipe.training.keep, shapes.decoder)
@@ -191,9 +191,9 @@ def count_work(
         tokens=counted.tokens,
         tokens_trained=round(spent.tokens_trained * scale),
         tokens_padding=counted.padding,
-        vision_passes=seen,
+        vision_passes=num_images,
         vision_lookups=looked_up,
-        flops=round(spent.flops * scale) + seen * formula.image.tower + answers,
+        flops=round(spent.flops * scale) + num_images * formula.image.tower + answers,
         flops_keep=answers,
         flops_masked=round(spent.flops_masked * scale),
         num_dropped=len(data.tally.dropped),
@@ -227,7 +227,9 @@ def _images(
     """Count images that go through the tower within the chosen batches."""
     if images.load is None or images.by_table:
         return 0
-    return sum(len(one.images) for rows in chosen for row in counted.rows(rows) for one in row)
+    return sum(
+        len(sample.images) for rows in chosen for row in counted.rows(rows) for sample in row
+    )
 
 
 @dataclass
@@ -256,7 +258,7 @@ class _Counted:
         wide = shape.head / max(shape.attention_width, 1)
 
         def weight(batch: list[list[int]]) -> float:
-            trained = sum(len(one.trained_ids) for row in self.rows(batch) for one in row)
+            trained = sum(len(sample.trained_ids) for row in self.rows(batch) for sample in row)
             # A layer keeps some 16 states of its width a token, the head about 3 of the vocabulary.
             states = 16 * shape.num_layers * shape.attention_width * tokens(batch)
             return states + 3 * wide * trained
@@ -304,11 +306,11 @@ def _sampled(recipe: Recipe, data: TrainingData, steps: int, num_devices: int) -
         row = rows[number]
         read.append(list(range(len(samples), len(samples) + len(row))))
         samples += row
-    lengths = [len(one) for one in samples]
+    lengths = [len(sample) for sample in samples]
     batches = [read[start : start + size] for start in range(0, wanted, size)]
     used = [[sum(lengths[number] for number in row) for row in batch] for batch in batches]
     tokens = sum(map(sum, used))
-    padding = sum(len(one) * (static or max(one)) for one in used) - tokens
+    padding = sum(len(row) * (static or max(row)) for row in used) - tokens
     full_epochs = training.max_steps < 0
     all_rows = training.num_train_epochs * len(rows) if full_epochs else steps * per_step
     scale = all_rows / max(wanted, 1)
@@ -358,7 +360,7 @@ def assume_work(
     spent.add(batch, formula, images.token_id)
     scale = taken / (size * per_row)
     num_images = taken if pictured else 0
-    seen = min(examples, taken) if images.by_table and num_images else num_images
+    num_seen = min(examples, taken) if images.by_table and num_images else num_images
     return Workload(
         batch=batch,
         steps=steps,
@@ -366,9 +368,9 @@ def assume_work(
         tokens=round(spent.tokens * scale),
         tokens_trained=round(spent.tokens_trained * scale),
         tokens_padding=0,
-        vision_passes=seen,
+        vision_passes=num_seen,
         vision_lookups=num_images if images.by_table else 0,
-        flops=round(spent.flops * scale) + seen * formula.image.tower,
+        flops=round(spent.flops * scale) + num_seen * formula.image.tower,
         flops_masked=round(spent.flops_masked * scale),
         notes=notes,
     )

@@ -64,7 +64,7 @@ def calibrate(recipe: Recipe) -> Calibration:
             "lower training.per_device_train_batch_size, or give more data"
         )
     by_table = parts.features is not None
-    found = Calibration(
+    calibration = Calibration(
         flops_per_second=rate,
         steps=steps,
         seconds_loading=loading,
@@ -72,8 +72,8 @@ def calibrate(recipe: Recipe) -> Calibration:
         tower_flops=shapes.formula.image.tower if by_table else 0,
         overhead_gib=overhead,
     )
-    keep(recipe, shapes, found)
-    return found
+    keep(recipe, shapes, calibration)
+    return calibration
 
 
 def _first_rows(recipe: Recipe, data: TrainingData) -> Subset[Any]:

@@ -74,7 +74,7 @@ def compare_with_paper(recipe: Recipe, shapes: Shapes) -> dict[str, Any] | None:
 
 def _reasons(recipe: Recipe, assumed: float, reached: float) -> list[str]:
     """Say why our figures and theirs differ."""
-    told = [
+    reasons = [
         f"hours: their figure means that {reached:.0%} of an A100's peak was reached, and "
         f"{assumed:.0%} is assumed here",
         "hours: theirs pads every example to 512 tokens and runs the vision tower for text, too; "
@@ -84,11 +84,11 @@ def _reasons(recipe: Recipe, assumed: float, reached: float) -> list[str]:
         "counts in nvidia-smi",
     ]
     if recipe.model.quantization:
-        told.append(
+        reasons.append(
             "hours: turning 4-bit weights back, forward, backward and in recomputation, takes time "
             "that operations do not count"
         )
-    return told
+    return reasons
 
 
 def _flops_of_their_loop(recipe: Recipe, shapes: Shapes) -> int:

@@ -53,12 +53,12 @@ def plan_recipe(
     planned = estimate(recipe, here, **options)
     if planned.peak_memory_gib <= here.memory_gib:
         return planned
-    told = (
+    note = (
         f"this machine has {here.memory_gib:.0f} GiB, too little, so an a100-80g is taken; name "
         "another with --device"
     )
     planned = estimate(recipe, GPUS["a100-80g"], **options)
-    return replace(planned, assumptions=[told, *planned.assumptions])
+    return replace(planned, assumptions=[note, *planned.assumptions])
 
 
 def foresee(recipe: Recipe, data: TrainingData) -> dict[str, Any]:
@@ -86,6 +86,6 @@ def this_device() -> Device:
     if not torch.cuda.is_available():
         return this_cpu()
     name = torch.cuda.get_device_name().lower().replace(" ", "").replace("-", "")
-    found = [each for key, each in GPUS.items() if key.partition("-")[0] in name]
+    matching = [each for key, each in GPUS.items() if key.partition("-")[0] in name]
     gib = torch.cuda.get_device_properties(0).total_memory / 2**30
-    return min(found, key=lambda each: abs(each.memory_gib - gib), default=this_cpu())
+    return min(matching, key=lambda each: abs(each.memory_gib - gib), default=this_cpu())

@@ -76,22 +76,22 @@ def growth(
     Yields:
         what lived before each of the first layers, as it is found.
     """
-    found: list[Counter[str]] = []
+    notes: list[Counter[str]] = []
     layers = getattr(cast(Any, base).get_decoder(), "layers", ())[:TRACED]
 
     def note(*_: Any) -> None:
         if (lives := live()) is not None:
-            found.append(lives)
+            notes.append(lives)
 
     hooks = [layer.register_forward_pre_hook(note) for layer in layers]
     try:
-        yield found
+        yield notes
     finally:
         for hook in hooks:
             hook.remove()
 
 
-def share_of_one(found: list[Counter[str]]) -> Counter[str]:
+def share_of_one(notes: list[Counter[str]]) -> Counter[str]:
     """What one layer leaves after, by part.
 
     It is the difference between the last two notes of a pass, summed over the passes: MMA routes by
@@ -104,7 +104,7 @@ def share_of_one(found: list[Counter[str]]) -> Counter[str]:
     Counter({'a': 6, 'b': 2})
     """
     share: Counter[str] = Counter()
-    for start in range(0, len(found), TRACED):
-        before, after = found[start + TRACED - 2 : start + TRACED]
+    for start in range(0, len(notes), TRACED):
+        before, after = notes[start + TRACED - 2 : start + TRACED]
         share.update({part: size - before[part] for part, size in after.items()})
     return share

@@ -111,17 +111,17 @@ def trace_step(
     step = Step(live.peak, dict(live.at_peak))
     if not left_out:
         return step
-    one = share_of_one(notes)
+    row = share_of_one(notes)
     gradients = sum(
         each.numel() * each.element_size()
         for each in left_out[0].parameters()
         if each.requires_grad
     )
-    if gradients > one.total():
+    if gradients > row.total():
         return trace_step(
             model, base, batch, autocast=autocast, keep_gradients=keep_gradients, repeat=False
         )
-    return step.with_more(one, len(left_out))
+    return step.with_more(row, len(left_out))
 
 
 def _forward_and_backward(

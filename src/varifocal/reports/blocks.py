@@ -139,7 +139,9 @@ def _html(block: Block) -> str:
     if isinstance(block, Paragraph):
         return f"<p>{html.escape(block.text)}</p>"
     if isinstance(block, Bullets):
-        return "<ul>" + "".join(f"<li>{html.escape(one)}</li>" for one in block.points) + "</ul>"
+        return (
+            "<ul>" + "".join(f"<li>{html.escape(point)}</li>" for point in block.points) + "</ul>"
+        )
     if isinstance(block, Code):
         return f"<pre><code>{html.escape(block.text.rstrip())}</code></pre>"
     if isinstance(block, Image):

@@ -133,24 +133,24 @@ def metadata(run: RunSummary, scores: Sequence[ScoreLine]) -> dict[str, Any]:
     A base model or a data set that is no hub's is left out, because the hub refuses a path there.
     """
     whole = run.knobs.get("tuner.type") == "full"
-    eyes = bool(run.knobs.get("model.vision_tower"))
+    has_vision = bool(run.knobs.get("model.vision_tower"))
     bases = [_hub_name(run.knobs.get(key)) for key in _PART_KEYS]
     sources = [value for key, value in run.knobs.items() if re.search(r"train\[\d+\]\.hub$", key)]
     hub = dict.fromkeys(name for name in map(_hub_name, sources) if name)
-    found: dict[str, Any] = {
+    page: dict[str, Any] = {
         "base_model": [name for name in dict.fromkeys(bases) if name],
         "library_name": "transformers" if whole else "peft",
-        "pipeline_tag": "image-text-to-text" if eyes else "text-generation",
+        "pipeline_tag": "image-text-to-text" if has_vision else "text-generation",
         "license": "other",
         "license_name": "as-its-base-models",
         "datasets": [*hub],
         "tags": ["varifocal", str(run.knobs.get("tuner.type", "adapter"))],
         "model_name": run.name,
     }
-    results = [_result(one) for one in scores if one.main]
+    results = [_result(score) for score in scores if score.main]
     if results:
-        found["model-index"] = [{"name": run.name, "results": results}]
-    return {key: value for key, value in found.items() if value}
+        page["model-index"] = [{"name": run.name, "results": results}]
+    return {key: value for key, value in page.items() if value}
 
 
 _PART_KEYS = ("model.language_model", "model.vision_tower")
@@ -162,14 +162,18 @@ def _hub_name(name: Any) -> str | None:
     return text if _HUB_NAME.fullmatch(text) and not Path(text).exists() else None
 
 
-def _result(one: ScoreLine) -> dict[str, Any]:
+def _result(score: ScoreLine) -> dict[str, Any]:
     """One entry of `model-index`."""
-    kind = "accuracy" if one.measure.startswith(("accuracy", "average")) else one.measure
+    kind = "accuracy" if score.measure.startswith(("accuracy", "average")) else score.measure
     return {
         "task": {"type": "question-answering"},
-        "dataset": {"name": one.suite, "type": one.suite},
+        "dataset": {"name": score.suite, "type": score.suite},
         "metrics": [
-            {"type": kind, "value": round(one.value, 2), "name": f"{one.measure} ({one.protocol})"}
+            {
+                "type": kind,
+                "value": round(score.value, 2),
+                "name": f"{score.measure} ({score.protocol})",
+            }
         ],
     }
 
@@ -193,10 +197,10 @@ def _how_to_load(run: RunDirectory, summary: RunSummary) -> Iterator[Block]:
         if run.newest_checkpoint() is None:
             return
         yield Paragraph("Until then it is opened as of its newest checkpoint.")
-    eyes = bool(summary.knobs.get("model.vision_tower"))
-    image = ' --image "image.png"' if eyes else ""
+    has_vision = bool(summary.knobs.get("model.vision_tower"))
+    image = ' --image "image.png"' if has_vision else ""
     yield Code(f'varifocal ask {shlex.quote(str(run.root))} "What is this?"{image}', "bash")
-    shown = ', ["image.png"]' if eyes else ""
+    shown = ', ["image.png"]' if has_vision else ""
     lines = [
         "import varifocal as vf\n",
         f"model = vf.load({str(run.root)!r})",
@@ -214,47 +218,50 @@ def _scores(scores: Sequence[ScoreLine]) -> Iterator[Block]:
         "Percent unless a measure says otherwise, with 95 % intervals over the items. An answer "
         "that cannot be read counts as wrong and is told as unparsed."
     )
-    missing = {one.suite: one.left_out for one in scores if one.left_out}
+    missing = {score.suite: score.left_out for score in scores if score.left_out}
     if missing:
-        told = ", ".join(f"{suite} {count:,}" for suite, count in missing.items())
-        yield Paragraph(f"Items that could not be asked, and that the scores are without: {told}.")
+        counts = ", ".join(f"{suite} {count:,}" for suite, count in missing.items())
+        yield Paragraph(
+            f"Items that could not be asked, and that the scores are without: {counts}."
+        )
     lines = [
-        [one.suite, one.measure, f"{one.value:.1f}", one.interval, f"{one.count:,}",
-         f"{one.unparsed:,}"]
-        for one in scores
+        [score.suite, score.measure, f"{score.value:.1f}", score.interval, f"{score.count:,}",
+         f"{score.unparsed:,}"]
+        for score in scores
     ]  # fmt: skip
     yield Grid(["suite", "measure", "score", "95 % interval", "items", "unparsed"], lines)
-    figures = [[one.suite, one.beside] for one in scores if one.main and one.beside]
+    figures = [[score.suite, score.beside] for score in scores if score.main and score.beside]
     if figures:
         yield Grid(["suite", "next to its main score: blind rules, likelihood both ways"], figures)
-    protocols = {one.suite: one.protocol for one in scores}
-    yield Grid(["suite", "protocol"], [[*one] for one in protocols.items()])
+    protocols = {score.suite: score.protocol for score in scores}
+    yield Grid(["suite", "protocol"], [[*pair] for pair in protocols.items()])
 
 
 def _samples(run: RunDirectory, scores: Sequence[ScoreLine]) -> Iterator[Block]:
-    finals = [one.suite for one in scores if one.suite in ("after",)]
-    found = read_samples(scores_folder(run), SAMPLES, next(iter(finals), None))
-    if not found:
+    finals = [score.suite for score in scores if score.suite in ("after",)]
+    samples = read_samples(scores_folder(run), SAMPLES, next(iter(finals), None))
+    if not samples:
         return
     yield Heading("Sample answers")
-    yield Paragraph(f"From the first predictions of {found[0].suite}: right and wrong ones.")
-    for number, one in enumerate(found):
-        yield Heading(_verdict(one), 3)
-        small = _small(one, run.plots / "samples" / f"{number}.png")
+    yield Paragraph(f"From the first predictions of {samples[0].suite}: right and wrong ones.")
+    for number, sample in enumerate(samples):
+        yield Heading(_verdict(sample), 3)
+        small = _small(sample, run.plots / "samples" / f"{number}.png")
         if small is not None:
-            yield Image(small, f"item {one.id}", width=240)
+            yield Image(small, f"item {sample.id}", width=240)
+        answer = "nothing that can be read" if sample.answer is None else sample.answer
         yield Bullets(
             [
-                f"asked: {one.question}",
-                f"answered: {one.answer if one.answer is not None else 'nothing that can be read'}",
-                f"right: {one.gold}",
+                f"asked: {sample.question}",
+                f"answered: {answer}",
+                f"right: {sample.gold}",
             ]
         )
 
 
-def _verdict(one: Sample) -> str:
+def _verdict(sample: Sample) -> str:
     words = {True: "right", False: "wrong", None: "not judged alone"}
-    return f"{words[one.correct]} (item {one.id})"
+    return f"{words[sample.correct]} (item {sample.id})"
 
 
 def _small(sample: Sample, path: Path) -> Path | None:
@@ -298,8 +305,8 @@ def _cost(run: RunDirectory, summary: RunSummary) -> Iterator[Block]:
 
 
 def _part(page: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    found = page.get(key)
-    return found if isinstance(found, dict) else {}
+    part = page.get(key)
+    return part if isinstance(part, dict) else {}
 
 
 def _number(value: Any) -> str:
@@ -310,12 +317,12 @@ def _number(value: Any) -> str:
 def _data(run: RunDirectory) -> Iterator[Block]:
     yield Heading("Data")
     page = read_object(run.data)
-    realised = [one for one in page.get("realised") or [] if isinstance(one, dict)]
+    realised = [source for source in page.get("realised") or [] if isinstance(source, dict)]
     if realised:
         keys = ("source", "modality", "samples", "tokens", "trained_tokens")
         yield Grid(
             ["source", "modality", "samples", "tokens", "trained tokens"],
-            [[_cell(one.get(key)) for key in keys] for one in realised],
+            [[_cell(source.get(key)) for key in keys] for source in realised],
         )
     prints = _provenance(run).get("data") or {}
     if prints:
@@ -330,8 +337,8 @@ def _provenance(run: RunDirectory) -> Mapping[str, Any]:
         page = yaml.safe_load(run.recipe.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         return {}
-    found = page.get("provenance") if isinstance(page, dict) else None
-    return found if isinstance(found, dict) else {}
+    provenance = page.get("provenance") if isinstance(page, dict) else None
+    return provenance if isinstance(provenance, dict) else {}
 
 
 def _cell(value: Any) -> str:
@@ -349,13 +356,13 @@ def _recipe(summary: RunSummary) -> Iterator[Block]:
 
 def _plots(run: RunDirectory, summary: RunSummary) -> Iterator[Block]:
     losses = [line for line in summary.metrics if {"step", "loss"} <= set(line)]
-    found: list[Block] = []
+    blocks: list[Block] = []
     if losses:
         path = run.plots / "loss.png"
         loss_curve(losses, path)
-        found.append(Image(path, "training loss"))
+        blocks.append(Image(path, "training loss"))
     places = (run.plots / "routing.png", *sorted(run.analysis.glob("routing*.png")))
-    found += [Image(path, f"routing ({path.stem})") for path in places if path.is_file()]
-    if found:
+    blocks += [Image(path, f"routing ({path.stem})") for path in places if path.is_file()]
+    if blocks:
         yield Heading("Plots")
-        yield from found
+        yield from blocks

@@ -73,12 +73,12 @@ class Sample:
 
 def read_scores(directory: Path) -> list[ScoreLine]:
     """Read every score file of a run's `eval`; files that are none of ours are passed over."""
-    found: list[ScoreLine] = []
+    lines: list[ScoreLine] = []
     for path in sorted(directory.glob("*.json")):
         page = read_object(path)
         if isinstance(page.get("measures"), list):
-            found += _of_measures(path.stem, page)
-    return found
+            lines += _of_measures(path.stem, page)
+    return lines
 
 
 def former_scores(directory: Path) -> list[str]:
@@ -100,16 +100,18 @@ def _of_measures(suite: str, page: Mapping[str, Any]) -> list[ScoreLine]:
     protocol = "; ".join([words, *marks])
     blind, ways = page.get("baselines"), page.get("by_normalisation")
     both = {f"by_{key}": value for key, value in ways.items()} if isinstance(ways, dict) else {}
-    beside = _in_figures(blind if isinstance(blind, dict) else {}, both)
+    figures = _in_figures(blind if isinstance(blind, dict) else {}, both)
     return [
         ScoreLine(
-            suite, str(one.get("name")), one["value"], one.get("low"), one.get("high"),
-            one.get("count", 0), one.get("unparsed", 0), protocol, one.get("name") == main,
-            beside if one.get("name") == main else _in_figures(one, {}),
+            suite, str(measure.get("name")),
+            measure["value"], measure.get("low"), measure.get("high"),
+            measure.get("count", 0), measure.get("unparsed", 0),
+            protocol, measure.get("name") == main,
+            figures if measure.get("name") == main else _in_figures(measure, {}),
             page.get("items_left_out") or 0,
         )
-        for one in page["measures"]
-        if isinstance(one, dict) and _is_number(one.get("value"))
+        for measure in page["measures"]
+        if isinstance(measure, dict) and _is_number(measure.get("value"))
     ]  # fmt: skip
 
 
@@ -136,7 +138,7 @@ def read_samples(directory: Path, count: int, suite: str | None = None) -> list[
     """
     files = sorted(directory.glob("*.predictions.jsonl"))
     names = [path.name.removesuffix(".predictions.jsonl") for path in files]
-    shown = [one for one in names if "blind" not in one and one != "start"]
+    shown = [name for name in names if "blind" not in name and name != "start"]
     if suite is None and not shown:
         return []
     chosen = suite or shown[0]
@@ -145,10 +147,10 @@ def read_samples(directory: Path, count: int, suite: str | None = None) -> list[
         for line in _lines(directory / f"{chosen}.predictions.jsonl")
         if "parsed" in line  # a line of a former kind has none
     ]
-    known = [one for one in samples if one.question or one.image]
-    known.sort(key=lambda one: one.image is None)
-    right = [one for one in known if one.correct is not False]
-    wrong = [one for one in known if one.correct is False]
+    known = [sample for sample in samples if sample.question or sample.image]
+    known.sort(key=lambda sample: sample.image is None)
+    right = [sample for sample in known if sample.correct is not False]
+    wrong = [sample for sample in known if sample.correct is False]
     wanted = right[: max(count - len(wrong), -(-count // 2))]
     return [*wanted, *wrong[: count - len(wanted)]]
 
@@ -159,7 +161,7 @@ def _sample(suite: str, line: Mapping[str, Any]) -> Sample:
     if isinstance(gold, list):
         gold = " / ".join(map(str, dict.fromkeys(gold)))
     correct, images = line.get("correct"), line.get("images")
-    candidates = map(Path, filter(lambda one: isinstance(one, str), images or ()))
+    candidates = map(Path, filter(lambda path: isinstance(path, str), images or ()))
     return Sample(
         suite=suite,
         id=name,
@@ -172,15 +174,15 @@ def _sample(suite: str, line: Mapping[str, Any]) -> Sample:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    found = []
+    lines = []
     try:
         with path.open(encoding="utf-8") as file:
             for _, text in zip(range(_LINES_READ), file, strict=False):
                 line = json.loads(text)
-                found += [line] if isinstance(line, dict) else []
+                lines += [line] if isinstance(line, dict) else []
     except (OSError, ValueError):
         pass
-    return found
+    return lines
 
 
 def read_object(path: Path) -> dict[str, Any]:

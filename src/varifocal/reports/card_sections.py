@@ -20,7 +20,9 @@ def in_short(scores: Sequence[ScoreLine], retention: Mapping[str, Any]) -> Itera
         retention: `eval/retention.json`, empty where it was not measured.
     """
     scored = [
-        f"{one.suite}, {one.measure} {one.value:.1f} ({one.interval})" for one in scores if one.main
+        f"{score.suite}, {score.measure} {score.value:.1f} ({score.interval})"
+        for score in scores
+        if score.main
     ]
     changes = {
         row.get("name"): row["change"]["value"]
@@ -95,12 +97,12 @@ def _states(row: Mapping[str, Any]) -> Iterator[str]:
             yield _of_interval(row.get(key), 2 if is_perplexity else 1)
 
 
-def _of_interval(one: Any, digits: int) -> str:
-    if not isinstance(one, dict) or not isinstance(one.get("value"), int | float):
+def _of_interval(score: Any, digits: int) -> str:
+    if not isinstance(score, dict) or not isinstance(score.get("value"), int | float):
         return "-"
-    ends = [one.get(end) for end in ("low", "high")]
+    ends = [score.get(end) for end in ("low", "high")]
     known = all(isinstance(end, int | float) for end in ends)
-    value, *ends = (f"{end:.{digits}f}" for end in (one["value"], *(ends if known else ())))
+    value, *ends = (f"{end:.{digits}f}" for end in (score["value"], *(ends if known else ())))
     return f"{value} ({ends[0]} to {ends[1]})" if ends else value
 
 
@@ -113,38 +115,38 @@ FEW_ITEMS = 500
 
 def limits(run: RunDirectory, summary: RunSummary, scores: Sequence[ScoreLine]) -> list[str]:
     """Say in plain words what the numbers do not show."""
-    found = []
+    sentences = []
     realised = read_object(run.data).get("realised") or []
-    samples = sum(one.get("samples", 0) for one in realised if isinstance(one, dict))
+    samples = sum(source.get("samples", 0) for source in realised if isinstance(source, dict))
     if samples:
         small = "; that is little: expect no more than what it was shown"
-        said = small if samples < FEW_SAMPLES else ""
-        found.append(f"It was trained on {samples:,} samples{said}.")
+        note = small if samples < FEW_SAMPLES else ""
+        sentences.append(f"It was trained on {samples:,} samples{note}.")
     if not summary.finished:
-        found.append(f"Training has not ended ({summary.state}); scores are of what there was.")
-    found += [
-        f"{one.suite}: {one.unparsed:,} of {one.count:,} answers ({one.unparsed / one.count:.0%}) "
-        "could not be read."
-        for one in scores
-        if one.main and one.count and one.unparsed
+        sentences.append(f"Training has not ended ({summary.state}); scores are of what there was.")
+    sentences += [
+        f"{score.suite}: {score.unparsed:,} of {score.count:,} answers "
+        f"({score.unparsed / score.count:.0%}) could not be read."
+        for score in scores
+        if score.main and score.count and score.unparsed
     ]
-    few = [one for one in scores if one.main and 0 < one.count < FEW_ITEMS]
-    found += [
-        f"{one.suite} has {one.count:,} items; differences within its interval "
-        f"({one.interval}) say nothing."
-        for one in few
+    few = [score for score in scores if score.main and 0 < score.count < FEW_ITEMS]
+    sentences += [
+        f"{score.suite} has {score.count:,} items; differences within its interval "
+        f"({score.interval}) say nothing."
+        for score in few
     ]
-    found += [f"{told}." for told in former_scores(scores_folder(run))]
+    sentences += [f"{sentence}." for sentence in former_scores(scores_folder(run))]
     if not scores:
-        found.append("No score has been measured.")
+        sentences.append("No score has been measured.")
     if not (scores_folder(run) / "retention.json").is_file():
-        found.append("What it lost of the base model's language skills was not measured.")
-    names = " ".join(one.suite.lower() for one in scores)
+        sentences.append("What it lost of the base model's language skills was not measured.")
+    names = " ".join(score.suite.lower() for score in scores)
     if summary.knobs.get("model.vision_tower") and "pope" not in names:
-        found.append("Whether it names things that are not in an image (POPE) was not tested.")
-    found.append(
+        sentences.append("Whether it names things that are not in an image (POPE) was not tested.")
+    sentences.append(
         f"One run with seed {summary.knobs.get('seed', 'unknown')}: how far another seed would "
         "differ was not tested, nor were safety, bias, other languages and other kinds of "
         "images than those of the data above."
     )
-    return found
+    return sentences

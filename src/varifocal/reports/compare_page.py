@@ -105,28 +105,28 @@ _KINDS = (
 _HEAD = ("", "items", "{first} %", "{second} %", "difference, points", "", "won", "lost", "p")
 
 
-def write_comparison(found: Mapping[str, Any], folder: Path) -> tuple[Path, Path]:
+def write_comparison(comparison: Mapping[str, Any], folder: Path) -> tuple[Path, Path]:
     """Write `compare.json` and `compare.html` of a comparison, and return their paths.
 
     Args:
-        found: as `compare.json` has it.
+        comparison: as `compare.json` has it.
         folder: where they go.
 
     Raises:
         RunError: the disk is full.
     """
     files = folder / "compare.json", folder / "compare.html"
-    write_json(files[0], found)
-    write_text(files[1], page(found))
+    write_json(files[0], comparison)
+    write_text(files[1], page(comparison))
     return files
 
 
-def page(found: Mapping[str, Any]) -> str:
+def page(comparison: Mapping[str, Any]) -> str:
     """Return the page of a comparison as HTML."""
-    names = {key: escape(str(found[key])) for key in ("first", "second")}
+    names = {key: escape(str(comparison[key])) for key in ("first", "second")}
     album = _Album()
-    body = "\n".join(_suite(suite, names, album) for suite in found["suites"])
-    notes = _notes(found.get("notes", ()))
+    body = "\n".join(_suite(suite, names, album) for suite in comparison["suites"])
+    notes = _notes(comparison.get("notes", ()))
     title = f"{names['first']} and {names['second']}"
     return (
         "<!doctype html>\n<html lang='en'>\n<head>\n<meta charset='utf-8'>\n"
@@ -136,7 +136,7 @@ def page(found: Mapping[str, Any]) -> str:
         f"<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
         f"<h1><span class='first'>{names['first']}</span> and "
         f"<span class='second'>{names['second']}</span> on the same items</h1>\n"
-        f"{notes}\n{body}\n<footer>{_FOOT.format(seed=int(found['seed']))}</footer>\n"
+        f"{notes}\n{body}\n<footer>{_FOOT.format(seed=int(comparison['seed']))}</footer>\n"
         "</main>\n</body>\n</html>\n"
     )
 
@@ -184,8 +184,8 @@ def _suite(suite: Mapping[str, Any], names: Mapping[str, str], album: _Album) ->
     if plain:
         parts.append(_table(plain, names))
     if by_tag:
-        told = f"<summary>By tag: {len(by_tag)} lines</summary>"
-        parts.append(f"<details>{told}{_table(by_tag, names)}</details>")
+        summary = f"<summary>By tag: {len(by_tag)} lines</summary>"
+        parts.append(f"<details>{summary}{_table(by_tag, names)}</details>")
     for kind, title in _KINDS:
         items = [item for item in suite["items"] if item["kind"] == kind]
         items.sort(key=lambda item: not item["images"])  # those with something to see come first
@@ -222,8 +222,8 @@ def _card(item: Mapping[str, Any], names: Mapping[str, str], album: _Album) -> s
     beyond = f"<p class='gone'>and {more} more images</p>" if more > 0 else ""
     shown = f"<div class='images'>{images}{beyond}</div>" if images else ""
     question = escape(_cut(_bare(item))) or "<i>the file does not keep the question</i>"
-    said = [str(value) for key, value in item["tags"].items() if value and key not in _DULL]
-    tags = ", ".join(dict.fromkeys(said))
+    values = [str(value) for key, value in item["tags"].items() if value and key not in _DULL]
+    tags = ", ".join(dict.fromkeys(values))
     about = escape(_cut(f"{item['id']}" + (f" · {tags}" if tags else ""), 160))
     return (
         f"<article>{shown}<div class='text'><p class='question'>{question}</p>"
@@ -234,23 +234,23 @@ def _card(item: Mapping[str, Any], names: Mapping[str, str], album: _Album) -> s
 def _bare(item: Mapping[str, Any]) -> str:
     """The question without the line of options, which the card shows in its own way."""
     lines = str(item["question"]).strip().splitlines()
-    kept = [line for line in lines if not (item["options"] and line.startswith("Options:"))]
-    return "\n".join(kept).removeprefix("Question: ")
+    shown = [line for line in lines if not (item["options"] and line.startswith("Options:"))]
+    return "\n".join(shown).removeprefix("Question: ")
 
 
 def _options(item: Mapping[str, Any], names: Mapping[str, str]) -> str:
     """Options with who chose which; or the two answers and the gold one, where it was written."""
     options, gold = list(item["options"]), str(item["gold"])
-    said = list(zip(("first", "second"), item["answers"], item["read"], strict=True))
+    sides = list(zip(("first", "second"), item["answers"], item["read"], strict=True))
     lines = []
     if options:
         for letter, option in zip(ascii_uppercase, options, strict=False):
             right = " class='gold'" if option == gold else ""
-            choosers = [side for side, answer, read in said if read and answer == option]
+            choosers = [side for side, answer, read in sides if read and answer == option]
             marks = "".join(_mark(side, names) for side in choosers)
             text = f"<span>{escape(_cut(option))}</span>"
             lines.append(f"<li{right}><b>{letter}</b>{text}{marks}</li>")
-    for side, answer, read in said:
+    for side, answer, read in sides:
         if not (read and answer in options):
             text = escape(_cut(str(answer))) or "nothing"
             note = "" if read else " <i>(names no answer)</i>"
@@ -282,20 +282,20 @@ def _line(row: Mapping[str, Any], reach: float) -> str:
     return f"<tr>{''.join(cells)}</tr>"
 
 
-def _interval(one: Mapping[str, float], form: str = ".1f") -> str:
-    low, high = format(one["low"], form), format(one["high"], form)
-    return f"{format(one['value'], form)} <small>{low} to {high}</small>"
+def _interval(score: Mapping[str, float], form: str = ".1f") -> str:
+    low, high = format(score["low"], form), format(score["high"], form)
+    return f"{format(score['value'], form)} <small>{low} to {high}</small>"
 
 
-def _whisker(one: Mapping[str, float], reach: float) -> str:
+def _whisker(score: Mapping[str, float], reach: float) -> str:
     """Draw a difference and its interval about a line at zero, `reach` points to either side."""
 
     def place(points: float) -> float:
         return 70 + 66 * points / reach
 
-    low, value, high = (place(one[key]) for key in ("low", "value", "high"))
-    sure = one["low"] > 0 or one["high"] < 0
-    colour = "#22272e" if not sure else "#2e7d43" if one["value"] > 0 else "#b93a32"
+    low, value, high = (place(score[key]) for key in ("low", "value", "high"))
+    sure = score["low"] > 0 or score["high"] < 0
+    colour = "#22272e" if not sure else "#2e7d43" if score["value"] > 0 else "#b93a32"
     return (
         "<svg width='140' height='14' viewBox='0 0 140 14' aria-hidden='true'>"
         "<line x1='70' y1='0' x2='70' y2='14' stroke='#c3c9d1'/>"

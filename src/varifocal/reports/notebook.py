@@ -54,9 +54,9 @@ def _head(summary: RunSummary) -> Iterator[Block]:
 
 def _scores(folder: Path) -> Iterator[Block]:
     lines = [
-        [one.suite, one.measure, f"{one.value:.1f}", one.interval, f"{one.count:,}"]
-        for one in read_scores(folder)
-        if one.main
+        [line.suite, line.measure, f"{line.value:.1f}", line.interval, f"{line.count:,}"]
+        for line in read_scores(folder)
+        if line.main
     ]
     if lines:
         yield Grid(["suite", "measure", "score", "95 % interval", "items"], lines)
@@ -65,9 +65,9 @@ def _scores(folder: Path) -> Iterator[Block]:
 def _sample(sample: Sample) -> str:
     words = {True: "right", False: "wrong", None: "not judged alone"}
     answer = sample.answer if sample.answer is not None else "nothing that can be read"
-    told = Bullets([f"asked: {sample.question}", f"answered: {answer}", f"right: {sample.gold}"])
+    bullets = Bullets([f"asked: {sample.question}", f"answered: {answer}", f"right: {sample.gold}"])
     title = Heading(f"{sample.suite}, item {sample.id}: {words[sample.correct]}", 4)
-    return to_fragment([title]) + _thumbnail(sample.image) + to_fragment([told])
+    return to_fragment([title]) + _thumbnail(sample.image) + to_fragment([bullets])
 
 
 def _thumbnail(path: Path | None) -> str:

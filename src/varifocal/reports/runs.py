@@ -100,8 +100,8 @@ def _cost_so_far(run: RunDirectory) -> dict[str, Any]:
     saved = run.newest_checkpoint()
     state = _json(saved / UNLOGGED) if saved else {}
     sums: dict[str, Any] = {}
-    for one in state.get("spent") or ():
-        for key, value in one.items():
+    for spent in state.get("spent") or ():
+        for key, value in spent.items():
             sums[key] = sums.get(key, 0) + value
     return sums | {f"seconds_{key}": value for key, value in state.get("seconds", {}).items()}
 
@@ -157,12 +157,12 @@ def flat(page: Any, location: tuple[Any, ...] = ()) -> dict[str, Any]:
 
 def _scores(directory: Path) -> dict[str, dict[str, dict[str, Any]]]:
     """The measures of every suite that has a score, the main one first."""
-    found = {}
+    scores = {}
     for path in sorted(directory.glob("*.json")):
         page = _json(path)
         if read := _measures(page):
-            found[path.stem] = read
-    return found
+            scores[path.stem] = read
+    return scores
 
 
 _BLIND = ("chance", "majority", "longest")
@@ -184,13 +184,13 @@ def _measures(page: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Take what has a number; the main measure has what blind rules score next to it."""
     listed = page.get("measures")
     read = {
-        str(one.get("name")): {
-            **{key: one.get(key) for key in ("value", "low", "high", "count")},
-            "main": one.get("name") == page.get("main"),
-            **(_of_page(page) if one.get("name") == page.get("main") else {}),
+        str(measure.get("name")): {
+            **{key: measure.get(key) for key in ("value", "low", "high", "count")},
+            "main": measure.get("name") == page.get("main"),
+            **(_of_page(page) if measure.get("name") == page.get("main") else {}),
         }
-        for one in (listed if isinstance(listed, list) else ())
-        if isinstance(one, dict) and isinstance(one.get("value"), int | float)
+        for measure in (listed if isinstance(listed, list) else ())
+        if isinstance(measure, dict) and isinstance(measure.get("value"), int | float)
     }
     return dict(sorted(read.items(), key=lambda item: not item[1]["main"]))
 

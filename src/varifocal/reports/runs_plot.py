@@ -45,7 +45,7 @@ def report_plot(
     if not suites and not curves:
         return False
     axes_of = [*_AXES, *([(knob, knob, 1.0)] if knob else [])]
-    axes_of = [one for one in axes_of if any(_amount(run, one[0]) is not None for run in runs)]
+    axes_of = [pair for pair in axes_of if any(_amount(run, pair[0]) is not None for run in runs)]
     axes_of = axes_of or [_AXES[0]]
     rows = len(suites) + bool(curves)
     figure = new_figure(4.2 * (len(axes_of) if suites else 2), 3.4 * rows)
@@ -80,12 +80,12 @@ def _against(
 ) -> None:
     """Put a point with its interval for every run that has a score and this cost."""
     for run in runs:
-        one = headline(run.scores.get(suite, {}))
+        score = headline(run.scores.get(suite, {}))
         amount = _amount(run, key)
-        if one is None or amount is None:
+        if score is None or amount is None:
             continue
-        right = one["value"]
-        ends = [one.get("low"), one.get("high")]
+        right = score["value"]
+        ends = [score.get("low"), score.get("high")]
         low, high = (right if end is None else end for end in ends)
         panel.errorbar(
             [amount * factor],

@@ -128,10 +128,10 @@ def differences(runs: Sequence[RunSummary]) -> dict[str, list[Any]]:
     """
     known = [run for run in runs if run.knobs]
     keys = dict.fromkeys(key for run in known for key in run.knobs if key in run.chosen)
-    found = {key: [run.knobs.get(key) for run in runs] for key in keys}
+    knobs = {key: [run.knobs.get(key) for run in runs] for key in keys}
     return {
         key: values
-        for key, values in found.items()
+        for key, values in knobs.items()
         if any(run.knobs.get(key) != known[0].knobs.get(key) for run in known)
     }
 
@@ -147,13 +147,13 @@ def _rows(runs: Sequence[RunSummary]) -> list[Row]:
         *((label, _cost_cell(key, say)) for label, key, say in COST_ROWS),
         ("loss", lambda run: NONE if run.loss is None else f"{run.loss:.3f}"),
     ]
-    told = (Row("cost", label, tuple(cell(run) for run in runs)) for label, cell in cost)
-    rows += [row for row in told if set(row.cells) != {NONE}]
+    cost_rows = (Row("cost", label, tuple(cell(run) for run in runs)) for label, cell in cost)
+    rows += [row for row in cost_rows if set(row.cells) != {NONE}]
     suites = dict.fromkeys(suite for run in runs for suite in run.scores)
     for suite in suites:
         of_suite = [run.scores.get(suite, {}) for run in runs]
         names = dict.fromkeys(name for scores in of_suite for name in scores)
-        mains = {name for scores in of_suite for name, one in scores.items() if one["main"]}
+        mains = {name for scores in of_suite for name, score in scores.items() if score["main"]}
         for name in sorted(names, key=lambda name: name not in mains):
             cells = tuple(_score(scores.get(name)) for scores in of_suite)
             rows.append(Row("scores", _called(f"{suite} {name}"), cells, main=name in mains))
@@ -174,8 +174,10 @@ BESIDE: tuple[tuple[str, str], ...] = (
 def _beside(suite: str, scores: Sequence[Mapping[str, Any] | None]) -> Iterator[Row]:
     """Yield what blind rules score on a suite, and both ways of reading likelihoods."""
     for key, label in BESIDE:
-        values = [one.get(key) if one is not None else None for one in scores]
-        cells = tuple(f"{one:.1f}" if isinstance(one, int | float) else NONE for one in values)
+        values = [score.get(key) if score is not None else None for score in scores]
+        cells = tuple(
+            f"{value:.1f}" if isinstance(value, int | float) else NONE for value in values
+        )
         if set(cells) != {NONE}:
             yield Row("scores", f"{suite} ({label})", cells)
 
@@ -213,21 +215,21 @@ COST_ROWS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
 )
 
 
-def _score(one: Mapping[str, Any] | None) -> str:
-    if one is None:
+def _score(score: Mapping[str, Any] | None) -> str:
+    if score is None:
         return NONE
-    low, high = one.get("low"), one.get("high")
+    low, high = score.get("low"), score.get("high")
     known = isinstance(low, int | float) and isinstance(high, int | float)
     interval = f" ({low:.1f} to {high:.1f})" if known else ""
-    return f"{one['value']:.1f}{interval}"
+    return f"{score['value']:.1f}{interval}"
 
 
 def _one_number(runs: Sequence[RunSummary]) -> str | None:
     """The only knob that differs, the seed aside, when all its values are numbers."""
-    found = {key: values for key, values in differences(runs).items() if key != "seed"}
-    if len(found) != 1:
+    differing = {key: values for key, values in differences(runs).items() if key != "seed"}
+    if len(differing) != 1:
         return None
-    key, values = next(iter(found.items()))
+    key, values = next(iter(differing.items()))
     numbers = all(isinstance(each, int | float) and not isinstance(each, bool) for each in values)
     return key if numbers else None
 
@@ -257,8 +259,8 @@ def _of_group(report: Report, names: Sequence[str]) -> dict[str, Any]:
     scores: dict[str, list[float]] = {}
     for run in runs:
         for suite, columns in run.scores.items():
-            for column, one in columns.items():
-                scores.setdefault(f"{suite} {column}", []).append(one["value"])
+            for column, score in columns.items():
+                scores.setdefault(f"{suite} {column}", []).append(score["value"])
     costs = {
         key: [run.cost[key] for run in runs if isinstance(run.cost.get(key), int | float)]
         for key in ("tokens", "tokens_trained", "flops", "seconds_total")
@@ -276,30 +278,30 @@ def group_rows(report: Report) -> tuple[list[str], list[list[str]]]:
 
     Only the suites' main measures stand in it; `report.json` has all.
     """
-    found = {name: _of_group(report, names) for name, names in report.groups.items()}
-    all_scores = dict.fromkeys(name for one in found.values() for name in one["scores"])
+    groups = {name: _of_group(report, names) for name, names in report.groups.items()}
+    all_scores = dict.fromkeys(name for group in groups.values() for name in group["scores"])
     mains = {row.label for row in report.rows if row.main}
     scores = [name for name in all_scores if _called(name) in mains] or [*all_scores]
     head = ["", "seeds", "tokens", "TFLOP", "minutes", *map(_called, scores)]
     lines = []
-    for name, one in found.items():
-        cost = one["cost"]
-        cells = [str(Mean(**one["scores"][s])) if s in one["scores"] else NONE for s in scores]
+    for name, group in groups.items():
+        cost = group["cost"]
+        cells = [str(Mean(**group["scores"][s])) if s in group["scores"] else NONE for s in scores]
         numbers = [
             _count(cost.get("tokens")),
             _scaled(1e-12, ",.3g")(cost.get("flops")),
             _scaled(1 / 60, ",.1f")(cost.get("seconds_total")),
         ]
-        lines.append([name, f"{one['finished']} of {len(one['runs'])}", *numbers, *cells])
+        lines.append([name, f"{group['finished']} of {len(group['runs'])}", *numbers, *cells])
     return head, lines
 
 
 def _of_run(run: RunSummary) -> dict[str, Any]:
-    kept = {"name", "state", "finished", "trained_parameters", "loss", "cost", "scores", "knobs"}
+    keys = {"name", "state", "finished", "trained_parameters", "loss", "cost", "scores", "knobs"}
     return {"root": str(run.root)} | {
         key: dict(value) if isinstance(value, Mapping) else value
         for key, value in vars(run).items()
-        if key in kept
+        if key in keys
     }
 
 

@@ -26,12 +26,12 @@ def moon_phase(dice: Dice) -> Question:
     """The Moon in the night sky: which phase is it in?"""
     offered = tuple(sorted(dice.sample(tuple(PHASES), 3)))
     answer = dice.choice(offered)
-    caption, seen = PHASES[answer]
+    caption, sight = PHASES[answer]
     return Question(
         question="Which phase of the Moon does this picture show?",
         choices=offered,
         answer=answer,
-        solution=f"Look at the part that is lit by the Sun. {seen}. So, this is a {answer}.",
+        solution=f"Look at the part that is lit by the Sun. {sight}. So, this is a {answer}.",
         caption=caption,
         draw=lambda canvas: _draw_moon(canvas, answer),
     )
@@ -153,7 +153,7 @@ LIGHTS = {
 def shadows(dice: Dice) -> Question:
     """A tree and its shadow: where does the light come from?"""
     answer = dice.choice(tuple(LIGHTS))
-    side, seen = LIGHTS[answer]
+    side, sight = LIGHTS[answer]
     thing = dice.choice(("tree", "post"))
     way = "The tree is lit from its top" if side == 0 else "The light comes from the other side"
     way = way.replace("tree", thing)
@@ -162,10 +162,10 @@ def shadows(dice: Dice) -> Question:
         choices=tuple(LIGHTS),
         answer=answer,
         solution=(
-            f"A shadow lies on the side away from the light. {seen} {way}. "
+            f"A shadow lies on the side away from the light. {sight} {way}. "
             f"So, the sunlight comes {answer}."
         ),
-        caption=f"{with_article(thing).capitalize()} on the grass. {seen}",
+        caption=f"{with_article(thing).capitalize()} on the grass. {sight}",
         draw=lambda canvas: _draw_shadow(canvas, thing, side),
     )
 

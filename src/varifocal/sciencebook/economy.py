@@ -85,7 +85,7 @@ def supply_and_demand(dice: Dice) -> Question:
     large = small + dice.integer(3, 10) * 5
     supply, demand = (small, large) if answer == "a shortage" else (large, small)
     seller = dice.choice(PEOPLE)
-    told = [
+    sentences = [
         f"{seller} has {supply} {ware} to sell.",
         f"People want to buy {demand} {ware} at this price.",
     ]
@@ -93,7 +93,7 @@ def supply_and_demand(dice: Dice) -> Question:
         question=f"Read the text. Is there a shortage or a surplus of {ware}?",
         choices=tuple(MARKETS),
         answer=answer,
-        hint=" ".join(dice.shuffled(told)),
+        hint=" ".join(dice.shuffled(sentences)),
         solution=(
             f"Compare the numbers: {supply} are for sale and {demand} are wanted. "
             f"{MARKETS[answer]}. So, there is {answer}."

@@ -216,13 +216,13 @@ def one_or_many(dice: Dice) -> Question:
     number = 1 if answer == "singular" else dice.integer(3, 6)
     shape = dice.choice(("star", "heart", "circle", "square", "triangle"))
     colour = dice.choice(("red", "blue", "green", "yellow", "orange", "purple"))
-    seen = f"one {shape}" if number == 1 else f"{NUMBERS[number]} {shape}s"
+    shapes = f"one {shape}" if number == 1 else f"{NUMBERS[number]} {shape}s"
     return Question(
         question="Do you need a singular or a plural noun to name what you see here?",
         choices=("singular", "plural"),
         answer=answer,
         solution=(
-            f"The picture shows {seen}. A singular noun names one thing and a plural noun names "
+            f"The picture shows {shapes}. A singular noun names one thing and a plural noun names "
             f"more than one. {opened(NUMBERS[number])} needs a noun that is {answer}."
         ),
         caption=(

@@ -92,7 +92,7 @@ def states_of_matter(dice: Dice) -> Question:
     states = ("solid", "liquid", "gas")
     answer = dice.choice(states)
     colour = dice.choice(("red", "blue", "green", "purple", "orange"))
-    seen, steps = {
+    arrangement, steps = {
         "solid": (
             "packed in neat rows at the bottom",
             "are close together in neat rows and stay in place",
@@ -108,7 +108,7 @@ def states_of_matter(dice: Dice) -> Question:
         choices=states,
         answer=answer,
         solution=f"Look at the particles. They {steps}. So, the matter in the box is a {answer}.",
-        caption=f"A box with {colour} balls. The balls are {seen}, like a {answer}.",
+        caption=f"A box with {colour} balls. The balls are {arrangement}, like a {answer}.",
         draw=lambda canvas: _draw_state(canvas, colour, answer),
     )
 

@@ -145,11 +145,11 @@ def forces(dice: Dice) -> Question:
     ]
     colour = dice.choice(("brown", "orange", "purple", "green"))
     if answer == "it stays still":
-        seen = "Both arrows are the same size."
+        sight = "Both arrows are the same size."
         steps = "The two forces are equal and opposite, so they are balanced. The box is at rest:"
     else:
         side = "left" if answer == "to the left" else "right"
-        seen = f"The big arrow goes to the {side}."
+        sight = f"The big arrow goes to the {side}."
         steps = (
             f"The force toward the {side} is larger than the other one. The box will move this way:"
         )
@@ -158,7 +158,7 @@ def forces(dice: Dice) -> Question:
         choices=("to the left", "to the right", "it stays still"),
         answer=answer,
         solution=f"Compare the arrows. A longer arrow stands for a larger force. {steps} {answer}.",
-        caption=f"{opened(with_article(colour))} box with two red arrows. {seen}",
+        caption=f"{opened(with_article(colour))} box with two red arrows. {sight}",
         draw=lambda canvas: _draw_forces(canvas, colour, lengths),
     )
 
@@ -186,10 +186,10 @@ def seesaw(dice: Dice) -> Question:
     tilt = {"the left box": -1, "the right box": 1, "both weigh the same": 0}[answer]
     left, right = dice.sample(("red", "blue", "green", "orange", "purple"), 2)
     if tilt == 0:
-        seen, steps = "The seesaw is level.", "The plank is level, so neither box pulls harder:"
+        sight, steps = "The seesaw is level.", "The plank is level, so neither box pulls harder:"
     else:
         side = "left" if tilt < 0 else "right"
-        seen = f"The {side} side is down."
+        sight = f"The {side} side is down."
         steps = f"The {side} end is down, so gravity pulls harder on"
     return Question(
         question="Compare the two boxes on the seesaw. Which is heavier?",
@@ -200,7 +200,7 @@ def seesaw(dice: Dice) -> Question:
             f"{answer}."
         ),
         caption=(
-            f"{opened(with_article(left))} box and {with_article(right)} box on a seesaw. {seen}"
+            f"{opened(with_article(left))} box and {with_article(right)} box on a seesaw. {sight}"
         ),
         draw=lambda canvas: _draw_seesaw(canvas, tilt, (left, right)),
     )

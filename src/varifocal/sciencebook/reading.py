@@ -51,14 +51,13 @@ def order_of_events(dice: Dice) -> Question:
     """Three events in a row: what came first, second or last?"""
     name, answer = dice.choice(PEOPLE), dice.own(EVENTS)
     place = dice.integer(0, 2)
-    told = dice.sample([event for event in EVENTS if event != answer], 2)
-    told.insert(place, answer)
-    hint = (
-        f"In the morning {name} {told[0]}. Then {name} {told[1]}. In the evening {name} {told[2]}."
-    )
+    events = dice.sample([event for event in EVENTS if event != answer], 2)
+    events.insert(place, answer)
+    first, second, last = events
+    hint = f"In the morning {name} {first}. Then {name} {second}. In the evening {name} {last}."
     return Question(
         question=f"Read the text. What did {name} do {POSITIONS[place]}?",
-        choices=tuple(told),
+        choices=tuple(events),
         answer=answer,
         hint=hint,
         solution=(

@@ -92,13 +92,13 @@ def changes(dice: Dice) -> Question:
 def weather_or_climate(dice: Dice) -> Question:
     """A passage on a place: weather or climate?"""
     place, answer = dice.own(PLACES), dice.choice(("weather", "climate"))
-    told = dice.choice(WEATHERS if answer == "weather" else CLIMATES)
+    sentence = dice.choice(WEATHERS if answer == "weather" else CLIMATES)
     reason = "one certain time" if answer == "weather" else "many years"
     return Question(
         question="Read the text. Does it describe the weather or the climate?",
         choices=("weather", "climate"),
         answer=answer,
-        hint=told.format(place=place, number=dice.integer(4, 30)),
+        hint=sentence.format(place=place, number=dice.integer(4, 30)),
         solution=(
             f"Weather is the state of the air at one time, climate is its pattern over many years. "
             f"The text on {place} tells about {reason}. So, it describes the {answer}."
@@ -143,16 +143,16 @@ def speeds(dice: Dice) -> Question:
 
 def experiments(dice: Dice) -> Question:
     """An experiment: what was changed on purpose?"""
-    plan, changed, kept, measured = dice.own(EXPERIMENTS)
+    plan, changed, constant, measured = dice.own(EXPERIMENTS)
     name = dice.choice(PEOPLE)
     return Question(
         question=f"Read the text. What did {name} change on purpose in this experiment?",
-        choices=(changed, kept, measured),
+        choices=(changed, constant, measured),
         answer=changed,
         hint=plan.format(name=name),
         solution=(
-            f"Find what is different between the groups. {opened(kept)} was the same for all, and "
-            f"{measured} was measured at the end. What {name} changed was {changed}."
+            f"Find what is different between the groups. {opened(constant)} was the same for all, "
+            f"and {measured} was measured at the end. What {name} changed was {changed}."
         ),
     )
 

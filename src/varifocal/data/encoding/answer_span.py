@@ -46,26 +46,26 @@ PROBES = ("X", "Y")
 """Answers that differ in everything, by which the frame around one is found."""
 
 
-def frame_of(prompt: str, unasked: str, one: str, other: str) -> Frame:
+def frame_of(prompt: str, unasked: str, first: str, second: str) -> Frame:
     """Read the frame of an answer off renderings.
 
     Args:
         prompt: of the turns before it, with the generation prompt.
         unasked: of the same turns, without it.
-        one: of the same turns, answered with the first of `PROBES`.
-        other: of the same turns, answered with the second.
+        first: of the same turns, answered with the first of `PROBES`.
+        second: of the same turns, answered with the second.
 
     Raises:
         ChatTemplateError: the template leaves answers out.
     """
-    if one == other:
+    if first == second:
         raise ChatTemplateError("the tokenizer's chat template leaves the assistant's words out")
-    place = common_length(one, other)
-    kept = common_length(prompt, one[:place])
+    place = common_length(first, second)
+    start = common_length(prompt, first[:place])
     return Frame(
-        lost=len(prompt) - kept,
-        before=one[kept:place],
-        after=one[place + 1 :],
+        lost=len(prompt) - start,
+        before=first[start:place],
+        after=first[place + 1 :],
         opening=len(prompt) - common_length(prompt, unasked),
     )
 
@@ -150,14 +150,14 @@ def thought_of(answer: Turn) -> str:
     return answer["content"][: closing.start()].split(f"<{closing[1]}>")[-1].strip()
 
 
-def common_length(one: str, other: str) -> int:
+def common_length(first: str, second: str) -> int:
     """Count the characters that two texts begin with alike.
 
     >>> common_length("abc", "abd")
     2
     """
-    pairs = zip(one, other, strict=False)
-    shorter = min(len(one), len(other))
+    pairs = zip(first, second, strict=False)
+    shorter = min(len(first), len(second))
     return next((place for place, (a, b) in enumerate(pairs) if a != b), shorter)
 
 

@@ -264,7 +264,7 @@ class ChatTemplate:
         return frame_of(
             self.render(turns, add_generation_prompt=True),
             self.render(turns),
-            *(self.render([*turns, {"role": "assistant", "content": one}]) for one in PROBES),
+            *(self.render([*turns, {"role": "assistant", "content": probe}]) for probe in PROBES),
         )
 
     def _end_of_turn(self, after: str) -> tuple[int, bool]:

@@ -150,7 +150,7 @@ class EncodedTable:
         with self._entries.open("rb") as file:
             file.seek(self._place(number) - 1)
             header = np.frombuffer(file.read(_HEADER * 4), np.int32)
-            length, num_images, modality, was_cut, dropped_turns, *told = map(int, header)
+            length, num_images, modality, was_cut, dropped_turns, *notes = map(int, header)
             body = np.frombuffer(file.read((num_images + length) * 4), np.int32)
             bits = np.frombuffer(file.read(-(-length // 8)), np.uint8)
         every: tuple[Image, ...] = example.images if example is not None else ()
@@ -162,9 +162,9 @@ class EncodedTable:
             example_id=example.id if example is not None else "",
             was_cut=bool(was_cut),
             dropped_turns=dropped_turns,
-            rewritten_answers=told[0],
-            lost_system=bool(told[1]),
-            unread_keys=bool(told[2]),
+            rewritten_answers=notes[0],
+            lost_system=bool(notes[1]),
+            unread_keys=bool(notes[2]),
         )
 
     def has_images(self, number: int) -> bool:
@@ -186,23 +186,23 @@ class EncodedTable:
         ):
             fcntl.flock(file, fcntl.LOCK_EX)
             file.seek(0, os.SEEK_END)
-            for number, one, example in encoded:
+            for number, sample, example in encoded:
                 if number in self:
                     continue
                 place = file.tell()
-                file.write(_entry(one, example))
+                file.write(_entry(sample, example))
                 file.flush()
                 index.seek(number * 8)
                 index.write((place + 1).to_bytes(8, "little"))  # only now: the entry is whole
 
 
-def _entry(one: Encoded, example: Example) -> bytes:
+def _entry(sample: Encoded, example: Example) -> bytes:
     """Write an entry: header, the images' places in the example, ids, mask in bits."""
     places = [
         next(place for place, there in enumerate(example.images) if there is image)
-        for image in one.images
+        for image in sample.images
     ]
-    told = [one.rewritten_answers, int(one.lost_system), int(one.unread_keys)]
-    header = [len(one), len(places), one.modality, int(one.was_cut), one.dropped_turns]
-    numbers = np.array([*header, *told, *places], np.int32).tobytes()
-    return numbers + one.input_ids.tobytes() + np.packbits(one.prompt_mask).tobytes()
+    notes = [sample.rewritten_answers, int(sample.lost_system), int(sample.unread_keys)]
+    header = [len(sample), len(places), sample.modality, int(sample.was_cut), sample.dropped_turns]
+    numbers = np.array([*header, *notes, *places], np.int32).tobytes()
+    return numbers + sample.input_ids.tobytes() + np.packbits(sample.prompt_mask).tobytes()

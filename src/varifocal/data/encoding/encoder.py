@@ -174,8 +174,8 @@ class Encoder:
             if self._fits(encoded):
                 return encoded
             build = partial(self._turns.write, with_answer=with_answer)
-            turns, kept, how = self._shorten(example, encoded, build)
-            return replace(self._encode(turns, kept), **how)
+            turns, shorter, how = self._shorten(example, encoded, build)
+            return replace(self._encode(turns, shorter), **how)
 
     def encode_options(self, example: Example) -> tuple[Encoded, list[Ids]]:
         """Encode a multiple-choice question and each of its options, for scoring by likelihood.
@@ -207,7 +207,7 @@ class Encoder:
                 full, example, how = self._shorten(
                     example,
                     answers[longest],
-                    lambda kept: answer_turns(self._turns.write(kept, False), option),
+                    lambda shorter: answer_turns(self._turns.write(shorter, False), option),
                 )
                 turns = full[:-1]
             prompt = self._encode(turns, example)
@@ -222,7 +222,7 @@ class Encoder:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256, in hex, over everything that decides the ids of an example."""
-        told = {
+        settings = {
             "version": VERSION,
             "tokenizer": fingerprint_tokenizer(self.tokenizer),
             "chat_template": self.template.jinja,
@@ -231,7 +231,7 @@ class Encoder:
             "system": self.system,
             "train_on": self.train_on,
         }
-        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
     @property
     def end_of_turn_id(self) -> int:
@@ -321,8 +321,10 @@ class Encoder:
             return
         fewest = self._fewest_tokens(text)
         if fewest > self.max_length:
-            told = f"{example.name} takes at least {fewest} tokens, at most {self.max_length} fit"
-            raise TooLongError(told, fewest, at_least=True)
+            message = (
+                f"{example.name} takes at least {fewest} tokens, at most {self.max_length} fit"
+            )
+            raise TooLongError(message, fewest, at_least=True)
 
     def _spans(
         self, turns: Sequence[Turn], text: str, last: Written | None
@@ -330,12 +332,12 @@ class Encoder:
         """Find the answers: turn -> where it stands, but of those that are rewritten later."""
         # a greeting has no prompt
         answers = [n for n, turn in enumerate(turns) if turn["role"] == "assistant" and n]
-        found = {
+        spans = {
             index: span
             for index in (answers if last is None else answers[:-1])
             if (span := self.template.span(turns, index, text)) is not None
         }
-        return found if last is None else found | {answers[-1]: self.template.place(last)}
+        return spans if last is None else spans | {answers[-1]: self.template.place(last)}
 
     def _end_of_sequence(self) -> int:
         number = self.tokenizer.eos_token_id
@@ -385,7 +387,7 @@ class Encoder:
         return make_fit(
             example,
             build,
-            lambda turns, kept: self._fits(self._encode(turns, kept)),
+            lambda turns, shorter: self._fits(self._encode(turns, shorter)),
             num_tokens=len(encoded),
             max_length=self.max_length,
             overflow=self.overflow,

@@ -45,10 +45,10 @@ class TokenBound:
 def _longest(tokenizer: Any) -> int | None:
     if not tokenizer.is_fast:
         return None
-    told = json.loads(tokenizer.backend_tokenizer.to_str())
-    factor = _shrinks(told["normalizer"])
-    swallows = any(token["lstrip"] or token["rstrip"] for token in told["added_tokens"])
-    if factor is None or swallows or not _keeps_every_byte(told, tokenizer.get_vocab()):
+    settings = json.loads(tokenizer.backend_tokenizer.to_str())
+    factor = _shrinks(settings["normalizer"])
+    swallows = any(token["lstrip"] or token["rstrip"] for token in settings["added_tokens"])
+    if factor is None or swallows or not _keeps_every_byte(settings, tokenizer.get_vocab()):
         return None
     return factor * max(len(token.encode()) for token in tokenizer.get_vocab())
 
@@ -72,9 +72,9 @@ def _shrinks(normalizer: dict[str, Any] | None) -> int | None:
     return None
 
 
-def _keeps_every_byte(told: dict[str, Any], vocabulary: dict[str, int]) -> bool:
+def _keeps_every_byte(settings: dict[str, Any], vocabulary: dict[str, int]) -> bool:
     """Tell whether each byte of a text comes out in a token."""
-    model, before = told["model"], told["pre_tokenizer"] or {}
+    model, before = settings["model"], settings["pre_tokenizer"] or {}
     if model["type"] != "BPE":
         return False
     if model.get("byte_fallback"):
@@ -157,11 +157,11 @@ class PieceTokenizer:
 
     def _marks(self, text: str, joint: Sequence[int]) -> list[_Mark]:
         """Find the walls of a text in its ids; none where the two do not agree."""
-        found = list(self._wall.finditer(text))
+        matches = list(self._wall.finditer(text))
         places = [index for index, number in enumerate(joint) if number in self._wall_ids]
-        if [self._walls[match.group()] for match in found] != [joint[place] for place in places]:
+        if [self._walls[match.group()] for match in matches] != [joint[place] for place in places]:
             return []
-        pairs = zip(found, places, strict=True)
+        pairs = zip(matches, places, strict=True)
         return [_Mark(match.start(), match.end(), place) for match, place in pairs]
 
     def _before(
@@ -256,14 +256,14 @@ def _plain_backend(tokenizer: Any) -> Any:
 def fingerprint_tokenizer(tokenizer: Any) -> str:
     """Return the SHA-256, in hex, over everything that decides a tokenizer's ids."""
     if tokenizer.is_fast:
-        told: Any = json.loads(tokenizer.backend_tokenizer.to_str())
+        settings: Any = json.loads(tokenizer.backend_tokenizer.to_str())
         for state in ("padding", "truncation"):  # what the last caller asked for
-            told.pop(state, None)
+            settings.pop(state, None)
     else:
         added = {number: str(token) for number, token in tokenizer.added_tokens_decoder.items()}
-        told = [type(tokenizer).__name__, tokenizer.get_vocab(), added]
-    told = [told, dict(tokenizer.special_tokens_map), bool(tokenizer.split_special_tokens)]
-    return hashlib.sha256(json.dumps(told, sort_keys=True, default=str).encode()).hexdigest()
+        settings = [type(tokenizer).__name__, tokenizer.get_vocab(), added]
+    settings = [settings, dict(tokenizer.special_tokens_map), bool(tokenizer.split_special_tokens)]
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def placeholder_id(

@@ -77,12 +77,12 @@ class Tally:
     num_unread_keys: int = 0
     num_text: int = 0
 
-    def leave_out(self, found: LeftOut) -> None:
+    def leave_out(self, sample: LeftOut) -> None:
         """Count a record that gives no sample and has not been counted."""
-        if found.is_text:
+        if sample.is_text:
             self.num_text += 1
         else:
-            (self.dropped if found.too_long else self.skipped).append(found.reason)
+            (self.dropped if sample.too_long else self.skipped).append(sample.reason)
 
     def nothing_left(self) -> DataError:
         """Say that no record has given a sample."""
@@ -99,26 +99,26 @@ class Tally:
 
     def notes(self) -> list[str]:
         """Say in a sentence each what is trained otherwise than the records may suggest."""
-        told = []
+        notes = []
         if self.num_rewritten:
-            told.append(
+            notes.append(
                 f"{self.num_rewritten_answers:,} earlier answers of {self.num_rewritten:,} "
                 "conversations are prompt and not trained: the chat template writes them in "
                 "another way once the conversation goes on"
             )
         if self.num_lost_system:
-            told.append(
+            notes.append(
                 f"the chat template leaves out the system message of {self.num_lost_system:,} "
                 "samples"
             )
         if self.num_unread_keys:
-            told.append(
+            notes.append(
                 f"the turns of {self.num_unread_keys:,} records have keys that nothing is made of; "
                 "varifocal data check names them"
             )
         if self.num_text:
-            told.append(text_left_out(self.num_text))
-        return told
+            notes.append(text_left_out(self.num_text))
+        return notes
 
 
 def text_left_out(num_records: int) -> str:
@@ -181,12 +181,12 @@ class Samples(Sequence[Encoded]):
         """
         if isinstance(number, slice):
             return [self[each] for each in range(len(self))[number]]
-        found, example = self._look_up_or_encode(number)
-        if isinstance(found, LeftOut):
-            raise DataError(found.reason)
+        sample, example = self._look_up_or_encode(number)
+        if isinstance(sample, LeftOut):
+            raise DataError(sample.reason)
         if example is not None:
-            self._keep([(number, found, example)])
-        return found
+            self._keep([(number, sample, example)])
+        return sample
 
     def example(self, number: int) -> Example:
         """Return a sample's record as it is before it is encoded."""
@@ -205,26 +205,26 @@ class Samples(Sequence[Encoded]):
             DataError: at the first broken record with `on_bad_record="fail"`, and at the first that
                 is too long unless `overflow` is "drop".
         """
-        for done, (number, found) in enumerate(
+        for done, (number, sample) in enumerate(
             zip(numbers, self._encode(numbers), strict=True), start=1
         ):
-            self._count(int(number), found)
+            self._count(int(number), sample)
             if progress is not None:
                 progress(done, len(numbers))
-            if isinstance(found, Encoded):
-                yield int(number), found
+            if isinstance(sample, Encoded):
+                yield int(number), sample
 
     def _encode(self, numbers: Sequence[int]) -> Iterator[Encoded | LeftOut]:
         """Look samples up or encode them, in order; several processes share the encoding."""
         fresh: list[tuple[int, Encoded, Example]] = []
-        found = map_in_order(self._look_up_or_encode, numbers, self.num_workers)
-        for number, (one, example) in zip(numbers, found, strict=True):
-            if example is not None and isinstance(one, Encoded):
-                fresh.append((int(number), one, example))
+        encoded = map_in_order(self._look_up_or_encode, numbers, self.num_workers)
+        for number, (sample, example) in zip(numbers, encoded, strict=True):
+            if example is not None and isinstance(sample, Encoded):
+                fresh.append((int(number), sample, example))
             if len(fresh) >= CHUNK:
                 self._keep(fresh)
                 fresh = []
-            yield one
+            yield sample
         self._keep(fresh)
 
     def _look_up_or_encode(self, number: int) -> tuple[Encoded | LeftOut, Example | None]:
@@ -250,21 +250,21 @@ class Samples(Sequence[Encoded]):
     def _keep(self, fresh: Sequence[tuple[int, Encoded, Example]]) -> None:
         for part, table in enumerate(self._tables):
             own = [each for each in fresh if self.draw.parts[each[0]] == part]
-            table.add([(int(self.draw.records[n]), one, example) for n, one, example in own])
+            table.add([(int(self.draw.records[n]), sample, example) for n, sample, example in own])
 
     def _place(self, number: int) -> tuple[EncodedTable, int]:
         return self._tables[self.draw.parts[number]], int(self.draw.records[number])
 
-    def _count(self, number: int, found: Encoded | LeftOut) -> None:
+    def _count(self, number: int, sample: Encoded | LeftOut) -> None:
         """Count what became of a record, once; raise where it must not be left out."""
         key = int(self.draw.parts[number]) << 40 | int(self.draw.records[number])
-        if isinstance(found, LeftOut):
-            refuse_or_pass(found, self.encoder.overflow, self.on_bad_record)
+        if isinstance(sample, LeftOut):
+            refuse_or_pass(sample, self.encoder.overflow, self.on_bad_record)
             if key not in self._counted:
-                self.tally.leave_out(found)
+                self.tally.leave_out(sample)
                 self._counted.add(key)
-        elif found.is_counted and key not in self._counted:
-            self.tally.add(found)
+        elif sample.is_counted and key not in self._counted:
+            self.tally.add(sample)
             self._counted.add(key)
 
 
@@ -306,9 +306,9 @@ class UsableSamples(Sequence[Encoded]):
     """
 
     def __init__(self, samples: Samples, progress: StepProgress | None = None) -> None:
-        found = [(n, len(one)) for n, one in samples.usable(range(len(samples)), progress)]
+        pairs = [(n, len(sample)) for n, sample in samples.usable(range(len(samples)), progress)]
         self.samples = samples
-        self.numbers, self.lengths = np.array(found, np.int64).reshape(-1, 2).T
+        self.numbers, self.lengths = np.array(pairs, np.int64).reshape(-1, 2).T
 
     def __len__(self) -> int:
         """Count the usable samples."""
@@ -330,6 +330,6 @@ class UsableSamples(Sequence[Encoded]):
 
 
 def _table(source: Source, encoder: Encoder, directory: Path) -> EncodedTable:
-    told = f"{source.fingerprint} {encoder.fingerprint}"
-    key = hashlib.sha256(told.encode()).hexdigest()[:24]
+    identity = f"{source.fingerprint} {encoder.fingerprint}"
+    key = hashlib.sha256(identity.encode()).hexdigest()[:24]
     return EncodedTable(directory / key)

@@ -26,8 +26,8 @@ class TooLongError(DataError):
         at_least: whether that is only the least that it can take; it was not tokenised.
     """
 
-    def __init__(self, told: str, tokens: int, *, at_least: bool = False) -> None:
-        super().__init__(told)
+    def __init__(self, message: str, tokens: int, *, at_least: bool = False) -> None:
+        super().__init__(message)
         self.tokens, self.at_least = tokens, at_least
 
 
@@ -68,10 +68,10 @@ def make_fit(
             num_tokens,
         )
     if overflow == "drop_oldest_turns":
-        kept = drop_oldest(example, lambda kept: fits(build(kept), kept))
-        if kept is not None:
-            dropped = len(example.messages) - len(kept.messages)
-            return build(kept), kept, {"dropped_turns": dropped}
+        shorter = drop_oldest(example, lambda shorter: fits(build(shorter), shorter))
+        if shorter is not None:
+            dropped = len(example.messages) - len(shorter.messages)
+            return build(shorter), shorter, {"dropped_turns": dropped}
         raise TooLongError(
             f"{size}, and its last question with its answer, and the turn of the image it may "
             "speak of, take more by themselves; raise max_length",
@@ -107,15 +107,15 @@ def shorten(
     shorter = list(turns)
     for number, part in _user_texts(turns, image_token):
         before = shorter
-        kept, too_many = LEAST_KEPT, len(_parts(turns[number], image_token)[part])
-        shorter = _keep(before, number, part, kept, image_token)
+        length, too_many = LEAST_KEPT, len(_parts(turns[number], image_token)[part])
+        shorter = _keep(before, number, part, length, image_token)
         if not fits(shorter):
             continue
-        while too_many - kept > 1:
-            middle = (kept + too_many) // 2
+        while too_many - length > 1:
+            middle = (length + too_many) // 2
             longer = _keep(before, number, part, middle, image_token)
             if fits(longer):
-                kept, shorter = middle, longer
+                length, shorter = middle, longer
             else:
                 too_many = middle
         return shorter
@@ -138,23 +138,23 @@ def _parts(turn: Turn, image_token: str | None) -> list[str]:
 
 
 def _keep(
-    turns: Sequence[Turn], number: int, part: int, kept: int, image_token: str | None
+    turns: Sequence[Turn], number: int, part: int, length: int, image_token: str | None
 ) -> list[Turn]:
     parts = _parts(turns[number], image_token)
-    parts[part] = cut_middle(parts[part], kept)
+    parts[part] = cut_middle(parts[part], length)
     content = (image_token or "").join(parts)
     return [*turns[:number], {**turns[number], "content": content}, *turns[number + 1 :]]
 
 
-def cut_middle(text: str, kept: int) -> str:
-    """Take the middle out of a text that has more than `kept` characters.
+def cut_middle(text: str, length: int) -> str:
+    """Take the middle out of a text that has more than `length` characters.
 
     >>> cut_middle("Which of these is a metal?", 10)
     'Which ... etal?'
     """
-    if kept >= len(text):
+    if length >= len(text):
         return text
-    return text[: kept - kept // 2] + CUT_MARK + text[len(text) - kept // 2 :]
+    return text[: length - length // 2] + CUT_MARK + text[len(text) - length // 2 :]
 
 
 def drop_oldest(example: Example, fits: Callable[[Example], bool]) -> Example | None:
@@ -179,8 +179,8 @@ def drop_oldest(example: Example, fits: Callable[[Example], bool]) -> Example | 
 
     def without(count: int) -> Example:
         left_out = set(old[:count])
-        kept = [pair for number, pair in enumerate(pairs) if number not in left_out]
-        messages = (*example.messages[:start], *(message for pair in kept for message in pair))
+        remaining = [pair for number, pair in enumerate(pairs) if number not in left_out]
+        messages = (*example.messages[:start], *(message for pair in remaining for message in pair))
         return replace(example, messages=messages)
 
     if not old or not fits(without(len(old))):

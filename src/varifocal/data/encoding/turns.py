@@ -93,7 +93,9 @@ def until_trained(example: Example, train_on: TrainOn) -> Example:
         AnswerError: no answer is.
         DataError: all tokens are to be trained, and an answer is marked not to be.
     """
-    answers = [number for number, one in enumerate(example.messages) if one.role == "assistant"]
+    answers = [
+        number for number, message in enumerate(example.messages) if message.role == "assistant"
+    ]
     trained = [number for number in answers if example.messages[number].is_trained]
     if trained == answers:
         return example

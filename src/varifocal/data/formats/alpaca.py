@@ -35,7 +35,7 @@ def parse_alpaca(record: Record, asked: ParseOptions) -> Example:
     turns: list[tuple[str, object]] = []
     if texts["system"]:
         turns.append(("system", texts["system"]))
-    for asked_before, said in history_of(record):
-        turns += [("user", asked_before), ("assistant", said)]
+    for asked_before, answer in history_of(record):
+        turns += [("user", asked_before), ("assistant", answer)]
     turns += [("user", question), ("assistant", texts["output"] or "")]
     return conversation(turns, record, asked)

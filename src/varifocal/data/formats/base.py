@@ -114,7 +114,7 @@ def unread_columns(
         asked: what the recipe asks of the records.
     """
     filled: dict[str, None] = {}
-    seen: set[str] = set(asked.columns.values()) | {"split", "skill"}
+    read: set[str] = set(asked.columns.values()) | {"split", "skill"}
     for record in records:
         if isinstance(record, DataError):
             continue
@@ -124,5 +124,5 @@ def unread_columns(
         except DataError:  # what follows the fault was not looked at
             continue
         filled |= dict.fromkeys(name for name, cell in row.items() if cell not in (None, "", []))
-        seen |= row.seen
-    return [str(name) for name in filled if name not in seen]
+        read |= row.seen
+    return [str(name) for name in filled if name not in read]

@@ -30,10 +30,10 @@ def parse_cauldron(record: Record, asked: ParseOptions) -> Example:
     turns, where = record.row.get("texts"), record.where
     if not isinstance(turns, list) or not turns:
         raise DataError(f"{where}: 'texts' must be a list of turns, not {short(turns)}")
-    said: list[tuple[str, object]] = []
+    spoken: list[tuple[str, object]] = []
     for turn in turns:
         if not isinstance(turn, dict):
             raise DataError(f"{where}: a turn of 'texts' is {short(turn)}, no object")
-        said.append(("user", text_of(turn, "user", where)))
-        said.append(("assistant", text_of(turn, "assistant", where)))
-    return conversation(with_images_first(said, record), record, asked)
+        spoken.append(("user", text_of(turn, "user", where)))
+        spoken.append(("assistant", text_of(turn, "assistant", where)))
+    return conversation(with_images_first(spoken, record), record, asked)

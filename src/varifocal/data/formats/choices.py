@@ -56,14 +56,14 @@ def read_choices(value: Any, where: str) -> Choices:
     for text in texts:
         if text is not None and not isinstance(text, (str, int, float)):
             raise DataError(f"{where}: a choice must be a text or a number, not {short(text)}")
-    found = Choices(
+    choices = Choices(
         tuple("" if text is None else text for text in texts), tuple(map(written, labels))
     )
-    if not 2 <= len(found.raw) <= len(LETTERS) or not all(found.texts):
+    if not 2 <= len(choices.raw) <= len(LETTERS) or not all(choices.texts):
         raise DataError(f"{where}: 2 to {len(LETTERS)} choices are needed, not {short(texts)}")
     if labels and len(labels) != len(texts):
         raise DataError(f"{where}: {len(texts)} choices have {len(labels)} labels")
-    return found
+    return choices
 
 
 def list_in_cell(text: str) -> list[Any] | None:
@@ -74,15 +74,15 @@ def list_in_cell(text: str) -> list[Any] | None:
     """
     if not (text.startswith("[") and text.endswith("]")):
         return None
-    found: Any = None
+    value: Any = None
     try:
-        found = json.loads(text)
+        value = json.loads(text)
     except (ValueError, RecursionError):
         try:
-            found = ast.literal_eval(text) if len(text) <= _LONGEST_LITERAL else None
+            value = ast.literal_eval(text) if len(text) <= _LONGEST_LITERAL else None
         except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
             return None
-    return found if isinstance(found, list) else None
+    return value if isinstance(value, list) else None
 
 
 def _with_labels(value: Any) -> tuple[Sequence[Any] | None, Sequence[Any]]:
@@ -93,7 +93,7 @@ def _with_labels(value: Any) -> tuple[Sequence[Any] | None, Sequence[Any]]:
         return (texts, labels) if known else (None, [])
     if not isinstance(value, list):
         return None, []
-    if value and all(isinstance(one, Mapping) and "text" in one for one in value):
-        labels = [one.get("label") for one in value]
-        return [one["text"] for one in value], [] if None in labels else labels
+    if value and all(isinstance(option, Mapping) and "text" in option for option in value):
+        labels = [option.get("label") for option in value]
+        return [option["text"] for option in value], [] if None in labels else labels
     return value, []

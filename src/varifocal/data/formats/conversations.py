@@ -72,32 +72,32 @@ def read_notes(turn: Mapping[str, Any], role: Role, where: str) -> TurnNotes:
     Raises:
         DataError: a key changes what the turn means in a way that cannot be followed.
     """
-    said = {key: value for key, value in turn.items() if value not in (None, "", [], {})}
+    filled = {key: value for key, value in turn.items() if value not in (None, "", [], {})}
     for key in _TOOL_KEYS:
-        if key in said:
+        if key in filled:
             raise DataError(f"{where} has '{key}'; turns that call tools cannot be read")
     for key in _MEDIA_KEYS:
-        if key in said:
+        if key in filled:
             raise DataError(
                 f"{where} has '{key}'; images stand next to the turns ('images' of the record, "
                 "with <image> in the text) or among the content's parts"
             )
     for key in _PARTIAL_KEYS:
-        if key in said:
+        if key in filled:
             raise DataError(
                 f"{where} has '{key}'; an answer is trained as a whole or not at all "
                 "('weight': 1 or 0)"
             )
     known = {*SPEAKER_KEYS, *WORD_KEYS, *THOUGHT_KEYS, *MARK_KEYS, *_HARMLESS}
     return TurnNotes(
-        _is_trained(said, role, where),
-        _thought(said, role, where),
-        tuple(key for key in said if key not in known),
+        _is_trained(filled, role, where),
+        _thought(filled, role, where),
+        tuple(key for key in filled if key not in known),
     )
 
 
-def _is_trained(said: Mapping[str, Any], role: Role, where: str) -> bool:
-    marks = {key: said[key] for key in MARK_KEYS if key in said}
+def _is_trained(filled: Mapping[str, Any], role: Role, where: str) -> bool:
+    marks = {key: filled[key] for key in MARK_KEYS if key in filled}
     for key, value in marks.items():
         if not isinstance(value, (int, float)) or value not in (0, 1):
             raise DataError(
@@ -114,8 +114,8 @@ def _is_trained(said: Mapping[str, Any], role: Role, where: str) -> bool:
     return all(marks.values())
 
 
-def _thought(said: Mapping[str, Any], role: Role, where: str) -> str:
-    given = {key: said[key] for key in THOUGHT_KEYS if key in said}
+def _thought(filled: Mapping[str, Any], role: Role, where: str) -> str:
+    given = {key: filled[key] for key in THOUGHT_KEYS if key in filled}
     for key, value in given.items():
         if not isinstance(value, str):
             raise DataError(f"{where}: '{key}' must be a text, not {short(value)}")
@@ -165,15 +165,15 @@ def parse_conversation(record: Record, asked: ParseOptions) -> Example:
     """
     row, where = record.row, record.where
     turns = _turns_of(row, where)
-    said = [_read_turn(turn, f"{where}: turn {n}") for n, turn in enumerate(turns, start=1)]
+    parsed = [_read_turn(turn, f"{where}: turn {n}") for n, turn in enumerate(turns, start=1)]
     system = row.get("system")
-    if system and said and said[0].speaker != "system":
-        said.insert(0, Said("system", system))
-    return conversation(said, record, asked)
+    if system and parsed and parsed[0].speaker != "system":
+        parsed.insert(0, Said("system", system))
+    return conversation(parsed, record, asked)
 
 
 def conversation(
-    said: Sequence[tuple[str, object] | Said], record: Record, asked: ParseOptions
+    spoken: Sequence[tuple[str, object] | Said], record: Record, asked: ParseOptions
 ) -> Example:
     """Make an example of speakers and what they say; see `parse_conversation`."""
     where = record.where
@@ -188,7 +188,7 @@ def conversation(
     messages: list[Message] = []
     placeholders = 0
     unread: list[str] = []
-    turns = (turn if isinstance(turn, Said) else Said(turn[0], turn[1]) for turn in said)
+    turns = (turn if isinstance(turn, Said) else Said(turn[0], turn[1]) for turn in spoken)
     for speaker, content, notes in turns:
         parts = _parts_of(content, asked, where)
         placeholders += sum(part is None for part in parts)

@@ -84,10 +84,10 @@ def _by_what_it_looks_like(
     return place
 
 
-def _integer(found: _Readings, integers: Integers | None) -> int | None:
-    if integers is None and found.usual == "value" and found.value is None:
-        return found.index
-    return found.index if (integers or found.usual) == "index" else found.value
+def _integer(readings: _Readings, integers: Integers | None) -> int | None:
+    if integers is None and readings.usual == "value" and readings.value is None:
+        return readings.index
+    return readings.index if (integers or readings.usual) == "index" else readings.value
 
 
 def _mend(answer: Any, texts: Sequence[str], integers: Integers | None) -> str:
@@ -98,12 +98,12 @@ def _mend(answer: Any, texts: Sequence[str], integers: Integers | None) -> str:
         return "; if it is a place among them, say answer_is: index"
     if integers == "value":
         return ", as the other integer answers are; answer_is: index takes it as a place"
-    said = f"; as an index it must be 0 to {len(texts) - 1}"
+    fix = f"; as an index it must be 0 to {len(texts) - 1}"
     if answer == len(texts):
-        said += ", and answer_is: index_from_1 counts from 1"
+        fix += ", and answer_is: index_from_1 counts from 1"
     if _value(answer, texts) is not None:
-        said += ", and answer_is: value takes the choice that equals it"
-    return said
+        fix += ", and answer_is: value takes the choice that equals it"
+    return fix
 
 
 def _is_integer(answer: Any) -> bool:
@@ -199,11 +199,11 @@ def settle_integers(gold: Iterable[tuple[str, Any, Sequence[Any]]]) -> Integers 
     for where, answer, choices in gold:
         if not _is_integer(answer):
             continue
-        found = _Readings.of(answer, choices)
-        usual = usual or found.usual
+        readings = _Readings.of(answer, choices)
+        usual = usual or readings.usual
         least = answer if least is None else min(least, answer)
-        said = f"{where} has answer {answer} next to the choices {short(list(choices))}"
-        first.setdefault(_kind_of(found, answer, len(choices)), said)
+        sentence = f"{where} has answer {answer} next to the choices {short(list(choices))}"
+        first.setdefault(_kind_of(readings, answer, len(choices)), sentence)
     if usual is None:
         return None
     if "past the last" in first and least == 1:
@@ -214,14 +214,14 @@ def settle_integers(gold: Iterable[tuple[str, Any, Sequence[Any]]]) -> Integers 
     return _without_contradiction(first, usual)
 
 
-def _kind_of(found: _Readings, answer: int, count: int) -> str:
-    if found.index is None and found.value is None:
+def _kind_of(readings: _Readings, answer: int, count: int) -> str:
+    if readings.index is None and readings.value is None:
         return "past the last" if answer == count else "neither"
-    if found.index is None:
+    if readings.index is None:
         return "value"
-    if found.value is None:
+    if readings.value is None:
         return "index"
-    return "same" if found.index == found.value else "either"
+    return "same" if readings.index == readings.value else "either"
 
 
 def _without_contradiction(first: dict[str, str], usual: Integers) -> Integers:

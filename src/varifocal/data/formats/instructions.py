@@ -232,8 +232,8 @@ def kind_of(example: Example) -> Kind | None:
 class _Lot:
     """Draws that depend on nothing but what it is made of."""
 
-    def __init__(self, *told: object) -> None:
-        digest = hashlib.sha256("\0".join(map(str, told)).encode()).digest()
+    def __init__(self, *parts: object) -> None:
+        digest = hashlib.sha256("\0".join(map(str, parts)).encode()).digest()
         self._number = int.from_bytes(digest, "big")
 
     def draw(self, among: Sequence[_T]) -> _T:

@@ -113,24 +113,24 @@ def _of_texts(record: Record, pair: _Pair, asked: ParseOptions) -> Example:
         raise DataError(f"{where}: '{pair.prompt}' is empty")
     if pair.more and (more := text_of(row, pair.more, where)):
         question = f"{question}\n{more}"
-    said: list[tuple[str, object]] = []
+    turns: list[tuple[str, object]] = []
     if system := text_of(row, pair.system, where):
-        said.append(("system", system))
+        turns.append(("system", system))
     for before, then in history_of(record):
-        said += [("user", before), ("assistant", then)]
-    said += [("user", question), ("assistant", text_of(row, pair.answer, where))]
-    return conversation(with_images_first(said, record), record, asked)
+        turns += [("user", before), ("assistant", then)]
+    turns += [("user", question), ("assistant", text_of(row, pair.answer, where))]
+    return conversation(with_images_first(turns, record), record, asked)
 
 
-def with_images_first(said: list[tuple[str, object]], record: Record) -> list[tuple[str, object]]:
+def with_images_first(turns: list[tuple[str, object]], record: Record) -> list[tuple[str, object]]:
     """Put the places of a row's images in front of the first question, if no text has any."""
     count = len(image_cells(record.row, record.where))
-    if not count or any(PLACEHOLDER in str(text) for _, text in said):
-        return said
-    first = next(number for number, (speaker, _) in enumerate(said) if speaker == "user")
+    if not count or any(PLACEHOLDER in str(text) for _, text in turns):
+        return turns
+    first = next(number for number, (speaker, _) in enumerate(turns) if speaker == "user")
     return [
         (speaker, PLACEHOLDER * count + str(text) if number == first else text)
-        for number, (speaker, text) in enumerate(said)
+        for number, (speaker, text) in enumerate(turns)
     ]
 
 

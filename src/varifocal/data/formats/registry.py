@@ -50,12 +50,14 @@ def suggest_columns(row: Mapping[str, Any]) -> str:
     names = [name for name in map(str, row) if row[name] not in (None, "")]
     numbered = [name for name in names if _NUMBERED.fullmatch(name)]
     single = [name for name in names if name not in numbered]
-    found = {ours: _first(single, words, row) for ours, words in _NAMES.items()}
+    columns = {ours: _first(single, words, row) for ours, words in _NAMES.items()}
     if len(numbered) > 1:
-        found["choices"] = "'" + "|".join(f"{{{name}}}" for name in numbered) + "'"
+        columns["choices"] = "'" + "|".join(f"{{{name}}}" for name in numbered) + "'"
     needed = {"question": "...", "answer": "..."}
     return ", ".join(
-        f"{ours}: {name or needed[ours]}" for ours, name in found.items() if name or ours in needed
+        f"{ours}: {name or needed[ours]}"
+        for ours, name in columns.items()
+        if name or ours in needed
     )
 
 
@@ -105,13 +107,13 @@ def detect(rows: Iterable[Record | DataError], place: str) -> str:
     records = [row for row in first if isinstance(row, Record)]
     for error in first if not records else ():
         raise error if isinstance(error, DataError) else AssertionError
-    for name, one in FORMATS.items():
-        if any(one.detect(record) for record in records):
+    for name, parser in FORMATS.items():
+        if any(parser.detect(record) for record in records):
             return name
-    seen = ", ".join(map(str, records[0].row)) if records else "no row"
-    known = "; ".join(f"{name} ({one.about})" for name, one in FORMATS.items())
+    columns = ", ".join(map(str, records[0].row)) if records else "no row"
+    known = "; ".join(f"{name} ({parser.about})" for name, parser in FORMATS.items())
     raise DataError(
-        f"'{place}' is of no known format: its first record has {seen}; "
+        f"'{place}' is of no known format: its first record has {columns}; "
         f"{_mend(records[0].row if records else {})}; or name its format, one of {known}"
     )
 

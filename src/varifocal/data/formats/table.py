@@ -40,8 +40,8 @@ def right_answers(cell: Any) -> tuple[str, ...]:
         cell = list_in_cell(cell)
     if not isinstance(cell, list):
         return ()
-    texts = [one.get("answer") if isinstance(one, Mapping) else one for one in cell]
-    if not all(isinstance(one, (str, int, float)) for one in texts):
+    texts = [answer.get("answer") if isinstance(answer, Mapping) else answer for answer in cell]
+    if not all(isinstance(text, (str, int, float)) for text in texts):
         return ()
     return tuple(filter(None, map(written, texts)))
 
@@ -192,8 +192,8 @@ def with_our_names(row: Mapping[str, Any]) -> Mapping[str, Any]:
     elif "answer" not in row and isinstance(answers := row.get("answers"), Mapping):
         texts = answers.get("text")
         ours["answer"] = texts[0] if isinstance(texts, list) and texts else None
-    elif "answer" not in row and (found := right_answers(row.get("answers"))):
-        ours["answer"] = most_given(found)
+    elif "answer" not in row and (right := right_answers(row.get("answers"))):
+        ours["answer"] = most_given(right)
     return ChainMap(ours, row) if ours else row  # type: ignore[arg-type]  # only read
 
 
@@ -244,9 +244,9 @@ def parse_table_row(record: Record, asked: ParseOptions) -> Example:
 
 def _answers(row: Mapping[str, Any], asked: ParseOptions, where: str) -> tuple[str, ...]:
     """Return all right answers of a row, of its column `answers` or of a list in `answer`."""
-    found = right_answers(raw_cell(row, "answers", asked, where))
+    right = right_answers(raw_cell(row, "answers", asked, where))
     answer = row.get(asked.columns.get("answer", "answer"))
-    return found or (right_answers(answer) if not isinstance(answer, str) else ())
+    return right or (right_answers(answer) if not isinstance(answer, str) else ())
 
 
 def _with_one_answer(

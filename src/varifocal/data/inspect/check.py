@@ -126,7 +126,7 @@ def check_data(
     if images_only:
         for counts in trained:
             counts.leave_out_text()
-    has_samples = any(kept for counts in trained for kept in counts.kept)
+    has_samples = any(num_kept for counts in trained for num_kept in counts.kept)
     epoch = first_epoch(data, data.train, trained, seed) if has_samples else None
     return Report(data, sources, findings, epoch, judge(data, sources, findings))
 
@@ -146,8 +146,8 @@ def _read(
     source = open_source(section, seed)
     counts = SourceCounts(source.name, section.place, side, notes=source.notes())
     stage = f"{side}: {source.name}"
-    for look in _looks(source, Looker(encoder, side), seed, num_workers):
-        counts.add(look, findings)
+    for scanned in _looks(source, Looker(encoder, side), seed, num_workers):
+        counts.add(scanned, findings)
         if progress is not None and isinstance(source, Source):
             progress(stage, len(counts), len(source))
     if progress is not None and isinstance(source, StreamedSource):
@@ -161,9 +161,9 @@ def _looks(
     """Look at every record in order, in several processes where they can be told apart."""
     if isinstance(source, StreamedSource):
         return map(looker.scan, source)
-    look = partial(looker.read_and_scan, source, _plain(source, seed))
+    scan = partial(looker.read_and_scan, source, _plain(source, seed))
     workers = _workers(len(source)) if num_workers is None else num_workers
-    return map_in_order(look, range(len(source)), workers)
+    return map_in_order(scan, range(len(source)), workers)
 
 
 def _plain(source: Source, seed: int) -> Source | None:
@@ -239,13 +239,13 @@ def _shared(
     for counts in scored:
         asked = _joined([counts.question])
         first = np.searchsorted(ordered, asked, side="left").clip(max=max(len(ordered) - 1, 0))
-        found = (ordered[first] == asked) & (asked != 0) if len(ordered) else asked != asked
-        for record in np.flatnonzero(found):
+        is_shared = (ordered[first] == asked) & (asked != 0) if len(ordered) else asked != asked
+        for record in np.flatnonzero(is_shared):
             yield (counts, int(record)), _place(trained, int(order[first[record]]))
 
 
 def _joined(digests: Sequence[array[int]]) -> Digests:
-    parts = [np.frombuffer(one, np.uint64) for one in digests if one]
+    parts = [np.frombuffer(part, np.uint64) for part in digests if part]
     return np.concatenate(parts) if parts else np.zeros(0, np.uint64)
 
 
@@ -348,7 +348,7 @@ def _draw(
 
 def _of_epoch(values: Sequence[Any], drawn: Draw | None) -> np.ndarray:
     """Return a number of each record of the epoch; of all records without a draw."""
-    columns = [as_numbers(one) for one in values]
+    columns = [as_numbers(column) for column in values]
     joined = np.concatenate([np.zeros(0, np.int64), *columns])
     if drawn is None:
         return joined

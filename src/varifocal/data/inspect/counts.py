@@ -120,20 +120,20 @@ class SourceCounts:
         """Count the records that were looked at."""
         return len(self.lengths)
 
-    def add(self, look: RecordScan, findings: Findings) -> None:
+    def add(self, scan: RecordScan, findings: Findings) -> None:
         """Take in what the next record showed."""
-        for kind, text in look.findings:
+        for kind, text in scan.findings:
             findings.add(Finding(kind, self.side, self.name, self.file, len(self), text))
-        self.lengths.append(look.num_tokens)
-        self.kept.append(look.num_kept)
-        self.trained.append(look.num_trained)
-        self.content.append(look.content)
-        self.question.append(look.question)
-        self.id.append(look.id)
-        self.modalities.append(look.modality)
-        self.task_codes.append(self._code(look.task) if look.modality >= 0 else -1)
-        if look.is_usable:
-            self._count(look)
+        self.lengths.append(scan.num_tokens)
+        self.kept.append(scan.num_kept)
+        self.trained.append(scan.num_trained)
+        self.content.append(scan.content)
+        self.question.append(scan.question)
+        self.id.append(scan.id)
+        self.modalities.append(scan.modality)
+        self.task_codes.append(self._code(scan.task) if scan.modality >= 0 else -1)
+        if scan.is_usable:
+            self._count(scan)
 
     def leave_out_text(self) -> None:
         """Let records without an image give no sample."""
@@ -142,14 +142,14 @@ class SourceCounts:
                 self.kept[number] = self.trained[number] = 0
                 self.num_text += 1
 
-    def _count(self, look: RecordScan) -> None:
-        self.tasks[look.task] += 1
-        self.usable[look.modality] += 1
-        self.gold.add(look.has_choices, look.num_answers)
-        self.image_tokens[look.num_image_tokens] += 1
-        self.num_cut += look.was_cut
-        self.num_shortened += look.lost_turns
-        self.num_left_out += self.side != "captions" and look.num_kept == 0
+    def _count(self, scan: RecordScan) -> None:
+        self.tasks[scan.task] += 1
+        self.usable[scan.modality] += 1
+        self.gold.add(scan.has_choices, scan.num_answers)
+        self.image_tokens[scan.num_image_tokens] += 1
+        self.num_cut += scan.was_cut
+        self.num_shortened += scan.lost_turns
+        self.num_left_out += self.side != "captions" and scan.num_kept == 0
 
     def _code(self, task: str) -> int:
         return self._codes.setdefault(task, len(self._codes))

@@ -97,7 +97,7 @@ class Findings:
     def count(self, *kinds: Kind, side: Side | None = None) -> int:
         """Count the findings of some kinds, on one side or on all."""
         sides = SIDES if side is None else (side,)
-        return sum(self.counts[kind, one] for kind in kinds for one in sides)
+        return sum(self.counts[kind, side] for kind in kinds for side in sides)
 
     def lines(self) -> Iterator[str]:
         """Yield every finding as a line of JSON, in the order found."""

@@ -68,10 +68,11 @@ def _header(row: ShownRow, title: str) -> str:
 def _strip(row: ShownRow) -> str:
     """Draw the whole row as one bar, each segment as wide as its tokens."""
     parts = [
-        f'<a class="{_MODALITIES[one.modality]}" href="#segment-{one.number}" '
-        f'style="flex-grow:{one.num_tokens}" title="segment {one.number}, {one.num_tokens} tokens">'
-        f"{_learned(one)}</a>"
-        for one in row.segments
+        f'<a class="{_MODALITIES[segment.modality]}" href="#segment-{segment.number}" '
+        f'style="flex-grow:{segment.num_tokens}" title="segment {segment.number}, '
+        f'{segment.num_tokens} tokens">'
+        f"{_learned(segment)}</a>"
+        for segment in row.segments
     ]
     if row.num_pad:
         title = f"padding, {row.num_pad} tokens"

@@ -109,7 +109,7 @@ class Looker:
         if reason := self._lacks_answer(example):
             findings.append(("no_answer", reason))
         question = _question(plain or example, digests)
-        seen = RecordScan(
+        scanned = RecordScan(
             task=example.task,
             modality=example.modality,
             question=question,
@@ -121,9 +121,9 @@ class Looker:
         if self.encoder.image_token is None and example.images:
             findings.append(("no_eyes", f"{example.name} has an image, the model no vision tower"))
         elif self.side != "captions" and not findings:
-            seen, more = self._measure(seen, example)
+            scanned, more = self._measure(scanned, example)
             findings += more
-        return replace(seen, findings=tuple(findings))
+        return replace(scanned, findings=tuple(findings))
 
     def _see(self, example: Example) -> tuple[list[str], list[tuple[Kind, str]]]:
         """Open every image; return digests of their contents, and what is wrong."""
@@ -154,34 +154,34 @@ class Looker:
         return "" if ended else f"{example.name} has no answer: its last turn is the user's"
 
     def _measure(
-        self, seen: RecordScan, example: Example
+        self, scanned: RecordScan, example: Example
     ) -> tuple[RecordScan, list[tuple[Kind, str]]]:
         """Encode without a limit, and with it where that makes a difference."""
         try:
             whole, length = self._encode(_without_limit(self.encoder), example)
         except DataError as error:
-            return seen, [(_kind(error), str(error))]
+            return scanned, [(_kind(error), str(error))]
         is_image = whole.input_ids == (
             -1 if self.encoder.image_token_id is None else self.encoder.image_token_id
         )
-        seen = replace(seen, num_tokens=length, num_image_tokens=int(is_image.sum()))
-        told = _told(whole, example)
+        scanned = replace(scanned, num_tokens=length, num_image_tokens=int(is_image.sum()))
+        findings = _told(whole, example)
         limit = self.encoder.max_length
         if limit is None or length <= limit:
-            return replace(seen, num_kept=length, num_trained=_trained(whole)), told
-        said = f"{example.name} takes {length:,} tokens, max_length is {limit:,}"
+            return replace(scanned, num_kept=length, num_trained=_trained(whole)), findings
+        size = f"{example.name} takes {length:,} tokens, max_length is {limit:,}"
         try:
-            short, kept = self._encode(self.encoder, example)
+            short, num_kept = self._encode(self.encoder, example)
         except TooLongError as error:
-            return seen, [*told, ("too_long", f"{said}: {self._fate(error)}")]
-        seen = replace(
-            seen,
-            num_kept=kept,
+            return scanned, [*findings, ("too_long", f"{size}: {self._fate(error)}")]
+        scanned = replace(
+            scanned,
+            num_kept=num_kept,
             num_trained=_trained(short),
             was_cut=short.was_cut,
             lost_turns=short.dropped_turns > 0,
         )
-        return seen, [*told, ("too_long", f"{said}: shortened to {kept:,}")]
+        return scanned, [*findings, ("too_long", f"{size}: shortened to {num_kept:,}")]
 
     def _encode(self, encoder: Encoder, example: Example) -> tuple[Encoded, int]:
         """Encode as the run does; the length is that of the longest option's answer.
@@ -225,15 +225,15 @@ def _kind(error: DataError) -> Kind:
 
 def _told(encoded: Encoded, example: Example) -> list[tuple[Kind, str]]:
     """Say what of a record that gives a sample is not in what is trained."""
-    told: list[tuple[Kind, str]] = []
+    findings: list[tuple[Kind, str]] = []
     if count := encoded.rewritten_answers:
-        told.append(("rewritten", f"{example.name}: {count} of its answers are prompt alone"))
+        findings.append(("rewritten", f"{example.name}: {count} of its answers are prompt alone"))
     if encoded.lost_system:
-        told.append(("lost_system", f"{example.name}: its system message is left out"))
+        findings.append(("lost_system", f"{example.name}: its system message is left out"))
     if example.unread_keys:
         keys = ", ".join(f"'{key}'" for key in example.unread_keys)
-        told.append(("unread_keys", f"{example.name}: nothing is made of {keys} in its turns"))
-    return told
+        findings.append(("unread_keys", f"{example.name}: nothing is made of {keys} in its turns"))
+    return findings
 
 
 def _without_answer(example: Example) -> tuple[Message, ...]:

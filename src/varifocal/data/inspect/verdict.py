@@ -47,7 +47,7 @@ def _bad_records(data: DataSection, findings: Findings) -> str:
     bad = findings.count(*STOPPING)
     if not bad or data.on_bad_record == "skip":
         return ""
-    first = next(one[0] for kind in STOPPING if (one := findings.first[kind]))
+    first = next(finding[0] for kind in STOPPING if (finding := findings.first[kind]))
     return (
         f"{_records(bad)} cannot be used and data.on_bad_record is fail, so the run would stop at "
         f"the first ({first.text}); fix them, or leave them out with data.on_bad_record: skip"
@@ -58,7 +58,7 @@ def _too_long(data: DataSection, all_counts: Sequence[SourceCounts]) -> str:
     over = _left_out(all_counts, "train")
     if not over or data.overflow != "error":
         return ""
-    longest = max(max(one.lengths, default=0) for one in all_counts if one.side == "train")
+    longest = max(max(counts.lengths, default=0) for counts in all_counts if counts.side == "train")
     return (
         f"{_records(over)} to train on take more than data.max_length {data.max_length} tokens and "
         f"data.overflow is error; set data.max_length to {longest}, or data.overflow to drop, "
@@ -81,7 +81,9 @@ def _too_long_to_score(data: DataSection, all_counts: Sequence[SourceCounts]) ->
     over = _left_out(all_counts, "evaluate")
     if not over or data.on_bad_record == "skip":
         return ""
-    longest = max(max(one.lengths, default=0) for one in all_counts if one.side == "evaluate")
+    longest = max(
+        max(counts.lengths, default=0) for counts in all_counts if counts.side == "evaluate"
+    )
     fix = "" if data.overflow == "truncate_prompt" else ", or data.overflow to truncate_prompt"
     return (
         f"{_records(over)} to score on take more than data.max_length {data.max_length} tokens, "
@@ -92,7 +94,7 @@ def _too_long_to_score(data: DataSection, all_counts: Sequence[SourceCounts]) ->
 
 def _no_metric(data: DataSection, all_counts: Sequence[SourceCounts]) -> str:
     """Say which source of questions cannot be scored, and why, as the scoring itself would."""
-    scored = [one for one in all_counts if one.side == "evaluate"]
+    scored = [counts for counts in all_counts if counts.side == "evaluate"]
     for section, counts in zip(data.evaluate, scored, strict=True):
         try:
             check_scorable(section, counts.gold)
@@ -102,13 +104,15 @@ def _no_metric(data: DataSection, all_counts: Sequence[SourceCounts]) -> str:
 
 
 def _nothing_left(all_counts: Sequence[SourceCounts]) -> str:
-    if any(kept for one in all_counts if one.side == "train" for kept in one.kept):
+    if any(num_kept for counts in all_counts if counts.side == "train" for num_kept in counts.kept):
         return ""
     return NO_IMAGE if _num_text(all_counts) else NO_EXAMPLE
 
 
 def _usable(data: DataSection, all_counts: Sequence[SourceCounts], findings: Findings) -> str:
-    trained = sum(kept > 0 for one in all_counts if one.side == "train" for kept in one.kept)
+    trained = sum(
+        num_kept > 0 for counts in all_counts if counts.side == "train" for num_kept in counts.kept
+    )
     words = [f"usable: {trained:,} of {_held(all_counts):,} records train"]
     if text := _num_text(all_counts):
         words.append(text_left_out(text))
@@ -124,15 +128,15 @@ def _usable(data: DataSection, all_counts: Sequence[SourceCounts], findings: Fin
 
 
 def _left_out(all_counts: Sequence[SourceCounts], side: str) -> int:
-    return sum(one.num_left_out for one in all_counts if one.side == side)
+    return sum(counts.num_left_out for counts in all_counts if counts.side == side)
 
 
 def _num_text(all_counts: Sequence[SourceCounts]) -> int:
-    return sum(one.num_text for one in all_counts)
+    return sum(counts.num_text for counts in all_counts)
 
 
 def _held(all_counts: Sequence[SourceCounts]) -> int:
-    return sum(len(one) for one in all_counts if one.side == "train")
+    return sum(len(counts) for counts in all_counts if counts.side == "train")
 
 
 def _records(count: int) -> str:

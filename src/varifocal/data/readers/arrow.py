@@ -74,7 +74,7 @@ def _decoded(feature: Any, value: Any) -> Any:
         return {name: _decoded(feature.get(name), cell) for name, cell in value.items()}
     inner = feature[0] if isinstance(feature, list) else getattr(feature, "feature", None)
     if inner is not None and isinstance(value, list):
-        return [_decoded(inner, one) for one in value]
+        return [_decoded(inner, item) for item in value]
     return value
 
 

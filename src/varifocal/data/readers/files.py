@@ -70,8 +70,8 @@ class FileRecords:
         """Find the rows of the file, unpacked."""
         self._word = "row"
         if self._ending in _SEPARATORS:
-            separator, told = _separator_of(file, _SEPARATORS[self._ending])
-            self.notes = (told,) if told else ()
+            separator, note = _separator_of(file, _SEPARATORS[self._ending])
+            self.notes = (note,) if note else ()
             index = partial(index_csv, separator=separator)
             self._index = cached_index(file, f"{self._ending}{separator}", index)
             self._open_csv(separator)
@@ -151,8 +151,8 @@ def _separator_of(path: Path, usual: str) -> tuple[str, str]:
     with path.open("rb") as stream:
         stream.seek(after_byte_order_mark(path))
         header = stream.readline(_HEAD).decode("utf-8", "replace").strip("\r\n")
-    counts = {one: _count_cells(header, one) for one in (usual, *_NAMES)}
-    separator = max(counts, key=lambda one: counts[one])
+    counts = {candidate: _count_cells(header, candidate) for candidate in (usual, *_NAMES)}
+    separator = max(counts, key=lambda candidate: counts[candidate])
     if counts[separator] == counts[usual]:
         return usual, ""
     return separator, f"its cells are separated by {_NAMES[separator]}, found out from its header"

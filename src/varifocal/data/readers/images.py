@@ -44,14 +44,14 @@ def image_cells(row: Mapping[str, Any], where: str) -> list[Any]:
     >>> image_cells({"image_2": "b.png", "image_1": "a.png", "image_3": None}, "")
     ['a.png', 'b.png']
     """
-    one, several = images_in(row.get("image")), images_in(row.get("images"))
-    if one and several and one != several:
+    single, several = images_in(row.get("image")), images_in(row.get("images"))
+    if single and several and single != several:
         raise DataError(f"{where} has both 'image' and 'images'")
-    numbered = {int(found[1]): name for name in row if (found := _NUMBERED.fullmatch(str(name)))}
+    numbered = {int(match[1]): name for name in row if (match := _NUMBERED.fullmatch(str(name)))}
     more = [value for number in sorted(numbered) for value in images_in(row[numbered[number]])]
     if several and more:
         raise DataError(f"{where} has both 'images' and '{next(iter(numbered.values()))}'")
-    return [*(several or one), *more]
+    return [*(several or single), *more]
 
 
 @dataclass(frozen=True)
@@ -202,9 +202,9 @@ def _resolve(folder: Path, name: Any, where: str) -> Image:
     if not path.startswith(os.path.join(root, "")):
         raise ImageError(f"{where}: image '{name}' leads out of the folder '{folder}'")
     try:
-        found = os.path.isfile(path)
+        exists = os.path.isfile(path)
     except ValueError:  # a zero byte in the name
-        found = False
-    if not found:
+        exists = False
+    if not exists:
         raise ImageError(f"{where}: no image '{path}'")
     return Image(Path(path))

@@ -73,9 +73,9 @@ def index_lines(file: Path) -> Index:
         place, before = begin, ord("\n")
         for block in blocks(stream):
             is_first = np.concatenate(([before == ord("\n")], block[:-1] == ord("\n")))
-            found = np.flatnonzero(is_first)
-            starts.append(found + place)
-            firsts.append(block[found])
+            positions = np.flatnonzero(is_first)
+            starts.append(positions + place)
+            firsts.append(block[positions])
             place, before = place + len(block), int(block[-1])
         start = np.concatenate(starts)
         last = place - 1 if before == ord("\n") else place
@@ -308,13 +308,13 @@ def _index(path: Path, field: str) -> Index:
 
 def _keys(path: Path) -> tuple[list[str], list[str]]:
     """Return the keys of an object whose values are lists, lists of objects first, and the rest."""
-    found: dict[bytes, list[str]] = {b"[{": [], b"[": [], b"": []}
+    by_start: dict[bytes, list[str]] = {b"[{": [], b"[": [], b"": []}
     with path.open("rb") as stream:
         for key, begin in values_of(path).items():
             stream.seek(begin)
             head = b"".join(stream.read(1 << 12).split())
-            next(names for start, names in found.items() if head.startswith(start)).append(key)
-    return [*found[b"[{"], *found[b"["]], found[b""]
+            next(names for start, names in by_start.items() if head.startswith(start)).append(key)
+    return [*by_start[b"[{"], *by_start[b"["]], by_start[b""]
 
 
 def refuse_object(path: Path) -> DataError:
@@ -323,16 +323,16 @@ def refuse_object(path: Path) -> DataError:
         lists, _ = _keys(path)
     except DataError:
         lists = []
-    told = f"'{path}' holds an object, a list of objects is needed"
+    text = f"'{path}' holds an object, a list of objects is needed"
     if not lists:
-        return DataError(told)
+        return DataError(text)
     if {"questions", "annotations"} & set(lists):
         return DataError(
-            f"{told}; VQA has its questions and its answers in two files: join them by question_id "
+            f"{text}; VQA has its questions and its answers in two files: join them by question_id "
             "into rows of image, question and answer"
         )
     fields = " or ".join(f"field: {name}" for name in lists[:4])
-    return DataError(f"{told}; if one of its lists holds the rows, name it: {fields}")
+    return DataError(f"{text}; if one of its lists holds the rows, name it: {fields}")
 
 
 def values_of(path: Path) -> dict[str, int]:

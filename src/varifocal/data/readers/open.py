@@ -96,12 +96,12 @@ def _open_folder(folder: Path, section: FileSection) -> Records | StreamedRecord
 def _files_of(folder: Path) -> list[Path]:
     """List a folder's files of records, or else those of its folders of splits or `data`."""
     places = [folder, *(folder / name for name in ("data", *_SPLITS))]
-    found = [
+    by_pattern = [
         sorted(file for file in place.iterdir() if _is_data(file))
         for place in places
         if place.is_dir()
     ]
-    return found[0] or [file for files in found[1:] for file in files]
+    return by_pattern[0] or [file for files in by_pattern[1:] for file in files]
 
 
 def _is_data(file: Path) -> bool:

@@ -133,9 +133,9 @@ def _as_listed(named: Sequence[Any], names: Sequence[str], key: str) -> Sequence
     """Order the images as the JSON lists them, if it does so by their names."""
     base = key.rsplit("/", 1)[-1]
     ours = {f"{base}.{name}": name for name in names} | {name: name for name in names}
-    listed = [ours.get(str(one).rsplit("/", 1)[-1]) for one in named]
-    found = [name for name in listed if name is not None]
-    return found if len(set(found)) == len(names) else names
+    listed = [ours.get(str(name).rsplit("/", 1)[-1]) for name in named]
+    known = [name for name in listed if name is not None]
+    return known if len(set(known)) == len(names) else names
 
 
 TAR_ENDINGS = (".tar", ".tar.gz", ".tgz")
@@ -317,7 +317,7 @@ def _index(plain: Path, path: Path) -> Index:
         [N, 3]: first byte, first byte after, number.
     """
     with plain.open("rb") as stream:
-        bounds = [(one.start, one.end) for one in _samples(stream, path, read=False)]
+        bounds = [(sample.start, sample.end) for sample in _samples(stream, path, read=False)]
     numbered = [(start, end, number) for number, (start, end) in enumerate(bounds)]
     return np.array(numbered, np.int64).reshape(-1, 3)
 

@@ -115,7 +115,7 @@ def shuffled_passes(samples: Samples, seed: int) -> Pass:
         order = _order(len(samples), seed, number)
         starts = [0, *range(FIRST_WINDOW, len(order), WINDOW)]
         for start, end in zip(starts, [*starts[1:], len(order)], strict=True):
-            yield [one for _, one in samples.usable(order[start:end].tolist())]
+            yield [sample for _, sample in samples.usable(order[start:end].tolist())]
 
     return one_pass
 
@@ -127,7 +127,7 @@ def estimate_rows(samples: Samples, row_length: int, seed: int, packing: bool = 
         DataError: nothing in the first window can be trained on.
     """
     head = _order(len(samples), seed, 0)[:FIRST_WINDOW]
-    lengths = [len(one) for _, one in samples.usable(head.tolist())]
+    lengths = [len(sample) for _, sample in samples.usable(head.tolist())]
     if not lengths:
         raise samples.tally.nothing_left()
     rows = pack(lengths, row_length, (seed, 0, 0), len(lengths) if packing else 1)
@@ -239,16 +239,16 @@ def _endless(
     while True:
         usable = 0
         for record in source:
-            found = _encode(record, encoder, images_only)
-            if isinstance(found, Encoded):
+            result = _encode(record, encoder, images_only)
+            if isinstance(result, Encoded):
                 usable += 1
                 if first:
-                    tally.add(found)
-                yield found
+                    tally.add(result)
+                yield result
                 continue
-            refuse_or_pass(found, encoder.overflow, on_bad_record)
+            refuse_or_pass(result, encoder.overflow, on_bad_record)
             if first:
-                tally.leave_out(found)
+                tally.leave_out(result)
         if not usable:
             raise tally.nothing_left()
         first = False

@@ -261,19 +261,19 @@ def _reference_tensors(
     if table is None or not any(sample.reference >= 0 for row in rows for sample in row):
         return {}
     mask = np.zeros((len(rows), length), np.bool_)
-    found: list[slice] = []
+    spans: list[slice] = []
     for number, row in enumerate(rows):
         start = 0
         for sample in row:
             end = start + len(sample)
             if sample.reference >= 0:
                 mask[number, start:end] = ~sample.prompt_mask
-                found.append(slice(sample.reference, sample.reference + len(sample.trained_ids)))
+                spans.append(slice(sample.reference, sample.reference + len(sample.trained_ids)))
             start = end
     return {
         "reference_mask": torch.from_numpy(mask),
-        "reference_ids": _joined([table.ids[place] for place in found]).long(),
-        "reference_log_probs": _joined([table.log_probs[place] for place in found]),
+        "reference_ids": _joined([table.ids[place] for place in spans]).long(),
+        "reference_log_probs": _joined([table.log_probs[place] for place in spans]),
     }
 
 

@@ -179,8 +179,8 @@ def _forward_in_step(model: Any, forward: Callable[..., Any], *args: Any, **kwar
 
     Words are embedded first, as with images: sharded parts must run in one order everywhere.
     """
-    seen = ("pixel_values", "mm_encoder_outputs")
-    if not in_world() or any(kwargs.get(name) is not None for name in seen):
+    inputs = ("pixel_values", "mm_encoder_outputs")
+    if not in_world() or any(kwargs.get(name) is not None for name in inputs):
         return forward(*args, **kwargs)
     inner = model.model
     embeds = kwargs.get("inputs_embeds")

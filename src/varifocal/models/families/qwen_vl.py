@@ -72,13 +72,13 @@ class QwenVLProcessor:
         """
         size = (self.image_side, self.image_side)
         squares = [
-            PIL.ImageOps.pad(one.convert("RGB"), size, PIL.Image.Resampling.BICUBIC, "#7f7f7f")
-            for one in images
+            PIL.ImageOps.pad(image.convert("RGB"), size, PIL.Image.Resampling.BICUBIC, "#7f7f7f")
+            for image in images
         ]
         area = self.image_side**2  # so it is not made larger or smaller again
         sized = {"shortest_edge": area, "longest_edge": area}
-        made = self.image_processor(images=squares, size=sized, return_tensors="pt")
-        return {name: made[name] for name in ("pixel_values", "image_grid_thw")}
+        inputs = self.image_processor(images=squares, size=sized, return_tensors="pt")
+        return {name: inputs[name] for name in ("pixel_values", "image_grid_thw")}
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Write both parts' files."""
@@ -169,8 +169,8 @@ class QwenVLFamily:
         width = getattr(vision, "embed_dim", vision.hidden_size)
         whole = set(getattr(vision, "fullatt_block_indexes", range(vision.depth)))
         window = getattr(vision, "window_size", side) // vision.patch_size
-        seen = min(window**2, cells)
-        pairs = sum(cells if block in whole else seen for block in range(vision.depth))
+        window_cells = min(window**2, cells)
+        pairs = sum(cells if block in whole else window_cells for block in range(vision.depth))
         attention = 2 * width * cells * pairs
         forward = 2 * (cells * weights + attention)
         connector_back = 2 * merged * 2 * moved
@@ -252,10 +252,10 @@ def positions_of_rows(
             [2, 3, 4, 3, 4, 5]])
     """
     lag = tokens_per_image - side_tokens
-    seen = is_image.long()
-    number = seen.cumsum(1) - seen  # of placeholders before
+    marks = is_image.long()
+    number = marks.cumsum(1) - marks  # of placeholders before
     # Those of later segments move a whole segment on, which attention inside it does not see.
-    coming = seen.sum(1, keepdim=True) // tokens_per_image - number // tokens_per_image
+    coming = marks.sum(1, keepdim=True) // tokens_per_image - number // tokens_per_image
     place = torch.where(is_image, number % tokens_per_image, 0)
     begin = position_ids + coming * lag - place
     rows = torch.where(is_image, place // side_tokens, 0)
