@@ -135,6 +135,7 @@ def test_half_precision_leaves_too(mma_run, tmp_path, dtype):
     ("tuner", "options", "fix"),
     [
         (NONE, {"connector": {"hidden_dim": 16}}, "model.connector: {type: mlp2x_gelu"),
+        (NONE, {"connector": {"type": "linear"}}, "model.connector: {type: mlp2x_gelu"),
         ({"type": "mma"}, {}, "tuner.adapt_vision_tower: false"),
         (NONE, {"tower": None}, "--to merged, which writes it as what it is"),
     ],

@@ -101,6 +101,21 @@ def test_a_seed_decides_and_leaves_the_generator_alone(make_vit):
     assert not torch.equal(one.local[0].weight, other.local[0].weight)
 
 
+def test_linear_is_one_product_as_large_as_words_at_the_start(make_vit):
+    tower = build_tower(make_vit("clip"))
+    options = {"type": "linear", "output_scale": 0.2}
+    first = build_connector(options, tower, 32, seed=0)
+    assert first.config() == options
+    (linear,) = first.local
+    states = torch.randn(2, 16, 24)
+    expected = states @ linear.weight.T + linear.bias
+    torch.testing.assert_close(first(states), expected)
+    assert expected.pow(2).mean(-1).sqrt().mean().item() == pytest.approx(0.2, rel=0.1)
+    again = build_connector(options, tower, 32)
+    again.load_state_dict(first.state_dict())
+    assert torch.equal(again(states), first(states))
+
+
 @pytest.mark.parametrize("kind", ["cls_pyramid", "patch_mlp"])
 def test_config_builds_the_same_connector_again(make_vit, kind):
     tower = build_tower(make_vit("clip"))

@@ -17,6 +17,7 @@ IMAGE, V = 61, 5
     [
         ("patch_mlp", "clip"),
         ("cls_pyramid", "clip"),
+        ("linear", "clip"),
         ("patch_mlp", "siglip"),
         ("cls_pyramid", "dinov2"),
     ],

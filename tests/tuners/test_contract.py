@@ -78,6 +78,10 @@ def unrouted() -> PeftConfig:
     return MMAConfig(router=False)
 
 
+def mma_token() -> PeftConfig:
+    return MMAConfig(router="token")
+
+
 def mma_base() -> PeftConfig:
     return MMAConfig(text_route="base")
 
@@ -135,6 +139,8 @@ ROWS = [
         mergeable=True,
     ),
     Row("mma_base", "llava", MIXED, mma_base, _LLAVA),
+    Row("mma_token", "llava", MIXED, mma_token, _LLAVA),
+    Row("mma_token", "siglip", VISION, mma_token, rf"encoder\.layers\.[01]\.layer_norm1{_MMA}"),
     Row(
         "lora_base",
         "llama",
@@ -173,6 +179,7 @@ ROWS = [
         conditional=False,
         trained=rf"({_POOLS}|{_INDEPENDENT})",
     ),
+    mixlora_row("llama", method="mixlora_reference", conditional="reference"),
     mixlora_row(
         "llama",
         method="mixlora_hard",

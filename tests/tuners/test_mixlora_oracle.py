@@ -49,7 +49,10 @@ def softmax(logits: Tensor) -> Tensor:
 
 
 def update(h: Tensor, p: dict[str, Tensor], selection: str) -> Tensor:
-    """The dense update [O, I] of one instance with mean input h [I]."""
+    """The dense update [O, I] of one instance with mean input h [I].
+
+    "reference" among p is the conditional router as the public code's einsum `brd,rfe->bre` has it.
+    """
     a, b = p["a"], p["b"]
     p_a = softmax(p["independent_a"] @ h)
     chosen_a = top(p_a)
@@ -57,6 +60,10 @@ def update(h: Tensor, p: dict[str, Tensor], selection: str) -> Tensor:
     if "conditional" in p:
         for i in range(R):
             p_b = p_b + softmax(a[chosen_a[i]] @ p["conditional"][i])
+    if "reference" in p:
+        chosen = a[chosen_a][None]  # [1, r, I], the batch's letter b
+        logits = torch.einsum("brd,rfe->bre", chosen, p["reference"])
+        p_b = p_b + softmax(torch.softmax(logits, dim=-1).sum(dim=1)[0])
     chosen_b = top(p_b)
     delta = torch.zeros(b.shape[1], a.shape[1], dtype=a.dtype)
     for e, f in zip(chosen_a, chosen_b, strict=True):
@@ -137,6 +144,10 @@ def awake(model: nn.Module) -> dict[str, dict[str, Tensor]]:
     return leaves
 
 
+def renamed(tensors: dict[str, Tensor], old: str, new: str) -> dict[str, Tensor]:
+    return {new if name == old else name: tensor for name, tensor in tensors.items()}
+
+
 def inputs(rows: list) -> dict[str, Tensor]:
     marks = [marks_of(row) for row in rows]
     batch = {name: torch.tensor([mark[name] for mark in marks]) for name in marks[0]}
@@ -144,7 +155,7 @@ def inputs(rows: list) -> dict[str, Tensor]:
     return batch | {"input_ids": torch.randint(3, 60, batch["segment_ids"].shape, generator=random)}
 
 
-@pytest.mark.parametrize("conditional", [True, False])
+@pytest.mark.parametrize("conditional", [True, False, "reference"])
 @pytest.mark.parametrize("selection", ["hard", "weighted"])
 def test_packed_conversations_equal_the_papers_equations(selection, conditional, tiny):
     config = MixLoraConfig(
@@ -158,6 +169,8 @@ def test_packed_conversations_equal_the_papers_equations(selection, conditional,
     model = get_peft_model(tiny("llama"), config).eval()
     leaves, batch = awake(model), inputs(ROWS)
     assert set(leaves) == {f"{i}.{name}" for i in (0, 1) for name in SEVEN}
+    if conditional == "reference":
+        leaves = {key: renamed(own, "conditional", "reference") for key, own in leaves.items()}
     found = model(**batch, use_cache=False).logits
     expected = torch.stack(
         [
@@ -194,7 +207,7 @@ def compare_gradients(model: nn.Module, leaves: dict, *, learnt: bool) -> None:
     for key, own in leaves.items():
         layer = model.get_submodule(f"base_model.model.model.layers.{key}")
         router = layer.mixlora_router["default"]
-        for name, leaf in own.items():
+        for name, leaf in renamed(own, "reference", "conditional").items():
             holder = router if len(name) > 1 else getattr(layer, f"mixlora_{name}")["default"]
             tensor = getattr(holder, name if len(name) > 1 else "weight")
             if len(name) > 1 and not learnt:

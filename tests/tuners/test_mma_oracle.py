@@ -84,6 +84,22 @@ def clip_routed_by_its_own_cls(
     return x
 
 
+def clip_as_the_public_code_runs_one_image(
+    model: nn.Module, p: list[dict[str, Tensor]], pixels: Tensor
+) -> Tensor:
+    """CLIP's blocks on x [T, 1, D], length first, routed by x[:, 0]; last states [1, T, D]."""
+    x = model.pre_layrnorm(model.embeddings(pixels)).transpose(0, 1)
+    visible = torch.ones(x.shape[0], x.shape[0], dtype=torch.bool)
+    for i, layer in enumerate(model.encoder.layers):
+        z = layer.layer_norm1(x)
+        y = adapted(z, z[:, 0], p[i]).transpose(0, 1)
+        attn = layer.self_attn
+        q, k, v = (heads(f(y)) for f in (attn.q_proj, attn.k_proj, attn.v_proj))
+        x = x + attn.out_proj(attention(q, k, v, visible)).transpose(0, 1)
+        x = x + layer.mlp(layer.layer_norm2(x))
+    return x.transpose(0, 1)
+
+
 def awake(model: nn.Module) -> dict[str, Tensor]:
     """Randomise the trained parameters; return leaves that hold the same numbers."""
     torch.manual_seed(5)
@@ -169,14 +185,25 @@ def test_clip_equals_blocks_routed_by_each_images_own_cls(tiny, batch):
     compare(model, leaves, model(pixel_values=pixels).last_hidden_state, expected)
 
 
+def test_router_token_equals_the_public_codes_tower_on_each_image_alone(tiny, batch):
+    base = tiny("clip")
+    model = get_peft_model(copy.deepcopy(base), MMAConfig(**CONFIG, router="token")).train()
+    leaves = awake(model)
+    pixels = batch("clip")["pixel_values"]
+    own = by_layer(leaves)
+    images = [clip_as_the_public_code_runs_one_image(base, own, one[None]) for one in pixels]
+    compare(model, leaves, model(pixel_values=pixels).last_hidden_state, torch.cat(images))
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-@pytest.mark.parametrize("router", ["cls", "mean"])
+@pytest.mark.parametrize("router", ["cls", "mean", "token"])
 def test_layer_computes_the_papers_formula(router, dtype):
     torch.manual_seed(2)
     norm = nn.LayerNorm(16)
-    layer = MMALayer(norm, router, "norm")
+    layer = MMALayer(norm, "mean" if router == "mean" else "cls", "norm")
     layer.set_adapter("default")
-    layer.update_layer("default", MMAConfig(**CONFIG))
+    kind = {"router": "token"} if router == "token" else {}
+    layer.update_layer("default", MMAConfig(**CONFIG, **kind))
     layer.to(dtype)
     parameters = dict(layer.named_parameters())
     for name, parameter in parameters.items():
@@ -184,7 +211,11 @@ def test_layer_computes_the_papers_formula(router, dtype):
             nn.init.normal_(parameter)
     x = torch.randn(3, 5, 16, dtype=dtype)
     z = norm(x)
-    state = z[:, 0] if router == "cls" else z.mean(dim=1)
     plain = {name.replace(".default", ""): p for name, p in parameters.items()}
     tolerance = 1e-10 if dtype == torch.float64 else 1e-5
-    torch.testing.assert_close(layer(x), adapted(z, state, plain), rtol=0, atol=tolerance)
+    if router == "token":
+        flat = z.flatten(0, 1)
+        expected = adapted(flat[:, None], flat, plain).view_as(z)
+    else:
+        expected = adapted(z, z[:, 0] if router == "cls" else z.mean(dim=1), plain)
+    torch.testing.assert_close(layer(x), expected, rtol=0, atol=tolerance)

@@ -66,7 +66,8 @@ def check_llava(base: PreTrainedModel, *, merges: bool) -> None:
             f"{type(tower.model).__name__}; train with another model.vision_tower, or use --to "
             "merged for the language model alone"
         )
-    if not isinstance(_connector(base), PlainMLP):
+    connector = _connector(base)
+    if not isinstance(connector, PlainMLP) or connector.num_linears != 2:
         raise ModelError(
             "LLaVA's projector is linear, GELU, linear on every patch, and this run's connector "
             "has more (norm, positions, pooling, global tokens or a set scale) or less: train with "

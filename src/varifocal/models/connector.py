@@ -217,17 +217,19 @@ class PatchMLP(Connector):
 
 
 class PlainMLP(Connector):
-    """LLaVA's projector to the letter: linear, GELU, linear on every patch, and nothing else.
+    """LLaVA's projectors to the letter: one or two linears on every patch, and nothing else.
 
-    arXiv 2310.03744; transformers' `LlavaMultiModalProjector` has the same two linears, so a model
-    with this connector can be written as a LLaVA. Nothing sets the size of its tokens while it
-    trains; `enter_at` makes them as large as words once, by its last linear.
+    Two, with GELU between them, are LLaVA 1.5's (arXiv 2310.03744); transformers'
+    `LlavaMultiModalProjector` has the same, so a model with this connector can be written as a
+    LLaVA. One is that of the first LLaVA (arXiv 2304.08485). Nothing sets the size of its tokens
+    while it trains; `enter_at` makes them as large as words once, by its last linear.
 
     Args:
         in_dim: C, width of the tower's states.
         out_dim: D, width of the language model's input embeddings, and of the hidden layer.
         grid: rows and columns of the tower's patch grid.
         output_scale: root mean square that a fresh connector's tokens have, given states of 1.
+        num_linears: 1 or 2.
     """
 
     select: Selection = "patches"
@@ -238,14 +240,15 @@ class PlainMLP(Connector):
         out_dim: int,
         grid: tuple[int, int],
         output_scale: float | None = None,
+        num_linears: int = 2,
     ) -> None:
         super().__init__(in_dim, out_dim, None)
         self.start_scale = output_scale
         self.grid = grid
         self.tokens_per_image = math.prod(grid)
-        self.local = nn.Sequential(
-            nn.Linear(in_dim, out_dim), nn.GELU(), nn.Linear(out_dim, out_dim)
-        )
+        self.num_linears = num_linears
+        more = [nn.GELU(), nn.Linear(out_dim, out_dim)] if num_linears == 2 else []
+        self.local = nn.Sequential(nn.Linear(in_dim, out_dim), *more)
         if output_scale is not None:
             self.enter_at(output_scale)
 
@@ -284,6 +287,8 @@ class PlainMLP(Connector):
 
     def config(self) -> dict[str, Any]:
         """Return the options from which `build_connector` builds this connector again."""
+        if self.num_linears == 1:
+            return {"type": "linear", "output_scale": self.start_scale}
         return {"type": "patch_mlp", "plain": True, "output_scale": self.start_scale}
 
     def forward(self, states: Tensor) -> Tensor:
@@ -351,8 +356,13 @@ def _patch_mlp(
     return PatchMLP(tower.width, out_dim, hidden_dim, tower.grid, **rest)
 
 
+def _linear(tower: VisionTower, out_dim: int, output_scale: float | None = None) -> Connector:
+    return PlainMLP(tower.width, out_dim, tower.grid, output_scale, num_linears=1)
+
+
 CONNECTORS: dict[str, Callable[..., Connector]] = {
     "cls_pyramid": _cls_pyramid,
+    "linear": _linear,
     "patch_mlp": _patch_mlp,
 }
 
@@ -363,7 +373,8 @@ def build_connector(
     """Build a connector for a tower and a language width.
 
     Args:
-        options: `type`, `cls_pyramid` or `patch_mlp` (default), and that connector's arguments.
+        options: `type`, `cls_pyramid`, `linear` or `patch_mlp` (default), and that connector's
+            arguments.
         tower: the vision tower it reads.
         out_dim: D, width of the language model's input embeddings.
         seed: draw the parameters from this seed, leaving torch's generator as it was; None draws

@@ -308,7 +308,7 @@ def _connector(
     embeddings = language_model.get_input_embeddings()
     assert isinstance(embeddings, torch.nn.Embedding)
     on_meta = embeddings.weight.is_meta
-    if options["type"] == "patch_mlp":
+    if options["type"] in ("patch_mlp", "linear"):
         options["output_scale"] = 1.0 if on_meta else embedding_scale(embeddings)
     return build_connector(options, tower, embeddings.embedding_dim, seed=None if on_meta else seed)
 

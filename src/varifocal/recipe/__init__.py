@@ -21,6 +21,7 @@ from varifocal.recipe.keep import DistillSection, KeepSection, ReplaySection
 from varifocal.recipe.model import (
     ClsPyramidSection,
     ConnectorSection,
+    LinearSection,
     LlavaMLPSection,
     ModelSection,
     PatchMLPSection,
@@ -49,6 +50,7 @@ __all__ = [
     "FullSection",
     "HubSection",
     "KeepSection",
+    "LinearSection",
     "LlavaMLPSection",
     "LoraSection",
     "MMASection",

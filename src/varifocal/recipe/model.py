@@ -34,6 +34,14 @@ class LlavaMLPSection(Section):
     """A run whose trained connector is the start; by default a fresh one, drawn from the seed."""
 
 
+class LinearSection(Section):
+    """The first LLaVA's projector: one linear on every patch, which MixLoRA's checkpoints have."""
+
+    type: Literal["linear"] = "linear"
+    weights: str | None = None
+    """A run whose trained connector is the start; by default a fresh one, drawn from the seed."""
+
+
 class ClsPyramidSection(Section):
     """LaVIN's: the CLS state after every fourth block of the tower, each a token."""
 
@@ -45,7 +53,7 @@ class ClsPyramidSection(Section):
 
 
 ConnectorSection = Annotated[
-    PatchMLPSection | LlavaMLPSection | ClsPyramidSection,
+    PatchMLPSection | LlavaMLPSection | LinearSection | ClsPyramidSection,
     Field(discriminator="type"),
     BeforeValidator(lambda page: {"type": "patch_mlp", **page} if isinstance(page, dict) else page),
 ]

@@ -22,7 +22,8 @@ class Choice:
             of `factors_a`.
         weights: [B, G, R], factor on each pair; None: all 1.
         scores_a: [B, G, E], p_A; None where factors are drawn.
-        scores_b: [B, G, E], p_B, which adds up to 1 + R with the conditional router.
+        scores_b: [B, G, E], p_B, which adds up to 1 + R with the conditional router, and to 2 with
+            the reference's.
     """
 
     factors_a: Tensor
@@ -55,6 +56,11 @@ class Router(nn.Module):
     and the top r of each are chosen, best first. Computed in float32 at least, whatever the model
     runs in.
 
+    With `conditional="reference"` the second line is that of the authors' public code, in which
+    A[i] and W_AB[i] are summed over their inputs each on its own, and a second softmax follows:
+
+        p_B = softmax(W_B h) + softmax(sum_i softmax(sum(A[i]) * (column sums of W_AB[i])))
+
     `independent_a`, `independent_b`: W_A, W_B [E, D]; `conditional`: W_AB [R, D, E] or None. They
     are parameters where gradients reach them, buffers where none can ("hard").
 
@@ -69,6 +75,7 @@ class Router(nn.Module):
 
     def __init__(self, width: int, config: MixLoraConfig) -> None:
         super().__init__()
+        self._as_reference = config.conditional == "reference"
         shape = (config.num_factors, width)
         self._hold("independent_a", torch.empty(shape), config)
         self._hold("independent_b", torch.empty(shape), config)
@@ -101,10 +108,15 @@ class Router(nn.Module):
         computed once, in which each instance looks its R rows up.
         """
         assert self.conditional is not None
-        pools = pool.expand(len(self.conditional), -1, -1)
-        table = torch.softmax(torch.bmm(pools, self.conditional.to(pool.dtype)), dim=-1)
+        weight = self.conditional.to(pool.dtype)
+        if self._as_reference:
+            logits = pool.sum(dim=-1)[None, :, None] * weight.sum(dim=1)[:, None, :]
+        else:
+            logits = torch.bmm(pool.expand(len(weight), -1, -1), weight)
+        table = torch.softmax(logits, dim=-1)
         picked = F.one_hot(factors_a, len(pool)).to(pool.dtype)  # [N, R, E]
-        return picked.flatten(-2) @ table.flatten(0, 1)
+        scores = picked.flatten(-2) @ table.flatten(0, 1)
+        return torch.softmax(scores, dim=-1) if self._as_reference else scores
 
     def _hold(self, name: str, tensor: Tensor | None, config: MixLoraConfig) -> None:
         if config.routed_by_learning and tensor is not None:

@@ -22,8 +22,9 @@ class MixLoraConfig(PeftConfig):
       the product. The routers learn; the update is a little more than a sum of plain factors.
     - "straight_through": forward is "hard" bit for bit, backward is the gradient of "weighted".
       The routers learn from a gradient that is biased.
-    - "hard": indices only, as the authors' public code. No gradient reaches a router, so routers
-      are fixed random maps, saved with the adapter and never trained. The cheapest routing.
+    - "hard": indices only, as the authors' public code (whose CFS is `conditional="reference"`). No
+      gradient reaches a router, so routers are fixed random maps, saved with the adapter and never
+      trained. The cheapest routing.
     - "random": factors are drawn anew for each instance, from torch's generator; there are no
       routers. For comparison: batch mates, packing and a second run change the draw.
 
@@ -45,6 +46,9 @@ class MixLoraConfig(PeftConfig):
         rank: r, factors chosen for an instance, at most E; "weighted" and "straight_through" need
             at least 2, since the share of a single factor is always 1.
         conditional: whether B's choice also reads the factors chosen for A (CFS); off: IFS alone.
+            "reference": as the authors' public code computes it, where each chosen factor counts by
+            the sum of its entries alone and the summed scores go through a second softmax (see
+            `Router`). Their checkpoints need it.
         selection: see above.
         routing_scope: see above.
         lora_alpha: the update is scaled by lora_alpha / rank; None: 2 E, as the public code.
@@ -66,7 +70,7 @@ class MixLoraConfig(PeftConfig):
 
     num_factors: int = field(default=16)
     rank: int = field(default=4)
-    conditional: bool = field(default=True)
+    conditional: bool | Literal["reference"] = field(default=True)
     selection: Literal["hard", "weighted", "straight_through", "random"] = field(default="weighted")
     routing_scope: Literal["prompt", "sequence"] = field(default="prompt")
     lora_alpha: float | None = field(default=None)
@@ -94,6 +98,10 @@ class MixLoraConfig(PeftConfig):
         self.peft_type = PeftType("MIXLORA")
         _check_one_of("selection", self.selection, SELECTIONS)
         _check_one_of("routing_scope", self.routing_scope, SCOPES)
+        if self.conditional not in (True, False, "reference"):
+            raise ValueError(
+                f"conditional must be true, false or 'reference'; got {self.conditional!r}"
+            )
         check_text_route(self.text_route)
         if not 1 <= self.rank <= self.num_factors:
             raise ValueError(

@@ -1,6 +1,7 @@
 """The settings of MMA as PEFT keeps them in `adapter_config.json`."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from peft import PeftConfig
 from peft.utils import PeftType
@@ -17,9 +18,13 @@ class MMAConfig(PeftConfig):
         num_groups: G, groups of the up-projections; must divide the width of every adapted layer.
         dropout: probability of dropping a bottleneck unit in training, in [0, 1).
         scale: s, factor on the adapter's output.
-        router: whether a router mixes two branches. False: one branch, alike for text and images,
-            and no modality tokens: the plain adapter that LaVIN's ablation compares with. At equal
-            parameters its bottleneck is about one and a half times as wide.
+        router: whether a router mixes two branches, and what routes an image in a vision tower.
+            True: each image's own CLS state, or its mean state where there is no CLS token.
+            "token": each patch routes itself, as in LaVIN's public code for a batch of one image;
+            their checkpoints need it. A language model is routed by modality either way. False: one
+            branch, alike for text and images, and no modality tokens: the plain adapter that
+            LaVIN's ablation compares with. At equal parameters its bottleneck is about one and a
+            half times as wide.
         router_temperature: tau of the routing softmax, above 0 (LaVIN: 10 for 7B, 5 for 13B).
         text_route: what samples without an image run through in the language model: "trained", the
             adapter, mixed for text; or "base", the base model alone, to the last bit. Then nothing
@@ -40,7 +45,7 @@ class MMAConfig(PeftConfig):
     num_groups: int = field(default=2)
     dropout: float = field(default=0.1)
     scale: float = field(default=1.0)
-    router: bool = field(default=True)
+    router: bool | Literal["token"] = field(default=True)
     router_temperature: float = field(default=10.0)
     text_route: TextRoute = field(default="trained")
     target_modules: list[str] | str | None = field(default=None)
@@ -59,6 +64,8 @@ class MMAConfig(PeftConfig):
                 f"bottleneck_dim must be a positive multiple of num_groups={self.num_groups}; "
                 f"got {self.bottleneck_dim}"
             )
+        if self.router not in (True, False, "token"):
+            raise ValueError(f"router must be true, false or 'token'; got {self.router!r}")
         check_text_route(self.text_route)
         if self.text_route == "base" and not self.router:
             raise ValueError(

@@ -67,7 +67,8 @@ class MMALayer(nn.Module, BaseTunerLayer):
     - "cls" (vision towers): each image's own CLS state z[:, 0].
     - "mean" (vision towers without a CLS token, such as SigLIP): each image's own mean state.
 
-    An adapter whose config says `router=False` has one branch and asks for no state:
+    An adapter whose config says `router="token"` routes each state of a vision tower by itself, h =
+    z[:, t]. One whose config says `router=False` has one branch and asks for no state:
     `y = z + s * B_0(A z)`.
 
     Args:
@@ -146,6 +147,8 @@ class MMALayer(nn.Module, BaseTunerLayer):
         up = cast(BranchUp, self.mma_up[adapter])
         if not self.mma_config[adapter].router:
             return self._mix(adapter, z, None, up.weight, up.bias)
+        if self._routes_tokens(adapter):
+            return self._mix(adapter, z, self._route_tokens(adapter, z), up.weight, up.bias)
         if z.dim() != 3:
             raise ValueError(
                 f"{self.name}: MMA routes by whole rows or images and needs states [rows, tokens, "
@@ -206,6 +209,20 @@ class MMALayer(nn.Module, BaseTunerLayer):
         dtype = torch.promote_types(state.dtype, torch.float32)
         products = state.to(dtype)[..., None, :] * router.weight.to(dtype)  # [..., 2, D]
         logits = products.sum(dim=-1) + router.bias.to(dtype)
+        return torch.softmax(logits / self.mma_config[adapter].router_temperature, dim=-1)
+
+    def _routes_tokens(self, adapter: str) -> bool:
+        return self.router != "modality" and self.mma_config[adapter].router == "token"
+
+    def _route_tokens(self, adapter: str, z: Tensor) -> Tensor:
+        """Turn the states of a tower [..., D] into branch weights of each [..., 2].
+
+        As `_route`, one branch after the other: [..., 2, D] of every state would be large.
+        """
+        router = cast(nn.Linear, self.mma_router[adapter])
+        z = z.to(torch.promote_types(z.dtype, torch.float32))
+        sums = [(z * row).sum(dim=-1) for row in router.weight.to(z.dtype)]
+        logits = torch.stack(sums, dim=-1) + router.bias.to(z.dtype)
         return torch.softmax(logits / self.mma_config[adapter].router_temperature, dim=-1)
 
     def _mix(
