@@ -70,13 +70,13 @@ def test_the_verbs_stand_in_groups_in_the_order_of_the_work(run):
         *("Prepare", "recipes", "data", "plan"),
         *("Train", "train", "launch", "sweep", "demo"),
         *("Measure", "eval", "benchmark", "retention", "compare", "report"),
-        *("Use", "ask", "chat", "serve", "export"),
+        *("Use", "ask", "chat", "serve", "export", "import"),
         *("Study", "analyze", "Disk", "cache"),
     ]
     assert set(verbs) <= set(words)
 
 
-@pytest.mark.parametrize("group", [(), ("data",), ("data", "make"), ("analyze",)])
+@pytest.mark.parametrize("group", [(), ("data",), ("data", "make"), ("analyze",), ("import",)])
 def test_a_group_without_a_verb_is_its_help_and_no_mistake(run, group):
     code, out, err = run(*group)
     assert (code, err) == (0, "")

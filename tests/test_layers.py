@@ -17,7 +17,7 @@ GROUND = {"errors", "staging", "cache", "manifest", "writing", "locking", "run",
 GROUND |= {"recipe", "sciencebook", "plotting", "progress"}
 STOCK = {"models", "data", "tuners"}
 VERBS = {"training", "evaluation", "analysis", "exporting", "serving"}
-ABOUT = {"planning", "reports"}
+ABOUT = {"planning", "reports", "importing"}
 
 # The public names in __init__ are lazy; what registers models and tuners has to know both.
 ALLOWED = {
@@ -41,6 +41,7 @@ ALLOWED = {
     **dict.fromkeys(VERBS, GROUND | STOCK | {"assemble"}),
     "planning": GROUND | STOCK | {"assemble", "training"},
     "reports": GROUND | STOCK | {"assemble"},
+    "importing": GROUND | STOCK | {"assemble", "training"},
     "demo": GROUND | STOCK | VERBS | ABOUT | {"assemble"},
     "sweep": GROUND | STOCK | VERBS | ABOUT | {"assemble"},
     "auto": GROUND | STOCK | {"assemble"},

@@ -143,6 +143,11 @@ class RunDirectory:
         write_text(self.root / "config.json", json.dumps({"model_type": MODEL_TYPE}) + "\n")
 
     @property
+    def imported(self) -> Path:
+        """Which checkpoint of other code the adapter was read from; there after an import alone."""
+        return self.root / "imported.json"
+
+    @property
     def metrics(self) -> Path:
         """One JSON line per logged step."""
         return self.root / "metrics.jsonl"

@@ -41,6 +41,7 @@ def test_mixlora_takes_every_setting_of_the_recipe(whole):
         "target_modules",
         "adapt_vision_tower",
         "train_connector",
+        "weights",
     }
     config = attach_tuner(whole, section, base_fingerprint="abc").peft_config["default"]
     assert {name: getattr(config, name) for name in SETTINGS} == SETTINGS

@@ -46,17 +46,22 @@ def check_training(recipe: Recipe, root: Path, *, resume: bool) -> None:
 
     check_models(recipe.model)
     connector = recipe.model.connector
-    if connector is not None and connector.weights is not None:
-        _check_connector(Path(connector.weights))
+    weights = {
+        "model.connector.weights": getattr(connector, "weights", None),
+        "tuner.weights": getattr(recipe.tuner, "weights", None),
+    }
+    for key, run in weights.items():
+        if run is not None:
+            _check_former_run(key, Path(run))
     RunDirectory(root).check_free(resume=resume)
 
 
-def _check_connector(run: Path) -> None:
+def _check_former_run(key: str, run: Path) -> None:
     if run.is_dir():
         return
     there = run.parent.iterdir() if run.parent.is_dir() else ()
     hint = nearest(run.name, [other.name for other in there])
-    raise RecipeError(f"model.connector.weights: there is no run '{run}'{hint}")
+    raise RecipeError(f"{key}: there is no run '{run}'{hint}")
 
 
 def check_run(root: str | Path, checkpoint: int | None = None) -> None:

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 ToOption = Annotated[
-    Literal["merged", "lora", "route", "llava", "gguf", "model"],
+    Literal["merged", "lora", "route", "llava", "gguf", "model", "lavin"],
     typer.Option(
         help="merged: plain transformers checkpoints; lora: PEFT LoRAs; route: the LoRA that "
         "one prompt chooses (MixLoRA); llava: transformers' LLaVA, for a graft whose connector "
         "is plain; gguf: the language model for llama.cpp; model: the whole graft in one folder, "
-        "for transformers with Varifocal."
+        "for transformers with Varifocal; lavin: the adapters as LaVIN's own code reads them."
     ),
 ]
 OutOption = Annotated[Path | None, typer.Option(metavar="DIR", help="By default RUN/export/KIND.")]
@@ -79,6 +79,9 @@ def export(
 
     readable_images(image or ())
     check_run(run)
+    if to == "lavin":
+        _write_lavin(run, out)
+        return
     target = out or run / "export" / to
     for name, _ in routes_of(to, RunDirectory(run)):
         check_replaceable(target / name)
@@ -107,6 +110,15 @@ def export(
             print(f"  {note}")
     if push_to_hub is not None:
         print(push(target, push_to_hub, private=not public))
+
+
+def _write_lavin(run: Path, out: Path | None) -> None:
+    ready()
+    from varifocal.exporting.lavin import export_lavin
+
+    file = export_lavin(run, out)
+    print(f"{file}: every tensor was read back and compared, bit for bit")
+    print("  LaVIN's code takes it as --adapter_path, with --visual_adapter_type router")
 
 
 def _sentence(parity: Parity) -> str:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from peft import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, PeftConfig, PeftModel
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
@@ -14,7 +15,8 @@ from varifocal.errors import ModelError, RecipeError, RunError
 from varifocal.models.checkpoint_files import few, read_object
 from varifocal.models.shared_table import adapters_change_one
 from varifocal.recipe import Recipe
-from varifocal.trained import TENSORS
+from varifocal.run import RunDirectory
+from varifocal.trained import TENSORS, find_trained
 
 
 def load_trained_tensors(model: PreTrainedModel, checkpoint: Path) -> None:
@@ -103,6 +105,43 @@ def load_connector(model: PreTrainedModel, run: Path) -> None:
     except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise RecipeError(f"{where} was trained with another connector: {reason}") from error
+
+
+def start_adapter(model: PreTrainedModel | PeftModel, recipe: Recipe, digest: str | None) -> None:
+    """Start a model's adapter from the run that the recipe names, if it names one.
+
+    Args:
+        model: with a fresh adapter; changed in place.
+        recipe: its `tuner.weights` is read.
+        digest: content hash of the frozen weights.
+
+    Raises:
+        RecipeError: the run has no adapter, another kind of one, or was trained on other weights.
+        RunError, ModelError: there is no such run, or it is damaged.
+    """
+    weights = getattr(recipe.tuner, "weights", None)
+    if weights is None:
+        return
+    where = f"tuner.weights: '{weights}'"
+    run = RunDirectory.open(Path(weights))
+    trained = find_trained(run)
+    if not trained.is_adapter:
+        raise RecipeError(f"{where} holds no trained adapter")
+    run.check_weights(trained.place)
+    trained_on = read_object(trained.place / "adapter_config.json").get("base_fingerprint")
+    if None not in (trained_on, digest) and trained_on != digest:
+        raise RecipeError(f"{where} was trained on other models than this recipe names")
+    tensors = _read(trained.place / _ADAPTER, where)
+    fresh = cast(dict[str, Tensor], get_peft_model_state_dict(cast(PeftModel, model)))
+    odd = sorted(tensors.keys() ^ fresh.keys()) or [
+        name for name, tensor in tensors.items() if tensor.shape != fresh[name].shape
+    ]
+    if odd:
+        raise RecipeError(
+            f"{where} was trained with another tuner or connector: {few(odd)}; take both from its "
+            "recipe.yaml"
+        )
+    set_peft_model_state_dict(cast(PeftModel, model), tensors)
 
 
 def _read(file: Path, where: str) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from varifocal.recipe.page import as_overrides, put, read_page, validate
 from varifocal.recipe.sections import Recipe, read_former_keys, refuse_former_keys
 from varifocal.recipe.services import missing_services
 from varifocal.recipe.training import TrainingSection
+from varifocal.recipe.tuners import TunerSection
 
 SHIPPED = Path(__file__).parent / "shipped"
 
@@ -155,6 +156,7 @@ def _absolute(recipe: Recipe, base: Path) -> Recipe:
                     "connector": _connector_at(base, model.connector),
                 }
             ),
+            "tuner": _tuner_at(base, recipe.tuner),
             "training": _training_at(base, start, recipe.training),
         }
     )
@@ -183,6 +185,11 @@ def _connector_at(base: Path, connector: ConnectorSection | None) -> ConnectorSe
     if connector is None or connector.weights is None:
         return connector
     return connector.model_copy(update={"weights": _join(base, connector.weights)})
+
+
+def _tuner_at(base: Path, tuner: TunerSection) -> TunerSection:
+    weights = getattr(tuner, "weights", None)
+    return tuner if weights is None else tuner.model_copy(update={"weights": _join(base, weights)})
 
 
 def _source_at(start: Path, source: SourceSection) -> SourceSection:

@@ -75,6 +75,11 @@ class Recipe(Section):
             raise WrongKeyError(
                 "alignment", "fits a connector, and there is no model.vision_tower; set it to null"
             )
+        if self.alignment and getattr(self.tuner, "weights", None):
+            raise WrongKeyError(
+                "alignment",
+                "would be lost: tuner.weights puts another connector in; set it to null",
+            )
         return self
 
     @model_validator(mode="after")

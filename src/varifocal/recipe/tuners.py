@@ -16,8 +16,10 @@ class MMASection(Section):
     type: Literal["mma"] = "mma"
     bottleneck_dim: Count = 8
     """Width an adapter projects down to."""
-    router: bool = True
-    """Mix two branches by modality; false: one plain branch, the adapter MMA is compared with."""
+    router: bool | Literal["token"] = True
+    """Mix two branches, by modality in the language model, by each image's CLS (or mean) state in
+    the tower; `token`: there by each patch's own state, as LaVIN's checkpoints need it; false: one
+    plain branch, the adapter MMA is compared with."""
     router_temperature: Rate = 10.0
     """Divides the router's logits before its softmax; the paper takes 10 (7B) and 5 (13B)."""
     text_route: TextRoute = "trained"
@@ -30,6 +32,8 @@ class MMASection(Section):
     """Also put an adapter into every block of the vision tower, where it is a transformer."""
     train_connector: bool = True
     """Train and save the connector with the adapters."""
+    weights: str | None = None
+    """A run whose trained adapter is the start, its connector too; by default a fresh one."""
 
 
 class LoraSection(Section):
@@ -55,6 +59,8 @@ class LoraSection(Section):
     """Also adapt the layers of these names inside the vision tower."""
     train_connector: bool = True
     """Train and save the connector with the adapters."""
+    weights: str | None = None
+    """A run whose trained adapter is the start, its connector too; by default a fresh one."""
 
 
 class NoTunerSection(Section):
@@ -75,8 +81,9 @@ class MixLoraSection(Section):
     """r: factors picked for an instance."""
     text_route: TextRoute = "trained"
     """What samples without an image run through: trained factors, or the base model alone."""
-    conditional: bool = True
-    """Let the choice for B read the factors chosen for A and the instance (the paper's CFS)."""
+    conditional: bool | Literal["reference"] = True
+    """Let the choice for B read the factors chosen for A and the instance (the paper's CFS);
+    `reference`: as the authors' public code computes it, which their checkpoints need."""
     selection: Literal["hard", "weighted", "straight_through", "random"] = "weighted"
     """How scores enter: indices alone (the public code), as weights, or in the gradient alone."""
     routing_scope: Literal["prompt", "sequence"] = "prompt"
@@ -93,6 +100,8 @@ class MixLoraSection(Section):
     """Also adapt the layers of these names inside the vision tower."""
     train_connector: bool = True
     """Train and save the connector with the adapters."""
+    weights: str | None = None
+    """A run whose trained adapter is the start, its connector too; by default a fresh one."""
 
 
 class FullSection(Section):

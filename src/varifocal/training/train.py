@@ -27,7 +27,7 @@ from varifocal.models.distributed import (
     is_spread,
     num_processes,
 )
-from varifocal.models.saved import start_connector
+from varifocal.models.saved import start_adapter, start_connector
 from varifocal.progress import Progress, silent
 from varifocal.recipe import Recipe, leaves_text
 from varifocal.recipe.sections import Provenance
@@ -180,6 +180,8 @@ def _tune(
     aligned = align(recipe, parts, tell, clock) if aligns(recipe) and fresh else None
     set_seed(recipe.seed)  # a tuner starts alike, whether there was an alignment or not
     model = attach_tuner(parts.base, recipe.tuner, base_fingerprint=parts.fingerprint)
+    if fresh:
+        start_adapter(model, recipe, parts.fingerprint)
     return parts.with_model(model), aligned
 
 
@@ -200,6 +202,11 @@ def _check_nothing_is_lost(recipe: Recipe, run: RunDirectory, start: Start) -> N
         raise RunError(
             f"{run.root} has taken steps, and training.max_steps: 0 would save it as if it had "
             "taken none; choose another --out"
+        )
+    if start.checkpoint is None and run.imported.is_file():
+        raise RunError(
+            f"{run.root} was imported and has no training to go on with; train from its adapter "
+            f"with its recipe.yaml, --set tuner.weights={run.root} and another --out"
         )
 
 

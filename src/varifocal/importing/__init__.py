@@ -1,0 +1,1 @@
+"""Runs made of the checkpoints of other code: LaVIN's."""
