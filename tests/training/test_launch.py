@@ -15,12 +15,14 @@ from varifocal.errors import RecipeError, RunError, Stopped
 from varifocal.recipe import load_recipe
 from varifocal.recipe.reading import SHIPPED
 from varifocal.run import RunDirectory
+from varifocal.training.callbacks import StopWish
 from varifocal.training.engines import gather_optimizer_state
 from varifocal.training.launch import (
     ENGINES,
     Launch,
     _cores,
     _ended,
+    _signals_once,
     check_launch,
     engine_overrides,
     how_to_go_on,
@@ -30,7 +32,8 @@ from varifocal.training.launch import (
     worker_arguments,
 )
 from varifocal.training.resuming import check_pace
-from varifocal.training.slurm import SlurmOptions, TrainingJob, job_script, minutes, submit
+from varifocal.training.slurm import SlurmOptions, job_script, minutes, submit
+from varifocal.training.slurm_job import TrainingJob
 
 LAVIN = "lavin-7b-scienceqa"
 
@@ -158,6 +161,28 @@ def test_processes_that_were_stopped_are_no_mistake(tmp_path):
     assert "there is no checkpoint yet" in str(mistake)
 
 
+def test_a_repeated_sigterm_does_not_end_what_is_saving(monkeypatch):
+    """Slurm repeats it, or sends it to every process while the launcher passes it on."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+
+    monkeypatch.setenv("TORCHELASTIC_SIGNALS_TO_HANDLE", "")
+    before = signal.getsignal(signal.SIGTERM)
+    with _signals_once():
+        with pytest.raises(SignalException):
+            os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert "SIGTERM" not in os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"]
+        with pytest.raises(SignalException):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGTERM) is before
+    wish = StopWish()
+    wish(signal.SIGTERM, None)
+    wish(signal.SIGTERM, None)
+    assert wish.given
+    with pytest.raises(KeyboardInterrupt):
+        wish(signal.SIGINT, None)
+
+
 # A checkpoint's pace
 
 
@@ -282,42 +307,6 @@ def test_a_process_gets_its_share_of_the_jobs_cores(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)), raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 128)
     assert _cores() == 12
-
-
-def test_a_job_lets_its_processes_save_and_comes_back(tmp_path, monkeypatch):
-    """The signal's handler runs while the job waits for its processes."""
-    pytest.importorskip("submitit")
-    from varifocal.training import slurm
-
-    script = tmp_path / "saves.py"
-    script.write_text(
-        "import pathlib, signal, sys, time\n"
-        "place = pathlib.Path(sys.argv[0]).parent\n"
-        "def save(*_):\n    (place / 'saved').touch()\n    sys.exit(130)\n"
-        "signal.signal(signal.SIGTERM, save)\n(place / 'ready').touch()\ntime.sleep(60)\n"
-    )
-    start = subprocess.Popen
-    monkeypatch.setattr(
-        slurm.subprocess, "Popen", lambda *_, **more: start([sys.executable, script], **more)
-    )
-    job = TrainingJob(Launch("tiny.yaml", tmp_path))
-    again = []
-
-    def on_alarm(*_):
-        if (tmp_path / "ready").exists():
-            again.append(job.checkpoint())
-        else:
-            signal.setitimer(signal.ITIMER_REAL, 0.05)
-
-    before = signal.signal(signal.SIGALRM, on_alarm)
-    signal.setitimer(signal.ITIMER_REAL, 0.05)
-    try:
-        assert job() == 130
-    finally:
-        signal.signal(signal.SIGALRM, before)
-    assert (tmp_path / "saved").exists()
-    assert again[0].function.launch.resume
-    assert again[0].function._pid is None
 
 
 def test_an_optimizers_state_is_whole_on_one_process():

@@ -32,8 +32,11 @@ class StopWish:
         self.given = False
 
     def __call__(self, signum: int, frame: FrameType | None) -> None:
-        """Note the first signal; let the second one interrupt at once."""
-        if self.given:
+        """Note a signal; let a second Ctrl-C interrupt at once.
+
+        Schedulers repeat SIGTERM, or send it to every process while a launcher passes it on.
+        """
+        if self.given and signum == signal.SIGINT:
             raise KeyboardInterrupt
         self.given = True
 

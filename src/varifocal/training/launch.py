@@ -11,9 +11,11 @@ import shlex
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from varifocal.errors import RecipeError, RunError, Stopped, nearest
@@ -33,7 +35,7 @@ ENGINES = {
 """How a model lies in the processes, and transformers' knob and file for it."""
 
 STOPPED = Stopped.exit_code
-_SECONDS_TO_SAVE = 60  # between asking a process to stop and killing it
+_SECONDS_TO_SAVE = 150  # between asking a process to stop and killing it; Slurm leaves 180
 
 
 @dataclass(frozen=True)
@@ -179,11 +181,38 @@ def run_launch(launch: Launch, page: Recipe) -> None:
     with tempfile.TemporaryDirectory(prefix="varifocal-launch-") as logs:
         start = elastic_launch(_agent(launch, logs), sys.executable)
         try:
-            start("-u", *worker_arguments(launch, page))
+            with _signals_once():
+                start("-u", *worker_arguments(launch, page))
         except SignalException:
             raise Stopped(f"stopped. Go on with: {how_to_go_on(launch)}") from None
         except ChildFailedError as error:
             raise _ended(launch, list(error.failures.values()), Path(logs)) from None
+
+
+@contextmanager
+def _signals_once() -> Iterator[None]:
+    """Let the first SIGTERM or Ctrl-C stop torch's agent, and no SIGTERM after it.
+
+    A second one would end the agent while its processes are still saving; schedulers repeat it.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+
+    stopped = False
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal stopped
+        if stopped and number == signal.SIGTERM:
+            return
+        stopped = True
+        raise SignalException(f"signal {number}", signal.Signals(number))
+
+    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGHUP,SIGQUIT"  # it would take these two
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _cores() -> int:

@@ -1,27 +1,17 @@
-"""A training as a Slurm job, written and submitted by submitit.
-
-Each node runs one task, and the task starts that node's processes. When the job's time is up, or
-it is preempted, Slurm sends a signal some minutes before: the processes save a checkpoint, the job
-is put back into the queue, and it goes on from there.
-"""
+"""A training as a Slurm job, written and submitted by submitit; `slurm_job` is what it runs."""
 
 from __future__ import annotations
 
-import os
 import re
-import signal
-import subprocess
-import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from varifocal.errors import RunError
 from varifocal.run import RunDirectory
-from varifocal.training.launch import STOPPED, Launch, launch_arguments
+from varifocal.training.launch import Launch
+from varifocal.training.slurm_job import WARNING, TrainingJob
 
 _SECONDS_BEFORE_THE_END = 180
-_FIRST_PORT, _NUM_PORTS = 12000, 20000  # below those that Linux gives to outgoing connections
-_REQUEUES = 100  # after as many ends of its time, a job gives up
 _DECIDED = {
     *("account", "cpus-per-task", "gpus-per-node", "nodes", "ntasks", "ntasks-per-node"),
     *("open-mode", "output", "partition", "requeue", "signal", "time"),
@@ -47,59 +37,6 @@ class SlurmOptions:
     gpus_per_node: int | None = None
     cpus_per_node: int | None = None
     more: tuple[str, ...] = ()
-
-
-class TrainingJob:
-    """What a job's task runs: this node's part of a launch.
-
-    Always with `--resume`, so that a requeued job goes on whoever requeued it; whether the run
-    directory was free is asked before the job is submitted.
-    """
-
-    def __init__(self, launch: Launch) -> None:
-        self.launch = replace(launch, resume=True)
-        self._pid: int | None = None
-
-    def __call__(self) -> int:
-        """Run to the end.
-
-        Raises:
-            RunError: the processes failed; what they said stands above.
-        """
-        command = [sys.executable, "-m", "varifocal.cli", *launch_arguments(self._meeting())]
-        # A session of its own: Slurm's signals are for this process, which passes them on.
-        process = subprocess.Popen(command, start_new_session=True)
-        self._pid = process.pid
-        _wait(process.pid)
-        code = process.wait()
-        if code not in (0, STOPPED):
-            raise RunError(f"the training's processes ended with exit code {code}, see above")
-        return code
-
-    def checkpoint(self) -> Any:
-        """Let the processes save; submitit calls this on the signal, and requeues the result."""
-        from submitit.helpers import DelayedSubmission
-
-        if self._pid is not None:
-            os.kill(self._pid, signal.SIGTERM)
-            _wait(self._pid)
-        return DelayedSubmission(TrainingJob(self.launch))
-
-    def _meeting(self) -> Launch:
-        """The launch, with the first node's address where there are several."""
-        if self.launch.num_nodes == 1:
-            return self.launch
-        import submitit
-
-        here = submitit.JobEnvironment()
-        number = int(re.sub(r"\D", "", here.job_id) or 0)
-        port = _FIRST_PORT + number % _NUM_PORTS  # jobs that share a node have other numbers
-        return replace(self.launch, rendezvous=f"{here.hostnames[0]}:{port}")
-
-
-def _wait(pid: int) -> None:
-    """Wait for a child without reaping it, so that a signal's handler may wait as well."""
-    os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
 
 
 def submit(launch: Launch, options: SlurmOptions) -> str:
@@ -140,7 +77,7 @@ def _executor(launch: Launch, options: SlurmOptions, *, there: bool) -> Any:
     if there and SlurmExecutor.affinity() < 0:
         raise RunError("there is no Slurm here (no srun); --dry-run prints the job's script")
     folder = RunDirectory(launch.out).root.absolute() / "slurm"
-    executor = (SlurmExecutor if there else Writer)(folder, max_num_timeout=_REQUEUES)
+    executor = (SlurmExecutor if there else Writer)(folder)
     asked = {"partition": options.partition, "account": options.account}
     gpus = launch.num_processes if options.gpus_per_node is None else options.gpus_per_node
     cpus = options.cpus_per_node or launch.num_processes
@@ -152,9 +89,12 @@ def _executor(launch: Launch, options: SlurmOptions, *, there: bool) -> Any:
         # srun does not take the job's CPUs for its own, and leaves a failed node's others waiting.
         srun_args=[f"--cpus-per-task={cpus}", "--kill-on-bad-exit=1"],
         time=minutes(options.time),
-        signal_delay_s=_SECONDS_BEFORE_THE_END,
         stderr_to_stdout=True,
-        additional_parameters={"requeue": True, **_more(options)},
+        additional_parameters={
+            "requeue": True,
+            "signal": f"{WARNING.name.removeprefix('SIG')}@{_SECONDS_BEFORE_THE_END}",
+            **_more(options),
+        },
         **({"gpus_per_node": gpus} if gpus else {}),
         **{key: value for key, value in asked.items() if value is not None},
     )

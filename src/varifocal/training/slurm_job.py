@@ -1,0 +1,129 @@
+"""What runs in a Slurm job: one task a node, which starts that node's processes.
+
+Slurm sends the task SIGUSR2 before the job's time is up, and SIGTERM when the job is preempted or
+cancelled. On either the processes save a checkpoint; then the first node's task asks Slurm whether
+the job is to go on, and puts it back into the queue.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from types import FrameType
+
+from varifocal.training.launch import STOPPED, Launch, how_to_go_on, launch_arguments
+
+WARNING = signal.SIGUSR2
+"""What Slurm sends before the job's time is up."""
+
+_FIRST_PORT, _NUM_PORTS = 12000, 20000  # below those that Linux gives to outgoing connections
+_SECONDS_TO_ANSWER = 60
+_log = logging.getLogger("submitit")  # which writes into the job's output
+
+
+class TrainingJob:
+    """What a job's task runs: this node's part of a launch.
+
+    Always with `--resume`, so that a requeued job goes on whoever requeued it; whether the run
+    directory was free is asked before the job is submitted.
+    """
+
+    def __init__(self, launch: Launch) -> None:
+        self.launch = replace(launch, resume=True)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._received: set[int] = set()
+
+    def __call__(self) -> int:
+        """Run to the end, or until Slurm asks to stop.
+
+        Raises:
+            SystemExit: the processes failed, or the job cannot go on; the output says why.
+        """
+        for number in (WARNING, signal.SIGTERM):
+            signal.signal(number, self._stop)
+        code = self._train()
+        if code != 0 and self._received and os.environ.get("SLURM_NODEID", "0") == "0":
+            self._go_on()
+        elif code not in (0, STOPPED):
+            _end(f"the training's processes ended with exit code {code}, see above")
+        return code
+
+    def _train(self) -> int:
+        """Run this node's processes and return their exit code."""
+        # Slurm may send its signals to all processes of a job, and the warning would kill them.
+        self._process = subprocess.Popen(
+            self._command(), start_new_session=True, preexec_fn=_ignore_the_warning
+        )
+        if self._received:  # before there was a process to stop
+            self._process.terminate()
+        return self._process.wait()
+
+    def _command(self) -> list[str]:
+        return [sys.executable, "-m", "varifocal.cli", *launch_arguments(self._meeting())]
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        """Let the processes save and end; a signal that Slurm repeats is not passed on."""
+        is_first = not self._received
+        self._received.add(number)
+        if is_first and self._process is not None:
+            self._process.terminate()
+
+    def _go_on(self) -> None:
+        """Put the job back into the queue, unless somebody ended it."""
+        number = os.environ.get("SLURM_JOB_ID", "")
+        state = job_state(number)
+        is_preempted = state.get("PreemptTime", "None") != "None"
+        is_over = state.get("JobState", "RUNNING") != "RUNNING"
+        if is_over or not (is_preempted or WARNING in self._received):
+            _log.warning("the job was ended. Go on with: %s", how_to_go_on(self.launch))
+            return
+        # A job that ends by itself after it was preempted is not requeued by Slurm.
+        requeued = _ask("scontrol", "requeue", number)
+        if requeued.returncode:
+            why = " ".join(requeued.stderr.split())
+            _end(f"Slurm does not requeue the job: {why}. Go on with: {how_to_go_on(self.launch)}")
+        _log.warning("the job was put back into the queue and goes on from its checkpoint")
+
+    def _meeting(self) -> Launch:
+        """The launch, with the first node's address where there are several."""
+        if self.launch.num_nodes == 1:
+            return self.launch
+        import submitit
+
+        here = submitit.JobEnvironment()
+        number = int(re.sub(r"\D", "", here.job_id) or 0)
+        port = _FIRST_PORT + number % _NUM_PORTS  # jobs that share a node have other numbers
+        return replace(self.launch, rendezvous=f"{here.hostnames[0]}:{port}")
+
+
+def _ignore_the_warning() -> None:
+    """Ignore it in a new process and those that it starts."""
+    signal.signal(WARNING, signal.SIG_IGN)
+
+
+def _end(sentence: str) -> None:
+    """End this task with a sentence and no traceback."""
+    _log.error("%s", sentence)
+    sys.exit(2)
+
+
+def job_state(number: str) -> dict[str, str]:
+    """Return what Slurm tells of a job; nothing where it does not know it, or does not answer."""
+    told = _ask("scontrol", "show", "job", "-o", number)
+    words = [word.partition("=") for word in told.stdout.split()]
+    return {} if told.returncode else {key: value for key, _, value in words}
+
+
+def _ask(*words: str) -> subprocess.CompletedProcess[str]:
+    """Run one of Slurm's commands; one that fails has said why."""
+    try:
+        return subprocess.run(
+            words, capture_output=True, text=True, check=False, timeout=_SECONDS_TO_ANSWER
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return subprocess.CompletedProcess(words, 1, "", str(error))
