@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -20,6 +19,7 @@ from varifocal.training.engines import gather_optimizer_state
 from varifocal.training.launch import (
     ENGINES,
     Launch,
+    _agent,
     _cores,
     _ended,
     _signals_once,
@@ -32,7 +32,7 @@ from varifocal.training.launch import (
     worker_arguments,
 )
 from varifocal.training.resuming import check_pace
-from varifocal.training.slurm import SlurmOptions, job_script, minutes, submit
+from varifocal.training.slurm import SlurmOptions, job_script, minutes
 from varifocal.training.slurm_job import TrainingJob
 
 LAVIN = "lavin-7b-scienceqa"
@@ -126,6 +126,10 @@ def test_a_wrong_launch_is_refused_before_anything_starts(recipe_file, tmp_path)
     run.recipe.write_text("seed: 1")
     with pytest.raises(RunError, match="add --resume"):
         check_launch(Launch(str(recipe_file), run.root))
+    for num_nodes, node_rank in ((1, 0), (2, 2)):
+        nodes = Launch(str(recipe_file), tmp_path, num_nodes=num_nodes, node_rank=node_rank)
+        with pytest.raises(RunError, match=f"--node-rank {node_rank}: nodes are numbered from 0"):
+            check_launch(nodes)
     check_launch(Launch(str(recipe_file), tmp_path / "free"))
     assert not (tmp_path / "free").exists()  # a dry run leaves nothing
 
@@ -247,9 +251,6 @@ def test_the_jobs_script(tmp_path):
     assert "#SBATCH --cpus-per-task=8" in plain
     with pytest.raises(RunError, match="--sbatch nodes=3: nodes is decided here"):
         job_script(asked, SlurmOptions(more=("nodes=3",)))
-    if not any((Path(place) / "srun").exists() for place in os.environ["PATH"].split(":")):
-        with pytest.raises(RunError, match="there is no Slurm here"):
-            submit(asked, SlurmOptions())
 
 
 def test_the_jobs_script_starts_one_launcher_a_node(tmp_path):
@@ -282,8 +283,12 @@ def test_a_jobs_nodes_meet_on_its_first_one(tmp_path, monkeypatch):
     words = launch_arguments(job._meeting())
     assert words[words.index("--rendezvous") + 1] == "gpu07:26567"  # 12000 + 41234567 % 20000
     assert words[words.index("--num-nodes") + 1] == "3"
+    assert words[words.index("--node-rank") + 1] == "2"  # so the first process is the first node's
     assert "--resume" in words
     assert words[-2:] == ["--set", "seed=1"]
+    agent = _agent(job._meeting(), str(tmp_path))
+    assert (agent.rdzv_backend, agent.rdzv_configs["rank"]) == ("static", 2)
+    assert "--rdzv-backend static" in torchrun_command(job._meeting(), page_of(24, 1))
     assert TrainingJob(Launch("tiny.yaml", tmp_path, 8))._meeting().rendezvous is None
 
 
@@ -292,7 +297,8 @@ def test_a_jobs_nodes_meet_on_its_first_one(tmp_path, monkeypatch):
     [
         (["--partition", "gpu"], "are asked of Slurm; give --slurm too"),
         (["--sbatch", "qos=high"], "are asked of Slurm; give --slurm too"),
-        (["--slurm", "--rendezvous", "n1:29500"], "--slurm finds the first node"),
+        (["--slurm", "--rendezvous", "n1:29500"], "--slurm finds them"),
+        (["--slurm", "--node-rank", "0"], "--slurm finds them"),
     ],
 )
 def test_options_that_would_do_nothing_are_refused(words, told, monkeypatch, capsys):

@@ -31,6 +31,10 @@ RendezvousOption = Annotated[
     str | None,
     typer.Option(metavar="HOST:PORT", help="Where several nodes meet: the first node's."),
 ]
+NodeRankOption = Annotated[
+    int | None,
+    typer.Option(min=0, help="This node's number of several; by default the nodes agree on them."),
+]
 ResumeOption = Annotated[
     bool, typer.Option("--resume", help="Go on; the number of processes may be another.")
 ]
@@ -78,6 +82,7 @@ def launch(
     num_nodes: NumNodesOption = 1,
     engine: EngineOption = "ddp",
     rendezvous: RendezvousOption = None,
+    node_rank: NodeRankOption = None,
     resume: ResumeOption = False,
     dry_run: DryRunOption = False,
     slurm: SlurmOption = False,
@@ -94,7 +99,7 @@ def launch(
     A process that dies ends the others, and the text says how to go on.
     """
     for_slurm = (partition, account, gpus_per_node, cpus_per_node, sbatch)
-    _refuse_strays(slurm, num_processes, rendezvous, for_slurm)
+    _refuse_strays(slurm, num_processes, (rendezvous, node_rank), for_slurm)
     from varifocal.cli.checks import check_models
     from varifocal.recipe import load_recipe
     from varifocal.run import RunDirectory
@@ -113,16 +118,9 @@ def launch(
     if not (slurm or dry_run):  # those may run on another machine
         check_models(page.model)
     ready()
-    asked = Launch(
-        recipe=recipe,
-        out=root,
-        num_processes=num_processes or _num_gpus(),
-        num_nodes=num_nodes,
-        engine=engine,
-        resume=resume,
-        overrides=tuple(overrides or ()),
-        rendezvous=rendezvous,
-    )
+    processes, given = num_processes or _num_gpus(), tuple(overrides or ())
+    where = (rendezvous, node_rank)
+    asked = Launch(recipe, root, processes, num_nodes, engine, resume, given, *where)
     page = check_launch(asked)
     if slurm:
         cpus = cpus_per_node or asked.num_processes * (1 + page.data.num_workers)
@@ -142,11 +140,13 @@ def _use_slurm(asked: Launch, dry_run: bool, *options: Any) -> None:
 
 
 def _refuse_strays(
-    slurm: bool, num_processes: int | None, rendezvous: str | None, for_slurm: Iterable[Any]
+    slurm: bool, num_processes: int | None, by_hand: Iterable[Any], for_slurm: Iterable[Any]
 ) -> None:
     """Refuse options that would do nothing, and a job without one that it needs."""
-    if slurm and rendezvous is not None:
-        raise RunError("--rendezvous is for nodes started by hand; --slurm finds the first node")
+    if slurm and any(each is not None for each in by_hand):
+        raise RunError(
+            "--rendezvous and --node-rank are for nodes started by hand; --slurm finds them"
+        )
     if not slurm and any(each is not None for each in for_slurm):
         raise RunError(
             "--partition, --account, --gpus-per-node, --cpus-per-node and --sbatch are asked of "

@@ -51,6 +51,7 @@ class Launch:
         resume: go on from the newest checkpoint.
         overrides: `KEY=VALUE` of the recipe.
         rendezvous: `HOST:PORT` where several nodes meet; the first node's.
+        node_rank: this node's number of several; None lets them agree, in any order.
     """
 
     recipe: str
@@ -61,6 +62,7 @@ class Launch:
     resume: bool = False
     overrides: tuple[str, ...] = ()
     rendezvous: str | None = None
+    node_rank: int | None = None
 
     @property
     def world_size(self) -> int:
@@ -82,6 +84,11 @@ def check_launch(launch: Launch) -> Recipe:
     from varifocal.training.usable import check_usable  # which imports torch
 
     check_engine(launch.engine)
+    if launch.node_rank is not None and not launch.node_rank < launch.num_nodes > 1:
+        raise RunError(
+            f"--node-rank {launch.node_rank}: nodes are numbered from 0, and --num-nodes is "
+            f"{launch.num_nodes}"
+        )
     page = load_recipe(launch.recipe, launch.overrides)
     share_rows(page, launch.world_size)
     RunDirectory(launch.out).check_free(resume=launch.resume)
@@ -155,8 +162,10 @@ def torchrun_command(launch: Launch, page: Recipe) -> str:
     meeting = ["--standalone"]
     if launch.num_nodes > 1:
         where = launch.rendezvous or "FIRST_NODE:29500"
-        meeting = ["--nnodes", str(launch.num_nodes), "--rdzv-backend", "c10d"]
+        meeting = ["--nnodes", str(launch.num_nodes), "--rdzv-backend", _backend(launch)]
         meeting += ["--rdzv-endpoint", where]
+        if launch.node_rank is not None:
+            meeting += ["--node-rank", str(launch.node_rank)]
     start = ["torchrun", *meeting, "--nproc-per-node", str(launch.num_processes)]
     return shlex.join([*start, *worker_arguments(launch, page)])
 
@@ -239,13 +248,19 @@ def _agent(launch: Launch, logs: str) -> Any:
         max_nodes=launch.num_nodes,
         nproc_per_node=launch.num_processes,
         run_id=launch.out.name,
-        rdzv_backend="c10d",
+        rdzv_backend=_backend(launch),
         rdzv_endpoint="localhost:0" if alone else str(launch.rendezvous),
+        rdzv_configs={} if launch.node_rank is None else {"rank": launch.node_rank},
         local_addr="localhost" if alone else None,
         max_restarts=0,
         logs_specs=DefaultLogsSpecs(log_dir=logs, redirects=quiet or Std.NONE),
         shutdown_timeout=_SECONDS_TO_SAVE,
     )
+
+
+def _backend(launch: Launch) -> str:
+    """Name torch's way to meet: nodes that know their numbers need not agree on them."""
+    return "c10d" if launch.node_rank is None else "static"
 
 
 def _ended(launch: Launch, failures: Sequence[ProcessFailure], logs: Path) -> Exception:
@@ -289,6 +304,8 @@ def launch_arguments(launch: Launch) -> list[str]:
     words += ["--engine", launch.engine]
     if launch.rendezvous is not None:
         words += ["--rendezvous", launch.rendezvous]
+    if launch.node_rank is not None:
+        words += ["--node-rank", str(launch.node_rank)]
     if launch.resume:
         words.append("--resume")
     return [*words, *(word for each in launch.overrides for word in ("--set", each))]

@@ -13,16 +13,25 @@ import re
 import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
+from varifocal.errors import RunError
+from varifocal.run import RunDirectory
 from varifocal.training.launch import STOPPED, Launch, how_to_go_on, launch_arguments
+from varifocal.writing import write_text
 
 WARNING = signal.SIGUSR2
 """What Slurm sends before the job's time is up."""
 
 _FIRST_PORT, _NUM_PORTS = 12000, 20000  # below those that Linux gives to outgoing connections
 _SECONDS_TO_ANSWER = 60
+_SECONDS_BETWEEN_CHECKS = 5.0
+_SECONDS_TO_GIVE_WAY = 600  # of a former start, to its last step and checkpoint
 _log = logging.getLogger("submitit")  # which writes into the job's output
 
 
@@ -38,6 +47,15 @@ class TrainingJob:
         self._process: subprocess.Popen[bytes] | None = None
         self._received: set[int] = set()
 
+    @property
+    def _run(self) -> RunDirectory:
+        return RunDirectory(self.launch.out)
+
+    @property
+    def _starts(self) -> Path:
+        """A file of this job with the number of its newest start."""
+        return self._run.root / "slurm" / f"{_job_number()}_start"
+
     def __call__(self) -> int:
         """Run to the end, or until Slurm asks to stop.
 
@@ -46,9 +64,14 @@ class TrainingJob:
         """
         for number in (WARNING, signal.SIGTERM):
             signal.signal(number, self._stop)
+        if _is_first_node():
+            self._take_over()
+        began_with = self._run.newest_checkpoint()
         code = self._train()
-        if code != 0 and self._received and os.environ.get("SLURM_NODEID", "0") == "0":
-            self._go_on()
+        if self._is_replaced():
+            _log.warning("Slurm has started this job anew; what is saved goes on there")
+        elif code != 0 and self._received and _is_first_node():
+            self._go_on(self._run.newest_checkpoint() != began_with)
         elif code not in (0, STOPPED):
             _end(f"the training's processes ended with exit code {code}, see above")
         return code
@@ -61,7 +84,33 @@ class TrainingJob:
         )
         if self._received:  # before there was a process to stop
             self._process.terminate()
-        return self._process.wait()
+        while True:
+            with suppress(subprocess.TimeoutExpired):
+                return self._process.wait(_SECONDS_BETWEEN_CHECKS)
+            if self._is_replaced():
+                self._stop(signal.SIGTERM, None)
+
+    def _take_over(self) -> None:
+        """Let the processes of this job's former start end, which Slurm may have lost sight of.
+
+        It requeues a job whose node does not answer, though its processes may go on there.
+        """
+        RunDirectory.create(self._run.root, resume=True)
+        write_text(self._starts, str(_start_number()))
+        end = time.monotonic() + _SECONDS_TO_GIVE_WAY
+        while True:
+            try:
+                return self._run.check_unoccupied()
+            except RunError as error:
+                if _start_number() == 0 or self._received or time.monotonic() > end:
+                    _end(str(error))
+            time.sleep(_SECONDS_BETWEEN_CHECKS)
+
+    def _is_replaced(self) -> bool:
+        """Whether Slurm has started this job anew, elsewhere, while these processes still run."""
+        with suppress(OSError, ValueError):
+            return int(self._starts.read_text()) > _start_number()
+        return False
 
     def _command(self) -> list[str]:
         return [sys.executable, "-m", "varifocal.cli", *launch_arguments(self._meeting())]
@@ -73,15 +122,20 @@ class TrainingJob:
         if is_first and self._process is not None:
             self._process.terminate()
 
-    def _go_on(self) -> None:
-        """Put the job back into the queue, unless somebody ended it."""
-        number = os.environ.get("SLURM_JOB_ID", "")
+    def _go_on(self, has_saved: bool) -> None:
+        """Put the job back into the queue, unless somebody ended it or it would never get on."""
+        number = _job_number()
         state = job_state(number)
         is_preempted = state.get("PreemptTime", "None") != "None"
         is_over = state.get("JobState", "RUNNING") != "RUNNING"
         if is_over or not (is_preempted or WARNING in self._received):
             _log.warning("the job was ended. Go on with: %s", how_to_go_on(self.launch))
             return
+        if not (is_preempted or has_saved):
+            _end(
+                "the job's time was up before anything new could be saved, and would be again; "
+                f"give more --time to: {how_to_go_on(self.launch)}"
+            )
         # A job that ends by itself after it was preempted is not requeued by Slurm.
         requeued = _ask("scontrol", "requeue", number)
         if requeued.returncode:
@@ -90,7 +144,10 @@ class TrainingJob:
         _log.warning("the job was put back into the queue and goes on from its checkpoint")
 
     def _meeting(self) -> Launch:
-        """The launch, with the first node's address where there are several."""
+        """The launch, with this node's number and the first one's address where there are several.
+
+        So the first process, which saves and shows the progress, is the first node's.
+        """
         if self.launch.num_nodes == 1:
             return self.launch
         import submitit
@@ -98,7 +155,20 @@ class TrainingJob:
         here = submitit.JobEnvironment()
         number = int(re.sub(r"\D", "", here.job_id) or 0)
         port = _FIRST_PORT + number % _NUM_PORTS  # jobs that share a node have other numbers
-        return replace(self.launch, rendezvous=f"{here.hostnames[0]}:{port}")
+        return replace(self.launch, rendezvous=f"{here.hostnames[0]}:{port}", node_rank=here.node)
+
+
+def _job_number() -> str:
+    return os.environ.get("SLURM_JOB_ID", "0")
+
+
+def _start_number() -> int:
+    """How often Slurm has requeued this job."""
+    return int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+
+
+def _is_first_node() -> bool:
+    return os.environ.get("SLURM_NODEID", "0") == "0"
 
 
 def _ignore_the_warning() -> None:
@@ -106,7 +176,7 @@ def _ignore_the_warning() -> None:
     signal.signal(WARNING, signal.SIG_IGN)
 
 
-def _end(sentence: str) -> None:
+def _end(sentence: str) -> NoReturn:
     """End this task with a sentence and no traceback."""
     _log.error("%s", sentence)
     sys.exit(2)
