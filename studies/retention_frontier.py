@@ -1,14 +1,16 @@
 """What is gained against what is lost of the language: replay, the base's own answers, and others.
 
-    python -m studies.retention_frontier OUT [--quick] [--seeds 0,1,2] [--seconds 240] [--data DIR]
+    python -m studies.retention_frontier OUT [--quick] [--seeds 0,1,2] [--seconds 100] [--data DIR]
 
 Every arm of retention-frontier.yaml trains for the same CPU seconds: a pilot of a few steps says
-what a step and the base's answers cost, and so how many steps that makes. All start from a seed's
-aligned connector and are asked the same new questions (the demo's columns IMG, TXT and NO). What
-the language lost is read from prose that no run saw, from the base's answers to instructions and
-from its answers after an image; with `--data DIR`, prose and instructions are `DIR/alpaca`'s. Three
-arms are measured at several strengths, too. Finished arms are kept; retention-frontier.json, .png
-and .md in OUT are written anew after each of them.
+what a step and the base's answers cost, and so how many steps that makes; an arm with `text_route:
+base` takes as many as its sibling. Learning rates come first: three for each of MMA, LoRA and full
+tuning, for the same seconds, on a seed and on questions that are not scored. All arms start from a
+seed's aligned connector and are asked the same new questions (the demo's columns IMG, TXT and NO).
+What the language lost is read from prose that no run saw, from the base's answers to instructions
+and from its answers after an image; with `--data DIR`, prose and instructions are `DIR/alpaca`'s.
+Two arms are measured at several strengths, too. Finished arms are kept; retention-frontier.json,
+.png and .md in OUT are written anew after each of them.
 """
 
 import json
@@ -20,7 +22,16 @@ from typing import Any
 
 from studies.command import command_of, parser_of, read_options, run_study, take_out
 from studies.record import write_study
-from studies.retention_frontier_results import ARMS, STRENGTHS, draw, gathered, table
+from studies.retention_frontier_results import (
+    ARMS,
+    SAME_STEPS,
+    STRENGTHS,
+    draw,
+    family,
+    gathered,
+    rates_table,
+    table,
+)
 from varifocal.assemble import Assembly, assemble, open_run
 from varifocal.data.loading import load_source
 from varifocal.demo import PICTURE_SKILLS, TEXT_SKILLS
@@ -44,7 +55,11 @@ from varifocal.writing import write_json, write_text
 
 HERE = Path(__file__).parent
 PILOT_SEED = 1000
-SECONDS = 240.0
+RATES = {"mma": (1e-3, 2e-3, 4e-3), "lora": (5e-4, 1e-3, 2e-3), "full": (2e-5, 5e-5, 1e-4)}
+"""Learning rates that are tried, the usual one of four times as many tokens a step in each."""
+RATES_SEED = 5
+"""It tunes the rates, and nothing of it is scored."""
+SECONDS = 100.0
 """CPU seconds of training and of the base's answers that every arm gets."""
 
 
@@ -54,6 +69,7 @@ class Size:
 
     Args:
         train: questions to learn from, over all skills.
+        val: questions that choose a rate, over all skills.
         test: questions to ask.
         texts: paragraphs, instructions and described images, of each so many.
         pilot_steps: that the cost of a step is measured on.
@@ -63,6 +79,7 @@ class Size:
     """
 
     train: int
+    val: int
     test: int
     texts: int
     pilot_steps: int
@@ -71,13 +88,14 @@ class Size:
     of_keep: tuple[str, ...] = ()
 
 
-FULL = Size(train=1650, test=220, texts=48, pilot_steps=6)
+FULL = Size(train=1650, val=220, test=220, texts=24, pilot_steps=6)
 QUICK = Size(
     train=110,
+    val=11,
     test=11,
     texts=2,
     pilot_steps=1,
-    overrides=("training.per_device_train_batch_size=1", "training.warmup_steps=0"),
+    overrides=("training.warmup_steps=0",),
     of_starts=("alignment.steps=10",),
     of_keep=("training.keep.num_examples=2", "training.keep.max_new_tokens=4"),
 )
@@ -128,19 +146,39 @@ class Study:
 
     def run(self) -> None:
         """Run whatever is missing, seed after seed."""
-        self._make_book()
+        self.prepare()
         self._write_base()
-        given = [*self._root, *self.size.of_starts]
-        starts = load_sweep(HERE / "retention-frontier-start.yaml", given)
         for seed in self.seeds:
-            run_sweep(_of(starts, seed), self.out / "start")
+            self.align(seed)
             for arm in ARMS:
-                steps = self._steps(arm)
-                sweep = _of(self._points(arm, steps), seed)
-                run_sweep(sweep, self.out / "runs")
+                self.train(arm, seed)
                 self._measure(arm, seed)
                 self.write()
-                print(f"seed {seed}: {arm}, {steps} steps", flush=True)
+
+    def prepare(self) -> None:
+        """Make the data, say what a step of every arm costs, and tune the learning rates."""
+        self._make_book()
+        self.align(RATES_SEED)
+        for arm in ARMS:
+            self._pilot(arm)
+        for name in RATES:
+            self._tuned(name)
+
+    def align(self, seed: int) -> None:
+        """Align a seed's connector."""
+        given = [*self._root, *self.size.of_starts]
+        starts = load_sweep(HERE / "retention-frontier-start.yaml", given)
+        run_sweep(_of(starts, seed), self.out / "start")
+
+    def train(
+        self, arm: str, seed: int, folder: str = "runs", overrides: Sequence[str] = ()
+    ) -> RunDirectory:
+        """Train an arm for its seconds, at its family's rate."""
+        steps = self._steps(arm)
+        sweep = _of(self._points(arm, steps, self._tuned(family(arm)), overrides), seed)
+        run_sweep(sweep, self.out / folder)
+        print(f"seed {seed}: {arm}, {steps} steps", flush=True)
+        return RunDirectory(self.out / folder / sweep.points[0].label)
 
     def write(self) -> None:
         """Write the figures of all arms that are done, and draw them."""
@@ -153,11 +191,15 @@ class Study:
                         name = arm if strength == 1 else f"{arm} at {strength:g}"
                         done.setdefault(name, {})[seed] = json.loads(file.read_text())
         base = json.loads((self.out / "base.json").read_text())
-        results = gathered(base, done, json.loads((self.out / "pilot.json").read_text()))
+        results = gathered(base, done)
         results["cpu_seconds_of_an_arm"] = self.seconds
+        results["pilots"] = json.loads((self.out / "pilot.json").read_text())
+        results["rates"] = {name: self._tried(name) for name in RATES}
         write_study(self.out / "retention-frontier.json", self.command, self.seeds, results)
         draw(results, self.out / "retention-frontier.png")
-        write_text(self.out / "retention-frontier.md", f"{table(results)}\n")
+        write_text(
+            self.out / "retention-frontier.md", f"{table(results)}\n\n{rates_table(results)}\n"
+        )
 
     @property
     def _root(self) -> list[str]:
@@ -181,27 +223,43 @@ class Study:
         if not (book / "problems.json").is_file():
             skills = [*PICTURE_SKILLS, *TEXT_SKILLS]
             make_sciencebook(
-                book, train=self.size.train, val=0, test=self.size.test, seed=0, skills=skills
+                book,
+                train=self.size.train,
+                val=self.size.val,
+                test=self.size.test,
+                seed=0,
+                skills=skills,
             )
 
-    def _points(self, arm: str, steps: int) -> Sweep:
-        """Read an arm's points of all seeds, with its steps."""
-        weights = f"model.connector.weights={self.out}/start/aligned,seed={{seed}}"
-        given = [*self._root, weights, *self.size.overrides, f"training.max_steps={steps}"]
+    def _points(self, arm: str, steps: int, rate: float, overrides: Sequence[str] = ()) -> Sweep:
+        """Read an arm's points of all seeds, with its steps and its rate."""
+        given = [
+            *self._root,
+            f"model.connector.weights={self.out}/start/aligned,seed={{seed}}",
+            *self.size.overrides,
+            f"training.max_steps={steps}",
+            f"training.learning_rate={rate}",
+        ]
         sweep = load_sweep(HERE / "retention-frontier.yaml", given)
-        points = [point for point in sweep.points if point.setting == arm]
-        if self.size.of_keep:
-            points = [_with(point, self.size.of_keep) for point in points]
+        more = [*overrides, *self.size.of_keep]
+        points = [_with(point, more) for point in sweep.points if point.setting == arm]
         return replace(sweep, points=tuple(points))
 
     def _steps(self, arm: str) -> int:
-        """Say how many steps of an arm its seconds hold, by a pilot whose cost is written down."""
+        """Say how many steps of an arm its seconds hold."""
+        pilot = self._pilot(SAME_STEPS.get(arm, arm))
+        left = self.seconds - pilot["keep_seconds"]
+        return max(int(left / pilot["step_seconds"]), 1)
+
+    def _pilot(self, arm: str) -> dict[str, float]:
+        """Read what a step of an arm costs, after a pilot where that is not written down yet."""
         file = self.out / "pilot.json"
         pilots = json.loads(file.read_text()) if file.is_file() else {}
         if arm not in pilots:
-            sweep = _of(self._points(arm, self.size.pilot_steps), self.seeds[0])
+            points = self._points(arm, self.size.pilot_steps, RATES[family(arm)][0])
             # Of a seed of its own, so that no other arm has left the base's answers in the cache.
-            page = sweep.points[0].recipe.model_copy(update={"seed": PILOT_SEED + len(pilots)})
+            seed = PILOT_SEED + len(pilots)
+            page = _of(points, RATES_SEED).points[0].recipe.model_copy(update={"seed": seed})
             run = RunDirectory(self.out / "pilot" / arm)
             cost = train(page, run.root, resume=run.recipe.exists()).cost
             pilots[arm] = {
@@ -209,16 +267,38 @@ class Study:
                 "keep_seconds": cost["seconds_cpu_keep"],
             }
             write_json(file, pilots)
-        left = self.seconds - pilots[arm]["keep_seconds"]
-        return max(int(left / pilots[arm]["step_seconds"]), 1)
+        return pilots[arm]
+
+    def _tuned(self, name: str) -> float:
+        """Say which rate of a family answered most; of equal ones the lowest."""
+        tried = self._tried(name)
+        return max(sorted(map(float, tried)), key=lambda rate: tried[f"{rate:g}"]["average"])
+
+    def _tried(self, name: str) -> dict[str, Any]:
+        """Read what each rate of a family answered, after training where that is missing."""
+        tried = {}
+        for rate in RATES[name]:
+            folder = self.out / "rates" / f"{name}-{rate:g}"
+            file = folder / "asked.json"
+            if not file.is_file():
+                sweep = _of(self._points(name, self._steps(name), rate), RATES_SEED)
+                run_sweep(sweep, folder)
+                run = RunDirectory(folder / sweep.points[0].label)
+                recipe, parts = open_run(run.root)
+                asked = asked_of(recipe, parts, run.evaluations, "val", split="val")
+                write_json(file, asked["accuracy"])
+                print(f"{name} at {rate:g}: {asked['accuracy']['average']:.1f} %", flush=True)
+            tried[f"{rate:g}"] = json.loads(file.read_text())
+        return tried
 
     @cached_property
     def language(self) -> Language:
         """Let the base read and write, before anything is trained."""
-        recipe = load_sweep(HERE / "retention-frontier-start.yaml", self._root).points[0].recipe
+        recipe = self._points("mma", 1, RATES["mma"][0]).points[0].recipe
         alone = recipe.model.model_copy(update={"vision_tower": None, "connector": None})
         data = recipe.data.model_copy(update={"overflow": "truncate_prompt"})
-        base = assemble(recipe.model_copy(update={"model": alone, "data": data}))
+        tuner = load_recipe(recipe, ["tuner={type: none}"]).tuner
+        base = assemble(recipe.model_copy(update={"model": alone, "data": data, "tuner": tuner}))
         material = gather_material(recipe, base.encoder, self.data, None, self.size.texts)
         written = greedy_continuations(base.model, base.encoder, material.instructions, _quiet)
         about = [without_images(scene) for scene in material.scenes]
@@ -226,7 +306,7 @@ class Study:
         described = greedy_continuations(base.model, prompts, about, _quiet)
         found = Language(material, written, described, {})
         figures = {
-            **self._asked(recipe, base, RunDirectory(self.out / "base"), "start"),
+            **asked_of(recipe, base, RunDirectory(self.out / "base").evaluations, "start"),
             **_read(base, found, described),
             "sources": dict(material.sources),
         }
@@ -246,9 +326,10 @@ class Study:
                 parts.encoder, self.language.material.scenes, self.language.described
             )
             figures = {
-                **self._asked(recipe, parts, run, f"at-{strength:g}"),
+                **asked_of(recipe, parts, run.evaluations, f"at-{strength:g}"),
                 **_read(parts, self.language, scenes),
                 "steps": cost["steps"],
+                "step_seconds": cost["seconds_cpu_training"] / cost["steps"],
                 "cpu_seconds": cost["seconds_cpu_training"] + pilot["keep_seconds"],
             }
             write_json(file, figures)
@@ -256,21 +337,31 @@ class Study:
     def _file(self, arm: str, seed: int, strength: float) -> Path:
         return self.out / "runs" / f"{arm},seed={seed}" / f"measured-{strength:g}.json"
 
-    def _asked(
-        self, recipe: Recipe, parts: Assembly, run: RunDirectory, name: str
-    ) -> dict[str, Any]:
-        """Ask the new questions, without their images where the model takes none."""
-        result = run_benchmark(
-            choice_benchmark(f"sciencebook-{name}", "sciencebook", "likelihood", 64),
-            items_of(list(load_source(recipe.data.evaluate[0]))),
-            EncodedAsker(parts),
-            run.evaluations,
-            way=AskOptions(blind=parts.load_images is None, token_budget=4096),
-        )
-        return {
-            "accuracy": {one.name: one.value for one in result.measures},
-            "questions": {one.name: one.count for one in result.measures},
-        }
+
+def asked_of(
+    recipe: Recipe, parts: Assembly, folder: Path, name: str, split: str = "test"
+) -> dict[str, Any]:
+    """Ask the new questions, without their images where the model takes none.
+
+    Args:
+        recipe: whose first source of `data.evaluate` is asked.
+        parts: the model.
+        folder: for the answers.
+        name: of their files.
+        split: of the source.
+    """
+    source = recipe.data.evaluate[0].model_copy(update={"split": split})
+    result = run_benchmark(
+        choice_benchmark(f"sciencebook-{name}", "sciencebook", "likelihood", 64),
+        items_of(list(load_source(source))),
+        EncodedAsker(parts),
+        folder,
+        way=AskOptions(blind=parts.load_images is None, token_budget=4096),
+    )
+    return {
+        "accuracy": {one.name: one.value for one in result.measures},
+        "questions": {one.name: one.count for one in result.measures},
+    }
 
 
 def _read(parts: Assembly, language: Language, scenes: Sequence[Question]) -> dict[str, Any]:
@@ -297,10 +388,13 @@ def _of(sweep: Sweep, seed: int) -> Sweep:
 
 
 def _with(point: Point, overrides: Sequence[str]) -> Point:
-    """Override a point that has `training.keep`."""
-    if point.recipe.training.keep is None:
-        return point
-    return replace(point, recipe=load_recipe(point.recipe, list(overrides)))
+    """Override a point; what is of `training.keep`, where it has that."""
+    mine = [
+        each
+        for each in overrides
+        if point.recipe.training.keep is not None or not each.startswith("training.keep")
+    ]
+    return replace(point, recipe=load_recipe(point.recipe, mine)) if mine else point
 
 
 def _quiet(*_: Any) -> None:

@@ -17,52 +17,64 @@ ARMS = {
     "mma-keep-4": "MMA, keep, weight 4",
     "mma-base-text": "MMA, text_route: base",
     "lora": "LoRA, all linears",
+    "lora-base-text": "LoRA, text_route: base",
     "lora-keep": "LoRA, keep",
     "lora-attention": "LoRA, attention only",
     "lora-gate-up": "LoRA, gate and up only",
+    "full": "full tuning",
 }
 """Label in studies/retention-frontier.yaml -> what the figure calls it."""
 
-DIAL = (1.0, 0.75, 0.5, 0.25)
-STRENGTHS = {"mma": DIAL, "mma-keep": DIAL, "lora": DIAL}
+SAME_STEPS = {"mma-base-text": "mma", "lora-base-text": "lora"}
+"""Arms that take as many steps as another."""
+
+DIAL = (1.0, 0.75, 0.5)
+STRENGTHS = {"mma": DIAL, "lora": DIAL}
 """Arms that are measured at several strengths; the others at 1 alone."""
 
 COLUMNS = ("IMG", "TXT", "NO")
 FIGURES = ("prose_factor", "after_image_factor", "answers_same", "cpu_seconds", "steps")
 COLOURS = ("#0072b2", "#56b4e9", "#009e73", "#004d40", "#cc79a7")
-COLOURS += ("#d55e00", "#e69f00", "#a05000", "#f0a080")
+COLOURS += ("#d55e00", "#882255", "#e69f00", "#a05000", "#f0a080", "#000000")
 
 Points = Mapping[str, Mapping[int, Mapping[str, Any]]]
 
 
-def gathered(
-    base: Mapping[str, Any], done: Points, pilots: Mapping[str, Mapping[str, float]]
-) -> dict[str, Any]:
+def family(arm: str) -> str:
+    """Say whose learning rate an arm takes.
+
+    >>> family("mma-keep-4")
+    'mma'
+    """
+    return arm.partition("-")[0]
+
+
+def gathered(base: Mapping[str, Any], done: Points) -> dict[str, Any]:
     """Put the measured arms together.
 
     Args:
         base: of the language model alone: `accuracy`, `prose_nats`, `after_image_nats`.
         done: arm (`mma at 0.5` for a strength) -> seed -> what was measured.
-        pilots: arm -> CPU seconds of a step and of the base's answers.
 
     Returns:
         `base`, and `arms` over seeds: accuracy by column, perplexity over the base's of prose and
         of answers after an image, answers unchanged in percent, CPU seconds, steps, and the cost
-        of a step over that of `mma`.
+        of a step over that of the same seed's `mma`.
     """
     arms = {}
     for name, points in done.items():
-        each = [_relative(points[seed], base) for seed in sorted(points)]
-        arm, usual = name.partition(" at ")[0], pilots["mma"]["step_seconds"]
+        each = {seed: _relative(points[seed], base) for seed in sorted(points)}
+        usual = {seed: done["mma"][seed]["step_seconds"] for seed in each}
         arms[name] = {
             "seeds": sorted(points),
             "accuracy": {
-                column: over_seeds([one["accuracy"][column] for one in each])
+                column: over_seeds([one["accuracy"][column] for one in each.values()])
                 for column in (*COLUMNS, "average")
             },
-            **{key: over_seeds([one[key] for one in each]) for key in FIGURES},
-            "step_cost": pilots[arm]["step_seconds"] / usual,
-            "keep_seconds": pilots[arm]["keep_seconds"],
+            **{key: over_seeds([one[key] for one in each.values()]) for key in FIGURES},
+            "step_cost": over_seeds(
+                [one["step_seconds"] / usual[seed] for seed, one in each.items()]
+            ),
         }
     return {"base": dict(base), "arms": arms}
 
@@ -97,9 +109,19 @@ def table(results: Mapping[str, Any]) -> str:
     for name, figures in results["arms"].items():
         cells = [_mean(figures["accuracy"][column], ".1f") for column in COLUMNS]
         cells += [_mean(figures[key], ".3f") for key in FIGURES[:2]]
-        cells += [_mean(figures["answers_same"], ".1f"), f"{figures['step_cost']:.2f}"]
+        cells += [_mean(figures["answers_same"], ".1f"), f"{figures['step_cost']['mean']:.2f}"]
         cells += [f"{figures[key]['mean']:.0f}" for key in ("steps", "cpu_seconds")]
         lines.append(_row([title(name), *cells]))
+    return "\n".join(lines)
+
+
+def rates_table(results: Mapping[str, Any]) -> str:
+    """Write what each learning rate answered, of the questions that choose."""
+    lines = [_row(["family", "learning rate", *COLUMNS, "average"]), "|---|" + "---:|" * 5]
+    for name, tried in results["rates"].items():
+        for rate, accuracy in tried.items():
+            cells = [f"{accuracy[column]:.1f}" for column in (*COLUMNS, "average")]
+            lines.append(_row([name, rate, *cells]))
     return "\n".join(lines)
 
 
