@@ -12,18 +12,18 @@ from studies.record import over_seeds
 
 ARMS = {
     "mma": "MMA, as today",
-    "mma-replay": "MMA, replay",
-    "mma-keep": "MMA, keep",
-    "mma-keep-4": "MMA, keep, weight 4",
     "mma-base-text": "MMA, text_route: base",
+    "mma-keep": "MMA, keep",
     "lora": "LoRA, all linears",
     "lora-base-text": "LoRA, text_route: base",
+    "full": "full tuning",
     "lora-keep": "LoRA, keep",
+    "mma-keep-4": "MMA, keep, weight 4",
+    "mma-replay": "MMA, replay",
     "lora-attention": "LoRA, attention only",
     "lora-gate-up": "LoRA, gate and up only",
-    "full": "full tuning",
 }
-"""Label in studies/retention-frontier.yaml -> what the figure calls it."""
+"""Label in studies/retention-frontier.yaml -> what the figure calls it, in the order of running."""
 
 SAME_STEPS = {"mma-base-text": "mma", "lora-base-text": "lora"}
 """Arms that take as many steps as another."""
