@@ -46,7 +46,7 @@ from varifocal.evaluation.retention_data import Material, gather_material
 from varifocal.evaluation.runner import AskOptions
 from varifocal.evaluation.runner import run as run_benchmark
 from varifocal.models.decoding import stop_ids
-from varifocal.recipe import Recipe, load_recipe
+from varifocal.recipe import SourceSection, load_recipe
 from varifocal.run import RunDirectory
 from varifocal.sciencebook import make_sciencebook
 from varifocal.sweep import Point, Sweep, load_sweep, run_sweep
@@ -285,7 +285,8 @@ class Study:
                 run_sweep(sweep, folder)
                 run = RunDirectory(folder / sweep.points[0].label)
                 recipe, parts = open_run(run.root)
-                asked = asked_of(recipe, parts, run.evaluations, "val", split="val")
+                source = recipe.data.evaluate[0].model_copy(update={"split": "val"})
+                asked = asked_of(source, parts, run.evaluations, "val")
                 write_json(file, asked["accuracy"])
                 print(f"{name} at {rate:g}: {asked['accuracy']['average']:.1f} %", flush=True)
             tried[f"{rate:g}"] = json.loads(file.read_text())
@@ -306,7 +307,9 @@ class Study:
         described = greedy_continuations(base.model, prompts, about, _quiet)
         found = Language(material, written, described, {})
         figures = {
-            **asked_of(recipe, base, RunDirectory(self.out / "base").evaluations, "start"),
+            **asked_of(
+                recipe.data.evaluate[0], base, RunDirectory(self.out / "base").evaluations, "start"
+            ),
             **_read(base, found, described),
             "sources": dict(material.sources),
         }
@@ -326,7 +329,7 @@ class Study:
                 parts.encoder, self.language.material.scenes, self.language.described
             )
             figures = {
-                **asked_of(recipe, parts, run.evaluations, f"at-{strength:g}"),
+                **asked_of(recipe.data.evaluate[0], parts, run.evaluations, f"at-{strength:g}"),
                 **_read(parts, self.language, scenes),
                 "steps": cost["steps"],
                 "step_seconds": cost["seconds_cpu_training"] / cost["steps"],
@@ -338,19 +341,15 @@ class Study:
         return self.out / "runs" / f"{arm},seed={seed}" / f"measured-{strength:g}.json"
 
 
-def asked_of(
-    recipe: Recipe, parts: Assembly, folder: Path, name: str, split: str = "test"
-) -> dict[str, Any]:
-    """Ask the new questions, without their images where the model takes none.
+def asked_of(source: SourceSection, parts: Assembly, folder: Path, name: str) -> dict[str, Any]:
+    """Ask the questions of a source, without their images where the model takes none.
 
     Args:
-        recipe: whose first source of `data.evaluate` is asked.
+        source: whose questions have choices.
         parts: the model.
         folder: for the answers.
         name: of their files.
-        split: of the source.
     """
-    source = recipe.data.evaluate[0].model_copy(update={"split": split})
     result = run_benchmark(
         choice_benchmark(f"sciencebook-{name}", "sciencebook", "likelihood", 64),
         items_of(list(load_source(source))),
