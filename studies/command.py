@@ -13,19 +13,22 @@ SEEDS = (0, 1, 2)
 """Those that a study's sweeps name."""
 
 
-def parser_of(doc: str | None, *, quick: str, data: str) -> argparse.ArgumentParser:
+def parser_of(doc: str | None, *, quick: str, data: str | None) -> argparse.ArgumentParser:
     """Make the parser of a study.
 
     Args:
         doc: the study's docstring; its first line is told.
         quick: what `--quick` runs.
-        data: what the folder of `--data` holds.
+        data: what the folder of `--data` holds; None for a study that has its own data and seeds.
     """
     parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
     parser.add_argument("out", type=Path, help="finished points are kept there")
     parser.add_argument("--quick", action="store_true", help=quick)
-    parser.add_argument("--seeds", type=seeds_of, help="0,1,2 by default; 0 with --quick")
-    parser.add_argument("--data", type=_folder, help=data)
+    if data is None:
+        parser.set_defaults(seeds=None, data=None)
+    else:
+        parser.add_argument("--seeds", type=seeds_of, help="0,1,2 by default; 0 with --quick")
+        parser.add_argument("--data", type=_folder, help=data)
     return parser
 
 

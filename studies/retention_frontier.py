@@ -22,6 +22,7 @@ from typing import Any
 
 from studies.command import command_of, parser_of, read_options, run_study, take_out
 from studies.record import write_study
+from studies.retention_frontier_measures import Language, asked_of, language_of_base
 from studies.retention_frontier_results import (
     ARMS,
     SAME_STEPS,
@@ -32,21 +33,10 @@ from studies.retention_frontier_results import (
     rates_table,
     table,
 )
-from varifocal.assemble import Assembly, assemble, open_run
-from varifocal.data.loading import load_source
+from varifocal.assemble import open_run
 from varifocal.demo import PICTURE_SKILLS, TEXT_SKILLS
 from varifocal.errors import RunError
-from varifocal.evaluation.benchmarks.scienceqa import choice_benchmark
-from varifocal.evaluation.evaluated_model import EncodedAsker, without_images
-from varifocal.evaluation.generation import evaluation_mode
-from varifocal.evaluation.likelihood import Question
-from varifocal.evaluation.open_answers import items_of
-from varifocal.evaluation.readings import Reading, after_images, greedy_continuations, read
-from varifocal.evaluation.retention_data import Material, gather_material
-from varifocal.evaluation.runner import AskOptions
-from varifocal.evaluation.runner import run as run_benchmark
-from varifocal.models.decoding import stop_ids
-from varifocal.recipe import SourceSection, load_recipe
+from varifocal.recipe import Recipe, load_recipe
 from varifocal.run import RunDirectory
 from varifocal.sciencebook import make_sciencebook
 from varifocal.sweep import Point, Sweep, load_sweep, run_sweep
@@ -88,7 +78,7 @@ class Size:
     of_keep: tuple[str, ...] = ()
 
 
-FULL = Size(train=1650, val=220, test=220, texts=24, pilot_steps=6)
+FULL = Size(train=1650, val=220, test=220, texts=16, pilot_steps=6)
 QUICK = Size(
     train=110,
     val=11,
@@ -101,23 +91,6 @@ QUICK = Size(
 )
 QUICK_SECONDS = 0.01
 """So few that every arm takes one step."""
-
-
-@dataclass(frozen=True)
-class Language:
-    """What is read to see what was lost, and what the base says to it.
-
-    Attributes:
-        material: paragraphs, instructions and described images.
-        written: the base's answers to the instructions.
-        described: its answers to the descriptions.
-        figures: of the base itself.
-    """
-
-    material: Material
-    written: list[Question]
-    described: list[Question]
-    figures: dict[str, Any]
 
 
 class Study:
@@ -292,28 +265,16 @@ class Study:
             tried[f"{rate:g}"] = json.loads(file.read_text())
         return tried
 
+    @property
+    def recipe(self) -> Recipe:
+        """What MMA is trained with, but for its rate and steps."""
+        return self._points("mma", 1, RATES["mma"][0]).points[0].recipe
+
     @cached_property
     def language(self) -> Language:
-        """Let the base read and write, before anything is trained."""
-        recipe = self._points("mma", 1, RATES["mma"][0]).points[0].recipe
-        alone = recipe.model.model_copy(update={"vision_tower": None, "connector": None})
-        data = recipe.data.model_copy(update={"overflow": "truncate_prompt"})
-        tuner = load_recipe(recipe, ["tuner={type: none}"]).tuner
-        base = assemble(recipe.model_copy(update={"model": alone, "data": data, "tuner": tuner}))
-        material = gather_material(recipe, base.encoder, self.data, None, self.size.texts)
-        written = greedy_continuations(base.model, base.encoder, material.instructions, _quiet)
-        about = [without_images(scene) for scene in material.scenes]
-        prompts = base.encoder.for_prompts(None)
-        described = greedy_continuations(base.model, prompts, about, _quiet)
-        found = Language(material, written, described, {})
-        figures = {
-            **asked_of(
-                recipe.data.evaluate[0], base, RunDirectory(self.out / "base").evaluations, "start"
-            ),
-            **_read(base, found, described),
-            "sources": dict(material.sources),
-        }
-        return replace(found, figures=figures)
+        """What the base reads and writes."""
+        folder = RunDirectory(self.out / "base").evaluations
+        return language_of_base(self.recipe, self.data, self.size.texts, folder)
 
     def _measure(self, arm: str, seed: int) -> None:
         """Ask and read an arm at each of its strengths, where that is not done yet."""
@@ -325,12 +286,9 @@ class Study:
             if file.is_file():
                 continue
             recipe, parts = open_run(run.root, strength=strength)
-            scenes = after_images(
-                parts.encoder, self.language.material.scenes, self.language.described
-            )
             figures = {
                 **asked_of(recipe.data.evaluate[0], parts, run.evaluations, f"at-{strength:g}"),
-                **_read(parts, self.language, scenes),
+                **self.language.of(parts),
                 "steps": cost["steps"],
                 "step_seconds": cost["seconds_cpu_training"] / cost["steps"],
                 "cpu_seconds": cost["seconds_cpu_training"] + pilot["keep_seconds"],
@@ -339,46 +297,6 @@ class Study:
 
     def _file(self, arm: str, seed: int, strength: float) -> Path:
         return self.out / "runs" / f"{arm},seed={seed}" / f"measured-{strength:g}.json"
-
-
-def asked_of(source: SourceSection, parts: Assembly, folder: Path, name: str) -> dict[str, Any]:
-    """Ask the questions of a source, without their images where the model takes none.
-
-    Args:
-        source: whose questions have choices.
-        parts: the model.
-        folder: for the answers.
-        name: of their files.
-    """
-    result = run_benchmark(
-        choice_benchmark(f"sciencebook-{name}", "sciencebook", "likelihood", 64),
-        items_of(list(load_source(source))),
-        EncodedAsker(parts),
-        folder,
-        way=AskOptions(blind=parts.load_images is None, token_budget=4096),
-    )
-    return {
-        "accuracy": {one.name: one.value for one in result.measures},
-        "questions": {one.name: one.count for one in result.measures},
-    }
-
-
-def _read(parts: Assembly, language: Language, scenes: Sequence[Question]) -> dict[str, Any]:
-    """Read prose, the base's answers, and its answers after an image."""
-    ends = stop_ids(parts.model, parts.encoder.end_of_turn_id)
-    with evaluation_mode(parts.model):
-        texts = read(parts.model, language.material.texts)
-        answers = read(parts.model, language.written, ends=ends)
-        after = read(parts.model, scenes, parts.load_images, ends=ends)
-    return {
-        "prose_nats": _nats(texts),
-        "after_image_nats": _nats(after),
-        "answers_same": 100 * sum(one.hits == one.tokens for one in answers) / len(answers),
-    }
-
-
-def _nats(readings: Sequence[Reading]) -> float:
-    return sum(one.nats for one in readings) / sum(one.tokens for one in readings)
 
 
 def _of(sweep: Sweep, seed: int) -> Sweep:
@@ -394,10 +312,6 @@ def _with(point: Point, overrides: Sequence[str]) -> Point:
         if point.recipe.training.keep is not None or not each.startswith("training.keep")
     ]
     return replace(point, recipe=load_recipe(point.recipe, mine)) if mine else point
-
-
-def _quiet(*_: Any) -> None:
-    """Report to nobody."""
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ ARMS = {
 SAME_STEPS = {"mma-base-text": "mma", "lora-base-text": "lora"}
 """Arms that take as many steps as another."""
 
-DIAL = (1.0, 0.75, 0.5)
+DIAL = (1.0, 0.5)
 STRENGTHS = {"mma": DIAL, "lora": DIAL}
 """Arms that are measured at several strengths; the others at 1 alone."""
 
@@ -102,37 +102,41 @@ def table(results: Mapping[str, Any]) -> str:
     """Write the figures as a Markdown table."""
     head = ["arm", *COLUMNS, "prose, x base", "after an image, x base", "answers unchanged, %"]
     head += ["a step, x today's", "steps", "CPU s"]
-    lines = [_row(head), "|---|" + "---:|" * (len(head) - 1)]
+    lines = [row(head), "|---|" + "---:|" * (len(head) - 1)]
     base = results["base"]
     start = [f"{base['accuracy'][column]:.1f}" for column in COLUMNS]
-    lines.append(_row(["language model alone", *start, "1", "1", "100", "", "", ""]))
+    lines.append(row(["language model alone", *start, "1", "1", "100", "", "", ""]))
     for name, figures in results["arms"].items():
-        cells = [_mean(figures["accuracy"][column], ".1f") for column in COLUMNS]
-        cells += [_mean(figures[key], ".3f") for key in FIGURES[:2]]
-        cells += [_mean(figures["answers_same"], ".1f"), f"{figures['step_cost']['mean']:.2f}"]
+        cells = [in_brackets(figures["accuracy"][column], ".1f") for column in COLUMNS]
+        cells += [in_brackets(figures[key], ".3f") for key in FIGURES[:2]]
+        cells += [
+            in_brackets(figures["answers_same"], ".1f"),
+            f"{figures['step_cost']['mean']:.2f}",
+        ]
         cells += [f"{figures[key]['mean']:.0f}" for key in ("steps", "cpu_seconds")]
-        lines.append(_row([title(name), *cells]))
+        lines.append(row([title(name), *cells]))
     return "\n".join(lines)
 
 
 def rates_table(results: Mapping[str, Any]) -> str:
     """Write what each learning rate answered, of the questions that choose."""
-    lines = [_row(["family", "learning rate", *COLUMNS, "average"]), "|---|" + "---:|" * 5]
+    lines = [row(["family", "learning rate", *COLUMNS, "average"]), "|---|" + "---:|" * 5]
     for name, tried in results["rates"].items():
         for rate, accuracy in tried.items():
             cells = [f"{accuracy[column]:.1f}" for column in (*COLUMNS, "average")]
-            lines.append(_row([name, rate, *cells]))
+            lines.append(row([name, rate, *cells]))
     return "\n".join(lines)
 
 
-def _row(cells: list[str]) -> str:
+def row(cells: list[str]) -> str:
+    """Write a line of a Markdown table."""
     return f"| {' | '.join(cells)} |"
 
 
-def _mean(figure: Mapping[str, Any], form: str) -> str:
+def in_brackets(figure: Mapping[str, Any], form: str) -> str:
     """Write a mean with its interval; of one seed the seed alone.
 
-    >>> _mean(over_seeds([1.0, 2.0, 3.0]), ".1f"), _mean(over_seeds([1.0]), ".1f")
+    >>> in_brackets(over_seeds([1.0, 2.0, 3.0]), ".1f"), in_brackets(over_seeds([1.0]), ".1f")
     ('2.0 (-0.5 to 4.5)', '1.0')
     """
     mean = f"{figure['mean']:{form}}"
