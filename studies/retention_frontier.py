@@ -9,7 +9,7 @@ tuning, for the same seconds, on a seed and on questions that are not scored. Al
 seed's aligned connector and are asked the same new questions (the demo's columns IMG, TXT and NO).
 What the language lost is read from prose that no run saw, from the base's answers to instructions
 and from its answers after an image; with `--data DIR`, prose and instructions are `DIR/alpaca`'s.
-Two arms are measured at several strengths, too. Finished arms are kept; retention-frontier.json,
+Three arms are measured at lower strengths, too. Finished arms are kept; retention-frontier.json,
 .png and .md in OUT are written anew after each of them.
 """
 

@@ -28,8 +28,7 @@ ARMS = {
 SAME_STEPS = {"mma-base-text": "mma", "lora-base-text": "lora"}
 """Arms that take as many steps as another."""
 
-DIAL = (1.0, 0.5)
-STRENGTHS = {"mma": DIAL, "lora": DIAL}
+STRENGTHS = {"mma": (1.0, 0.5, 0.25), "mma-keep": (1.0, 0.5), "lora": (1.0, 0.5)}
 """Arms that are measured at several strengths; the others at 1 alone."""
 
 COLUMNS = ("IMG", "TXT", "NO")
