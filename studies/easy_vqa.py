@@ -12,8 +12,9 @@ from varifocal.writing import write_json
 
 SHAPES = ("circle", "rectangle", "triangle")
 COLOURS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
-KINDS = {"shape": SHAPES, "colour": COLOURS, "yes or no": ("yes", "no")}
-"""What is asked -> the answers it can have, which the question's choices are."""
+KINDS = {"shape": SHAPES, "colour": COLOURS}
+"""What is asked -> the answers it can have, which the question's choices are. Yes or no is left
+out: a guess that does not look gets most of it."""
 
 
 def installed() -> Path:
@@ -29,7 +30,7 @@ def installed() -> Path:
 
 
 def write_easy_vqa(data: Path, out: Path, counts: Mapping[str, int]) -> None:
-    """Write one question an image, of the three kinds in turn.
+    """Write one question an image, of the kinds in turn, and what the image shows as its caption.
 
     Args:
         data: of the package.
@@ -64,13 +65,17 @@ def _in_turn(
         by_image.setdefault(image, []).append((text, answer))
     turn = 0
     for image in sorted(by_image):
-        kind = list(KINDS)[turn % len(KINDS)]
-        # Yes as often as no; a kind is not asked of every image, which then is passed over.
-        wanted = KINDS[kind] if kind != "yes or no" else (("yes", "no")[turn // len(KINDS) % 2],)
-        found = next((each for each in by_image[image] if each[1] in wanted), None)
-        if found is None:
+        answers = {
+            kind: next((each for each in by_image[image] if each[1] in wanted), None)
+            for kind, wanted in KINDS.items()
+        }
+        shape, colour = answers["shape"], answers["colour"]
+        if shape is None or colour is None:  # not asked of this image
             continue
-        yield image, _record(kind, *found)
+        kind = list(KINDS)[turn % len(KINDS)]
+        text, answer = shape if kind == "shape" else colour
+        caption = f"A {colour[1]} {shape[1]}."
+        yield image, {**_record(kind, text, answer), "caption": caption}
         turn += 1
         if turn == count:
             return

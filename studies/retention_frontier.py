@@ -137,11 +137,11 @@ class Study:
         for name in RATES:
             self._tuned(name)
 
-    def align(self, seed: int) -> None:
+    def align(self, seed: int, folder: str = "start", overrides: Sequence[str] = ()) -> None:
         """Align a seed's connector."""
-        given = [*self._root, *self.size.of_starts]
+        given = [*self._root, *overrides, *self.size.of_starts]
         starts = load_sweep(HERE / "retention-frontier-start.yaml", given)
-        run_sweep(_of(starts, seed), self.out / "start")
+        run_sweep(_of(starts, seed), self.out / folder)
 
     def train(
         self, arm: str, seed: int, folder: str = "runs", overrides: Sequence[str] = ()

@@ -3,10 +3,11 @@
     python -m studies.text_route OUT [--quick] [--seconds 100]
 
 Two data sets: sciencebook, over five seeds, and easy-VQA (PyPI `easy-vqa`, which must be installed)
-with sciencebook's text skills, over three. MMA trains with its text route and with `text_route:
-base` from a seed's aligned connector, for equally many steps, and is asked questions with an image
-alone. OUT may be the folder of studies.retention_frontier: what it has aligned, tuned and trained
-is not done again. text-route.json and .md in OUT are written anew after each run.
+with sciencebook's text skills, over three, from connectors aligned to its own images. MMA trains
+with its text route and with `text_route: base` from a seed's aligned connector, for equally many
+steps, and is asked questions with an image alone. OUT may be the folder of
+studies.retention_frontier: what it has aligned, tuned and trained is not done again.
+text-route.json and .md in OUT are written anew after each run.
 """
 
 import json
@@ -29,8 +30,10 @@ from varifocal.writing import write_json, write_text
 ARMS = {"mma": "trained", "mma-base-text": "base"}
 """Arm of the frontier -> its text route."""
 SEEDS = {"sciencebook": (0, 1, 2, 3, 4), "easy-vqa": (0, 1, 2)}
-ASKED = {"sciencebook": 40, "easy-vqa": 300}
+ASKED = {"sciencebook": 40, "easy-vqa": 200}
 """New questions with an image: of each skill, and in all."""
+ALIGNED = 300
+"""Steps of easy-VQA's connectors; its descriptions have few words."""
 TRAINED = 600
 """Questions of easy-VQA, about as many as sciencebook's text skills have with three to four."""
 
@@ -57,7 +60,7 @@ class Route:
         self._make_questions(data)
         for name, seeds in SEEDS.items():
             for seed in seeds[: 1 if self.small else None]:
-                self.study.align(seed)
+                self._align(name, seed)
                 for arm in ARMS:
                     self._measure(name, arm, seed)
                     self.write()
@@ -101,7 +104,7 @@ class Route:
         file = self._file(name, arm, seed)
         if file.is_file():
             return
-        run = self.study.train(arm, seed, _folder(name), self._data(name))
+        run = self.study.train(arm, seed, _folder(name), self._data(name, seed))
         recipe, parts = open_run(run.root)
         place = str(self.study.out / ("asked" if name == "sciencebook" else name))
         source = recipe.data.evaluate[0].model_copy(update={"path": place, "skills": None})
@@ -110,18 +113,33 @@ class Route:
         figures = {"right": asked["accuracy"]["IMG"], "questions": asked["questions"]["IMG"]}
         write_json(file, {**figures, "steps": steps})
 
-    def _data(self, name: str) -> list[str]:
+    def _align(self, name: str, seed: int) -> None:
+        """Align a seed's connector to a data set's images."""
+        if name == "sciencebook":
+            self.study.align(seed)
+        else:
+            own = json.dumps([self._shown])
+            overrides = [f"data.train={own}", f"alignment.steps={ALIGNED}"]
+            self.study.align(seed, f"start-{name}", overrides)
+
+    def _data(self, name: str, seed: int) -> list[str]:
         """Override what is trained on: the frontier's, or easy-VQA next to its text skills."""
         if name == "sciencebook":
             return []
         shown = {SKILLS[skill].title for skill in PICTURE_SKILLS}
         texts = [title for title in self._titles if title not in shown]
-        common = {"format": "scienceqa", "split": "train"}
-        sources = [
-            {"path": str(self.study.out / "easy-vqa"), **common},
-            {"path": str(self.study.out / "sciencebook"), **common, "skills": texts},
+        told = {**self._shown, "path": str(self.study.out / "sciencebook"), "skills": texts}
+        connector = self.study.out / f"start-{name}" / f"aligned,seed={seed}"
+        return [
+            f"data.train={json.dumps([self._shown, told])}",
+            f"model.connector.weights={connector}",
         ]
-        return [f"data.train={json.dumps(sources)}"]
+
+    @property
+    def _shown(self) -> dict[str, str]:
+        """The source of easy-VQA's questions."""
+        path = str(self.study.out / "easy-vqa")
+        return {"path": path, "format": "scienceqa", "split": "train"}
 
     def _file(self, name: str, arm: str, seed: int) -> Path:
         return self.study.out / _folder(name) / f"{arm},seed={seed}" / "with-image.json"
