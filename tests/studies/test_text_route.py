@@ -20,7 +20,7 @@ def package(tmp_path):
     for split in ("train", "test"):
         (data / split / "images").mkdir(parents=True)
         questions = []
-        for image in range(7):
+        for image in range(8):
             Image.new("RGB", (64, 64), "red").save(data / split / "images" / f"{image}.png")
             questions += [
                 ["what color is the shape?", "red", image],
@@ -33,17 +33,19 @@ def package(tmp_path):
     return data
 
 
-def test_easy_vqa_asks_its_three_kinds_in_turn(tmp_path, package):
+def test_easy_vqa_asks_its_kinds_in_turn_and_says_what_the_image_shows(tmp_path, package):
     out = tmp_path / "easy-vqa"
-    write_easy_vqa(package, out, {"train": 6, "test": 2})
+    write_easy_vqa(package, out, {"train": 4, "test": 2})
     section = FileSection(path=str(out), format="scienceqa", split="train")
     examples = list(load_source(section))
     problems = json.loads((out / "problems.json").read_text())
     train = [problems[example.id] for example in examples]
     assert [one["choices"] for one in train] == 2 * [list(each) for each in KINDS.values()]
     answers = [one["choices"][one["answer"]] for one in train]
-    assert answers == ["circle", "red", "yes", "circle", "red", "no"]
-    assert "train-3" not in problems  # it was to be asked for a shape
+    assert answers == ["circle", "red", "circle", "red"]
+    assert {one["caption"] for one in train} == {"A red circle."}
+    assert "train-3" not in problems  # nobody asks for its shape
+    assert "train-4" in problems
     assert train[1]["question"] == "What color is the shape?"
     assert all(example.images for example in examples)
     assert sum(one["split"] == "test" for one in problems.values()) == 2
@@ -85,6 +87,6 @@ def test_the_whole_study_in_small(tmp_path, package):
     route.run(package)
     page = json.loads((tmp_path / "out" / "text-route.json").read_text())
     assert page["sets"].keys() == SEEDS.keys()
-    assert page["sets"]["easy-vqa"]["questions"] == 3
+    assert page["sets"]["easy-vqa"]["questions"] == 2
     assert page["sets"]["sciencebook"]["questions"] == 4
     assert page["sets"]["sciencebook"]["steps"] == [1]
