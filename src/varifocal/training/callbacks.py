@@ -6,8 +6,9 @@ Of a MixLoRA the load of its factors is logged next to the loss: a collapse is s
 import math
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from statistics import fmean
 from types import FrameType
 from typing import Any
@@ -182,11 +183,29 @@ class RunMetrics(TrainerCallback):
             self.tell("train", state.global_step, state.max_steps)
 
 
+def _ignore_sigterm(former: Callable[[int], None] | None, worker: int) -> None:
+    """Start a process that prepares data: launchers and schedulers send all processes SIGTERM."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if former is not None:
+        former(worker)
+
+
 class StopTraining(TrainerCallback):
     """Ends the training after the step in hand, with a checkpoint, when somebody asked for it."""
 
     def __init__(self, wish: StopWish) -> None:
         self.wish = wish
+
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any
+    ) -> None:
+        """Let the processes that prepare data work until the step in hand is done."""
+        if train_dataloader is not None:
+            former = train_dataloader.worker_init_fn
+            # accelerate's wrapper starts those of the loader inside, or of a copy of itself.
+            for loader in (train_dataloader, getattr(train_dataloader, "base_dataloader", None)):
+                if loader is not None:
+                    loader.worker_init_fn = partial(_ignore_sigterm, former)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Save and end where any process was asked to."""

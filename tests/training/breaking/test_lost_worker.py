@@ -1,8 +1,10 @@
 """A process that prepares data is killed, as the system does it for want of memory."""
 
+import os
 import signal
 
 import pytest
+from torch.utils.data import get_worker_info
 
 from varifocal.data.encoding.encoder import Encoder
 from varifocal.data.parallel import lost_worker_is_an_error
@@ -20,6 +22,17 @@ def test_a_killed_worker_of_the_loader_is_a_sentence_and_resumed(recipe, tmp_pat
     with killed_worker(Collator, "__call__", 2), pytest.raises(RunError, match=MEND):
         train(recipe(PAGE), run.root)
     assert train(recipe(PAGE), run.root, resume=True).steps == 4
+
+
+def test_a_worker_outlives_the_sigterm_of_a_launcher(recipe, tmp_path, before_call):
+    """It is sent to all processes, and the step in hand, whose end is saved, needs its rows."""
+
+    def terminate():
+        if get_worker_info() is not None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with before_call(Collator, "__call__", terminate, 2):
+        assert train(recipe(PAGE), tmp_path / "run").steps == 4
 
 
 def test_a_lost_worker_is_told_of_once(recipe, tmp_path, killed_worker):
