@@ -1,5 +1,6 @@
 """What every test shares: no hub, no screen, no unexpected skip where `--allowed-skips` asks."""
 
+import gc
 import os
 import sys
 
@@ -10,6 +11,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 import hypothesis
 import pytest
 
+from fork_server import Forks
 from skip_guard import SkipGuard
 
 # A test asserts no time: machines are shared.
@@ -29,6 +31,15 @@ def pytest_configure(config):
     allowed = config.getoption("allowed_skips", None)
     if allowed and not hasattr(config, "workerinput"):  # xdist's workers report to one process
         config.pluginmanager.register(SkipGuard.of_file(allowed))
+
+
+def pytest_collection_finish(session):
+    """Take what is imported and collected out of the garbage collector's sight.
+
+    Every training begins with a full collection, which would go through half a million objects.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 LLAVA_TEMPLATE = (
@@ -105,6 +116,14 @@ def run(monkeypatch, capsys):
         return ended.value.code, captured.out, captured.err
 
     return run
+
+
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory):
+    """Run a command line in a process of its own that has torch imported: `forks.run([...])`."""
+    server = Forks(tmp_path_factory.mktemp("forks"))
+    yield server
+    server.close()
 
 
 @pytest.fixture(scope="session")

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import PIL.Image
 
-HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
+from fork_server import CLIENT
+
+ROOT = Path(__file__).parents[2]
 LANGUAGE_MODEL = "smollm2-135m-instruct"
 
 
@@ -62,38 +63,31 @@ def make_data(folder):
 class Workshop:
     """Runs the pages' blocks, each page in a folder of its own.
 
-    `real` leaves the packaged language model as it is.
+    Args:
+        root: an empty folder.
+        forks: the server that runs their commands.
+        real: leave the packaged language model as it is.
     """
 
-    def __init__(self, root, real=False):
+    def __init__(self, root, forks, real=False):
         from varifocal.models.packaged import packaged_directory
 
-        self.root, self.socket = root, root / "socket"
+        self.root = root
         converted = packaged_directory(LANGUAGE_MODEL)
         if real:
             shutil.copytree(converted, root / "cache" / converted.name)
         else:
             small_language_model(root / "cache", converted)
         make_data(root / "things" / "data")
-        self.environment = self._environment()
-        self.server = subprocess.Popen(
-            [sys.executable, str(HERE / "fork_server.py"), str(self.socket)],
-            stdout=subprocess.PIPE,
-            env=self.environment,
-            text=True,
-        )
-        if self.server.stdout.readline() != "ready\n":
-            raise RuntimeError("the server of forks did not start")
+        self.environment = self._environment(forks.socket)
         self.finished = self._run(root / "finished", "varifocal demo --quick --out runs/demo")
 
-    def _environment(self):
-        from fork_server import CLIENT
-
+    def _environment(self, socket):
         (self.root / "client.py").write_text(CLIENT)
         (self.root / "bin").mkdir()
         for name in ("varifocal", "python"):
             program = self.root / "bin" / name
-            client = f"{sys.executable} -S -E {self.root / 'client.py'} {self.socket}"
+            client = f"{sys.executable} -S -E {self.root / 'client.py'} {socket}"
             program.write_text(f'#!/bin/sh\nexec {client} {name} "$@"\n')
             program.chmod(0o755)
         return {
@@ -149,8 +143,3 @@ class Workshop:
             last = "\n".join(done.stdout.splitlines()[-30:])
             raise AssertionError(f"{where} ended with {done.returncode}\n{text}\n{last}")
         return folder
-
-    def close(self):
-        self.server.kill()
-        self.server.wait()
-        self.server.stdout.close()

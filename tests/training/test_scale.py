@@ -1,11 +1,9 @@
 """Two gloo processes learn as one: DDP and FSDP2, resumed on another number, and one that dies.
 
-One script imports torch once and forks every process; it trains the runs that it is asked for.
+One script forks every process; it trains the runs that it is asked for.
 """
 
 import json
-import subprocess
-import sys
 
 import pytest
 
@@ -16,6 +14,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import socket
 import sys
 from pathlib import Path
 
@@ -32,7 +31,7 @@ from varifocal.training.launch import engine_overrides
 from varifocal.training.trainer import SupervisedTrainer
 
 PAGE, OUT, ASKED, TAKEN_OUT = sys.argv[1], Path(sys.argv[2]), sys.argv[3], sys.argv[4]
-SECONDS = 60  # to wait for the other process
+SECONDS = 120  # to wait for the other process
 ENGINE = {"die": "ddp", "one": "ddp"}
 PACE = ["training.max_steps=6", "training.save_steps=2", "training.save_total_limit=null",
         "tuner.dropout=0.0", "training.logging_steps=1", f"training.ddp_timeout={SECONDS}"]
@@ -175,7 +174,9 @@ def run(name):
                 shutil.rmtree(path)
     fork = multiprocessing.get_context("fork")
     say = fork.Queue()
-    port = 20000 + (os.getpid() * 7 + list(RUNS).index(name)) % 10000
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     rest = (world, engine, more, out, start is not None, port, say)
     each = [fork.Process(target=work, args=(rank, *rest)) for rank in range(world)]
     for process in each:
@@ -212,16 +213,20 @@ if __name__ == "__main__":
 '''
 
 
-def launch(recipe_file, tmp_path, *asked, taken_out="none"):
-    """Train the runs; return what each told."""
-    script = tmp_path / "scale.py"
-    script.write_text(SCRIPT)
-    command = [sys.executable, "-W", "ignore", script, recipe_file, tmp_path / "runs"]
-    command += [",".join(asked), taken_out]
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
-    told = json.loads(done.stdout.splitlines()[-1])
-    return [told[name] for name in asked]
+@pytest.fixture
+def launch(recipe_file, tmp_path, forks):
+    """Train runs: `launch("one", "ddp")` returns what each told."""
+
+    def launch(*asked, taken_out="none"):
+        script = tmp_path / "scale.py"
+        script.write_text(SCRIPT)
+        places = [script, recipe_file, tmp_path / "runs"]
+        done = forks.run(["python", *places, ",".join(asked), taken_out])
+        assert done.returncode == 0, done.stderr[-3000:]
+        told = json.loads(done.stdout.splitlines()[-1])
+        return [told[name] for name in asked]
+
+    return launch
 
 
 def assert_same_curve(mine, theirs):
@@ -230,8 +235,8 @@ def assert_same_curve(mine, theirs):
         assert one == pytest.approx(other, rel=1e-5), f"step {step}"
 
 
-def test_two_processes_learn_as_one_and_one_goes_on_from_them(recipe_file, tmp_path):
-    one, ddp, back = launch(recipe_file, tmp_path, "one", "ddp", "ddp back")
+def test_two_processes_learn_as_one_and_one_goes_on_from_them(launch):
+    one, ddp, back = launch("one", "ddp", "ddp back")
     assert len(one["curve"]) == 6
 
     # The same global batches, unequal between the processes, and an epoch that two cannot share.
@@ -270,16 +275,16 @@ def assert_planned(plan, alone):
 
 
 @pytest.mark.slow
-def test_two_processes_share_a_new_table_of_features(recipe_file, tmp_path):
-    one, ddp = launch(recipe_file, tmp_path, "one by table", "ddp by table")
+def test_two_processes_share_a_new_table_of_features(launch):
+    one, ddp = launch("one by table", "ddp by table")
     assert_same_curve(ddp["curve"], one["curve"])
     assert one["plan"]["measured"]["vision_passes"] == 9
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
-def test_two_processes_are_held_to_the_base_as_one_is(recipe_file, tmp_path, engine):
-    one, two = launch(recipe_file, tmp_path, "one keep", f"{engine} keep")
+def test_two_processes_are_held_to_the_base_as_one_is(launch, engine):
+    one, two = launch("one keep", f"{engine} keep")
     assert_same_curve(two["curve"], one["curve"])
     spent = [each["tokens_distilled"] for each in two["unlogged"]["spent"]]
     assert sum(spent) == one["unlogged"]["spent"][0]["tokens_distilled"] > 0
@@ -299,9 +304,9 @@ def assert_takes_rates(run, one, alone):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["ddp", "fsdp2"])
-def test_a_resumed_run_takes_other_rates_and_another_schedule(recipe_file, tmp_path, engine):
+def test_a_resumed_run_takes_other_rates_and_another_schedule(launch, engine):
     runs = ("one of other rates", f"{engine} of other rates")
-    one, alone, run = launch(recipe_file, tmp_path, "one", *runs)
+    one, alone, run = launch("one", *runs)
     assert all(run["sharded"]) == (engine == "fsdp2")
     assert_takes_rates(alone, one, alone)
     assert_takes_rates(run, one, alone)
@@ -314,8 +319,8 @@ def assert_saved(run, one):
 
 
 @pytest.mark.slow
-def test_fsdp2_shards_and_goes_on_from_one_process_and_back(recipe_file, tmp_path):
-    one, fsdp2, back = launch(recipe_file, tmp_path, "one", "fsdp2", "fsdp2 back")
+def test_fsdp2_shards_and_goes_on_from_one_process_and_back(launch):
+    one, fsdp2, back = launch("one", "fsdp2", "fsdp2 back")
     assert all(fsdp2["sharded"])
     # FSDP2 pads to an even first dimension; the tower's last block is never read, and not reduced.
     assert 0.9 * fsdp2["padded"] < fsdp2["reduced"] / 4 <= fsdp2["padded"]  # four steps
@@ -328,8 +333,8 @@ def test_fsdp2_shards_and_goes_on_from_one_process_and_back(recipe_file, tmp_pat
 
 
 @pytest.mark.slow
-def test_a_process_killed_while_it_saves_leaves_the_checkpoint_before(recipe_file, tmp_path):
-    one, died, after = launch(recipe_file, tmp_path, "one", "died", "after")
+def test_a_process_killed_while_it_saves_leaves_the_checkpoint_before(launch):
+    one, died, after = launch("one", "died", "after")
     assert died["exits"][1] == -9
     assert "another process of this training has ended" in died["error"]
     assert died["newest"] == "checkpoint-2"
@@ -342,13 +347,13 @@ def test_a_process_killed_while_it_saves_leaves_the_checkpoint_before(recipe_fil
     ("taken_out", "run"),
     [("zeros", "ddp"), ("even", "ddp"), ("optimizer", "fsdp2"), ("weights", "fsdp2")],
 )
-def test_without_its_care_they_part(recipe_file, tmp_path, taken_out, run):
-    one, other = launch(recipe_file, tmp_path, "one", run, taken_out=taken_out)
+def test_without_its_care_they_part(launch, taken_out, run):
+    one, other = launch("one", run, taken_out=taken_out)
     with pytest.raises(AssertionError, match="step"):
         assert_same_curve(other["curve"], one["curve"])
 
 
 @pytest.mark.slow
-def test_fsdp_that_does_not_happen_is_refused(recipe_file, tmp_path):
-    _, fsdp2 = launch(recipe_file, tmp_path, "one", "fsdp2", taken_out="silent")
+def test_fsdp_that_does_not_happen_is_refused(launch):
+    _, fsdp2 = launch("one", "fsdp2", taken_out="silent")
     assert "training.fsdp was asked for" in fsdp2["error"]

@@ -8,8 +8,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +16,7 @@ import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from fork_server import exit_code
 from varifocal.assemble import open_run
 from varifocal.errors import ModelError, RunError
 from varifocal.manifest import damage, write_manifest
@@ -42,8 +41,8 @@ def long_file(recipe_file):
 class Killer:
     """Trains in children of a fork server, each into `root`, and kills them."""
 
-    def __init__(self, process, recipe_file):
-        self.process, self.recipe_file = process, recipe_file
+    def __init__(self, stdin, stdout, recipe_file):
+        self.stdin, self.stdout, self.recipe_file = stdin, stdout, recipe_file
 
     def train(self, root, seconds=None, touch=None):
         """Train or go on; return the exit code, the steps that were taken, and the seconds."""
@@ -57,23 +56,21 @@ class Killer:
             "seconds": seconds,
             "touch": touch,
         }
-        print(json.dumps(request), file=self.process.stdin, flush=True)
-        answer = json.loads(self.process.stdout.readline())
+        print(json.dumps(request), file=self.stdin, flush=True)
+        answer = json.loads(self.stdout.readline())
         return answer["code"], [int(line) for line in steps.read_text().split()], answer["seconds"]
 
 
 @pytest.fixture
-def killer(long_file):
-    server = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("fork_server.py"))],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    with server:
-        yield Killer(server, long_file)
-        server.stdin.close()
+def killer(long_file, forks):
+    asked, told = os.pipe(), os.pipe()
+    files = [asked[0], told[1], 2]
+    server = forks.start(["python", Path(__file__).with_name("fork_server.py")], files)
+    for file in (asked[0], told[1]):
+        os.close(file)
+    with os.fdopen(asked[1], "w") as stdin, os.fdopen(told[0]) as stdout:
+        yield Killer(stdin, stdout, long_file)
+    exit_code(server)
 
 
 def curve(run):
