@@ -5,8 +5,9 @@ import json
 import pytest
 from PIL import Image as Images
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from tiny import byte_tokenizer, llama_config
 from varifocal import assemble
 from varifocal.cli.data_tables import bar
 from varifocal.data.encoding.encoder import Encoder
@@ -64,8 +65,16 @@ GOOD = [
 ]
 
 
+@pytest.fixture(scope="module")
+def language(tmp_path_factory):
+    """A random language model on disk: one of a package would be unpacked first, for seconds."""
+    directory = tmp_path_factory.mktemp("language")
+    LlamaForCausalLM(llama_config(byte_tokenizer())).save_pretrained(directory)
+    return str(directory)
+
+
 @pytest.fixture
-def recipe(tmp_path):
+def recipe(tmp_path, language):
     """Write records and a recipe that names them; returns the recipe's file."""
     Images.new("RGB", (8, 6), "red").save(tmp_path / "red.png")
 
@@ -73,7 +82,7 @@ def recipe(tmp_path):
         lines = [each if isinstance(each, str) else json.dumps(each) for each in records]
         (tmp_path / "train.jsonl").write_text("\n".join(lines) + "\n")
         page = {
-            "model": {"language_model": "smollm2-135m-instruct"},
+            "model": {"language_model": language},
             "data": {"train": [{"path": "train.jsonl"}], "max_length": 120, **data},
         }
         (tmp_path / "page.yaml").write_text(json.dumps(page))

@@ -6,7 +6,9 @@ inside functions count as well as those at the top.
 """
 
 import ast
+import functools
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -62,27 +64,55 @@ def modules() -> Iterator[tuple[str, Path]]:
         yield parts[0], file
 
 
-def imported(file: Path) -> Iterator[str]:
-    """Yield the dotted names under `varifocal` that a file imports, `varifocal` itself left out."""
-    package = ("varifocal", *file.relative_to(SOURCE).parent.parts)
-    for node in ast.walk(ast.parse(file.read_text())):
+@dataclass(frozen=True)
+class Facts:
+    """What a file's tree shows; the tree itself is not kept.
+
+    Attributes:
+        imported: dotted names under `varifocal` that it imports, `varifocal` itself left out.
+        at_the_top: of them, those outside of functions, and the packages that they are in.
+        libraries: first parts of all names that it imports.
+        prints: whether it writes to the screen.
+    """
+
+    imported: frozenset[str]
+    at_the_top: frozenset[str]
+    libraries: frozenset[str]
+    prints: bool
+
+
+@functools.cache
+def facts(file: Path) -> Facts:
+    inside = file.relative_to(SOURCE).parent.parts
+    package = ("varifocal", *inside)
+    tree = ast.parse(file.read_text())
+    names: set[str] = set()
+    prints = False
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             start = package[: len(package) - node.level + 1] if node.level else ()
             origin = ".".join([*start, *([node.module] if node.module else [])])
-            names = [f"{origin}.{alias.name}" for alias in node.names]
-        else:
-            continue
-        yield from (name.removeprefix("varifocal.") for name in names if is_ours(name))
+            names |= {f"{origin}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Call):
+            prints |= is_print(node.func)
+    ours = {name.removeprefix("varifocal.") for name in names if name.startswith("varifocal.")}
+    libraries = {name.split(".")[0] for name in names}
+    top = frozenset(top_level_imports(tree, inside))
+    return Facts(frozenset(ours), top, frozenset(libraries), prints)
 
 
-def is_ours(name: str) -> bool:
-    return name.startswith("varifocal.")
+def is_print(called: ast.expr) -> bool:
+    if isinstance(called, ast.Name):
+        return called.id == "print"
+    return isinstance(called, ast.Attribute) and ast.unparse(called) in (
+        *("sys.stdout.write", "sys.stderr.write", "console.print"),
+    )
 
 
 def rooms_imported(file: Path) -> set[str]:
-    return {name.split(".")[0] for name in imported(file)}
+    return {name.split(".")[0] for name in facts(file).imported}
 
 
 @pytest.mark.parametrize(
@@ -96,7 +126,7 @@ def test_a_file_imports_only_from_below(room, file):
 
 
 def test_no_two_modules_import_each_other_at_the_top():
-    graph = {dotted(file): top_level_imports(file) for _, file in modules()}
+    graph = {dotted(file): facts(file).at_the_top for _, file in modules()}
     graph = {name: {other for other in others if other in graph} for name, others in graph.items()}
     assert not cycle(graph)
 
@@ -105,18 +135,14 @@ def dotted(file: Path) -> str:
     return ".".join(file.relative_to(SOURCE).with_suffix("").parts)
 
 
-def top_level_imports(file: Path) -> set[str]:
-    """The modules that have to be there before this one can run: not the rooms' own doors."""
-    tree = ast.parse(file.read_text())
-    found: set[str] = set()
-    package = file.relative_to(SOURCE).parent.parts
+def top_level_imports(tree: ast.Module, package: tuple[str, ...]) -> Iterator[str]:
+    """Yield the modules that have to be there before this one can run: not the rooms' own doors."""
     for node in tree.body:
         if isinstance(node, ast.ImportFrom):
             start = package[: len(package) - node.level + 1] if node.level else ()
             module = (node.module or "").removeprefix("varifocal").removeprefix(".")
             origin = ".".join([*start, module] if module else start)
-            found |= {origin, *(f"{origin}.{alias.name}" for alias in node.names)}
-    return found
+            yield from (origin, *(f"{origin}.{alias.name}" for alias in node.names))
 
 
 def cycle(graph: dict[str, set[str]]) -> list[str]:
@@ -168,7 +194,9 @@ def import_graph() -> dict[str, set[str]]:
     packages = {name for name, file in files.items() if file.stem == "__init__"}
     graph = {}
     for name, file in files.items():
-        modules_of = {each if each in files else each.rpartition(".")[0] for each in imported(file)}
+        modules_of = {
+            each if each in files else each.rpartition(".")[0] for each in facts(file).imported
+        }
         graph[name] = (modules_of & files.keys()) - packages
     return graph
 
@@ -216,17 +244,9 @@ def test_a_long_function_is_found():
 
 
 def test_only_the_command_line_prints():
-    printing = [
-        file.relative_to(SOURCE).as_posix()
-        for _, file in modules()
-        for node in ast.walk(ast.parse(file.read_text()))
-        if isinstance(node, ast.Call)
-        and (
-            getattr(node.func, "id", "") == "print"
-            or ast.unparse(node.func) in ("sys.stdout.write", "sys.stderr.write", "console.print")
-        )
-    ]
-    assert {Path(file).parts[0] for file in printing} <= {"cli"}
+    printing = {room for room, file in modules() if facts(file).prints}
+    assert printing <= {"cli"}
+    assert "cli" in printing
 
 
 @pytest.mark.parametrize(
@@ -238,17 +258,5 @@ def test_only_the_command_line_prints():
     ],
 )
 def test_a_library_is_used_in_its_rooms_alone(library, rooms):
-    users = {
-        name
-        for name, file in modules()
-        for node in ast.walk(ast.parse(file.read_text()))
-        if library in {*import_roots(node)}
-    }
+    users = {room for room, file in modules() if library in facts(file).libraries}
     assert users <= rooms
-
-
-def import_roots(node: ast.AST) -> Iterator[str]:
-    if isinstance(node, ast.Import):
-        yield from (alias.name.split(".")[0] for alias in node.names)
-    elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-        yield node.module.split(".")[0]
