@@ -98,6 +98,9 @@ def test_the_table_holds_what_the_base_says_of_each_sample_alone(kept):
     page = kept()
     parts = assemble(page)
     replay = prepared(page, parts).replay
+    covered = np.exp(replay.table.log_probs[:, :-1]).sum(1).mean()
+    assert replay.facts["probability_covered"] == pytest.approx(covered, abs=1e-5)
+    assert replay.facts["answer_tokens"] == len(replay.table)
     for sample in replay.samples:
         ids = torch.from_numpy(sample.input_ids)[None].long()
         with torch.no_grad():

@@ -24,7 +24,7 @@ MEASURES = [
 
 @pytest.fixture(scope="module")
 def runs():
-    """Tuner -> its run, trained by the first test that asks for it."""
+    """Tuner and its text route -> its run, trained by the first test that asks for it."""
     return {}
 
 
@@ -39,20 +39,21 @@ def trained(runs, recipe, rewrite, book, tmp_path):
 
     rewrite(split)
 
-    def make(kind):
-        if kind in runs:
-            return runs[kind]
+    def make(kind, **settings):
+        name = "-".join([kind, *settings.values()])
+        if name in runs:
+            return runs[name]
         test = {"path": str(book), "format": "scienceqa", "split": "test"}
         page = recipe(
             {
-                "tuner": {"type": kind},
+                "tuner": {"type": kind, **settings},
                 "data.evaluate": [test],
                 "training.max_steps": 2,
             }
         )
-        train(page, tmp_path / kind)
-        runs[kind] = tmp_path / kind
-        return runs[kind]
+        train(page, tmp_path / name)
+        runs[name] = tmp_path / name
+        return runs[name]
 
     return make
 
@@ -100,6 +101,21 @@ def test_one_table_of_what_was_kept(run, trained, data):
     assert "mma, on: texts take its text route" in out
     assert "= base" in out
     assert "What was kept of the language model" in (root / "README.md").read_text()
+
+
+def test_text_that_is_left_to_the_base_has_lost_nothing(run, trained, data):
+    """Every line of text is the base's; what comes after an image went through the adapter."""
+    root = trained("mma", text_route="base")
+    code, out, _ = run("retention", root, "--data", data, "--limit", 2)
+    assert code == 0
+    _, rows = rows_of(root)
+    assert list(rows) == MEASURES
+    for name, row in rows.items():
+        if "image" not in name:
+            assert row["on"] == row["off"] == row["base"]
+    after = rows["perplexity after an image"]
+    assert after["on"]["value"] != after["off"]["value"]
+    assert "mma, on: texts run the base model (tuner.text_route: base)" in " ".join(out.split())
 
 
 def test_without_data_the_run_has_what_it_takes(run, trained):
