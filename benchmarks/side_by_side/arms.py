@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch
 from benchmarks.side_by_side.gate import AtGate, Enough, Gate
+from benchmarks.side_by_side.limit import flops_of, products
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -29,6 +30,7 @@ from transformers.trainer_callback import PrinterCallback
 from varifocal.assemble import Assembly, assemble
 from varifocal.data.encoding.encoder import Encoded
 from varifocal.data.rows.packing import PackedDataset
+from varifocal.planning.shapes import build_shapes
 from varifocal.recipe import LoraSection, Recipe
 from varifocal.run import RunDirectory
 from varifocal.training.examples import TrainingData, load_training_data
@@ -196,9 +198,10 @@ ARMS: dict[str, Callable[[Recipe, Path, Gate], None]] = {
     "varifocal_plain": varifocal,
     "paper_loop": paper_loop,
     "trainer_peft": trainer_peft,
+    "products": products,
 }
 """`varifocal` takes two of a recipe's knobs, `training.compile_layers` and
-`model.attn_implementation: segments`; `varifocal_plain` takes neither."""
+`model.attn_implementation: segments`; `varifocal_plain` takes neither. `products` is the limit."""
 
 
 def run_arm(name: str, recipe: Recipe, directory: Path, gate: Gate) -> None:
@@ -222,8 +225,9 @@ def run_arm(name: str, recipe: Recipe, directory: Path, gate: Gate) -> None:
         return
 
 
-def samples_per_step(recipe: Recipe) -> Iterator[tuple[int, int]]:
-    """Count samples and tokens of each step."""
+def samples_per_step(recipe: Recipe) -> Iterator[tuple[int, int, int]]:
+    """Count samples, tokens and needed operations of each step."""
     _, data = _load(recipe)
+    shapes = build_shapes(recipe)
     for step in steps_of(recipe, data):
-        yield len(step), sum(len(sample) for sample in step)
+        yield len(step), sum(len(sample) for sample in step), flops_of(step, shapes)

@@ -8,6 +8,27 @@ from pathlib import Path
 from typing import Any, TextIO, cast
 
 ROOT = Path(__file__).parents[2]
+OF_BEFORE = {"before": "varifocal", "before_plain": "varifocal_plain"}
+"""An arm that an earlier revision runs, and its name there."""
+
+
+def check_out(revision: str, directory: Path) -> Path:
+    """Give a revision a source tree of its own; it is found again by its commit.
+
+    Raises:
+        SystemExit: git knows no such revision.
+    """
+    named = ["rev-parse", "--verify", "--quiet", f"{revision}^{{commit}}"]
+    found = subprocess.run(["git", *named], cwd=ROOT, capture_output=True, text=True)
+    commit = found.stdout.strip()
+    if not commit:
+        raise SystemExit(f"--before {revision}: git knows no such revision; name a commit or a tag")
+    root = directory / f"before-{commit[:12]}"
+    if not root.is_dir():
+        archive = subprocess.run(["git", "archive", commit], cwd=ROOT, capture_output=True)
+        root.mkdir(parents=True)
+        subprocess.run(["tar", "-x"], cwd=root, input=archive.stdout, check=True)
+    return root
 
 
 class Child:
@@ -18,20 +39,25 @@ class Child:
         recipe: the recipe's file.
         directory: for what it writes; its feature table and its compiled code stay there, too.
         threads: that it computes with.
+        root: of the source tree that runs; a revision's for the arms of `before`.
 
     Attributes:
         start: what its gate said when all was loaded; empty before `wait`.
     """
 
-    def __init__(self, arm: str, recipe: Path, directory: Path, threads: int) -> None:
+    def __init__(
+        self, arm: str, recipe: Path, directory: Path, threads: int, root: Path = ROOT
+    ) -> None:
+        directory = directory if root == ROOT else directory / "before"
         directory.mkdir(parents=True, exist_ok=True)
         own = {
             "OMP_NUM_THREADS": str(threads),
             "VARIFOCAL_CACHE": str(directory / "cache"),
             "TORCHINDUCTOR_CACHE_DIR": str(directory / "compiled"),
-            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+            "PYTHONPATH": os.pathsep.join([str(root / "src"), str(root)]),
         }
-        command = [sys.executable, "-m", "benchmarks.side_by_side.child", arm, str(recipe)]
+        named = OF_BEFORE.get(arm, arm)
+        command = [sys.executable, "-m", "benchmarks.side_by_side.child", named, str(recipe)]
         self.arm = arm
         self.log = directory / f"{arm}.log"
         with self.log.open("w") as log:
@@ -41,6 +67,7 @@ class Child:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 env={**os.environ, **own},
+                cwd=root,
                 text=True,
             )
         self.start: dict[str, Any] = {}

@@ -6,11 +6,13 @@ from typing import Any
 import yaml
 from benchmarks.side_by_side.material import Shape, write_material
 
+from varifocal.recipe.processor import processor_has_bfloat16
+
 MODEL: dict[str, Any] = {
     "language_model": "smollm2-135m-instruct",
     "vision_tower": "efficientnet-lite0",
     "connector": {"type": "patch_mlp", "num_tokens": 16, "num_global_tokens": 4},
-    "dtype": "bfloat16",
+    "dtype": "bfloat16" if processor_has_bfloat16() else "float32",
     "attn_implementation": "sdpa",  # the default of all three
 }
 TUNER: dict[str, Any] = {"type": "lora", "rank": 8, "dropout": 0.0}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.side_by_side.children import Child
+from benchmarks.side_by_side.children import OF_BEFORE, ROOT, Child
 
 WARM_UP = 1
 """Steps of each arm that are no round: the first compiles, fills caches and makes the optimiser."""
@@ -22,6 +22,7 @@ def take_rounds(
     max_seconds: float,
     threads: int,
     timed: bool = True,
+    before: Path | None = None,
 ) -> None:
     """Take rounds until there are enough or the time is up; append them to `rounds.jsonl`.
 
@@ -33,10 +34,12 @@ def take_rounds(
         max_seconds: no round is begun that would end after so many seconds.
         threads: that each arm computes with.
         timed: False for rounds whose losses alone count.
+        before: the source tree that the arms of `OF_BEFORE` run.
     """
     began, piece = time.monotonic(), uuid.uuid4().hex[:8]
     file = directory / "rounds.jsonl"
-    children = [Child(arm, recipe, directory, threads) for arm in arms]
+    roots = dict.fromkeys(OF_BEFORE, before or ROOT)
+    children = [Child(arm, recipe, directory, threads, roots.get(arm, ROOT)) for arm in arms]
     slowest = 0.0
     try:
         for child in children:

@@ -13,9 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from benchmarks.side_by_side.limit import processor_features
 
 Lines = Sequence[dict[str, Any]]
-OTHERS = ("paper_loop", "trainer_peft")
+OTHERS = ("paper_loop", "trainer_peft", "before", "before_plain")
+LIMIT = "products"
+"""The arm that computes a decoder layer's products alone (`limit.py`)."""
+Sizes = Sequence[tuple[int, int, int]]
 
 
 def spread(values: Iterable[float], digits: int = 3) -> dict[str, float]:
@@ -30,16 +34,16 @@ def spread(values: Iterable[float], digits: int = 3) -> dict[str, float]:
     return {name: round(value, digits) for name, value in named}
 
 
-def summarise(lines: Lines, sizes: Sequence[tuple[int, int]], setting: Any) -> dict[str, Any]:
+def summarise(lines: Lines, sizes: Sizes, setting: Any) -> dict[str, Any]:
     """Make the page of a benchmark.
 
     Args:
         lines: of `rounds.jsonl`; those not timed give losses alone.
-        sizes: samples and tokens of each step.
+        sizes: samples, tokens and needed operations of each step.
         setting: written as it is.
     """
     timed = [line for line in lines if line["timed"]]
-    arms = list(dict.fromkeys(line["arm"] for line in timed))
+    arms = [arm for arm in dict.fromkeys(line["arm"] for line in timed) if arm != LIMIT]
     page: dict[str, Any] = {"setting": setting, "machine": _machine()}
     page["rounds"] = len({(line["piece"], line["round"]) for line in _steps(timed)})
     for ours in (arm for arm in ("varifocal", "varifocal_plain") if arm in arms):
@@ -47,7 +51,10 @@ def summarise(lines: Lines, sizes: Sequence[tuple[int, int]], setting: Any) -> d
             suffix = ours.removeprefix("varifocal")
             page[f"vs_{other}{suffix}"] = _ratios(timed, ours, other)
     page["arms"] = {arm: _arm(timed, arm, sizes) for arm in arms}
-    page["losses"] = losses_of(lines)
+    for arm, share in _shares(timed, sizes).items():
+        page["arms"][arm]["share_of_limit"] = share
+    page |= _limit(timed)
+    page["losses"] = losses_of([line for line in lines if line["arm"] != LIMIT])
     page["largest_difference_of_losses"] = _difference(page["losses"])
     return page
 
@@ -92,7 +99,38 @@ def _by_piece(lines: Lines, key: str) -> dict[Any, dict[str, float]]:
     return found
 
 
-def _arm(lines: Lines, arm: str, sizes: Sequence[tuple[int, int]]) -> dict[str, Any]:
+def _limit(lines: Lines) -> dict[str, Any]:
+    """The machine's rates, as the arm of products found them; nothing without it."""
+    starts = [line for line in lines if "product_flops" in line]
+    if not starts:
+        return {}
+    flops = {line["piece"]: line["product_flops"] for line in starts}
+    steps = [line for line in _steps(lines) if line["arm"] == LIMIT]
+    rates = {
+        key: spread((flops[one["piece"]] / one[key] / 1e9 for one in steps), 1)
+        for key in ("seconds", "cpu_seconds")
+    }
+    rates = {"gflop_per_second": rates["seconds"], "gflop_per_cpu_second": rates["cpu_seconds"]}
+    return {"limit": {**rates, "gflops": starts[-1]["gflops"]}}
+
+
+def _shares(lines: Lines, sizes: Sizes) -> dict[str, dict[str, float]]:
+    """Each arm's share of the limit: CPU seconds that its step's operations would take as products.
+
+    Of a round's own products, divided by its CPU seconds.
+    """
+    flops = {line["piece"]: line["product_flops"] for line in lines if "product_flops" in line}
+    steps = {(line["piece"], line["round"]): line["step"] for line in _steps(lines)}
+    found: dict[str, list[float]] = defaultdict(list)
+    for (piece, number), of in _by_round(lines, "cpu_seconds").items():
+        limit = of.pop(LIMIT, None)
+        for arm, seconds in of.items() if limit else ():
+            needed = sizes[steps[piece, number]][2]
+            found[arm].append(needed * limit / flops[piece] / seconds)
+    return {arm: spread(values) for arm, values in found.items()}
+
+
+def _arm(lines: Lines, arm: str, sizes: Sizes) -> dict[str, Any]:
     """One arm's own figures."""
     own = [line for line in lines if line["arm"] == arm]
     steps, starts = _steps(own), [line for line in own if "loaded_mib" in line]
@@ -137,4 +175,5 @@ def _machine() -> dict[str, Any]:
     versions = {"torch": torch.__version__, "python": platform.python_version()}
     told = Path("/proc/cpuinfo").read_text().splitlines()
     model = [line for line in told if line.startswith("model name")]
-    return {"cores": os.cpu_count(), "processor": model[0].split(":")[1].strip(), **versions}
+    named = {"processor": model[0].split(":")[1].strip(), "features": processor_features()}
+    return {"cores": os.cpu_count(), **named, **versions}

@@ -85,7 +85,7 @@ def measure(name: str, given: dict[str, Any], directory: Path, threads: int) -> 
         line[key] = sum(step[key] for step in steps)
     if not name.startswith("samples="):
         sizes = list(samples_per_step(load_recipe(recipe)))[1:]
-        line["samples"], line["tokens"] = map(sum, zip(*sizes, strict=True))
+        line["samples"], line["tokens"], line["flops"] = map(sum, zip(*sizes, strict=True))
     return line
 
 

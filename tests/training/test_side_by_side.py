@@ -64,6 +64,45 @@ def test_half_of_the_samples_have_a_image_and_lengths_are_those_of_scienceqa(ben
     assert max(map(sum, lengths)) == 492
 
 
+def test_a_step_needs_a_little_more_than_its_layers_products(page, bench):
+    from benchmarks.side_by_side.arms import samples_per_step
+    from benchmarks.side_by_side.limit import layer_shapes
+
+    from varifocal.planning.shapes import build_shapes
+    from varifocal.recipe import load_recipe
+
+    recipe = load_recipe(page)
+    steps = list(samples_per_step(recipe))
+    layers = layer_shapes(build_shapes(recipe))
+    products = 2 * 2 * sum(inputs * outputs for inputs, outputs in layers) * 2  # of two layers
+    assert len(steps) == STEPS
+    for _, tokens, flops in steps:
+        assert 1 < flops / (tokens * products) < 2  # the rest: head, attention, tuner, connector
+
+
+def test_the_products_alone_are_an_arm(page, tmp_path):
+    from benchmarks.side_by_side.arms import run_arm
+    from benchmarks.side_by_side.gate import Gate
+
+    from varifocal.recipe import load_recipe
+
+    gate = Gate(2)
+    run_arm("products", load_recipe(page), tmp_path / "products", gate)
+    assert len(gate.lines) == 3
+    assert gate.lines[0]["gflops"].keys() == {"float32", "bfloat16", "int8"}
+    assert min(gate.lines[0]["gflops"].values()) > 0
+
+
+def test_an_earlier_revision_runs_from_a_tree_of_its_own(bench, tmp_path):
+    from benchmarks.side_by_side.children import check_out
+
+    root = check_out("HEAD", tmp_path)
+    assert (root / "src" / "varifocal" / "__init__.py").is_file()
+    assert check_out("HEAD", tmp_path) == root
+    with pytest.raises(SystemExit, match="git knows no such revision"):
+        check_out("no-such-tag", tmp_path)
+
+
 def test_the_summary_compares_arms_round_by_round(bench):
     from benchmarks.side_by_side.summary import summarise
 
@@ -78,7 +117,14 @@ def test_the_summary_compares_arms_round_by_round(bench):
     ]
     for number, (ours, other) in enumerate([(9.0, 9.0), (1.0, 2.0), (1.0, 3.0)], start=-1):
         lines += [line("varifocal", number, ours, 10), line("trainer_peft", number, other, 40)]
-    page = summarise(lines, [(8, 80)] * 3, {})
+    lines[:0] = [
+        {"piece": "p", "arm": "products", "timed": True, "product_flops": 10, "gflops": {}}
+    ]
+    lines += [line("products", number, 1.0, 0) | {"cpu_seconds": 0.5} for number in range(2)]
+    page = summarise(lines, [(8, 80, 5)] * 3, {})
+    share = page["arms"]["varifocal"]["share_of_limit"]["median"]
+    assert share == 0.25  # 5 operations at 10 in half a CPU second, and it took one
+    assert "products" not in page["arms"]
     against = page["vs_trainer_peft"]
     assert against["samples_per_second"] == {"min": 2, "median": 2.5, "max": 3}
     assert against["peak_memory"]["median"] == 0.25
