@@ -167,7 +167,7 @@ def quantise(language: Any, dtype: torch.dtype, device: str) -> None:
         small = bnb.nn.Linear4bit(
             *shape, bias=False, compute_dtype=dtype, quant_type="nf4", device="meta"
         )
-        weight = linear.weight.detach().to("cpu")
+        weight = linear.weight.detach()
         small.weight = bnb.nn.Params4bit(weight, requires_grad=False, quant_type="nf4")
         parent, _, leaf = name.rpartition(".")
         setattr(language.get_decoder().get_submodule(parent), leaf, small.to(device))
@@ -270,6 +270,11 @@ def wait(device: str) -> None:
 def free(device: str) -> None:
     """Give back what an entry held, and forget what was compiled."""
     torch._dynamo.reset()
+    forget_peak(device)
+
+
+def forget_peak(device: str) -> None:
+    """Let the most that is held begin at what is held now."""
     gc.collect()
     if device.startswith("cuda"):
         torch.cuda.empty_cache()
