@@ -64,20 +64,24 @@ def test_half_of_the_samples_have_a_image_and_lengths_are_those_of_scienceqa(ben
     assert max(map(sum, lengths)) == 492
 
 
-def test_a_step_needs_a_little_more_than_its_layers_products(page, bench):
-    from benchmarks.side_by_side.arms import samples_per_step
-    from benchmarks.side_by_side.limit import layer_shapes
+def test_a_step_needs_the_operations_that_a_run_counts(page, bench):
+    from benchmarks.side_by_side.arms import _load, samples_per_step, steps_of
 
+    from varifocal.data.rows.packing import Collator
     from varifocal.planning.shapes import build_shapes
     from varifocal.recipe import load_recipe
+    from varifocal.training.cost import Spent
 
     recipe = load_recipe(page)
-    steps = list(samples_per_step(recipe))
-    layers = layer_shapes(build_shapes(recipe))
-    products = 2 * 2 * sum(inputs * outputs for inputs, outputs in layers) * 2  # of two layers
-    assert len(steps) == STEPS
-    for _, tokens, flops in steps:
-        assert 1 < flops / (tokens * products) < 2  # the rest: head, attention, tuner, connector
+    shapes = build_shapes(recipe)
+    collate = Collator(pad_id=0, load_images=shapes.images.load)
+    counted = []
+    for samples in steps_of(recipe, _load(recipe)[1]):
+        spent = Spent()
+        spent.add(collate(samples), shapes.formula, shapes.images.token_id)
+        counted.append((len(samples), spent.tokens, spent.flops))
+    assert list(samples_per_step(recipe)) == counted
+    assert len(counted) == STEPS
 
 
 def test_the_products_alone_are_an_arm(page, tmp_path):
