@@ -82,6 +82,10 @@ def mma_token() -> PeftConfig:
     return MMAConfig(router="token")
 
 
+def without_bias() -> PeftConfig:
+    return MMAConfig(projection_bias=False)
+
+
 def mma_base() -> PeftConfig:
     return MMAConfig(text_route="base")
 
@@ -128,6 +132,14 @@ ROWS = [
         unrouted,
         rf"model\.(language_model\.layers\.[01]\.input_layernorm{_ONE}"
         rf"|vision_tower\.encoder\.layers\.[01]\.layer_norm1{_ONE})",
+    ),
+    Row(
+        "mma_without_bias",
+        "llama",
+        LANGUAGE,
+        without_bias,
+        r"model\.(layers\.[01]\.input_layernorm\.(mma_(down|up)\.default\.weight"
+        rf"|mma_router\.default\.(weight|bias))|{_TOKENS})",
     ),
     Row("mma_unrouted", "dinov2", VISION, unrouted, rf"encoder\.layer\.[01]\.norm1{_ONE}"),
     Row(

@@ -42,6 +42,11 @@ def check_lavin(recipe: Recipe) -> None:
             "LaVIN's code routes each patch of an image by itself, and this run's tower by each "
             "image's CLS state: train with tuner.router: token, or use --to merged"
         )
+    if not getattr(tuner, "projection_bias", True):
+        raise ModelError(
+            "LaVIN's adapters have biases, and this run's have none (tuner.projection_bias: "
+            "false); use --to merged"
+        )
     if getattr(tuner, "text_route", "trained") != "trained":
         raise ModelError(
             "LaVIN's code has no text_route: base, so it would compute other answers to text; use "

@@ -16,6 +16,9 @@ class MMASection(Section):
     type: Literal["mma"] = "mma"
     bottleneck_dim: Count = 8
     """Width an adapter projects down to."""
+    projection_bias: bool = True
+    """Biases in the adapter's projections, as LaVIN's have; false: a route is exactly a LoRA, which
+    vLLM serves."""
     router: bool | Literal["token"] = True
     """Mix two branches, by modality in the language model, by each image's CLS (or mean) state in
     the tower; `token`: there by each patch's own state, as LaVIN's checkpoints need it; false: one

@@ -88,6 +88,7 @@ def _config(
     if isinstance(tuner, MMASection):
         return MMAConfig(
             bottleneck_dim=tuner.bottleneck_dim,
+            projection_bias=tuner.projection_bias,
             router=tuner.router,
             router_temperature=tuner.router_temperature,
             text_route=tuner.text_route,

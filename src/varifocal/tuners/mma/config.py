@@ -18,6 +18,9 @@ class MMAConfig(PeftConfig):
         num_groups: G, groups of the up-projections; must divide the width of every adapted layer.
         dropout: probability of dropping a bottleneck unit in training, in [0, 1).
         scale: s, factor on the adapter's output.
+        projection_bias: whether the projections have biases, as LaVIN's have. Without them a
+            route is exactly a LoRA of rank R on the linears that read a norm, which servers of
+            LoRAs take.
         router: whether a router mixes two branches, and what routes an image in a vision tower.
             True: each image's own CLS state, or its mean state where there is no CLS token.
             "token": each patch routes itself, as in LaVIN's public code for a batch of one image;
@@ -45,6 +48,7 @@ class MMAConfig(PeftConfig):
     num_groups: int = field(default=2)
     dropout: float = field(default=0.1)
     scale: float = field(default=1.0)
+    projection_bias: bool = field(default=True)
     router: bool | Literal["token"] = field(default=True)
     router_temperature: float = field(default=10.0)
     text_route: TextRoute = field(default="trained")

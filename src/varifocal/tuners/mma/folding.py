@@ -29,7 +29,7 @@ class AffineMap:
     Attributes:
         down: [R, D].
         up: [D, R].
-        bias: [D].
+        bias: [D]; zeros of an adapter that has no biases.
     """
 
     down: Tensor
@@ -149,9 +149,12 @@ def _map_of(layer: MMALayer, adapter: str, shares: Tensor) -> AffineMap:
     dtype = torch.promote_types(down.weight.dtype, torch.float32)
     shares = shares.to(down.weight.device, dtype)
     weight = torch.einsum("b,bdk->dk", shares, up.weight.to(dtype))
-    block = _block_matrix(weight[None], (shares @ up.bias.to(dtype))[None], down.out_features)
+    shift = None if up.bias is None else (shares @ up.bias.to(dtype))[None]
+    block = _block_matrix(weight[None], shift, down.out_features)
     block = block * layer.mma_config[adapter].scale
-    bias = down.bias.to(dtype) @ block[:-1] + block[-1]
+    bias = block[-1]
+    if layer.mma_config[adapter].projection_bias:
+        bias = down.bias.to(dtype) @ block[:-1] + bias
     return AffineMap(down.weight.to(dtype), block[:-1].T.contiguous(), bias)
 
 

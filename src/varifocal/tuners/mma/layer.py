@@ -28,24 +28,32 @@ class BranchUp(nn.Module):
 
     Output unit i of branch k reads only the bottleneck units of its own group,
     `B_k(h)_i = weight[k, i] . h_group(i) + bias[k, i]`, as a grouped 1x1 convolution does.
-    `weight` is [K, D, R / G], `bias` [K, D], K branches.
+    `weight` is [K, D, R / G], `bias` [K, D] or None, K branches.
 
     Args:
         num_branches: K.
         width: D, a multiple of `num_groups`.
         bottleneck_dim: R, a multiple of `num_groups`.
         num_groups: G.
+        bias: whether there is one.
 
     Raises:
         ValueError: if the groups do not divide the width.
     """
 
-    def __init__(self, num_branches: int, width: int, bottleneck_dim: int, num_groups: int) -> None:
+    def __init__(
+        self,
+        num_branches: int,
+        width: int,
+        bottleneck_dim: int,
+        num_groups: int,
+        bias: bool = True,
+    ) -> None:
         super().__init__()
         if width % num_groups:
             raise ValueError(f"num_groups={num_groups} does not divide the layer's width {width}")
         self.weight = nn.Parameter(torch.zeros(num_branches, width, bottleneck_dim // num_groups))
-        self.bias = nn.Parameter(torch.zeros(num_branches, width))
+        self.bias = nn.Parameter(torch.zeros(num_branches, width)) if bias else None
 
 
 class MMALayer(nn.Module, BaseTunerLayer):
@@ -58,7 +66,8 @@ class MMALayer(nn.Module, BaseTunerLayer):
         y = z + s * (w_0 B_0(A z) + w_1 B_1(A z)),    w = softmax((W h + b) / tau)
 
     A: D -> R with bias, dropout after it; B_0, B_1: R -> D in G groups with bias, zero at the
-    start, so y = z until training moves them. Which state h routes depends on `router`:
+    start, so y = z until training moves them (`projection_bias=False` leaves the biases of A
+    and B out). Which state h routes depends on `router`:
 
     - "modality" (language models): the modality token's own state in this layer. Its weights w are
       a table [2 modalities, 2 branches], computed once per forward pass and looked up by each
@@ -110,12 +119,17 @@ class MMALayer(nn.Module, BaseTunerLayer):
 
     def update_layer(self, adapter_name: str, config: MMAConfig) -> None:
         """Add a fresh adapter: device, dtype and training mode are the norm's."""
-        down = nn.Linear(self.width, config.bottleneck_dim)
+        down = nn.Linear(self.width, config.bottleneck_dim, bias=config.projection_bias)
         nn.init.xavier_uniform_(down.weight)
-        nn.init.zeros_(down.bias)
+        if config.projection_bias:
+            nn.init.zeros_(down.bias)
         self.mma_down[adapter_name] = down
         self.mma_up[adapter_name] = BranchUp(
-            2 if config.router else 1, self.width, config.bottleneck_dim, config.num_groups
+            2 if config.router else 1,
+            self.width,
+            config.bottleneck_dim,
+            config.num_groups,
+            config.projection_bias,
         )
         if config.router:
             self.mma_router[adapter_name] = nn.Linear(self.width, 2)
@@ -196,7 +210,7 @@ class MMALayer(nn.Module, BaseTunerLayer):
             table = table[:1]
         # Few weights, many tokens: mix the branches of each modality, then look modalities up.
         weight = torch.einsum("mb,bdk->mdk", table, up.weight.to(table.dtype))
-        bias = table @ up.bias.to(table.dtype)
+        bias = None if up.bias is None else table @ up.bias.to(table.dtype)
         return self._mix(adapter, z, shares, weight, bias)
 
     def _route(self, adapter: str, state: Tensor) -> Tensor:
@@ -226,7 +240,7 @@ class MMALayer(nn.Module, BaseTunerLayer):
         return torch.softmax(logits / self.mma_config[adapter].router_temperature, dim=-1)
 
     def _mix(
-        self, adapter: str, z: Tensor, shares: Tensor | None, weight: Tensor, bias: Tensor
+        self, adapter: str, z: Tensor, shares: Tensor | None, weight: Tensor, bias: Tensor | None
     ) -> Tensor:
         """Add `s * sum_m shares[..., m] * (weight[m] h + bias[m])`, h the bottleneck, to z.
 
@@ -239,10 +253,11 @@ class MMALayer(nn.Module, BaseTunerLayer):
             shares: [B, T or 1, M]; None for M = 1 and a share of 1. A token whose shares are all 0
                 keeps its z to the last bit.
             weight: [M, D, R / G].
-            bias: [M, D].
+            bias: [M, D], or None.
         """
         down = cast(nn.Linear, self.mma_down[adapter])
-        h = F.linear(z, down.weight.to(z.dtype), down.bias.to(z.dtype))
+        shift = cast("Tensor | None", down.bias)
+        h = F.linear(z, down.weight.to(z.dtype), None if shift is None else shift.to(z.dtype))
         h = F.pad(self.mma_dropout[adapter](h), (0, 1), value=1.0)  # [B, T, R + 1]
         if shares is not None:
             h = (shares.to(z.dtype)[..., None] * h[..., None, :]).flatten(-2)  # [B, T, M (R + 1)]
@@ -252,24 +267,25 @@ class MMALayer(nn.Module, BaseTunerLayer):
         return y.view_as(z).to(z.dtype)
 
 
-def _block_matrix(weight: Tensor, bias: Tensor, bottleneck_dim: int) -> Tensor:
+def _block_matrix(weight: Tensor, bias: Tensor | None, bottleneck_dim: int) -> Tensor:
     """Lay grouped projections out as one matrix.
 
     Args:
         weight: [M, D, R / G].
-        bias: [M, D].
+        bias: [M, D], or None.
         bottleneck_dim: R.
 
     Returns:
         [M (R + 1), D]: for each m, R rows that are zero outside their group's outputs, and its
-        bias.
+        bias, zero where there is none.
     """
     num_mixtures, width, per_group = weight.shape
     groups = bottleneck_dim // per_group
     grouped = weight.view(num_mixtures, groups, width // groups, per_group)
     own = torch.eye(groups, dtype=weight.dtype, device=weight.device)
     rows = torch.einsum("gc,mcok->mgkco", own, grouped).reshape(num_mixtures, -1, width)
-    return torch.cat([rows, bias[:, None]], dim=1).flatten(0, 1)
+    last = weight.new_zeros(num_mixtures, 1, width) if bias is None else bias[:, None]
+    return torch.cat([rows, last], dim=1).flatten(0, 1)
 
 
 def _width(norm: nn.Module, name: str) -> int:
