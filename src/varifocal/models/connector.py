@@ -6,7 +6,7 @@ V visual tokens per image, L local tokens (one a pooled cell), G global tokens.
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -219,10 +219,9 @@ class PatchMLP(Connector):
 class PlainMLP(Connector):
     """LLaVA's projectors to the letter: one or two linears on every patch, and nothing else.
 
-    Two, with GELU between them, are LLaVA 1.5's (arXiv 2310.03744); transformers'
-    `LlavaMultiModalProjector` has the same, so a model with this connector can be written as a
-    LLaVA. One is that of the first LLaVA (arXiv 2304.08485). Nothing sets the size of its tokens
-    while it trains; `enter_at` makes them as large as words once, by its last linear.
+    Two, with GELU between, are LLaVA 1.5's (arXiv 2310.03744), so a model with this connector can
+    be written as transformers' LLaVA. One is the first LLaVA's (arXiv 2304.08485). Nothing sets the
+    size of its tokens in training; `enter_at` makes them as large as words once.
 
     Args:
         in_dim: C, width of the tower's states.
@@ -230,6 +229,7 @@ class PlainMLP(Connector):
         grid: rows and columns of the tower's patch grid.
         output_scale: root mean square that a fresh connector's tokens have, given states of 1.
         num_linears: 1 or 2.
+        image_tokens: "llava", or "llamacpp", CLIP's in its order: no first patch, CLS last.
     """
 
     select: Selection = "patches"
@@ -241,8 +241,11 @@ class PlainMLP(Connector):
         grid: tuple[int, int],
         output_scale: float | None = None,
         num_linears: int = 2,
+        image_tokens: str = "llava",
     ) -> None:
         super().__init__(in_dim, out_dim, None)
+        if image_tokens == "llamacpp":
+            self.select = "patches_then_cls"
         self.start_scale = output_scale
         self.grid = grid
         self.tokens_per_image = math.prod(grid)
@@ -262,8 +265,6 @@ class PlainMLP(Connector):
     def enter_at(self, scale: float, states: Tensor | None = None) -> None:
         """Scale the last linear, once, so that the tokens have a root mean square on average.
 
-        No token's direction changes, and so no cosine with a word does.
-
         Args:
             scale: of the tokens, as `embedding_scale` measures it.
             states: [N, K, C] to measure with; None takes noise of root mean square 1.
@@ -281,15 +282,14 @@ class PlainMLP(Connector):
 
     @property
     def _last(self) -> nn.Linear:
-        last = self.local[-1]
-        assert isinstance(last, nn.Linear)
-        return last
+        return cast(nn.Linear, self.local[-1])
 
     def config(self) -> dict[str, Any]:
         """Return the options from which `build_connector` builds this connector again."""
         if self.num_linears == 1:
             return {"type": "linear", "output_scale": self.start_scale}
-        return {"type": "patch_mlp", "plain": True, "output_scale": self.start_scale}
+        order = {} if self.select == "patches" else {"image_tokens": "llamacpp"}
+        return {"type": "patch_mlp", "plain": True, "output_scale": self.start_scale, **order}
 
     def forward(self, states: Tensor) -> Tensor:
         """Map patches [N, K, C] to visual tokens [N, K, D], by row."""
@@ -352,7 +352,9 @@ def _patch_mlp(
     tower: VisionTower, out_dim: int, hidden_dim: int = 512, plain: bool = False, **rest: Any
 ) -> Connector:
     if plain:
-        return PlainMLP(tower.width, out_dim, tower.grid, **rest)
+        made = PlainMLP(tower.width, out_dim, tower.grid, **rest)
+        tower.check(made.select)
+        return made
     return PatchMLP(tower.width, out_dim, hidden_dim, tower.grid, **rest)
 
 

@@ -316,7 +316,8 @@ def _connector(
 def connector_options(section: ConnectorSection) -> dict[str, Any]:
     """Return `build_connector`'s options: those of the section that say what it is made of."""
     if isinstance(section, LlavaMLPSection):
-        return {"type": "patch_mlp", "plain": True}  # as config.json has it
+        order = {} if section.image_tokens == "llava" else {"image_tokens": section.image_tokens}
+        return {"type": "patch_mlp", "plain": True, **order}  # as config.json has it
     options = section.model_dump(exclude={"weights"})
     return {key: value for key, value in options.items() if (key, value) != ("hidden_dim", None)}
 

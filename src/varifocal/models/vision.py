@@ -19,7 +19,7 @@ from transformers import (
 from varifocal.errors import ModelError, nearest
 from varifocal.models.efficientnet import HEAD_CHANNELS, EfficientNetLite
 
-Selection = Literal["patches", "cls_states"]
+Selection = Literal["patches", "cls_states", "patches_then_cls"]
 CLS_STATE_EVERY = 4
 """`cls_states` reads the CLS token after every fourth block, as LaVIN does."""
 
@@ -61,7 +61,7 @@ class VisionTower(nn.Module):
 
     def num_states(self, select: Selection) -> int:
         """K: how many states an image gives under a selection."""
-        return self.num_patches if select == "patches" else self.num_blocks // CLS_STATE_EVERY
+        return self.num_blocks // CLS_STATE_EVERY if select == "cls_states" else self.num_patches
 
     def check(self, select: Selection) -> None:
         """Raise `ModelError` when this tower cannot give what a connector reads."""
@@ -76,8 +76,9 @@ class VisionTower(nn.Module):
 
         Args:
             pixel_values: [N, 3, H, W], normalised by the tower's own image processor.
-            select: `patches`, the grid's cells in row-major order, or `cls_states`, the CLS token
-                after blocks 4, 8, 12, ... before any final norm.
+            select: `patches`, the grid's cells in row-major order; `cls_states`, the CLS token
+                after blocks 4, 8, 12, ... before any final norm; or `patches_then_cls`, the cells
+                without the first, and the CLS token last, as llama.cpp passes CLIP's tokens on.
 
         Returns:
             [N, K, C] in the tower's dtype.
@@ -134,6 +135,11 @@ class TransformersTower(VisionTower):
     def check(self, select: Selection) -> None:
         """Raise `ModelError` for CLS states of a tower without a CLS token, or with 3 blocks."""
         super().check(select)
+        if select == "patches_then_cls" and self.num_prefix_tokens != 1:
+            raise ModelError(
+                f"{self.model.config.model_type} has no CLS token, and llama.cpp reads its patches "
+                "as they are: leave connector.image_tokens out"
+            )
         if select == "cls_states" and not self.num_prefix_tokens:
             raise ModelError(
                 f"{self.model.config.model_type} has no CLS token, which connector 'cls_pyramid'"
@@ -153,6 +159,9 @@ class TransformersTower(VisionTower):
         states = output.hidden_states  # embeddings, then after each block: [N, prefix + cells, C]
         if select == "patches":
             return states[self.feature_layer][:, self.num_prefix_tokens :]
+        if select == "patches_then_cls":
+            read = states[self.feature_layer]
+            return torch.cat([read[:, 2:], read[:, :1]], dim=1)
         after = range(CLS_STATE_EVERY, self.num_blocks + 1, CLS_STATE_EVERY)
         return torch.stack([states[block][:, 0] for block in after], dim=1)
 
@@ -181,7 +190,7 @@ class EfficientNetTower(VisionTower):
     def check(self, select: Selection) -> None:
         """Raise `ModelError` for anything but patches: a convolutional network has no CLS token."""
         super().check(select)
-        if select == "cls_states":
+        if select != "patches":
             raise ModelError(
                 "EfficientNet-Lite has no CLS token, which connector 'cls_pyramid' reads;"
                 " use connector 'patch_mlp', or a CLIP or DINOv2 tower"

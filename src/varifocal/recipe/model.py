@@ -30,6 +30,9 @@ class LlavaMLPSection(Section):
     """
 
     type: Literal["mlp2x_gelu"] = "mlp2x_gelu"
+    image_tokens: Literal["llava", "llamacpp"] = "llava"
+    """`llamacpp`: a CLIP tower's tokens as llama.cpp passes them on, the first patch left out and
+    the class token last, so that `varifocal export --to llamacpp` takes the run."""
     weights: str | None = None
     """A run whose trained connector is the start; by default a fresh one, drawn from the seed."""
 
