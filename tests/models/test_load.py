@@ -247,7 +247,7 @@ def test_quantisation_asks_for_its_extra(language, monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
-    with pytest.raises(ModelError, match=r"nf4 needs bitsandbytes; run: pip install 'varifocal"):
+    with pytest.raises(ModelError, match=r"nf4 needs bitsandbytes; run: pip install bitsandbytes"):
         load_model(section(language_model=language, quantization="nf4"))
 
 

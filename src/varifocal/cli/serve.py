@@ -128,7 +128,9 @@ def serve(
 def _check_installed() -> None:
     missing = [each for each in _NEEDED if importlib.util.find_spec(each) is None]
     if missing:
-        raise VarifocalError(f"serving needs {missing[0]}; run: pip install 'varifocal[serve]'")
+        raise VarifocalError(
+            f"serving needs {missing[0]}; run: pip install fastapi uvicorn prometheus-client"
+        )
 
 
 def _run(app: Any, settings: Any, name: str) -> None:

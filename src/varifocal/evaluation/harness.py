@@ -5,7 +5,7 @@ so that a score of theirs is one of ours on the same prompts. Neither harness is
 model for it is asked for. lm-eval comes with the extra `eval`; lmms-eval asks for fifty packages
 (OpenCV, PyAV, wandb, ...) and is installed next to it:
 
-    pip install 'varifocal[eval]'
+    pip install 'lm-eval>=0.4.13'
     pip install 'lmms-eval>=0.7'
 
     python -m varifocal.evaluation.harness run --model varifocal \
@@ -36,7 +36,7 @@ from varifocal.errors import ModelError, VarifocalError
 from varifocal.evaluation.harness_model import IMAGE, HarnessModel, images_of
 from varifocal.evaluation.likelihood import Question
 
-_INSTALL = {"lm-eval": "'varifocal[eval]'", "lmms-eval": "'lmms-eval>=0.7'"}
+_INSTALL = {"lm-eval": "'lm-eval>=0.4.13'", "lmms-eval": "'lmms-eval>=0.7'"}
 
 NAME = "varifocal"
 """What both harnesses call our model."""

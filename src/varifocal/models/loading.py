@@ -237,7 +237,7 @@ def quantisation(section: ModelSection, *, is_vision_language: bool) -> BitsAndB
     except ImportError as error:
         raise ModelError(
             f"model.quantization: {section.quantization} needs bitsandbytes;"
-            " run: pip install 'varifocal[quant]'"
+            " run: pip install bitsandbytes"
         ) from error
     skipped = (
         ["lm_head", _NO_LANGUAGE] if is_vision_language else None

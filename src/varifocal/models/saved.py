@@ -17,6 +17,7 @@ from varifocal.models.shared_table import adapters_change_one
 from varifocal.recipe import Recipe
 from varifocal.run import RunDirectory
 from varifocal.trained import TENSORS, find_trained
+from varifocal.writing import write_json, write_text
 
 
 def load_trained_tensors(model: PreTrainedModel, checkpoint: Path) -> None:
@@ -230,3 +231,69 @@ def _misfit(directory: Path, reason: str) -> ModelError:
         f"the adapter in '{directory}' does not fit this model: {reason} "
         "Load it on the base model that it was trained on"
     )
+
+
+_CARD = """---
+base_model: {base}
+library_name: peft
+tags:
+- varifocal
+---
+
+# {title}, adapter
+
+{kind} for {base}, trained with Varifocal. The licence of the base model holds for it, too.
+
+```python
+import varifocal as vf
+
+model = vf.load("RUN")  # the run's folder, in which this one lies as `adapter`
+```
+
+{alone} What was measured stands in the README of the run.
+"""
+_KINDS = {
+    "mma": "An MMA adapter",
+    "mixlora": "A MixLoRA adapter",
+    "lora": "A LoRA",
+    "none": "A connector",
+}
+_OURS = (
+    "PEFT alone does not know this kind of adapter and refuses it by name; `import varifocal` "
+    "registers it."
+)
+_THEIRS = "PEFT alone loads it around the model that the run trained, with its connector."
+
+
+def shared_name(name: str) -> str:
+    """Return a checkpoint's name as others may read it: of a folder of this machine its own alone.
+
+    >>> shared_name("meta-llama/Llama-2-7b-hf")
+    'meta-llama/Llama-2-7b-hf'
+    """
+    place = Path(name).expanduser()
+    return place.resolve().name if place.is_dir() else name
+
+
+def describe_adapter(directory: Path, recipe: Recipe) -> None:
+    """Write an adapter's own card in the place of PEFT's empty one, and name no path of here.
+
+    Args:
+        directory: as PEFT has saved it.
+        recipe: the run's.
+
+    Raises:
+        RunError: the disk is full.
+    """
+    page = read_object(directory / "adapter_config.json")
+    base = shared_name(recipe.model.language_model)
+    page["base_model_name_or_path"] = base
+    kind = _KINDS[recipe.tuner.type]
+    card = _CARD.format(
+        base=base,
+        title=recipe.name or base.rpartition("/")[2],
+        kind=kind,
+        alone=_OURS if recipe.tuner.type in ("mma", "mixlora") else _THEIRS,
+    )
+    write_json(directory / "adapter_config.json", page)
+    write_text(directory / "README.md", card)

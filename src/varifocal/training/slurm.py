@@ -185,7 +185,7 @@ def _executor_class() -> Any:
     try:
         from submitit.slurm.slurm import SlurmExecutor
     except ImportError as error:
-        raise RunError("--slurm needs submitit: pip install varifocal[slurm]") from error
+        raise RunError("--slurm needs submitit: pip install submitit") from error
 
     class Executor(SlurmExecutor):
         """Writes scripts where no Slurm is installed, too, and has them obeyed."""

@@ -27,7 +27,7 @@ from varifocal.models.distributed import (
     is_spread,
     num_processes,
 )
-from varifocal.models.saved import start_adapter, start_connector
+from varifocal.models.saved import describe_adapter, start_adapter, start_connector
 from varifocal.progress import Progress, silent
 from varifocal.recipe import Recipe, leaves_text
 from varifocal.recipe.sections import Provenance
@@ -378,6 +378,7 @@ def _save(
             cast(Any, parts.model).save_pretrained(
                 staging, state_dict=gathered, save_embedding_layers=False
             )
+            describe_adapter(staging, recipe)
     else:
         dtype = getattr(torch, recipe.model.dtype)
         with atomic_directory(run.model, noted="*.safetensors") as staging:
