@@ -9,7 +9,7 @@ from pathlib import Path
 import PIL.Image
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import pre_tokenizers
 from torch import nn
 from transformers import (
     CLIPImageProcessorPil,
@@ -18,46 +18,20 @@ from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
-    LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
-    PreTrainedTokenizerFast,
     SiglipImageProcessorPil,
     SiglipVisionConfig,
     SiglipVisionModel,
 )
 
-from tiny import TEMPLATE
+from languages import OWN_END, save_language
 from varifocal.assemble import assemble
 from varifocal.recipe import Recipe
 from varifocal.run import RunDirectory
 from varifocal.training.tuner import attach_tuner
 
 SIDE = 28
-
-
-def save_language(directory, cuts=None, template=TEMPLATE, special=(), **changes):
-    """A LLaMA of bytes: 256 letters, two pairs of them, four special tokens."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = {c: i for i, c in enumerate([*alphabet, "in", "ll"])}
-    core = Tokenizer(models.BPE(vocab=words, merges=[("i", "n"), ("l", "l")]))
-    core.pre_tokenizer = cuts or pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        **{f"{n}_token": t for n, t in {"bos": "<s>", "eos": "</s>", "pad": "<pad>"}.items()},
-        unk_token="<unk>",
-    )
-    if special:
-        tokenizer.add_special_tokens({"additional_special_tokens": list(special)})
-    tokenizer.chat_template = template
-    tokenizer.save_pretrained(directory)
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.3}
-    ends = {f"{n}_token_id": getattr(tokenizer, f"{n}_token_id") for n in ("bos", "eos", "pad")}
-    torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=len(tokenizer), **{**sizes, **ends, **changes})
-    LlamaForCausalLM(config).save_pretrained(directory)
 
 
 @pytest.fixture(autouse=True)
@@ -161,12 +135,6 @@ def save_tied(tmp_path):
     """A language model whose head is its embedding."""
     save_language(tmp_path / "tied", tie_word_embeddings=True)
     return tmp_path / "tied"
-
-
-OWN_END = (
-    "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|eot|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
-)
 
 
 @pytest.fixture(scope="session")

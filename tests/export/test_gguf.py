@@ -1,14 +1,21 @@
 """GGUF files: read back by transformers in the gate, and by llama.cpp where it is installed."""
 
+import json
+
 import pytest
 import torch
+from tokenizers import AddedToken, Tokenizer, normalizers
 from transformers import AutoModelForCausalLM
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from languages import OWN_END, VICUNA, byte_level, save_language, sentencepiece
+from tiny import TEMPLATE
 from varifocal.assemble import open_run
 from varifocal.errors import ModelError
 from varifocal.exporting.export import export
-from varifocal.exporting.request import Order
+from varifocal.exporting.request import Order, check_possible, language_section
+from varifocal.exporting.vocabulary import vocabulary_of
+from varifocal.models.load import load_processor
 
 gguf = pytest.importorskip("gguf")
 
@@ -88,13 +95,112 @@ def test_its_chat_template_is_the_runs_with_its_system_turn(mma_run, tmp_path):
     )
 
 
+CHATS = [
+    "What is it?",
+    "Ein Baum im Garten: größer, 樹, 🧲!",
+    "one  two\n\nthree\ttabs ",
+    "I'll say: 'four' lines. The dog asks 1234 users",
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("legacy", [True, False])
+@pytest.mark.parametrize("template", [VICUNA, TEMPLATE])
+def test_llama_cpp_reads_sentencepiece_as_the_run(
+    make_run, tmp_path, ask_llama_cpp, legacy, template
+):
+    save_language(tmp_path / "lm", tokenizer=sentencepiece(legacy=legacy), template=template)
+    run = make_run({"type": "mma"}, tower=None, language=tmp_path / "lm")
+    done = export(Order(run, "gguf", num_prompts=2), tmp_path / "out")[0]
+    encoder = open_run(run.root)[1].encoder
+    turns = [[{"role": "user", "content": chat}] for chat in CHATS]
+    model = str(done.directory / "model.gguf")
+    jobs = [{"model": model, "turns": turn} for turn in turns]
+    for turn, found in zip(turns, ask_llama_cpp(jobs), strict=True):
+        text = encoder.template.render(turn, add_generation_prompt=True)
+        assert found["chat"] == text.removeprefix("<s>")  # which llama.cpp sets by itself
+        ids = encoder.tokenizer(text, add_special_tokens=False).input_ids
+        assert [1, *found["chat_ids"]] == ids
+
+
+def test_sentencepiece_whose_merges_are_not_its_pieces_is_refused(make_run, tmp_path):
+    tokenizer = sentencepiece()
+    page = json.loads(tokenizer.backend_tokenizer.to_str())
+    del page["model"]["merges"][0]
+    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(page))
+    save_language(tmp_path / "lm", tokenizer=tokenizer)
+    with pytest.raises(ModelError, match="this one is neither"):
+        check(make_run({"type": "none"}, tower=None, language=tmp_path / "lm"))
+
+
+WITHOUT_SPECIAL = VICUNA.replace("{{ bos_token }}", "").replace("</s>", " ")
+
+
+def test_blanks_that_llama_cpp_would_set_after_a_special_token_are_refused(make_run, tmp_path):
+    template = VICUNA.replace("{{ bos_token }}", "")  # a blank in front, and none after "</s>"
+    save_language(tmp_path / "lm", tokenizer=sentencepiece(legacy=False), template=template)
+    with pytest.raises(ModelError, match="read this run's chat prompts otherwise"):
+        check(make_run({"type": "none"}, tower=None, language=tmp_path / "lm"))
+
+
+def check(run):
+    recipe, parts = open_run(run.root)
+    check_possible(Order(run, "gguf"), recipe, parts)
+    return vocabulary_of(load_processor(language_section(recipe)), parts.encoder)
+
+
+@pytest.mark.parametrize(
+    ("make", "template", "expected"),
+    [
+        (sentencepiece, VICUNA, (None, True, True)),
+        (lambda: sentencepiece(legacy=False), VICUNA, (None, True, False)),
+        (lambda: sentencepiece(legacy=False), WITHOUT_SPECIAL, (None, False, True)),
+        (byte_level, VICUNA, ("gpt-2", False, False)),
+        (byte_level, OWN_END, ("gpt-2", False, False)),
+    ],
+)
+def test_a_begin_of_sequence_and_blanks_are_set_as_the_runs_prompts_have_them(
+    make_run, tmp_path, make, template, expected
+):
+    special = ["<|eot|>"] if template == OWN_END else []
+    save_language(tmp_path / "lm", tokenizer=make(), template=template, special=special)
+    found = check(make_run({"type": "none"}, tower=None, language=tmp_path / "lm"))
+    assert (found.pre, found.adds_bos, found.adds_blank) == expected
+
+
+def test_what_llama_cpp_does_not_normalise_is_said(make_run, tmp_path):
+    tokenizer = byte_level()
+    tokenizer.backend_tokenizer.normalizer = normalizers.NFC()
+    save_language(tmp_path / "lm", tokenizer=tokenizer)
+    found = check(make_run({"type": "none"}, tower=None, language=tmp_path / "lm"))
+    assert [note.split(" does not")[0] for note in found.notes] == ["llama.cpp"]
+    assert "(NFC)" in found.notes[0]
+
+
+@pytest.mark.parametrize("flag", ["lstrip", "rstrip"])
+def test_an_added_tokens_flags_are_refused_where_the_template_depends_on_them(
+    make_run, tmp_path, flag
+):
+    tokenizer = byte_level()
+    tokenizer.add_tokens([AddedToken("<|eot|>", special=True, **{flag: True})])
+    save_language(
+        tmp_path / "lm", tokenizer=tokenizer, template=OWN_END.replace("<|eot|>", " <|eot|> ")
+    )
+    with pytest.raises(ModelError, match=r"does not know the flags of <\|eot\|>"):
+        check(make_run({"type": "none"}, tower=None, language=tmp_path / "lm"))
+    tokenizer.chat_template = OWN_END.replace("\n", "")
+    tokenizer.save_pretrained(tmp_path / "lm")
+    found = check(make_run({"type": "none"}, tower=None, language=tmp_path / "lm"))
+    assert "flags (lstrip, rstrip, single_word) of <|eot|>" in found.notes[0]
+
+
 @pytest.mark.slow
 def test_llama_cpp_reads_a_system_prompt_beyond_ascii(make_run, tmp_path, ask_llama_cpp):
     prompt = 'Sei "knapp", größte 🧲.\nUnd {{ freundlich }}.'
     run = make_run({"type": "lora"}, data={"system_prompt": prompt})
     (done,) = export(Order(run, "gguf", num_prompts=2), tmp_path / "out")
     turns = [{"role": "user", "content": "Hi"}]
-    job = {"model": str(done.directory / "model.gguf"), "text": TEXT, "turns": turns}
+    job = {"model": str(done.directory / "model.gguf"), "turns": turns}
     (found,) = ask_llama_cpp([job])
     assert found["chat"] == f"<s>system\n{prompt}</s>\n<s>user\nHi</s>\n<s>assistant\n"
 

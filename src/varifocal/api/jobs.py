@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from varifocal.api.run import Run
 from varifocal.data.example import ImageLike
@@ -315,6 +315,7 @@ def export(
     max_gap: float | None = None,
     shard_gib: float = 4.0,
     strength: float = 1.0,
+    serves: Literal["vllm"] | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> list[Exported]:
     """Write a run in a form that other programs load, as `varifocal export` does.
@@ -323,7 +324,7 @@ def export(
 
     Args:
         run: the run directory.
-        to: `merged`, `lora`, `route`, `llava`, `gguf` or `model`.
+        to: `merged`, `lora`, `route`, `llava`, `gguf`, `llamacpp` or `model`.
         out: where it goes; by default `RUN/export/TO`.
         dtype: number format of the weights; by default the run's.
         prompt: with `route`, the prompt whose LoRA is written.
@@ -332,6 +333,7 @@ def export(
         max_gap: largest difference of two logits that passes; by default as rounding allows.
         shard_gib: most GiB a safetensors file.
         strength: factor on what the adapter changes: 0 is the base, 1 the run as trained.
+        serves: the server against whose rules the artifact is held.
         progress: called with each step in words.
 
     Returns:
@@ -343,6 +345,7 @@ def export(
     """
     directory = RunDirectory.open(Path(run).expanduser())
     asked = None if prompt is None else prompt_example(prompt, images)
-    order = Order(directory, to, dtype, num_prompts, max_gap, shard_gib, asked, strength=strength)
+    settings = (dtype, num_prompts, max_gap, shard_gib)
+    order = Order(directory, to, *settings, asked, "", strength, serves)
     target = directory.root / "export" / to if out is None else Path(out)
     return export_run(order, target, progress)

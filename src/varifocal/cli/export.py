@@ -13,17 +13,22 @@ from varifocal.cli.options import StrengthOption, ready
 from varifocal.errors import VarifocalError
 
 if TYPE_CHECKING:
+    from varifocal.exporting.export import Exported
     from varifocal.exporting.parity import Parity, Rounding
 
 
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+RunArgument = Annotated[
+    Path, typer.Argument(metavar="RUN", help="A run directory; for --verify an export.")
+]
 ToOption = Annotated[
-    Literal["merged", "lora", "route", "llava", "gguf", "model", "lavin"],
+    Literal["merged", "lora", "route", "llava", "gguf", "llamacpp", "model", "lavin"] | None,
     typer.Option(
         help="merged: plain transformers checkpoints; lora: PEFT LoRAs; route: the LoRA that "
         "one prompt chooses (MixLoRA); llava: transformers' LLaVA, for a graft whose connector "
-        "is plain; gguf: the language model for llama.cpp; model: the whole graft in one folder, "
-        "for transformers with Varifocal; lavin: the adapters as LaVIN's own code reads them."
+        "is plain; gguf: the language model for llama.cpp; llamacpp: that and its tower and "
+        "projector (mmproj), for a graft with a SigLIP tower whose connector is plain; model: the "
+        "whole graft in one folder, for transformers with Varifocal; lavin: the adapters as "
+        "LaVIN's own code reads them."
     ),
 ]
 OutOption = Annotated[Path | None, typer.Option(metavar="DIR", help="By default RUN/export/KIND.")]
@@ -50,6 +55,28 @@ PublicOption = Annotated[
     bool, typer.Option("--public", help="Of a hub repository made now: everybody may see it.")
 ]
 
+VerifyOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help="Instead of --to: RUN is an export, and the server at URL (OpenAI's API, with "
+        "log-probabilities) is asked whether its adapter acts.",
+    ),
+]
+ServedOption = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="For --verify: the server's name for it; else its first."),
+]
+
+ForOption = Annotated[
+    Literal["vllm"] | None,
+    typer.Option(
+        "--for",
+        help="Hold a LoRA or a LLaVA against this server's rules; with --to llava and "
+        "text_route: base it is the base and the image route's LoRA, which one vLLM serves.",
+    ),
+]
+
 
 def add_export_verb(app: typer.Typer) -> None:
     """Give an app the verb of this file."""
@@ -58,7 +85,7 @@ def add_export_verb(app: typer.Typer) -> None:
 
 def export(
     run: RunArgument,
-    to: ToOption,
+    to: ToOption = None,
     out: OutOption = None,
     dtype: DtypeOption = None,
     prompt: PromptOption = None,
@@ -69,8 +96,14 @@ def export(
     strength: StrengthOption = 1.0,
     push_to_hub: PushOption = None,
     public: PublicOption = False,
+    verify: VerifyOption = None,
+    served_as: ServedOption = None,
+    serves: ForOption = None,
 ) -> None:
     """Write a run as what others load, each artifact held against the trained model."""
+    if to is None or verify is not None:
+        _verify(run, verify if to is None else None, served_as)
+        return
     if image and prompt is None:
         raise VarifocalError("--image belongs to --prompt: give the prompt that shows the image")
     from varifocal.cli.checks import check_run, readable_images
@@ -101,15 +134,20 @@ def export(
         None if prompt is None else prompt_example(prompt, image or ()),
         f"varifocal {shlex.join(sys.argv[1:])}",
         strength,
+        serves,
     )
     for done in run_export(order, target, lambda text: print(text, flush=True)):
-        print(f"{done.directory}: passed; {_sentence(done.parity)}")
-        if done.rounding is not None:
-            print(f"  {_lost(done.rounding)}")
-        for note in done.notes:
-            print(f"  {note}")
+        _report(done)
     if push_to_hub is not None:
         print(push(target, push_to_hub, private=not public))
+
+
+def _report(done: Exported) -> None:
+    print(f"{done.directory}: passed; {_sentence(done.parity)}")
+    if done.rounding is not None:
+        print(f"  {_lost(done.rounding)}")
+    for note in done.notes:
+        print(f"  {note}")
 
 
 def _write_lavin(run: Path, out: Path | None) -> None:
@@ -119,6 +157,20 @@ def _write_lavin(run: Path, out: Path | None) -> None:
     file = export_lavin(run, out)
     print(f"{file}: every tensor was read back and compared, bit for bit")
     print("  LaVIN's code takes it as --adapter_path, with --visual_adapter_type router")
+
+
+def _verify(directory: Path, url: str | None, served_as: str | None) -> None:
+    """Ask a server; what is not the trained adapter's answer is an error."""
+    if url is None:
+        raise VarifocalError(
+            "give --to KIND to write an export, or --verify URL to ask a server that serves one"
+        )
+    from varifocal.exporting.liveness import verify
+
+    found = verify(directory, url, served_as)
+    if found.verdict != "acts":
+        raise VarifocalError(f"{url}: {found.sentence()}")
+    print(f"{url}: {found.sentence()}")
 
 
 def _sentence(parity: Parity) -> str:

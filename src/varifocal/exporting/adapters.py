@@ -54,6 +54,8 @@ class LoraFiles:
 def route_lora(model: PeftModel, modality: int, base_name: str) -> LoraFiles:
     """Write an MMA adapter's route as a LoRA: A = D, B = W U, and W c as B's bias.
 
+    An adapter without biases (`tuner.projection_bias: false`) gives a LoRA without any, for vLLM.
+
     Args:
         model: with an active MMA adapter.
         modality: 0 text, 1 image.
@@ -68,7 +70,7 @@ def route_lora(model: PeftModel, modality: int, base_name: str) -> LoraFiles:
     except ValueError as error:
         raise ModelError(f"{error}; so it cannot be written as a LoRA either") from error
     weights: dict[str, Tensor] = {}
-    rank = 0
+    rank, has_bias = 0, cast(Any, model.active_peft_config).projection_bias
     for norm, linears in names.items():
         affine = maps[norm]
         rank = affine.down.shape[0]
@@ -77,8 +79,9 @@ def route_lora(model: PeftModel, modality: int, base_name: str) -> LoraFiles:
             stem = f"{_WRAPPED}{linear.removeprefix(prefix)}"
             weights[f"{stem}.lora_A.weight"] = affine.down
             weights[f"{stem}.lora_B.weight"] = weight @ affine.up
-            weights[f"{stem}.lora_B.bias"] = weight @ affine.bias
-    config = _config(weights, base_name, r=rank, lora_alpha=rank, lora_bias=True)
+            if has_bias:
+                weights[f"{stem}.lora_B.bias"] = weight @ affine.bias
+    config = _config(weights, base_name, r=rank, lora_alpha=rank, lora_bias=has_bias)
     config.fan_in_fan_out = _turned(model, names)
     return LoraFiles(config, weights)
 

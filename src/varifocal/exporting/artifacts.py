@@ -31,6 +31,7 @@ from varifocal.exporting.graft import (
 )
 from varifocal.exporting.llava import llava, through_pixels, write_processor
 from varifocal.exporting.merging import Produce, plain_tensors, shared_table_is_adapted, wide
+from varifocal.exporting.mmproj import MMPROJ, check_written_mmproj, write_mmproj
 from varifocal.exporting.parity import Case
 from varifocal.exporting.plain import (
     PlainModel,
@@ -41,15 +42,18 @@ from varifocal.exporting.plain import (
     write_plain,
 )
 from varifocal.exporting.probing import check_layers, lora_probes, mma_probes
-from varifocal.exporting.request import Order, Target, keeps_adapter, language_section
+from varifocal.exporting.request import Order, Target, is_pair, keeps_adapter, language_section
 from varifocal.exporting.stopping import Answered
 from varifocal.exporting.stored import Wanted, check_stored, check_stored_lora
+from varifocal.exporting.vllm import check_llava_folder, check_lora, name_for_llava
 from varifocal.models.decoding import stop_ids
 from varifocal.models.load import load_model, load_processor
 from varifocal.models.loading import load_every_tensor
-from varifocal.models.saved import load_adapter
+from varifocal.models.saved import load_adapter, shared_name
 from varifocal.recipe import Recipe, leaves_text
 from varifocal.writing import write_text
+
+_FOR_TEXT: dict[Target, Target] = {"llava": "merged", "llamacpp": "gguf"}
 
 
 @dataclass(frozen=True)
@@ -82,13 +86,27 @@ class Job:
 
     @property
     def form(self) -> Target:
-        """The artifact's kind; next to a LLaVA, the text route is a plain language model."""
-        return "merged" if self.order.to == "llava" and self.route == "text" else self.order.to
+        """The artifact's kind; of text alone, a LLaVA or its files are a plain language model's."""
+        to = self.order.to
+        if self.is_pair:
+            return "llava" if self.route == "text" else "lora"
+        return _FOR_TEXT.get(to, to) if self.route == "text" else to
+
+    @property
+    def is_pair(self) -> bool:
+        """Whether the routes are a LLaVA of the base and the image route's LoRA for it."""
+        return is_pair(self.order, self.recipe)
 
     @property
     def is_base(self) -> bool:
         """Whether the artifact is the base model: the text route, where text is left to it."""
         return self.route == "text" and leaves_text(self.recipe.tuner)
+
+    @property
+    def holds_adapter(self) -> bool:
+        """Whether what an adapter changes is in the artifact, for every prompt."""
+        trained = self.recipe.tuner.type not in ("none", "full")
+        return trained and not self.is_base and self.form != "route"
 
     @property
     def keeps_adapter(self) -> bool:
@@ -154,15 +172,17 @@ def _written_model(job: Job, directory: Path) -> Artifact:
     layers = _held_layers(job, content.tensors)
     notes = (_APART,) if shared_table_is_adapted(language_model(job.parts.base)[0]) else ()
     cases, answered = job.cases, job.answered
-    if job.form == "gguf":
-        file = _write_gguf(job, content, directory)
+    if job.form in ("gguf", "llamacpp"):
+        notes += _write_gguf(job, content, directory)
         model = _opened(AutoModelForCausalLM, directory, job.parts, gguf_file=gguf.FILE)
-        ends = gguf.stop_ids_of(file)
+        ends = gguf.stop_ids_of(directory / gguf.FILE)
     else:
         if job.form == "llava":
             content = llava(job.parts.base, content, job.parts.processor, job.dtype)
         write_plain(content, directory, shard_gib=job.order.shard_gib)
         _write_processor(job, directory)
+        if job.order.serves == "vllm" and job.form == "llava":
+            check_llava_folder(directory)
         if job.keeps_adapter:
             write_adapter(cast(PeftModel, job.parts.model), directory, job.what)
         if job.form in ("llava", "model"):
@@ -205,14 +225,14 @@ def _held_layers(job: Job, tensors: Mapping[str, Produce]) -> int:
         probes = mma_probes(cast(PeftModel, job.parts.model), job.modality, prefix)
         return check_layers(probes, tensors, job.what)
     held = check_layers(lora_probes(written), tensors, job.what)
-    if job.form == "llava":
+    if job.form in ("llava", "llamacpp"):
         tower = cast(Any, job.parts.base).vision_tower.model
         held += check_layers(lora_probes(tower), plain_tensors(tower), job.what)
     return held
 
 
 def _wanted(content: PlainModel, form: Target) -> dict[str, Wanted]:
-    dtype_of = gguf.stored_dtype if form == "gguf" else lambda shape: shape.dtype
+    dtype_of = gguf.stored_dtype if form in ("gguf", "llamacpp") else lambda shape: shape.dtype
     return {
         content.inside.get(name, name): Wanted(produce, dtype_of(content.shapes[name]))
         for name, produce in content.tensors.items()
@@ -242,16 +262,14 @@ def _through_pixels(job: Job, directory: Path) -> tuple[list[Case], list[Answere
     return cases, [replace(one, case=case) for one, case in pairs]
 
 
-def _write_gguf(job: Job, content: PlainModel, directory: Path) -> Path:
-    encoder = job.parts.encoder
-    gguf.write_gguf(
-        content,
-        load_processor(language_section(job.recipe)),
-        directory / gguf.FILE,
-        template=chat_template(encoder),
-        end_of_turn=encoder.end_of_turn_id,
-    )
-    return directory / gguf.FILE
+def _write_gguf(job: Job, content: PlainModel, directory: Path) -> tuple[str, ...]:
+    tokenizer = load_processor(language_section(job.recipe))
+    notes = gguf.write_gguf(content, tokenizer, directory / gguf.FILE, job.parts.encoder)
+    if job.form == "llamacpp":
+        file = directory / MMPROJ
+        write_mmproj(job.parts, file, job.dtype)
+        check_written_mmproj(job.parts, file, job.dtype, job.what)
+    return notes
 
 
 def _opened(kind: Any, directory: Path, parts: Assembly, **options: Any) -> Any:
@@ -278,6 +296,10 @@ def _written_lora(job: Job, directory: Path) -> Artifact:
     model = _on_its_base(job, directory)
     trained = language_model(job.parts.base)[0]
     check_stored_lora(model, files, trained, job.what)
+    if job.order.serves == "vllm":
+        check_lora(directory)
+        if job.is_pair:
+            name_for_llava(directory)
     notes = [f"The run's {part} is not in a LoRA." for part in files.left_out]
     notes += [_TOGETHER] if shared_table_is_adapted(trained) else []
     notes.append(
@@ -293,7 +315,8 @@ def _with_lora(job: Job, files: LoraFiles) -> dict[str, Produce]:
     tensors: dict[str, Produce] = {}
     for name in files.config.target_modules or ():
         tensors[f"{name}.weight"] = partial(_lora_weight, written, files.weights, name)
-        tensors[f"{name}.bias"] = partial(_lora_bias, written, files.weights, name)
+        if files.config.lora_bias:
+            tensors[f"{name}.bias"] = partial(_lora_bias, written, files.weights, name)
     return tensors
 
 
@@ -311,7 +334,10 @@ def _lora_bias(written: nn.Module, weights: Mapping[str, Tensor], name: str) -> 
 
 
 def _lora(job: Job) -> LoraFiles:
-    model, base_name = cast(PeftModel, job.parts.model), job.recipe.model.language_model
+    model, base_name = (
+        cast(PeftModel, job.parts.model),
+        shared_name(job.recipe.model.language_model),
+    )
     if job.order.prompt is not None:
         return routed_lora(job.parts, job.order.prompt, base_name)
     if job.recipe.tuner.type == "mma":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from varifocal.assemble import Assembly, open_run
 from varifocal.data.example import Example
 from varifocal.errors import ModelError
 from varifocal.exporting.artifacts import Job, make
+from varifocal.exporting.cards import LIBRARIES, NARROW, loading, notes_of
 from varifocal.exporting.folders import (
     PARITY,
     check_replaceable,
@@ -24,51 +25,16 @@ from varifocal.exporting.folders import (
     routes_of,
     write_card,
 )
+from varifocal.exporting.liveness import write_probe
 from varifocal.exporting.parity import Parity, Rounding, compare, prompts, references, rounding
 from varifocal.exporting.plain import language_model
 from varifocal.exporting.request import Order, check_possible
 from varifocal.exporting.stopping import Stops, answers_of_run, check_stops
 from varifocal.exporting.stored import put_unrounded
 from varifocal.locking import alone
+from varifocal.models.saved import shared_name
 from varifocal.recipe import leaves_text
-from varifocal.trained import find_trained
 from varifocal.writing import atomic_directory, write_json, write_text
-
-_PLAIN = (
-    "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-    "model = AutoModelForCausalLM.from_pretrained(HERE)\n"
-    "tokenizer = AutoTokenizer.from_pretrained(HERE)"
-)
-_LORA = (
-    "from peft import PeftModel\nfrom transformers import AutoModelForCausalLM\n\n"
-    'base = AutoModelForCausalLM.from_pretrained("{base}")\n'
-    "model = PeftModel.from_pretrained(base, HERE)\n"
-    "model.generation_config.eos_token_id = {ends}"
-)
-_LLAVA = (
-    "from transformers import AutoProcessor, LlavaForConditionalGeneration\n\n"
-    "model = LlavaForConditionalGeneration.from_pretrained(HERE)\n"
-    "processor = AutoProcessor.from_pretrained(HERE)"
-)
-_GGUF = (
-    "from llama_cpp import Llama\n\n"
-    'model = Llama(HERE + "/model.gguf")\n'
-    'model.create_chat_completion([{{"role": "user", "content": "..."}}], temperature=0)'
-)
-_MODEL = (
-    "import varifocal\nfrom transformers import AutoModelForImageTextToText, AutoProcessor\n\n"
-    "model = AutoModelForImageTextToText.from_pretrained(HERE)\n"
-    "processor = AutoProcessor.from_pretrained(HERE)"
-)
-_LOADING = {
-    "merged": _PLAIN,
-    "lora": _LORA,
-    "route": _LORA,
-    "llava": _LLAVA,
-    "gguf": _GGUF,
-    "model": _MODEL,
-}
-_LIBRARIES = {"lora": "peft", "route": "peft", "gguf": "gguf"}
 
 
 @dataclass(frozen=True)
@@ -163,7 +129,7 @@ def _write(job: Job, target: Path, staging: Path, *, is_wide: bool) -> Exported:
     which has to agree.
     """
     made = make(job, staging)
-    notes = (*_notes(job), *made.notes, *(() if is_wide else (_NARROW,)))
+    notes = (*notes_of(job), *made.notes, *(() if is_wide else (NARROW,)))
     lost = None
     if made.wanted and is_wide and job.dtype.itemsize < torch.float32.itemsize:
         lost = rounding(made.cases, made.model, job.dtype)
@@ -173,105 +139,56 @@ def _write(job: Job, target: Path, staging: Path, *, is_wide: bool) -> Exported:
     parity.check(str(target))
     end = job.parts.encoder.end_of_turn_id
     stops = check_stops(made.model, made.answered, end, made.ends, str(target))
+    if job.holds_adapter:
+        notes = (*notes, _write_probe(job, staging))
     done = Exported(target, parity, lost, stops, made.layers, notes)
     _write_papers(job, done, staging)
     return done
 
 
-_TEXT_IS_BASE = (
-    "Rows without an image belong to the base model; put to this route, they would get what was "
-    "learnt from images. vLLM's default_mm_loras gives a LoRA to requests with an image alone."
-)
-_NARROW = (
-    "Twice this model in float32 did not fit into memory, so the gate compared logits in the run's "
-    "own number format; the layers that the adapter changes were compared one by one in float64."
-)
-
-
-def _notes(job: Job) -> Iterator[str]:
-    grafted = language_model(job.parts.base)[1] != ""
-    if (trained := find_trained(job.order.run)).step is not None:
-        yield f"The run had not reached its end: this is the run as of step {trained.step}."
-    if job.order.strength != 1 and not job.is_base:
-        yield f"What the adapter changes is scaled by {job.order.strength:g} (--strength)."
-    if job.is_base:
-        yield "The text route: the base model itself, to which the run leaves rows of text."
-    elif job.route == "text":
-        yield "The text route: what the model does with rows that show no image."
-    if job.route == "image":
-        yield "The image route: what the model does with rows that show an image."
-        if leaves_text(job.recipe.tuner):
-            yield _TEXT_IS_BASE
-    if job.form == "llava":
-        yield from _llava_notes(job)
-    elif job.form == "model":
-        yield from _model_notes(job)
-    elif grafted:
-        yield (
-            "The language model alone: vision tower and connector stay in the run. Fed with their "
-            "visual tokens as `inputs_embeds`, the image route gives the run's logits."
-            if job.route == "image"
-            else "The language model alone, without vision tower and connector."
-        )
-        if job.route and getattr(job.recipe.tuner, "adapt_vision_tower", False):
-            yield (
-                "The vision tower's adapters, where it has any, are routed by each image's own "
-                "state and have no folded form; they stay in the run."
-            )
-    if job.form == "lora" and job.recipe.tuner.type == "mma":
-        yield "PEFT runs it and does not merge it, since it has a bias; --to merged writes that."
-    if job.form == "gguf":
-        yield "The gate read the file back with transformers, not with llama.cpp."
-
-
-def _model_notes(job: Job) -> Iterator[str]:
-    yield (
-        "Language model, vision tower, connector and processor in one folder, for transformers' "
-        "Auto classes after `import varifocal`. The gate put the processor's own ids and pixels "
-        "to it."
+def _write_probe(job: Job, staging: Path) -> str:
+    """Write the questions by which a server's answers are told from the base model's."""
+    told = write_probe(
+        job.parts,
+        staging,
+        modality=job.modality if job.route else None,
+        sees=job.is_pair or job.form in ("llava", "llamacpp", "model"),
+        text_is_base=job.is_pair or (job.form == "model" and leaves_text(job.recipe.tuner)),
     )
-    if job.keeps_adapter:
-        yield (
-            "The adapter answers by modality or by prompt and equals no single set of weights, so "
-            "adapter_model.safetensors holds it; from_pretrained puts it on. From a hub, download "
-            "the folder first, and name the folder."
-        )
-
-
-def _llava_notes(job: Job) -> Iterator[str]:
-    yield (
-        "transformers' LLaVA: language model, vision tower, projector and processor. The gate put "
-        "the processor's own ids and pixels to it."
-    )
-    if job.route == "image":
-        yield (
-            "Questions without an image belong to the text route next to it; put to this one, "
-            "they get the image route."
-        )
-    yield (
-        "The run prepares images with Pillow: load the processor with backend='pil' where "
-        "torchvision is installed, whose resizing differs slightly."
+    if not told:
+        return "The adapter changes so little that no question of the gate tells it from its base."
+    return (
+        "Where it is served, `varifocal export HERE --verify URL` asks that server the questions "
+        "of probe.json and says whether the adapter acts, is missing, or something else answers."
     )
 
 
 def _write_papers(job: Job, done: Exported, directory: Path) -> None:
-    order, base = job.order, job.recipe.model.language_model
+    order, base = job.order, shared_name(job.recipe.model.language_model)
+    command = order.command or shlex.join(
+        ["varifocal", "export", str(order.run.root), "--to", order.to]
+    )
     title = job.recipe.name or order.run.root.name
     card = write_card(
         f"{title}, {job.route} route" if job.route else title,
         base=base,
-        library=_LIBRARIES.get(job.form, "transformers"),
-        load=_LOADING[job.form].format(base=base, ends=job.ends),
+        library=LIBRARIES.get(job.form, "transformers"),
+        load=loading(job),
         parity=done.parity,
         rounding=done.rounding,
         stops=done.stops,
         notes=done.notes,
-        command=order.command
-        or shlex.join(["varifocal", "export", str(order.run.root), "--to", order.to]),
+        command=_without_paths(command),
     )
     write_text(directory / "README.md", card)
     files = sorted({*files_of(directory), PARITY})
     write_json(directory / PARITY, {**done.as_json(), "files": files})
+
+
+def _without_paths(command: str) -> str:
+    """Name a command's absolute paths by their last part: a card is read elsewhere."""
+    parts = [Path(part).name if Path(part).is_absolute() else part for part in shlex.split(command)]
+    return shlex.join(parts)
 
 
 def push(directory: Path, repo_id: str, *, private: bool = True) -> str:

@@ -9,8 +9,6 @@ Letters: H heads, D language width.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -19,9 +17,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from varifocal.data.encoding.encoder import Encoder
 from varifocal.errors import ModelError
 from varifocal.exporting.merging import Produce, rounded_to
-from varifocal.exporting.plain import PlainModel
+from varifocal.exporting.plain import PlainModel, chat_template
+from varifocal.exporting.vocabulary import OTHERWISE, add_vocabulary, vocabulary_of
 from varifocal.writing import unwritable_is_an_error
 
 if TYPE_CHECKING:
@@ -29,29 +29,18 @@ if TYPE_CHECKING:
 
 FILE = "model.gguf"
 _KINDS = ("llama", "qwen2")
-_QWEN2 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-# How a tokenizer cuts a text before it merges bytes, by llama.cpp's names.
-_CUTS = {("digits", "words"): "smollm", ("words",): "gpt-2", (_QWEN2, "bytes"): "qwen2"}
 _BIASES = ("q_proj.bias", "k_proj.bias", "v_proj.bias")
-_NORMAL, _CONTROL, _USER, _UNUSED = 1, 3, 4, 5
-_OTHERWISE = (
-    "export --to merged, and convert that directory with llama.cpp's own convert_hf_to_gguf.py"
-)
 
 
-def check_gguf(config: Any, load_tokenizer: Callable[[], Any]) -> None:
+def check_gguf(config: Any) -> None:
     """Refuse what is not written as GGUF here, before anything is computed.
 
     Args:
         config: the language model's.
-        load_tokenizer: gives its own.
 
     Raises:
-        ModelError: the package is missing, or architecture, rotary embedding or tokenizer are of
-            a kind that was not held against llama.cpp.
+        ModelError: the package is missing, or architecture or rotary embedding are of a kind that
+            was not held against llama.cpp.
     """
     try:
         import gguf  # noqa: F401
@@ -59,38 +48,37 @@ def check_gguf(config: Any, load_tokenizer: Callable[[], Any]) -> None:
         raise ModelError("--to gguf writes with the package 'gguf': pip install gguf") from error
     if config.model_type not in _KINDS:
         raise ModelError(
-            f"--to gguf writes {' and '.join(_KINDS)} models, not {config.model_type}: {_OTHERWISE}"
+            f"--to gguf writes {' and '.join(_KINDS)} models, not {config.model_type}: {OTHERWISE}"
         )
     rope = config.rope_parameters
     if rope.get("rope_type", "default") != "default" or getattr(config, "use_sliding_window", 0):
         raise ModelError(
             f"--to gguf writes plain rotary embeddings and full attention, and this model has "
-            f"{rope.get('rope_type')} or a sliding window: {_OTHERWISE}"
+            f"{rope.get('rope_type')} or a sliding window: {OTHERWISE}"
         )
     if getattr(config, "head_dim", None) not in (None, _head_dim(config)):
         raise ModelError(
             f"--to gguf writes heads of hidden_size / num_attention_heads = {_head_dim(config)} "
-            f"numbers, not {config.head_dim}: {_OTHERWISE}"
+            f"numbers, not {config.head_dim}: {OTHERWISE}"
         )
-    _cut(load_tokenizer())
 
 
 def write_gguf(
     model: PlainModel,
     tokenizer: PreTrainedTokenizerBase,
     file: Path,
-    *,
-    template: str,
-    end_of_turn: int,
-) -> None:
+    encoder: Encoder,
+) -> tuple[str, ...]:
     """Write a language model and its tokenizer, one tensor in memory at a time.
 
     Args:
         model: as `check_gguf` lets it through.
         tokenizer: its own.
         file: is made.
-        template: the chat template.
-        end_of_turn: id of the token that ends an answer.
+        encoder: the run's, for its chat template and the token that ends an answer.
+
+    Returns:
+        What texts llama.cpp reads otherwise than the run, a sentence each.
 
     Raises:
         ModelError: a tensor has no place in such a file.
@@ -102,12 +90,13 @@ def write_gguf(
     biased = any(name.endswith("attn_q.bias") for name in entries)
     writer = GGUFWriter(file, "qwen2" if biased else "llama")
     _add_sizes(writer, model.config, pairs=not biased)
-    _add_tokenizer(writer, tokenizer, model.config.vocab_size)
-    writer.add_eot_token_id(end_of_turn)
-    writer.add_chat_template(template)
+    vocabulary = vocabulary_of(tokenizer, encoder)
+    add_vocabulary(writer, vocabulary, tokenizer, model.config.vocab_size)
+    writer.add_eot_token_id(encoder.end_of_turn_id)
+    writer.add_chat_template(chat_template(encoder))
     for name, (own, _) in entries.items():
         shape = model.shapes[own]
-        kind = _stored_as(shape)
+        kind = stored_as(stored_dtype(shape))
         size = shape.numel() * (4 if kind.name == "F32" else 2)
         writer.add_tensor_info(name, tuple(shape.shape), cast(Any, None), size, kind)
     with unwritable_is_an_error(file.parent), closing(writer):
@@ -117,7 +106,8 @@ def write_gguf(
         for own, produce in entries.values():
             tensor = rounded_to(produce(), stored_dtype(model.shapes[own]), own)
             tensor = _in_pairs(tensor, own, model.config) if not biased else tensor
-            writer.write_tensor_data(_as_numpy(tensor))
+            writer.write_tensor_data(as_numpy(tensor))
+    return vocabulary.notes
 
 
 def _entries(model: PlainModel) -> dict[str, tuple[str, Produce]]:
@@ -132,7 +122,7 @@ def _entries(model: PlainModel) -> dict[str, tuple[str, Produce]]:
         if own.endswith(".o_proj.bias") and not produce().any():
             continue
         if name is None or (kind == "bias" and not own.endswith(_BIASES)):
-            raise ModelError(f"{own} has no place in a GGUF file of llama or qwen2: {_OTHERWISE}")
+            raise ModelError(f"{own} has no place in a GGUF file of llama or qwen2: {OTHERWISE}")
         entries[f"{name}.{kind}"] = (own, produce)
     return entries
 
@@ -157,59 +147,6 @@ def _add_sizes(writer: GGUFWriter, config: Any, *, pairs: bool) -> None:
     writer.add_file_type(LlamaFileType[kinds[config.dtype]])
     if pairs:
         writer.add_rope_dimension_count(_head_dim(config))
-
-
-def _add_tokenizer(writer: GGUFWriter, tokenizer: Any, num_tokens: int) -> None:
-    model = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
-    merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
-    known = {number: (token, _NORMAL) for token, number in model["vocab"].items()}
-    for number, added in tokenizer.added_tokens_decoder.items():
-        known[number] = (added.content, _CONTROL if added.special else _USER)
-    tokens = [known.get(n, (f"[PAD{n}]", _UNUSED)) for n in range(num_tokens)]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(_cut(tokenizer))
-    writer.add_token_list([token for token, _ in tokens])
-    writer.add_token_types([kind for _, kind in tokens])
-    writer.add_token_merges(merges)
-    for name in ("bos", "eos", "unk", "pad"):
-        if (number := getattr(tokenizer, f"{name}_token_id")) is not None:
-            getattr(writer, f"add_{name}_token_id")(number)
-    starts = tokenizer("a").input_ids[:1] == [tokenizer.bos_token_id]
-    writer.add_add_bos_token(starts)
-
-
-def _cut(tokenizer: Any) -> str:
-    """Name a byte-level tokenizer's way of cutting words as llama.cpp does.
-
-    Raises:
-        ModelError: it is of another kind.
-    """
-    told = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else {}
-    steps = tuple(_steps(told.get("pre_tokenizer") or {}))
-    plain = (told.get("normalizer") or {}).get("type") in (None, "NFC")
-    model = told.get("model", {})
-    merges = model.get("type") == "BPE" and model["merges"] and not model.get("byte_fallback")
-    if steps not in _CUTS or not plain or not merges:
-        raise ModelError(
-            "--to gguf writes byte-level BPE tokenizers that cut words as GPT-2, SmolLM or Qwen2 "
-            f"do, and this one does not: {_OTHERWISE}"
-        )
-    return _CUTS[steps]
-
-
-def _steps(page: Mapping[str, Any]) -> Iterator[str]:
-    kind = page.get("type")
-    if kind == "Sequence":
-        for step in page["pretokenizers"]:
-            yield from _steps(step)
-    elif kind == "Digits" and page["individual_digits"]:
-        yield "digits"
-    elif kind == "ByteLevel" and not page["add_prefix_space"]:
-        yield "words" if page["use_regex"] else "bytes"
-    elif kind == "Split" and page["behavior"] == "Isolated" and not page["invert"]:
-        yield page["pattern"].get("Regex", "")
-    else:
-        yield f"unknown {kind}"
 
 
 def _in_pairs(tensor: Tensor, name: str, config: Any) -> Tensor:
@@ -238,15 +175,16 @@ def stop_ids_of(file: Path) -> list[int]:
     return sorted({int(fields[name].contents()) for name in names if name in fields})
 
 
-def _stored_as(shape: Tensor) -> Any:
+def stored_as(dtype: torch.dtype) -> Any:
+    """Return GGUF's name of a number format."""
     from gguf import GGMLQuantizationType as Kind
 
-    kinds = {torch.float32: Kind.F32, torch.float16: Kind.F16, torch.bfloat16: Kind.BF16}
-    return kinds[stored_dtype(shape)]
+    return {torch.float32: Kind.F32, torch.float16: Kind.F16, torch.bfloat16: Kind.BF16}[dtype]
 
 
-def _as_numpy(tensor: Tensor) -> Any:
+def as_numpy(tensor: Tensor) -> Any:
+    """Return a tensor's numbers as they are written; numpy has no name for bfloat16."""
     tensor = tensor.detach().cpu().contiguous()
-    if tensor.dtype == torch.bfloat16:  # which numpy has no name for
+    if tensor.dtype == torch.bfloat16:
         tensor = tensor.view(torch.int16)
     return tensor.numpy()

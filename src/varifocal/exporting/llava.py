@@ -44,29 +44,35 @@ _PROJECTOR = {
 }
 
 
-def check_llava(base: PreTrainedModel, *, merges: bool) -> None:
+def check_llava(base: PreTrainedModel, *, merges: bool, to: str = "llava") -> None:
     """Refuse what cannot be a LLaVA, before anything is computed.
 
     Args:
         base: the run's model inside any PEFT wrapper.
         merges: whether the tuner's adapters merge into the weights, those of the tower too.
+        to: the artifact, for the error.
 
     Raises:
         ModelError: it is no graft, or its tower, connector or tower's adapters do not fit.
     """
     if not isinstance(base, GraftedForConditionalGeneration):
         raise ModelError(
-            "--to llava is for a language model with a vision tower grafted on, and this run's is "
+            f"--to {to} is for a language model with a vision tower grafted on, and this run's is "
             f"{type(base).__name__}: use --to merged, which writes it as what it is"
         )
     tower = base.vision_tower
     if not isinstance(tower, TransformersTower) or not isinstance(tower.model, _TOWERS):
         raise ModelError(
-            f"--to llava takes a CLIP or SigLIP tower, which those who read LLaVA know, and not "
+            f"--to {to} takes a CLIP or SigLIP tower, which those who read LLaVA know, and not "
             f"{type(tower.model).__name__}; train with another model.vision_tower, or use --to "
             "merged for the language model alone"
         )
-    connector = _connector(base)
+    connector = projector(base)
+    if isinstance(connector, PlainMLP) and connector.select != "patches" and to == "llava":
+        raise ModelError(
+            "this run was trained in llama.cpp's order of CLIP's tokens (connector.image_tokens: "
+            "llamacpp), which LLaVA has not: use --to llamacpp"
+        )
     if not isinstance(connector, PlainMLP) or connector.num_linears != 2:
         raise ModelError(
             "LLaVA's projector is linear, GELU, linear on every patch, and this run's connector "
@@ -108,7 +114,7 @@ def llava(
     tensors = _language(graft, language, cast(Any, config.text_config).vocab_size, processor)
     for name, produce in plain_tensors(graft.vision_tower.model).items():
         tensors[f"model.vision_tower.{name}"] = produce
-    for name, produce in plain_tensors(_connector(graft)).items():
+    for name, produce in plain_tensors(projector(graft)).items():
         part, _, kind = name.rpartition(".")
         tensors[f"{_PROJECTOR[part]}.{kind}"] = produce
     shapes = distinct(shaped)
@@ -195,9 +201,9 @@ def _turn(message: Any) -> dict[str, Any]:
     return {"role": message.role, "content": content}
 
 
-def _connector(graft: Any) -> nn.Module:
-    """Return the connector that runs: the trained copy where PEFT keeps one."""
-    found = graft.connector
+def projector(base: PreTrainedModel) -> nn.Module:
+    """Return a graft's connector as it runs: the trained copy where PEFT keeps one."""
+    found = cast(Any, base).connector
     saved = getattr(found, "modules_to_save", None)
     return found if saved is None else saved[found.active_adapters[0]]
 

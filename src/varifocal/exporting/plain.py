@@ -17,7 +17,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from varifocal.data.encoding.chat_template import with_system
 from varifocal.data.encoding.encoder import Encoder
@@ -207,7 +207,7 @@ def write_plain(model: PlainModel, directory: Path, *, shard_gib: float = 4.0) -
     groups = list(_groups(model.shapes, int(shard_gib * 2**30)))
     placed: dict[str, str] = {}
     with unwritable_is_an_error(directory):
-        model.config.save_pretrained(directory)
+        _without_places(model.config).save_pretrained(directory)
         if model.generation_config is not None:
             model.generation_config.save_pretrained(directory)
         for number, names in enumerate(groups, start=1):
@@ -220,6 +220,15 @@ def write_plain(model: PlainModel, directory: Path, *, shard_gib: float = 4.0) -
             directory / INDEX,
             {"metadata": {"total_size": size}, "weight_map": dict(sorted(placed.items()))},
         )
+
+
+def _without_places(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Copy a config without the folders that its parts were loaded from."""
+    copied = copy.deepcopy(config)
+    for part in (copied, *vars(copied).values()):
+        if isinstance(part, PreTrainedConfig):
+            part._name_or_path = ""
+    return copied
 
 
 def _write_shard(model: PlainModel, names: list[str], file: Path) -> None:

@@ -12,12 +12,14 @@ from varifocal.errors import ModelError
 from varifocal.exporting.gguf import check_gguf
 from varifocal.exporting.graft import INSIDE, check_graft
 from varifocal.exporting.llava import check_llava
+from varifocal.exporting.mmproj import check_mmproj
 from varifocal.exporting.plain import language_model
+from varifocal.exporting.vocabulary import vocabulary_of
 from varifocal.models.load import load_processor
 from varifocal.recipe import ModelSection, Recipe, leaves_text
 from varifocal.run import RunDirectory
 
-Target = Literal["merged", "lora", "route", "llava", "gguf", "model"]
+Target = Literal["merged", "lora", "route", "llava", "gguf", "llamacpp", "model"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Order:
         prompt: whose LoRA is taken, for `route`.
         command: that was typed, for the card.
         strength: factor on what the adapter changes.
+        serves: the server by whose rules the artifact is checked.
     """
 
     run: RunDirectory
@@ -45,6 +48,12 @@ class Order:
     prompt: Example | None = None
     command: str = ""
     strength: float = 1.0
+    serves: Literal["vllm"] | None = None
+
+
+def is_pair(order: Order, recipe: Recipe) -> bool:
+    """Whether the export is a LLaVA of the base and the image route's LoRA for it."""
+    return order.serves == "vllm" and order.to == "llava" and leaves_text(recipe.tuner)
 
 
 def keeps_adapter(order: Order, recipe: Recipe) -> bool:
@@ -60,6 +69,7 @@ def check_possible(order: Order, recipe: Recipe, parts: Assembly) -> None:
     """
     _check_prompt(order, recipe.tuner.type)
     _check_tuner(order, recipe.tuner.type)
+    _check_server(order, recipe)
     if order.to == "model":
         check_graft(parts.base)
     elif not getattr(recipe.tuner, "router", True):
@@ -75,9 +85,11 @@ def check_possible(order: Order, recipe: Recipe, parts: Assembly) -> None:
         )
     if order.to == "llava":
         check_llava(parts.base, merges=recipe.tuner.type == "lora")
-    if order.to == "gguf":
-        written = language_model(parts.base)[0]
-        check_gguf(written.config, lambda: load_processor(language_section(recipe)))
+    if order.to == "llamacpp":
+        check_mmproj(parts.base, merges=recipe.tuner.type == "lora")
+    if order.to in ("gguf", "llamacpp"):
+        check_gguf(language_model(parts.base)[0].config)
+        vocabulary_of(load_processor(language_section(recipe)), parts.encoder)
 
 
 def _check_prompt(order: Order, kind: str) -> None:
@@ -102,6 +114,19 @@ def _check_tuner(order: Order, kind: str) -> None:
         raise ModelError(
             f"this run trained {changed} the language model, so there is no LoRA of it; "
             "use --to merged"
+        )
+
+
+def _check_server(order: Order, recipe: Recipe) -> None:
+    if order.serves is None:
+        return
+    if order.to not in ("lora", "llava", "merged"):
+        raise ModelError(f"vLLM reads --to lora, llava or merged, and not {order.to}")
+    adapter = order.to == "lora" or is_pair(order, recipe)
+    if adapter and recipe.tuner.type == "mma" and recipe.tuner.projection_bias:
+        raise ModelError(
+            "vLLM takes no bias in an adapter, and this run's MMA has biases: train with "
+            "tuner.projection_bias: false, or serve --to merged, into which they fold exactly"
         )
 
 
