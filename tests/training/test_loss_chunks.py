@@ -94,8 +94,6 @@ def test_no_more_logits_than_a_chunk_exist_at_once(chunk, monkeypatch):
     loss = supervised_loss(model, batch(), chunk=chunk)
     full, rest = divmod(NUM_SUPERVISED, chunk)
     parts = [chunk] * full + [rest] * bool(rest)
-    if chunk >= ROWS * 10:
-        parts = [ROWS * 10]
     assert widths.seen == parts
     loss.backward()
     again = parts if len(parts) > 1 else []

@@ -119,11 +119,13 @@ def test_the_loss_is_transformers_own(llama, batch):
 
 
 def test_logits_are_computed_at_supervised_positions_alone(llama):
-    widths = []
-    llama.lm_head.register_forward_hook(lambda _, args, out: widths.append(out.shape[1]))
+    computed = []
+    llama.lm_head.register_forward_hook(
+        lambda _, args, out: computed.append(out.numel() // VOCABULARY)
+    )
     supervised_loss(llama, several_rows())
     supervised_loss(llama, one_row())
-    assert widths == [6 - 1, 3]  # two rows end with a target at the same position
+    assert computed == [6, 3]  # not three rows of the five positions that any row has a target at
 
 
 def test_a_batch_without_labels_has_no_loss_and_a_gradient_of_zero(llama):

@@ -67,9 +67,8 @@ def supervised_loss(
             for references `reference_mask`, `reference_ids` and `reference_log_probs`, as
             `Collator` has them.
         num_items: what the sum is divided by; the batch's own supervised tokens when None.
-        chunk: where [B, S] are more tokens than so many, logits are computed for the P supervised
-            ones alone, at most so many at once; of several chunks the backward pass computes
-            each again. [B, S, V] is always computed whole when None.
+        chunk: of more supervised tokens than so many, logits are computed for at most so many at
+            once, and again in the backward pass; all are computed at once when None.
         kernel: `liger` never holds logits at all (CUDA), but at tokens with a reference.
         reference_weight: factor on the divergence.
 
@@ -92,8 +91,9 @@ def supervised_loss(
         tokens = tokens.masked_fill(has_reference, IGNORED)
     targets = _Targets(tokens, has_reference, tuple(given[1:]), reference_weight)
     inputs |= {"logits_to_keep": positions, "use_cache": False}
-    if kernel is None and (chunk is None or tokens.numel() <= chunk):
-        total = _total_of_logits(model(**inputs).logits, targets)
+    pairs = ((tokens != IGNORED) | has_reference).flatten().nonzero().squeeze(1)
+    if kernel is None and (chunk is None or len(pairs) <= chunk):
+        total = _total_of_logits(model, inputs, targets, pairs)
     else:
         total = _total_of_pairs(model, inputs, targets, chunk, kernel)
     return total / count
@@ -102,12 +102,39 @@ def supervised_loss(
 _REFERENCE = ("reference_mask", "reference_ids", "reference_log_probs")
 
 
-def _total_of_logits(logits: Tensor, targets: _Targets) -> Tensor:  # [B, S, V]
-    total = _cross_entropy(logits.flatten(0, 1), targets.tokens.flatten())
+def _total_of_logits(
+    model: nn.Module, inputs: Mapping[str, Any], targets: _Targets, pairs: Tensor
+) -> Tensor:
+    """Sum the loss of `targets` over logits that are all computed at once, those of pairs alone.
+
+    Args:
+        model: as `supervised_loss` takes it.
+        inputs: what its forward takes.
+        targets: of [B, S].
+        pairs: [P], which of the B * S have a target, in order.
+    """
+    with _states_selected(_head(model), pairs):
+        logits = model(**inputs).logits[0]  # [P, V]
+    total = _cross_entropy(logits, targets.tokens.flatten()[pairs])
     if targets.reference:
-        apart = reference_divergence(logits[targets.has_reference], *targets.reference)
+        held = targets.has_reference.flatten()[pairs]
+        apart = reference_divergence(logits[held], *targets.reference)
         total = total + targets.weight * apart
     return total
+
+
+@contextmanager
+def _states_selected(head: nn.Module, pairs: Tensor) -> Iterator[None]:
+    """Let a head read the states of pairs alone: [1, P, D] of [B, S, D]."""
+
+    def select(head: nn.Module, args: tuple[Tensor]) -> Tensor:
+        return args[0].flatten(0, 1).index_select(0, pairs.to(args[0].device))[None]
+
+    hook = head.register_forward_pre_hook(select)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

@@ -132,13 +132,13 @@ class Spent:
         self,
         formula: FlopFormula,
         real: Tensor,
-        logits: tuple[int, int, int],
+        logits: tuple[int, int],
         segments: Tensor | None,
         seen: int,
         looked_up: int,
     ) -> None:
         rows, length = real.shape
-        supervised, computed, again = logits
+        supervised, again = logits
         needed = {
             "tokens": int(real.sum()),
             "pairs": _pairs(real, segments),
@@ -150,7 +150,7 @@ class Spent:
             "pairs": _pairs(torch.ones_like(real), segments)
             if formula.decoder.fused
             else rows * length**2,
-            "positions": computed,
+            "positions": supervised,
             "positions_again": again,
         }
         images = seen + looked_up
@@ -194,18 +194,15 @@ def _num_from_pixels(batch: Mapping[str, Any]) -> int:
 _MARKS = ("input_ids", "labels", "prompt_mask", "modality_ids", "segment_ids")
 
 
-def _logits(trained: Tensor, chunk: int | None) -> tuple[int, int, int]:
-    """Count tokens with a loss, the logits `supervised_loss` computes, and those it computes again.
+def _logits(trained: Tensor, chunk: int | None) -> tuple[int, int]:
+    """Count tokens with a loss, and those whose logits `supervised_loss` computes again.
 
     >>> trained = torch.tensor([[0, 1, 1, 0], [0, 0, 1, 1]]).bool()
-    >>> _logits(trained, None), _logits(trained, 5), _logits(trained, 3)
-    ((4, 6, 0), (4, 4, 0), (4, 4, 4))
+    >>> _logits(trained, None), _logits(trained, 4), _logits(trained, 3)
+    ((4, 0), (4, 0), (4, 4))
     """
     supervised = int(trained[:, 1:].sum())
-    whole = len(trained) * int(trained[:, 1:].any(0).sum())
-    if chunk is None or whole <= chunk:
-        return supervised, whole, 0
-    return supervised, supervised, supervised if supervised > chunk else 0
+    return supervised, supervised if chunk is not None and supervised > chunk else 0
 
 
 def _pairs(real: Tensor, segments: Tensor | None) -> int:
