@@ -31,6 +31,7 @@ from varifocal.run import RunDirectory  # noqa: E402
 
 STEPS, SAVE_EACH, TOLERANCE = 12, 4, 1e-5
 SECONDS = 500  # for anything to happen
+ENDED = ("CANCELLED", "COMPLETED", "FAILED", "TIMEOUT", "PREEMPTED", "NODE_FAIL")
 
 # Found by every process: the first to write the first checkpoint says so, and waits until it is
 # asked to stop; what asks a training to stop is the handler of SIGTERM.
@@ -137,6 +138,8 @@ class Trial:
             found = self.slurm.job(number)
             if found.get("JobState") in states:
                 return found
+            if found.get("JobState") in ENDED:
+                break
             if found.get("JobState") == "PENDING" and found.get("Reason") == "BeginTime":
                 self.slurm.run("scontrol", "update", f"jobid={number}", "StartTime=now")
             time.sleep(1)
@@ -168,7 +171,7 @@ class Trial:
         """Hold that a run was stopped, and has a checkpoint, after the step that it was at."""
         steps = RunDirectory(run).steps()
         assert steps, self.log(run)
-        assert steps[-1] == SAVE_EACH, steps
+        assert steps[-1] == SAVE_EACH + 1, steps  # of the step after the checkpoint
 
 
 def one_process(trial: Trial) -> None:
@@ -189,10 +192,12 @@ def two_nodes(trial: Trial) -> None:
 def _warned(trial: Trial, name: str, processes: int, nodes: int) -> None:
     number, run, here = trial.submit(name, "--num-processes", processes, "--num-nodes", nodes)
     trial.until_saving(here)
-    trial.slurm.run("scontrol", "update", f"jobid={number}", "TimeLimit=3")
+    hours, minutes, _ = trial.slurm.job(number)["RunTime"].split(":")
+    limit = int(hours) * 60 + int(minutes) + 3  # less than three minutes are left
+    trial.slurm.run("scontrol", "update", f"jobid={number}", f"TimeLimit={limit}")
     assert trial.wait_for(number, "PENDING")["Restarts"] == "1", trial.log(run)
     trial.assert_saved(run)
-    trial.slurm.run("scontrol", "update", f"jobid={number}", "TimeLimit=30")
+    trial.slurm.run("scontrol", "update", f"jobid={number}", "TimeLimit=60")
     trial.wait_for(number, "COMPLETED", "FAILED")
     trial.assert_unbroken(run)
     shown = (run / "slurm" / f"{number}_0_log.out").read_text()

@@ -6,6 +6,7 @@ One script forks every process; it trains the runs that it is asked for.
 import json
 
 import pytest
+import torch
 
 SCRIPT = '''
 import faulthandler
@@ -235,7 +236,7 @@ def assert_same_curve(mine, theirs):
         assert one == pytest.approx(other, rel=1e-5), f"step {step}"
 
 
-def test_two_processes_learn_as_one_and_one_goes_on_from_them(launch):
+def test_two_processes_learn_as_one_and_one_goes_on_from_them(launch, tmp_path):
     one, ddp, back = launch("one", "ddp", "ddp back")
     assert len(one["curve"]) == 6
 
@@ -247,6 +248,11 @@ def test_two_processes_learn_as_one_and_one_goes_on_from_them(launch):
     assert whole["tokens_trained"] == sum(each["tokens_trained"] for each in spent)
     assert len(ddp["unlogged"]["losses"]) == 2
     assert {"rng_state_0.pth", "rng_state_1.pth"} <= set(ddp["checkpoint"])
+
+    # Each draws its own dropout: of one seed, both would drop the same places of their rows.
+    newest = tmp_path / "runs" / "ddp" / "checkpoints" / ddp["newest"]
+    states = [torch.load(newest / f"rng_state_{n}.pth", weights_only=False) for n in range(2)]
+    assert not torch.equal(states[0]["cpu"], states[1]["cpu"])
 
     # Reduced and saved: what is trained, and nothing else.
     assert ddp["ddp"] == ddp["trained"] == one["trained"]

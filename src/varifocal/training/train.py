@@ -327,6 +327,8 @@ def _run(trainer: SupervisedTrainer, run: RunDirectory, start: Start) -> None:
     if trainer.args.max_steps == 0:  # transformers would take num_train_epochs
         return
     whence = str(start.checkpoint) if start.checkpoint else None
+    if trainer.args.process_index:  # of one seed, all would drop the same places of their rows
+        torch.manual_seed(trainer.args.seed + trainer.args.process_index)
     with stop_wish() as wish:
         trainer.add_callback(StopTraining(wish))
         with lost_process_is_an_error(run):
