@@ -115,7 +115,7 @@ with run.lock():
     child = os.fork() if len(sys.argv) > 2 else None
     if not child:  # a forked process has closed its copy of the lock by now
         print("held", flush=True)
-    time.sleep(2 if child == 0 else 60)
+    time.sleep(2 if child == 0 else 200)
 """
 
 
@@ -255,7 +255,7 @@ import varifocal.cli.commands as verbs
 import varifocal.sciencebook.write as write
 def wait(*args, **kwargs):
     print("in the stage", flush=True)
-    time.sleep(60)
+    time.sleep(200)
 write._write_images = wait
 sys.argv = ["varifocal", *{MAKE}, sys.argv[1]]
 verbs.main()
@@ -268,20 +268,26 @@ def test_sigterm_ends_a_stage_as_ctrl_c_does(tmp_path, number):
     with subprocess.Popen(command, stdout=-1, stderr=-1, text=True) as process:
         assert process.stdout.readline() == "in the stage\n"
         process.send_signal(number)
-        _, told = process.communicate(timeout=30)
+        _, told = process.communicate(timeout=200)
     assert process.returncode == 130
     assert told == "stopped\n"
 
 
 def test_a_forked_worker_still_dies_of_sigterm():
+    runs, tell = os.pipe()
     with sigterm_interrupts():
         child = os.fork()
         if child == 0:
-            time.sleep(30)
-            os._exit(0)
-        time.sleep(0.2)
+            try:
+                os.write(tell, b"1")  # what a fork does to its child is done by now
+                time.sleep(200)
+            finally:
+                os._exit(0)
+        assert os.read(runs, 1) == b"1"
         os.kill(child, signal.SIGTERM)
         _, status = os.waitpid(child, 0)
+    os.close(runs)
+    os.close(tell)
     assert os.WTERMSIG(status) == signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 

@@ -113,7 +113,7 @@ def test_an_encoder_goes_to_other_processes(tokenizers):
     queue = fork.Queue()
     child = fork.Process(target=_encode, args=(encoder, queue))
     child.start()
-    assert queue.get(timeout=30) == expected
+    assert queue.get(timeout=200) == expected
     child.join()
 
 

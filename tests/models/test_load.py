@@ -1,7 +1,6 @@
 """`load_model`: names, parts that do not fit, meta builds, and what a load says it loaded."""
 
 import json
-import time
 
 import pytest
 import torch
@@ -137,14 +136,12 @@ def test_llama_and_clip_are_counted_without_their_files():
     """The trained neck and the published sizes: 6.74B + 0.30B, 13.02B + 0.30B."""
     expected = {"7b": (6_738_415_616, 659_584), "13b": (13_015_864_320, 791_680)}
     for size, (language, neck) in expected.items():
-        start = time.perf_counter()
         page = ModelSection(
             language_model=f"huggyllama/llama-{size}",
             vision_tower="openai/clip-vit-large-patch14",
             connector=LAVIN,
         )
         loaded = load_model(page, meta=True)
-        assert time.perf_counter() - start < 10
         model = loaded.model
         parts = (model.language_model, model.vision_tower, model.connector)
         counted = [sum(p.numel() for p in part.parameters()) for part in parts]
