@@ -16,9 +16,6 @@ class MMASection(Section):
     type: Literal["mma"] = "mma"
     bottleneck_dim: Count = 8
     """Width an adapter projects down to."""
-    projection_bias: bool = True
-    """Biases in the adapter's projections, as LaVIN's have; false: a route is exactly a LoRA, which
-    vLLM serves."""
     router: bool | Literal["token"] = True
     """Mix two branches, by modality in the language model, by each image's CLS (or mean) state in
     the tower; `token`: there by each patch's own state, as LaVIN's checkpoints need it; false: one
@@ -31,6 +28,9 @@ class MMASection(Section):
     """Factor on the adapter's output."""
     dropout: Share = 0.1
     """Share of the bottleneck that is dropped in training, 0 to below 1."""
+    projection_bias: bool = True
+    """Biases in the adapter's projections, as LaVIN's have; false: a route is exactly a LoRA, which
+    vLLM serves."""
     adapt_vision_tower: bool = True
     """Also put an adapter into every block of the vision tower, where it is a transformer."""
     train_connector: bool = True
