@@ -27,6 +27,7 @@ from studies.retention_frontier_results import (
     ARMS,
     SAME_STEPS,
     STRENGTHS,
+    differences,
     draw,
     family,
     gathered,
@@ -170,9 +171,8 @@ class Study:
         results["rates"] = {name: self._tried(name) for name in RATES}
         write_study(self.out / "retention-frontier.json", self.command, self.seeds, results)
         draw(results, self.out / "retention-frontier.png")
-        write_text(
-            self.out / "retention-frontier.md", f"{table(results)}\n\n{rates_table(results)}\n"
-        )
+        tables = table(results), differences(results), rates_table(results)
+        write_text(self.out / "retention-frontier.md", "\n\n".join(tables) + "\n")
 
     @property
     def _root(self) -> list[str]:

@@ -31,7 +31,14 @@ SAME_STEPS = {"mma-base-text": "mma", "lora-base-text": "lora"}
 STRENGTHS = {"mma": (1.0, 0.5, 0.25), "mma-keep": (1.0, 0.5), "lora": (1.0, 0.5)}
 """Arms that are measured at several strengths; the others at 1 alone."""
 
-COLUMNS = ("IMG", "TXT", "NO")
+COLUMNS = {
+    "IMG": "questions with an image",
+    "TXT": "questions with a text",
+    "NO": "questions with neither",
+}
+"""ScienceQA's column -> what it holds."""
+MIN_SEEDS = 3
+"""Of fewer, no interval is written: Student's of two seeds is as wide as the scale."""
 FIGURES = ("prose_factor", "after_image_factor", "answers_same", "cpu_seconds", "steps")
 COLOURS = ("#0072b2", "#56b4e9", "#009e73", "#004d40", "#cc79a7")
 COLOURS += ("#d55e00", "#882255", "#e69f00", "#a05000", "#f0a080", "#000000")
@@ -58,7 +65,7 @@ def gathered(base: Mapping[str, Any], done: Points) -> dict[str, Any]:
     Returns:
         `base`, and `arms` over seeds: accuracy by column, perplexity over the base's of prose and
         of answers after an image, answers unchanged in percent, CPU seconds, steps, and the cost
-        of a step over that of the same seed's `mma`.
+        of a step over that of the same seed's `mma`; `less_mma`: accuracy less that seed's.
     """
     arms = {}
     for name, points in done.items():
@@ -68,6 +75,15 @@ def gathered(base: Mapping[str, Any], done: Points) -> dict[str, Any]:
             "seeds": sorted(points),
             "accuracy": {
                 column: over_seeds([one["accuracy"][column] for one in each.values()])
+                for column in (*COLUMNS, "average")
+            },
+            "less_mma": {
+                column: over_seeds(
+                    [
+                        one["accuracy"][column] - done["mma"][seed]["accuracy"][column]
+                        for seed, one in each.items()
+                    ]
+                )
                 for column in (*COLUMNS, "average")
             },
             **{key: over_seeds([one[key] for one in each.values()]) for key in FIGURES},
@@ -100,11 +116,11 @@ def title(name: str) -> str:
 def table(results: Mapping[str, Any]) -> str:
     """Write the figures as a Markdown table."""
     head = ["arm", *COLUMNS, "prose, x base", "after an image, x base", "answers unchanged, %"]
-    head += ["a step, x today's", "steps", "CPU s"]
+    head += ["a step, x today's", "steps", "CPU s", "seeds"]
     lines = [row(head), "|---|" + "---:|" * (len(head) - 1)]
     base = results["base"]
     start = [f"{base['accuracy'][column]:.1f}" for column in COLUMNS]
-    lines.append(row(["language model alone", *start, "1", "1", "100", "", "", ""]))
+    lines.append(row(["language model alone", *start, "1", "1", "100", "", "", "", ""]))
     for name, figures in results["arms"].items():
         cells = [in_brackets(figures["accuracy"][column], ".1f") for column in COLUMNS]
         cells += [in_brackets(figures[key], ".3f") for key in FIGURES[:2]]
@@ -113,7 +129,17 @@ def table(results: Mapping[str, Any]) -> str:
             f"{figures['step_cost']['mean']:.2f}",
         ]
         cells += [f"{figures[key]['mean']:.0f}" for key in ("steps", "cpu_seconds")]
-        lines.append(row([title(name), *cells]))
+        lines.append(row([title(name), *cells, str(len(figures["seeds"]))]))
+    return "\n".join(lines)
+
+
+def differences(results: Mapping[str, Any]) -> str:
+    """Write what each arm gained or lost against MMA as it is, seed by seed."""
+    lines = [row(["less MMA, points", *COLUMNS, "average"]), "|---|" + "---:|" * 4]
+    for name, figures in results["arms"].items():
+        if name != "mma":
+            less = [figures["less_mma"][column] for column in (*COLUMNS, "average")]
+            lines.append(row([title(name), *(in_brackets(one, "+.1f") for one in less)]))
     return "\n".join(lines)
 
 
@@ -133,13 +159,13 @@ def row(cells: list[str]) -> str:
 
 
 def in_brackets(figure: Mapping[str, Any], form: str) -> str:
-    """Write a mean with its interval; of one seed the seed alone.
+    """Write a mean with its interval, of few seeds without.
 
-    >>> in_brackets(over_seeds([1.0, 2.0, 3.0]), ".1f"), in_brackets(over_seeds([1.0]), ".1f")
-    ('2.0 (-0.5 to 4.5)', '1.0')
+    >>> in_brackets(over_seeds([1.0, 2.0, 3.0]), ".1f"), in_brackets(over_seeds([1.0, 2.0]), ".1f")
+    ('2.0 (-0.5 to 4.5)', '1.5')
     """
     mean = f"{figure['mean']:{form}}"
-    if figure["low"] is None:
+    if len(figure["values"]) < MIN_SEEDS:
         return mean
     return f"{mean} ({figure['low']:{form}} to {figure['high']:{form}})"
 
@@ -161,7 +187,8 @@ def draw(results: Mapping[str, Any], file: Path) -> None:
             panel.plot(kept[:1], gained[:1], "o", color=colour, ms=7, label=name)
         panel.axhline(results["base"]["accuracy"][column], color="#777777", lw=1)
         panel.axvline(1, color="#777777", lw=1)
-        panel.set(title=column, xscale="log", xlabel="perplexity of prose over the base's")
+        panel.set(title=f"{column}: {COLUMNS[column]}", xscale="log")
+        panel.set_xlabel("perplexity of prose over the base's")
         panel.xaxis.set_major_locator(MaxNLocator(4))
         panel.xaxis.set_major_formatter("{x:g}")
         panel.xaxis.set_minor_formatter(NullFormatter())

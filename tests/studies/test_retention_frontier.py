@@ -11,6 +11,7 @@ from studies.retention_frontier_results import (
     ARMS,
     SAME_STEPS,
     STRENGTHS,
+    differences,
     draw,
     family,
     gathered,
@@ -47,6 +48,10 @@ def test_language_is_counted_from_the_base_and_a_step_from_todays():
     assert arms["mma"]["accuracy"]["IMG"]["values"] == [90.0, 80.0]
     assert arms["mma"]["step_cost"]["values"] == [1, 1]
     assert arms["mma-keep at 0.5"]["step_cost"]["mean"] == 1.25
+    assert arms["mma-keep at 0.5"]["less_mma"]["TXT"]["values"] == [-20.0]  # of its own seed
+    assert differences(gathered(BASE, done)).splitlines()[2:] == [
+        "| MMA, keep, strength 0.5 | -20.0 | -20.0 | -20.0 | -20.0 |"
+    ]
 
 
 def test_the_table_and_the_figure_have_every_arm(tmp_path):

@@ -62,8 +62,8 @@ def measured(right):
 
 
 def test_routes_are_compared_seed_by_seed():
-    trained = {0: measured(60.0), 1: measured(50.0), 2: measured(90.0)}
-    base = {1: measured(51.0), 0: measured(58.0)}
+    trained = {0: measured(60.0), 1: measured(50.0), 2: measured(70.0), 3: measured(90.0)}
+    base = {1: measured(51.0), 0: measured(58.0), 2: measured(70.0)}
     sets = gathered(
         {
             "sciencebook": {"trained": trained, "base": base},
@@ -71,12 +71,12 @@ def test_routes_are_compared_seed_by_seed():
         }
     )
     assert sets.keys() == {"sciencebook"}
-    assert sets["sciencebook"]["seeds"] == [0, 1]
-    assert sets["sciencebook"]["trained"]["values"] == [60.0, 50.0]
-    assert sets["sciencebook"]["difference"]["values"] == [-2.0, 1.0]
+    assert sets["sciencebook"]["seeds"] == [0, 1, 2]
+    assert sets["sciencebook"]["trained"]["values"] == [60.0, 50.0, 70.0]
+    assert sets["sciencebook"]["difference"]["values"] == [-2.0, 1.0, 0.0]
     line = table({"sets": sets}).splitlines()[2]
-    assert line.startswith("| sciencebook | 2 | 50 | 160 | 55.0 (")
-    assert "| -0.5 (" in line
+    assert line.startswith("| sciencebook | 3 | 50 | 160 | 60.0 (")
+    assert "| -0.3 (" in line
 
 
 @pytest.mark.slow
