@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 from studies.record import over_seeds
 
 ARMS = {
-    "mma": "MMA, as today",
+    "mma": "MMA",
     "mma-base-text": "MMA, text_route: base",
     "mma-keep": "MMA, keep",
     "lora": "LoRA, all linears",
@@ -107,7 +107,7 @@ def title(name: str) -> str:
     """Write an arm as the table and the figure call it.
 
     >>> title("mma at 0.5")
-    'MMA, as today, strength 0.5'
+    'MMA, strength 0.5'
     """
     arm, _, strength = name.partition(" at ")
     return ARMS[arm] + (f", strength {strength}" if strength else "")
@@ -116,7 +116,7 @@ def title(name: str) -> str:
 def table(results: Mapping[str, Any]) -> str:
     """Write the figures as a Markdown table."""
     head = ["arm", *COLUMNS, "prose, x base", "after an image, x base", "answers unchanged, %"]
-    head += ["a step, x today's", "steps", "CPU s", "seeds"]
+    head += ["a step, x MMA's", "steps", "CPU s", "seeds"]
     lines = [row(head), "|---|" + "---:|" * (len(head) - 1)]
     base = results["base"]
     start = [f"{base['accuracy'][column]:.1f}" for column in COLUMNS]
