@@ -128,10 +128,10 @@ class Route:
             return []
         shown = {SKILLS[skill].title for skill in PICTURE_SKILLS}
         texts = [title for title in self._titles if title not in shown]
-        told = {**self._shown, "path": str(self.study.out / "sciencebook"), "skills": texts}
+        texts_of = {**self._shown, "path": str(self.study.out / "sciencebook"), "skills": texts}
         connector = self.study.out / f"start-{name}" / f"aligned,seed={seed}"
         return [
-            f"data.train={json.dumps([self._shown, told])}",
+            f"data.train={json.dumps([self._shown, texts_of])}",
             f"model.connector.weights={connector}",
         ]
 
