@@ -21,9 +21,10 @@ def package(tmp_path):
         (data / split / "images").mkdir(parents=True)
         questions = []
         for image in range(8):
-            Image.new("RGB", (64, 64), "red").save(data / split / "images" / f"{image}.png")
+            colour = "blue" if image % 2 else "red"
+            Image.new("RGB", (64, 64), colour).save(data / split / "images" / f"{image}.png")
             questions += [
-                ["what color is the shape?", "red", image],
+                ["what color is the shape?", colour, image],
                 ["is there a circle?", "yes", image],
                 ["is there a triangle?", "no", image],
             ]
@@ -42,8 +43,9 @@ def test_easy_vqa_asks_its_kinds_in_turn_and_says_what_the_image_shows(tmp_path,
     train = [problems[example.id] for example in examples]
     assert [one["choices"] for one in train] == 2 * [list(each) for each in KINDS.values()]
     answers = [one["choices"][one["answer"]] for one in train]
-    assert answers == ["circle", "red", "circle", "red"]
-    assert {one["caption"] for one in train} == {"A red circle."}
+    assert answers == ["circle", "blue", "circle", "red"]
+    captions = [one["caption"] for one in train]
+    assert captions == [f"A {colour} circle." for colour in ("red", "blue", "red", "red")]
     assert "train-3" not in problems  # nobody asks for its shape
     assert "train-4" in problems
     assert train[1]["question"] == "What color is the shape?"
