@@ -1,14 +1,24 @@
 """`import varifocal` is light, and yet PEFT and transformers know its methods and models."""
 
+import json
+import logging
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, requires
+from types import SimpleNamespace
 
 import pytest
 
 import varifocal
 from varifocal.errors import ModelError
-from varifocal.registration import SUPPORTED, check_versions
+from varifocal.registration import (
+    SUPPORTED,
+    _AfterImport,
+    _RegisteringLoader,
+    check_versions,
+    hush,
+    register_on_import,
+)
 
 KNOWN = (
     "from peft import PeftType; assert 'MMA' in PeftType.__members__; "
@@ -17,6 +27,7 @@ KNOWN = (
 
 
 def run(code):
+    """Run code in a process that has imported nothing."""
     return subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
 
 
@@ -25,19 +36,66 @@ def test_importing_varifocal_alone_imports_no_heavy_library():
     run(f"import sys, varifocal; assert not {heavy} & set(sys.modules), sys.modules")
 
 
-@pytest.mark.parametrize(
-    "order",
-    [
-        # transformers' Auto classes come in the middle of this import, half built.
-        "import varifocal; from transformers.modeling_layers import GradientCheckpointingLayer",
-        "import peft; import varifocal",
-        # Own modules, the first that import transformers, which the registering ones import from.
-        "from varifocal.models import PatchMLP",
-        "from varifocal.models import grafted",
-    ],
+ORDERS = (
+    # transformers' Auto classes come in the middle of this import, half built.
+    "import varifocal; from transformers.modeling_layers import GradientCheckpointingLayer",
+    "import peft; import varifocal",
+    # Own modules, the first that import transformers, which the registering ones import from.
+    "from varifocal.models import PatchMLP",
+    "from varifocal.models import grafted",
 )
-def test_methods_and_models_are_registered_whoever_imports_first(order):
-    run(f"{order}; {KNOWN}")
+
+IN_FORKS = """
+import json, os, sys, traceback
+import torch  # once for all; it registers nothing
+assert not {"peft", "transformers", "varifocal"} & set(sys.modules)
+ends = []
+for code in json.loads(sys.argv[1]):
+    child = os.fork()
+    if child == 0:
+        try:
+            exec(code)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    ends.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+print(json.dumps(ends))
+"""
+
+
+@pytest.fixture(scope="module")
+def ends():
+    """How each order ends in a process that has imported torch alone."""
+    asked = json.dumps([f"{order}; {KNOWN}" for order in ORDERS])
+    command = [sys.executable, "-W", "ignore", "-c", IN_FORKS, asked]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return dict(zip(ORDERS, json.loads(done.stdout), strict=True))
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_methods_and_models_are_registered_whoever_imports_first(ends, order):
+    assert ends[order] == 0
+
+
+def test_who_registers_twice_is_asked_once():
+    register_on_import()
+    assert [type(finder).__name__ for finder in sys.meta_path].count("_AfterImport") == 1
+
+
+def test_a_wrapped_loader_has_what_the_loader_has():
+    loader = SimpleNamespace(get_code=lambda name: f"the code of {name}")
+    assert _RegisteringLoader(loader, _AfterImport()).get_code("peft") == "the code of peft"
+
+
+def test_known_notices_alone_are_left_out(caplog):
+    hush()
+    hush()
+    logger = logging.getLogger("bitsandbytes.autograd._functions")
+    assert [type(known).__name__ for known in logger.filters] == ["_Without"]
+    logger.warning("MatMul8bitLt: inputs will be cast from float32 to float16")
+    logger.warning("something else")
+    assert caplog.messages == ["something else"]
 
 
 def test_public_names_come_from_their_homes():

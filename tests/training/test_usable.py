@@ -270,3 +270,44 @@ def test_sources_elsewhere_are_passed_over_where_another_machine_trains(recipe, 
 def test_images_of_questions_may_be_absent(recipe, tmp_path):
     path = questions(tmp_path, {"question": "Why?", "answer": "So.", "image": "absent.png"})
     check_usable(recipe({"data.evaluate": [{"path": path, "format": "table"}]}))
+
+
+def test_examples_may_be_as_long_as_the_window(recipe):
+    check_usable(recipe({"data.max_length": 2048, "data.row_length": 2048}))
+    assert "set data.max_length to 2048 or less" in (
+        why_refused(recipe({"data.max_length": 2049, "data.row_length": 2049})) or ""
+    )
+
+
+def test_an_image_may_stand_in_any_source_after_records_that_cannot_be_read(recipe, tmp_path):
+    """Where text teaches nothing: a source that is streamed may hold one, too."""
+    text = {"question": "Why?", "answer": "So."}
+    plain = {"path": questions(tmp_path, text, {"question": ""}), "format": "table"}
+    pictured = described(tmp_path, "A red square.")
+    base = {"tuner.text_route": "base", "data.on_bad_record": "skip", "training.max_steps": 1}
+    assert why_refused(recipe({**base, "data.train": [plain]})) == NO_IMAGE
+    both = [plain, {"path": pictured, "format": "captions"}]
+    check_usable(recipe({**base, "data.train": both}))
+    check_usable(recipe({**base, "data.train": [{**plain, "streaming": True}]}))
+
+
+def test_files_that_are_there_are_read_although_others_may_be_absent(recipe, tmp_path):
+    questions(tmp_path, {"question": "Why?", "answer": "So."}, name="part-1.jsonl")
+    several = {"data.train": [{"path": str(tmp_path / "part-*.jsonl"), "format": "table"}]}
+    page = recipe({**several, "tuner.text_route": "base"}, check_paths=False)
+    assert why_refused(page, skip_absent=True) == NO_IMAGE
+    absent = {"data.train": [{"path": str(tmp_path / "other-*.jsonl"), "format": "table"}]}
+    page = recipe({**absent, "tuner.text_route": "base"}, check_paths=False)
+    assert why_refused(page, skip_absent=True) is None
+
+
+def test_steps_are_held_against_the_schedule_where_they_are_known(recipe):
+    late = {"training.lr_scheduler_type": "polynomial", "training.warmup_steps": 99}
+    assert why_refused(recipe(late)) is None
+    assert "training.warmup_steps: " in (why_refused(recipe(late), steps=50) or "")
+    assert why_refused(recipe(late), steps=500) is None
+
+
+def test_quantised_weights_are_not_tuned_whole(recipe):
+    page = recipe({"model.quantization": "nf4", "tuner": {"type": "full"}})
+    assert "quanti" in (why_refused(page) or "")
