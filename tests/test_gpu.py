@@ -24,13 +24,16 @@ _spec = importlib.util.spec_from_file_location(
 )
 _shared = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_shared)
-parts, book, recipe_file, recipe = (
-    _shared.parts,
-    _shared.book,
-    _shared.recipe_file,
-    _shared.recipe,
-)
+parts, recipe_file, recipe = _shared.parts, _shared.recipe_file, _shared.recipe
 _own_cache, _one_thread = _shared._own_cache, _shared._one_thread
+
+
+@pytest.fixture
+def book(tmp_path):
+    """Three pictured and two plain questions: each operation there takes a call of Python's."""
+    _shared.write_book(tmp_path / "book", num_pictures=3, num_texts=2)
+    return tmp_path / "book"
+
 
 SCRIPT = """
 import json
