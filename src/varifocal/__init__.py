@@ -11,7 +11,7 @@ from varifocal.errors import DataError, ModelError, RecipeError, RunError, Varif
 from varifocal.registration import check_versions, hush, register_on_import
 
 if TYPE_CHECKING:
-    from varifocal.api.checkpoints import export_lavin, import_lavin
+    from varifocal.api.checkpoints import export_checkpoint, import_checkpoint
     from varifocal.api.datasets import Dataset, dataset, datasets
     from varifocal.api.jobs import benchmark, compare, evaluate, export, plan, retention, train
     from varifocal.api.model import Model, load
@@ -37,8 +37,8 @@ _HOMES = {
     "datasets": "varifocal.api.datasets",
     "evaluate": "varifocal.api.jobs",
     "export": "varifocal.api.jobs",
-    "export_lavin": "varifocal.api.checkpoints",
-    "import_lavin": "varifocal.api.checkpoints",
+    "export_checkpoint": "varifocal.api.checkpoints",
+    "import_checkpoint": "varifocal.api.checkpoints",
     "load": "varifocal.api.model",
     "plan": "varifocal.api.jobs",
     "retention": "varifocal.api.jobs",
@@ -77,9 +77,9 @@ __all__ = [
     "datasets",
     "evaluate",
     "export",
-    "export_lavin",
+    "export_checkpoint",
     "graft",
-    "import_lavin",
+    "import_checkpoint",
     "load",
     "load_model",
     "load_recipe",

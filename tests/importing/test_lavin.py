@@ -126,8 +126,8 @@ def lavin_logits(
 
 
 def do_import(bases: Path, file: Path, out: Path, **options) -> vf.Run:
-    names = str(bases / "llama"), str(bases / "clip")
-    return vf.import_lavin(file, *names, out, dtype="float32", **options)
+    names = {"language_model": str(bases / "llama"), "vision_tower": str(bases / "clip")}
+    return vf.import_checkpoint(file, "lavin", out, **names, dtype="float32", **options)
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +179,7 @@ def test_the_recipe_has_the_checkpoints_settings(imported):
 def test_back_and_forth_loses_no_bit(bases, tmp_path, dtype, prefix):
     tensors = lavin_tensors(dtype)
     file = save_checkpoint(tmp_path / "c.pth", tensors, prefix=prefix)
-    back = vf.export_lavin(do_import(bases, file, tmp_path / "run"))
+    back = vf.export_checkpoint(do_import(bases, file, tmp_path / "run"), "lavin")
     found = torch.load(back, weights_only=True)["model"]
     assert list(found) == [prefix + name for name in tensors]
     for name, tensor in tensors.items():
@@ -187,9 +187,13 @@ def test_back_and_forth_loses_no_bit(bases, tmp_path, dtype, prefix):
         assert torch.equal(found[prefix + name], tensor), name
 
 
-def test_options_go_before_the_checkpoints_settings(bases, tmp_path):
+def test_options_go_before_the_checkpoints_settings(bases, tmp_path, monkeypatch):
     file = save_checkpoint(tmp_path / "c.pth", lavin_tensors())
-    run = do_import(bases, file, tmp_path / "run", temperature=7.0, scale=2.0)
+    monkeypatch.chdir(bases)
+    run = do_import(Path(), file, tmp_path / "run", temperature=7.0, scale=2.0)
+    monkeypatch.chdir(tmp_path)
+    assert run.recipe.model.language_model == str(bases / "llama")
+    assert run.recipe.model.vision_tower == str(bases / "clip")
     assert (run.recipe.tuner.router_temperature, run.recipe.tuner.scale) == (7.0, 2.0)
 
 

@@ -26,6 +26,18 @@ LanguageModelOption = Annotated[
 VisionTowerOption = Annotated[
     str, typer.Option(metavar="NAME", help="The image encoder that it was trained on.")
 ]
+NamedLanguageModelOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="The language model; by default as the folder's config.json names it."
+    ),
+]
+NamedVisionTowerOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="The image encoder; by default as the folder's config.json names it."
+    ),
+]
 OutOption = Annotated[Path, typer.Option(metavar="DIR", help="The run directory.")]
 DtypeOption = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"],
@@ -74,14 +86,81 @@ def lavin(
     _print_done(run)
 
 
-def _check(out: Path, *names: str) -> None:
+@import_app.command(
+    epilog="Example: varifocal import mixlora ft_vision-flan_mixlora_input_E-16_r-4 "
+    "--out runs/mixlora"
+)
+def mixlora(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FOLDER", help="With pytorch_model.bin, config.json and cmoa_args.bin."
+        ),
+    ],
+    out: OutOption,
+    language_model: NamedLanguageModelOption = None,
+    vision_tower: NamedVisionTowerOption = None,
+    rank: Annotated[
+        int | None, typer.Option(min=1, help="r; by default the checkpoint's own.")
+    ] = None,
+    lora_alpha: Annotated[
+        float | None,
+        typer.Option(min=0.001, help="By default the checkpoint's own, or 2 E."),
+    ] = None,
+    dtype: DtypeOption = "auto",
+) -> None:
+    """Make a run of a checkpoint of MixLoRA's code; its base must be that which is named."""
+    _check(out, language_model, vision_tower)
+    ready()
+    from varifocal.importing.mixlora import import_mixlora
+
+    run = import_mixlora(
+        folder,
+        out,
+        language_model=language_model,
+        vision_tower=vision_tower,
+        rank=rank,
+        lora_alpha=lora_alpha,
+        dtype=dtype,
+    )
+    _print_done(run)
+
+
+@import_app.command(
+    epilog="Example: varifocal import llava llava-v1.5-7b-lora --language-model "
+    "lmsys/vicuna-7b-v1.5 --out runs/llava"
+)
+def llava(
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FOLDER",
+            help="With config.json and mm_projector.bin, or with a LoRA.",
+        ),
+    ],
+    out: OutOption,
+    language_model: NamedLanguageModelOption = None,
+    vision_tower: NamedVisionTowerOption = None,
+    dtype: DtypeOption = "auto",
+) -> None:
+    """Make a run of a projector, or of a LoRA, that LLaVA's code has trained."""
+    _check(out, language_model, vision_tower)
+    ready()
+    from varifocal.importing.llava import import_llava
+
+    names = {"language_model": language_model, "vision_tower": vision_tower}
+    _print_done(import_llava(folder, out, **names, dtype=dtype))
+
+
+def _check(out: Path, *names: str | None) -> None:
     """Refuse a folder or a model that cannot be used, before anything slow is imported."""
     from varifocal.models.names import check_name
     from varifocal.run import RunDirectory
 
     RunDirectory(out).check_free()
     for name in names:
-        check_name(name)
+        if name is not None:
+            check_name(name)
 
 
 def _print_done(run: Path) -> None:

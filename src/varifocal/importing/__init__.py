@@ -1,1 +1,1 @@
-"""Runs made of the checkpoints of other code: LaVIN's."""
+"""Runs made of the checkpoints of other code: LaVIN's, MixLoRA's, LLaVA's."""

@@ -1,5 +1,6 @@
 """Writing a run directory around tensors that were trained elsewhere."""
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -46,11 +47,13 @@ def write_run(recipe: Recipe, fill: Fill, out: Path, origin: Mapping[str, Any]) 
         ModelError: a model of the recipe cannot be had, or the tensors do not fit it.
         RunError: the directory holds a run already or other files, or cannot be written.
     """
+    recipe = _absolute(recipe)
     names = [n for n in (recipe.model.language_model, recipe.model.vision_tower) if n is not None]
     digest = fingerprint([file for name in names for file in weight_files(name)])
     base = load_model(recipe.model, meta=True).model
     tuned = attach_tuner(base, recipe.tuner, base_fingerprint=digest)
-    tensors = fill(cast(dict[str, Tensor], get_peft_model_state_dict(cast(PeftModel, tuned))))
+    shapes = get_peft_model_state_dict(cast(PeftModel, tuned), save_embedding_layers=False)
+    tensors = fill(cast(dict[str, Tensor], shapes))
     processor = load_processor(recipe.model)
     run = RunDirectory.create(out)
     with run.lock():
@@ -62,6 +65,16 @@ def write_run(recipe: Recipe, fill: Fill, out: Path, origin: Mapping[str, Any]) 
         write_json(run.imported, dict(origin))
         run.write_recipe(with_provenance(recipe, digest).dump_yaml())
     return run.root
+
+
+def _absolute(recipe: Recipe) -> Recipe:
+    """Make the names of models that are directories here absolute, as a run's recipe has them."""
+    names = {}
+    for key in ("language_model", "vision_tower"):
+        name = getattr(recipe.model, key)
+        path = Path(name).expanduser()
+        names[key] = os.path.abspath(path) if path.is_dir() else name
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update=names)})
 
 
 def _save_adapter(

@@ -133,7 +133,8 @@ def start_adapter(model: PreTrainedModel | PeftModel, recipe: Recipe, digest: st
     if None not in (trained_on, digest) and trained_on != digest:
         raise RecipeError(f"{where} was trained on other models than this recipe names")
     tensors = _read(trained.place / _ADAPTER, where)
-    fresh = cast(dict[str, Tensor], get_peft_model_state_dict(cast(PeftModel, model)))
+    shapes = get_peft_model_state_dict(cast(PeftModel, model), save_embedding_layers=False)
+    fresh = cast(dict[str, Tensor], shapes)
     odd = sorted(tensors.keys() ^ fresh.keys()) or [
         name for name, tensor in tensors.items() if tensor.shape != fresh[name].shape
     ]

@@ -1,0 +1,155 @@
+"""Projectors and LoRAs of LLaVA's code, and of code that was made of it, as runs."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from varifocal.cache import file_digest
+from varifocal.errors import ModelError
+from varifocal.importing.folder import write_run
+from varifocal.importing.llava_config import LlavaFolder, read_folder
+from varifocal.importing.pickles import read_pickle
+from varifocal.models.checkpoint_files import read_object
+from varifocal.models.layouts.llava import lora_rules, plain_names, projector_rules
+from varifocal.models.layouts.rule import read_all
+from varifocal.recipe import (
+    LinearSection,
+    LlavaMLPSection,
+    LoraSection,
+    ModelSection,
+    NoTunerSection,
+    Recipe,
+)
+from varifocal.run import RunDirectory
+
+PROJECTOR = "mm_projector.bin"
+NOT_LORA = "non_lora_trainables.bin"
+LORA_CONFIG = "adapter_config.json"
+LORA = ("adapter_model.safetensors", "adapter_model.bin")
+_PLAIN_LORA = {
+    "bias": "none",
+    "use_dora": False,
+    "use_rslora": False,
+    "fan_in_fan_out": False,
+    "rank_pattern": {},
+    "alpha_pattern": {},
+}
+
+
+def import_llava(
+    folder: Path,
+    out: Path,
+    *,
+    language_model: str | None = None,
+    vision_tower: str | None = None,
+    dtype: str = "bfloat16",
+) -> Path:
+    """Write a run directory around a projector, or a LoRA and a projector, of LLaVA's code.
+
+    Args:
+        folder: with `config.json` and `mm_projector.bin`; or, of a LoRA, `adapter_config.json`, its
+            weights and `non_lora_trainables.bin`.
+        out: the run directory.
+        language_model: the one that it was trained on; by default as `config.json` names it.
+        vision_tower: likewise.
+        dtype: number format of the frozen weights.
+
+    Returns:
+        The run directory.
+
+    Raises:
+        ModelError: the folder cannot be read, or does not fit these models.
+        RunError: the directory holds a run already or other files.
+    """
+    RunDirectory(out).check_free()
+    told = read_folder(folder, language_model, vision_tower)
+    files = _files(folder)
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        tensors |= plain_names(_read(file), str(file))
+    tuner = _lora(folder) if (folder / LORA_CONFIG).is_file() else NoTunerSection()
+    rules = [*projector_rules(told.num_linears), *lora_rules(tensors)]
+
+    def fill(shapes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return read_all(rules, tensors, shapes, str(folder))
+
+    origin = _origin(folder, files, len(tensors), told.notes)
+    return write_run(_recipe(told, tuner, dtype), fill, out, origin)
+
+
+def _origin(
+    folder: Path, files: Sequence[Path], num_tensors: int, notes: Sequence[str]
+) -> dict[str, Any]:
+    return {
+        "layout": "llava",
+        "file": str(folder),
+        "sha256": {file.name: file_digest(file) for file in files},
+        "num_tensors": num_tensors,
+        "settings": {},
+        "notes": list(notes),
+    }
+
+
+def _files(folder: Path) -> list[Path]:
+    """List the files that hold trained tensors.
+
+    Raises:
+        ModelError: one is missing.
+    """
+    if not (folder / LORA_CONFIG).is_file():
+        if not (folder / PROJECTOR).is_file():
+            raise ModelError(
+                f"'{folder}' has neither {PROJECTOR} nor a LoRA ({LORA_CONFIG}); a whole language "
+                "model that LLaVA's code has tuned is not read yet"
+            )
+        return [folder / PROJECTOR]
+    weights = [folder / name for name in LORA if (folder / name).is_file()]
+    others = [folder / name for name in (NOT_LORA, PROJECTOR) if (folder / name).is_file()]
+    if not weights or not others:
+        missing = " or ".join((NOT_LORA, PROJECTOR) if weights else LORA)
+        raise ModelError(f"'{folder}' holds a LoRA and no {missing}; copy it there")
+    return [weights[0], others[0]]
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    held = load_file(file) if file.suffix == ".safetensors" else read_pickle(file)
+    if not isinstance(held, dict) or not all(isinstance(one, Tensor) for one in held.values()):
+        raise ModelError(f"{file} is no table of tensors")
+    return held
+
+
+def _lora(folder: Path) -> LoraSection:
+    """Read a LoRA's settings.
+
+    Raises:
+        ModelError: it is of a kind that has no equal here.
+    """
+    file = folder / LORA_CONFIG
+    page: dict[str, Any] = read_object(file)
+    for key, value in {"peft_type": "LORA", **_PLAIN_LORA}.items():
+        if (page.get(key) or value) != value:
+            raise ModelError(
+                f"{file}: {key} is {page[key]!r}, and only {value!r} has an equal here"
+            )
+    targets = page.get("target_modules")
+    if not isinstance(targets, list) or not isinstance(page.get("r"), int):
+        raise ModelError(f"{file} is damaged: it has no rank r, or no list of target_modules")
+    return LoraSection(
+        rank=page["r"],
+        lora_alpha=float(page.get("lora_alpha") or page["r"]),
+        dropout=float(page.get("lora_dropout") or 0.0),
+        target_modules=tuple(sorted(targets)),
+    )
+
+
+def _recipe(told: LlavaFolder, tuner: LoraSection | NoTunerSection, dtype: str) -> Recipe:
+    model = {
+        "language_model": told.language_model,
+        "vision_tower": told.vision_tower,
+        "connector": LinearSection() if told.num_linears == 1 else LlavaMLPSection(),
+        "dtype": dtype,
+    }
+    return Recipe(model=ModelSection.model_validate(model), tuner=tuner)

@@ -1,0 +1,171 @@
+"""Projectors and LoRAs in the layout of LLaVA's code, written and computed here by hand."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import CLIPVisionModel, LlamaForCausalLM
+
+import varifocal as vf
+from varifocal.assemble import open_run
+from varifocal.errors import ModelError
+
+RANK, ALPHA = 2, 6.0
+TARGETS = ("self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj")
+
+
+def projector(kind: str) -> dict[str, Tensor]:
+    random = torch.Generator().manual_seed(1)
+    shapes = {"": (32, 16)} if kind == "linear" else {"0.": (32, 16), "2.": (32, 32)}
+    tensors = {}
+    for name, shape in shapes.items():
+        tensors[f"model.mm_projector.{name}weight"] = 0.3 * torch.randn(shape, generator=random)
+        tensors[f"model.mm_projector.{name}bias"] = 0.3 * torch.randn(32, generator=random)
+    return tensors
+
+
+def lora(bases: Path) -> dict[str, Tensor]:
+    llama = load_file(bases / "llama" / "model.safetensors")
+    random = torch.Generator().manual_seed(2)
+    tensors = {}
+    for linear in (f"model.layers.{i}.{name}" for i in (0, 1) for name in TARGETS):
+        outputs, inputs = llama[f"{linear}.weight"].shape
+        at = f"base_model.model.{linear}"
+        tensors[f"{at}.lora_A.weight"] = 0.3 * torch.randn(RANK, inputs, generator=random)
+        tensors[f"{at}.lora_B.weight"] = 0.3 * torch.randn(outputs, RANK, generator=random)
+    return tensors
+
+
+def save_config(folder: Path, bases: Path, kind: str, **more) -> Path:
+    folder.mkdir()
+    page = {"model_type": "llava_llama", "_name_or_path": str(bases / "llama")}
+    page |= {"mm_vision_tower": str(bases / "clip"), "mm_vision_select_layer": -2}
+    page |= {} if kind == "linear" else {"mm_projector_type": kind}
+    (folder / "config.json").write_text(json.dumps(page | more))
+    return folder
+
+
+def save_lora(folder: Path, bases: Path, prefix: str, **more) -> None:
+    page = {"peft_type": "LORA", "r": RANK, "lora_alpha": ALPHA, "lora_dropout": 0.05}
+    page |= {"bias": "none", "target_modules": [name.split(".")[1] for name in TARGETS]}
+    (folder / "adapter_config.json").write_text(json.dumps(page | more))
+    torch.save(lora(bases), folder / "adapter_model.bin")
+    kind = "mlp2x_gelu" if "mm_projector_type" in (folder / "config.json").read_text() else "linear"
+    others = {f"{prefix}{name}": tensor for name, tensor in projector(kind).items()}
+    torch.save(others, folder / "non_lora_trainables.bin")
+
+
+def assert_equal_logits(bases: Path, root: Path, kind: str, weights: dict[str, Tensor]) -> None:
+    """Compare a run with the plain language model, its weights merged, on projected patches."""
+    _, parts = open_run(root)
+    llama = LlamaForCausalLM.from_pretrained(bases / "llama")
+    clip = CLIPVisionModel.from_pretrained(bases / "clip")
+    with torch.no_grad():
+        for name, update in weights.items():
+            llama.get_parameter(name).add_(update)
+        random = torch.Generator().manual_seed(5)
+        ids = torch.randint(3, 200, (1, 7), generator=random)
+        pixels = torch.randn(1, 3, 28, 28, generator=random)
+        states = clip(pixel_values=pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
+        t = {name.removeprefix("model.mm_projector."): p for name, p in projector(kind).items()}
+        if kind == "linear":
+            tokens = F.linear(states, t["weight"], t["bias"])
+        else:
+            hidden = F.gelu(F.linear(states, t["0.weight"], t["0.bias"]))
+            tokens = F.linear(hidden, t["2.weight"], t["2.bias"])
+        words = llama.model.embed_tokens(ids)
+        shown = torch.cat([words[:, :1], tokens, words[:, 1:]], dim=1)
+        expected = llama(inputs_embeds=shown).logits
+        images = torch.full((1, 4), parts.processor.image_token_id)
+        row = torch.cat([ids[:, :1], images, ids[:, 1:]], dim=1)
+        found = parts.model(input_ids=row, pixel_values=pixels).logits[..., : expected.shape[-1]]
+    size = expected.abs().max()
+    torch.testing.assert_close(found / size, expected / size, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp2x_gelu"])
+def test_a_projector_becomes_a_run(bases, tmp_path, kind):
+    folder = save_config(tmp_path / "theirs", bases, kind)
+    torch.save(projector(kind), folder / "mm_projector.bin")
+    run = vf.import_checkpoint(folder, "llava", tmp_path / "run", dtype="float32")
+    assert (run.recipe.tuner.type, run.recipe.model.connector.type) == ("none", kind)
+    assert_equal_logits(bases, run.root, kind, {})
+
+
+@pytest.mark.parametrize(
+    ("kind", "prefix"),
+    [
+        ("linear", ""),
+        ("mlp2x_gelu", "base_model.model."),
+        ("mlp2x_gelu", "base_model.model.model."),
+    ],
+)
+def test_a_lora_becomes_a_run(bases, tmp_path, kind, prefix):
+    folder = save_config(tmp_path / "theirs", bases, kind)
+    save_lora(folder, bases, prefix)
+    run = vf.import_checkpoint(folder, "llava", tmp_path / "run", dtype="float32")
+    tuner = run.recipe.tuner
+    assert (tuner.type, tuner.rank, tuner.lora_alpha) == ("lora", RANK, ALPHA)
+    pairs = lora(bases)
+    updates = {
+        name.removeprefix("base_model.model.").replace("lora_A.", ""): ALPHA
+        / RANK
+        * pairs[name.replace("lora_A", "lora_B")]
+        @ a
+        for name, a in pairs.items()
+        if "lora_A" in name
+    }
+    assert len(updates) == 2 * len(TARGETS)
+    assert_equal_logits(bases, run.root, kind, updates)
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"model_type": "llava_mpt"}, "is of type llava_mpt, and those that are read are"),
+        ({"mm_vision_select_layer": -1}, "mm_vision_select_layer is -1, and only -2 has an equal"),
+        ({"mm_projector_type": "mlp3x_gelu"}, "mm_projector_type is 'mlp3x_gelu'; those with"),
+        ({"mm_use_im_start_end": True}, "mm_use_im_start_end is True, and only False"),
+        ({"_name_or_path": ""}, "has no _name_or_path: give --language-model"),
+        ({"mm_projector_type": "mlp2x_gelu"}, r"missing \(model.mm_projector.0.weight"),
+    ],
+)
+def test_another_config_is_refused(bases, tmp_path, config, words):
+    folder = save_config(tmp_path / "theirs", bases, "linear", **config)
+    torch.save(projector("linear"), folder / "mm_projector.bin")
+    with pytest.raises(ModelError, match=words):
+        vf.import_checkpoint(folder, "llava", tmp_path / "run", dtype="float32")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"use_dora": True}, "use_dora is True, and only False has an equal here"),
+        ({"bias": "all"}, "bias is 'all', and only 'none' has an equal here"),
+        ({"r": None}, "is damaged: it has no rank r, or no list of target_modules"),
+        ({"r": 3}, r"lora_A.weight gives \[2, .*need \[3, "),
+        ({"target_modules": ["q_proj", "v_proj"]}, "2 tensors are on one side alone|4 tensors are"),
+    ],
+)
+def test_another_lora_is_refused(bases, tmp_path, change, words):
+    folder = save_config(tmp_path / "theirs", bases, "linear")
+    save_lora(folder, bases, "", **change)
+    with pytest.raises(ModelError, match=words):
+        vf.import_checkpoint(folder, "llava", tmp_path / "run", dtype="float32")
+
+
+def test_a_folder_that_lacks_a_part_names_it(bases, tmp_path, run):
+    folder = save_config(tmp_path / "theirs", bases, "linear")
+    with pytest.raises(ModelError, match=r"has neither mm_projector\.bin nor a LoRA"):
+        vf.import_checkpoint(folder, "llava", tmp_path / "run")
+    save_lora(folder, bases, "")
+    (folder / "non_lora_trainables.bin").unlink()
+    with pytest.raises(ModelError, match=r"holds a LoRA and no non_lora_trainables\.bin"):
+        vf.import_checkpoint(folder, "llava", tmp_path / "run")
+    code, _, err = run("import", "llava", tmp_path, "--out", tmp_path / "run")
+    assert code == 2
+    assert "is no checkpoint of LLaVA's code: it has no config.json" in err
