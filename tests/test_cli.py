@@ -1,5 +1,6 @@
 """The command line answers quickly, and tells every mistake in a sentence without a traceback."""
 
+import gc
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -8,6 +9,7 @@ import PIL.Image
 import pytest
 import typer.main
 
+from varifocal.cli import options
 from varifocal.cli.commands import app
 from varifocal.cli.interrupted import how_to_go_on
 from varifocal.cli.tables import stage_bars
@@ -152,6 +154,17 @@ def test_a_wrong_version_is_said_before_the_slow_import(run, monkeypatch):
     code, _, err = run("plan", "nlvr")
     assert code == 2
     assert err.startswith("error: peft 4.57.1 is installed; Varifocal needs peft>=0.21,<0.22")
+
+
+def test_the_collector_works_again_after_the_imports(monkeypatch):
+    states = []
+    monkeypatch.setattr("gc.freeze", lambda: states.append(gc.isenabled()))
+    options._import_libraries()
+    assert (states, gc.isenabled()) == ([False], True)
+    monkeypatch.setattr(options.importlib, "import_module", lambda name: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        options._import_libraries()
+    assert gc.isenabled()
 
 
 # Stopping

@@ -140,6 +140,11 @@ def _from_hub(name: str) -> str:
 
 def downloaded(name: str) -> Path | None:
     """Return the directory a hub id was downloaded into, None if it was not."""
+    from huggingface_hub.constants import HF_HUB_CACHE, REPO_ID_SEPARATOR
+
+    folder = REPO_ID_SEPARATOR.join(["models", *name.split("/")])
+    if not (Path(HF_HUB_CACHE) / folder).is_dir():
+        return None  # the next import takes a tenth of a second
     from huggingface_hub import try_to_load_from_cache
 
     config = try_to_load_from_cache(name, "config.json")

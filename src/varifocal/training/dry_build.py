@@ -5,8 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer, get_scheduler
-from transformers.training_args import OptimizerNames
+from transformers.optimization import get_scheduler
 from transformers.utils.import_utils import is_torch_tf32_available
 
 from varifocal.errors import RecipeError
@@ -84,7 +83,20 @@ def _built(key: str, build: Any) -> Any:
         raise RecipeError(f"training.{key}: {error}") from error
 
 
+_ADAMW = ("adamw_torch", "adamw_torch_fused")
+
+
 def _optimizer(training: TrainingSection) -> torch.optim.Optimizer:
+    number = nn.Parameter(torch.zeros(1))
+    groups = [{"params": [number], "weight_decay": training.weight_decay}]
+    if training.optimizer in _ADAMW and training.get("optim_args") is None:
+        betas = training.adam_beta1, training.adam_beta2
+        eps = training.get("adam_epsilon", 1e-8)
+        return torch.optim.AdamW(groups, lr=training.learning_rate, betas=betas, eps=eps)
+    # Trainer imports datasets, pandas and pyarrow, which `plan` does without.
+    from transformers import Trainer
+    from transformers.training_args import OptimizerNames
+
     args: Any = SimpleNamespace(
         optim=OptimizerNames(training.optimizer),
         optim_args=training.get("optim_args"),
@@ -95,8 +107,7 @@ def _optimizer(training: TrainingSection) -> torch.optim.Optimizer:
         weight_decay=training.weight_decay,
     )
     kind, settings = Trainer.get_optimizer_cls_and_kwargs(args)
-    number = nn.Parameter(torch.zeros(1))
-    return kind([{"params": [number], "weight_decay": training.weight_decay}], **settings)
+    return kind(groups, **settings)
 
 
 def _schedule(training: TrainingSection, optimizer: torch.optim.Optimizer) -> Any:
