@@ -272,17 +272,26 @@ def is_vlm(name: str | Path) -> bool:
 
 
 def open_vlm(
-    name: str | Path, adapter: str | Path | None = None, *, dtype: str = "float32"
+    name: str | Path,
+    adapter: str | Path | None = None,
+    *,
+    dtype: str = "float32",
+    strength: float = 1.0,
 ) -> OpenedVlm:
     """Open a vision-language model for use; see `open_model`.
 
     Raises:
-        ModelError: the model or its adapter cannot be had, or they do not fit.
+        ModelError: the model or its adapter cannot be had, they do not fit, or a strength was given
+            and there is no adapter.
     """
+    if strength != 1 and adapter is None:
+        raise ModelError(NO_STRENGTH)
     section = {"language_model": str(name), "dtype": dtype}
     loaded = load_model(ModelSection.model_validate(section))
     cast(Any, loaded.model).to(distributed.own_device())
-    model = loaded.model if adapter is None else _with_adapter(loaded.model, Path(adapter))
+    if adapter is None:
+        return OpenedVlm(loaded.model, loaded.processor, loaded.fingerprint)
+    model = _with_adapter(loaded.model, Path(adapter), strength)
     return OpenedVlm(model, loaded.processor, loaded.fingerprint)
 
 

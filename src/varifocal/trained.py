@@ -8,6 +8,7 @@ learned; and one that was finished, then continued with `--resume` and stopped a
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,7 +120,10 @@ def command_for(file: Path) -> str:
     words.append(str((folder if step is None else folder.parent).parent))
     words += [] if step is None else ["--checkpoint", str(step)]
     words += ["--score", "generate"] if "-generate" in file.name else []
-    return shlex.join([*words, "--blind"] if "-blind" in file.name else words)
+    words += ["--blind"] if "-blind" in file.name else []
+    if scaled := re.search(r"-strength-([\d.e+-]*\d)\.", file.name):
+        words += ["--strength", scaled[1]]
+    return shlex.join(words)
 
 
 def _end(run: RunDirectory) -> Trained | None:

@@ -7,6 +7,8 @@ import pytest
 import yaml
 
 from varifocal import cli
+from varifocal.api.run import Run
+from varifocal.reports.card_scores import former_scores
 from varifocal.reports.runs import flat, read_run
 from varifocal.reports.runs_table import compare, differences, group_rows, mean_of
 
@@ -222,3 +224,13 @@ def test_a_score_file_of_a_former_kind_is_named(make, monkeypatch, capsys):
     )
     assert capsys.readouterr().err == f"{told}\n"
     assert "is of a former kind and is not read" in (root / "README.md").read_text()
+
+
+def test_the_api_and_the_notebook_name_a_score_file_of_a_former_kind(make, caplog):
+    root = make("run")
+    (root / "eval" / "old.json").write_text('{"columns": {"average": {"value": 50.0}}}')
+    (sentence,) = former_scores(root / "eval")
+    run = Run(root)
+    assert all(line.suite != "old" for line in run.scores)
+    assert [record.getMessage() for record in caplog.records] == [sentence]
+    assert f"<li>{sentence}</li>" in run._repr_html_()

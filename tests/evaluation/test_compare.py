@@ -130,6 +130,7 @@ def test_columns_and_options_are_taken_from_the_lines(tmp_path) -> None:
         ("eval", "book-test", ""),
         ("eval", "book-test-generate-blind", " --score generate --blind"),
         ("eval/checkpoint-8", "book-test", " --checkpoint 8"),
+        ("eval", "book-test-blind-strength-0.25", " --blind --strength 0.25"),
     ],
 )
 def test_a_file_of_the_former_kind_names_the_command_that_makes_it_anew(

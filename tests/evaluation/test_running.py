@@ -124,6 +124,19 @@ def test_a_finished_run_asks_nothing_and_other_weights_ask_everything(asker, tmp
         assert len(other.asked) == 9
 
 
+def test_answers_of_another_strength_are_neither_continued_nor_overwritten(asker, tmp_path):
+    half, less = (About(fingerprint="w1", strength=strength) for strength in (0.5, 0.25))
+    whole = run(benchmark(), items(), asker, tmp_path, about=ABOUT)
+    result = run(benchmark(), items(), asker, tmp_path, about=half)
+    assert result.file.name == "fruit-strength-0.5.json"
+    assert [json.loads(one.file.read_text())["strength"] for one in (whole, result)] == [1, 0.5]
+    predictions = (tmp_path / "fruit-strength-0.5.predictions.jsonl").read_text()
+    for about, kept in ((half, 9), (less, 0)):
+        file = tmp_path / f"fruit-strength-{about.strength}.predictions.jsonl"
+        file.write_text(predictions)
+        assert run(benchmark(), items(), asker, tmp_path, about=about).kept == kept
+
+
 def test_a_changed_question_is_asked_again_alone(asker, tmp_path):
     run(benchmark(), items(), asker, tmp_path, about=ABOUT)
     changed = items()

@@ -114,6 +114,36 @@ def test_a_model_alone_has_no_strength_and_a_negative_one_is_none(make_run, part
         open_run(make_run(TUNERS["lora"]).root, strength=-1)
 
 
+def test_eval_and_benchmark_take_it_and_keep_their_own_files(make_run, run, tmp_path):
+    trained = make_run({"type": "lora"}, tower=None)
+    book = tmp_path / "scienceqa"
+    book.mkdir()
+    problem = {"question": "Which?", "choices": ["red", "a box"], "answer": 1, "hint": ""}
+    extra = {"image": None, "subject": "natural science", "grade": "grade3", "lecture": ""}
+    (book / "problems.json").write_text(json.dumps({"1": problem | extra}))
+    (book / "pid_splits.json").write_text(json.dumps({"test": ["1"]}))
+    adapter, language = trained.adapter, open_run(trained.root)[0].model.language_model
+    calls = {
+        "run": ("eval", trained.root, "--data", book, "--split", "test"),
+        "suite": ("benchmark", trained.root, "scienceqa", "--data", tmp_path),
+        "model": ("benchmark", language, "scienceqa", "--data", tmp_path, "--adapter", adapter),
+    }
+    for name, words in calls.items():
+        out = trained.evaluations if name == "run" else tmp_path / name
+        words += () if name == "run" else ("--out", out)
+        assert run(*words)[0] == 0
+        assert run(*words, "--strength", "0")[0] == 0
+        whole, none = (
+            json.loads(file.read_text())["scores"]
+            for file in sorted(out.glob("*.predictions.jsonl"), key=lambda file: len(file.name))
+        )
+        assert whole != none
+        if name == "run":
+            trained_scores, base_scores = whole, none
+        assert whole == pytest.approx(trained_scores, abs=1e-4)
+        assert none == pytest.approx(base_scores, abs=1e-4)
+
+
 def test_ask_and_retention_take_it_and_keep_their_own_file(make_run, run, tmp_path):
     trained = make_run({"type": "lora"}, tower=None)
     words = ("ask", trained.root, "Why?", "--max-new-tokens", "6")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -122,6 +122,7 @@ def evaluate(
     blind: bool = False,
     checkpoint: int | None = None,
     on_bad_record: OnBadRecord | None = None,
+    strength: float = 1.0,
     progress: Progress | None = None,
 ) -> list[ScoreLine]:
     """Score a run on its recipe's `data.evaluate`, as `varifocal eval` does.
@@ -136,6 +137,7 @@ def evaluate(
         blind: leave the images out of the prompts.
         checkpoint: the run as of this step's checkpoint.
         on_bad_record: `fail`, or `skip` what cannot be asked; by default as the recipe says.
+        strength: factor on what the adapter changes; others than 1 have files of their own.
         progress: called with stage, done and total.
 
     Returns:
@@ -154,6 +156,7 @@ def evaluate(
         blind=blind,
         checkpoint=checkpoint,
         on_bad_record=on_bad_record,
+        strength=strength,
         progress=progress,
     )
     files = [result.file for result in scored]
@@ -175,6 +178,7 @@ def benchmark(
     dtype: str = "float32",
     out: Place | None = None,
     on_bad_record: OnBadRecord | None = None,
+    strength: float = 1.0,
     progress: Progress | None = None,
 ) -> list[ScoreLine]:
     """Score a run or any model on named benchmarks, as `varifocal benchmark` does.
@@ -194,6 +198,7 @@ def benchmark(
         dtype: number format of the frozen weights.
         out: where scores go; by default into the run, or `runs/MODEL/eval`.
         on_bad_record: `fail`, or `skip` what cannot be asked; by default as the run's recipe says.
+        strength: factor on what the adapter changes; others than 1 have files of their own.
         progress: called with stage, done and total.
 
     Returns:
@@ -204,7 +209,7 @@ def benchmark(
         RunError, ModelError: the run or the model cannot be opened.
     """
     scored = evaluate_benchmarks(
-        Named(os.fspath(model), _path(adapter), dtype),
+        Named(os.fspath(model), _path(adapter), dtype, strength),
         suites if isinstance(suites, str) else ",".join(suites),
         AskOptions(None, blind, split, limit, batch_size),
         data=_path(data),
@@ -316,7 +321,7 @@ def export(
     shard_gib: float = 4.0,
     strength: float = 1.0,
     serves: Literal["vllm"] | None = None,
-    progress: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[Exported]:
     """Write a run in a form that other programs load, as `varifocal export` does.
 
@@ -334,7 +339,7 @@ def export(
         shard_gib: most GiB a safetensors file.
         strength: factor on what the adapter changes: 0 is the base, 1 the run as trained.
         serves: the server against whose rules the artifact is held.
-        progress: called with each step in words.
+        progress: called with stage, done, total and a note.
 
     Returns:
         The artifacts: two (text and image) of MMA's routes, else one.

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from pathlib import Path
 from typing import Any
 
 from varifocal.errors import RunError
 from varifocal.recipe import Recipe, load_recipe
-from varifocal.reports.card_scores import ScoreLine, read_scores
+from varifocal.reports.card_scores import ScoreLine, former_scores, read_scores
 from varifocal.reports.notebook import run_html
 from varifocal.run import RunDirectory
 from varifocal.trained import scores_folder
+
+_LOGGER = logging.getLogger("varifocal")
 
 
 class Run:
@@ -58,8 +61,15 @@ class Run:
 
     @property
     def scores(self) -> list[ScoreLine]:
-        """Every measure of every suite that was scored."""
-        return read_scores(scores_folder(RunDirectory(self.root)))
+        """Every measure of every suite that was scored.
+
+        A score file that an older version wrote is left out, and a warning of the logger
+        "varifocal" says how to make it anew.
+        """
+        folder = scores_folder(RunDirectory(self.root))
+        for sentence in former_scores(folder):
+            _LOGGER.warning(sentence)
+        return read_scores(folder)
 
     def __fspath__(self) -> str:
         return str(self.root)

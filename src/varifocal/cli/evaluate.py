@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from varifocal.cli.options import ready
+from varifocal.cli.options import StrengthOption, ready
 
 if TYPE_CHECKING:
+    from varifocal.evaluation.evaluate import Named
     from varifocal.evaluation.runner import AskOptions
 
 
@@ -53,13 +54,14 @@ def evaluate(
         int | None, typer.Option(metavar="STEP", help="The run as it was at that checkpoint.")
     ] = None,
     on_bad_record: _OnBadOption = None,
+    strength: StrengthOption = 1.0,
 ) -> None:
     """Score a run on its recipe's data.evaluate; a stopped call goes on when repeated."""
     from varifocal.cli.checks import check_run
 
     check_run(run, checkpoint)
     ready()
-    _score_sources(run, data, split, score, blind, checkpoint, on_bad_record)
+    _score_sources(run, data, split, score, blind, checkpoint, on_bad_record, strength)
 
 
 def benchmark(
@@ -102,17 +104,19 @@ def benchmark(
         typer.Option(metavar="DIR", help="Where scores go; RUN/eval or runs/MODEL/eval."),
     ] = None,
     on_bad_record: _OnBadOption = None,
+    strength: StrengthOption = 1.0,
 ) -> None:
     """Score a run or a model on named benchmarks; a stopped call goes on when repeated."""
     from varifocal.cli.checks import check_run_or_model
 
     check_run_or_model(model)
     ready()
+    from varifocal.evaluation.evaluate import Named
     from varifocal.evaluation.runner import AskOptions
 
     way = AskOptions(None, blind, split, limit, batch_size)
-    suites = ",".join(names)
-    _score_benchmarks(model, suites, data, way, score, adapter, dtype, out, on_bad_record)
+    named = Named(model, adapter, dtype, strength)
+    _score_benchmarks(named, ",".join(names), data, way, score, out, on_bad_record)
 
 
 def _score_sources(
@@ -123,6 +127,7 @@ def _score_sources(
     blind: bool,
     checkpoint: int | None,
     on_bad_record: OnBadRecord | None,
+    strength: float,
 ) -> None:
     """Score a run on its recipe's sources."""
     from varifocal.cli.tables import print_result, stage_bars
@@ -139,6 +144,7 @@ def _score_sources(
                 blind=blind,
                 checkpoint=checkpoint,
                 on_bad_record=on_bad_record,
+                strength=strength,
                 command=shlex.join(["varifocal", *sys.argv[1:]]),
                 progress=progress,
             )
@@ -149,24 +155,22 @@ def _score_sources(
 
 
 def _score_benchmarks(
-    model: str,
+    named: Named,
     names: str,
     data: Path | None,
     way: AskOptions,
     score: ScoreBy | None,
-    adapter: Path | None,
-    dtype: str,
     out: Path | None,
     on_bad_record: OnBadRecord | None,
 ) -> None:
     """Score a run or a model on benchmarks."""
     from varifocal.cli.tables import print_result, stage_bars
-    from varifocal.evaluation.evaluate import Named, evaluate_benchmarks
+    from varifocal.evaluation.evaluate import evaluate_benchmarks
     from varifocal.reports.card import renew_card
 
     with stage_bars() as progress:
         for result in evaluate_benchmarks(
-            Named(model, adapter, dtype),
+            named,
             names,
             way,
             data=data,
@@ -178,4 +182,4 @@ def _score_benchmarks(
         ):
             print_result(result)
     if out is None:
-        renew_card(Path(model).expanduser())
+        renew_card(Path(named.model).expanduser())

@@ -119,6 +119,7 @@ def export(
     for name, _ in routes_of(to, RunDirectory(run)):
         check_replaceable(target / name)
     ready()
+    from varifocal.cli.tables import stage_bars
     from varifocal.exporting.adapters import prompt_example
     from varifocal.exporting.export import export as run_export
     from varifocal.exporting.export import push
@@ -136,7 +137,9 @@ def export(
         strength,
         serves,
     )
-    for done in run_export(order, target, lambda text: print(text, flush=True)):
+    with stage_bars() as progress:
+        exported = run_export(order, target, progress)
+    for done in exported:
         _report(done)
     if push_to_hub is not None:
         print(push(target, push_to_hub, private=not public))

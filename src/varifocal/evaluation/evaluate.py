@@ -35,11 +35,13 @@ class Named:
         model: a run directory; for benchmarks also a packaged model, a directory, or a hub id.
         adapter: PEFT's files to put around a model; a run has its own.
         dtype: number format of the frozen weights.
+        strength: factor on what the adapter changes.
     """
 
     model: str
     adapter: Path | None = None
     dtype: str = "float32"
+    strength: float = 1.0
 
     @property
     def run(self) -> RunDirectory | None:
@@ -57,6 +59,7 @@ def evaluate_sources(
     blind: bool = False,
     checkpoint: int | None = None,
     on_bad_record: OnBadRecord | None = None,
+    strength: float = 1.0,
     command: str = "",
     progress: Progress | None = None,
 ) -> Iterator[Result]:
@@ -70,6 +73,7 @@ def evaluate_sources(
         blind: leave the images out of the prompts.
         checkpoint: the run as of this step's checkpoint.
         on_bad_record: another rule than the recipe's for records that cannot be asked.
+        strength: factor on what the adapter changes; others than 1 have files of their own.
         command: what repeats it, for the score files.
         progress: called with stage, done and total.
 
@@ -82,13 +86,13 @@ def evaluate_sources(
 
     run = RunDirectory.open(root)
     trained = find_trained(run, checkpoint)
-    recipe, parts = open_run(root, checkpoint=checkpoint)
+    recipe, parts = open_run(root, checkpoint=checkpoint, strength=strength)
     asks_others = data is not None or split is not None
     yield from evaluate_recipe(
         recipe,
         parts,
         run.evaluations_at(trained.step),
-        about_run(root, recipe, parts, checkpoint=checkpoint, command=command),
+        about_run(root, recipe, parts, checkpoint=checkpoint, command=command, strength=strength),
         sources=_instead(recipe.data.evaluate, data, split) if asks_others else None,
         score=score,
         blind=blind,
@@ -138,7 +142,7 @@ def evaluate_benchmarks(
     from varifocal.evaluation.runner import About, run
     from varifocal.evaluation.sources import METHODS
 
-    opened = open_asker(named.model, named.adapter, named.dtype)
+    opened = open_asker(named.model, named.adapter, named.dtype, named.strength)
     about = About(
         model=named.model,
         adapter=None if named.adapter is None else str(named.adapter),
@@ -146,6 +150,7 @@ def evaluate_benchmarks(
         seed=opened.seed,
         dtype=named.dtype,
         command=command,
+        strength=named.strength,
     )
     rule = on_bad_record or (recipe.data.on_bad_record if recipe is not None else "fail")
     chosen = replace(way, on_bad_record=rule)

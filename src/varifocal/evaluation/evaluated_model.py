@@ -145,21 +145,24 @@ class Opened:
     seed: int
 
 
-def open_asker(name: str, adapter: Path | None = None, dtype: str = "float32") -> Opened:
+def open_asker(
+    name: str, adapter: Path | None = None, dtype: str = "float32", strength: float = 1.0
+) -> Opened:
     """Open a run, a language model or a vision-language model.
 
     Args:
         name: a run directory, a packaged model, a local directory, or a hub id.
         adapter: PEFT's files to put around a model.
         dtype: number format of the frozen weights.
+        strength: factor on what the adapter changes.
 
     Raises:
         RunError, ModelError: as `open_model`.
     """
     if is_vlm(name):
-        whole = open_vlm(name, adapter, dtype=dtype)
+        whole = open_vlm(name, adapter, dtype=dtype, strength=strength)
         return Opened(VlmAsker(whole), weights_fingerprint(name, whole, adapter), 0)
-    recipe, parts = open_model(name, adapter, dtype=dtype)
+    recipe, parts = open_model(name, adapter, dtype=dtype, strength=strength)
     return Opened(EncodedAsker(parts), weights_fingerprint(name, parts, adapter), recipe.seed)
 
 

@@ -56,6 +56,7 @@ class About:
         seed: of the run's recipe; answers are greedy and need none.
         dtype: number format of the weights.
         command: what repeats it.
+        strength: factor on what the adapter changes.
     """
 
     model: str = ""
@@ -64,6 +65,7 @@ class About:
     seed: int = 0
     dtype: str = ""
     command: str = ""
+    strength: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -90,12 +92,13 @@ class AskOptions:
     token_budget: int | None = None
     on_bad_record: OnBadRecord = "fail"
 
-    def stem(self, benchmark: Benchmark) -> str:
+    def stem(self, benchmark: Benchmark, strength: float = 1.0) -> str:
         """Name the files of the scores: everything that is not the benchmark's own is in it."""
         words = [benchmark.name, self.split]
         words.append(self.method if self.method not in (None, benchmark.method) else None)
         words.append("blind" if self.blind else None)
         words.append(f"first{self.limit}" if self.limit is not None else None)
+        words.append(f"strength-{strength:g}" if strength != 1 else None)
         return "-".join(filter(None, words))
 
 
@@ -158,9 +161,9 @@ def run(
         RunError: the predictions cannot be written, or another call writes them.
     """
     way, about, items = way or AskOptions(), about or About(), list(items)
-    name = way.stem(benchmark)
+    name = way.stem(benchmark, about.strength)
     _check(benchmark, items)
-    session = _Session(benchmark, asker, way, progress or silent)
+    session = _Session(name, benchmark, asker, way, progress or silent)
     prompts, not_asked = session.prepare(items)
     items, left_out = _kept(name, items, prompts, [*left_out, *not_asked])
     ledger = Ledger(directory / f"{name}.predictions.jsonl", _identity(benchmark, way, about))
@@ -226,9 +229,11 @@ def _kept(
 class _Session:
     """A benchmark put to a model."""
 
-    def __init__(self, benchmark: Benchmark, asker: Asker, way: AskOptions, tell: Progress) -> None:
-        self._benchmark, self._asker, self._way, self._tell = benchmark, asker, way, tell
-        self._name = way.stem(benchmark)
+    def __init__(
+        self, name: str, benchmark: Benchmark, asker: Asker, way: AskOptions, tell: Progress
+    ) -> None:
+        self._name, self._benchmark, self._asker = name, benchmark, asker
+        self._way, self._tell = way, tell
         self._by_likelihood = (way.method or benchmark.method) == "likelihood"
 
     def prepare(self, items: Sequence[Item]) -> tuple[dict[str, Prompt], list[str]]:
@@ -352,6 +357,8 @@ def _identity(benchmark: Benchmark, way: AskOptions, about: About) -> str:
         "normalisation": benchmark.normalisation,
         "max_new_tokens": benchmark.max_new_tokens,
     }
+    if about.strength != 1:  # files of before the option go on at 1
+        told["strength"] = about.strength
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -40,6 +40,7 @@ def about_run(
     *,
     checkpoint: int | None = None,
     command: str = "",
+    strength: float = 1.0,
 ) -> About:
     """Say who is asked, so that a stopped call goes on and a trained run is asked anew.
 
@@ -49,9 +50,11 @@ def about_run(
         parts: what `open_run` returned.
         checkpoint: the step that it was opened as of; None for the newest.
         command: what repeats the call.
+        strength: factor on what the adapter changes, as it was opened with.
     """
     fingerprint = weights_fingerprint(root, parts, None, checkpoint)
-    return About(str(root), None, fingerprint, recipe.seed, recipe.model.dtype, command)
+    model = str(root), None, fingerprint, recipe.seed, recipe.model.dtype
+    return About(*model, command, strength)
 
 
 def evaluate_recipe(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -33,6 +34,7 @@ from varifocal.exporting.stopping import Stops, answers_of_run, check_stops
 from varifocal.exporting.stored import put_unrounded
 from varifocal.locking import alone
 from varifocal.models.saved import shared_name
+from varifocal.progress import Progress, silent
 from varifocal.recipe import leaves_text
 from varifocal.writing import atomic_directory, write_json, write_text
 
@@ -68,7 +70,7 @@ class Exported:
         }
 
 
-def export(order: Order, out: Path, tell: Callable[[str], None] | None = None) -> list[Exported]:
+def export(order: Order, out: Path, progress: Progress | None = None) -> list[Exported]:
     """Write a run as what others load, and hold each artifact against the trained model.
 
     MMA gives two artifacts, `out/text` and `out/image`, since its weights differ by modality, and
@@ -80,37 +82,38 @@ def export(order: Order, out: Path, tell: Callable[[str], None] | None = None) -
     Args:
         order: what is asked for.
         out: the folder; an export that stands there is replaced.
-        tell: told of each step in a few words.
+        progress: called with the stage, done, total, and what is done in a few words.
 
     Raises:
         RunError: the run has neither weights nor a checkpoint, the folder holds something else than
             an export, another process writes there, or the disk is full.
         ModelError: this tuner has no such form, or the artifact failed the parity gate.
     """
-    say = tell or (lambda text: None)
     routes = routes_of(order.to, order.run)
+    say, steps = partial(progress or silent, "export"), 1 + len(routes)
     for name, _ in routes:
         check_replaceable(out / name)
     # a narrower format is what the weights are rounded to at the end, and not before
     dtype = "float32" if order.dtype == "float32" else None
     recipe, parts = open_run(order.run.root, dtype=dtype, strength=order.strength)
     check_possible(order, recipe, parts)
-    say(f"the trained model answers {order.num_prompts} prompts")
+    say(0, steps, f"the trained model answers {order.num_prompts} prompts")
     parts, is_wide = in_float32(parts)
     done = []
     with ExitStack() as places:
         if len(routes) > 1:
             places.enter_context(alone(out, "export"))  # both have to be of one run
-        for name, modality in routes:
+        for step, (name, modality) in enumerate(routes, start=1):
             asked = [order.prompt] if order.prompt else _examples(order, parts, name)
             cases = references(parts, asked, modality)
             target = out / name if name else out
             questions, answered = answers_of_run(parts, asked, modality)
-            say(f"{target}: writing and comparing")
+            say(step, steps, f"{target}: writing and comparing")
             staging = places.enter_context(atomic_directory(target))
             told = (asked, cases, questions, answered, str(target))
             job = Job(order, recipe, parts, name, modality or 0, *told)
             done.append(_write(job, target, staging, is_wide=is_wide))
+    say(steps, steps)
     return done
 
 

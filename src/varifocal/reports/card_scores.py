@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,6 +98,8 @@ def _of_measures(suite: str, page: Mapping[str, Any]) -> list[ScoreLine]:
     marks = [word for word in ("blind",) if page.get(word)]
     limit, main = page.get("limit"), page.get("main")
     marks += [f"first {limit} items"] if limit else []
+    strength = page.get("strength", 1)
+    marks += [f"adapter at strength {strength:g}"] if _is_number(strength) and strength != 1 else []
     protocol = "; ".join([words, *marks])
     blind, ways = page.get("baselines"), page.get("by_normalisation")
     both = {f"by_{key}": value for key, value in ways.items()} if isinstance(ways, dict) else {}
@@ -134,11 +137,13 @@ def read_samples(directory: Path, count: int, suite: str | None = None) -> list[
     Args:
         directory: the run's `eval`.
         count: most samples.
-        suite: whose predictions; by default those of the first file that is not blind.
+        suite: whose predictions; by default those of the first file that is neither blind nor
+            of a scaled adapter.
     """
     files = sorted(directory.glob("*.predictions.jsonl"))
     names = [path.name.removesuffix(".predictions.jsonl") for path in files]
-    shown = [name for name in names if "blind" not in name and name != "start"]
+    others = re.compile("blind|-strength-|^start$")
+    shown = [name for name in names if not others.search(name)]
     if suite is None and not shown:
         return []
     chosen = suite or shown[0]

@@ -15,7 +15,7 @@ from typing import Any
 from varifocal.data.example import Image
 from varifocal.errors import DataError
 from varifocal.reports.blocks import Block, Bullets, Grid, Heading, Paragraph, to_fragment
-from varifocal.reports.card_scores import Sample, read_samples, read_scores
+from varifocal.reports.card_scores import Sample, former_scores, read_samples, read_scores
 from varifocal.reports.runs import RunSummary, read_run
 from varifocal.run import RunDirectory
 from varifocal.trained import scores_folder
@@ -60,6 +60,8 @@ def _scores(folder: Path) -> Iterator[Block]:
     ]
     if lines:
         yield Grid(["suite", "measure", "score", "95 % interval", "items"], lines)
+    if former := former_scores(folder):
+        yield Bullets(former)
 
 
 def _sample(sample: Sample) -> str:

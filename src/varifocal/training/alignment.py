@@ -24,7 +24,7 @@ from varifocal.data.loading import load_captions
 from varifocal.errors import RecipeError, RunError
 from varifocal.models.connector import PlainMLP, embedding_scale
 from varifocal.models.words import Vocabulary, build_vocabulary, word_log_probabilities
-from varifocal.progress import Progress
+from varifocal.progress import Progress, silent
 from varifocal.recipe import Recipe
 from varifocal.training.callbacks import is_finite, not_finite
 from varifocal.training.cost import Clock
@@ -85,7 +85,7 @@ def align(recipe: Recipe, parts: Assembly, tell: Progress, clock: Clock) -> Alig
             learning_rate=section.learning_rate,
             scale=section.scale,
             seed=recipe.seed,
-            progress=lambda done, total, loss: tell("align", done, total, f"loss {loss:.3f}"),
+            progress=tell,
         )
     if isinstance(model.connector, PlainMLP):  # a cosine leaves the tokens' size to chance
         shown = store.lookup(keys[: section.batch_size]).to(device)
@@ -118,7 +118,7 @@ def align_connector(
     learning_rate: float,
     scale: float,
     seed: int,
-    progress: Callable[[int, int, float], None] | None = None,
+    progress: Progress = silent,
 ) -> list[float]:
     """Train a connector to speak the words of its images. The language model never runs.
 
@@ -131,7 +131,7 @@ def align_connector(
         learning_rate: its peak.
         scale: the factor on the cosine.
         seed: of the order of images.
-        progress: called with (done, total, loss).
+        progress: called with the stage "align", and the loss as its note.
 
     Returns:
         the loss at every step.
@@ -157,8 +157,7 @@ def align_connector(
         optimizer.step()
         schedule.step()
         losses.append(loss.item())
-        if progress is not None:
-            progress(step + 1, steps, losses[-1])
+        progress("align", step + 1, steps, f"loss {losses[-1]:.3f}")
     return losses
 
 
