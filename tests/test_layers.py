@@ -16,7 +16,7 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "varifocal"
 
 GROUND = {"errors", "staging", "cache", "manifest", "writing", "locking", "run", "trained"}
-GROUND |= {"recipe", "sciencebook", "plotting", "progress"}
+GROUND |= {"recipe", "sciencebook", "plotting", "pages", "progress"}
 STOCK = {"models", "data", "tuners"}
 VERBS = {"training", "evaluation", "analysis", "exporting", "serving"}
 ABOUT = {"planning", "reports", "importing"}
@@ -27,6 +27,7 @@ ALLOWED = {
     "staging": set(),
     "cache": {"errors", "staging"},
     "plotting": {"writing"},
+    "pages": set(),
     "progress": set(),
     "sciencebook": {"errors", "locking", "progress", "writing"},
     "recipe": {"errors"},

@@ -100,7 +100,7 @@ def test_what_blind_rules_score_is_shown(tmp_path, run) -> None:
     assert out.count(f"blind rules, over all items of the suite: {told}") == 2
     suites = json.loads((tmp_path / "both" / "compare.json").read_text())["suites"]
     assert [suite["baselines"] for suite in suites] == [[blind, blind]] * 2
-    assert "always &#x27;yes&#x27; 75.0" in (tmp_path / "both" / "compare.html").read_text()
+    assert "always &#39;yes&#39; 75.0" in (tmp_path / "both" / "compare.html").read_text()
     (tmp_path / "b" / "eval" / "toy.json").write_text(json.dumps({"baselines": {"chance": 20}}))
     _, out, _ = run("compare", tmp_path / "a", tmp_path / "b", "--suite", "toy")
     assert "blind rules, over all items of a: guessing 50.0" in out

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import html
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from varifocal.pages import render
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,6 @@ class Image:
     width: int | None = None
 
 
-_SHORT_CELL = 24  # characters
-
 Block = Heading | Paragraph | Bullets | Grid | Code | Image
 
 
@@ -93,69 +91,6 @@ def _plain(text: str) -> str:
     return text
 
 
-_STYLE = """
-body{font:15px/1.55 system-ui,-apple-system,'Segoe UI',sans-serif;color:#22272e;background:#fff;
-max-width:62rem;margin:2.5rem auto;padding:0 1.5rem}
-h1{font-size:1.9rem;margin:0 0 .6rem}h2{font-size:1.25rem;margin:2.2rem 0 .6rem;
-padding-bottom:.3rem;border-bottom:1px solid #d8dee4}h3{font-size:1rem;margin:1.4rem 0 .4rem}
-.wide{overflow-x:auto}table{border-collapse:collapse;font-size:.87rem;margin:.5rem 0}
-th,td{padding:.32rem .8rem;border-bottom:1px solid #e6eaee;text-align:left;vertical-align:top}
-th{color:#57606a;font-weight:600}td{font-variant-numeric:tabular-nums;overflow-wrap:break-word}
-.s{white-space:nowrap}
-@media (max-width:40rem){body{margin:1.2rem auto;padding:0 .9rem}th,td{padding:.3rem .5rem}}
-pre{background:#f6f7f9;padding:.9rem 1rem;border-radius:6px;overflow-x:auto;font-size:.85rem}
-figure{margin:1rem 0}img{max-width:100%;height:auto;border:1px solid #e6eaee;border-radius:4px}
-figcaption{color:#57606a;font-size:.85rem}
-"""
-
-
 def to_html(blocks: Iterable[Block], title: str) -> str:
     """Write a page as one HTML file, its images inside."""
-    body = to_fragment(blocks)
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta http-equiv="Content-Security-Policy" '
-        "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">\n"
-        f"<title>{html.escape(title)}</title>\n<style>{_STYLE}</style></head>\n"
-        f"<body>\n{body}\n</body></html>\n"
-    )
-
-
-def to_fragment(blocks: Iterable[Block]) -> str:
-    """Write blocks as HTML that goes into a page, its images inside."""
-    return "\n".join(map(_html, blocks))
-
-
-def _cell(text: str) -> str:
-    """Keep a short cell, such as an interval, on one line; long ones break."""
-    short = ' class="s"' if len(text) <= _SHORT_CELL else ""
-    return f"<td{short}>{html.escape(text)}</td>"
-
-
-def _html(block: Block) -> str:
-    if isinstance(block, Heading):
-        return f"<h{block.level}>{html.escape(block.text)}</h{block.level}>"
-    if isinstance(block, Paragraph):
-        return f"<p>{html.escape(block.text)}</p>"
-    if isinstance(block, Bullets):
-        return (
-            "<ul>" + "".join(f"<li>{html.escape(point)}</li>" for point in block.points) + "</ul>"
-        )
-    if isinstance(block, Code):
-        return f"<pre><code>{html.escape(block.text.rstrip())}</code></pre>"
-    if isinstance(block, Image):
-        data = base64.b64encode(block.path.read_bytes()).decode()
-        caption = html.escape(block.caption)
-        width = f' width="{block.width}"' if block.width else ""
-        return (
-            f'<figure><img alt="{caption}"{width} src="data:image/png;base64,{data}">'
-            f"<figcaption>{caption}</figcaption></figure>"
-        )
-    head = "".join(f"<th>{html.escape(cell)}</th>" for cell in block.head)
-    rows = ("".join(map(_cell, row)) for row in block.lines)
-    lines = "".join(f"<tr>{row}</tr>" for row in rows)
-    return (
-        f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody>'
-        "</table></div>"
-    )
+    return render("card.html", title=title, blocks=blocks)

@@ -245,7 +245,7 @@ def _samples(run: RunDirectory, scores: Sequence[ScoreLine]) -> Iterator[Block]:
     yield Heading("Sample answers")
     yield Paragraph(f"From the first predictions of {samples[0].suite}: right and wrong ones.")
     for number, sample in enumerate(samples):
-        yield Heading(_verdict(sample), 3)
+        yield Heading(f"{sample.verdict} (item {sample.id})", 3)
         small = _small(sample, run.plots / "samples" / f"{number}.png")
         if small is not None:
             yield Image(small, f"item {sample.id}", width=240)
@@ -257,11 +257,6 @@ def _samples(run: RunDirectory, scores: Sequence[ScoreLine]) -> Iterator[Block]:
                 f"right: {sample.gold}",
             ]
         )
-
-
-def _verdict(sample: Sample) -> str:
-    words = {True: "right", False: "wrong", None: "not judged alone"}
-    return f"{words[sample.correct]} (item {sample.id})"
 
 
 def _small(sample: Sample, path: Path) -> Path | None:

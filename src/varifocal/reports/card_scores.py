@@ -71,6 +71,11 @@ class Sample:
     correct: bool | None
     image: Path | None
 
+    @property
+    def verdict(self) -> str:
+        """The verdict in words."""
+        return {True: "right", False: "wrong", None: "not judged alone"}[self.correct]
+
 
 def read_scores(directory: Path) -> list[ScoreLine]:
     """Read every score file of a run's `eval`; files that are none of ours are passed over."""

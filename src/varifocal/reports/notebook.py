@@ -5,16 +5,14 @@ Every text in it is escaped, images stand inside as PNG, and nothing is written 
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Iterator, Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from varifocal.data.example import Image
 from varifocal.errors import DataError
-from varifocal.reports.blocks import Block, Bullets, Grid, Heading, Paragraph, to_fragment
+from varifocal.pages import render, small_copy
+from varifocal.reports.blocks import Block, Bullets, Grid, Heading, Paragraph
 from varifocal.reports.card_scores import Sample, former_scores, read_samples, read_scores
 from varifocal.reports.runs import RunSummary, read_run
 from varifocal.run import RunDirectory
@@ -33,13 +31,14 @@ def run_html(root: str | Path) -> str:
     """
     summary = read_run(root)
     folder = scores_folder(RunDirectory(Path(root)))
-    parts = [
-        to_fragment(_head(summary)),
-        loss_svg(summary.metrics),
-        to_fragment(_scores(folder)),
-        *map(_sample, read_samples(folder, SAMPLES)),
-    ]
-    return f"<div>{''.join(parts)}</div>"
+    return render(
+        "notebook.html",
+        head=_head(summary),
+        curve=_curve(summary.metrics),
+        scores=_scores(folder),
+        samples=read_samples(folder, SAMPLES),
+        thumbnail=_thumbnail,
+    )
 
 
 def _head(summary: RunSummary) -> Iterator[Block]:
@@ -64,34 +63,21 @@ def _scores(folder: Path) -> Iterator[Block]:
         yield Bullets(former)
 
 
-def _sample(sample: Sample) -> str:
-    words = {True: "right", False: "wrong", None: "not judged alone"}
-    answer = sample.answer if sample.answer is not None else "nothing that can be read"
-    bullets = Bullets([f"asked: {sample.question}", f"answered: {answer}", f"right: {sample.gold}"])
-    title = Heading(f"{sample.suite}, item {sample.id}: {words[sample.correct]}", 4)
-    return to_fragment([title]) + _thumbnail(sample.image) + to_fragment([bullets])
-
-
-def _thumbnail(path: Path | None) -> str:
-    """Return a small copy of an image as an element; nothing where it cannot be read."""
-    if path is None:
+def _thumbnail(sample: Sample) -> str:
+    """Return a small copy of a sample's image as an address; "" where it cannot be read."""
+    if sample.image is None:
         return ""
     try:
-        image = Image(path).open()
+        return small_copy(Image(sample.image).open(), _SIDE, "png")
     except DataError:
         return ""
-    image.thumbnail((_SIDE, _SIDE))
-    file = io.BytesIO()
-    image.save(file, format="PNG")
-    data = base64.b64encode(file.getvalue()).decode()
-    return f'<img alt="{escape(path.name)}" src="data:image/png;base64,{data}">'
 
 
-def loss_svg(metrics: Sequence[Mapping[str, Any]]) -> str:
-    """Draw the training loss over optimiser steps; nothing where there are fewer than two.
+def _curve(metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Place the training loss of each optimiser step; None where there are fewer than two.
 
-    >>> loss_svg([{"step": 1, "loss": 2.0}])
-    ''
+    >>> _curve([{"step": 1, "loss": 2.0}]) is None
+    True
     """
     points = [
         (float(line["step"]), float(line["loss"]))
@@ -99,27 +85,23 @@ def loss_svg(metrics: Sequence[Mapping[str, Any]]) -> str:
         if _is_number(line.get("step")) and _is_number(line.get("loss"))
     ]
     if len(points) < 2:
-        return ""
+        return None
     first, last = points[0][0], points[-1][0]
     top = max(loss for _, loss in points) or 1.0
-    wide, high = _WIDTH - 2 * _MARGIN, _HEIGHT - _MARGIN
+    width, height = _WIDTH - 2 * _MARGIN, _HEIGHT - _MARGIN
     places = [
-        (_MARGIN + wide * (step - first) / ((last - first) or 1.0), 8 + high * (1 - loss / top))
+        (_MARGIN + width * (step - first) / ((last - first) or 1.0), 8 + height * (1 - loss / top))
         for step, loss in points
     ]
-    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-    floor, end = 8 + high, _WIDTH - _MARGIN
-    label = 'font-size="11" fill="#57606a" font-family="sans-serif"'
-    return (
-        f'<svg role="img" width="{_WIDTH}" height="{_HEIGHT}" viewBox="0 0 {_WIDTH} {_HEIGHT}">'
-        "<title>training loss by step</title>"
-        f'<path d="M{_MARGIN} 8V{floor}H{end}" fill="none" stroke="#8b949e"/>'
-        f'<polyline points="{line}" fill="none" stroke="#2f6db5" stroke-width="1.5"/>'
-        f'<text x="{_MARGIN - 4}" y="14" text-anchor="end" {label}>{top:.2f}</text>'
-        f'<text x="{_MARGIN - 4}" y="{floor}" text-anchor="end" {label}>0</text>'
-        f'<text x="{end + 4}" y="{places[-1][1]:.1f}" {label}>{points[-1][1]:.2f}</text>'
-        f'<text x="{end}" y="{floor + 16}" text-anchor="end" {label}>step {last:.0f}</text></svg>'
-    )
+    floor, right = 8 + height, _WIDTH - _MARGIN
+    labels = [
+        (_MARGIN - 4, 14, "end", f"{top:.2f}"),
+        (_MARGIN - 4, floor, "end", "0"),
+        (right + 4, places[-1][1], "start", f"{points[-1][1]:.2f}"),
+        (right, floor + 16, "end", f"step {last:.0f}"),
+    ]
+    edges = {"left": _MARGIN, "right": right, "floor": floor}
+    return {"width": _WIDTH, "height": _HEIGHT, "points": places, "labels": labels, **edges}
 
 
 def _is_number(value: Any) -> bool:

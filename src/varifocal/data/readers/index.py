@@ -5,6 +5,17 @@ first byte, first byte after it, and the number a person counts it by (a line fr
 element of a JSON list from 0 on). The numbers of a large file are kept in the cache and mapped
 into memory.
 
+`datasets` reads these files, too, and is not used for them. Until a row in the middle of a million
+was read, with nothing cached, one core of a shared machine took (CPU seconds; peak memory):
+
+    file            this index      datasets 5.2
+    JSON Lines      0.3 s, 0.10 GB   2.0 s, 0.15 GB
+    a JSON list     1.1 s, 0.09 GB  11.5 s, 2.15 GB
+    CSV             2.4 s, 0.05 GB   1.0 s, 0.08 GB
+
+It copies the rows into a cache as large as the file, fixes a column's type by the first rows, and
+refuses a file with one broken line, which it numbers within a block ("row 14386" of line 700,001).
+
 Letters: N records.
 """
 
