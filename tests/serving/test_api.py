@@ -19,6 +19,9 @@ import PIL.Image
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
+from openai.types import ErrorObject, Model
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from pydantic import BaseModel
 
 from tiny_server import seeing_engine
 from varifocal.data.example import Image, Message
@@ -83,6 +86,38 @@ def answered(request: urllib.request.Request | str) -> tuple[int, dict]:
 
 
 # What it answers
+
+
+def assert_valid(kind: type[BaseModel], answer: object) -> None:
+    """Validate strictly; the client itself takes whatever comes."""
+    kind.model_validate_json(json.dumps(answer), strict=True)
+
+
+def test_answers_are_valid_by_openais_own_types(address) -> None:
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 3}
+    for options in ({}, {"logprobs": True, "top_logprobs": 2}):
+        status, whole = post(address, body | options)
+        assert status == 200
+        assert_valid(ChatCompletion, whole)
+        streamed = body | options | {"stream": True, "stream_options": {"include_usage": True}}
+        request = urllib.request.Request(
+            f"{address}/v1/chat/completions",
+            json.dumps(streamed).encode(),
+            {"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=30) as stream:
+            lines = stream.read().decode().split("\n\n")
+        events = [line.removeprefix("data: ") for line in lines if line]
+        assert events.pop() == "[DONE]"
+        assert len(events) > 2
+        for event in events:
+            assert_valid(ChatCompletionChunk, json.loads(event))
+    _, models = answered(f"{address}/v1/models")
+    for model in models["data"]:
+        assert_valid(Model, model)
+    status, refusal = post(address, {"model": "tiny"})
+    assert status == 400
+    assert_valid(ErrorObject, refusal["error"])
 
 
 def test_the_models_are_the_run_and_its_base(client) -> None:

@@ -101,12 +101,12 @@ def write_card(
         notes: what a user has to know, a sentence each.
         command: that made it.
     """
-    told = "\n".join(f"- {note}" for note in notes)
+    from huggingface_hub import ModelCardData
+
+    bullets = "\n".join(f"- {note}" for note in notes)
+    metadata = ModelCardData(base_model=base, library_name=library, tags=["varifocal"])
     return f"""---
-base_model: {base}
-library_name: {library}
-tags:
-- varifocal
+{metadata.to_yaml()}
 ---
 
 # {title}
@@ -115,7 +115,7 @@ tags:
 {load}
 ```
 
-{told}
+{bullets}
 
 ## Parity with the trained model
 

@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -34,6 +34,9 @@ from varifocal.reports.runs_table import COST_ROWS
 from varifocal.run import RunDirectory
 from varifocal.trained import scores_folder
 from varifocal.writing import atomic_file, write_text
+
+if TYPE_CHECKING:
+    from huggingface_hub import EvalResult, ModelCardData
 
 CARD = "README.md"
 SAMPLES = 6
@@ -60,18 +63,17 @@ class Card:
         folder: the run's directory, where images are.
     """
 
-    metadata: Mapping[str, Any]
+    metadata: ModelCardData
     blocks: Sequence[Block]
     folder: Path
 
     def markdown(self) -> str:
         """The card as the hub reads it."""
-        front = yaml.safe_dump(dict(self.metadata), sort_keys=False, allow_unicode=True)
-        return f"---\n{front}---\n\n{to_markdown(self.blocks, self.folder)}"
+        return f"---\n{self.metadata.to_yaml()}\n---\n\n{to_markdown(self.blocks, self.folder)}"
 
     def html(self) -> str:
         """The card as one page with its images inside."""
-        return to_html(self.blocks, str(self.metadata["model_name"]))
+        return to_html(self.blocks, str(self.metadata.model_name))
 
 
 def write_card(root: str | Path, html: Path | None = None) -> tuple[Path, ...]:
@@ -127,30 +129,29 @@ def make_card(root: str | Path) -> Card:
     return Card(metadata(summary, scores), blocks, run.root)
 
 
-def metadata(run: RunSummary, scores: Sequence[ScoreLine]) -> dict[str, Any]:
-    """Return the front matter: fields and forms of the hub's model cards.
+def metadata(run: RunSummary, scores: Sequence[ScoreLine]) -> ModelCardData:
+    """Return the front matter.
 
     A base model or a data set that is no hub's is left out, because the hub refuses a path there.
     """
+    from huggingface_hub import ModelCardData  # the hub's client takes a tenth of a second
+
     whole = run.knobs.get("tuner.type") == "full"
     has_vision = bool(run.knobs.get("model.vision_tower"))
     bases = [_hub_name(run.knobs.get(key)) for key in _PART_KEYS]
     sources = [value for key, value in run.knobs.items() if re.search(r"train\[\d+\]\.hub$", key)]
     hub = dict.fromkeys(name for name in map(_hub_name, sources) if name)
-    page: dict[str, Any] = {
-        "base_model": [name for name in dict.fromkeys(bases) if name],
-        "library_name": "transformers" if whole else "peft",
-        "pipeline_tag": "image-text-to-text" if has_vision else "text-generation",
-        "license": "other",
-        "license_name": "as-its-base-models",
-        "datasets": [*hub],
-        "tags": ["varifocal", str(run.knobs.get("tuner.type", "adapter"))],
-        "model_name": run.name,
-    }
-    results = [_result(score) for score in scores if score.main]
-    if results:
-        page["model-index"] = [{"name": run.name, "results": results}]
-    return {key: value for key, value in page.items() if value}
+    return ModelCardData(
+        base_model=[name for name in dict.fromkeys(bases) if name] or None,
+        library_name="transformers" if whole else "peft",
+        pipeline_tag="image-text-to-text" if has_vision else "text-generation",
+        license="other",
+        license_name="as-its-base-models",
+        datasets=[*hub] or None,
+        tags=["varifocal", str(run.knobs.get("tuner.type", "adapter"))],
+        model_name=run.name,
+        eval_results=[_result(score) for score in scores if score.main] or None,
+    )
 
 
 _PART_KEYS = ("model.language_model", "model.vision_tower")
@@ -162,20 +163,18 @@ def _hub_name(name: Any) -> str | None:
     return text if _HUB_NAME.fullmatch(text) and not Path(text).exists() else None
 
 
-def _result(score: ScoreLine) -> dict[str, Any]:
-    """One entry of `model-index`."""
+def _result(score: ScoreLine) -> EvalResult:
+    from huggingface_hub import EvalResult
+
     kind = "accuracy" if score.measure.startswith(("accuracy", "average")) else score.measure
-    return {
-        "task": {"type": "question-answering"},
-        "dataset": {"name": score.suite, "type": score.suite},
-        "metrics": [
-            {
-                "type": kind,
-                "value": round(score.value, 2),
-                "name": f"{score.measure} ({score.protocol})",
-            }
-        ],
-    }
+    return EvalResult(
+        task_type="question-answering",
+        dataset_type=score.suite,
+        dataset_name=score.suite,
+        metric_type=kind,
+        metric_value=round(score.value, 2),
+        metric_name=f"{score.measure} ({score.protocol})",
+    )
 
 
 def _head(run: RunSummary) -> Iterator[Block]:
