@@ -321,11 +321,13 @@ def weights_fingerprint(
         return None
     trained = find_trained(run, checkpoint) if run.recipe.is_file() else None
     place = adapter if trained is None or trained.is_model else trained.place
-    told = [parts.fingerprint]
+    identity = [parts.fingerprint]
     if place is not None:
         files = sorted(file for file in Path(place).expanduser().rglob("*") if file.is_file())
-        told += [file_digest(file) for file in files if file.suffix in (".json", ".safetensors")]
-    return hashlib.sha256("\0".join(told).encode()).hexdigest()
+        identity += [
+            file_digest(file) for file in files if file.suffix in (".json", ".safetensors")
+        ]
+    return hashlib.sha256("\0".join(identity).encode()).hexdigest()
 
 
 def _with_window(recipe: Recipe, parts: Assembly) -> tuple[Recipe, Assembly]:

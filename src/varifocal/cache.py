@@ -112,13 +112,13 @@ def clear_cache(kind: str, older_than: float | None = None) -> CacheKind:
 def _entries() -> dict[str, list[Path]]:
     """Sort the cache's entries by kind: those of its kinds' folders, and converted models."""
     root = cache_root()
-    found: dict[str, list[Path]] = {}
+    entries: dict[str, list[Path]] = {}
     for path in sorted(root.iterdir()) if root.is_dir() else ():
         if path.name in _FOLDERS:
-            found[path.name] = sorted(path.iterdir())
+            entries[path.name] = sorted(path.iterdir())
         elif (path / "config.json").is_file():
-            found.setdefault("models", []).append(path)
-    return found
+            entries.setdefault("models", []).append(path)
+    return entries
 
 
 def _files(entry: Path) -> list[Path]:

@@ -176,11 +176,11 @@ def score_start(
     parts: Assembly | None = None
     scores = {}
     for name, blind in (("blind", True), ("start", False)):
-        found = _read_scores(run, "start-blind" if blind else "start")
-        if found is None:
+        scores_of_run = _read_scores(run, "start-blind" if blind else "start")
+        if scores_of_run is None:
             parts = parts or assemble(recipe)
-            found = _score(run, parts, examples, "start", tell, blind=blind)
-        scores[name] = found
+            scores_of_run = _score(run, parts, examples, "start", tell, blind=blind)
+        scores[name] = scores_of_run
     return scores
 
 
@@ -192,13 +192,13 @@ def score_language(run: RunDirectory, limit: int, tell: Progress) -> dict[str, f
         `answers_same`, the percentage of greedy answers to plain instructions that stay the base's.
     """
     command = shlex.join(["varifocal", "retention", str(run.root), "--limit", str(limit)])
-    found, _ = evaluate_retention(
+    measured, _ = evaluate_retention(
         run.root,
         limit=limit,
         command=command,
         progress=lambda stage, done, total, note="": tell(f"language, {stage}", done, total),
     )
-    lines = {line.name: line for line in found.rows}
+    lines = {line.name: line for line in measured.rows}
     factors = [lines[name].change for name in FACTORS]
     assert all(factors)  # prose and described images come with Varifocal
     perplexity, after_image = (round(factor.value, 3) for factor in factors if factor)
@@ -227,9 +227,9 @@ def _score(
         about=about,
         progress=lambda stage, done, total, note="": tell(f"score {stage}", done, total, note),
     )
-    found = _read_scores(run, result.name)
-    assert found is not None  # it has just been written
-    return found
+    scores_of_run = _read_scores(run, result.name)
+    assert scores_of_run is not None  # it has just been written
+    return scores_of_run
 
 
 def _read_scores(run: RunDirectory, name: str) -> dict[str, Any] | None:
@@ -246,8 +246,8 @@ def _read_scores(run: RunDirectory, name: str) -> dict[str, Any] | None:
     lines = (run.evaluations / f"{name}.predictions.jsonl").read_text().split("\n")
     predictions = (json.loads(line) for line in lines if line)
     return {
-        "columns": {one["name"]: one for one in measures},
-        "predictions": {one["id"]: one for one in predictions},
+        "columns": {measure["name"]: measure for measure in measures},
+        "predictions": {row["id"]: row for row in predictions},
     }
 
 
@@ -289,7 +289,9 @@ def draw(
     """Draw the loss, the routing weights and six answered images."""
     loss_curve(run.read_metrics(), run.plots / "loss.png")
     routing_plot(routing_table(parts.model), run.plots / "routing.png")
-    cards = [_card(one, predictions[one.id]) for one in _one_of_each(examples)[:NUM_CARDS]]
+    cards = [
+        _card(example, predictions[example.id]) for example in _one_of_each(examples)[:NUM_CARDS]
+    ]
     contact_sheet(cards, run.plots / "answers.png", title="Answers after training")
 
 

@@ -144,16 +144,16 @@ def _wait_for_a_sign(folder: Path, name: str, file: Path, holder: Path) -> None:
 
     Times are compared as the file system gives them, since clocks of machines differ.
     """
-    found = _read(holder)
-    if found is None or found.machine == machine():
+    writer = _read(holder)
+    if writer is None or writer.machine == machine():
         return
-    seen = _touched(holder)
-    while seen is not None:
+    touched = _touched(holder)
+    while touched is not None:
         with unwritable_is_an_error(file):
             os.utime(file)
         now, last = file.stat().st_mtime, _touched(holder)
-        if last is not None and last != seen:
-            raise RunError(_occupied(folder, name, file, found))
+        if last is not None and last != touched:
+            raise RunError(_occupied(folder, name, file, writer))
         if last is None or now - last > SILENCE_S:
             return
         time.sleep(1.0)

@@ -84,9 +84,9 @@ def _opens(path: Path) -> bool:
 
 def _wrong(path: Path, size: int, crc: int) -> str | None:
     try:
-        found = path.stat().st_size
-        if found != size:
-            return f"{path.name} has {found} bytes, and {size} were written"
+        actual = path.stat().st_size
+        if actual != size:
+            return f"{path.name} has {actual} bytes, and {size} were written"
         return None if checksum(path) == crc else f"{path.name} holds other bytes than were written"
     except FileNotFoundError:
         return f"{path.name} is missing"

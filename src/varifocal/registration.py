@@ -86,11 +86,11 @@ def check_versions() -> None:
         wanted = f"{library}>={lowest},<{below}"
         fix = f"Varifocal needs {wanted}: pip install '{wanted}'"
         try:
-            found = importlib.metadata.version(library)
+            installed = importlib.metadata.version(library)
         except importlib.metadata.PackageNotFoundError:
             raise ModelError(f"{library} is not installed; {fix}") from None
-        if not Version(lowest) <= Version(found) < Version(below):
-            raise ModelError(f"{library} {found} is installed; {fix}")
+        if not Version(lowest) <= Version(installed) < Version(below):
+            raise ModelError(f"{library} {installed} is installed; {fix}")
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):

@@ -256,12 +256,12 @@ class RunDirectory:
 
     def _checkpoints(self) -> list[Path]:
         """All checkpoints, newest first; a partial one has another name."""
-        found = [
+        checkpoints = [
             path
             for path in self.checkpoints.glob(f"{CHECKPOINT_PREFIX}*")
             if path.name[len(CHECKPOINT_PREFIX) :].isdigit()
         ]
-        return sorted(found, key=checkpoint_step, reverse=True)
+        return sorted(checkpoints, key=checkpoint_step, reverse=True)
 
     def keep_newest(self, number: int | None) -> None:
         """Delete all checkpoints but the newest; None keeps all.
@@ -314,8 +314,8 @@ class RunDirectory:
 
     def cut_metrics(self, step: int) -> None:
         """Forget what was logged after `step`: a resumed run logs it again."""
-        kept = [record for record in self.read_metrics() if record.get("step", 0) <= step]
-        write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in kept))
+        records = [record for record in self.read_metrics() if record.get("step", 0) <= step]
+        write_text(self.metrics, "".join(json.dumps(record) + "\n" for record in records))
 
     def append_metrics(self, record: dict[str, Any]) -> None:
         """Log one step.

@@ -88,8 +88,8 @@ def delete(path: Path) -> None:
 
 def is_abandoned(path: Path) -> bool:
     """Whether the process that wrote a staging path has ended, as far as this machine can tell."""
-    found = _STAGED.fullmatch(path.name)
-    writer = _WRITER.fullmatch(found[1]) if found else None
+    match = _STAGED.fullmatch(path.name)
+    writer = _WRITER.fullmatch(match[1]) if match else None
     if writer is None:
         return False
     if writer[1] == machine():

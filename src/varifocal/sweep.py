@@ -142,8 +142,8 @@ def load_sweep(path: str | Path, overrides: Mapping[str, Any] | Iterable[str] = 
     if not file.is_file():
         raise RecipeError(f"no sweep '{path}'; give a YAML file")
     page = validate(SweepSection, read_page(file))
-    beside = file.parent / page.recipe
-    base = str(beside) if beside.is_file() else page.recipe
+    sibling = file.parent / page.recipe
+    base = str(sibling) if sibling.is_file() else page.recipe
     given = as_overrides(overrides)
     points, wrong = [], []
     for seed in page.seeds or (None,):  # outermost: what is cut short has whole seeds
@@ -220,11 +220,11 @@ def _can_be_scored(page: SweepSection, recipe: Recipe) -> None:
             "data.evaluate names no source to score on; name one there or in the sweep's sources, "
             "or set the sweep's evaluate to false"
         )
-    kept = recipe.training.save_total_limit
-    if page.checkpoints and kept is not None:
+    limit = recipe.training.save_total_limit
+    if page.checkpoints and limit is not None:
         raise RecipeError(
-            f"training.save_total_limit keeps {kept} checkpoints, and the sweep is to score all of "
-            "them; set it to null"
+            f"training.save_total_limit keeps {limit} checkpoints, and the sweep is to score all "
+            "of them; set it to null"
         )
     strategy = (recipe.training.model_extra or {}).get("save_strategy", "steps")
     if page.checkpoints and strategy != "steps":

@@ -190,10 +190,10 @@ def unwritable_is_an_error(path: Path) -> Iterator[None]:
         yield
     except Exception as error:
         cause = error.__cause__ if isinstance(error, RunError) else error
-        told = refusal(cause, path) if isinstance(cause, Exception) else None
-        if told is None:
+        message = refusal(cause, path) if isinstance(cause, Exception) else None
+        if message is None:
             raise
-        raise RunError(told) from cause
+        raise RunError(message) from cause
 
 
 def refusal(error: Exception, path: Path) -> str | None:

@@ -75,7 +75,7 @@ def interference(
     from varifocal.cli.tables import stage_bars
 
     with stage_bars() as progress:
-        found, written = interference_of_run(
+        measured, written = interference_of_run(
             run,
             _asked(tasks, data, split, examples, seed),
             num_groups=num_groups,
@@ -84,7 +84,7 @@ def interference(
             out=out,
             progress=progress,
         )
-    _print_interference(found)
+    _print_interference(measured)
     _print_written(written)
 
 
@@ -107,10 +107,10 @@ def routing(
     from varifocal.cli.tables import stage_bars
 
     with stage_bars() as progress:
-        found, written = routing_of_run(
+        measured, written = routing_of_run(
             run, _asked(tasks, data, split, examples, seed), out=out, progress=progress
         )
-    _print_routing(found)
+    _print_routing(measured)
     _print_written(written)
 
 
@@ -134,60 +134,61 @@ def _groups(layers: str) -> int | None:
     return int(layers)
 
 
-def _print_interference(found: Interference) -> None:
+def _print_interference(measured: Interference) -> None:
     """Print the share of pairs in conflict, by layer, and the worst of them."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"Pairs of {len(found.tasks)} tasks in conflict", title_justify="left")
+    table = Table(title=f"Pairs of {len(measured.tasks)} tasks in conflict", title_justify="left")
     table.add_column("parameters")
     for name in ("trained", "pairs", "negative", "share", "sure"):
         table.add_column(name, justify="right")
-    for name, one in found.matrices.items():
-        share = "-" if one.negative_share is None else f"{one.negative_share:.0%}"
-        numbers = (one.num_pairs, one.num_negative, share, one.num_surely_negative)
-        table.add_row(name, f"{found.sizes[name]:,}", *map(str, numbers))
+    for name, matrix in measured.matrices.items():
+        share = "-" if matrix.negative_share is None else f"{matrix.negative_share:.0%}"
+        numbers = (matrix.num_pairs, matrix.num_negative, share, matrix.num_surely_negative)
+        table.add_row(name, f"{measured.sizes[name]:,}", *map(str, numbers))
     table.caption = "sure: both halves of the examples agree"
     console = Console()
     console.print(table)
-    vague = set(found.vague)  # the sizes in their rows would head the list and say nothing
-    telling = [pair for pair in found.pairs() if pair[1] not in vague]
+    vague = set(measured.vague)  # the sizes in their rows would head the list and say nothing
+    telling = [pair for pair in measured.pairs() if pair[1] not in vague]
     for value, loser, winner, sure in telling[:5]:
         if value < 0:
             note = "" if sure else " (not sure: the halves of the examples disagree)"
             print(f"{value:6.2f}  a step on {winner} harms {loser}{note}")
-    if found.undefined:
+    if measured.undefined:
         print(
-            f"no numbers for {', '.join(found.undefined)}: a step on it raises its own mean loss",
+            f"no numbers for {', '.join(measured.undefined)}: "
+            "a step on it raises its own mean loss",
             file=sys.stderr,
         )
-    if found.vague:
+    if measured.vague:
         print(
-            f"only the signs count in the rows of {', '.join(found.vague)}: their examples share "
-            "no direction; more --examples may show one",
+            f"only the signs count in the rows of {', '.join(measured.vague)}: their examples "
+            "share no direction; more --examples may show one",
             file=sys.stderr,
         )
 
 
-def _print_routing(found: Routing) -> None:
+def _print_routing(measured: Routing) -> None:
     """Print load, entropy and overlap of each layer, and the tasks that share least and most."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table(
-        title=f"Routing of {len(found.tasks)} tasks ({found.method})", title_justify="left"
+        title=f"Routing of {len(measured.tasks)} tasks ({measured.method})", title_justify="left"
     )
     table.add_column("layer")
     table.add_column("routers of")
     for name in ("factors", "largest load", "entropy", "overlap"):
         table.add_column(name, justify="right")
-    for layer, routers in found.by_layer().items():
+    for layer, routers in measured.by_layer().items():
         for pool in dict.fromkeys(pool for _, pool in routers):
             own = [usage for (_, other), usage in routers.items() if other == pool]
             means = (
-                sum(float(one.load.max()) for one in own) / len(own),
-                sum(one.entropy for one in own) / len(own),
-                sum(one.mean_overlap for one in own) / len(own),
+                sum(float(router.load.max()) for router in own) / len(own),
+                sum(router.entropy for router in own) / len(own),
+                sum(router.mean_overlap for router in own) / len(own),
             )
             numbers = (f"{mean:.2f}" for mean in means)
             table.add_row(layer, pool, str(len(own[0].load)), *numbers)
@@ -196,10 +197,10 @@ def _print_routing(found: Routing) -> None:
         "1: the same factors"
     )
     Console().print(table)
-    n = len(found.tasks)
-    pairs = sorted((float(found.overlap[i, j]), i, j) for i in range(n) for j in range(i))
+    n = len(measured.tasks)
+    pairs = sorted((float(measured.overlap[i, j]), i, j) for i in range(n) for j in range(i))
     for word, (value, i, j) in (("least", pairs[0]), ("most", pairs[-1])):
-        print(f"{found.tasks[j]} and {found.tasks[i]} share {word}: {value:.2f}")
+        print(f"{measured.tasks[j]} and {measured.tasks[i]} share {word}: {value:.2f}")
 
 
 def _print_written(written: Written) -> None:

@@ -223,8 +223,8 @@ def ask(
 ) -> None:
     """Ask a trained run one question, about images or not."""
     sampled = (temperature, top_p, seed, max_new_tokens, stop or ())
-    talk = _open_talk(run, image or (), *sampled, strength)
-    talk.say(question)
+    conversation = _open_talk(run, image or (), *sampled, strength)
+    conversation.say(question)
 
 
 @app.command(epilog="Example: varifocal chat runs/demo --image magnets.png")
@@ -240,13 +240,13 @@ def chat(
 ) -> None:
     """Talk with a trained run, about images or not, over several turns."""
     sampled = (temperature, top_p, seed, max_new_tokens, stop or ())
-    talk = _open_talk(run, image or (), *sampled, strength)
+    conversation = _open_talk(run, image or (), *sampled, strength)
     from varifocal.cli.chat import typed_lines
 
     print("/help lists the commands.")
     for line in typed_lines():
         try:
-            if not talk.obey(line):
+            if not conversation.obey(line):
                 break
         except Terminated:
             raise
@@ -277,9 +277,9 @@ def _open_talk(
     from varifocal.serving.request import Sampling
 
     sampling = Sampling(max_new_tokens, temperature, top_p, seed, tuple(stop))
-    talk = Conversation(run, sampling, strength)
-    talk.show(images)
-    return talk
+    conversation = Conversation(run, sampling, strength)
+    conversation.show(images)
+    return conversation
 
 
 for _verb in (*app.registered_commands, *app.registered_groups):
@@ -307,10 +307,10 @@ def main() -> None:
     except OSError as error:
         from varifocal.writing import unusable
 
-        told = unusable(error)
-        if told is None:
+        message = unusable(error)
+        if message is None:
             raise
-        code = _complain(told)
+        code = _complain(message)
     if code == INTERRUPTED:
         print(how_to_go_on(sys.argv[1:]), file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)

@@ -65,37 +65,41 @@ def compare(
     first, second = runs
     if out is not None:
         claim_folder(out)
-    found = compare_runs(first, second, suite or (), any_prompt=any_prompt)
-    for one in found.suites:
-        _print_suite(one, found.first, found.second, found.blind_rules(one))
-    for note in found.notes:
+    comparison = compare_runs(first, second, suite or (), any_prompt=any_prompt)
+    for suite_result in comparison.suites:
+        _print_suite(
+            suite_result, comparison.first, comparison.second, comparison.blind_rules(suite_result)
+        )
+    for note in comparison.notes:
         print(note)
     if out is not None:
-        for file in write_comparison(found.to_dict(), out):
+        for file in write_comparison(comparison.to_dict(), out):
             print(file)
 
 
-def _print_suite(one: SuiteComparison, first: str, second: str, blind_rules: Sequence[str]) -> None:
+def _print_suite(
+    suite: SuiteComparison, first: str, second: str, blind_rules: Sequence[str]
+) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{one.suite}: {len(one.pairs):,} shared items", title_justify="left")
+    table = Table(title=f"{suite.suite}: {len(suite.pairs):,} shared items", title_justify="left")
     table.add_column("", overflow="fold")
     for name in (f"{first} %", f"{second} %", "difference", "won / lost\nboth / neither", "p"):
         table.add_column(name, justify="right", overflow="fold")
-    for row in one.rows:
+    for row in suite.rows:
         if ": " not in row.name:  # tags stand in the files
             table.add_row(*_cells(row))
     console = Console()
-    if one.rows:
+    if suite.rows:
         console.print(table)
     else:
-        print(f"{one.suite}: {len(one.pairs):,} shared items")
+        print(f"{suite.suite}: {len(suite.pairs):,} shared items")
     for sentence in blind_rules:
         print(sentence)
-    for note in one.notes:
+    for note in suite.notes:
         print(f"note: {note}")
-    for line in _differing(one, first, second):
+    for line in _differing(suite, first, second):
         print(line)
 
 
@@ -116,7 +120,7 @@ def _say(interval: Interval, form: str = ".1f") -> str:
     return f"{format(interval.value, form)}\n{low} to {high}"
 
 
-def _differing(one: SuiteComparison, first: str, second: str) -> Iterator[str]:
+def _differing(suite: SuiteComparison, first: str, second: str) -> Iterator[str]:
     """Yield lines on a few items of each kind."""
     titles: Mapping[str, str] = {
         "won": f"only {second} is right",
@@ -124,7 +128,7 @@ def _differing(one: SuiteComparison, first: str, second: str) -> Iterator[str]:
         "changed": "another answer that earns as much",
     }
     for kind in ("won", "lost", "changed"):
-        pairs = one.of_kind(kind)
+        pairs = suite.of_kind(kind)
         if not pairs:
             continue
         yield f"{kind} {len(pairs)} ({titles[kind]}):"

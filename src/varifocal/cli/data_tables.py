@@ -118,7 +118,7 @@ def _is_mixed(report: Report) -> bool:
 
 def _print_lengths(console: Console, trained: Sequence[SourceCounts], limit: int) -> None:
     series = [
-        np.concatenate([np.zeros(0, np.int64), *(one.lengths_of(side) for one in trained)])
+        np.concatenate([np.zeros(0, np.int64), *(counts.lengths_of(side) for counts in trained)])
         for side in (0, 1)
     ]
     rows = [
@@ -200,8 +200,10 @@ def _print_findings(console: Console, report: Report) -> None:
         if not findings.count(kind):
             continue
         console.print(Text(f"{HEADINGS[kind]}:", "bold"))
-        for one in findings.first[kind]:
-            console.print(Text(f"  {one.side} {one.record}  {one.text}"), soft_wrap=True)
+        for finding in findings.first[kind]:
+            console.print(
+                Text(f"  {finding.side} {finding.record}  {finding.text}"), soft_wrap=True
+            )
         if (more := findings.count(kind) - NUM_LISTED) > 0:
             console.print(Text(f"  ... and {more:,} more; --json FILE lists all", "dim"))
         console.print()
@@ -252,7 +254,9 @@ def draw_check(report: Report, folder: Path) -> list[Path]:
 
     trained = [source for source in report.sources if source.side == "train"]
     lengths: Mapping[str, np.ndarray] = {
-        name: np.concatenate([np.zeros(0, np.int64), *(one.lengths_of(side) for one in trained)])
+        name: np.concatenate(
+            [np.zeros(0, np.int64), *(counts.lengths_of(side) for counts in trained)]
+        )
         for side, name in enumerate(_MODALITIES)
     }
     files: list[Path] = []
@@ -290,7 +294,9 @@ def _legend(console: Console) -> Text:
     if not console.is_terminal:
         return Text("what trains stands between [+ and +]; ↵ is a line break")
     styled = ((f" {word} ", _TOKEN_STYLES[word]) for word in words)
-    return Text.assemble(*(part for one in styled for part in (one, "  ")), "↵ is a line break")
+    return Text.assemble(
+        *(part for part_of_legend in styled for part in (part_of_legend, "  ")), "↵ is a line break"
+    )
 
 
 def _print_segment(console: Console, segment: Segment) -> None:

@@ -63,20 +63,20 @@ def needs(recipe: Recipe) -> dict[str, str]:
 
     model = recipe.model
     names = [name for name in (model.language_model, model.vision_tower) if name]
-    told = [f"{name} ({'packaged' if name in PACKAGED else 'hub'})" for name in names]
+    models = [f"{name} ({'packaged' if name in PACKAGED else 'hub'})" for name in names]
     root = Path(recipe.data.root or Path.cwd())
     places = [Path(source.path) for source in recipe.data.train if source.type == "file"]
     wanted = dict.fromkeys(
         str(place.relative_to(root)) if place.is_relative_to(root) else str(place)
         for place in places
     )
-    formats = ", ".join(dict.fromkeys(one.format for one in recipe.data.train))
+    formats = ", ".join(dict.fromkeys(section.format for section in recipe.data.train))
     files = ", ".join("data.root itself" if place == "." else place for place in wanted)
-    found = {
-        "models": ", ".join(told),
+    lines = {
+        "models": ", ".join(models),
         "trains": recipe.tuner.type,
         "data": files if formats == "auto" else f"{files} ({formats})",
     }
     if model.connector is not None and model.connector.weights is not None:
-        found["after"] = f"varifocal train {Path(model.connector.weights).name}"
-    return found
+        lines["after"] = f"varifocal train {Path(model.connector.weights).name}"
+    return lines

@@ -55,15 +55,15 @@ def report(
         from varifocal.reports.card import write_card
 
         written = write_card(runs[0], html)
-    found = compare(runs)
-    print_report(found)
+    table = compare(runs)
+    print_report(table)
     for root in runs:
-        for told in former_scores(scores_folder(RunDirectory(root))):
-            print(told, file=sys.stderr)
+        for sentence in former_scores(scores_folder(RunDirectory(root))):
+            print(sentence, file=sys.stderr)
     for file in written:
         print(file)
     if out is not None:
-        for file in found.write(out):
+        for file in table.write(out):
             print(file)
 
 
@@ -90,33 +90,33 @@ def sweep(
 
     root = out or Path("runs") / loaded.name
     with stage_bars() as progress:
-        found = run_sweep(loaded, root, progress)
-    for run in found.runs:
+        result = run_sweep(loaded, root, progress)
+    for run in result.runs:
         renew_card(run.root)
-    print_report(found)
+    print_report(result)
     print(root / "report.md")
 
 
-def print_report(found: Report) -> None:
+def print_report(table: Report) -> None:
     """Print a report: runs as columns while they fit, and else as lines."""
     from varifocal.reports.runs_table import group_rows
 
-    if found.groups:
-        _print("Over seeds", *group_rows(found))
-    names = [run.name for run in found.runs]
+    if table.groups:
+        _print("Over seeds", *group_rows(table))
+    names = [run.name for run in table.runs]
     if len(names) <= _SIDE_BY_SIDE:
-        seen = [row for row in found.rows if row.section != "scores" or _is_shown(row)]
-        _print("Runs", ["", *names], [[row.label, *row.cells] for row in seen])
+        shown = [row for row in table.rows if row.section != "scores" or _is_shown(row)]
+        _print("Runs", ["", *names], [[row.label, *row.cells] for row in shown])
         return
-    kept = [
+    differing = [
         row
-        for row in found.rows
+        for row in table.rows
         if row.section in ("run", "recipe") or row.label in _SHORT or row.main
     ]
-    lines = zip(*(row.cells for row in kept), strict=True)
+    lines = zip(*(row.cells for row in differing), strict=True)
     _print(
         "Runs",
-        ["", *(row.label for row in kept)],
+        ["", *(row.label for row in differing)],
         [[name, *cells] for name, cells in zip(names, lines, strict=True)],
     )
 
@@ -125,8 +125,8 @@ def _is_shown(row: Row) -> bool:
     """Whether a score stands on the screen too; the files have all."""
     from varifocal.reports.runs_table import BESIDE
 
-    beside = tuple(f" ({label})" for _, label in BESIDE)
-    return row.main or row.label.endswith((*_COLUMNS, *beside))
+    suffixes = tuple(f" ({label})" for _, label in BESIDE)
+    return row.main or row.label.endswith((*_COLUMNS, *suffixes))
 
 
 def _print(title: str, head: Sequence[str], lines: Sequence[Sequence[str]]) -> None:

@@ -54,7 +54,7 @@ def retention(
 
     run = run.expanduser()
     with stage_bars() as progress:
-        found, file = evaluate_retention(
+        measured, file = evaluate_retention(
             run,
             data=data,
             text=text,
@@ -66,7 +66,7 @@ def retention(
         )
     renew_card(run)
     print_retention([read_retention(run, file.name)])
-    print_left_out(found.left_out)
+    print_left_out(measured.left_out)
     print(file)
 
 
@@ -93,7 +93,7 @@ def read_retention(run: Path, name: str = "retention.json") -> dict[str, Any]:
         ) from error
 
 
-def print_retention(found: Sequence[Mapping[str, Any]]) -> None:
+def print_retention(runs: Sequence[Mapping[str, Any]]) -> None:
     """Print the tables of one run or of several as one."""
     from rich.box import SIMPLE
     from rich.console import Console
@@ -103,16 +103,16 @@ def print_retention(found: Sequence[Mapping[str, Any]]) -> None:
     table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 1))
     for name in ("", "base", "off", "on", "change"):
         table.add_column(name, justify="right" if name else "left", overflow="fold")
-    for measure in dict.fromkeys(row["name"] for one in found for row in one["rows"]):
-        for one in found:
-            for row in (row for row in one["rows"] if row["name"] == measure):
-                words = dict.fromkeys((Path(one["run"]).name, one["tuner"]))
+    for measure in dict.fromkeys(row["name"] for run in runs for row in run["rows"]):
+        for run in runs:
+            for row in (row for row in run["rows"] if row["name"] == measure):
+                words = dict.fromkeys((Path(run["run"]).name, run["tuner"]))
                 table.add_row(f"{measure}\n{', '.join(words)} ({row['count']})", *_retained(row))
         table.add_section()
     Console().print(table)
-    for sentence in dict.fromkeys(note for one in found for note in one["notes"]):
+    for sentence in dict.fromkeys(note for run in runs for note in run["notes"]):
         print(f"note: {sentence}")
-    for part, place in dict.fromkeys(item for one in found for item in one["sources"].items()):
+    for part, place in dict.fromkeys(item for run in runs for item in run["sources"].items()):
         print(f"{part}: {place}")
 
 
@@ -134,6 +134,6 @@ def _retained(row: Mapping[str, Any]) -> Iterator[str]:
     yield "\n".join(change)
 
 
-def _said(one: Mapping[str, float], form: str) -> str:
-    low, high = format(one["low"], form), format(one["high"], form)
-    return f"{format(one['value'], form)}\n{low} to {high}"
+def _said(score: Mapping[str, float], form: str) -> str:
+    low, high = format(score["low"], form), format(score["high"], form)
+    return f"{format(score['value'], form)}\n{low} to {high}"

@@ -120,11 +120,11 @@ def print_demo(result: Mapping[str, Any], root: Path) -> None:
     skills = Table(title="By skill", title_justify="left")
     for name in ("skill", "needs", "questions", "chance", "before", "after"):
         skills.add_column(name, justify="left" if name in ("skill", "needs") else "right")
-    for name, one in sorted(
+    for name, scores in sorted(
         result["skills"].items(), key=lambda item: item[1]["needs"] != "picture"
     ):
-        numbers = (f"{one[key]:.0f}" for key in ("chance", "before", "after"))
-        skills.add_row(name, one["needs"], f"{one['questions']}", *numbers)
+        numbers = (f"{scores[key]:.0f}" for key in ("chance", "before", "after"))
+        skills.add_row(name, scores["needs"], f"{scores['questions']}", *numbers)
     console.print(skills)
     low, high = result["intervals"]["after"]["IMG"]
     print(
@@ -165,11 +165,21 @@ def print_result(result: "Result") -> None:
     for name in ("score %", "95 % interval", "chance", "items", "unparsed"):
         table.add_column(name, justify="right")
     main = result.benchmark.main
-    for one in sorted(result.measures, key=lambda measure: measure.name != main):
-        low_high = "" if one.low is None or one.high is None else f"{one.low:.1f} to {one.high:.1f}"
-        chance = "" if one.chance is None else f"{one.chance:.1f}"
-        numbers = (f"{one.value:.1f}", low_high, chance, f"{one.count}", f"{one.unparsed}")
-        table.add_row(one.name, *numbers)
+    for measure in sorted(result.measures, key=lambda measure: measure.name != main):
+        low_high = (
+            ""
+            if measure.low is None or measure.high is None
+            else f"{measure.low:.1f} to {measure.high:.1f}"
+        )
+        chance = "" if measure.chance is None else f"{measure.chance:.1f}"
+        numbers = (
+            f"{measure.value:.1f}",
+            low_high,
+            chance,
+            f"{measure.count}",
+            f"{measure.unparsed}",
+        )
+        table.add_row(measure.name, *numbers)
     Console().print(table)
     if result.num_cut:
         print(f"{result.num_cut} prompts were shortened to fit into the model's window")

@@ -57,7 +57,7 @@ def sentences(pair: Sequence[Baselines], names: Sequence[str]) -> list[str]:
     >>> sentences([Baselines(50.0), Baselines(25.0)], ["a", "b"])[1]
     'blind rules, over all items of b: guessing 25.0'
     """
-    words = ["; ".join(one.words()) for one in pair]
+    words = ["; ".join(baselines.words()) for baselines in pair]
     if words[0] == words[1]:
         names, words = ["the suite"], words[:1]
     return [
@@ -117,7 +117,7 @@ def of_open(
     best: tuple[float, str] | None = None
     for text, _ in given.most_common(_CANDIDATES):
         earned = [credit(item, answer_of(text, item)) for item in items]
-        known = [one for one in earned if one is not None]
+        known = [earned_by for earned_by in earned if earned_by is not None]
         if len(known) < len(earned):
             return Baselines()  # an item alone earns nothing, as in CIDEr
         if best is None or sum(known) > best[0]:

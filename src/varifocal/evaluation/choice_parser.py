@@ -104,20 +104,20 @@ def parse_answer(text: str, choices: Sequence[str]) -> int | None:
     >>> parse_answer("They attract or repel.", ["attract", "repel"]) is None
     True
     """
-    said = _THOUGHT.sub("", text).strip()
-    if not said or said.startswith(("<think>", "<thinking>")):
+    answer = _THOUGHT.sub("", text).strip()
+    if not answer or answer.startswith(("<think>", "<thinking>")):
         return None
     options = _Options(choices)
-    clean = _clean(said)
-    for found in (
-        {*options.whole(said), *options.letter_alone(clean)},
+    clean = _clean(answer)
+    for indices in (
+        {*options.whole(answer), *options.letter_alone(clean)},
         _statements(clean, options, final=True),
         _statements(clean, options, final=False),
         _lines(clean, options),
     ):
-        if found:
-            index = found.pop()
-            return index if not found and index != _NONE else None
+        if indices:
+            index = indices.pop()
+            return index if not indices and index != _NONE else None
     return None
 
 
@@ -134,16 +134,18 @@ class _Options:
             (self._plain, _plain(text)),
             (self._clean, _plain(_clean(text))),
         ):
-            same = {i for i, one in enumerate(options) if one.casefold() == written.casefold()}
+            same = {
+                i for i, option in enumerate(options) if option.casefold() == written.casefold()
+            }
             if len(same) > 1:  # "Co" and "CO": only a sentence's first capital says nothing
                 same = {i for i in same if options[i][1:] == written[1:]}
             if written and len(same) == 1:
                 return same
         return set()
 
-    def letter(self, found: re.Match[str] | None) -> int | None:
+    def letter(self, match: re.Match[str] | None) -> int | None:
         """Return the option of a letter that was found; None where none was."""
-        letter = next(filter(None, found.groups()), None) if found else None
+        letter = next(filter(None, match.groups()), None) if match else None
         if letter is None:
             return None
         index = LETTERS.find(letter.upper())
@@ -151,8 +153,8 @@ class _Options:
 
     def letter_alone(self, text: str) -> set[int]:
         """Return the option of a text that is nothing but a letter."""
-        found = re.fullmatch(rf"\s*{_ALONE}[\s.,:;!)]*", text)
-        index = self.letter(found)
+        match = re.fullmatch(rf"\s*{_ALONE}[\s.,:;!)]*", text)
+        index = self.letter(match)
         return set() if index is None else {index}
 
     def at_start(self, text: str) -> set[int]:
@@ -172,27 +174,27 @@ class _Options:
         """
         text = text.lstrip("'")
         by_text = self.at_start(text)
-        found = re.match(pattern, text)
-        letter = self.letter(found)
-        if found is None or letter is None:
+        match = re.match(pattern, text)
+        letter = self.letter(match)
+        if match is None or letter is None:
             return by_text | self._letter_behind(text, by_text) or self._letter_before(text)
-        rest = text[found.end() :]
+        rest = text[match.end() :]
         if _DENIED.match(rest):
             return set()
-        beside = self._beside(rest)
+        others = self._beside(rest)
         listed = self.letter(_LISTED.match(rest))
-        if beside - {letter} or (not beside and listed not in (None, _NONE, letter)):
+        if others - {letter} or (not others and listed not in (None, _NONE, letter)):
             return {_NONE}
         return by_text | {letter}
 
     def _letter_before(self, text: str) -> set[int]:
         """Return the option of "B repel" and "B (repel)", where the text is that option's."""
-        found = re.match(r"([A-Z])\s+(\([^()]+\))?", text)
-        if found is None:
+        match = re.match(r"([A-Z])\s+(\([^()]+\))?", text)
+        if match is None:
             return set()
-        bracketed = found[2]
-        beside = self.whole(bracketed[1:-1]) if bracketed else self.at_start(text[found.end() :])
-        return beside if beside == {self.letter(found)} else set()
+        bracketed = match[2]
+        others = self.whole(bracketed[1:-1]) if bracketed else self.at_start(text[match.end() :])
+        return others if others == {self.letter(match)} else set()
 
     def _letter_behind(self, text: str, by_text: set[int]) -> set[int]:
         """Return the option of the letter in "repel (B)"."""
@@ -223,15 +225,15 @@ def _plain(text: str) -> str:
 def _statements(text: str, options: _Options, *, final: bool) -> set[int]:
     """Return every option that a sentence states as the answer."""
     named: set[int] = set()
-    for found in _STATES.finditer(text):
-        if bool(found["final"]) != final or _is_void(text, found.start()):
+    for match in _STATES.finditer(text):
+        if bool(match["final"]) != final or _is_void(text, match.start()):
             continue
-        rest, marked = text[found.end() :], found.group().rstrip().endswith((":", "="))
+        rest, marked = text[match.end() :], match.group().rstrip().endswith((":", "="))
         if not _is_asked(rest):
             named |= options.named(rest, _ALONE if marked else _IN_SENTENCE)
-    for found in () if final else _IS_RIGHT.finditer(text):
-        if not _is_void(text, found.start()) and not _is_asked(text[found.end() :]):
-            index = options.letter(found)
+    for match in () if final else _IS_RIGHT.finditer(text):
+        if not _is_void(text, match.start()) and not _is_asked(text[match.end() :]):
+            index = options.letter(match)
             named |= set() if index is None else {index}
     return named
 
@@ -267,5 +269,5 @@ def _sentences(text: str, options: _Options) -> Iterator[int]:
     """Yield the options that a sentence of its own is, where the first sentence is one."""
     sentences = [options.whole(part) for part in _SENTENCE_END.split(text) if part.strip()]
     if sentences and sentences[0]:
-        for found in sentences:
-            yield from found
+        for matches in sentences:
+            yield from matches

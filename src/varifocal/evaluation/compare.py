@@ -41,7 +41,7 @@ class SuiteComparison:
             "suite": self.suite,
             "shared": len(self.pairs),
             "notes": list(self.notes),
-            "baselines": [asdict(one) for one in self.baselines],
+            "baselines": [asdict(baseline) for baseline in self.baselines],
             "rows": [asdict(row) for row in self.rows],
             "items": [_item(pair) for pair in self.pairs if pair.kind is not None],
         }
@@ -109,11 +109,11 @@ def compare(
         shared, alone = [(*left, *right)], []
     else:
         shared, alone = _shared(left, right, suites, places)
-    found = []
-    for one, other in shared:
-        read = [read_predictions(left[one]), read_predictions(right[other])]
-        found.append(compare_predictions(*read, any_prompt=any_prompt, seed=seed))
-    return Comparison(*_names(*places), found, alone, seed)
+    comparisons = []
+    for left_name, right_name in shared:
+        read = [read_predictions(left[left_name]), read_predictions(right[right_name])]
+        comparisons.append(compare_predictions(*read, any_prompt=any_prompt, seed=seed))
+    return Comparison(*_names(*places), comparisons, alone, seed)
 
 
 def compare_predictions(
@@ -159,17 +159,17 @@ def _shared(
 ) -> tuple[list[tuple[str, str]], list[str]]:
     """Return the suites that both have, and a sentence for those that one has."""
     for suite in suites:
-        for place, found in zip(places, (left, right), strict=True):
-            if suite not in found:
+        for place, available in zip(places, (left, right), strict=True):
+            if suite not in available:
                 raise RunError(
-                    f"{place} has no predictions of '{suite}'{nearest(suite, found)} "
-                    f"(it has: {', '.join(found)})"
+                    f"{place} has no predictions of '{suite}'{nearest(suite, available)} "
+                    f"(it has: {', '.join(available)})"
                 )
     both = [name for name in left if name in right and (not suites or name in suites)]
     if not both:
         has = [
-            f"{place} has {', '.join(one)}"
-            for place, one in zip(places, (left, right), strict=True)
+            f"{place} has {', '.join(names)}"
+            for place, names in zip(places, (left, right), strict=True)
         ]
         raise RunError(
             f"no suite that both have predictions of: {'; '.join(has)}. Score both on the same "
@@ -211,17 +211,17 @@ def _pair(first: Line, second: Line) -> Pair:
 
 
 def _absent(first: Predictions, second: Predictions, shared: int) -> Iterator[str]:
-    for number, one in enumerate((first, second)):
-        if alone := len(one.lines) - shared:
+    for number, predictions in enumerate((first, second)):
+        if alone := len(predictions.lines) - shared:
             yield f"{_items(alone)} that only the {('first', 'second')[number]} has: left out"
 
 
 def _not_asked(first: Predictions, second: Predictions) -> Iterator[str]:
     """Say of how many items a file knows that they could not be asked."""
-    for number, one in enumerate((first, second)):
-        if one.left_out:
+    for number, predictions in enumerate((first, second)):
+        if predictions.left_out:
             which = ("first", "second")[number]
-            yield f"{_items(one.left_out)} that the {which} could not be asked: left out"
+            yield f"{_items(predictions.left_out)} that the {which} could not be asked: left out"
 
 
 def _protocols(first: Predictions, second: Predictions) -> Iterator[str]:

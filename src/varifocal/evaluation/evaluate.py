@@ -46,8 +46,8 @@ class Named:
     @property
     def run(self) -> RunDirectory | None:
         """The run of that name, or None for a model."""
-        found = RunDirectory(Path(self.model).expanduser())
-        return found if found.recipe.is_file() else None
+        run = RunDirectory(Path(self.model).expanduser())
+        return run if run.recipe.is_file() else None
 
 
 def evaluate_sources(
@@ -135,7 +135,7 @@ def evaluate_benchmarks(
     benchmarks = find_benchmarks(suites)
     root = recipe.data.root if recipe is not None else None
     folders = find_folders(benchmarks, data or (Path(root) if root else _DATA))
-    items = [(one, load_items(one, folders[one.name], way.split, way.limit)) for one in benchmarks]
+    items = [(row, load_items(row, folders[row.name], way.split, way.limit)) for row in benchmarks]
     if out is not None:
         claim_folder(out)
     from varifocal.evaluation.evaluated_model import open_asker
@@ -190,7 +190,7 @@ def evaluate_retention(
     run = RunDirectory.open(root)
     scores = run.evaluations_at(find_trained(run).step)
     with alone(scores, "retention"):
-        found = retention(
+        measured = retention(
             root,
             data=data,
             text=text,
@@ -199,7 +199,7 @@ def evaluate_retention(
             strength=strength,
             progress=progress,
         )
-        return found, found.write(scores, command)
+        return measured, measured.write(scores, command)
 
 
 def scores_of(named: Named) -> Path:

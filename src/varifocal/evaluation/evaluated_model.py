@@ -213,7 +213,7 @@ class VlmAsker:
             ids = self._inputs(question)["input_ids"][0]
         except (DataError, ValueError) as error:
             raise DataError(f"{example.name}: {error}") from error
-        arrays = [ids.int().numpy(), *(torch.tensor(one).int().numpy() for one in options)]
+        arrays = [ids.int().numpy(), *(torch.tensor(option).int().numpy() for option in options)]
         length = len(ids) + sum(map(len, options))
         key = key_of(arrays, example.images, example)
         return Prompt(key, length, False, question, tuple(map(len, options)))
@@ -249,7 +249,7 @@ class VlmAsker:
             written(prompt, answered(option), {"role": "assistant", "content": option}, frame)
             for option in options
         ]
-        ids = tuple(self._ids(one.text[one.words_start :].rstrip()) for one in answers)
+        ids = tuple(self._ids(answer.text[answer.words_start :].rstrip()) for answer in answers)
         return answers[0].prompt + answers[0].text[: answers[0].words_start], ids
 
     def _ids(self, text: str) -> list[int]:

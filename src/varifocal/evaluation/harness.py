@@ -101,7 +101,7 @@ class LmEvalRequests(HarnessModel):
     def loglikelihood(self, requests: Sequence[Any], **_: Any) -> list[tuple[float, bool]]:
         """Return (log-probability in nats, whether greedy decoding writes it) of continuations."""
         questions = [self._pair(*request.args) for request in requests]
-        return [(one.score, one.greedy) for one in self.rate_each(questions)]
+        return [(reading.score, reading.greedy) for reading in self.rate_each(questions)]
 
     def loglikelihood_rolling(self, requests: Sequence[Any], **_: Any) -> list[float]:
         """Return the log-probability of whole texts, in windows as long as the model reads."""
@@ -120,8 +120,8 @@ class LmEvalRequests(HarnessModel):
                 questions.append(Question(prompt.astype(np.int32), (option.astype(np.int32),)))
                 owners.append(place)
         sums = [0.0] * len(requests)
-        for place, (one,) in zip(owners, self.rate(questions), strict=True):
-            sums[place] += one.score
+        for place, (reading,) in zip(owners, self.rate(questions), strict=True):
+            sums[place] += reading.score
         return sums
 
     def generate_until(self, requests: Sequence[Any], **_: Any) -> list[str]:
@@ -200,7 +200,7 @@ class LmmsEvalRequests(HarnessModel):
             document = self._document(*place)
             option = target if isinstance(target, str) else str(target(document))
             questions.append(self.of_turn(text, images_of(to_visual(document)), [option.strip()]))
-        pairs = [(-one.score, one.greedy) for one in self.rate_each(questions)]
+        pairs = [(-reading.score, reading.greedy) for reading in self.rate_each(questions)]
         wrap = getattr(import_module("lmms_eval.api.instance"), "GenerationResult", None)
         return [wrap(pair) for pair in pairs] if wrap else pairs
 
@@ -276,7 +276,7 @@ def _harness(module: str, package: str) -> Any:
 
 
 def _images(media: Iterable[dict[str, Any]]) -> list[Image]:
-    return [image for one in media for image in images_of(one.get("visual"))]
+    return [image for part in media for image in images_of(part.get("visual"))]
 
 
 def _positions(parts: Assembly) -> int:

@@ -93,7 +93,7 @@ class HarnessModel:
             )
             for group in groups
         ]
-        return [one for of_group in self.rate(joined) for one in of_group]
+        return [reading for of_group in self.rate(joined) for reading in of_group]
 
     def write(self, questions: Sequence[Question], max_new_tokens: int) -> list[str]:
         """Write the likeliest answer to every prompt, up to its end of turn."""
@@ -194,7 +194,7 @@ def images_of(visual: Any) -> list[Image]:
     if visual is None:
         return []
     if isinstance(visual, list | tuple):
-        return [image for one in visual for image in images_of(one)]
+        return [image for part in visual for image in images_of(part)]
     if isinstance(visual, PIL.Image.Image):
         file = io.BytesIO()
         visual.save(file, format="PNG")
@@ -207,8 +207,8 @@ def images_of(visual: Any) -> list[Image]:
     raise DataError(f"a task gives a {type(visual).__name__} to look at; only images can be seen")
 
 
-def _same_prompt(one: Question, other: Question) -> bool:
-    return one.images == other.images and np.array_equal(one.prompt_ids, other.prompt_ids)
+def _same_prompt(first: Question, second: Question) -> bool:
+    return first.images == second.images and np.array_equal(first.prompt_ids, second.prompt_ids)
 
 
 def _content(text: str, images: Sequence[Image]) -> tuple[str | Image, ...]:

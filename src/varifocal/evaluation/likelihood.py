@@ -167,7 +167,7 @@ def score_options(
         tree=tree,
         progress=progress,
     )
-    return [[one.score for one in of_question] for of_question in rated]
+    return [[reading.score for reading in of_question] for of_question in rated]
 
 
 def rate_options(
@@ -277,14 +277,14 @@ def _rate(
     """Run one batch: one rating an option, in the order of `questions`."""
     device = next(model.parameters()).device
     planted = plant(questions)
-    keep, kept = torch.unique(planted.columns, return_inverse=True)
+    keep, columns = torch.unique(planted.columns, return_inverse=True)
     inputs = _inputs(model, planted, tree)
     images = [image for question in questions for image in question.images]
     if images and load_images is not None:
         inputs |= load_images(images)
     inputs = {name: value.to(device) for name, value in inputs.items()}
     logits = model(**inputs, logits_to_keep=keep.to(device), use_cache=False).logits  # [B, L, V]
-    logits = logits[planted.rows.to(device), kept.to(device)]  # [M, V]
+    logits = logits[planted.rows.to(device), columns.to(device)]  # [M, V]
     logits = logits if logits.dtype == torch.float64 else logits.float()
     picked = logits.gather(1, planted.targets.to(device)[:, None])[:, 0]
     log_probs = (picked - logits.logsumexp(dim=1)).to("cpu", torch.float64)

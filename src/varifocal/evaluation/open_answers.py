@@ -45,11 +45,11 @@ _PROTOCOLS: dict[OpenMetric, str] = {
 
 def items_of(examples: Sequence[Example]) -> list[Item]:
     """Make items of examples that have a gold answer; an id that comes again gets a number."""
-    seen: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     items = []
     for example in examples:
-        seen[example.id] += 1
-        again = f" ({seen[example.id]})" if seen[example.id] > 1 else ""
+        counts[example.id] += 1
+        again = f" ({counts[example.id]})" if counts[example.id] > 1 else ""
         items.append(
             Item(f"{example.id}{again}", example, gold_answers(example), tags=example.tags)
         )
@@ -135,6 +135,6 @@ def _measure(metric: OpenMetric, answered: Sequence[Answered]) -> Measure:
         low, high = wilson(int(sum(earned)), count)
         value = sum(earned) / count
     else:
-        found = bootstrap_mean(earned)
-        value, low, high = found.value, found.low, found.high
+        interval = bootstrap_mean(earned)
+        value, low, high = interval.value, interval.low, interval.high
     return Measure(_NAMES[metric], 100 * value, 100 * low, 100 * high, count, unparsed)

@@ -140,7 +140,7 @@ def _percent(interval: Interval) -> Interval:
 def _f1(pairs: Sequence[Pair], seed: int) -> Row:
     """Compare F1 of "yes", as POPE reports it; an answer that is neither is no "yes"."""
     gold = np.array([_word(pair.first.gold) == "yes" for pair in pairs])
-    said = [
+    answers = [
         np.array([_word(line.answer) == "yes" for line in lines])
         for lines in ([p.first for p in pairs], [p.second for p in pairs])
     ]
@@ -152,7 +152,7 @@ def _f1(pairs: Sequence[Pair], seed: int) -> Row:
 
         return of
 
-    first, second = f1(said[0]), f1(said[1])
+    first, second = f1(answers[0]), f1(answers[1])
     return Row(
         "F1 of yes",
         len(pairs),

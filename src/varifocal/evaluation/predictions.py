@@ -218,7 +218,9 @@ def _line(row: Mapping[str, Any]) -> Line:
     return Line(
         id=str(row["id"]),
         credit=_credit(row),
-        answer=str(next((one for one in (parsed, text, row.get("choice")) if one is not None), "")),
+        answer=str(
+            next((value for value in (parsed, text, row.get("choice")) if value is not None), "")
+        ),
         is_read=row.get("choice") is not None or parsed is not None,
         gold=_gold(row["gold"]),
         prompt_sha=row.get("prompt_sha"),
@@ -252,12 +254,12 @@ def _score_page(file: Path) -> dict[str, Any]:
 
 
 def _baselines(page: Mapping[str, Any]) -> Baselines:
-    found = page.get("baselines")
-    if not isinstance(found, dict):
+    baselines = page.get("baselines")
+    if not isinstance(baselines, dict):
         return Baselines()
-    rates = {name: found.get(name) for name in ("chance", "majority", "longest")}
-    known = {name: float(one) for name, one in rates.items() if isinstance(one, int | float)}
-    return Baselines(**known, majority_answer=str(found.get("majority_answer") or ""))
+    rates = {name: baselines.get(name) for name in ("chance", "majority", "longest")}
+    known = {name: float(rate) for name, rate in rates.items() if isinstance(rate, int | float)}
+    return Baselines(**known, majority_answer=str(baselines.get("majority_answer") or ""))
 
 
 def _protocol(page: Mapping[str, Any]) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def greedy_continuations(
     tell: StepProgress,
 ) -> list[Question]:
     """Let a model answer: each prompt, and its answer as the only option."""
-    prompts = [encoder.encode(one, with_answer=False).input_ids for one in examples]
+    prompts = [encoder.encode(example, with_answer=False).input_ids for example in examples]
     end = encoder.end_of_turn_id
     probes = [Question(ids, (np.array([end], np.int32),)) for ids in prompts]
     with evaluation_mode(model):
@@ -102,9 +102,9 @@ def read(
     Returns:
         In the order of `questions`.
     """
-    found: list[Reading] = [Reading(0.0, 0, 0)] * len(questions)
+    readings: list[Reading] = [Reading(0.0, 0, 0)] * len(questions)
     done, ending = 0, torch.tensor(sorted(ends), dtype=torch.long)
-    for batch in batch_by_length([one.length for one in questions], token_budget):
+    for batch in batch_by_length([question.length for question in questions], token_budget):
         chosen = [questions[index] for index in batch]
         images = [image for question in chosen for image in question.images]
         tensors = load_images(images) if images and load_images else {}
@@ -116,11 +116,11 @@ def read(
         hits = (picked == rows.targets) | both_end
         for place, index in enumerate(batch):
             own = rows.options == place
-            found[index] = Reading(float(nats[own].sum()), int(own.sum()), int(hits[own].sum()))
+            readings[index] = Reading(float(nats[own].sum()), int(own.sum()), int(hits[own].sum()))
         done += len(batch)
         if progress is not None:
             progress(done, len(questions))
-    return found
+    return readings
 
 
 def _logits(model: nn.Module, rows: Any, images: Mapping[str, torch.Tensor]) -> torch.Tensor:

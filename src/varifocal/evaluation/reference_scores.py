@@ -25,7 +25,9 @@ def baselines_of(benchmark: Benchmark, items: Sequence[Item]) -> Baselines:
 
 
 def _main_of(benchmark: Benchmark, answered: Sequence[Answered]) -> float:
-    return next(one.value for one in benchmark.measure(answered) if one.name == benchmark.main)
+    return next(
+        measure.value for measure in benchmark.measure(answered) if measure.name == benchmark.main
+    )
 
 
 def by_normalisation(
@@ -34,14 +36,17 @@ def by_normalisation(
     """Return the main measure by sums and by means, where the scores tell both."""
     if any(answer.choice is None for _, answer in answered):
         return {}
-    own, found = benchmark.normalisation, {}
-    for one in NORMALISATIONS:
+    own, scores = benchmark.normalisation, {}
+    for rule in NORMALISATIONS:
         again = [
-            (item, chosen(item, _as(own, one, answer.scores, prompts[item.id].option_lengths)))
+            (
+                item,
+                chosen(item, _as(own, rule, answer.scores, prompts[item.id].option_lengths)),
+            )
             for item, answer in answered
         ]
-        found[one] = _main_of(benchmark, again)
-    return found
+        scores[rule] = _main_of(benchmark, again)
+    return scores
 
 
 def _as(

@@ -250,10 +250,12 @@ def _measure(
     with evaluation_mode(model):
         texts = read(model, material.texts, progress=partial(tell, f"{stage}: text"))
         if material.questions:
-            asked = [choice_question(encoder, one) for one in material.questions]
+            asked = [choice_question(encoder, question) for question in material.questions]
             scores = score_options(model, asked, progress=partial(tell, f"{stage}: questions"))
             pairs = zip(material.questions, scores, strict=True)
-            right = [float(best_option(of_one) == one.answer_index) for one, of_one in pairs]
+            right = [
+                float(best_option(of_one) == question.answer_index) for question, of_one in pairs
+            ]
         answers = read(model, written, ends=ends, progress=partial(tell, f"{stage}: answers"))
         after = read(
             model,
@@ -280,7 +282,10 @@ def _rows(columns: Mapping[str, _Column], seed: int) -> list[RetentionLine]:
         rows.append(_kept(RIGHT, len(base.right), shares, change, mcnemar(won, lost)))
     if base.answers:
         answers = [column.answers for column in (base, off, on)]
-        same = [_share([float(one.hits == one.tokens) for one in column]) for column in answers]
+        same = [
+            _share([float(reading.hits == reading.tokens) for reading in column])
+            for column in answers
+        ]
         rows.append(_agreement(TOKENS, answers, seed))
         rows.append(_kept(SAME, len(base.answers), same))
     if base.scenes:
@@ -293,7 +298,9 @@ def _rows(columns: Mapping[str, _Column], seed: int) -> list[RetentionLine]:
 def _agreement(name: str, columns: Sequence[Sequence[Reading]], seed: int) -> RetentionLine:
     """Percent of the base's tokens that each model would have written."""
     shares = [
-        bootstrap_ratio([one.hits for one in column], [one.tokens for one in column], seed=seed)
+        bootstrap_ratio(
+            [reading.hits for reading in column], [reading.tokens for reading in column], seed=seed
+        )
         for column in columns
     ]
     return _kept(name, len(columns[0]), [_times(share, 100) for share in shares])
@@ -301,9 +308,9 @@ def _agreement(name: str, columns: Sequence[Sequence[Reading]], seed: int) -> Re
 
 def _perplexities(name: str, columns: Sequence[Sequence[Reading]], seed: int) -> RetentionLine:
     """Perplexities a token, and the factor between the first and the last."""
-    tokens = [one.tokens for one in columns[0]]
-    nats = [[one.nats for one in column] for column in columns]
-    each = [_exp(bootstrap_ratio(one, tokens, seed=seed)) for one in nats]
+    tokens = [reading.tokens for reading in columns[0]]
+    nats = [[reading.nats for reading in column] for column in columns]
+    each = [_exp(bootstrap_ratio(column, tokens, seed=seed)) for column in nats]
     more = [after - before for before, after in zip(nats[0], nats[2], strict=True)]
     return _kept(name, len(tokens), each, _exp(bootstrap_ratio(more, tokens, seed=seed)))
 
@@ -324,9 +331,9 @@ def _share(values: Sequence[float]) -> Interval:
     return _times(Interval(right / len(values), *wilson(right, len(values))), 100)
 
 
-def _times(one: Interval, factor: float) -> Interval:
-    return Interval(factor * one.value, factor * one.low, factor * one.high)
+def _times(interval: Interval, factor: float) -> Interval:
+    return Interval(factor * interval.value, factor * interval.low, factor * interval.high)
 
 
-def _exp(one: Interval) -> Interval:
-    return Interval(math.exp(one.value), math.exp(one.low), math.exp(one.high))
+def _exp(interval: Interval) -> Interval:
+    return Interval(math.exp(interval.value), math.exp(interval.low), math.exp(interval.high))

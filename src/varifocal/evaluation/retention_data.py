@@ -84,23 +84,23 @@ class _Records:
     absent: list[str] = field(default_factory=list)
 
     def usable(
-        self, found: Iterable[Usable | DataError], check: Callable[[Usable], Any] | None = None
+        self, results: Iterable[Usable | DataError], check: Callable[[Usable], Any] | None = None
     ) -> Iterator[Usable]:
         """Yield what could be read and passes a check, which raises DataError.
 
         Raises:
             DataError: the first bad record, with "fail".
         """
-        for one in found:
+        for result in results:
             try:
-                if isinstance(one, DataError):
-                    raise one
+                if isinstance(result, DataError):
+                    raise result
                 if check is not None:
-                    check(one)
+                    check(result)
             except DataError as error:
                 self.refuse(error)
             else:
-                yield one
+                yield result
 
     def refuse(self, error: DataError) -> None:
         """Note what is wrong with a record, once.
@@ -117,14 +117,14 @@ class _Records:
 
     def text_only(self, section: SourceSection) -> Iterator[Example]:
         """Yield a source's examples that name no image, so that a missing one does not matter."""
-        for found in self.usable(open_source(section)):
+        for example in self.usable(open_source(section)):
             self.absent += [
-                f"{found.name}: {image.reason}"
-                for image in found.images
+                f"{example.name}: {image.reason}"
+                for image in example.images
                 if isinstance(image, AbsentImage)
             ]
-            if not found.images:
-                yield found
+            if not example.images:
+                yield example
 
     def notes(self) -> Iterator[str]:
         """Count the records that could not be used, and name the first."""
@@ -190,45 +190,45 @@ def _gather(
 ) -> Material:
     if data is not None and not data.is_dir():
         raise DataError(f"--data: no folder '{data}'; it holds scienceqa-text and alpaca")
-    found = _questions_in(data), _instructions_in(data)
-    if data is not None and not any(found):
+    files = _questions_in(data), _instructions_in(data)
+    if data is not None and not any(files):
         raise DataError(
             f"--data: '{data}' has neither scienceqa-text/problems.json nor alpaca/*.json"
         )
-    own = [] if found[0] else list(islice(_held_out(recipe, records), 4 * limit))
+    own = [] if files[0] else list(islice(_held_out(recipe, records), 4 * limit))
     sources: dict[str, str] = {}
     can_ask = partial(choice_question, encoder)
-    if section := found[0]:
+    if section := files[0]:
         asked = list(islice(records.usable(records.text_only(section), can_ask), limit))
         sources["questions"] = f"{section.place}, split {section.split}, questions without pictures"
     else:
-        questions = (one for one in own if one.answer_index is not None)
+        questions = (example for example in own if example.answer_index is not None)
         asked = list(islice(records.usable(questions, can_ask), limit))
         sources["questions"] = f"questions of {_OWN}" if asked else "none; --data can hold some"
-    if file := found[1]:
+    if file := files[1]:
         instructed = records.text_only(FileSection(path=str(file)))
         can_tell = partial(encoder.encode, with_answer=False)
-        told = list(islice(records.usable(instructed, can_tell), limit))
+        instructions = list(islice(records.usable(instructed, can_tell), limit))
         sources["instructions"] = str(file)
     else:
-        told = [Example((Message("user", (prompt,)),)) for prompt in PROMPTS[:limit]]
-        sources["instructions"] = f"{len(told)} plain instructions that come with varifocal"
+        instructions = [Example((Message("user", (prompt,)),)) for prompt in PROMPTS[:limit]]
+        sources["instructions"] = f"{len(instructions)} plain instructions that come with varifocal"
     if text is not None:
         texts = list(islice(_windows(encoder, records.usable(_texts(text))), limit))
         sources["text"] = f"{text}, windows of {WINDOW} tokens"
-    elif found[1]:
-        texts = list(_answers(encoder, told, records))
-        sources["text"] = f"answers of at most {encoder.max_length} tokens of {found[1]}"
+    elif files[1]:
+        texts = list(_answers(encoder, instructions, records))
+        sources["text"] = f"answers of at most {encoder.max_length} tokens of {files[1]}"
     else:
         texts = list(islice(_windows(encoder, PROSE), limit))
         sources["text"] = f"{min(limit, len(PROSE))} paragraphs of prose that come with varifocal"
     shown = scenes(min(limit, NUM_SCENES)) if recipe.model.vision_tower else []
     if shown:
         sources["after an image"] = f"{len(shown)} drawn images with their true descriptions"
-    notes = [*_not_held_out(recipe, *found, text), *records.notes()]
+    notes = [*_not_held_out(recipe, *files, text), *records.notes()]
     if any(_OWN in place for place in sources.values()):
         notes.append(_OF_ITS_TASK)
-    return Material(texts, asked, told, sources, notes, records.left_out, shown)
+    return Material(texts, asked, instructions, sources, notes, records.left_out, shown)
 
 
 def scenes(count: int) -> list[Example]:
@@ -237,20 +237,20 @@ def scenes(count: int) -> list[Example]:
     What a model says to the prompt without the image is a fair answer with it, too.
     """
     skills = [name for name, skill in SKILLS.items() if skill.needs == "picture"]
-    made = []
+    examples = []
     for number in range(count):
         index, skill = number // len(skills), skills[number % len(skills)]
         record, question = compose(skill, "test", index, _SCENES_SEED)
         image = Image.of(draw(skill, "test", index, _SCENES_SEED, question))
-        made.append(Example((Message("user", (image, f"{record['caption']} {_ABOUT_SCENE}")),)))
-    return made
+        examples.append(Example((Message("user", (image, f"{record['caption']} {_ABOUT_SCENE}")),)))
+    return examples
 
 
 def _not_held_out(
     recipe: Recipe, section: SourceSection | None, *files: Path | None
 ) -> Iterator[str]:
     """Say which of the material the run was trained on: a file, its folder, or its split."""
-    trained = {(Path(one.place).resolve(), one.split) for one in recipe.data.train}
+    trained = {(Path(section.place).resolve(), section.split) for section in recipe.data.train}
     places = [(Path(section.place), section.split)] if section else []
     places += [(file, None) for file in files if file is not None]
     for place, split in places:
@@ -261,7 +261,7 @@ def _not_held_out(
 
 def _held_out(recipe: Recipe, records: _Records) -> Iterator[Example]:
     """Yield what `data.evaluate` has without an image, sources that are trained on left out."""
-    trained = {(one.place, one.split) for one in recipe.data.train}
+    trained = {(section.place, section.split) for section in recipe.data.train}
     for section in recipe.data.evaluate:
         if (section.place, section.split) not in trained and not section.streaming:
             yield from records.text_only(section)
@@ -282,8 +282,8 @@ def _questions_in(data: Path | None) -> FileSection | None:
 def _instructions_in(data: Path | None) -> Path | None:
     if data is None:
         return None
-    found = (file for pattern in _INSTRUCTIONS for file in sorted(data.glob(pattern)))
-    return next((file for file in found if file.is_file()), None)
+    files = (file for pattern in _INSTRUCTIONS for file in sorted(data.glob(pattern)))
+    return next((file for file in files if file.is_file()), None)
 
 
 def _answers(

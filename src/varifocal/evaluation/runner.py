@@ -170,13 +170,13 @@ def run(
     file = directory / f"{name}.json"
     with ledger.alone():
         answers = ledger.read(prompts, about.fingerprint is not None)
-        kept = len(answers)
+        num_answered = len(answers)
         with ledger.open() as write, evaluation_mode(asker.model):
             for item, answer in session.ask(items, prompts, answers):
                 answers[item.id] = answer
                 write(_line(benchmark, item, prompts[item.id], answer))
         answered = [(item, _read(benchmark, item, answers[item.id])) for item in items]
-        ledger.finish([_line(benchmark, item, prompts[item.id], one) for item, one in answered])
+        ledger.finish([_line(benchmark, item, prompts[item.id], reply) for item, reply in answered])
         cut = sum(prompt.was_cut for prompt in prompts.values())
         result = Result(
             name,
@@ -184,7 +184,7 @@ def run(
             benchmark.measure(answered),
             answered,
             file,
-            kept,
+            num_answered,
             cut,
             left_out,
             baselines_of(benchmark, items),
@@ -220,10 +220,10 @@ def _kept(
     name: str, items: Sequence[Item], prompts: Mapping[str, Prompt], left_out: Sequence[str]
 ) -> tuple[list[Item], Sequence[str]]:
     """Return the items that have a prompt, and the sentences on those that have none."""
-    kept = [item for item in items if item.id in prompts]
-    if not kept:
+    prompted = [item for item in items if item.id in prompts]
+    if not prompted:
         raise DataError(f"{name}: all {len(left_out):,} items are left out; {left_out[0]}")
-    return kept, left_out
+    return prompted, left_out
 
 
 class _Session:
@@ -324,11 +324,11 @@ def _read(benchmark: Benchmark, item: Item, answer: Answer) -> Answer:
 def _line(benchmark: Benchmark, item: Item, prompt: Prompt, answer: Answer) -> dict[str, Any]:
     """Return a line of the predictions."""
     example = item.example
-    asked = next(one for one in reversed(example.messages) if one.role == "user")
-    said: dict[str, Any] = {"text": answer.text}
+    asked = next(message for message in reversed(example.messages) if message.role == "user")
+    output: dict[str, Any] = {"text": answer.text}
     if answer.text is None:
-        said = {"choice": answer.choice, "scores": list(answer.scores)}
-        said["num_tokens"] = list(prompt.option_lengths)
+        output = {"choice": answer.choice, "scores": list(answer.scores)}
+        output["num_tokens"] = list(prompt.option_lengths)
     shown = {
         "options": list(example.choices),
         "images": [str(image.path) for image in example.images if image.path is not None],
@@ -341,7 +341,7 @@ def _line(benchmark: Benchmark, item: Item, prompt: Prompt, answer: Answer) -> d
         "prompt_sha": prompt.sha,
         "question": asked.text,
         "gold": list(item.references),
-        **said,
+        **output,
         "parsed": answer.parsed,
         "correct": benchmark.credit(item, answer),
         **{key: value for key, value in shown.items() if value},
@@ -350,7 +350,7 @@ def _line(benchmark: Benchmark, item: Item, prompt: Prompt, answer: Answer) -> d
 
 def _identity(benchmark: Benchmark, way: AskOptions, about: About) -> str:
     """Digest what decides an answer next to its prompt."""
-    told = {
+    identity = {
         "weights": about.fingerprint,
         "dtype": about.dtype,
         "method": way.method or benchmark.method,
@@ -358,8 +358,8 @@ def _identity(benchmark: Benchmark, way: AskOptions, about: About) -> str:
         "max_new_tokens": benchmark.max_new_tokens,
     }
     if about.strength != 1:  # files of before the option go on at 1
-        told["strength"] = about.strength
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+        identity["strength"] = about.strength
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _page(

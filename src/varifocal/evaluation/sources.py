@@ -133,10 +133,10 @@ def _questions(
     """
     needs_none = blind is True or (blind is None and parts.load_images is None)
     with missing_images_allowed(needs_none):
-        found = load_source(source, on_bad_record=on_bad_record)
-    is_blind = _leaves_images_out(source, found, parts, blind)
-    answered = gather(found, _with_answer, on_bad_record)
-    examples = Examples(answered, [*found.skipped, *answered.skipped])
+        source_examples = load_source(source, on_bad_record=on_bad_record)
+    is_blind = _leaves_images_out(source, source_examples, parts, blind)
+    answered = gather(source_examples, _with_answer, on_bad_record)
+    examples = Examples(answered, [*source_examples.skipped, *answered.skipped])
     if not examples:
         first = f"; {examples.skipped[0]}" if examples.skipped else ""
         raise DataError(

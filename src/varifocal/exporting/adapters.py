@@ -115,11 +115,11 @@ def for_language_model(
     }
     if not weights:
         raise ModelError("the adapter changes nothing in the language model: there is no LoRA")
-    kept = {name.removeprefix(_WRAPPED) for name in weights}
+    names = {name.removeprefix(_WRAPPED) for name in weights}
     outside = {
         name.removeprefix(_WRAPPED).split(".")[0]
         for name in state
-        if name.removeprefix(start) not in kept
+        if name.removeprefix(start) not in names
     }
     written = _config(weights, base_name, r=config.r, lora_alpha=config.lora_alpha)
     written.use_rslora, written.fan_in_fan_out = config.use_rslora, config.fan_in_fan_out

@@ -257,9 +257,11 @@ def _through_pixels(job: Job, directory: Path) -> tuple[list[Case], list[Answere
     cases = through_pixels(job.cases, job.examples, job.parts, directory)
     if job.keeps_adapter:
         cases = with_prompt_marks(cases, job.examples, job.parts)
-    prompts = through_pixels([one.case for one in job.answered], job.asked, job.parts, directory)
+    prompts = through_pixels(
+        [answer.case for answer in job.answered], job.asked, job.parts, directory
+    )
     pairs = zip(job.answered, prompts, strict=True)
-    return cases, [replace(one, case=case) for one, case in pairs]
+    return cases, [replace(answer, case=case) for answer, case in pairs]
 
 
 def _write_gguf(job: Job, content: PlainModel, directory: Path) -> tuple[str, ...]:

@@ -110,8 +110,8 @@ def export(order: Order, out: Path, progress: Progress | None = None) -> list[Ex
             questions, answered = answers_of_run(parts, asked, modality)
             say(step, steps, f"{target}: writing and comparing")
             staging = places.enter_context(atomic_directory(target))
-            told = (asked, cases, questions, answered, str(target))
-            job = Job(order, recipe, parts, name, modality or 0, *told)
+            arguments = (asked, cases, questions, answered, str(target))
+            job = Job(order, recipe, parts, name, modality or 0, *arguments)
             done.append(_write(job, target, staging, is_wide=is_wide))
     say(steps, steps)
     return done
@@ -131,34 +131,34 @@ def _write(job: Job, target: Path, staging: Path, *, is_wide: bool) -> Exported:
     Its tensors are compared on disk, then its logits: as rounded, which is told, and not rounded,
     which has to agree.
     """
-    made = make(job, staging)
-    notes = (*notes_of(job), *made.notes, *(() if is_wide else (NARROW,)))
+    artifact = make(job, staging)
+    notes = (*notes_of(job), *artifact.notes, *(() if is_wide else (NARROW,)))
     lost = None
-    if made.wanted and is_wide and job.dtype.itemsize < torch.float32.itemsize:
-        lost = rounding(made.cases, made.model, job.dtype)
-        put_unrounded(made.model, made.wanted)
+    if artifact.wanted and is_wide and job.dtype.itemsize < torch.float32.itemsize:
+        lost = rounding(artifact.cases, artifact.model, job.dtype)
+        put_unrounded(artifact.model, artifact.wanted)
     held = torch.float32 if is_wide else language_model(job.parts.base)[0].dtype
-    parity = compare(made.cases, made.model, held, job.order.max_gap)
+    parity = compare(artifact.cases, artifact.model, held, job.order.max_gap)
     parity.check(str(target))
     end = job.parts.encoder.end_of_turn_id
-    stops = check_stops(made.model, made.answered, end, made.ends, str(target))
+    stops = check_stops(artifact.model, artifact.answered, end, artifact.ends, str(target))
     if job.holds_adapter:
         notes = (*notes, _write_probe(job, staging))
-    done = Exported(target, parity, lost, stops, made.layers, notes)
+    done = Exported(target, parity, lost, stops, artifact.layers, notes)
     _write_papers(job, done, staging)
     return done
 
 
 def _write_probe(job: Job, staging: Path) -> str:
     """Write the questions by which a server's answers are told from the base model's."""
-    told = write_probe(
+    lines = write_probe(
         job.parts,
         staging,
         modality=job.modality if job.route else None,
         sees=job.is_pair or job.form in ("llava", "llamacpp", "model"),
         text_is_base=job.is_pair or (job.form == "model" and leaves_text(job.recipe.tuner)),
     )
-    if not told:
+    if not lines:
         return "The adapter changes so little that no question of the gate tells it from its base."
     return (
         "Where it is served, `varifocal export HERE --verify URL` asks that server the questions "
@@ -218,7 +218,7 @@ def push(directory: Path, repo_id: str, *, private: bool = True) -> str:
             raise ModelError(f"{part} did not pass the parity gate, so it is not pushed")
     try:
         create_repo(repo_id, private=private, exist_ok=True)
-        told = upload_folder(
+        url = upload_folder(
             repo_id=repo_id, folder_path=directory, commit_message="varifocal export"
         )
     except (HfHubHTTPError, HFValidationError, OSError) as error:
@@ -226,7 +226,7 @@ def push(directory: Path, repo_id: str, *, private: bool = True) -> str:
             f"the hub did not take {directory} as {repo_id}: {str(error).splitlines()[0]}; log in "
             "with `hf auth login`, and name a repository of your own"
         ) from error
-    return str(told)
+    return str(url)
 
 
 _BYTES = 4
@@ -270,8 +270,8 @@ def _device_with_room(model: nn.Module) -> torch.device | None:
 def free_bytes(device: torch.device) -> int:
     """Return how many bytes of memory can still be taken on a device, in a container too."""
     if device.type == "cuda":
-        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + kept
+        reusable = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + reusable
     import psutil  # which accelerate brings
 
     return min([psutil.virtual_memory().available, *_left_in_group()])

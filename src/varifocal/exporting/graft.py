@@ -51,12 +51,12 @@ def whole_graft(base: PreTrainedModel, dtype: torch.dtype, *, merge: bool) -> Pl
         dtype: of language model and tower; the connector stays in float32, in which it computes.
         merge: whether LoRAs are merged.
     """
-    found = plain(base, dtype, merge=merge)
+    artifact = plain(base, dtype, merge=merge)
     shapes = {
         name: shape.float() if name.startswith("connector.") else shape
-        for name, shape in found.shapes.items()
+        for name, shape in artifact.shapes.items()
     }
-    return replace(found, shapes=shapes)
+    return replace(artifact, shapes=shapes)
 
 
 def write_graft_processor(parts: Assembly, directory: Path) -> None:

@@ -203,9 +203,9 @@ def _turn(message: Any) -> dict[str, Any]:
 
 def projector(base: PreTrainedModel) -> nn.Module:
     """Return a graft's connector as it runs: the trained copy where PEFT keeps one."""
-    found = cast(Any, base).connector
-    saved = getattr(found, "modules_to_save", None)
-    return found if saved is None else saved[found.active_adapters[0]]
+    connector = cast(Any, base).connector
+    saved = getattr(connector, "modules_to_save", None)
+    return connector if saved is None else saved[connector.active_adapters[0]]
 
 
 def _strategy(tower: PreTrainedModel) -> str:

@@ -39,11 +39,11 @@ def plain_tensors(model: nn.Module, *, merge: bool = True) -> dict[str, Produce]
         if isinstance(part, (LoraLayer, AuxiliaryTrainingWrapper))
     }
     tensors: dict[str, Produce] = {}
-    seen: set[tuple[int, str]] = set()
+    known: set[tuple[int, str]] = set()
     for name, tensor in model.state_dict(keep_vars=True).items():
         own, owner = _own_name(name, adapters)
-        if own and (id(tensor), owner) not in seen:
-            seen.add((id(tensor), owner))
+        if own and (id(tensor), owner) not in known:
+            known.add((id(tensor), owner))
             layer = adapters.get(owner)
             tensors[own] = (
                 partial(_merged, layer, own.removeprefix(f"{owner}."))
@@ -63,14 +63,14 @@ def named_without_adapters(model: nn.Module) -> dict[str, Tensor]:
         for name, part in model.named_modules()
         if isinstance(part, (LoraLayer, AuxiliaryTrainingWrapper))
     }
-    found: dict[str, Tensor] = {}
-    seen: set[int] = set()
+    tensors: dict[str, Tensor] = {}
+    known: set[int] = set()
     for name, tensor in model.state_dict(keep_vars=True).items():
         own, _ = _own_name(name, wrapped)
-        if own and id(tensor) not in seen:
-            seen.add(id(tensor))
-            found[own] = tensor.detach()
-    return found
+        if own and id(tensor) not in known:
+            known.add(id(tensor))
+            tensors[own] = tensor.detach()
+    return tensors
 
 
 def copied_without_hooks(layer: LoraLayer) -> LoraLayer:
@@ -110,7 +110,7 @@ def shared_table_is_adapted(model: PreTrainedModel) -> bool:
     tables = [model.get_input_embeddings(), model.get_output_embeddings()]
     inside = [_inside(table) for table in tables if table is not None]
     shared = len(inside) == 2 and inside[0].weight is inside[1].weight
-    return shared and any(one is not table for one, table in zip(inside, tables, strict=True))
+    return shared and any(weight is not table for weight, table in zip(inside, tables, strict=True))
 
 
 def _inside(module: Any) -> Any:
@@ -128,16 +128,16 @@ def _own_name(name: str, adapters: dict[str, Any]) -> tuple[str, str]:
     if any(part.startswith(_ADAPTER_PARTS) for part in name.split(".")):
         return "", ""
     for mark in (".modules_to_save.", ".original_module."):
-        owner, found, inside = name.partition(mark)
+        owner, mark_found, inside = name.partition(mark)
         wrapper = adapters.get(owner)
-        if found and isinstance(wrapper, AuxiliaryTrainingWrapper):
+        if mark_found and isinstance(wrapper, AuxiliaryTrainingWrapper):
             active = next((a for a in wrapper.active_adapters if a in _copies(wrapper)), None)
             adapter, _, rest = inside.partition(".")
             if mark == ".original_module.":
                 return ("" if active else f"{owner}.{inside}"), ""
             return (f"{owner}.{rest}" if adapter == active else ""), ""
-    owner, found, inside = name.rpartition(".base_layer.")
-    if found:
+    owner, mark_found, inside = name.rpartition(".base_layer.")
+    if mark_found:
         return f"{owner}.{inside}", owner if owner in adapters else ""
     return name, ""
 
@@ -148,10 +148,10 @@ def _copies(wrapper: Any) -> Any:
 
 def _merged(layer: LoraLayer, part: str) -> Tensor:
     """Merge a copy of one layer by PEFT's own means."""
-    one: Any = copied_without_hooks(layer)
-    own = wide(getattr(one.get_base_layer(), part))
-    if part != "weight" and not any(one.lora_bias.values()):
+    merged: Any = copied_without_hooks(layer)
+    own = wide(getattr(merged.get_base_layer(), part))
+    if part != "weight" and not any(merged.lora_bias.values()):
         return own
     with torch.no_grad():
-        one.to(own.dtype).merge()
-    return cast(Tensor, getattr(one.get_base_layer(), part)).detach()
+        merged.to(own.dtype).merge()
+    return cast(Tensor, getattr(merged.get_base_layer(), part)).detach()

@@ -117,10 +117,10 @@ class Rounding(Gaps):
 
 def prompts(num: int, *, images: bool) -> Iterator[Example]:
     """Compose questions with their answers; every second one shows an image where they may."""
-    seen = [name for name, skill in SKILLS.items() if compose(skill, "test", 0, SEED)[1].draw]
-    read = [name for name in SKILLS if name not in seen]
+    with_image = [name for name, skill in SKILLS.items() if compose(skill, "test", 0, SEED)[1].draw]
+    read = [name for name in SKILLS if name not in with_image]
     for index in range(num):
-        names = seen if images else read
+        names = with_image if images else read
         yield _question(names[index % len(names)], index)
 
 
@@ -148,10 +148,10 @@ def compare(
         dtype: number format of both; it sets how far rounding may carry them apart.
         bound: largest gap that passes, instead.
     """
-    found = gaps(cases, model)
-    allowed = _UNITS[dtype] * torch.finfo(dtype).eps * found.largest_logit
+    gap = gaps(cases, model)
+    allowed = _UNITS[dtype] * torch.finfo(dtype).eps * gap.largest_logit
     return Parity(
-        **vars(found),
+        **vars(gap),
         bound=bound if bound is not None else allowed,
         relative_bound=_RELATIVE[dtype],
         least_agreement=_AGREEMENT[dtype],
@@ -181,13 +181,13 @@ def gaps(cases: Sequence[Case], model: nn.Module) -> Gaps:
     same = total = 0
     for case in cases:
         answered = _logits(model, case.inputs)
-        found = answered[:, : case.logits.shape[-1]]  # LLaVA has a row for its placeholder, too
-        gap = max(gap, float((found - case.logits).abs().max()))
-        missed += float((found - case.logits).double().square().sum())
+        logits = answered[:, : case.logits.shape[-1]]  # LLaVA has a row for its placeholder, too
+        gap = max(gap, float((logits - case.logits).abs().max()))
+        missed += float((logits - case.logits).double().square().sum())
         power += float(case.logits.double().square().sum())
         largest = max(largest, float(case.logits.abs().max()))
         same += int((answered.argmax(-1) == case.logits.argmax(-1)).sum())
-        total += len(found)
+        total += len(logits)
     relative = (missed / max(power, 1e-30)) ** 0.5
     return Gaps(len(cases), total, gap, largest, relative, same / max(total, 1))
 

@@ -143,8 +143,8 @@ def _as_plain(
         if tensors.keys() <= shapes.keys() and all(name.endswith(".bias") for name in missing):
             zeros = {name: partial(torch.zeros, shapes[name].shape) for name in missing}
             config.architectures, config.dtype = [type(written).__name__], dtype
-            found = {**tensors, **zeros}
-            ordered = {name: found[name] for name in shapes}
+            available = {**tensors, **zeros}
+            ordered = {name: available[name] for name in shapes}
             return PlainModel(type(written), config, written.generation_config, ordered, shapes)
     raise ModelError(
         f"{type(written).__name__} has no bias where the adapter needs one, so it cannot hold a "
@@ -180,13 +180,13 @@ def _shapes(kind: type[PreTrainedModel], config: Any, dtype: torch.dtype) -> dic
 
 def distinct(model: nn.Module) -> dict[str, Tensor]:
     """List a model's tensors by name, tied ones once."""
-    found: dict[str, Tensor] = {}
-    seen: set[int] = set()
+    tensors_by_name: dict[str, Tensor] = {}
+    known: set[int] = set()
     for name, tensor in model.state_dict(keep_vars=True).items():
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            found[name] = tensor.detach()
-    return found
+        if id(tensor) not in known:
+            known.add(id(tensor))
+            tensors_by_name[name] = tensor.detach()
+    return tensors_by_name
 
 
 SINGLE = "model.safetensors"

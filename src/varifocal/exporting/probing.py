@@ -84,9 +84,9 @@ def check_layers(probes: Iterator[Probe], tensors: Mapping[str, Produce], what: 
 def _check(probe: Probe, changed: dict[str, Tensor], what: str) -> None:
     if probe.base.__dict__["_parameters"].get("bias") is None and "bias" in changed:
         probe.base.register_parameter("bias", nn.Parameter(torch.zeros_like(changed["bias"])))
-    found = functional_call(probe.base, changed, (probe.inputs,))
+    outputs = functional_call(probe.base, changed, (probe.inputs,))
     learnt = float((probe.outputs - probe.replaced).norm())
-    missed = float((found - probe.outputs).norm())
+    missed = float((outputs - probe.outputs).norm())
     allowed = _OF_CHANGE * learnt + _OF_OUTPUT * float(probe.replaced.norm())
     if not missed <= allowed:
         raise ModelError(

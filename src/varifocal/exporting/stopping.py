@@ -95,22 +95,22 @@ def check_stops(
         ModelError: it does not stop at the end of turn, or ends an answer elsewhere than the run.
     """
     same = 0
-    for one in answered:
-        forced = _generate(model, one.case, ends, [_Writes(end_of_turn)])
+    for answer in answered:
+        forced = _generate(model, answer.case, ends, [_Writes(end_of_turn)])
         if len(forced) != 1:
             raise ModelError(
                 f"{what} does not stop at the end of turn {end_of_turn}: it stops at {list(ends)}; "
                 "nothing was written. Report this with the run's recipe"
             )
-        found = _generate(model, one.case, ends, [])
-        same += found == one.ids
-        shared = min(len(found), len(one.ids))
-        if found[:shared] == one.ids[:shared] and len(found) != len(one.ids):
+        ids = _generate(model, answer.case, ends, [])
+        same += ids == answer.ids
+        shared = min(len(ids), len(answer.ids))
+        if ids[:shared] == answer.ids[:shared] and len(ids) != len(answer.ids):
             raise ModelError(
-                f"{what} ends an answer after {len(found)} tokens, and the run the same one after "
-                f"{len(one.ids)}; nothing was written. Report this with the run's recipe"
+                f"{what} ends an answer after {len(ids)} tokens, and the run the same one after "
+                f"{len(answer.ids)}; nothing was written. Report this with the run's recipe"
             )
-    ended = sum(one.ended for one in answered)
+    ended = sum(answer.ended for answer in answered)
     return Stops(end_of_turn, tuple(ends), len(answered), same, ended)
 
 

@@ -40,15 +40,15 @@ def check_stored(model: nn.Module, wanted: Mapping[str, Wanted], what: str) -> N
     Raises:
         ModelError: a number differs, or a tensor is missing or too many.
     """
-    found = named_without_adapters(model)
-    for name in sorted(found.keys() - wanted.keys()):
+    tensors = named_without_adapters(model)
+    for name in sorted(tensors.keys() - wanted.keys()):
         raise ModelError(f"{what}: a tensor {name} was read that the trained model does not have")
-    for name, one in wanted.items():
-        exact = one.produce()
-        expected = exact.to(one.dtype) if exact.is_floating_point() else exact
-        if name not in found and not exact.any():
+    for name, entry in wanted.items():
+        exact = entry.produce()
+        expected = exact.to(entry.dtype) if exact.is_floating_point() else exact
+        if name not in tensors and not exact.any():
             continue  # a bias of zeros that this kind of file leaves out
-        _check_equal(name, found.get(name), expected, what)
+        _check_equal(name, tensors.get(name), expected, what)
 
 
 def check_stored_lora(model: PeftModel, files: LoraFiles, trained: nn.Module, what: str) -> None:
@@ -66,11 +66,11 @@ def check_stored_lora(model: PeftModel, files: LoraFiles, trained: nn.Module, wh
     """
     # given a state dict, since PEFT takes the bias of a LoRA for a shard in the one it makes
     state = model.state_dict()
-    found = get_peft_model_state_dict(model, state_dict=state, save_embedding_layers=False)
-    for name in sorted(found.keys() ^ files.weights.keys()):
+    tensors = get_peft_model_state_dict(model, state_dict=state, save_embedding_layers=False)
+    for name in sorted(tensors.keys() ^ files.weights.keys()):
         raise ModelError(f"{what}: {name} is in the adapter as written or as read, not in both")
     for name, expected in files.weights.items():
-        _check_equal(name, found[name], expected, what)
+        _check_equal(name, tensors[name], expected, what)
     read = dict(cast(nn.Module, model.get_base_model()).named_modules())
     for name, layer in trained.named_modules():
         if isinstance(layer, LoraLayer):
@@ -84,26 +84,26 @@ def check_stored_lora(model: PeftModel, files: LoraFiles, trained: nn.Module, wh
 
 def put_unrounded(model: nn.Module, wanted: Mapping[str, Wanted]) -> None:
     """Put the numbers that were not rounded into a model that was read from disk."""
-    found = named_without_adapters(model)
+    tensors = named_without_adapters(model)
     with torch.no_grad():
-        for name, one in wanted.items():
-            if name in found:
-                found[name].copy_(one.produce())
+        for name, entry in wanted.items():
+            if name in tensors:
+                tensors[name].copy_(entry.produce())
 
 
-def _check_equal(name: str, found: Tensor | None, expected: Tensor, what: str) -> None:
-    if found is not None and found.shape == expected.shape:
-        expected = expected.detach().to(found.device, found.dtype)
-        differs = found.detach() != expected
+def _check_equal(name: str, actual: Tensor | None, expected: Tensor, what: str) -> None:
+    if actual is not None and actual.shape == expected.shape:
+        expected = expected.detach().to(actual.device, actual.dtype)
+        differs = actual.detach() != expected
         if not differs.any():
             return
-        gap = (found.detach().double() - expected.double()).abs().max()
-        told = f"{int(differs.sum())} of {differs.numel()} numbers differ, by up to {gap:.3g}"
+        gap = (actual.detach().double() - expected.double()).abs().max()
+        difference = f"{int(differs.sum())} of {differs.numel()} numbers differ, by up to {gap:.3g}"
     else:
-        told = "it is missing" if found is None else f"its shape is {list(found.shape)}"
+        difference = "it is missing" if actual is None else f"its shape is {list(actual.shape)}"
     raise ModelError(
         f"{what}: the tensor {name} was read back as something else than was to be written: "
-        f"{told}; nothing was written. Report this with the run's recipe"
+        f"{difference}; nothing was written. Report this with the run's recipe"
     )
 
 

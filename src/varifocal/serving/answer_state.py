@@ -120,10 +120,10 @@ class StopWords:
         if self.found:
             return ""
         self._held += text
-        found = [(place + len(word), place) for word, place in self._places()]
-        if found:
+        matches = [(place + len(word), place) for word, place in self._places()]
+        if matches:
             self.found = True
-            return self._let(min(found)[1], keep="")
+            return self._let(min(matches)[1], keep="")
         held = max((_overlap(self._held, word) for word in self.words), default=0)
         return self._let(len(self._held) - held)
 
@@ -203,10 +203,10 @@ class Writing:
             self._end()
             return token, "stop"
         if sampling.logprobs is not None:
-            told = token_logprob(logits[0], token, sampling.logprobs, self.tokenizer)
-            self._told.append((self._written, told))
-        for one in self._opening.push(token):
-            self._hand_on(self._text.push(one))
+            logprob = token_logprob(logits[0], token, sampling.logprobs, self.tokenizer)
+            self._told.append((self._written, logprob))
+        for piece in self._opening.push(token):
+            self._hand_on(self._text.push(piece))
         if self._opening.was_left_out and not self._written:
             self._told.clear()
         if self._stop.found:
@@ -223,13 +223,13 @@ class Writing:
         passed = self._stop.push(text)
         if is_last:
             passed += self._stop.flush()
-        told = []
+        logprobs = []
         while self._told and (
             self._told[0][0] < self._stop.passed or (is_last and not self._stop.found)
         ):
-            told.append(self._told.popleft()[1])
-        if passed or told:
-            self.request.give(Piece(passed, tuple(told)))
+            logprobs.append(self._told.popleft()[1])
+        if passed or logprobs:
+            self.request.give(Piece(passed, tuple(logprobs)))
 
     def _end(self) -> None:
         for token in self._opening.flush():
@@ -242,7 +242,7 @@ def token_logprob(logits: Tensor, token: int, top: int, tokenizer: Any) -> Token
     wide = torch.promote_types(logits.dtype, torch.float32)
     logprobs = logits.to(wide).log_softmax(dim=-1)
     best = logprobs.topk(top).indices.tolist() if top else []
-    texts = [(*token_text(tokenizer, one), float(logprobs[one])) for one in best]
+    texts = [(*token_text(tokenizer, candidate), float(logprobs[candidate])) for candidate in best]
     text, content = token_text(tokenizer, token)
     return TokenLogprob(
         text,

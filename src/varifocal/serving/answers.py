@@ -73,8 +73,8 @@ async def stream_events(
             yield _event(answer, {"content": piece.text}, piece=piece, usage=usage)
         yield _event(answer, {}, reason=_reason(answer.request), usage=usage)
         if usage:
-            told = _usage(answer.request).model_dump()
-            yield _line({**_head(answer), "choices": [], "usage": told})
+            counts = _usage(answer.request).model_dump()
+            yield _line({**_head(answer), "choices": [], "usage": counts})
         status = 200
     except asyncio.TimeoutError:
         status = 504
@@ -109,8 +109,8 @@ def _event(
     choice: dict[str, Any] = {"index": 0, "delta": delta, "finish_reason": reason}
     choice["logprobs"] = None
     if piece is not None and answer.request.sampling.logprobs is not None:
-        told = schema.Logprobs(content=_logprobs([piece]))
-        choice["logprobs"] = told.model_dump()
+        logprobs = schema.Logprobs(content=_logprobs([piece]))
+        choice["logprobs"] = logprobs.model_dump()
     event = {**_head(answer), "choices": [choice]}
     if usage:
         event["usage"] = None
@@ -151,14 +151,14 @@ def _usage(request: Request) -> schema.Usage:
 
 
 def _logprobs(pieces: Sequence[Piece]) -> list[schema.TokenLogprob]:
-    return [_token(one) for piece in pieces for one in piece.logprobs]
+    return [_token(token) for piece in pieces for token in piece.logprobs]
 
 
-def _token(one: TokenLogprob) -> schema.TokenLogprob:
+def _token(token: TokenLogprob) -> schema.TokenLogprob:
     top = [
         schema.TopLogprob(token=text, logprob=value, bytes=list(raw))
-        for text, value, raw in one.top
+        for text, value, raw in token.top
     ]
     return schema.TokenLogprob(
-        token=one.token, logprob=one.logprob, bytes=list(one.bytes), top_logprobs=top
+        token=token.token, logprob=token.logprob, bytes=list(token.bytes), top_logprobs=top
     )

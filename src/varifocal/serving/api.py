@@ -157,8 +157,8 @@ class _Server:
         """
         if model not in self.models:
             hint = nearest(model, self.models)
-            told = f"there is no model {model!r} here, only {' and '.join(self.models)}{hint}"
-            raise Refused(404, "model_not_found", told, "model")
+            message = f"there is no model {model!r} here, only {' and '.join(self.models)}{hint}"
+            raise Refused(404, "model_not_found", message, "model")
         return model == self.name
 
     def submit(self, body: bytes, address: str) -> tuple[ChatRequest, Answer]:
@@ -172,8 +172,8 @@ class _Server:
         adapter = self.uses_adapter(asked.model)
         sampling = self.sampling(asked)
         if self.engine.load_images is None and asked.has_images:
-            told = "this model has no vision tower; it cannot see an image"
-            raise Refused(400, "no_vision", told, "messages")
+            message = "this model has no vision tower; it cannot see an image"
+            raise Refused(400, "no_vision", message, "messages")
         client = json.dumps([address, asked.user])
         messages = self.reader.messages(asked)
         request = self.engine.submit(messages, sampling, adapter=adapter, client=client)
@@ -183,9 +183,9 @@ class _Server:
         limit = self.settings.max_new_tokens
         wanted = asked.max_completion_tokens or asked.max_tokens or limit
         if wanted > limit:
-            told = f"this server writes at most {limit} tokens, not {wanted}"
+            message = f"this server writes at most {limit} tokens, not {wanted}"
             param = "max_completion_tokens" if asked.max_completion_tokens else "max_tokens"
-            raise Refused(400, "max_tokens_too_large", told, param)
+            raise Refused(400, "max_tokens_too_large", message, param)
         return Sampling(
             max_new_tokens=wanted,
             temperature=0.0 if asked.temperature is None else asked.temperature,
@@ -334,8 +334,8 @@ def _add_refusals(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
-        told = f"{request.method} {request.url.path}: {error.detail}"
-        return Refused(error.status_code, "not_found", told).response(error.headers)
+        message = f"{request.method} {request.url.path}: {error.detail}"
+        return Refused(error.status_code, "not_found", message).response(error.headers)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -343,8 +343,8 @@ def _add_refusals(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> JSONResponse:
-        told = f"the server failed: {type(error).__name__}; its log says more"
-        return Refused(500, "internal_error", told).response()
+        message = f"the server failed: {type(error).__name__}; its log says more"
+        return Refused(500, "internal_error", message).response()
 
 
 def _add_request_schema(app: FastAPI) -> None:
@@ -353,11 +353,11 @@ def _add_request_schema(app: FastAPI) -> None:
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            told = plain()
+            page = plain()
             _, definitions = models_json_schema(
                 [(ChatRequest, "validation")], ref_template="#/components/schemas/{model}"
             )
-            told["components"]["schemas"].update(definitions["$defs"])
+            page["components"]["schemas"].update(definitions["$defs"])
         return plain()
 
     app.openapi = openapi  # type: ignore[method-assign]

@@ -64,7 +64,7 @@ class Bounds:
     max_images: int
     _counts: dict[str, int] = field(default_factory=dict)
 
-    def add(self, what: str, number: int, most: int, told: str) -> None:
+    def add(self, what: str, number: int, most: int, message: str) -> None:
         """Count more of something.
 
         Raises:
@@ -72,15 +72,15 @@ class Bounds:
         """
         self._counts[what] = self._counts.get(what, 0) + number
         if self._counts[what] > most:
-            words = told.format(most=f"{most:,}")
-            raise PydanticCustomError("too_many", "{told}", {"told": words, "what": what})
+            words = message.format(most=f"{most:,}")
+            raise PydanticCustomError("too_many", "{message}", {"message": words, "what": what})
 
 
 def _count_text(text: str, info: ValidationInfo) -> str:
     bounds: Bounds | None = info.context
     if bounds is not None:
-        told = "the texts of a request may have {most} characters together; send less"
-        bounds.add("characters", len(text), bounds.max_chars, told)
+        error = "the texts of a request may have {most} characters together; send less"
+        bounds.add("characters", len(text), bounds.max_chars, error)
     return text
 
 
@@ -89,16 +89,16 @@ def _count_part(part: Any, info: ValidationInfo) -> Any:
     if bounds is not None:
         bounds.add("parts", 1, bounds.max_parts, "a request may have {most} parts; join its texts")
         if isinstance(part, ImagePart):
-            told = "a request may have {most} images; send fewer"
-            bounds.add("images", 1, bounds.max_images, told)
+            error = "a request may have {most} images; send fewer"
+            bounds.add("images", 1, bounds.max_images, error)
     return part
 
 
 def _count_message(message: Any, info: ValidationInfo) -> Any:
     bounds: Bounds | None = info.context
     if bounds is not None:
-        told = "a conversation may have {most} messages; leave the oldest out"
-        bounds.add("messages", 1, bounds.max_messages, told)
+        error = "a conversation may have {most} messages; leave the oldest out"
+        bounds.add("messages", 1, bounds.max_messages, error)
     return message
 
 
@@ -119,17 +119,17 @@ def _kind(value: Any) -> str | None:
     return "<null>" if value is None else None
 
 
-def _by_kind(error: str, told: str) -> Discriminator:
+def _by_kind(error: str, message: str) -> Discriminator:
     """Choose by `_kind`, and say what a value that is none of the three should be."""
-    return Discriminator(_kind, custom_error_type=error, custom_error_message=told)
+    return Discriminator(_kind, custom_error_type=error, custom_error_message=message)
 
 
 def _check_image_url(value: Any) -> Any:
     """Say in what form an image is asked for; a text is the mistake that people make."""
     if not isinstance(value, Mapping | ImageUrl):
         what = "a text" if isinstance(value, str) else type(value).__name__
-        told = f'image_url must be an object, {{"url": "data:image/png;base64,..."}}, not {what}'
-        raise PydanticCustomError("image_url_form", "{told}", {"told": told})
+        error = f'image_url must be an object, {{"url": "data:image/png;base64,..."}}, not {what}'
+        raise PydanticCustomError("image_url_form", "{message}", {"message": error})
     return value
 
 
@@ -143,11 +143,11 @@ def _check_part(value: Any) -> Any:
     if not isinstance(value, Mapping | TextPart | ImagePart):
         raise PydanticCustomError("part_form", 'a part must be an object with a "type"')
     if given not in ("text", "image_url"):
-        told = f"a part's type must be 'text' or 'image_url', not {repr(given)[:80]}"
+        error = f"a part's type must be 'text' or 'image_url', not {repr(given)[:80]}"
         if given in ("input_text", "input_image"):
             here = {"input_text": "text", "input_image": "image_url"}[given]
-            told += f"; {given} is of the Responses API, here it is {here}"
-        raise misfit("type", told)
+            error += f"; {given} is of the Responses API, here it is {here}"
+        raise misfit("type", error)
     return value
 
 
@@ -217,8 +217,10 @@ class ChatMessage(_Form):
     @model_validator(mode="after")
     def _fits(self) -> ChatMessage:
         if self.role != "assistant" and (self.content is None or self.content == []):
-            told = "content must be a text or a list of parts, not empty"
-            raise PydanticCustomError("no_content", "{told}", {"told": told, "field": "content"})
+            error = "content must be a text or a list of parts, not empty"
+            raise PydanticCustomError(
+                "no_content", "{message}", {"message": error, "field": "content"}
+            )
         if self.role != "user" and isinstance(self.content, list):
             for number, part in enumerate(self.content):
                 if isinstance(part, ImagePart):

@@ -79,7 +79,7 @@ def question(engine: Engine, text: str, images: Sequence[ImageLike] = ()) -> Mes
     """
     if isinstance(images, str | bytes):
         raise DataError("images is a list of images; put a single one in brackets")
-    shown = [Image.of(one) for one in images]
+    shown = [Image.of(image) for image in images]
     if shown and engine.load_images is None:
         raise DataError("this model has no vision tower, so it can be shown no image")
     for image in shown:

@@ -364,5 +364,9 @@ def _routing(model: nn.Module) -> dict[str, Tensor] | None:
 
 def _without_images(messages: Sequence[Message]) -> list[Message]:
     """Leave the images out of a conversation."""
-    kept = [tuple(part for part in one.content if isinstance(part, str)) for one in messages]
-    return [replace(one, content=parts) for one, parts in zip(messages, kept, strict=True)]
+    contents = [
+        tuple(part for part in message.content if isinstance(part, str)) for message in messages
+    ]
+    return [
+        replace(message, content=parts) for message, parts in zip(messages, contents, strict=True)
+    ]

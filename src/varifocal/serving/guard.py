@@ -98,11 +98,11 @@ class Guard:
             return None
         origin = headers.get(b"origin", b"").decode("latin-1")
         if origin and not self._may_ask(origin, host):
-            told = (
+            message = (
                 f"a page of {origin[:100]} may not ask this server; start it with --allow-origin "
                 f"{origin[:100]} if it should"
             )
-            return 403, "wrong_origin", told
+            return 403, "wrong_origin", message
         kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
         if kind != b"application/json":
             return 415, "wrong_content_type", "send JSON: Content-Type: application/json"
@@ -225,13 +225,13 @@ def is_local(host: str) -> bool:
     >>> is_local("127.0.0.1.nip.io"), is_local("localhost.evil.example"), is_local("0.0.0.0")
     (False, False, False)
     """
-    found = split_host(host)
-    if found is None:
+    parts = split_host(host)
+    if parts is None:
         return False
-    if found[0] == "localhost":
+    if parts[0] == "localhost":
         return True
     try:  # an address in figures is where the client went; no name server has a say in it
-        return ipaddress.ip_address(found[0]).is_loopback
+        return ipaddress.ip_address(parts[0]).is_loopback
     except ValueError:
         return False
 

@@ -43,9 +43,9 @@ def rows_can_join(config: Any) -> str | None:
         return f"its cache holds other than plain keys and values ({', '.join(sorted(kinds))})"
     scaling = getattr(config, "rope_parameters", None) or {}
     nested = [value for value in scaling.values() if isinstance(value, dict)]
-    for one in (scaling, *nested):
-        if one.get("rope_type") in _LENGTH_DEPENDENT:
-            return f"its {one['rope_type']} positions depend on the longest row of a batch"
+    for section in (scaling, *nested):
+        if section.get("rope_type") in _LENGTH_DEPENDENT:
+            return f"its {section['rope_type']} positions depend on the longest row of a batch"
     return None
 
 
@@ -79,7 +79,7 @@ def join(cache: Any, mask: Tensor, other: Any, other_mask: Tensor) -> tuple[Any,
     for layer, more in zip(cache.layers, other.layers, strict=True):
         layer.keys = torch.cat([_pad(layer.keys, length), _pad(more.keys, length)])
         layer.values = torch.cat([_pad(layer.values, length), _pad(more.values, length)])
-    masks = [F.pad(one, (length - one.shape[1], 0)) for one in (mask, other_mask)]
+    masks = [F.pad(tensor, (length - tensor.shape[1], 0)) for tensor in (mask, other_mask)]
     return cache, torch.cat(masks)
 
 
@@ -172,30 +172,32 @@ class PrefixCache:
     def find(self, wanted: Seen) -> Found:
         """Find the longest prefix of a prompt, short of its last token, whose logits are needed."""
         best, longest = None, 0
-        for name, (seen, _) in self._entries.items():
-            shared = wanted.at_image_border(min(wanted.shared_with(seen), len(wanted.ids) - 1))
+        for name, (known, _) in self._entries.items():
+            shared = wanted.at_image_border(min(wanted.shared_with(known), len(wanted.ids) - 1))
             if shared > longest:
                 best, longest = name, shared
         if best is None:
             return Found()
         self._entries.move_to_end(best)
-        seen, keys = self._entries[best]
+        known, keys = self._entries[best]
         shorter = [(key[:, :, :longest], value[:, :, :longest]) for key, value in keys]
-        return Found(longest, shorter, is_vlm=longest == len(seen.ids))
+        return Found(longest, shorter, is_vlm=longest == len(known.ids))
 
-    def holds(self, seen: Seen) -> bool:
+    def holds(self, tokens: Seen) -> bool:
         """Say whether all of it is held already."""
-        return any(seen.shared_with(known) == len(seen.ids) for known, _ in self._entries.values())
+        return any(
+            tokens.shared_with(known) == len(tokens.ids) for known, _ in self._entries.values()
+        )
 
-    def put(self, seen: Seen, keys: Keys) -> None:
+    def put(self, tokens: Seen, keys: Keys) -> None:
         """Hold what was read; what it continues goes, and then what was used longest ago."""
         size = _num_bytes(keys)
         if size > self.max_bytes:
             return
         for name, (known, _) in list(self._entries.items()):
-            if seen.shared_with(known) == len(known.ids):
+            if tokens.shared_with(known) == len(known.ids):
                 self._drop(name)
-        self._entries[self._next] = (seen, keys)
+        self._entries[self._next] = (tokens, keys)
         self._next += 1
         self.num_bytes += size
         while self.num_bytes > self.max_bytes:

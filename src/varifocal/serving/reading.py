@@ -86,11 +86,11 @@ class Reader:
         chars = self.settings.max_text_chars
         opened, values = body.count(b"{") + body.count(b"["), body.count(b",")
         if opened > _MOST_OPENED + chars // 10 or values > _MOST_OPENED + chars:
-            told = (
+            message = (
                 f"the body has {opened:,} brackets and {values:,} commas, more than a conversation "
                 f"of {chars:,} characters needs; send less"
             )
-            raise Refused(413, "request_too_large", told)
+            raise Refused(413, "request_too_large", message)
 
     def _message(self, number: int, turn: ChatMessage) -> Message:
         role = "system" if turn.role == "developer" else turn.role

@@ -45,5 +45,5 @@ def first_mistake(error: ValidationError) -> Refused:
     steps += [context["field"]] if "field" in context else []
     place = ".".join(steps)[:200]
     code = f"too_many_{context['what']}" if mistake["type"] == "too_many" else "invalid_request"
-    told = mistake["msg"].replace(" after validation", "")
-    return Refused(400, code, f"{place}: {told}" if place else told, place or None)
+    message = mistake["msg"].replace(" after validation", "")
+    return Refused(400, code, f"{place}: {message}" if place else message, place or None)

@@ -132,7 +132,7 @@ class Scheduler:
                 if batch.rows:
                     self._write(batch, self._next(batch))
             except Exception as error:
-                self.batches = [one for one in self.batches if one is not batch]
+                self.batches = [other for other in self.batches if other is not batch]
                 for row in batch.rows:
                     self.finished(row.request, "error", fault(error))
 
@@ -144,10 +144,10 @@ class Scheduler:
         request = row.request
         cache, start = None, 0
         if self._shares(request) is not None:
-            found = self.prefixes.find(self._seen(row))
-            start = found.length
-            cache = kv_cache.filled(found.keys) if start else None
-            request.continued_tokens = start if found.is_vlm else 0
+            prefix = self.prefixes.find(self._seen(row))
+            start = prefix.length
+            cache = kv_cache.filled(prefix.keys) if start else None
+            request.continued_tokens = start if prefix.is_vlm else 0
         request.cached_tokens = start
         ids = torch.tensor([row.ids[start:]], device=self._device)
         inputs = {
@@ -233,7 +233,7 @@ class Scheduler:
     def _join(self, batch: Batch) -> None:
         """Put a new row into the batch that it shares, the rows of a lane next to one another."""
         into = next(
-            (one for one in self.batches if batch.shares and one.shares == batch.shares), None
+            (other for other in self.batches if batch.shares and other.shares == batch.shares), None
         )
         if into is None:
             self.batches.append(batch)
@@ -260,15 +260,15 @@ class Scheduler:
         if stay:
             batch.cache, batch.mask = kv_cache.keep(batch.cache, batch.mask, stay)
         else:
-            self.batches = [one for one in self.batches if one is not batch]
+            self.batches = [other for other in self.batches if other is not batch]
 
     def _remember(self, batch: Batch, index: int, row: Row) -> None:
         if batch.shares is None or not self.prefixes.max_bytes:
             return
-        seen = self._seen(row)
-        if not self.prefixes.holds(seen):
+        tokens = self._seen(row)
+        if not self.prefixes.holds(tokens):
             start = batch.mask.shape[1] - len(row.ids)
-            self.prefixes.put(seen, kv_cache.read(batch.cache, index, start))
+            self.prefixes.put(tokens, kv_cache.read(batch.cache, index, start))
 
     def _seen(self, row: Row) -> Seen:
         ids = np.asarray(row.ids, dtype=np.int64)

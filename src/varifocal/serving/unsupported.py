@@ -101,6 +101,6 @@ def refuse_extras(extras: Mapping[str, Any], known: Known, model: type[BaseModel
             raise misfit(name, f"this server cannot do that: {why}; leave {name} out")
 
 
-def misfit(name: str, told: str) -> PydanticCustomError:
+def misfit(name: str, message: str) -> PydanticCustomError:
     """Say what is wrong with a field, for a validator of the object that it is in."""
-    return PydanticCustomError("misfit", "{told}", {"told": told, "field": name})
+    return PydanticCustomError("misfit", "{message}", {"message": message, "field": name})

@@ -95,7 +95,7 @@ def is_finite(loss: torch.Tensor, norm: torch.Tensor | float, scaler: Any = None
 
 
 def not_finite(
-    what: str, where: str, fixes: Sequence[str], names: Sequence[str] = (), kept: str = ""
+    what: str, where: str, fixes: Sequence[str], names: Sequence[str] = (), note: str = ""
 ) -> RunError:
     """Make the error of a step that is not taken.
 
@@ -104,13 +104,13 @@ def not_finite(
         where: in the data it stands.
         fixes: what a user can change.
         names: of the records it was made from.
-        kept: what is saved, and how to go on.
+        note: what is saved, and how to go on.
     """
     listed = ", ".join(names[:_NAMED])
     if len(names) > _NAMED:
         listed += f" and {len(names) - _NAMED} more"
     of = f" ({listed})" if listed else ""
-    end = f"; {kept}" if kept else ""
+    end = f"; {note}" if note else ""
     return RunError(f"{what}, on {where}{of}; it was not learned from. {'; or '.join(fixes)}{end}")
 
 

@@ -46,8 +46,8 @@ def _high_water_mark() -> float | None:
         lines = _STATUS.read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:
         return None
-    found = next((line for line in lines if line.startswith("VmHWM:")), None)
-    return None if found is None else int(found.split()[1]) / 2**20
+    line = next((line for line in lines if line.startswith("VmHWM:")), None)
+    return None if line is None else int(line.split()[1]) / 2**20
 
 
 def _of_rusage() -> float:
@@ -124,9 +124,11 @@ class Spent:
         looked_up = len(batch.get("image_features", ()))
         self.vision_lookups += looked_up
         if formula is not None:
-            seen = _num_from_pixels(batch)
+            from_pixels = _num_from_pixels(batch)
             logits = _logits(trained, loss_chunk)
-            self._add_operations(formula, real, logits, marks.get("segment_ids"), seen, looked_up)
+            self._add_operations(
+                formula, real, logits, marks.get("segment_ids"), from_pixels, looked_up
+            )
 
     def _add_operations(
         self,
@@ -134,7 +136,7 @@ class Spent:
         real: Tensor,
         logits: tuple[int, int],
         segments: Tensor | None,
-        seen: int,
+        from_pixels: int,
         looked_up: int,
     ) -> None:
         rows, length = real.shape
@@ -153,9 +155,9 @@ class Spent:
             "positions": supervised,
             "positions_again": again,
         }
-        images = seen + looked_up
+        images = from_pixels + looked_up
         language = formula.language(**needed, num_pictures=images)
-        vision = formula.images(seen, looked_up)
+        vision = formula.images(from_pixels, looked_up)
         self.flops += language + vision
         self.flops_vision += vision
         self.flops_masked += formula.language(**done, num_pictures=images) - language
@@ -364,7 +366,7 @@ def own_share(saved: Sequence[Mapping[str, int]], rank: int, num_processes: int)
     ([3, 4], 7)
     """
     known = {each.name for each in fields(Spent)}
-    each = [Spent(**{k: v for k, v in one.items() if k in known}) for one in saved]
+    each = [Spent(**{k: v for k, v in page.items() if k in known}) for page in saved]
     if len(each) == num_processes:
         return each[rank]
     return sum(each, Spent()) if rank == 0 else Spent()
@@ -380,7 +382,7 @@ def cost_page(
         seconds: as `Clock.seconds`.
         more: what else stands there: `steps`, `peak_memory_gib`.
     """
-    spent = sum((Spent(**one) for one in all_spent), Spent())
+    spent = sum((Spent(**page) for page in all_spent), Spent())
     training = seconds.get("training", 0.0)
     return {
         **asdict(spent),

@@ -76,9 +76,9 @@ def asks_for_fsdp(args: TrainingArguments) -> bool:
 
 def spreads_weights(recipe: Recipe) -> bool:
     """Tell whether the recipe, or accelerate, wants FSDP or DeepSpeed."""
-    told = recipe.training.trainer_arguments()
+    arguments = recipe.training.trainer_arguments()
     by_accelerate = (os.environ.get(f"ACCELERATE_USE_{name}") for name in ("FSDP", "DEEPSPEED"))
-    return bool(told.get("fsdp") or told.get("deepspeed")) or any(
+    return bool(arguments.get("fsdp") or arguments.get("deepspeed")) or any(
         (value or "false").lower() == "true" for value in by_accelerate
     )
 

@@ -206,15 +206,15 @@ def _sized(source: Source | StreamedSource) -> Source:
 def _part(source: Source, scan: bool, num_workers: int, on_bad_record: OnBadRecord) -> Part:
     """Describe a source to the mixture; with what each record is, where the mixture asks it."""
     section = source.section
-    found = source.scan(num_workers) if scan else None
-    if found is not None and on_bad_record == "fail" and BROKEN in found.modalities:
-        source.example(int((found.modalities == BROKEN).argmax()))  # says what is wrong
+    scan_result = source.scan(num_workers) if scan else None
+    if scan_result is not None and on_bad_record == "fail" and BROKEN in scan_result.modalities:
+        source.example(int((scan_result.modalities == BROKEN).argmax()))  # says what is wrong
     return Part(
         name=source.name,
         size=len(source),
-        modalities=found.modalities if found else None,
-        tasks=found.tasks if found else None,
-        task_names=found.task_names if found else (),
+        modalities=scan_result.modalities if scan_result else None,
+        tasks=scan_result.tasks if scan_result else None,
+        task_names=scan_result.task_names if scan_result else (),
         epochs=section.epochs,
         weight=section.weight,
         max_per_task=section.max_per_task,
@@ -274,11 +274,11 @@ def fingerprint_sources(data: DataSection) -> dict[str, str]:
 
     Of several at one place, as the splits of a folder are, the first counts: that trained on.
     """
-    found: dict[str, str] = {}
+    fingerprints: dict[str, str] = {}
     for section in (*data.train, *data.captions, *data.evaluate):
-        if section.place not in found:
-            found[section.place] = fingerprint_source(section)
-    return found
+        if section.place not in fingerprints:
+            fingerprints[section.place] = fingerprint_source(section)
+    return fingerprints
 
 
 def fingerprint_source(section: SourceSection) -> str:

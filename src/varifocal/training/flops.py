@@ -137,10 +137,10 @@ class FlopFormula:
 
     def images(self, num_from_pixels: int, num_from_features: int) -> int:
         """Count what images take in a step, the tower's forward pass left out."""
-        one = self.image
-        return num_from_pixels * (one.connector + one.backward_from_pixels) + num_from_features * (
-            one.connector + one.backward_from_features
-        )
+        image = self.image
+        return num_from_pixels * (
+            image.connector + image.backward_from_pixels
+        ) + num_from_features * (image.connector + image.backward_from_features)
 
 
 def decoder_shape(base: PreTrainedModel) -> DecoderShape:
@@ -195,9 +195,11 @@ def _spared(layer: nn.Module) -> int:
     adapters = [part for part in layer.modules() if isinstance(part, BaseTunerLayer)]
     wrapped = {id(part) for each in adapters for part in cast(nn.Module, each).modules()}
     of_mma = [each for each in adapters if isinstance(each, MMALayer)]
-    beside = {id(part) for each in of_mma for part in each.modules()}
+    adapter_parts = {id(part) for each in of_mma for part in each.modules()}
     products = [
-        part for part in layer.modules() if isinstance(part, nn.Linear) and id(part) not in beside
+        part
+        for part in layer.modules()
+        if isinstance(part, nn.Linear) and id(part) not in adapter_parts
     ]
     return sum(
         part.in_features * part.out_features

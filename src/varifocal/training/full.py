@@ -52,8 +52,8 @@ def refuse_quantised() -> RecipeError:
 def _language_parameters(model: Any) -> list[nn.Parameter]:
     """Return the parameters of decoder, embeddings and head, each once."""
     parts = (model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings())
-    found = (each for part in parts if part is not None for each in part.parameters())
-    return list({id(parameter): parameter for parameter in found}.values())
+    parameters = (each for part in parts if part is not None for each in part.parameters())
+    return list({id(parameter): parameter for parameter in parameters}.values())
 
 
 def hold_in_float32(module: nn.Module) -> None:
@@ -66,7 +66,10 @@ def hold_in_float32(module: nn.Module) -> None:
 
 def _to_float32(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
     is_float = (isinstance(each, Tensor) and each.is_floating_point() for each in args)
-    return tuple(each.float() if one else each for each, one in zip(args, is_float, strict=True))
+    return tuple(
+        each.float() if is_float_arg else each
+        for each, is_float_arg in zip(args, is_float, strict=True)
+    )
 
 
 def saved_parameters(model: nn.Module) -> list[nn.Parameter]:
@@ -75,12 +78,12 @@ def saved_parameters(model: nn.Module) -> list[nn.Parameter]:
     An alignment, or another run, may have trained the connector that full tuning freezes, and no
     file of the base holds it.
     """
-    found = {id(each): each for each in model.parameters() if each.requires_grad}
+    parameters = {id(each): each for each in model.parameters() if each.requires_grad}
     family = family_of(cast(PreTrainedModel, model).config)
     if family is not None and family.connector_is_new and family.connector_name is not None:
         connector = model.get_submodule(family.connector_name)
-        found |= {id(each): each for each in connector.parameters()}
-    return list(found.values())
+        parameters |= {id(each): each for each in connector.parameters()}
+    return list(parameters.values())
 
 
 def saved_tensors(model: nn.Module, state: Mapping[str, Tensor] | None) -> dict[str, Tensor]:

@@ -81,9 +81,9 @@ def prepare(recipe: Recipe, parts: Assembly, progress: StepProgress) -> Prepared
         is_known = (folder / _FACTS).is_file()
         if not is_known:
             _make(folder, recipe, parts, prompts, progress)
-    made = _load(folder, section)
-    spent = 0 if is_known else pass_flops(made.samples, section, decoder_shape(parts.base))
-    return Prepared(made, spent)
+    references = _load(folder, section)
+    spent = 0 if is_known else pass_flops(references.samples, section, decoder_shape(parts.base))
+    return Prepared(references, spent)
 
 
 def prompts_of(recipe: Recipe, encoder: Encoder) -> list[Encoded]:
@@ -95,22 +95,22 @@ def prompts_of(recipe: Recipe, encoder: Encoder) -> list[Encoded]:
     section = recipe.training.keep
     assert section is not None
     with_answer = section.answers == "data"
-    found: list[Encoded] = []
+    prompts: list[Encoded] = []
     for example in _instructions(section, recipe.data.on_bad_record):
         try:
-            one = encoder.encode(example, with_answer)
+            prompt = encoder.encode(example, with_answer)
         except TooLongError:
             continue
-        if with_answer or encoder.max_length is None or len(one) < encoder.max_length:
-            found.append(replace(one, example_id=example.id))
-        if len(found) == section.num_examples:
+        if with_answer or encoder.max_length is None or len(prompt) < encoder.max_length:
+            prompts.append(replace(prompt, example_id=example.id))
+        if len(prompts) == section.num_examples:
             break
-    if not found:
+    if not prompts:
         raise DataError(
             "training.keep.instructions: no instruction without an image is short enough for "
             "data.max_length; raise it, or give other instructions"
         )
-    return found
+    return prompts
 
 
 def _instructions(section: KeepSection, on_bad_record: str) -> Iterator[Example]:
@@ -120,12 +120,12 @@ def _instructions(section: KeepSection, on_bad_record: str) -> Iterator[Example]
             yield Example((Message("user", (text,)),), id=f"plain-{number}")
         return
     for source in section.instructions:
-        for found in open_source(source):
-            if not isinstance(found, DataError):
-                if not found.images:
-                    yield found
+        for result in open_source(source):
+            if not isinstance(result, DataError):
+                if not result.images:
+                    yield result
             elif on_bad_record == "fail":
-                raise found
+                raise result
 
 
 def assumed_replay(recipe: Recipe, encoder: Encoder) -> Replay | None:
@@ -166,9 +166,9 @@ def _key(recipe: Recipe, parts: Assembly, prompts: Sequence[Encoded]) -> str:
     assert section is not None
     settings = section.model_dump(exclude={"instructions", "share", "weight"})
     model = recipe.model
-    told = [VERSION, settings, recipe.seed, model.dtype, model.quantization, parts.fingerprint]
-    told += [parts.encoder.fingerprint, recipe.data.max_length, recipe.data.row_length]
-    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+    identity = [VERSION, settings, recipe.seed, model.dtype, model.quantization, parts.fingerprint]
+    identity += [parts.encoder.fingerprint, recipe.data.max_length, recipe.data.row_length]
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
     for prompt in prompts:
         digest.update(len(prompt).to_bytes(8, "little"))
         digest.update(prompt.input_ids.tobytes() + prompt.prompt_mask.tobytes())
@@ -234,9 +234,9 @@ def _load(folder: Path, section: KeepSection) -> Replay:
     masks = np.split(arrays["prompt_mask"], ends)
     samples: list[Encoded] = []
     place = 0
-    for one, mask, name in zip(ids, masks, arrays["names"], strict=True):
+    for row, mask, name in zip(ids, masks, arrays["names"], strict=True):
         reference = place if distils else -1
-        samples.append(Encoded(one, mask, example_id=str(name), reference=reference))
+        samples.append(Encoded(row, mask, example_id=str(name), reference=reference))
         place += int((~mask).sum())
     facts = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
     table = ReferenceTable(folder) if distils else None
@@ -254,15 +254,15 @@ def _answered(
     end = parts.encoder.end_of_turn_id
     ends = stop_ids(parts.base, end)
     choose = _drawn(section.temperature, seed) if section.temperature else greedy
-    found: dict[int, Encoded] = {}
+    answered: dict[int, Encoded] = {}
     for batch in _batches([len(prompt) for prompt in prompts], section.max_new_tokens):
         padded = pad_left([prompts[n].input_ids.tolist() for n in batch], [0] * len(batch))
         steps = decode(parts.base, padded, {}, max_new_tokens=section.max_new_tokens, choose=choose)
         answers = _until_end(steps, len(batch), ends, end)
         for number, answer in zip(batch, answers, strict=True):
-            found[number] = _with_answer(prompts[number], answer, parts.encoder.max_length)
-        progress(len(found))
-    return [found[number] for number in range(len(prompts))]
+            answered[number] = _with_answer(prompts[number], answer, parts.encoder.max_length)
+        progress(len(answered))
+    return [answered[number] for number in range(len(prompts))]
 
 
 def _batches(lengths: Sequence[int], max_new_tokens: int) -> Iterator[list[int]]:
@@ -327,7 +327,7 @@ def _distributions(
     lengths = [len(sample) for sample in samples]
     device = next(model.parameters()).device
     collate = Collator(pad_id=0)
-    found: dict[int, tuple[Tensor, Tensor]] = {}
+    by_number: dict[int, tuple[Tensor, Tensor]] = {}
     for row in pack(lengths, max(row_length, *lengths)):
         batch = {
             name: tensor.to(device)
@@ -339,8 +339,8 @@ def _distributions(
         ids, log_probs = (torch.cat(each).cpu() for each in zip(*parts, strict=True))
         counts = [len(samples[number].trained_ids) for number in row]
         own = zip(ids.split(counts), log_probs.split(counts), strict=True)
-        found |= dict(zip(row, own, strict=True))
-    each = [found[number] for number in range(len(samples))]
+        by_number |= dict(zip(row, own, strict=True))
+    each = [by_number[number] for number in range(len(samples))]
     return (
         torch.cat([ids for ids, _ in each]).int().numpy(),
         torch.cat([log_probs for _, log_probs in each]).numpy(),

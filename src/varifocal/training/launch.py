@@ -139,10 +139,10 @@ def share_rows(page: Recipe, num_processes: int) -> dict[str, int]:
 
 def engine_overrides(engine: str) -> list[str]:
     """The knobs that turn an engine on, as `KEY=VALUE`; the files ship with the recipes."""
-    found = ENGINES[engine]
-    if found is None:
+    config = ENGINES[engine]
+    if config is None:
         return []
-    key, file = found
+    key, file = config
     on = ["training.fsdp=true"] if engine == "fsdp2" else []
     return [*on, f"{key}={SHIPPED / 'launch' / file}"]
 
@@ -275,8 +275,8 @@ def _ended(launch: Launch, failures: Sequence[ProcessFailure], logs: Path) -> Ex
     if first.exitcode < 0:
         how = f"was killed by {signal.Signals(-first.exitcode).name}"
     words = "" if first.local_rank == 0 else _last_words(logs, first.local_rank)
-    kept = RunDirectory(launch.out).newest_checkpoint()
-    where = f"the newest checkpoint is {kept}" if kept else "there is no checkpoint yet"
+    newest = RunDirectory(launch.out).newest_checkpoint()
+    where = f"the newest checkpoint is {newest}" if newest else "there is no checkpoint yet"
     return RunError(
         f"process {first.local_rank} of {launch.num_processes} {how}; the others were ended with "
         f"it, and {where}. {words}Go on with: {how_to_go_on(launch)}"
@@ -285,10 +285,10 @@ def _ended(launch: Launch, failures: Sequence[ProcessFailure], logs: Path) -> Ex
 
 def _last_words(logs: Path, rank: int) -> str:
     """What a process whose output is not on the screen said last."""
-    found = sorted(logs.glob(f"*/attempt_*/{rank}/stderr.log"))
-    lines = found[-1].read_text(errors="replace").split("\n") if found else []
-    said = [line for line in lines if line.strip()]
-    return f"Its last words: {said[-1].strip()!r}. " if said else ""
+    files = sorted(logs.glob(f"*/attempt_*/{rank}/stderr.log"))
+    lines = files[-1].read_text(errors="replace").split("\n") if files else []
+    filled = [line for line in lines if line.strip()]
+    return f"Its last words: {filled[-1].strip()!r}. " if filled else ""
 
 
 def how_to_go_on(launch: Launch) -> str:

@@ -94,19 +94,21 @@ def _submitted(executor: Any, launch: Launch) -> Any:
     except FailedJobError as error:
         raise RunError(f"Slurm refuses the job: {_reason(str(error))}") from error
     except FailedSubmissionError as error:
-        told = " ".join(str(error).split())
-        raise RunError(f"sbatch does not tell the job's number: {told}") from error
+        message = " ".join(str(error).split())
+        raise RunError(f"sbatch does not tell the job's number: {message}") from error
 
 
-def _reason(told: str) -> str:
+def _reason(output: str) -> str:
     r"""Say as a part of a sentence what sbatch wrote.
 
     >>> _reason("sbatch: error: QOS not permitted\nsbatch: error: submission failed: Invalid qos")
     'QOS not permitted; submission failed: Invalid qos'
     """
-    lines = [line.strip().removeprefix("sbatch: ") for line in told.splitlines()]
-    said = [line.removeprefix("error: ") for line in lines if line and not line.startswith("Try ")]
-    return "; ".join(dict.fromkeys(said)) or "sbatch says nothing"
+    lines = [line.strip().removeprefix("sbatch: ") for line in output.splitlines()]
+    reasons = [
+        line.removeprefix("error: ") for line in lines if line and not line.startswith("Try ")
+    ]
+    return "; ".join(dict.fromkeys(reasons)) or "sbatch says nothing"
 
 
 def _check_no_other_job(root: Path) -> None:
@@ -205,15 +207,15 @@ def _executor_class() -> Any:
 
 def _more(options: SlurmOptions) -> dict[str, Any]:
     """Read sbatch's other options, which sbatch takes with the end of a name left out."""
-    found = {}
+    settings = {}
     for word in options.more:
         given, is_given, value = word.lstrip("-").partition("=")
         key = given.replace("_", "-")
         decided = [name for name in sorted(_DECIDED) if name.startswith(key)]
         if decided and key not in _LIKE_THEM:
             raise RunError(f"--sbatch {word}: {decided[0]} is decided here, by launch's options")
-        found[key] = value if is_given else True
-    return found
+        settings[key] = value if is_given else True
+    return settings
 
 
 def _long_enough(time: str) -> int:
@@ -235,10 +237,10 @@ def minutes(time: str) -> int:
     Raises:
         RunError: it is none.
     """
-    found = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d{2}):(\d{2})", time)
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+):(\d{2}):(\d{2})", time)
     if time.isdecimal() and int(time):
         return int(time)
-    if found is None:
+    if match is None:
         raise RunError(f"--time {time}: give minutes, HH:MM:SS or D-HH:MM:SS, as Slurm writes it")
-    days, hours, rest, seconds = (int(part or 0) for part in found.groups())
+    days, hours, rest, seconds = (int(part or 0) for part in match.groups())
     return days * 1440 + hours * 60 + rest + (seconds > 0)

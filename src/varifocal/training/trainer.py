@@ -162,15 +162,15 @@ class SupervisedTrainer(Trainer):
         """As transformers', which asks for it before every update; refuse one that is no number."""
         norm = super()._get_grad_norm(model, grad_norm)
         loss = cast(torch.Tensor, self._tr_loss)
-        found = cast("torch.Tensor | float", norm)
-        if not is_finite(loss, found, self.accelerator.scaler):
-            raise self._not_finite(loss.item(), float(found))
+        total = cast("torch.Tensor | float", norm)
+        if not is_finite(loss, total, self.accelerator.scaler):
+            raise self._not_finite(loss.item(), float(total))
         return norm
 
     def _not_finite(self, loss: float, norm: float) -> RunError:
         """Say which step, from which rows, and what would help."""
         args, epoch, rows = self.args, *self._rows_in_hand()
-        kept = RunDirectory(Path(str(args.output_dir)).parent).newest_checkpoint()
+        newest = RunDirectory(Path(str(args.output_dir)).parent).newest_checkpoint()
         names = getattr(self.train_dataset, "names", lambda row: [])
         fixes = [f"lower training.learning_rate (it is {args.learning_rate:g})"]
         if not 0 < args.max_grad_norm <= 1:
@@ -185,7 +185,7 @@ class SupervisedTrainer(Trainer):
             f"row{'s' if len(rows) > 1 else ''} {', '.join(map(str, rows))} of epoch {epoch + 1}",
             fixes,
             [name for row in rows for name in names(row)],
-            f"{kept.name} is kept, and --resume goes on from it" if kept else "",
+            f"{newest.name} is kept, and --resume goes on from it" if newest else "",
         )
 
     def _rows_in_hand(self) -> tuple[int, list[int]]:
@@ -272,9 +272,9 @@ class SupervisedTrainer(Trainer):
         """
         if self.is_deepspeed_enabled:
             return
-        seen, self._saw_image = anyone(self._saw_image, self.args.device), False
+        saw_image, self._saw_image = anyone(self._saw_image, self.args.device), False
         for name, parameter in cast(nn.Module, self.model).named_parameters():
-            if not seen and part_of(name) in ("connector", "vision_tower"):
+            if not saw_image and part_of(name) in ("connector", "vision_tower"):
                 parameter.grad = None
 
     def take_up_unlogged(self) -> None:

@@ -185,7 +185,7 @@ def _opens(image: Image) -> bool:
 def _check_questions(section: SourceSection) -> None:
     with missing_images_allowed():  # they may be asked without
         examples = load_source(section, on_bad_record="skip")
-    check_scorable(section, Gold.of(one for one in examples if gold_answers(one)))
+    check_scorable(section, Gold.of(example for example in examples if gold_answers(example)))
 
 
 def _can_be_read(section: SourceSection, skip_absent: bool) -> bool:

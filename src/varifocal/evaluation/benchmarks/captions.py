@@ -94,11 +94,13 @@ def _image(row: Mapping[str, Any], where: str, folder: Path) -> Image:
 def _captions_of(row: Mapping[str, Any], where: str) -> list[str]:
     """Return a row's captions: one or more, each a text or an object with the text as `raw`."""
     key = next((key for key in _CAPTIONS if row.get(key)), None)
-    found = row[key] if key else None
-    found = [found] if isinstance(found, str | dict) else found
-    texts = [one.get("raw") if isinstance(one, dict) else one for one in found or ()]
+    captions = row[key] if key else None
+    captions = [captions] if isinstance(captions, str | dict) else captions
+    texts = [
+        caption.get("raw") if isinstance(caption, dict) else caption for caption in captions or ()
+    ]
     if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
-        raise DataError(f"{where}: captions ({', '.join(_CAPTIONS)}) are {short(found)}")
+        raise DataError(f"{where}: captions ({', '.join(_CAPTIONS)}) are {short(captions)}")
     return [str(text).strip() for text in texts]
 
 
@@ -134,8 +136,10 @@ def _bleu_of(table: np.ndarray) -> float:
     return bleu(BleuCounts(sums[0], sums[1], tuple(sums[2:first]), tuple(sums[first:])))
 
 
-def _measure_of(name: str, found: Interval, count: int, unparsed: int) -> Measure:
-    return Measure(name, 100 * found.value, 100 * found.low, 100 * found.high, count, unparsed)
+def _measure_of(name: str, interval: Interval, count: int, unparsed: int) -> Measure:
+    return Measure(
+        name, 100 * interval.value, 100 * interval.low, 100 * interval.high, count, unparsed
+    )
 
 
 ROWS = (

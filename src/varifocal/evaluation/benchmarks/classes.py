@@ -176,8 +176,8 @@ def _load(
     columns: tuple[str, str] = ("image|img", "label"),
 ) -> Iterator[Item]:
     split = split or "test"
-    found = official(folder, split) or _from_table(folder, split, needed, columns)
-    for name, image, gold in found:
+    rows = official(folder, split) or _from_table(folder, split, needed, columns)
+    for name, image, gold in rows:
         where = f"{folder}: {name}"
         if not 0 <= gold < len(names):
             raise DataError(f"{where}: the class is {gold}; there are {len(names)}")

@@ -46,7 +46,10 @@ def load_ai2d(folder: Path, split: str | None) -> Iterator[Item]:
         DataError: a file is missing or malformed.
     """
     split = split or "test"
-    root = next((one for one in (folder, folder / "ai2d") if (one / "questions").is_dir()), None)
+    root = next(
+        (path for path in (folder, folder / "ai2d") if (path / "questions").is_dir()),
+        None,
+    )
     if root is None:
         for record in read_table(folder, (split,), _AI2D_FILES):
             row, where = record.row, record.where
@@ -112,10 +115,10 @@ def load_vsr(folder: Path, split: str | None) -> Iterator[Item]:
     split = split or "random"
     held = (f"splits/{split}", f"data/splits/{split}", split, ".")
     file = first_file(folder, *(f"{place}/test.jsonl" for place in held))
-    found = read_records(file) if file else read_table(folder, ("test",), _VSR_FILES, split)
+    records = read_records(file) if file else read_table(folder, ("test",), _VSR_FILES, split)
     places = ("images", "trainval2017", "data/images", "data/trainval2017", "")
     folders = [folder / name for name in places]
-    for record in found:
+    for record in records:
         row, where = record.row, record.where
         label = index_of(value_of(row, "label", where), 2, where, "label")
         statement, pil_image = text_of(row, "caption", where), value_of(row, "image", where)
@@ -139,10 +142,10 @@ def load_snli_ve(folder: Path, split: str | None) -> Iterator[Item]:
     """
     split = split or "test"
     file = first_file(folder, f"snli_ve_{split}.jsonl", f"*/snli_ve_{split}.jsonl")
-    found = read_records(file) if file else read_table(folder, (split,), _SNLI_VE_FILES)
+    records = read_records(file) if file else read_table(folder, (split,), _SNLI_VE_FILES)
     folders = [folder / name for name in ("flickr30k_images", "flickr30k-images", "images", "")]
     labels, choices = list(_ENTAILS), tuple(_ENTAILS.values())
-    for record in found:
+    for record in records:
         row, where = record.row, record.where
         if file and row.get("gold_label") == "-":
             continue
@@ -156,8 +159,8 @@ def load_snli_ve(folder: Path, split: str | None) -> Iterator[Item]:
             if name
             else image_of(row, "image", folder, where)
         )
-        said = text_of(row, "sentence2" if file else "hypothesis", where)
-        prompt = f"Is this true of the picture? Answer yes, maybe or no. {said}"
+        statement = text_of(row, "sentence2" if file else "hypothesis", where)
+        prompt = f"Is this true of the picture? Answer yes, maybe or no. {statement}"
         yield ask(
             str(row.get("pairID") or record.place),
             where,
@@ -191,8 +194,8 @@ def load_realworldqa(folder: Path, split: str | None) -> Iterator[Item]:
             raise DataError(f"{where} is no object")
         named = value_of(row, "image", where)
         named = named.get("image_path", "") if isinstance(named, dict) else str(named)
-        found = {**row, "image": find_image(folders, named, where)}
-        yield _real_world(Record(str(file), f"row {number}", found), folder)
+        columns = {**row, "image": find_image(folders, named, where)}
+        yield _real_world(Record(str(file), f"row {number}", columns), folder)
 
 
 def _real_world(record: Record, folder: Path) -> Item:
@@ -215,16 +218,16 @@ def _listed_options(question: str) -> tuple[str, ...]:
     >>> _listed_options("Which way?\nA. Left.\nB. Right.\nAnswer with the letter.")
     ('Left.', 'Right.')
     """
-    found = _LISTED.findall(question)
-    letters = "".join(letter for letter, _ in found)
-    known = len(found) >= 2 and LETTERS.startswith(letters)
-    return tuple(text.strip() for _, text in found) if known else ()
+    pairs = _LISTED.findall(question)
+    letters = "".join(letter for letter, _ in pairs)
+    known = len(pairs) >= 2 and LETTERS.startswith(letters)
+    return tuple(text.strip() for _, text in pairs) if known else ()
 
 
 def _as_digit(text: str) -> str:
     """Make a short answer plain, and a number word a digit."""
-    said = read_short(text) or ""
-    return NUMBER_WORDS.get(said, said)
+    answer = read_short(text) or ""
+    return NUMBER_WORDS.get(answer, answer)
 
 
 def _read_real_world(text: str, item: Item) -> str | None:

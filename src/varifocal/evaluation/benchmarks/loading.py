@@ -25,9 +25,9 @@ _IMAGE_ENDINGS = (".jpg", ".png", ".jpeg", ".webp")
 def first_file(folder: Path, *patterns: str) -> Path | None:
     """Return the first file, in the order of the patterns, or None."""
     for pattern in patterns:
-        found = sorted(path for path in folder.glob(pattern) if path.is_file())
-        if found:
-            return found[0]
+        files = sorted(path for path in folder.glob(pattern) if path.is_file())
+        if files:
+            return files[0]
     return None
 
 
@@ -85,8 +85,8 @@ def _saved_split(folder: Path, splits: Sequence[str]) -> str | None:
 
 def _rows(section: SourceSection) -> Iterator[Record]:
     records = open_records(section)
-    found = iter(records) if isinstance(records, StreamedRecords) else read_in_order(records)
-    for record in found:
+    ordered = iter(records) if isinstance(records, StreamedRecords) else read_in_order(records)
+    for record in ordered:
         if isinstance(record, DataError):
             raise record
         yield record
@@ -123,9 +123,9 @@ def texts_of(row: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
         DataError: it is missing, empty or holds something else.
     """
     value = value_of(row, key, where)
-    if not isinstance(value, list) or not value or not all(isinstance(one, str) for one in value):
+    if not isinstance(value, list) or not value or not all(isinstance(text, str) for text in value):
         raise DataError(f"{where}: '{key}' must be a list of texts, not {short(value)}")
-    return tuple(one.strip() for one in value)
+    return tuple(text.strip() for text in value)
 
 
 def index_of(value: Any, count: int, where: str, key: str) -> int:

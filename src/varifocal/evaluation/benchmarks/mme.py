@@ -81,7 +81,7 @@ def pair_up(answers: Iterable[tuple[str, bool]]) -> Pairs:
     by_image: dict[str, list[bool]] = defaultdict(list)
     for image, right in answers:
         by_image[image].append(right)
-    pairs = [found for found in by_image.values() if len(found) == 2]
+    pairs = [members for members in by_image.values() if len(members) == 2]
     return Pairs(
         questions=sum(map(len, by_image.values())),
         right=sum(map(sum, by_image.values())),
@@ -107,11 +107,11 @@ def load_mme(folder: Path, split: str | None) -> Iterator[Item]:
     if split not in (None, *SUBTASKS):
         raise DataError(f"MME has no subtask '{split}'{nearest(str(split), SUBTASKS)}")
     wanted = SUBTASKS if split is None else (split,)
-    found = {one: _folder_of(folder, one) for one in wanted}
-    if any(found.values()):
-        for one, place in found.items():
+    folders = {task: _folder_of(folder, task) for task in wanted}
+    if any(folders.values()):
+        for task, place in folders.items():
             if place is not None:
-                yield from _official(place, one)
+                yield from _official(place, task)
         return
     for record in read_table(folder, ("test",), _FILES):
         row, where = record.row, record.where
@@ -164,17 +164,17 @@ def measure_mme(answered: Sequence[Answered]) -> list[Measure]:
     by_subtask: dict[str, list[Answered]] = {}
     for pair in answered:
         by_subtask.setdefault(pair[0].tags["subtask"], []).append(pair)
-    ordered = [one for one in SUBTASKS if one in by_subtask]
+    ordered = [subtask for subtask in SUBTASKS if subtask in by_subtask]
     measures = []
     for name, members in (("perception", PERCEPTION), ("cognition", COGNITION)):
-        present = [by_subtask[one] for one in members if one in by_subtask]
-        found = _sum(f"{name} (points of {200 * len(members)})", present)
-        measures += [found] if found else []
-    for one in ordered:
-        part = by_subtask[one]
-        measures.append(accuracy(part, f"{one} accuracy"))
-        found = _sum(f"{one} (points of 200)", [part])
-        measures += [_plus(part, one), found] if found else []
+        present = [by_subtask[subtask] for subtask in members if subtask in by_subtask]
+        measure = _sum(f"{name} (points of {200 * len(members)})", present)
+        measures += [measure] if measure else []
+    for subtask in ordered:
+        part = by_subtask[subtask]
+        measures.append(accuracy(part, f"{subtask} accuracy"))
+        measure = _sum(f"{subtask} (points of 200)", [part])
+        measures += [_plus(part, subtask), measure] if measure else []
     return measures
 
 
@@ -200,10 +200,10 @@ def _sum(name: str, parts: Sequence[Sequence[Answered]]) -> Measure | None:
             total += 100 * (rows[:, 1].mean() / 2 + rows[:, 2].mean()) if len(rows) else np.nan
         return float(total)
 
-    found = bootstrap(len(table), value)
+    interval = bootstrap(len(table), value)
     flat = [pair for part in parts for pair in part]
     unparsed = sum(answer.parsed is None for _, answer in flat)
-    return Measure(name, found.value, found.low, found.high, len(flat), unparsed)
+    return Measure(name, interval.value, interval.low, interval.high, len(flat), unparsed)
 
 
 def _images(part: Sequence[Answered], subtask: int) -> Iterator[tuple[int, int, int]]:
@@ -211,9 +211,9 @@ def _images(part: Sequence[Answered], subtask: int) -> Iterator[tuple[int, int, 
     right: dict[str, list[bool]] = {}
     for item, answer in part:
         right.setdefault(item.group, []).append(bool(exact(item, answer)))
-    for found in right.values():
-        if len(found) == 2:
-            yield subtask, sum(found), int(all(found))
+    for pair in right.values():
+        if len(pair) == 2:
+            yield subtask, sum(pair), int(all(pair))
 
 
 ROWS = (

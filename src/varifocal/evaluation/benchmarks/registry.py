@@ -18,12 +18,14 @@ def find_folders(benchmarks: Sequence[Benchmark], root: Path) -> dict[str, Path]
     Raises:
         DataError: folders are missing; a line each says what files they need.
     """
-    folders = {one.name: root / one.name for one in benchmarks}
+    folders = {benchmark.name: root / benchmark.name for benchmark in benchmarks}
     if len(benchmarks) == 1 and not folders[benchmarks[0].name].is_dir() and _has_files(root):
         return {benchmarks[0].name: root}
-    missing = [one for one in benchmarks if not folders[one.name].is_dir()]
+    missing = [benchmark for benchmark in benchmarks if not folders[benchmark.name].is_dir()]
     if missing:
-        raise DataError("\n".join(_missing(one, folders[one.name], root) for one in missing))
+        raise DataError(
+            "\n".join(_missing(benchmark, folders[benchmark.name], root) for benchmark in missing)
+        )
     return folders
 
 
@@ -65,7 +67,7 @@ def _needs(benchmark: Benchmark, folder: str) -> str:
 
 _FAMILIES = (scienceqa, text, images, vision, classes, mme, captions)
 
-BENCHMARKS: dict[str, Benchmark] = {row.name: row for one in _FAMILIES for row in one.ROWS}
+BENCHMARKS: dict[str, Benchmark] = {row.name: row for family in _FAMILIES for row in family.ROWS}
 """One row a benchmark; each family's file lists its own."""
 
 SUITES: dict[str, tuple[str, ...]] = {
@@ -98,7 +100,7 @@ def find_benchmarks(names: str) -> list[Benchmark]:
     >>> [row.name for row in find_benchmarks("scienceqa, sciencebook")]
     ['scienceqa', 'sciencebook']
     """
-    found: dict[str, Benchmark] = {}
+    chosen: dict[str, Benchmark] = {}
     for name in filter(None, (part.strip() for part in names.split(","))):
         if name not in SUITES and name not in BENCHMARKS:
             known = sorted({*SUITES, *BENCHMARKS})
@@ -106,8 +108,8 @@ def find_benchmarks(names: str) -> list[Benchmark]:
                 f"no suite or benchmark '{name}'{nearest(name, known)} (suites: "
                 f"{', '.join(SUITES)}; benchmarks: {', '.join(BENCHMARKS)})"
             )
-        for one in SUITES.get(name, (name,)):
-            found[one] = BENCHMARKS[one]
-    if not found:
+        for member in SUITES.get(name, (name,)):
+            chosen[member] = BENCHMARKS[member]
+    if not chosen:
         raise RecipeError(f"no suite is named; suites: {', '.join(SUITES)}")
-    return list(found.values())
+    return list(chosen.values())

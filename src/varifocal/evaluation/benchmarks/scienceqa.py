@@ -37,10 +37,10 @@ def items_of(section: SourceSection) -> Iterator[Item]:
     Raises:
         DataError: a record is broken, or has no choices.
     """
-    for found in open_source(section):
-        if isinstance(found, DataError):
-            raise found
-        yield _item_of(found)
+    for result in open_source(section):
+        if isinstance(result, DataError):
+            raise result
+        yield _item_of(result)
 
 
 def columns_of(example: Example) -> tuple[str, ...]:
@@ -72,9 +72,9 @@ def by_column(answered: Sequence[Answered]) -> list[Measure]:
         for column in columns_of(item.example):
             members[column].append((item, answer))
     return [
-        replace(accuracy(found, column), chance=_chance(found))
-        for column, found in members.items()
-        if found
+        replace(accuracy(part, column), chance=_chance(part))
+        for column, part in members.items()
+        if part
     ]
 
 

@@ -71,7 +71,7 @@ def load_race(folder: Path, split: str | None) -> Iterator[Item]:
         row, where = record.row, record.where
         choices = texts_of(row, "options", where)
         name = text_of(row, "example_id", where)
-        level = {"level": next((one for one in _LEVELS if one in name), "all")}
+        level = {"level": next((level for level in _LEVELS if level in name), "all")}
         asked = text_of(row, "question", where)
         gold = letter_index(value_of(row, "answer", where), len(choices), where, "answer")
         name = f"{name} {record.place}"
@@ -106,8 +106,8 @@ def load_openbookqa(folder: Path, split: str | None) -> Iterator[Item]:
     """
     split = split or "test"
     file = first_file(folder, f"{split}.jsonl", f"Data/Main/{split}.jsonl", f"*/*/*/{split}.jsonl")
-    found = read_records(file) if file else read_table(folder, (split,), _OPENBOOK_FILES, "main")
-    for record in found:
+    records = read_records(file) if file else read_table(folder, (split,), _OPENBOOK_FILES, "main")
+    for record in records:
         row, where = record.row, record.where
         stem, labels, choices = _openbook_parts(row, where)
         key = text_of(row, "answerKey", where)
@@ -205,12 +205,12 @@ def _measure(answered: Sequence[Answered]) -> list[Measure]:
 
 def _by_level(answered: Sequence[Answered]) -> list[Measure]:
     """Score RACE as a whole, RACE-M and RACE-H."""
-    found = [accuracy(answered)]
+    measures = [accuracy(answered)]
     for level in _LEVELS:
-        part = [one for one in answered if one[0].tags.get("level") == level]
+        part = [pair for pair in answered if pair[0].tags.get("level") == level]
         if part:
-            found.append(accuracy(part, f"accuracy {level}"))
-    return found
+            measures.append(accuracy(part, f"accuracy {level}"))
+    return measures
 
 
 ROWS = (

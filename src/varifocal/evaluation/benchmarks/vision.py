@@ -54,14 +54,19 @@ def load_pope(folder: Path, split: str | None) -> Iterator[Item]:
     wanted = POPE_SPLITS if split is None else (split,)
     files = [
         first_file(
-            folder, f"coco_pope_{one}.json", f"*/coco_pope_{one}.json", f"*/*/coco_pope_{one}.json"
+            folder,
+            f"coco_pope_{name}.json",
+            f"*/coco_pope_{name}.json",
+            f"*/*/coco_pope_{name}.json",
         )
-        for one in wanted
+        for name in wanted
     ]
-    for one, file in zip(wanted, files, strict=True):
+    for split_name, file in zip(wanted, files, strict=True):
         if file is None:
             if any(files):
-                raise DataError(f"'{folder}' has no coco_pope_{one}.json, but others of the three")
+                raise DataError(
+                    f"'{folder}' has no coco_pope_{split_name}.json, but others of the three"
+                )
             yield from _pope_table(folder, wanted)
             return
         for record in read_records(file):
@@ -69,23 +74,28 @@ def load_pope(folder: Path, split: str | None) -> Iterator[Item]:
             image = find_image(folders, text_of(row, "image", where), where)
             asked, gold = text_of(row, "text", where), text_of(row, "label", where)
             yield _pope_item(
-                f"{one}-{value_of(row, 'question_id', where)}", where, asked, image, gold, one
+                f"{split_name}-{value_of(row, 'question_id', where)}",
+                where,
+                asked,
+                image,
+                gold,
+                split_name,
             )
 
 
 def _pope_table(folder: Path, wanted: Sequence[str]) -> Iterator[Item]:
     """Yield the rows of lmms-lab/POPE: `Full` with a file a split, or `data` with a column."""
     full = first_file(folder, "Full/*.parquet") is not None
-    for splits in [(one,) for one in wanted] if full else [("test",)]:
+    for splits in [(name,) for name in wanted] if full else [("test",)]:
         for record in read_table(folder, splits, _POPE_FILES, "Full" if full else "*"):
             row, where = record.row, record.where
-            one = splits[0] if full else text_of(row, "category", where)
-            if one not in wanted:
+            split_name = splits[0] if full else text_of(row, "category", where)
+            if split_name not in wanted:
                 continue
             image = image_of(row, "image", folder, where)
-            name = f"{one}-{value_of(row, 'question_id', where)}"
+            name = f"{split_name}-{value_of(row, 'question_id', where)}"
             asked, gold = text_of(row, "question", where), text_of(row, "answer", where)
-            yield _pope_item(name, where, asked, image, gold, one)
+            yield _pope_item(name, where, asked, image, gold, split_name)
 
 
 def _pope_item(name: str, where: str, asked: str, image: Image, gold: str, split: str) -> Item:
@@ -98,10 +108,12 @@ def _pope_item(name: str, where: str, asked: str, image: Image, gold: str, split
 
 def measure_pope(answered: Sequence[Answered]) -> list[Measure]:
     """Score each split, and the splits' mean F1; an unparsed answer is wrong and no yes."""
-    by_split = {one: [pair for pair in answered if pair[0].group == one] for one in POPE_SPLITS}
-    found = {one: part for one, part in by_split.items() if part}
+    by_split = {
+        split: [pair for pair in answered if pair[0].group == split] for split in POPE_SPLITS
+    }
+    parts = {split: part for split, part in by_split.items() if part}
     measures = [_mean_f1(answered)]
-    for split, part in found.items():
+    for split, part in parts.items():
         measures.append(accuracy(part, f"accuracy {split}"))
         for name, value in _POPE_SCORES.items():
             measures.append(_pope_measure(part, f"{name} {split}", value))
@@ -120,8 +132,8 @@ def _pope_measure(
     part: Sequence[Answered], name: str, value: Callable[[Confusion], float]
 ) -> Measure:
     cells = _cells(part)
-    found = bootstrap(len(part), lambda picked: value(_added(cells[picked])))
-    return _measure_of(found, name, part)
+    interval = bootstrap(len(part), lambda picked: value(_added(cells[picked])))
+    return _measure_of(interval, name, part)
 
 
 def _mean_f1(answered: Sequence[Answered]) -> Measure:
@@ -140,7 +152,9 @@ def _mean_f1(answered: Sequence[Answered]) -> Measure:
 def _cells(answered: Sequence[Answered]) -> Any:
     """[N, 5], for each question the one cell of `Confusion` that it counts in."""
     counts = [confusion([(item.references[0], answer.parsed)]) for item, answer in answered]
-    rows = [(one.hits, one.misses, one.alarms, one.passes, one.silences) for one in counts]
+    rows = [
+        (count.hits, count.misses, count.alarms, count.passes, count.silences) for count in counts
+    ]
     return np.array(rows, np.int64).reshape(len(rows), 5)
 
 
@@ -164,10 +178,12 @@ def load_gqa(folder: Path, split: str | None) -> Iterator[Item]:
         if (folder / tables[1]).is_dir():
             for record in read_table(folder / tables[1], (short_name,), _GQA_FILES):
                 images[text_of(record.row, "id", record.where)] = record.row.get("image")
-        found = ((text_of(one.row, "id", one.where), one.where, one.row) for one in rows)
+        questions = ((text_of(row.row, "id", row.where), row.where, row.row) for row in rows)
     else:
-        found = ((name, f"{file}: '{name}'", row) for name, row in read_json_object(file).items())
-    for name, where, row in found:
+        questions = (
+            (name, f"{file}: '{name}'", row) for name, row in read_json_object(file).items()
+        )
+    for name, where, row in questions:
         if not isinstance(row, dict):
             raise DataError(f"{where} is no object")
         pil_image = text_of(row, "imageId", where)
@@ -237,9 +253,9 @@ def measure_textvqa(answered: Sequence[Answered]) -> list[Measure]:
     return [_measure_of(bootstrap_mean(credits), "accuracy", answered)]
 
 
-def _measure_of(found: Interval, name: str, answered: Sequence[Answered]) -> Measure:
+def _measure_of(interval: Interval, name: str, answered: Sequence[Answered]) -> Measure:
     """Turn shares into a measure in percent."""
-    value, low, high = (100 * part for part in (found.value, found.low, found.high))
+    value, low, high = (100 * part for part in (interval.value, interval.low, interval.high))
     unparsed = sum(answer.parsed is None for _, answer in answered)
     return Measure(name, value, low, high, len(answered), unparsed)
 

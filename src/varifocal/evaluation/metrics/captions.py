@@ -43,10 +43,10 @@ def tokenise(text: str) -> list[str]:
     >>> tokenise("A man's t-shirt (red), and he can't surf.")
     ['a', 'man', "'s", 't-shirt', '-lrb-', 'red', '-rrb-', 'and', 'he', 'ca', "n't", 'surf']
     """
-    found: list[str] = []
+    tokens: list[str] = []
     for token in _TOKEN.findall(text.lower().replace("\u2019", "'")):
-        found += _parts(token)
-    return [token for token in found if token not in _LEFT_OUT]
+        tokens += _parts(token)
+    return [token for token in tokens if token not in _LEFT_OUT]
 
 
 def _parts(token: str) -> tuple[str, ...]:
@@ -97,7 +97,7 @@ def bleu_counts(caption: Tokens, references: Sequence[Tokens]) -> BleuCounts:
     shared = _grams(caption) & most
     matches = [sum(n for gram, n in shared.items() if len(gram) == k) for k in _orders()]
     length = len(caption)
-    closest = min((abs(len(one) - length), len(one)) for one in references)[1]
+    closest = min((abs(len(reference) - length), len(reference)) for reference in references)[1]
     guesses = (max(0, length - k + 1) for k in _orders())
     return BleuCounts(length, closest, tuple(matches), tuple(guesses))
 
@@ -105,10 +105,10 @@ def bleu_counts(caption: Tokens, references: Sequence[Tokens]) -> BleuCounts:
 def add_up(counts: Sequence[BleuCounts]) -> BleuCounts:
     """Sum the counts of a corpus' captions."""
     return BleuCounts(
-        sum(one.length for one in counts),
-        sum(one.reference_length for one in counts),
-        tuple(sum(one.matches[k] for one in counts) for k in range(NGRAMS)),
-        tuple(sum(one.guesses[k] for one in counts) for k in range(NGRAMS)),
+        sum(row.length for row in counts),
+        sum(row.reference_length for row in counts),
+        tuple(sum(row.matches[k] for row in counts) for k in range(NGRAMS)),
+        tuple(sum(row.guesses[k] for row in counts) for k in range(NGRAMS)),
     )
 
 
@@ -140,15 +140,18 @@ def cider(captions: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) ->
         captions: one an image.
         references: its references, in the same order.
     """
-    seen: Grams = Counter()
-    for found in references:
-        seen.update(set().union(*map(_grams, found)))
+    document_counts: Grams = Counter()
+    for captions_of_image in references:
+        document_counts.update(set().union(*map(_grams, captions_of_image)))
     images = math.log(len(references)) if references else 0.0
     scores = []
-    for caption, found in zip(captions, references, strict=True):
-        written = _Weighted.of(caption, seen, images)
-        likeness = [written.likeness(_Weighted.of(one, seen, images)) for one in found]
-        scores.append(10 * sum(likeness) / len(found))
+    for caption, captions_of_image in zip(captions, references, strict=True):
+        written = _Weighted.of(caption, document_counts, images)
+        likeness = [
+            written.likeness(_Weighted.of(reference, document_counts, images))
+            for reference in captions_of_image
+        ]
+        scores.append(10 * sum(likeness) / len(captions_of_image))
     return scores
 
 
@@ -161,11 +164,13 @@ class _Weighted:
     length: int
 
     @classmethod
-    def of(cls, tokens: Tokens, seen: Grams, images: float) -> _Weighted:
+    def of(cls, tokens: Tokens, document_counts: Grams, images: float) -> _Weighted:
         weights: tuple[dict[tuple[str, ...], float], ...] = tuple({} for _ in _orders())
         for gram, count in _grams(tokens).items():
-            weights[len(gram) - 1][gram] = count * (images - math.log(max(1, seen[gram])))
-        norms = tuple(math.sqrt(sum(w * w for w in one.values())) for one in weights)
+            weights[len(gram) - 1][gram] = count * (
+                images - math.log(max(1, document_counts[gram]))
+            )
+        norms = tuple(math.sqrt(sum(w * w for w in by_gram.values())) for by_gram in weights)
         return cls(weights, norms, max(0, len(tokens) - 1))  # the script counts pairs of words
 
     def likeness(self, reference: _Weighted) -> float:

@@ -37,10 +37,10 @@ def levenshtein(first: str, second: str) -> int:
     (3, 3)
     """
     row = list(range(len(second) + 1))
-    for number, one in enumerate(first, start=1):
+    for number, left in enumerate(first, start=1):
         before, row = row, [number]
-        for place, other in enumerate(second):
-            row.append(min(before[place + 1] + 1, row[place] + 1, before[place] + (one != other)))
+        for place, right in enumerate(second):
+            row.append(min(before[place + 1] + 1, row[place] + 1, before[place] + (left != right)))
     return row[-1]
 
 
@@ -86,8 +86,8 @@ def says(text: str, reference: str) -> bool:
     (True, True, False)
     """
     wanted = plain(reference) or " ".join(reference.lower().split())
-    said = " ".join(text.lower().split())
-    return bool(wanted) and re.search(rf"(?<!\w){re.escape(wanted)}(?!\w)", said) is not None
+    words = " ".join(text.lower().split())
+    return bool(wanted) and re.search(rf"(?<!\w){re.escape(wanted)}(?!\w)", words) is not None
 
 
 _EDGES = string.punctuation + string.whitespace
@@ -118,10 +118,10 @@ def read_prefix(text: str) -> str | None:
     >>> read_prefix("Yes, it is."), read_prefix("N"), read_prefix("I think no")
     ('yes', 'no', None)
     """
-    said = text.lower().strip().replace(".", "")
-    if said in ("y", "n"):
-        return "yes" if said == "y" else "no"
-    return next((word for word in ("yes", "no") if word in said[:4]), None)
+    answer = text.lower().strip().replace(".", "")
+    if answer in ("y", "n"):
+        return "yes" if answer == "y" else "no"
+    return next((word for word in ("yes", "no") if word in answer[:4]), None)
 
 
 @dataclass(frozen=True)
@@ -180,11 +180,11 @@ def confusion(pairs: Sequence[tuple[str, str | None]]) -> Confusion:
     0.5
     """
     tally = {"hits": 0, "misses": 0, "alarms": 0, "passes": 0, "silences": 0}
-    for gold, said in pairs:
+    for gold, answer in pairs:
         if gold == "yes":
-            tally["hits" if said == "yes" else "misses"] += 1
+            tally["hits" if answer == "yes" else "misses"] += 1
         else:
-            tally[{"yes": "alarms", "no": "passes"}.get(said or "", "silences")] += 1
+            tally[{"yes": "alarms", "no": "passes"}.get(answer or "", "silences")] += 1
     return Confusion(**tally)
 
 
