@@ -34,7 +34,7 @@ from varifocal.sweep import Sweep, load_sweep, run_sweep
 from varifocal.writing import write_json, write_text
 
 HERE = Path(__file__).parent
-PICTURE_SKILLS = ("circuits", "shapes", "thermometer")
+IMAGE_SKILLS = ("circuits", "shapes", "thermometer")
 TEXT_SKILLS = ("weather_or_climate", "opposites")
 MEASURED = "measured.json"
 
@@ -116,7 +116,7 @@ class Study:
     def _make_book(self) -> None:
         book = self.out / "sciencebook"
         if not (book / "problems.json").is_file():
-            skills = [*PICTURE_SKILLS, *TEXT_SKILLS]
+            skills = [*IMAGE_SKILLS, *TEXT_SKILLS]
             make_sciencebook(
                 book, train=self.size.train, val=0, test=self.size.test, seed=0, skills=skills
             )

@@ -234,8 +234,8 @@ def words(text: str) -> str:
 
 def skills() -> dict[str, list[str]]:
     """Name the skills of each part: every second one is trained, the others stay unseen."""
-    vision = [name for name, one in SKILLS.items() if one.needs == "picture" and is_counted(name)]
-    language = [name for name, one in SKILLS.items() if one.needs != "picture"]
+    vision = [name for name, one in SKILLS.items() if one.needs == "image" and is_counted(name)]
+    language = [name for name, one in SKILLS.items() if one.needs != "image"]
     return {
         "trained-language": language[::2],
         "trained-vision": vision[::2],

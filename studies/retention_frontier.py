@@ -35,7 +35,7 @@ from studies.retention_frontier_results import (
     table,
 )
 from varifocal.assemble import open_run
-from varifocal.demo import PICTURE_SKILLS, TEXT_SKILLS
+from varifocal.demo import IMAGE_SKILLS, TEXT_SKILLS
 from varifocal.errors import RunError
 from varifocal.recipe import Recipe, load_recipe
 from varifocal.run import RunDirectory
@@ -194,7 +194,7 @@ class Study:
     def _make_book(self) -> None:
         book = self.out / "sciencebook"
         if not (book / "problems.json").is_file():
-            skills = [*PICTURE_SKILLS, *TEXT_SKILLS]
+            skills = [*IMAGE_SKILLS, *TEXT_SKILLS]
             make_sciencebook(
                 book,
                 train=self.size.train,

@@ -15,7 +15,7 @@ from varifocal import sciencebook
 from varifocal.errors import DataError, RunError
 from varifocal.sciencebook import SKILLS, chance, compose, make_sciencebook, write
 
-IMAGE = [name for name, skill in SKILLS.items() if skill.needs == "picture"]
+IMAGE = [name for name, skill in SKILLS.items() if skill.needs == "image"]
 TEXT = [name for name, skill in SKILLS.items() if skill.needs == "text"]
 NONE = [name for name, skill in SKILLS.items() if skill.needs == "none"]
 OFFICIAL_KEYS = {
@@ -78,7 +78,7 @@ def test_layout_is_scienceqas(book):
         assert (root / "images" / record["split"] / name / "image.png").exists() == has_image
     with Image.open(next(root.rglob("image.png"))) as image:
         assert (image.size, image.mode) == ((224, 224), "RGB")
-    assert summary.num_pictures == len(list(root.rglob("*.png")))
+    assert summary.num_images == len(list(root.rglob("*.png")))
 
 
 def test_questions_are_spread_evenly_over_the_skills(book):
@@ -95,7 +95,7 @@ def test_what_a_record_says_of_its_context(book):
     _, _, problems = book
     needs = {skill.title: skill.needs for skill in SKILLS.values()}
     for record in problems.values():
-        has = "picture" if record["image"] else "text" if record["hint"] else "none"
+        has = "image" if record["image"] else "text" if record["hint"] else "none"
         assert has == needs[record["skill"]]
 
 
@@ -245,7 +245,7 @@ def test_skills_are_chosen_by_name_in_table_order(tmp_path):
     summary = make_sciencebook(tmp_path, train=4, val=0, test=0, seed=0, skills=names)
     assert summary.skills == ("magnets", "story")
     assert summary.num_questions == {"train": 4, "val": 0, "test": 0}
-    assert summary.num_pictures == 2
+    assert summary.num_images == 2
 
 
 @pytest.mark.parametrize(

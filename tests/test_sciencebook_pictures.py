@@ -9,7 +9,7 @@ from varifocal.sciencebook import SKILLS, compose, draw
 from varifocal.sciencebook.drawing import COLOURS, SHAPES
 from varifocal.sciencebook.skill import NUMBERS
 
-IMAGE = [name for name, skill in SKILLS.items() if skill.needs == "picture"]
+IMAGE = [name for name, skill in SKILLS.items() if skill.needs == "image"]
 BRIGHT = ("red", "blue", "green", "yellow", "orange", "purple")
 
 

@@ -52,7 +52,7 @@ class Assembly:
         encoder: examples -> token ids, by the recipe's data section.
         fingerprint: SHA-256 over the frozen weights' files.
         features: the table of a frozen tower's features; None where the tower is adapted.
-        load_images: images -> the model's image tensors; None for a model without eyes.
+        load_images: images -> the model's image tensors; None for a model without a vision tower.
     """
 
     model: nn.Module

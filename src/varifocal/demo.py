@@ -38,7 +38,7 @@ from varifocal.training.train import train
 from varifocal.tuners import routing_table
 from varifocal.writing import write_json
 
-PICTURE_SKILLS = (
+IMAGE_SKILLS = (
     "circuits",
     "concentrations",
     "counting",
@@ -163,7 +163,7 @@ def prepare(run: RunDirectory, size: Size, tell: Progress) -> Recipe:
             val=0,
             test=size.test,
             seed=0,
-            skills=[*PICTURE_SKILLS, *TEXT_SKILLS],
+            skills=[*IMAGE_SKILLS, *TEXT_SKILLS],
             progress=lambda done, total: tell("draw", done, total, "questions"),
         )
     return load_recipe("demo", {"data.root": str(run.root.resolve()), **size.overrides})
@@ -296,7 +296,7 @@ def draw(
 
 
 def _one_of_each(examples: Sequence[Example]) -> list[Example]:
-    """The first pictured question of each skill: picked by order, not by its answer."""
+    """The first question with an image of each skill: picked by order, not by its answer."""
     first: dict[str, Example] = {}
     for example in examples:
         if example.images:

@@ -198,7 +198,7 @@ class RunDirectory:
 
     @property
     def plots(self) -> Path:
-        """Pictures."""
+        """Figures."""
         return self.root / "plots"
 
     @property

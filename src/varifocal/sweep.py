@@ -68,7 +68,7 @@ class SweepSection(Section):
     seeds: Seeds = ()
     """All points are run with the first, then with the next; by default with the recipe's own."""
     evaluate: bool = True
-    """Score every run; a model without eyes is asked without the images."""
+    """Score every run; a model without a vision tower is asked without the images."""
     checkpoints: bool = False
     """Score the checkpoints of `training.save_steps` too, into `eval/checkpoint-STEP`."""
     sources: SourceSections | None = None

@@ -48,7 +48,7 @@ def test_no_unseen_skill_is_trained_and_its_images_are_told():
     assert len(set(named)) == len(named)
     assert all(len(names) >= 8 for names in parts.values())
     for part, names in parts.items():
-        assert {SKILLS[name].needs == "picture" for name in names} == {part.endswith("vision")}
+        assert {SKILLS[name].needs == "image" for name in names} == {part.endswith("vision")}
     assert mlan.is_counted("shapes")
     assert not mlan.is_counted("magnets")  # its description leaves the answer to be found
     assert not mlan.is_counted("colors")  # its description names the other choices too

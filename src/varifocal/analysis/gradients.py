@@ -74,7 +74,7 @@ class AdapterGradient:
 
     Args:
         model: with an adapter of any of PEFT's methods.
-        load_images: images -> the model's image tensors; None for a model without eyes.
+        load_images: images -> the model's image tensors; None for a model without a vision tower.
         num_groups: into how many blocks the decoder layers are joined; None for one each.
         with_connector: count modules that were trained whole (`modules_to_save`) as well.
 

@@ -147,8 +147,10 @@ def measure_routing(
     counts = [len(own) for own in samples.values()]
     if method == "mma":
         tables = routing_table(model)
-        pictured = [sum(sample.modality for sample in own) / len(own) for own in samples.values()]
-        return Routing(method, list(samples), counts, usage_of_tables(tables, pictured), tables)
+        image_shares = [
+            sum(sample.modality for sample in own) / len(own) for own in samples.values()
+        ]
+        return Routing(method, list(samples), counts, usage_of_tables(tables, image_shares), tables)
     routers = _usage_of_choices(cast(PeftModel, model), samples, load_images, progress)
     return Routing(method, list(samples), counts, routers, {})
 
@@ -181,19 +183,19 @@ def _method(model: nn.Module) -> str:
 
 
 def usage_of_tables(
-    tables: Mapping[str, Tensor], pictured: Sequence[float]
+    tables: Mapping[str, Tensor], image_shares: Sequence[float]
 ) -> dict[tuple[str, str], Usage]:
     """Turn MMA's weights by modality into weights by task.
 
     Args:
         tables: [2 modalities, 2 branches] by name.
-        pictured: for each task, the share of its examples that have an image.
+        image_shares: for each task, the share of its examples that have an image.
 
     >>> table = torch.tensor([[0.9, 0.1], [0.5, 0.5]])
     >>> usage_of_tables({"norm": table}, [0.0, 1.0])["norm", "branches"].shares[:, 0].tolist()
     [0.8999999761581421, 0.5]
     """
-    share = torch.tensor(pictured)[:, None]  # [n, 1]
+    share = torch.tensor(image_shares)[:, None]  # [n, 1]
     return {
         (name, BRANCHES): Usage((1 - share) * table[0] + share * table[1])
         for name, table in tables.items()

@@ -154,7 +154,7 @@ def _see(drawn: TaskExamples, parts: Assembly, progress: Progress | None) -> Non
         images = [
             image for own in drawn.by_task.values() for example in own for image in example.images
         ]
-        tell = (lambda done, total: progress("pictures", done, total)) if progress else None
+        tell = (lambda done, total: progress("images", done, total)) if progress else None
         parts.features.fill(images, tell)
 
 

@@ -89,7 +89,7 @@ def words_sheet(spoken: Sequence[Spoken], path: Path) -> None:
         axes[0].set_axis_off()
         _cells(axes[1], item.grid, item.before)
         _cells(axes[2], item.grid, item.after)
-    for x, text in ((1.35, "picture"), (4.8, "before training"), (8.95, "after training")):
+    for x, text in ((1.35, "image"), (4.8, "before training"), (8.95, "after training")):
         figure.text(
             x / WIDTH,
             1 - 0.5 * HEAD / height,
@@ -160,7 +160,7 @@ def words_of_run(
     *,
     images: Sequence[Path] = (),
     words: Sequence[str] | None = None,
-    num_pictures: int = 4,
+    num_images: int = 4,
     out: Path | None = None,
     progress: Progress | None = None,
 ) -> tuple[list[Spoken], Written]:
@@ -173,7 +173,7 @@ def words_of_run(
         root: the run directory.
         images: images to look at; by default some of data.evaluate, or of the descriptions.
         words: what tokens may say; by default the descriptions' words, as the alignment has them.
-        num_pictures: how many, where `images` does not say.
+        num_images: how many, where `images` does not say.
         out: where to write; the run's `analysis` by default.
         progress: told of the two looks.
 
@@ -186,7 +186,7 @@ def words_of_run(
     _check(recipe, parts, root)
     with analysis_folder(root, out) as place:
         vocabulary = _vocabulary(recipe, parts, words)
-        shown = [Image(path=path) for path in images] or _some(recipe, num_pictures)
+        shown = [Image(path=path) for path in images] or _some(recipe, num_images)
         report = progress or silent
         start = _start(recipe)
         report("looks", 0, 2)
@@ -228,7 +228,7 @@ def nearest_words(
 ) -> list[list[list[tuple[str, float]]]]:
     """Return image -> token -> its nearest words, each with its probability, falling."""
     model: Any = parts.base
-    assert parts.load_images is not None  # `_check` has refused models without eyes
+    assert parts.load_images is not None  # `_check` has refused models without a vision tower
     device = next(model.parameters()).device
     shown = {name: value.to(device) for name, value in parts.load_images(images).items()}
     with evaluating(model):

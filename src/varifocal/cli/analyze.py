@@ -219,7 +219,7 @@ def words(
     run: RunArgument,
     images: Annotated[
         list[Path] | None,
-        typer.Option(metavar="PICTURE", help="Look at this image; may be given several times."),
+        typer.Option(metavar="FILE", help="Look at this image; may be given several times."),
     ] = None,
     vocabulary: Annotated[
         str | None,
@@ -250,7 +250,7 @@ def words(
             run,
             images=images or (),
             words=chosen,
-            num_pictures=num_images,
+            num_images=num_images,
             out=out,
             progress=progress,
         )

@@ -178,6 +178,6 @@ def sciencebook(
         )
     print(
         f"{summary.directory}: {sum(summary.num_questions.values())} questions of "
-        f"{len(summary.skills)} skills, {summary.num_pictures} with an image; a blind guess is "
+        f"{len(summary.skills)} skills, {summary.num_images} with an image; a blind guess is "
         f"right {summary.chance:.0%} of the time"
     )

@@ -177,7 +177,7 @@ def retention(
     """
     tell = progress or silent
     recipe = load_recipe(RunDirectory.open(root).recipe, check_paths=False)
-    base = assemble(_without_eyes(recipe))
+    base = assemble(_without_tower(recipe))
     encoder, rule = base.encoder, on_bad_record or recipe.data.on_bad_record
     material = gather_material(recipe, encoder, data, text, limit, rule)
     write = partial(greedy_continuations, base.model)
@@ -222,7 +222,7 @@ def _notes(recipe: Recipe, encoder: Encoder, has_adapter: bool, strength: float)
         yield f"tuner '{kind}' has no adapter to switch off: off is the base model itself"
 
 
-def _without_eyes(recipe: Recipe) -> Recipe:
+def _without_tower(recipe: Recipe) -> Recipe:
     """The recipe of the language model alone, in float32; nothing too long for it is left out."""
     alone = {"vision_tower": None, "connector": None, "dtype": "float32"}
     return recipe.model_copy(

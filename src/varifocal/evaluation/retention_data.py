@@ -35,7 +35,7 @@ _ABOUT_SCENE = "Describe this to somebody who cannot see it, in two sentences."
 _QUESTIONS = ("scienceqa-text", "scienceqa")
 _INSTRUCTIONS = ("alpaca*/*.json*", "alpaca*.json*")
 _SPLITS = ("test", "val", "minival")
-_OWN = "the run's own data.evaluate, those without pictures"
+_OWN = "the run's own data.evaluate, those without images"
 _OF_ITS_TASK = (
     "what comes from data.evaluate is the run's own task: there a change is mostly what it "
     "learned; --data and --text give other material"
@@ -200,7 +200,7 @@ def _gather(
     can_ask = partial(choice_question, encoder)
     if section := files[0]:
         asked = list(islice(records.usable(records.text_only(section), can_ask), limit))
-        sources["questions"] = f"{section.place}, split {section.split}, questions without pictures"
+        sources["questions"] = f"{section.place}, split {section.split}, questions without images"
     else:
         questions = (example for example in own if example.answer_index is not None)
         asked = list(islice(records.usable(questions, can_ask), limit))
@@ -236,7 +236,7 @@ def scenes(count: int) -> list[Example]:
 
     What a model says to the prompt without the image is a fair answer with it, too.
     """
-    skills = [name for name, skill in SKILLS.items() if skill.needs == "picture"]
+    skills = [name for name, skill in SKILLS.items() if skill.needs == "image"]
     examples = []
     for number in range(count):
         index, skill = number // len(skills), skills[number % len(skills)]

@@ -129,7 +129,7 @@ def references(parts: Assembly, examples: Sequence[Example], modality: int | Non
 
     Args:
         parts: the trained model and its encoder.
-        examples: conversations; their images are shown where the model has eyes.
+        examples: conversations; their images are shown where the model has a vision tower.
         modality: the route that the rows take, 0 text or 1 image; None takes each row's own.
     """
     with evaluating(parts.model):

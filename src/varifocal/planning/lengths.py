@@ -336,13 +336,13 @@ def assume_work(
     """
     longest = recipe.data.max_length
     per_row = (recipe.data.row_length or longest) // longest if recipe.data.packing else 1
-    pictured = images.load is not None and images.tokens < longest
-    sample = _longest_sample(longest, images if pictured else MetaImages())
+    has_image = images.load is not None and images.tokens < longest
+    sample = _longest_sample(longest, images if has_image else MetaImages())
     size = recipe.training.per_device_train_batch_size
     batch = _collator(recipe, images)([[sample] * per_row] * size)
     notes = [
         f"lengths are not known ({reason}): every example is taken to fill data.max_length "
-        f"{longest}, all of it trained{', with an image' if pictured else ''}"
+        f"{longest}, all of it trained{', with an image' if has_image else ''}"
     ]
     examples = recipe.data.mixture.total
     if not examples:
@@ -359,7 +359,7 @@ def assume_work(
     spent = Spent()
     spent.add(batch, formula, images.token_id)
     scale = taken / (size * per_row)
-    num_images = taken if pictured else 0
+    num_images = taken if has_image else 0
     num_seen = min(examples, taken) if images.by_table and num_images else num_images
     return Workload(
         batch=batch,

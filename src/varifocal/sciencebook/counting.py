@@ -182,7 +182,7 @@ COUNTING = (
         topic="units-and-measurement",
         category="Observation and counting",
         grades=(1, 2),
-        needs="picture",
+        needs="image",
         num_choices=3,
         lecture=(
             "Scientists count what they observe. To count, point at each object once and say "
@@ -197,7 +197,7 @@ COUNTING = (
         topic="units-and-measurement",
         category="Observation and counting",
         grades=(1, 2),
-        needs="picture",
+        needs="image",
         num_choices=3,
         lecture=(
             "Shapes are told apart by their sides and corners. A circle is round and has no "
@@ -213,7 +213,7 @@ COUNTING = (
         topic="science-and-engineering-practices",
         category="Observation and counting",
         grades=(1, 2),
-        needs="picture",
+        needs="image",
         num_choices=3,
         lecture=(
             "An observation is something you notice with your senses. The color and the shape "
@@ -229,7 +229,7 @@ COUNTING = (
         topic="units-and-measurement",
         category="Parts and wholes",
         grades=(3, 5),
-        needs="picture",
+        needs="image",
         num_choices=3,
         lecture=(
             "A fraction tells how much of a whole is meant. Count the equal parts of the "

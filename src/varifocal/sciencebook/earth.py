@@ -245,7 +245,7 @@ EARTH = (
         topic="earth-science",
         category="Astronomy",
         grades=(3, 8),
-        needs="picture",
+        needs="image",
         num_choices=3,
         lecture=(
             "The Sun always lights one half of the Moon. As the Moon moves around Earth, we "
@@ -262,7 +262,7 @@ EARTH = (
         topic="earth-science",
         category="Weather and climate",
         grades=(1, 2),
-        needs="picture",
+        needs="image",
         num_choices=3,
         lecture=(
             "Weather is what the air is like at a certain place and time. It can be sunny or "
@@ -277,7 +277,7 @@ EARTH = (
         topic="physics",
         category="Light",
         grades=(2, 5),
-        needs="picture",
+        needs="image",
         num_choices=3,
         lecture=(
             "Light travels in straight lines. When something blocks it, a shadow forms on the "
@@ -293,7 +293,7 @@ EARTH = (
         topic="earth-science",
         category="Fossils",
         grades=(5, 9),
-        needs="picture",
+        needs="image",
         num_choices=3,
         lecture=(
             "Sedimentary rock forms in layers. Each new layer forms on top of the older ones. "

@@ -242,7 +242,7 @@ LANGUAGE = (
         topic="grammar",
         category="Prepositions",
         grades=(1, 3),
-        needs="picture",
+        needs="image",
         num_choices=3,
         lecture=(
             "A preposition can tell where something is. A bird on a roof touches the top of "
@@ -258,7 +258,7 @@ LANGUAGE = (
         topic="vocabulary",
         category="Adjectives for feelings",
         grades=(1, 2),
-        needs="picture",
+        needs="image",
         num_choices=3,
         lecture=(
             "Adjectives can tell how a person feels. A happy person smiles, a sad person may "
@@ -273,7 +273,7 @@ LANGUAGE = (
         topic="verbs",
         category="Action verbs",
         grades=(1, 3),
-        needs="picture",
+        needs="image",
         num_choices=3,
         lecture="A verb can name an action, like walk, swim or read. It tells what someone does.",
         make=actions,
@@ -285,7 +285,7 @@ LANGUAGE = (
         topic="grammar",
         category="Nouns",
         grades=(1, 3),
-        needs="picture",
+        needs="image",
         num_choices=2,
         lecture=(
             "A singular noun names one person, place or thing: cat. A plural noun names more "

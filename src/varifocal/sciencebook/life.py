@@ -97,7 +97,7 @@ LIFE = (
         topic="biology",
         category="Plants",
         grades=(1, 4),
-        needs="picture",
+        needs="image",
         num_choices=4,
         lecture=(
             "Most plants have roots, a stem, leaves and flowers. The roots take in water from "
@@ -113,7 +113,7 @@ LIFE = (
         topic="biology",
         category="Ecological interactions",
         grades=(3, 6),
-        needs="picture",
+        needs="image",
         num_choices=3,
         lecture=(
             "A food chain shows who eats what. Plants make their own food. Some animals eat "

@@ -147,7 +147,7 @@ MATTER = (
         topic="chemistry",
         category="Solutions",
         grades=(6, 10),
-        needs="picture",
+        needs="image",
         num_choices=2,
         lecture=(
             "A solution is made of a solvent, such as water, and a solute that is dissolved in "
@@ -165,7 +165,7 @@ MATTER = (
         topic="physics",
         category="Particle motion and energy",
         grades=(6, 10),
-        needs="picture",
+        needs="image",
         num_choices=2,
         lecture=(
             "All matter is made of particles that never stop moving. The faster they move, the "
@@ -182,7 +182,7 @@ MATTER = (
         topic="chemistry",
         category="States of matter",
         grades=(3, 7),
-        needs="picture",
+        needs="image",
         num_choices=3,
         lecture=(
             "Solid, liquid, and gas are states of matter. In a solid the particles are packed "

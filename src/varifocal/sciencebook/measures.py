@@ -146,7 +146,7 @@ MEASURES = (
         topic="units-and-measurement",
         category="Weather and climate",
         grades=(1, 4),
-        needs="picture",
+        needs="image",
         num_choices=3,
         lecture=(
             "A thermometer measures temperature. The liquid in its tube rises when it gets "
@@ -162,7 +162,7 @@ MEASURES = (
         topic="units-and-measurement",
         category="Units and measurement",
         grades=(2, 4),
-        needs="picture",
+        needs="image",
         num_choices=3,
         lecture=(
             "To measure the length of an object with a ruler, line up one end of the object "
@@ -177,7 +177,7 @@ MEASURES = (
         topic="units-and-measurement",
         category="Units and measurement",
         grades=(1, 3),
-        needs="picture",
+        needs="image",
         num_choices=4,
         lecture=(
             "A clock has a short hand and a long hand. The short hand shows the hour. When the "

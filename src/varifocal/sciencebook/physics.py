@@ -232,7 +232,7 @@ PHYSICS = (
         topic="physics",
         category="Magnets",
         grades=(2, 5),
-        needs="picture",
+        needs="image",
         num_choices=2,
         lecture=(
             "Magnets can pull or push on each other without touching. When magnets attract, "
@@ -250,7 +250,7 @@ PHYSICS = (
         topic="physics",
         category="Electricity",
         grades=(4, 7),
-        needs="picture",
+        needs="image",
         num_choices=2,
         lecture=(
             "An electric current flows only through a complete loop. A battery pushes the "
@@ -267,7 +267,7 @@ PHYSICS = (
         topic="physics",
         category="Velocity, acceleration, and forces",
         grades=(6, 9),
-        needs="picture",
+        needs="image",
         num_choices=3,
         lecture=(
             "A force is a push or a pull. Every force has a direction and a strength. Arrows "
@@ -285,7 +285,7 @@ PHYSICS = (
         topic="physics",
         category="Force and motion",
         grades=(1, 4),
-        needs="picture",
+        needs="image",
         num_choices=3,
         lecture=(
             "Gravity pulls heavy objects down more strongly than light ones. On a seesaw with "

@@ -62,7 +62,7 @@ class Skill:
     topic: str
     category: str
     grades: tuple[int, int]
-    needs: Literal["picture", "text", "none"]
+    needs: Literal["image", "text", "none"]
     num_choices: int
     lecture: str
     make: Callable[[Dice], Question]

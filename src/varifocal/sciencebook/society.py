@@ -210,7 +210,7 @@ SOCIETY = (
         topic="economics",
         category="Social studies skills",
         grades=(2, 6),
-        needs="picture",
+        needs="image",
         num_choices=3,
         lecture=(
             "A bar chart shows numbers as bars. The taller a bar, the larger its number. The "
@@ -225,7 +225,7 @@ SOCIETY = (
         topic="geography",
         category="Geography",
         grades=(1, 4),
-        needs="picture",
+        needs="image",
         num_choices=4,
         lecture=(
             "Maps have four cardinal directions, or main directions: north, south, east, and "
@@ -241,7 +241,7 @@ SOCIETY = (
         topic="culture",
         category="Symbols",
         grades=(1, 5),
-        needs="picture",
+        needs="image",
         num_choices=3,
         lecture=(
             "A flag is a sign for a country, a town or a group. Its colors and symbols stand "
@@ -256,7 +256,7 @@ SOCIETY = (
         topic="civics",
         category="Rules and laws",
         grades=(1, 3),
-        needs="picture",
+        needs="image",
         num_choices=3,
         lecture=(
             "Rules keep people safe. Traffic lights tell drivers what to do: red means stop, "

@@ -20,9 +20,9 @@ from varifocal.sciencebook.skill import Skill
 from varifocal.sciencebook.society import SOCIETY
 from varifocal.sciencebook.words import WORDS
 
-PICTURE_SKILLS = (*PHYSICS, *MATTER, *MEASURES, *COUNTING, *EARTH, *LIFE, *SOCIETY, *LANGUAGE)
+IMAGE_SKILLS = (*PHYSICS, *MATTER, *MEASURES, *COUNTING, *EARTH, *LIFE, *SOCIETY, *LANGUAGE)
 TEXT_SKILLS = (*SCIENCE, *ECONOMY, *COUNTRY_SKILLS, *READING, *WORDS)
-SKILLS: dict[str, Skill] = {skill.name: skill for skill in (*PICTURE_SKILLS, *TEXT_SKILLS)}
+SKILLS: dict[str, Skill] = {skill.name: skill for skill in (*IMAGE_SKILLS, *TEXT_SKILLS)}
 """Every skill by its name, in the order in which they take turns."""
 
 

@@ -19,7 +19,7 @@ from varifocal.sciencebook.skill import Question, Skill
 from varifocal.sciencebook.table import SKILLS, chosen
 from varifocal.writing import claim_folder, write_text
 
-PICTURE_NAME = "image.png"
+IMAGE_NAME = "image.png"
 PNG_COMPRESSION = 1
 
 
@@ -30,14 +30,14 @@ class Summary:
     Attributes:
         directory: where the data set lies.
         num_questions: questions per split.
-        num_pictures: images over all splits.
+        num_images: images over all splits.
         skills: the names of the skills, in table order.
         chance: accuracy of a blind guess over all questions, 0 to 1.
     """
 
     directory: Path
     num_questions: dict[str, int]
-    num_pictures: int
+    num_images: int
     skills: tuple[str, ...]
     chance: float
 
@@ -96,7 +96,7 @@ def make_sciencebook(
     return Summary(
         directory=root,
         num_questions=counts,
-        num_pictures=sum(record["image"] is not None for record in problems.values()),
+        num_images=sum(record["image"] is not None for record in problems.values()),
         skills=tuple(skill.name for skill in table),
         chance=_mean(1 / len(record["choices"]) for record in problems.values()),
     )
@@ -145,7 +145,7 @@ def compose(
         "choices": choices,
         "answer": choices.index(question.answer),
         "hint": question.hint,
-        "image": PICTURE_NAME if question.draw else None,
+        "image": IMAGE_NAME if question.draw else None,
         "task": "closed choice",
         "grade": f"grade{order.integer(*row.grades)}",
         "subject": row.subject,
@@ -172,7 +172,7 @@ def draw(skill: Skill | str, split: str, index: int, seed: int, question: Questi
     """
     name = skill if isinstance(skill, str) else skill.name
     if question.draw is None:
-        raise ValueError(f"questions of {name!r} have no picture")
+        raise ValueError(f"questions of {name!r} have no image")
     canvas = Canvas(Dice(seed, name, split, index, purpose="picture"))
     question.draw(canvas)
     return canvas.finish()
@@ -205,7 +205,7 @@ def _write_images(
             folder = root / "images" / split / name
             folder.mkdir(parents=True, exist_ok=True)
             image = draw(table[row], split, index, seed, question)
-            image.save(folder / PICTURE_NAME, compress_level=PNG_COMPRESSION)
+            image.save(folder / IMAGE_NAME, compress_level=PNG_COMPRESSION)
         problems[name] = record
         if progress is not None:
             progress(len(problems), total)

@@ -54,10 +54,10 @@ def example_questions(*, images: bool) -> list[Question]:
         ),
         Question(title="A fact", text="Why does ice float on water?"),
     ]
-    return [*(_pictured() if images else ()), *texts]
+    return [*(_image_questions() if images else ()), *texts]
 
 
-def _pictured() -> list[Question]:
+def _image_questions() -> list[Question]:
     record, uri = _drawn("concentrations", 0)
     _, other = _drawn("shapes", 3)
     choices = ", ".join(record["choices"])

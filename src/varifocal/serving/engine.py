@@ -97,7 +97,7 @@ class Engine:
     Args:
         model: a causal language model of transformers, bare, grafted or wrapped by PEFT.
         encoder: conversations -> token ids.
-        load_images: images -> the model's image tensors; None for a model without eyes.
+        load_images: images -> the model's image tensors; None for a model without a vision tower.
         max_batch: most requests that are answered at once.
         max_queue: most requests that wait while others are answered; 0 answers at once or not.
         prefix_cache_gib: memory for keys and values of earlier turns; 0 keeps none. A Qwen-VL
@@ -178,7 +178,7 @@ class Engine:
             messages: turns of text and images, the user's last; nothing of them is cut.
             sampling: greedy and 256 tokens by default.
             adapter: False answers with the model as it was before training. A grafted model is
-                then a language model without eyes: images are left out of the prompt.
+                then a language model without a vision tower: images are left out of the prompt.
             client: whose conversation it is; what others have sent is not gone on from.
 
         Returns:

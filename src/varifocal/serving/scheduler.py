@@ -76,7 +76,7 @@ class Scheduler:
     Args:
         model: in evaluation mode.
         lanes: of the model.
-        load_images: images -> the model's image tensors; None for a model without eyes.
+        load_images: images -> the model's image tensors; None for a model without a vision tower.
         prefixes: what was read before.
         make_writing: a request -> how its answer is written.
         finished: is told of each request that is done, with the reason and the error.

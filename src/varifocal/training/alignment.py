@@ -42,13 +42,13 @@ class Aligned:
     Attributes:
         loss: the mean of its last hundred steps.
         seconds: of its steps.
-        num_pictures: that went through the connector, repeats included.
+        num_images: that went through the connector, repeats included.
         num_words: of its vocabulary.
     """
 
     loss: float
     seconds: float
-    num_pictures: int
+    num_images: int
     num_words: int
 
 
@@ -66,7 +66,7 @@ def align(recipe: Recipe, parts: Assembly, tell: Progress, clock: Clock) -> Alig
     pairs = load_captions(recipe.data)
     with clock.stage("vision_features"):
         keys = parts.features.fill(
-            [image for image, _ in pairs], lambda done, total: tell("see", done, total, "pictures")
+            [image for image, _ in pairs], lambda done, total: tell("encode", done, total, "images")
         )
     store, device = parts.features, next(model.connector.parameters()).device
     tokenizer = parts.encoder.tokenizer
@@ -93,7 +93,7 @@ def align(recipe: Recipe, parts: Assembly, tell: Progress, clock: Clock) -> Alig
     return Aligned(
         loss=sum(losses[-100:]) / len(losses[-100:]),
         seconds=clock.seconds()["alignment"],
-        num_pictures=section.steps * section.batch_size,
+        num_images=section.steps * section.batch_size,
         num_words=len(vocabulary.embeddings),
     )
 

@@ -111,10 +111,10 @@ class Spent:
         marks = {name: batch[name].cpu() for name in _MARKS if name in batch}
         trained = marks["labels"] != IGNORED
         real = trained | marks["prompt_mask"]
-        pictured = real & (marks.get("modality_ids", torch.zeros_like(trained)) == 1)
+        has_image = real & (marks.get("modality_ids", torch.zeros_like(trained)) == 1)
         self.tokens += int(real.sum())
-        self.tokens_with_picture += int(pictured.sum())
-        self.tokens_text += int((real & ~pictured).sum())
+        self.tokens_with_picture += int(has_image.sum())
+        self.tokens_text += int((real & ~has_image).sum())
         self.tokens_trained += int(trained.sum())
         if "reference_mask" in batch:
             self.tokens_distilled += int(batch["reference_mask"].sum())
@@ -156,17 +156,17 @@ class Spent:
             "positions_again": again,
         }
         images = from_pixels + looked_up
-        language = formula.language(**needed, num_pictures=images)
+        language = formula.language(**needed, num_images=images)
         vision = formula.images(from_pixels, looked_up)
         self.flops += language + vision
         self.flops_vision += vision
-        self.flops_masked += formula.language(**done, num_pictures=images) - language
+        self.flops_masked += formula.language(**done, num_images=images) - language
 
-    def add_passes(self, num_pictures: int, formula: FlopFormula) -> None:
+    def add_passes(self, num_images: int, formula: FlopFormula) -> None:
         """Count images that went through the vision tower."""
-        self.vision_passes += num_pictures
-        self.flops += num_pictures * formula.image.tower
-        self.flops_vision += num_pictures * formula.image.tower
+        self.vision_passes += num_images
+        self.flops += num_images * formula.image.tower
+        self.flops_vision += num_images * formula.image.tower
 
     def add_vision(self, flops: int) -> None:
         """Count operations of the connector outside a training step."""
@@ -318,17 +318,17 @@ class Meter:
         if not hasattr(self.base, "vision_passes"):  # a model of transformers does not count
             self._spent.add_passes(_num_from_pixels(batch), self.formula)
 
-    def add_alignment(self, num_pictures: int, num_words: int) -> None:
+    def add_alignment(self, num_images: int, num_words: int) -> None:
         """Count the connector's steps against words: forward, and backward for its weights.
 
         Args:
-            num_pictures: that went through it, repeats included.
+            num_images: that went through it, repeats included.
             num_words: each visual token is compared with, forward and backward.
         """
         base: Any = self.base
         width = base.get_input_embeddings().embedding_dim
         compared = 2 * 2 * base.tokens_per_image * width * num_words
-        self._spent.add_vision(num_pictures * compared + self.formula.images(0, num_pictures))
+        self._spent.add_vision(num_images * compared + self.formula.images(0, num_images))
 
     def add_keep(self, flops: int) -> None:
         """Count the base's answers; of several processes on a machine one has written them."""

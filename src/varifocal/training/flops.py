@@ -103,7 +103,7 @@ class FlopFormula:
         tokens: int,
         pairs: int,
         positions: int,
-        num_pictures: int,
+        num_images: int,
         positions_again: int = 0,
         forwards: int = 1,
     ) -> int:
@@ -115,13 +115,13 @@ class FlopFormula:
                 counter has it, with the half that causality masks.
             positions: whose logits are computed.
             positions_again: of them, those whose logits the backward pass computes again.
-            num_pictures: among these tokens; a trained connector wants their gradient.
+            num_images: among these tokens; a trained connector wants their gradient.
             forwards: forward passes; each runs the tuner's own tokens once.
         """
         shape = self.decoder
         own = shape.routing_tokens * forwards
         # A trained connector is reached through every layer.
-        to_input = shape.input_trains or (self.image.trains and (num_pictures > 0 or self.in_step))
+        to_input = shape.input_trains or (self.image.trains and (num_images > 0 or self.in_step))
         weights, layers = (
             (shape.weights, shape.num_layers) if to_input else (shape.behind, shape.num_behind)
         )

@@ -120,7 +120,7 @@ def _train(
             _fill_features(tuned, data, tell)
     trainer = build_trainer(recipe, run, tuned, data, tell, clock)
     if aligned is not None:
-        trainer.meter.add_alignment(aligned.num_pictures, aligned.num_words)
+        trainer.meter.add_alignment(aligned.num_images, aligned.num_words)
     if prepared is not None and start.checkpoint is None:
         trainer.meter.add_keep(prepared.flops)
     # Only now: a mistake found on the way here must not leave what looks like a run.
@@ -316,7 +316,7 @@ def _fill_features(parts: Assembly, data: TrainingData, tell: Progress) -> None:
     """Look at every image once, before the first step."""
     if parts.features is not None:
         parts.features.fill(
-            list(data.images()), lambda done, total: tell("see", done, total, "pictures")
+            list(data.images()), lambda done, total: tell("encode", done, total, "images")
         )
 
 

@@ -259,7 +259,7 @@ BROKEN = {
     "hellaswag": ("hellaswag_val.jsonl", {"label": 4}, "'label' must be 0 to 3, not 4"),
     "openbookqa": ("Data/Main/test.jsonl", {"answerKey": "E"}, "'E', none of A, B, C, D"),
     "pope": ("coco_pope_random.json", {"label": "maybe"}, "must be yes or no, not 'maybe'"),
-    "vsr": ("data/splits/random/test.jsonl", {"image": "no.jpg"}, "no picture 'no.jpg'"),
+    "vsr": ("data/splits/random/test.jsonl", {"image": "no.jpg"}, "no image 'no.jpg'"),
     "snli_ve": ("snli_ve_test.jsonl", {"gold_label": "true"}, "'gold_label' must be 0 to 2"),
 }
 

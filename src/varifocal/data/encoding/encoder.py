@@ -63,7 +63,8 @@ class Encoder:
 
     Args:
         tokenizer: one without a chat template gets `template.plain_template`.
-        image_token: the placeholder, one token of the tokenizer; None for a model without eyes.
+        image_token: the placeholder, one token of the tokenizer; None without a vision
+            tower.
         image_token_id: its id, checked against the tokenizer's.
         tokens_per_image: V, how many placeholders one image becomes.
         max_length: most tokens of an example, images included; None for no limit.
@@ -162,9 +163,9 @@ class Encoder:
 
         Raises:
             TooLongError: it is over `max_length` and may not or cannot be made shorter.
-            DataError: the text holds the placeholder or one of the template's control tokens, a
-                image meets a model without eyes, an answer is missing or empty, no answer is to
-                be trained, or the chat template refuses the conversation.
+            DataError: the text holds the placeholder or one of the template's control tokens, an
+                image meets a model without a vision tower, an answer is missing or empty, no
+                answer is to be trained, or the chat template refuses the conversation.
         """
         if with_answer:
             example = until_trained(example, self.train_on)

@@ -233,10 +233,10 @@ class Samples(Sequence[Encoded]):
         source = self.sources[self.draw.parts[number]]
         try:
             if record in table:
-                pictured = table.has_images(record)
-                if self.images_only and not pictured:
+                has_image = table.has_images(record)
+                if self.images_only and not has_image:
                     return TEXT_LEFT_OUT, None
-                return table.read(record, source.example(record) if pictured else None), None
+                return table.read(record, source.example(record) if has_image else None), None
             example = source.example(record)
             if self.images_only and not example.images:
                 return TEXT_LEFT_OUT, None

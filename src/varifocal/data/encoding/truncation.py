@@ -173,8 +173,8 @@ def drop_oldest(example: Example, fits: Callable[[Example], bool]) -> Example | 
     """
     start = int(example.messages[0].role == "system")
     pairs = [example.messages[at : at + 2] for at in range(start, len(example.messages), 2)]
-    pictured = [number for number, pair in enumerate(pairs) if _has_image(pair)]
-    needed = {len(pairs) - 1, *pictured[-1:]}
+    with_image = [number for number, pair in enumerate(pairs) if _has_image(pair)]
+    needed = {len(pairs) - 1, *with_image[-1:]}
     old = [number for number in range(len(pairs)) if number not in needed]
 
     def without(count: int) -> Example:

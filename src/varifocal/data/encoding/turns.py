@@ -22,7 +22,7 @@ class TurnWriter:
 
     Args:
         control_tokens: what no text may hold.
-        image_token: the placeholder of an image; None for a model without eyes.
+        image_token: the placeholder of an image; None for a model without a vision tower.
         system: what a conversation without a system message starts with; None for no such turn.
     """
 
@@ -36,7 +36,7 @@ class TurnWriter:
 
         Raises:
             DataError: the text holds the placeholder or a control token, an image meets a model
-                without eyes, or an answer is missing or empty.
+                without a vision tower, or an answer is missing or empty.
         """
         messages = list(example.messages)
         if with_answer and messages[-1].role != "assistant":

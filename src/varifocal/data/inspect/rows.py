@@ -135,7 +135,7 @@ def show_row(
         members: the row's samples with their records.
         collator: the training's; its images are not loaded here.
         decode: ids -> text, special tokens written out.
-        image_token_id: the placeholder's id; None for a model without eyes.
+        image_token_id: the placeholder's id; None for a model without a vision tower.
         tokens_per_image: V, placeholders an image takes.
         index: of the row.
         num_rows: of the epoch.

@@ -76,7 +76,7 @@ class AbsentImage(Image):
         """Say what is wrong.
 
         Raises:
-            PictureError: always.
+            ImageError: always.
         """
         raise ImageError(self.reason)
 
@@ -99,7 +99,7 @@ def absent(error: ImageError) -> AbsentImage:
     """Return what stands for an image that is not there, where that is allowed.
 
     Raises:
-        PictureError: the one that is given, where it is not.
+        ImageError: the one that is given, where it is not.
     """
     if not _ABSENT_ALLOWED.get():
         raise error
@@ -116,7 +116,7 @@ def locate_image(value: Any, folder: Path, where: str) -> Image:
         where: file and place of the record, for the error text.
 
     Raises:
-        PictureError: it is none of these, a URL, a path that leaves the folder, or no such file,
+        ImageError: it is none of these, a URL, a path that leaves the folder, or no such file,
             and no `missing_images_allowed` is around the call.
     """
     try:
@@ -183,7 +183,7 @@ def resolve_image(folder: Path, name: Any, where: str) -> Image:
         The image, not opened yet.
 
     Raises:
-        PictureError: no text, a URL, a path that leaves the folder, or no such file, and no
+        ImageError: no text, a URL, a path that leaves the folder, or no such file, and no
             `missing_images_allowed` is around the call.
     """
     try:

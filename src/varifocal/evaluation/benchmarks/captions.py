@@ -151,8 +151,8 @@ ROWS = (
         parse=_read_caption,
         credit=_no_credit,
         max_new_tokens=40,
-        files=f"{_FILES}; or yerevann/coco-karpathy: data/test-*.parquet and the pictures, "
-        "or any test-*.parquet with captions and pictures",
+        files=f"{_FILES}; or yerevann/coco-karpathy: data/test-*.parquet and the images, "
+        "or any test-*.parquet with captions and images",
         protocol=(
             "'Describe the picture.'; greedy answer's first line; BLEU-4 and CIDEr-D as COCO's "
             "caption script defines them, on words parted much as its PTB tokeniser does, against "

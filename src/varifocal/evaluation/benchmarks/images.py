@@ -273,25 +273,25 @@ ROWS = (
         name="vsr",
         load=load_vsr,
         measure=_measure,
-        files=f"{_VSR_FILES}; or a directory of test-*.parquet with the pictures inside",
+        files=f"{_VSR_FILES}; or a directory of test-*.parquet with the images inside",
         protocol=(
             "a statement on where things lie; the likelier of true and false; accuracy on the "
             "random split's test set, or the zero-shot split's (Liu et al. 2023)"
         ),
         source="https://github.com/cambridgeltl/visual-spatial-reasoning (Liu et al. 2023), "
-        "Apache-2.0; pictures of COCO",
+        "Apache-2.0; images of COCO",
         main="accuracy",
     ),
     Benchmark(
         name="snli_ve",
         load=load_snli_ve,
         measure=_measure,
-        files=f"{_SNLI_VE_FILES}; or a directory of test-*.parquet with the pictures inside",
+        files=f"{_SNLI_VE_FILES}; or a directory of test-*.parquet with the images inside",
         protocol=(
             "a hypothesis about a picture; the likeliest of yes (entailment), maybe (neutral) and "
             "no (contradiction); accuracy on the test set (Xie et al. 2019)"
         ),
-        source="https://github.com/necla-ml/SNLI-VE (Xie et al. 2019), BSD-3-Clause; pictures of "
+        source="https://github.com/necla-ml/SNLI-VE (Xie et al. 2019), BSD-3-Clause; images of "
         "Flickr30k",
         main="accuracy",
     ),

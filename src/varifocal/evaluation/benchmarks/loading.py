@@ -156,7 +156,7 @@ def find_image(folders: Sequence[Path], name: str, where: str) -> Image:
     """Find an image by name, with or without its ending, in the first folder that has it.
 
     Raises:
-        PictureError: there is none, and no `missing_images_allowed` is around the call.
+        ImageError: there is none, and no `missing_images_allowed` is around the call.
     """
     for folder in folders:
         for ending in ("", *_IMAGE_ENDINGS):
@@ -164,7 +164,7 @@ def find_image(folders: Sequence[Path], name: str, where: str) -> Image:
             if path.is_file():
                 return Image(path)
     looked = ", ".join(f"'{folder}'" for folder in folders)
-    return absent(ImageError(f"{where}: no picture '{name}' in {looked}"))
+    return absent(ImageError(f"{where}: no image '{name}' in {looked}"))
 
 
 def image_of(row: Mapping[str, Any], key: str, folder: Path, where: str) -> Image:
@@ -172,10 +172,10 @@ def image_of(row: Mapping[str, Any], key: str, folder: Path, where: str) -> Imag
 
     Raises:
         DataError: there is no such column.
-        PictureError: the cell holds none, and no `missing_images_allowed` is around the call.
+        ImageError: the cell holds none, and no `missing_images_allowed` is around the call.
     """
     if key in row and row[key] is None:
-        return absent(ImageError(f"{where}: '{key}' is empty; it should hold a picture"))
+        return absent(ImageError(f"{where}: '{key}' is empty; it should hold an image"))
     return locate_image(value_of(row, key, where), folder, where)
 
 

@@ -90,7 +90,7 @@ def pair_up(answers: Iterable[tuple[str, bool]]) -> Pairs:
     )
 
 
-_FILES = "MME's SUBTASK/*.txt beside its pictures, or SUBTASK/questions_answers_YN and images"
+_FILES = "MME's SUBTASK/*.txt next to its images, or SUBTASK/questions_answers_YN and images"
 _INSIDE = "questions_answers_YN"
 
 

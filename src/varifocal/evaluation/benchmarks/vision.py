@@ -274,7 +274,7 @@ ROWS = (
             "split, and the splits' mean F1 (Li et al. 2023); what says neither is wrong and no "
             "yes, where the official script takes it for a yes"
         ),
-        source="https://github.com/AoiDragon/POPE (Li et al. 2023), MIT; pictures of COCO",
+        source="https://github.com/AoiDragon/POPE (Li et al. 2023), MIT; images of COCO",
         main="f1",
     ),
     Benchmark(
@@ -305,7 +305,7 @@ ROWS = (
             "against ten answers with TextVQA's normalisation, on the validation set "
             "(Singh et al. 2019)"
         ),
-        source="https://textvqa.org (Singh et al. 2019), CC BY 4.0; pictures of Open Images",
+        source="https://textvqa.org (Singh et al. 2019), CC BY 4.0; images of Open Images",
         main="accuracy",
     ),
 )
