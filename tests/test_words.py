@@ -1,4 +1,4 @@
-"""Public names are made of the field's words: a newcomer who knows transformers can guess them."""
+"""Names are made of the field's words: a newcomer who knows transformers can guess them."""
 
 import ast
 import re
@@ -13,6 +13,7 @@ BANNED = {
     *("picture", "pictures", "eyes", "sees", "house", "way", "talk", "look", "made"),
     *("kept", "told", "tell", "mend", "beside", "behind", "room"),
 }
+BANNED_LOCALS = {"one", "found", "told"}  # they say nothing of the value
 ALLOWED = {
     "sciencebook/life.py: eyes",  # those of an animal
     "serving/connection.py: connection_made",  # asyncio's name
@@ -37,6 +38,24 @@ def public_names(file: Path):
     yield from of(ast.parse(file.read_text()))
 
 
+def constants(file: Path):
+    """Yield the names that a module binds by assignment."""
+    for statement in ast.parse(file.read_text()).body:
+        if isinstance(statement, ast.Assign | ast.AnnAssign):
+            yield from variables(statement)
+
+
+def variables(tree: ast.AST):
+    """Yield what is bound below a node: variables, parameters, errors that are caught."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+        elif isinstance(node, ast.arg):
+            yield node.arg
+        elif isinstance(node, ast.ExceptHandler | ast.MatchAs | ast.MatchStar) and node.name:
+            yield node.name
+
+
 def words_of(name: str) -> set[str]:
     """Part a name at its underscores and capitals.
 
@@ -51,11 +70,31 @@ def words_of(name: str) -> set[str]:
 )
 def test_public_names_use_the_fields_words(file):
     place = file.relative_to(SOURCE).as_posix()
-    found = {name for name in public_names(file) if words_of(name) & BANNED}
-    assert not {f"{place}: {name}" for name in found} - ALLOWED
+    names = {*public_names(file), *constants(file)}
+    assert not {f"{place}: {name}" for name in names if words_of(name) & BANNED} - ALLOWED
+    assert not BANNED_LOCALS.intersection(variables(ast.parse(file.read_text())))
 
 
 def test_a_banned_word_is_found():
     assert words_of("find_picture") & BANNED
     assert words_of("PictureError") & BANNED
     assert not words_of("lookup_table") & BANNED
+    assert words_of("_LEAST_KEPT") & BANNED
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "def f(one): pass",
+        "f = lambda *, one: 1",
+        "[0 for _, one in pairs]",
+        "with f() as one: pass",
+        "one: int = 0",
+        "if (one := f()): pass",
+        "try: f()\nexcept OSError as one: pass",
+        "match f():\n    case [one, *_]: pass",
+    ],
+)
+def test_a_variable_is_found_wherever_it_is_bound(text):
+    assert "one" in set(variables(ast.parse(text)))
+    assert not {*variables(ast.parse("found.told(one=one)"))}

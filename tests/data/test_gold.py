@@ -123,7 +123,7 @@ def test_nothing_is_settled_without_an_integer():
 
 
 def test_what_a_long_source_means_is_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(source_module, "_SCANS_KEPT_FROM", 2)
+    monkeypatch.setattr(source_module, "_SCANS_SAVED_FROM", 2)
     path = tmp_path / "a.jsonl"
 
     def write(pairs):

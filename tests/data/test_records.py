@@ -156,7 +156,7 @@ def test_a_record_of_many_megabytes_is_refused_unread(tmp_path, monkeypatch):
 
 
 def test_the_index_of_a_large_file_is_kept_and_made_anew_when_it_changes(tmp_path, monkeypatch):
-    monkeypatch.setattr(index, "_KEPT_FROM", 1)
+    monkeypatch.setattr(index, "_SAVED_FROM", 1)
     path = tmp_path / "a.jsonl"
     path.write_text('{"a": 1}\n')
     assert len(FileRecords(path)) == 1
@@ -307,7 +307,7 @@ def test_a_split_may_be_a_folder_with_its_own_images(folder):
 
 
 def test_a_scan_is_kept_unless_something_is_broken(tmp_path, monkeypatch):
-    monkeypatch.setattr(source_module, "_SCANS_KEPT_FROM", 1)
+    monkeypatch.setattr(source_module, "_SCANS_SAVED_FROM", 1)
     path = tmp_path / "a.jsonl"
     rows = [{"question": "a", "answer": "b", "task": task} for task in "xyx"]
     path.write_text("\n".join(map(json.dumps, rows)))

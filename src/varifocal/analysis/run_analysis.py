@@ -125,7 +125,7 @@ def interference_of_run(
         )
         drawn = asked.load(recipe)
         samples, left_out = encode_tasks(drawn, parts.encoder, recipe.data.on_bad_record)
-        _see(drawn, parts, progress)
+        _fill_features(drawn, parts, progress)
         interference = measure_interference(
             samples,
             gradient,
@@ -148,7 +148,7 @@ def interference_of_run(
         return interference, Written(files, [*drawn.left_out, *left_out])
 
 
-def _see(drawn: TaskExamples, parts: Assembly, progress: Progress | None) -> None:
+def _fill_features(drawn: TaskExamples, parts: Assembly, progress: Progress | None) -> None:
     """Look at every image once, before the first gradient."""
     if parts.features is not None:
         images = [

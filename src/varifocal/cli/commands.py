@@ -223,7 +223,7 @@ def ask(
 ) -> None:
     """Ask a trained run one question, about images or not."""
     sampled = (temperature, top_p, seed, max_new_tokens, stop or ())
-    conversation = _open_talk(run, image or (), *sampled, strength)
+    conversation = _open_conversation(run, image or (), *sampled, strength)
     conversation.say(question)
 
 
@@ -240,7 +240,7 @@ def chat(
 ) -> None:
     """Talk with a trained run, about images or not, over several turns."""
     sampled = (temperature, top_p, seed, max_new_tokens, stop or ())
-    conversation = _open_talk(run, image or (), *sampled, strength)
+    conversation = _open_conversation(run, image or (), *sampled, strength)
     from varifocal.cli.chat import typed_lines
 
     print("/help lists the commands.")
@@ -256,7 +256,7 @@ def chat(
             _complain(str(error))
 
 
-def _open_talk(
+def _open_conversation(
     run: Path,
     files: Sequence[Path],
     temperature: float,

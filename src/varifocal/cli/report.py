@@ -123,9 +123,9 @@ def print_report(table: Report) -> None:
 
 def _is_shown(row: Row) -> bool:
     """Whether a score stands on the screen too; the files have all."""
-    from varifocal.reports.runs_table import BESIDE
+    from varifocal.reports.runs_table import REFERENCES
 
-    suffixes = tuple(f" ({label})" for _, label in BESIDE)
+    suffixes = tuple(f" ({label})" for _, label in REFERENCES)
     return row.main or row.label.endswith((*_COLUMNS, *suffixes))
 
 

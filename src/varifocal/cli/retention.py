@@ -123,10 +123,14 @@ def _retained(row: Mapping[str, Any]) -> Iterator[str]:
 
     is_factor = row["name"] in FACTORS
     form = ".2f" if is_factor else ".1f"
-    yield _said(row["base"], form)
-    yield "= base" if row["off"] == row["base"] else _said(row["off"], form)
-    yield _said(row["on"], form)
-    change = [] if row["change"] is None else [_said(row["change"], ".3f" if is_factor else "+.1f")]
+    yield _score_cell(row["base"], form)
+    yield "= base" if row["off"] == row["base"] else _score_cell(row["off"], form)
+    yield _score_cell(row["on"], form)
+    change = (
+        []
+        if row["change"] is None
+        else [_score_cell(row["change"], ".3f" if is_factor else "+.1f")]
+    )
     if is_factor and change:
         change = [f"x {change[0]}"]
     if row["p"] is not None:
@@ -134,6 +138,6 @@ def _retained(row: Mapping[str, Any]) -> Iterator[str]:
     yield "\n".join(change)
 
 
-def _said(score: Mapping[str, float], form: str) -> str:
+def _score_cell(score: Mapping[str, float], form: str) -> str:
     low, high = format(score["low"], form), format(score["high"], form)
     return f"{format(score['value'], form)}\n{low} to {high}"

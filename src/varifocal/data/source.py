@@ -119,7 +119,7 @@ class Source:
             progress: called with (done, all) after every record.
         """
         note = cache_root() / "scans" / f"{self.fingerprint}.npz"
-        if len(self) >= _SCANS_KEPT_FROM:
+        if len(self) >= _SCANS_SAVED_FROM:
             with contextlib.suppress(OSError, ValueError, KeyError):
                 stored = np.load(note)
                 return Scan(
@@ -127,7 +127,7 @@ class Source:
                 )
         scan = self._scan(num_workers, progress)
         # What is broken may be mended, an image put in its place: that is looked at anew.
-        if len(self) >= _SCANS_KEPT_FROM and not (scan.modalities < 0).any():
+        if len(self) >= _SCANS_SAVED_FROM and not (scan.modalities < 0).any():
             with (
                 contextlib.suppress(OSError, RunError),  # costs time, nothing else
                 atomic_file(note) as staging,
@@ -154,7 +154,7 @@ class Source:
         return (result.modality, result.task) if isinstance(result, Example) else (-1, "")
 
 
-_SCANS_KEPT_FROM = 10_000
+_SCANS_SAVED_FROM = 10_000
 
 
 class StreamedSource:
@@ -297,7 +297,7 @@ def _integers_of(records: Records | StreamedRecords, asked: ParseOptions) -> Int
         return find_integers(islice(records, _LOOKED_AT), asked)
     if find_integers(islice(read_in_order(records), _LOOKED_AT), asked) is None:
         return None
-    if len(records) < _SCANS_KEPT_FROM:
+    if len(records) < _SCANS_SAVED_FROM:
         return find_integers(read_in_order(records), asked)
     identity = json.dumps([records.fingerprint, dict(asked.columns)], sort_keys=True)
     note = cache_root() / "scans" / f"{hashlib.sha256(identity.encode()).hexdigest()}.integers"

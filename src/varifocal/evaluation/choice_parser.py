@@ -181,7 +181,7 @@ class _Options:
         rest = text[match.end() :]
         if _DENIED.match(rest):
             return set()
-        others = self._beside(rest)
+        others = self._option_after_letter(rest)
         listed = self.letter(_LISTED.match(rest))
         if others - {letter} or (not others and listed not in (None, _NONE, letter)):
             return {_NONE}
@@ -202,7 +202,7 @@ class _Options:
         index = self.letter(re.match(r"\s*\(\s*([A-Za-z])\s*\)", text[length:]))
         return set() if index is None or not length else {index}
 
-    def _beside(self, rest: str) -> set[int]:
+    def _option_after_letter(self, rest: str) -> set[int]:
         """Return the option whose text stands next to a letter."""
         rest = rest.lstrip(" \t.(:;)-]>},")
         return self.at_start(rest) or self.whole(_SENTENCE_END.split(rest, maxsplit=1)[0])

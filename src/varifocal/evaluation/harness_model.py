@@ -73,7 +73,7 @@ class HarnessModel:
                 questions,
                 self.parts.load_images,
                 token_budget=budget,
-                progress=_told(bar),
+                progress=_progress_of(bar),
             )
 
     def rate_each(self, questions: Sequence[Question]) -> list[Rating]:
@@ -107,7 +107,7 @@ class HarnessModel:
                 stop_ids=ends,
                 max_new_tokens=max_new_tokens,
                 token_budget=self.rows * (longest + max_new_tokens),
-                progress=_told(bar),
+                progress=_progress_of(bar),
             )
         return [self.encoder.read_answer(ids) for ids in written]
 
@@ -180,7 +180,7 @@ class HarnessModel:
         return Question(prompt.input_ids, tuple(ids), prompt.modality, prompt.images)
 
 
-def _told(bar: Any) -> StepProgress:
+def _progress_of(bar: Any) -> StepProgress:
     """Let a bar show how many are done."""
 
     def tell(done: int, _: int) -> None:

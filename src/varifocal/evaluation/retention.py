@@ -279,7 +279,7 @@ def _rows(columns: Mapping[str, _Column], seed: int) -> list[RetentionLine]:
         lost = sum(b < a for a, b in zip(base.right, on.right, strict=True))
         change = _times(paired_bootstrap(base.right, on.right, seed=seed), 100)
         shares = [_share(column.right) for column in (base, off, on)]
-        rows.append(_kept(RIGHT, len(base.right), shares, change, mcnemar(won, lost)))
+        rows.append(_line(RIGHT, len(base.right), shares, change, mcnemar(won, lost)))
     if base.answers:
         answers = [column.answers for column in (base, off, on)]
         same = [
@@ -287,7 +287,7 @@ def _rows(columns: Mapping[str, _Column], seed: int) -> list[RetentionLine]:
             for column in answers
         ]
         rows.append(_agreement(TOKENS, answers, seed))
-        rows.append(_kept(SAME, len(base.answers), same))
+        rows.append(_line(SAME, len(base.answers), same))
     if base.scenes:
         after = [column.scenes for column in (base, off, on)]
         rows.append(_perplexities(AFTER_IMAGE, after, seed))
@@ -303,7 +303,7 @@ def _agreement(name: str, columns: Sequence[Sequence[Reading]], seed: int) -> Re
         )
         for column in columns
     ]
-    return _kept(name, len(columns[0]), [_times(share, 100) for share in shares])
+    return _line(name, len(columns[0]), [_times(share, 100) for share in shares])
 
 
 def _perplexities(name: str, columns: Sequence[Sequence[Reading]], seed: int) -> RetentionLine:
@@ -312,10 +312,10 @@ def _perplexities(name: str, columns: Sequence[Sequence[Reading]], seed: int) ->
     nats = [[reading.nats for reading in column] for column in columns]
     each = [_exp(bootstrap_ratio(column, tokens, seed=seed)) for column in nats]
     more = [after - before for before, after in zip(nats[0], nats[2], strict=True)]
-    return _kept(name, len(tokens), each, _exp(bootstrap_ratio(more, tokens, seed=seed)))
+    return _line(name, len(tokens), each, _exp(bootstrap_ratio(more, tokens, seed=seed)))
 
 
-def _kept(
+def _line(
     name: str,
     count: int,
     columns: Sequence[Interval],

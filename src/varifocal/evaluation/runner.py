@@ -165,7 +165,7 @@ def run(
     _check(benchmark, items)
     session = _Session(name, benchmark, asker, way, progress or silent)
     prompts, not_asked = session.prepare(items)
-    items, left_out = _kept(name, items, prompts, [*left_out, *not_asked])
+    items, left_out = _with_prompts(name, items, prompts, [*left_out, *not_asked])
     ledger = Ledger(directory / f"{name}.predictions.jsonl", _identity(benchmark, way, about))
     file = directory / f"{name}.json"
     with ledger.alone():
@@ -216,7 +216,7 @@ def _check(benchmark: Benchmark, items: Sequence[Item]) -> None:
         )
 
 
-def _kept(
+def _with_prompts(
     name: str, items: Sequence[Item], prompts: Mapping[str, Prompt], left_out: Sequence[str]
 ) -> tuple[list[Item], Sequence[str]]:
     """Return the items that have a prompt, and the sentences on those that have none."""
@@ -245,7 +245,7 @@ class _Session:
                 prompts[item.id] = self._prepare(item)
             except DataError as error:
                 if self._way.on_bad_record == "fail":
-                    raise DataError(f"{self._name}, item '{item.id}': {error}; {_MEND}") from error
+                    raise DataError(f"{self._name}, item '{item.id}': {error}; {_FIX}") from error
                 left_out.append(f"item '{item.id}': {error}")
             self._tell(f"{self._name}: prompts", number, len(items))
         return prompts, left_out
@@ -297,7 +297,7 @@ class _Session:
             yield item, _read(benchmark, item, answer)
 
 
-_MEND = (
+_FIX = (
     "fix it, or leave such items out of the score with --on-bad-record skip (--blind needs no "
     "images)"
 )

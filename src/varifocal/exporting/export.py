@@ -231,7 +231,7 @@ def push(directory: Path, repo_id: str, *, private: bool = True) -> str:
 
 _BYTES = 4
 _MODELS = 2  # the trained one, and what was written
-_ROOM = 1.1  # for activations, logits and the layer that is being merged
+_HEADROOM = 1.1  # for activations, logits and the layer that is being merged
 
 
 def in_float32(parts: Assembly) -> tuple[Assembly, bool]:
@@ -260,7 +260,7 @@ def _device_with_room(model: nn.Module) -> torch.device | None:
     """Return the model's own device, or the CPU, or None where neither has the memory."""
     own = next(model.parameters()).device
     held = sum(p.numel() * p.element_size() for p in model.parameters())
-    needed = int(_ROOM * _MODELS * _BYTES * sum(p.numel() for p in model.parameters()))
+    needed = int(_HEADROOM * _MODELS * _BYTES * sum(p.numel() for p in model.parameters()))
     for device in dict.fromkeys((own, torch.device("cpu"))):
         if free_bytes(device) + (held if device == own else 0) >= needed:
             return device

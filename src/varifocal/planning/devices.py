@@ -212,11 +212,11 @@ def judge(
         return True, f"fits: {peak:.1f} of {device.memory_gib:.0f} GiB on {where}{most}"
     return False, (
         f"does not fit: {peak:.1f} GiB, and {where} has {device.memory_gib:.0f}; "
-        f"{_mend(recipe, largest)}"
+        f"{_fix(recipe, largest)}"
     )
 
 
-def _mend(recipe: Recipe, largest: int | None) -> str:
+def _fix(recipe: Recipe, largest: int | None) -> str:
     """Name what would help, the least painful first."""
     if largest:
         return f"set training.per_device_train_batch_size to {largest}"

@@ -157,11 +157,11 @@ def _rows(runs: Sequence[RunSummary]) -> list[Row]:
         for name in sorted(names, key=lambda name: name not in mains):
             cells = tuple(_score(scores.get(name)) for scores in of_suite)
             rows.append(Row("scores", _called(f"{suite} {name}"), cells, main=name in mains))
-            rows += _beside(suite, [scores.get(name) for scores in of_suite])
+            rows += _reference_rows(suite, [scores.get(name) for scores in of_suite])
     return rows
 
 
-BESIDE: tuple[tuple[str, str], ...] = (
+REFERENCES: tuple[tuple[str, str], ...] = (
     ("chance", "guessing"),
     ("majority", "always the same answer"),
     ("longest", "the longest option"),
@@ -171,9 +171,9 @@ BESIDE: tuple[tuple[str, str], ...] = (
 """What stands next to a suite's main score, and what reports call it."""
 
 
-def _beside(suite: str, scores: Sequence[Mapping[str, Any] | None]) -> Iterator[Row]:
+def _reference_rows(suite: str, scores: Sequence[Mapping[str, Any] | None]) -> Iterator[Row]:
     """Yield what blind rules score on a suite, and both ways of reading likelihoods."""
-    for key, label in BESIDE:
+    for key, label in REFERENCES:
         values = [score.get(key) if score is not None else None for score in scores]
         cells = tuple(
             f"{value:.1f}" if isinstance(value, int | float) else NONE for value in values

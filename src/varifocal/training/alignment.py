@@ -66,7 +66,8 @@ def align(recipe: Recipe, parts: Assembly, tell: Progress, clock: Clock) -> Alig
     pairs = load_captions(recipe.data)
     with clock.stage("vision_features"):
         keys = parts.features.fill(
-            [image for image, _ in pairs], lambda done, total: tell("encode", done, total, "images")
+            [image for image, _ in pairs],
+            lambda done, total: tell("features", done, total, "images"),
         )
     store, device = parts.features, next(model.connector.parameters()).device
     tokenizer = parts.encoder.tokenizer

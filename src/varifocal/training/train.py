@@ -316,7 +316,7 @@ def _fill_features(parts: Assembly, data: TrainingData, tell: Progress) -> None:
     """Look at every image once, before the first step."""
     if parts.features is not None:
         parts.features.fill(
-            list(data.images()), lambda done, total: tell("encode", done, total, "images")
+            list(data.images()), lambda done, total: tell("features", done, total, "images")
         )
 
 

@@ -14,7 +14,7 @@ Overflow = Literal["error", "drop", "truncate_prompt", "drop_oldest_turns"]
 
 CUT_MARK = " ... "
 """Stands where text was taken out."""
-LEAST_KEPT = 40
+MIN_LENGTH = 40
 """Characters of a user's text that stay; with fewer there is no question left to answer."""
 
 
@@ -101,13 +101,13 @@ def shorten(
         fits: whether a conversation is short enough.
 
     Returns:
-        The conversation with as much text as fits, or None if it does not fit with `LEAST_KEPT`
+        The conversation with as much text as fits, or None if it does not fit with `MIN_LENGTH`
         characters of each text either.
     """
     shorter = list(turns)
     for number, part in _user_texts(turns, image_token):
         before = shorter
-        length, too_many = LEAST_KEPT, len(_parts(turns[number], image_token)[part])
+        length, too_many = MIN_LENGTH, len(_parts(turns[number], image_token)[part])
         shorter = _keep(before, number, part, length, image_token)
         if not fits(shorter):
             continue
@@ -130,7 +130,7 @@ def _user_texts(turns: Sequence[Turn], image_token: str | None) -> list[tuple[in
         if turn["role"] == "user"
         for part, text in enumerate(_parts(turn, image_token))
     }
-    return sorted((p for p in sizes if sizes[p] > LEAST_KEPT), key=lambda place: -sizes[place])
+    return sorted((p for p in sizes if sizes[p] > MIN_LENGTH), key=lambda place: -sizes[place])
 
 
 def _parts(turn: Turn, image_token: str | None) -> list[str]:

@@ -79,7 +79,7 @@ def _by_what_it_looks_like(
     if place is None:
         raise DataError(
             f"{where}: answer {short(answer)} is none of the choices {', '.join(texts)}"
-            f"{_mend(answer, texts, integers)}"
+            f"{_fix(answer, texts, integers)}"
         )
     return place
 
@@ -90,7 +90,7 @@ def _integer(readings: _Readings, integers: Integers | None) -> int | None:
     return readings.index if (integers or readings.usual) == "index" else readings.value
 
 
-def _mend(answer: Any, texts: Sequence[str], integers: Integers | None) -> str:
+def _fix(answer: Any, texts: Sequence[str], integers: Integers | None) -> str:
     """Say which `answer_is` would read an answer that cannot be read."""
     if _whole(answer) is None:
         return ""

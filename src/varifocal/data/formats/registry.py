@@ -114,11 +114,11 @@ def detect(rows: Iterable[Record | DataError], place: str) -> str:
     known = "; ".join(f"{name} ({parser.about})" for name, parser in FORMATS.items())
     raise DataError(
         f"'{place}' is of no known format: its first record has {columns}; "
-        f"{_mend(records[0].row if records else {})}; or name its format, one of {known}"
+        f"{_fix(records[0].row if records else {})}; or name its format, one of {known}"
     )
 
 
-def _mend(row: Mapping[str, Any]) -> str:
+def _fix(row: Mapping[str, Any]) -> str:
     """Say what to add to the recipe, or to do with the file."""
     nested = [
         str(name)

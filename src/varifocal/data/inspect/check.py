@@ -146,7 +146,7 @@ def _read(
     source = open_source(section, seed)
     counts = SourceCounts(source.name, section.place, side, notes=source.notes())
     stage = f"{side}: {source.name}"
-    for scanned in _looks(source, Looker(encoder, side), seed, num_workers):
+    for scanned in _scans(source, Looker(encoder, side), seed, num_workers):
         counts.add(scanned, findings)
         if progress is not None and isinstance(source, Source):
             progress(stage, len(counts), len(source))
@@ -155,7 +155,7 @@ def _read(
     return counts
 
 
-def _looks(
+def _scans(
     source: Source | StreamedSource, looker: Looker, seed: int, num_workers: int | None
 ) -> Iterable[RecordScan]:
     """Look at every record in order, in several processes where they can be told apart."""

@@ -105,7 +105,7 @@ class Looker:
         """Look at a record that has been read, or at what came instead of it."""
         if isinstance(example, DataError):
             return RecordScan(findings=((_kind(example), str(example)),))
-        digests, findings = self._see(example)
+        digests, findings = self._open_images(example)
         if reason := self._lacks_answer(example):
             findings.append(("no_answer", reason))
         question = _question(plain or example, digests)
@@ -125,7 +125,7 @@ class Looker:
             findings += more
         return replace(scanned, findings=tuple(findings))
 
-    def _see(self, example: Example) -> tuple[list[str], list[tuple[Kind, str]]]:
+    def _open_images(self, example: Example) -> tuple[list[str], list[tuple[Kind, str]]]:
         """Open every image; return digests of their contents, and what is wrong."""
         opened = [self._open_once(image) for image in example.images]
         findings: list[tuple[Kind, str]] = [
@@ -165,7 +165,7 @@ class Looker:
             -1 if self.encoder.image_token_id is None else self.encoder.image_token_id
         )
         scanned = replace(scanned, num_tokens=length, num_image_tokens=int(is_image.sum()))
-        findings = _told(whole, example)
+        findings = _lost_parts(whole, example)
         limit = self.encoder.max_length
         if limit is None or length <= limit:
             return replace(scanned, num_kept=length, num_trained=_trained(whole)), findings
@@ -223,7 +223,7 @@ def _kind(error: DataError) -> Kind:
     return "broken"
 
 
-def _told(encoded: Encoded, example: Example) -> list[tuple[Kind, str]]:
+def _lost_parts(encoded: Encoded, example: Example) -> list[tuple[Kind, str]]:
     """Say what of a record that gives a sample is not in what is trained."""
     findings: list[tuple[Kind, str]] = []
     if count := encoded.rewritten_answers:

@@ -46,7 +46,7 @@ MAX_RECORD_BYTES = 64 * 2**20
 """A longer record is refused unread: no line of a file may fill the memory."""
 
 BLOCK = 4 * 2**20
-_KEPT_FROM = 8 * 2**20  # smaller files are indexed faster than a note of them is found
+_SAVED_FROM = 8 * 2**20  # smaller files are indexed faster than a note of them is found
 BLANKS = b" \t\r\n"
 _VERSION = "1"
 
@@ -60,7 +60,7 @@ def cached_index(file: Path, kind: str, make: Callable[[Path], Index]) -> Index:
         make: finds the records.
     """
     stat = file.stat()
-    if stat.st_size < _KEPT_FROM:
+    if stat.st_size < _SAVED_FROM:
         return make(file)
     identity = f"{_VERSION}\0{kind}\0{file.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}"
     note = cache_root() / "indexes" / f"{sha256(identity.encode()).hexdigest()}.npy"

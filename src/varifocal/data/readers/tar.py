@@ -162,7 +162,7 @@ class TarRecords:
     def __init__(self, path: Path, is_split: bool = False) -> None:
         self.path, self.folder, self.place = path, path.parent, str(path)
         self.is_split = is_split
-        with _told(path):
+        with _as_data_error(path):
             self._index = cached_index(unpacked(path), "samples", partial(_index, path=path))
         if not len(self._index):
             raise DataError(f"'{path}' has no sample: no file in it has a name and an ending")
@@ -178,7 +178,7 @@ class TarRecords:
             DataError: its JSON is broken, or it is too large; see `shard_rows.row_of_sample`.
         """
         start, end, _ = (int(value) for value in self._index[number])
-        with _told(self.path), unpacked(self.path).open("rb") as stream:
+        with _as_data_error(self.path), unpacked(self.path).open("rb") as stream:
             stream.seek(start)
             content = io.BytesIO(stream.read(end - start)) if end - start <= _MOST_READ else None
             if content is None:
@@ -198,7 +198,7 @@ def stream_shard(path: Path) -> Iterator[Record | DataError]:
     Raises:
         DataError: as `TarRecords`, when the damaged part is reached.
     """
-    with _told(path), opened(path) as stream:
+    with _as_data_error(path), opened(path) as stream:
         for sample in _samples(stream, path):
             try:
                 yield sample.record(path)
@@ -323,7 +323,7 @@ def _index(plain: Path, path: Path) -> Index:
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
+def _as_data_error(path: Path) -> Iterator[None]:
     """Turn what goes wrong with a tar file into a sentence."""
     try:
         yield

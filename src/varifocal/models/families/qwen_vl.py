@@ -269,7 +269,7 @@ def _forward(model: Any, forward: Callable[..., Any], *args: Any, **kwargs: Any)
     _refuse_sharded(inner.visual)
     is_vision_language = kwargs.get("pixel_values") is not None
     if is_vision_language:
-        kwargs["mm_encoder_outputs"] = {"image": _see(model, kwargs)}
+        kwargs["mm_encoder_outputs"] = {"image": _embed_images(model, kwargs)}
         kwargs["pixel_values"] = None
     elif in_world():
         kwargs = _in_step(inner, kwargs)
@@ -288,7 +288,7 @@ def _forward(model: Any, forward: Callable[..., Any], *args: Any, **kwargs: Any)
     return forward(*args, **kwargs)
 
 
-def _see(model: Any, kwargs: Mapping[str, Any]) -> Any:
+def _embed_images(model: Any, kwargs: Mapping[str, Any]) -> Any:
     """Run the tower; the marks of rows are not for it."""
     grid = kwargs["image_grid_thw"]
     model.vision_passes += len(grid)

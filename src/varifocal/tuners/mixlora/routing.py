@@ -94,7 +94,7 @@ class Context:
         memory: by linear, what to go on with.
         listeners: are told of every choice.
         balance: by linear, the terms of the balancing loss.
-        told: the linears that have told their choice.
+        published: the linears whose choice the listeners have.
         is_image: [B, T] bool, the tokens that the factors are for; None for all.
         is_left: whether they are for none of them, and no gradient is asked for.
     """
@@ -106,7 +106,7 @@ class Context:
     memory: dict[str, CachedChoice] = field(default_factory=dict)
     listeners: list[Callable[[Chosen], None]] = field(default_factory=list)
     balance: dict[str, Tensor] = field(default_factory=dict)
-    told: set[str] = field(default_factory=set)
+    published: set[str] = field(default_factory=set)
     is_image: Tensor | None = None
     is_left: bool = False
     _totals: tuple[Tensor, Tensor] | None = None
@@ -123,8 +123,8 @@ class Context:
         assert self.groups is not None
         if balance:
             self.balance[layer] = balance_term(choice, self.groups.decided)
-        if self.listeners and layer not in self.told:
-            self.told.add(layer)
+        if self.listeners and layer not in self.published:
+            self.published.add(layer)
             for listener in self.listeners:
                 listener(Chosen(layer, self.groups, choice.detached()))
 
