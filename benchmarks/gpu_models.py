@@ -29,7 +29,7 @@ from varifocal.models.grafted import graft
 from varifocal.models.loss import LossKernel, supervised_loss
 from varifocal.models.published import PUBLISHED
 from varifocal.models.vision import build_tower
-from varifocal.planning.memory import parts_of_peak, weigh
+from varifocal.planning.memory import count_weights, parts_of_peak
 from varifocal.planning.tracing import switch_checkpointing, trace_step
 from varifocal.recipe import LoraSection, MixLoraSection, MMASection, TunerSection, load_recipe
 from varifocal.training.cost import Spent, peak_memory_gib
@@ -257,7 +257,7 @@ def planned_gib(scale: Scale, way: Way) -> dict[str, float]:
     if way.checkpointing:
         switch_checkpointing(base, True, autocast)
     step = trace_step(model, base, batch_of(scale, way, base, "meta"), autocast=autocast)
-    parts = parts_of_peak(weigh(model, base, recipe), step, overhead=0.0, num_devices=1)
+    parts = parts_of_peak(count_weights(model, base, recipe), step, overhead=0.0, num_devices=1)
     return {name: size / GIB for name, size in parts.items() if size}
 
 

@@ -25,8 +25,8 @@ from varifocal.analysis.run_analysis import TaskSample, interference_of_run, rou
 from varifocal.errors import RunError
 from varifocal.recipe import Recipe, load_recipe
 from varifocal.run import RunDirectory
-from varifocal.sweep import DONE, Sweep, check_same, load_sweep, run_sweep
-from varifocal.training.train import train
+from varifocal.sweep import DONE, Sweep, check_same_point, load_sweep, run_sweep
+from varifocal.training.train import run_training
 from varifocal.writing import claim_folder
 
 SWEEP = Path(__file__).parent / "mixlora.yaml"
@@ -129,7 +129,7 @@ class Study:
         folder, shared = self.folder(seed), self._shared(seed)
         for sweep in one_by_one(shared, settings):
             run = folder / sweep.points[0].label
-            check_same(sweep.points[0], RunDirectory(run))
+            check_same_point(sweep.points[0], RunDirectory(run))
             if not (run / DONE).is_file():  # else only its report would be written again
                 run_sweep(sweep, folder, progress=_tell)
             self._look(run)
@@ -141,7 +141,7 @@ class Study:
             point = sweep.points[0]
             start = self.folder(seed) / "start" / point.label
             if not _file(start, "interference").is_file():
-                train(point.recipe, start, resume=start.exists(), progress=_tell)
+                run_training(point.recipe, start, resume=start.exists(), progress=_tell)
                 self._interference(start)
 
     def _shared(self, seed: int) -> dict[str, Any]:
@@ -164,7 +164,7 @@ class Study:
         if (run / "training.json").is_file():
             _check_steps(RunDirectory(run), recipe)
             return
-        train(recipe, run, resume=run.exists(), progress=_tell)
+        run_training(recipe, run, resume=run.exists(), progress=_tell)
 
     def _look(self, run: Path) -> None:
         """Measure what is measured on this setting, where it is not measured yet."""

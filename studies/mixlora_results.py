@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from studies.record import over_seeds
-from varifocal.analysis.tasks import task_of
+from varifocal.analysis.tasks import name_task
 from varifocal.data.loading import load_source
 from varifocal.evaluation.sources import suite_name
 from varifocal.recipe import load_recipe
@@ -97,7 +97,7 @@ def scores_of(run: Path) -> dict[str, dict[str, float]]:
         for example, line in zip(load_source(source), lines.splitlines(), strict=True):
             answer = json.loads(line)
             loss = loss_of(answer["scores"], answer["options"].index(answer["gold"][0]))
-            by_task[task_of(example)].append((loss, answer["correct"], len(answer["scores"])))
+            by_task[name_task(example)].append((loss, answer["correct"], len(answer["scores"])))
     scores = {
         task: {
             "questions": len(rows),

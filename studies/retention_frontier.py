@@ -41,7 +41,7 @@ from varifocal.recipe import Recipe, load_recipe
 from varifocal.run import RunDirectory
 from varifocal.sciencebook import make_sciencebook
 from varifocal.sweep import Point, Sweep, load_sweep, run_sweep
-from varifocal.training.train import train
+from varifocal.training.train import run_training
 from varifocal.writing import write_json, write_text
 
 HERE = Path(__file__).parent
@@ -234,7 +234,7 @@ class Study:
             seed = PILOT_SEED + len(pilots)
             page = _of(points, RATES_SEED).points[0].recipe.model_copy(update={"seed": seed})
             run = RunDirectory(self.out / "pilot" / arm)
-            cost = train(page, run.root, resume=run.recipe.exists()).cost
+            cost = run_training(page, run.root, resume=run.recipe.exists()).cost
             pilots[arm] = {
                 "step_seconds": cost["seconds_cpu_training"] / cost["steps"],
                 "keep_seconds": cost["seconds_cpu_keep"],

@@ -10,9 +10,14 @@ from varifocal.data.loading import load_source
 from varifocal.evaluation.benchmarks.scienceqa import choice_benchmark
 from varifocal.evaluation.evaluated_model import EncodedAsker, without_images
 from varifocal.evaluation.generation import evaluation_mode
-from varifocal.evaluation.likelihood import Question
+from varifocal.evaluation.likelihood import EncodedQuestion
 from varifocal.evaluation.open_answers import items_of
-from varifocal.evaluation.readings import Reading, after_images, greedy_continuations, read
+from varifocal.evaluation.readings import (
+    Reading,
+    after_images,
+    greedy_continuations,
+    measure_readings,
+)
 from varifocal.evaluation.retention_data import Material, gather_material
 from varifocal.evaluation.runner import AskOptions
 from varifocal.evaluation.runner import run as run_benchmark
@@ -32,8 +37,8 @@ class Language:
     """
 
     material: Material
-    written: list[Question]
-    described: list[Question]
+    written: list[EncodedQuestion]
+    described: list[EncodedQuestion]
     figures: dict[str, Any]
 
     def of(self, parts: Assembly) -> dict[str, Any]:
@@ -90,13 +95,13 @@ def asked_of(source: SourceSection, parts: Assembly, folder: Path, name: str) ->
     }
 
 
-def _read(parts: Assembly, language: Language, scenes: Sequence[Question]) -> dict[str, Any]:
+def _read(parts: Assembly, language: Language, scenes: Sequence[EncodedQuestion]) -> dict[str, Any]:
     """Read prose, the base's answers, and its answers after an image."""
     ends = stop_ids(parts.model, parts.encoder.end_of_turn_id)
     with evaluation_mode(parts.model):
-        texts = read(parts.model, language.material.texts)
-        answers = read(parts.model, language.written, ends=ends)
-        after = read(parts.model, scenes, parts.load_images, ends=ends)
+        texts = measure_readings(parts.model, language.material.texts)
+        answers = measure_readings(parts.model, language.written, ends=ends)
+        after = measure_readings(parts.model, scenes, parts.load_images, ends=ends)
     return {
         "prose_nats": _nats(texts),
         "after_image_nats": _nats(after),

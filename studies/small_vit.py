@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from transformers import CLIPImageProcessorPil, Dinov2Config, Dinov2Model
 
 from studies.command import run_study, take_out
-from varifocal.sciencebook import SKILLS, compose, draw
+from varifocal.sciencebook import SKILLS, compose, draw_image
 
 SEED = 20_261_122
 """Of the images; the studies make theirs with seeds from 0 to 9."""
@@ -118,7 +118,7 @@ def batch_of(step: int, size: int, skills: Sequence[str]) -> tuple[Tensor, list[
     for place in range(step * size, (step + 1) * size):
         index, row = divmod(place, len(skills))
         record, question = compose(skills[row], "train", index, SEED)
-        images.append(np.asarray(draw(skills[row], "train", index, SEED, question)))
+        images.append(np.asarray(draw_image(skills[row], "train", index, SEED, question)))
         captions.append(record["caption"])
     random = torch.Generator().manual_seed(SEED + step)
     return augmented(normalised(images), random), captions

@@ -29,7 +29,7 @@ from varifocal.models.connector import pool_cells
 from varifocal.models.preprocessing import load_image_processor
 from varifocal.models.sources import find_checkpoint
 from varifocal.models.vision import VISION_MODELS, VisionTower, build_tower
-from varifocal.sciencebook import compose, draw
+from varifocal.sciencebook import compose, draw_image
 from varifocal.writing import write_json, write_text
 
 SEED = 77
@@ -44,7 +44,7 @@ def images_of(skill: str, split: str, count: int) -> tuple[list[Image.Image], li
     pil_images, words = [], []
     for index in range(count):
         record, question = compose(skill, split, index, SEED)
-        pil_images.append(draw(skill, split, index, SEED, question))
+        pil_images.append(draw_image(skill, split, index, SEED, question))
         words.append(set(words_of(record["caption"])))
     return pil_images, words
 

@@ -23,7 +23,7 @@ from studies.retention_frontier import FULL, QUICK, QUICK_SECONDS, SECONDS, Size
 from studies.retention_frontier_measures import asked_of
 from studies.retention_frontier_results import in_brackets, row
 from varifocal.assemble import open_run
-from varifocal.demo import PICTURE_SKILLS
+from varifocal.demo import IMAGE_SKILLS
 from varifocal.sciencebook import SKILLS, make_sciencebook
 from varifocal.writing import write_json, write_text
 
@@ -89,7 +89,7 @@ class Route:
         counts = {"train": int(TRAINED * share), "test": int(ASKED["easy-vqa"] * share)}
         write_easy_vqa(data, out / "easy-vqa", counts)
         if not (out / "asked" / "problems.json").is_file():
-            skills = [skill for skill in PICTURE_SKILLS if SKILLS[skill].title in self._titles]
+            skills = [skill for skill in IMAGE_SKILLS if SKILLS[skill].title in self._titles]
             count = max(int(ASKED["sciencebook"] * share), 1) * len(skills)
             make_sciencebook(out / "asked", train=0, val=0, test=count, seed=1, skills=skills)
 
@@ -126,7 +126,7 @@ class Route:
         """Override what is trained on: the frontier's, or easy-VQA next to its text skills."""
         if name == "sciencebook":
             return []
-        shown = {SKILLS[skill].title for skill in PICTURE_SKILLS}
+        shown = {SKILLS[skill].title for skill in IMAGE_SKILLS}
         texts = [title for title in self._titles if title not in shown]
         texts_of = {**self._shown, "path": str(self.study.out / "sciencebook"), "skills": texts}
         connector = self.study.out / f"start-{name}" / f"aligned,seed={seed}"

@@ -179,7 +179,7 @@ def training(monkeypatch, tmp_path):
         def train(recipe, root, **options):
             raise error
 
-        monkeypatch.setattr(room, "train", train)
+        monkeypatch.setattr(room, "run_training", train)
 
     (tmp_path / "train.jsonl").write_text("")
     (tmp_path / "dev.jsonl").write_text("")

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from varifocal.cli.commands import app
 from varifocal.errors import ModelError, RecipeError
 from varifocal.models.families.qwen_vl import cell_side
-from varifocal.models.families.smolvlm import tokens_per_image
+from varifocal.models.families.smolvlm import smolvlm_tokens_per_image
 from varifocal.models.load import is_vision_language
 from varifocal.models.published import PUBLISHED
 from varifocal.models.sources import Checkpoint
@@ -148,7 +148,7 @@ def test_a_smolvlm_trains_by_formula(name):
         "language_model": lora(*SMOLVLMS[name]),
         "connector": 768 * 16 * width,
     }
-    assert tokens_per_image(PUBLISHED[name].config()) == 64
+    assert smolvlm_tokens_per_image(PUBLISHED[name].config()) == 64
 
 
 def test_llava_trains_by_formula():

@@ -137,7 +137,7 @@ def hold(tmp_path):
 
 
 def test_a_second_process_is_told_of_the_first(hold, tmp_path, monkeypatch):
-    from varifocal.training.train import train
+    from varifocal.training.train import run_training
 
     holder = hold()
     run = RunDirectory.create(tmp_path / "run")
@@ -146,7 +146,7 @@ def test_a_second_process_is_told_of_the_first(hold, tmp_path, monkeypatch):
         pass
     monkeypatch.setattr("varifocal.training.train.check_usable", lambda recipe: None)
     with pytest.raises(RunError, match=told):
-        train(Recipe.model_validate({"model": {"language_model": "none"}}), run.root)
+        run_training(Recipe.model_validate({"model": {"language_model": "none"}}), run.root)
     monkeypatch.setenv("RANK", "1")
     with run.lock():  # the first process of a launch has it for all of them
         pass

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from varifocal.sciencebook import SKILLS, compose, draw
+from varifocal.sciencebook import SKILLS, compose, draw_image
 from varifocal.sciencebook.drawing import COLOURS, SHAPES
 from varifocal.sciencebook.skill import NUMBERS
 
@@ -319,7 +319,7 @@ def test_the_caption_tells_the_answer(name):
 def test_the_image_shows_the_answer(name):
     for index in range(24):
         record, question = compose(name, "test", index, seed=1)
-        image = draw(name, "test", index, 1, question)
+        image = draw_image(name, "test", index, 1, question)
         page = Page(image, record["question"], record["caption"])
         assert PIXELS[name](page) == question.answer, (index, record)
 
@@ -328,7 +328,7 @@ def test_the_image_shows_the_answer(name):
 def test_nothing_is_cut_off_at_the_edge(name):
     for index in range(16):
         record, question = compose(name, "train", index, seed=1)
-        pixels = np.asarray(draw(name, "train", index, 1, question), dtype=np.int32)
+        pixels = np.asarray(draw_image(name, "train", index, 1, question), dtype=np.int32)
         sky, ground = pixels[0, 0], pixels[-1, 0]
         for edge in (pixels[:2], pixels[-2:], pixels[:, :2], pixels[:, -2:]):
             plain = [abs(edge - colour).sum(-1) < 8 for colour in (sky, ground)]

@@ -15,7 +15,7 @@ from varifocal import cli
 from varifocal.errors import RecipeError, RunError
 from varifocal.run import RunDirectory
 from varifocal.sweep import DONE, _same_scores, load_sweep, run_sweep
-from varifocal.training.train import train
+from varifocal.training.train import run_training
 from varifocal.training.trainer import SupervisedTrainer
 from varifocal.writing import write_text
 
@@ -287,7 +287,7 @@ def test_a_checkpoint_of_an_interruption_is_not_scored(write, tmp_path, book):
     page = {"seeds": [0], "evaluate": True, "checkpoints": True, "sources": scored, "set": few}
     sweep = load_sweep(write(**page))
     run = RunDirectory(tmp_path / "out" / "seed=0")
-    train(sweep.points[0].recipe, run.root)
+    run_training(sweep.points[0].recipe, run.root)
     (run.checkpoints / "checkpoint-2").rename(run.checkpoints / "checkpoint-3")  # as by Ctrl-C
     run_sweep(sweep, tmp_path / "out")
     assert [one.name for one in run.evaluations.iterdir() if one.is_dir()] == ["checkpoint-4"]

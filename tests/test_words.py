@@ -2,6 +2,7 @@
 
 import ast
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,12 @@ BANNED_LOCALS = {"one", "found", "told"}  # they say nothing of the value
 ALLOWED = {
     "sciencebook/life.py: eyes",  # those of an animal
     "serving/connection.py: connection_made",  # asyncio's name
+}
+
+SHARED = {
+    *("benchmark", "compare", "evaluate", "export", "plan", "retention", "train"),  # verb and API
+    *("export_lavin", "import_lavin"),  # the API's, and what it calls
+    "main",  # of a command
 }
 
 
@@ -36,6 +43,13 @@ def public_names(file: Path):
                     yield from of(child)
 
     yield from of(ast.parse(file.read_text()))
+
+
+def definitions(file: Path):
+    """Yield the public functions and classes of a module."""
+    for node in ast.parse(file.read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield from () if node.name.startswith("_") else (node.name,)
 
 
 def constants(file: Path):
@@ -73,6 +87,13 @@ def test_public_names_use_the_fields_words(file):
     names = {*public_names(file), *constants(file)}
     assert not {f"{place}: {name}" for name in names if words_of(name) & BANNED} - ALLOWED
     assert not BANNED_LOCALS.intersection(variables(ast.parse(file.read_text())))
+
+
+def test_a_public_name_means_one_thing():
+    """The API's schema has the names of OpenAI's API."""
+    files = sorted({*SOURCE.rglob("*.py")} - {SOURCE / "serving" / "schema.py"})
+    names = Counter(name for file in files for name in definitions(file))
+    assert {name for name, count in names.items() if count > 1} == SHARED
 
 
 def test_a_banned_word_is_found():

@@ -29,12 +29,12 @@ from varifocal.evaluation.sources import about_run
 from varifocal.plotting import loss_curve, routing_plot
 from varifocal.progress import Progress, silent
 from varifocal.recipe import Recipe, load_recipe
-from varifocal.reports.card_scores import read_object
-from varifocal.reports.contact_sheet import Card, contact_sheet
+from varifocal.reports.card_scores import read_object_if_any
+from varifocal.reports.contact_sheet import SheetCard, contact_sheet
 from varifocal.run import RunDirectory
 from varifocal.sciencebook import SKILLS, make_sciencebook
 from varifocal.training.cost import peak_memory_gib
-from varifocal.training.train import train
+from varifocal.training.train import run_training
 from varifocal.tuners import routing_table
 from varifocal.writing import write_json
 
@@ -123,14 +123,14 @@ def _do(run: RunDirectory, quick: bool, tell: Progress) -> dict[str, Any]:
     """Do what is left of a demo."""
     started = time.monotonic()
     size = QUICK if quick else FULL
-    recipe = prepare(run, size, tell)
+    recipe = prepare_demo(run, size, tell)
     examples = list(load_source(recipe.data.evaluate[0]))
     before = score_start(run, recipe, examples, tell)
-    training = train(recipe, run.root, resume=run.recipe.is_file(), progress=tell)
+    training = run_training(recipe, run.root, resume=run.recipe.is_file(), progress=tell)
     _, parts = open_run(run.root)
     about = about_run(run.root, recipe, parts)
     after = _score(run, parts, examples, "after", tell, about=about)
-    draw(run, parts, examples, after["predictions"])
+    draw_sheet(run, parts, examples, after["predictions"])
     del parts
     language = score_language(run, size.language, tell)
     return {
@@ -153,7 +153,7 @@ def _do(run: RunDirectory, quick: bool, tell: Progress) -> dict[str, Any]:
     }
 
 
-def prepare(run: RunDirectory, size: Size, tell: Progress) -> Recipe:
+def prepare_demo(run: RunDirectory, size: Size, tell: Progress) -> Recipe:
     """Make the data, if it is not there yet, and read the recipe for it."""
     book = run.root / "sciencebook"
     if not (book / "problems.json").is_file():
@@ -237,7 +237,7 @@ def _read_scores(run: RunDirectory, name: str) -> dict[str, Any] | None:
     file = run.evaluations / f"{name}.json"
     if not file.is_file():
         return None
-    measures = read_object(file).get("measures")
+    measures = read_object_if_any(file).get("measures")
     if measures is None:
         raise RunError(
             f"{file} is damaged or of a former kind; delete the folder {run.evaluations} and "
@@ -280,7 +280,7 @@ def _skills(
     }
 
 
-def draw(
+def draw_sheet(
     run: RunDirectory,
     parts: Assembly,
     examples: Sequence[Example],
@@ -304,8 +304,8 @@ def _one_of_each(examples: Sequence[Example]) -> list[Example]:
     return list(first.values())
 
 
-def _card(example: Example, prediction: Mapping[str, Any]) -> Card:
-    return Card(
+def _card(example: Example, prediction: Mapping[str, Any]) -> SheetCard:
+    return SheetCard(
         image=example.images[0].open(),
         question=_question(example),
         options=example.choices,
@@ -338,7 +338,7 @@ def ask_command(root: str | Path, result: Mapping[str, Any]) -> str:
 
 
 def _read_back(stored: Path, quick: bool) -> dict[str, Any]:
-    result = read_object(stored)
+    result = read_object_if_any(stored)
     lacking = [key for key in _SHOWN if key not in result]
     if lacking:
         raise RunError(

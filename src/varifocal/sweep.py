@@ -31,7 +31,7 @@ from varifocal.run import RunDirectory
 from varifocal.writing import atomic_file, claim_folder, write_json
 
 if TYPE_CHECKING:
-    from varifocal.reports.runs_table import Report
+    from varifocal.reports.runs_table import RunsTable
 
 REPORT_FILES = ("report.md", "report.json", "report.png")
 DONE = "point.json"
@@ -248,7 +248,7 @@ def _check_labels(file: Path, labels: Sequence[str]) -> None:
             )
 
 
-def run_sweep(sweep: Sweep, out: str | Path, progress: Progress | None = None) -> Report:
+def run_sweep(sweep: Sweep, out: str | Path, progress: Progress | None = None) -> RunsTable:
     """Train and score every point that is not done yet, then lay all of them side by side.
 
     Args:
@@ -261,13 +261,13 @@ def run_sweep(sweep: Sweep, out: str | Path, progress: Progress | None = None) -
         Stopped: Ctrl-C or SIGTERM; the same sweep goes on where it stopped.
         DataError, ModelError, RecipeError: as a point's training and scoring.
     """
-    from varifocal.reports.runs_table import compare
+    from varifocal.reports.runs_table import tabulate_runs
 
     out = Path(out)
     tell = progress or silent
     claim_folder(out, known={*(point.label for point in sweep.points), *REPORT_FILES})
     for point in sweep.points:
-        check_same(point, RunDirectory(out / point.label))
+        check_same_point(point, RunDirectory(out / point.label))
     for number, point in enumerate(sweep.points):
         tell("sweep", number, len(sweep.points), point.label)
         run = RunDirectory(out / point.label)
@@ -277,17 +277,17 @@ def run_sweep(sweep: Sweep, out: str | Path, progress: Progress | None = None) -
                 _do(sweep.page, point, run, tell)
             gc.collect()  # one point's model has to go before the next one comes
     tell("sweep", len(sweep.points), len(sweep.points))
-    report = compare([out / point.label for point in sweep.points], sweep.groups)
+    report = tabulate_runs([out / point.label for point in sweep.points], sweep.groups)
     report.write(out)
     return report
 
 
 def _do(page: SweepSection, point: Point, run: RunDirectory, tell: Progress) -> None:
     """Train a point, or what is left of it, score it, and say that it is done."""
-    from varifocal.training.train import train
+    from varifocal.training.train import run_training
 
     try:
-        train(point.recipe, run.root, resume=run.recipe.exists(), progress=tell)
+        run_training(point.recipe, run.root, resume=run.recipe.exists(), progress=tell)
     except Stopped as stop:
         raise Stopped(
             f"stopped in point '{point.label}'; what is done is saved. Go on with the same command"
@@ -343,7 +343,7 @@ def _here(source: SourceSection) -> SourceSection:
     return source.model_copy(update=places)
 
 
-def check_same(point: Point, run: RunDirectory) -> None:
+def check_same_point(point: Point, run: RunDirectory) -> None:
     """Refuse to go on with, or to report, a run of another recipe.
 
     Args:

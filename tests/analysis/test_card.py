@@ -211,7 +211,7 @@ def test_every_verb_that_changes_a_run_renews_its_card(make_run, tmp_path, monke
             alignment_loss=None, passed_over=(), data_notes=(),
         )  # fmt: skip
 
-    monkeypatch.setattr("varifocal.training.train.train", lambda *_, **__: changed("train"))
+    monkeypatch.setattr("varifocal.training.train.run_training", lambda *_, **__: changed("train"))
     monkeypatch.setattr("varifocal.demo.run_demo", lambda *_, **__: changed("demo"))
     monkeypatch.setattr("varifocal.sweep.run_sweep", lambda *_, **__: changed("sweep"))
     monkeypatch.setattr(
@@ -253,7 +253,7 @@ def test_scoring_and_retention_renew_the_card_of_a_run_and_of_no_model(
             file.write_text(json.dumps(page))
             return file
 
-    monkeypatch.setattr("varifocal.evaluation.retention.retention", lambda *_, **__: Kept())
+    monkeypatch.setattr("varifocal.evaluation.retention.measure_retention", lambda *_, **__: Kept())
     said = CliRunner().invoke(app, ["retention", str(root)])
     assert said.exit_code == 0, said.exception
     assert "| right % | 1.0 (0.0 to 2.0) |" in (root / "README.md").read_text()

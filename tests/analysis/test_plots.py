@@ -11,7 +11,7 @@ import PIL.Image
 import pytest
 
 from varifocal.plotting import loss_curve, routing_plot, smoothed
-from varifocal.reports.contact_sheet import Card, _wrap, contact_sheet
+from varifocal.reports.contact_sheet import SheetCard, _wrap, contact_sheet
 
 GREEN, RED = (0x2E, 0x7D, 0x43), (0xB9, 0x3A, 0x32)
 
@@ -26,7 +26,7 @@ def share_of(colour: tuple[int, int, int], image: np.ndarray) -> float:
     return float((np.abs(image.astype(int) - colour).max(-1) < 8).mean())
 
 
-def card(correct: bool = True, **changes: object) -> Card:
+def card(correct: bool = True, **changes: object) -> SheetCard:
     image = PIL.Image.new("RGB", (40, 40), (10, 20, 240))
     fields = {
         "image": image,
@@ -36,7 +36,7 @@ def card(correct: bool = True, **changes: object) -> Card:
         "gold": "attract" if correct else "repel",
         "correct": correct,
     }
-    return Card(**{**fields, **changes})  # type: ignore[arg-type]
+    return SheetCard(**{**fields, **changes})  # type: ignore[arg-type]
 
 
 def test_loss_curve_draws_rows_that_have_a_loss(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from varifocal import cli
 from varifocal.api.run import Run
 from varifocal.reports.card_scores import former_scores
 from varifocal.reports.runs import flat, read_run
-from varifocal.reports.runs_table import compare, differences, group_rows, mean_of
+from varifocal.reports.runs_table import differences, group_rows, mean_of, tabulate_runs
 
 PAGE = {
     "model": {"language_model": "smollm2-135m-instruct"},
@@ -78,7 +78,7 @@ def cells(report, label):
 
 
 def test_two_runs_show_what_differs_what_they_took_and_what_they_scored(make):
-    report = compare([make("a", rank=4, accuracy=50.0), make("b", rank=16, accuracy=62.5)])
+    report = tabulate_runs([make("a", rank=4, accuracy=50.0), make("b", rank=16, accuracy=62.5)])
     assert differences(report.runs) == {"tuner.rank": [4, 16]}
     assert cells(report, "state") == ("finished", "finished")
     assert cells(report, "trained parameters") == ("1,234", "1,234")
@@ -94,11 +94,11 @@ def test_a_default_that_is_written_out_is_no_difference(make):
     page = yaml.safe_load((second / "recipe.yaml").read_text())
     del page["tuner"]["rank"]  # eight by default
     (second / "recipe.yaml").write_text(yaml.safe_dump(page))
-    assert differences(compare([first, second]).runs) == {}
+    assert differences(tabulate_runs([first, second]).runs) == {}
 
 
 def test_an_unfinished_run_tells_how_far_it_came_and_what_that_took(make):
-    report = compare([make("a"), make("b", finished=False)])
+    report = tabulate_runs([make("a"), make("b", finished=False)])
     assert cells(report, "state") == ("finished", "unfinished, saved at step 1")
     assert cells(report, "tokens") == ("3,000", "11")  # of two processes
     assert cells(report, "minutes") == ("1.5", "0.5")
@@ -113,14 +113,14 @@ def test_nothing_missing_or_torn_stops_a_report(make, tmp_path, damage):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("no run")
     roots = [make("whole"), torn, tmp_path / "empty", tmp_path / "nowhere", tmp_path / "file"]
-    report = compare(roots)
+    report = tabulate_runs(roots)
     assert [run.finished for run in report.runs if run.name != "torn"] == [True, *3 * [False]]
     assert {path.name for path in report.write(tmp_path / "out")} >= {"report.md", "report.json"}
 
 
 def test_a_report_is_a_page_a_record_and_a_image(make, tmp_path):
     roots = [make(f"run{number}", rank=number + 1, accuracy=40.0 + number) for number in range(20)]
-    files = compare(roots).write(tmp_path / "out")
+    files = tabulate_runs(roots).write(tmp_path / "out")
     assert [path.name for path in files] == ["report.md", "report.json", "report.png"]
     page = files[0].read_text()
     heads = [line for line in page.splitlines() if line.startswith("|  |")]
@@ -136,7 +136,7 @@ def test_a_report_is_a_page_a_record_and_a_image(make, tmp_path):
 
 
 def test_one_run_without_scores_has_a_report(make, tmp_path):
-    files = compare([make("only", finished=False)]).write(tmp_path / "out")
+    files = tabulate_runs([make("only", finished=False)]).write(tmp_path / "out")
     assert len(files) == 3  # its losses are drawn
     assert "| state | unfinished, saved at step 1 |" in files[0].read_text()
 
@@ -144,7 +144,7 @@ def test_one_run_without_scores_has_a_report(make, tmp_path):
 def test_seeds_are_averaged_over_the_runs_that_are_done(make, tmp_path):
     roots = [make(f"s{seed}", accuracy=50.0 + 2 * seed, seed=seed) for seed in range(3)]
     roots.append(make("s3", finished=False, seed=3))
-    report = compare(roots, {"lora": ["s0", "s1", "s2", "s3"]})
+    report = tabulate_runs(roots, {"lora": ["s0", "s1", "s2", "s3"]})
     files = report.write(tmp_path / "out")
     group = json.loads(files[1].read_text())["groups"]["lora"]
     assert (group["finished"], group["runs"]) == (3, ["s0", "s1", "s2", "s3"])
@@ -164,7 +164,7 @@ def test_a_mean_of_one_claims_no_interval():
 
 def test_runs_of_one_name_are_told_apart(make, tmp_path):
     roots = [make("x/demo"), make("y/demo")]
-    assert [run.name for run in compare(roots).runs] == [str(root) for root in roots]
+    assert [run.name for run in tabulate_runs(roots).runs] == [str(root) for root in roots]
 
 
 def test_a_page_is_laid_out_by_dotted_keys(make):
@@ -196,7 +196,7 @@ def test_scores_of_benchmarks_stand_beside_those_of_scienceqa(make, tmp_path, ca
     for root, main in zip(roots, ("f1", "f1"), strict=True):
         page = {"benchmark": "pope", "main": main, "measures": [cider, f1, {"name": "torn"}, 3]}
         (root / "eval" / "pope.json").write_text(json.dumps(page))
-    report = compare(roots, {"both": ["a", "b"]})
+    report = tabulate_runs(roots, {"both": ["a", "b"]})
     assert cells(report, "pope f1 %") == ("40.0", "40.0")
     assert cells(report, "pope CIDEr (x100)") == ("61.2 (50.5 to 70.0)",) * 2
     assert [row.label for row in report.rows if row.main] == ["book average %", "pope f1 %"]

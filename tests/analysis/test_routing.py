@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from varifocal.analysis.routing import Usage, measure_routing, usage_of_tables
+from varifocal.analysis.routing import FactorUsage, measure_routing, usage_of_tables
 from varifocal.analysis.tasks import encode_tasks, load_tasks
 from varifocal.assemble import open_run
 from varifocal.errors import ModelError
@@ -13,13 +13,15 @@ from varifocal.tuners import record_routing, routing_table
 
 
 def test_usage_worked_by_hand():
-    usage = Usage(torch.tensor([[0.5, 0.5, 0, 0], [0.5, 0, 0.5, 0], [0.5, 0.5, 0, 0]]).double())
+    usage = FactorUsage(
+        torch.tensor([[0.5, 0.5, 0, 0], [0.5, 0, 0.5, 0], [0.5, 0.5, 0, 0]]).double()
+    )
     assert usage.load.tolist() == pytest.approx([1 / 2, 1 / 3, 1 / 6, 0])
     # (1/2 ln 2 + 1/3 ln 3 + 1/6 ln 6) / ln 4
     assert usage.entropy == pytest.approx(0.7295739585)
     assert usage.overlap.tolist() == [[1, 0.5, 1], [0.5, 1, 0.5], [1, 0.5, 1]]
     assert usage.mean_overlap == pytest.approx(2 / 3)
-    alike = Usage(torch.full((2, 4), 0.25))
+    alike = FactorUsage(torch.full((2, 4), 0.25))
     assert (alike.entropy, alike.mean_overlap) == pytest.approx((1, 1))
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from varifocal.analysis.tasks import MAX_TASKS, draw_tasks, task_of
+from varifocal.analysis.tasks import MAX_TASKS, draw_tasks, name_task
 from varifocal.data.example import Example, Message
 from varifocal.errors import DataError
 
@@ -17,9 +17,9 @@ def book(**counts):
 
 
 def test_a_task_is_the_skill_the_task_or_the_source():
-    assert task_of(example("QCM-A", tags={"skill": "Use wind roses"})) == "Use wind roses"
-    assert task_of(example("caption", source="data/book.json")) == "caption"
-    assert task_of(example("", source="data/book.json")) == "book"
+    assert name_task(example("QCM-A", tags={"skill": "Use wind roses"})) == "Use wind roses"
+    assert name_task(example("caption", source="data/book.json")) == "caption"
+    assert name_task(example("", source="data/book.json")) == "book"
 
 
 def test_a_draw_is_bounded_repeatable_and_in_order():

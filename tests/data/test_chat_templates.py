@@ -18,7 +18,7 @@ from varifocal.data.encoding.encoder import Encoder
 from varifocal.data.encoding.samples import Samples
 from varifocal.data.example import Example, Message
 from varifocal.data.inspect.scan import Looker
-from varifocal.data.mixture import Part, draw
+from varifocal.data.mixture import Part, draw_epoch
 from varifocal.data.source import open_source
 from varifocal.errors import AnswerError, DataError, ModelError
 from varifocal.recipe import DataSection, FileSection
@@ -313,7 +313,7 @@ def test_what_is_told_is_counted_once_and_remembered(families, tmp_path):
     tokenizer = copy.deepcopy(families["qwen3"].tokenizer)
     tokenizer.chat_template = _WITHOUT_SYSTEM + FAMILIES["qwen3"]
     for _ in range(2):  # encoded, then read from the table
-        drawn = draw([Part("a", 3, epochs=1)], DataSection().mixture, 0)
+        drawn = draw_epoch([Part("a", 3, epochs=1)], DataSection().mixture, 0)
         samples = Samples([source], drawn, Encoder(tokenizer), tmp_path / "cache")
         list(samples.usable(range(3)))
         list(samples.usable(range(3)))

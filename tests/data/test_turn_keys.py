@@ -6,7 +6,7 @@ import pytest
 
 from varifocal.data.encoding.encoder import Encoder
 from varifocal.data.encoding.samples import Samples
-from varifocal.data.mixture import Part, draw
+from varifocal.data.mixture import Part, draw_epoch
 from varifocal.data.rows.lazy import streamed_passes
 from varifocal.data.source import open_source
 from varifocal.errors import DataError
@@ -117,7 +117,7 @@ def test_unknown_keys_are_told_and_harmless_ones_are_not(tmp_path, tokenizers):
     keys = [source.example(number).unread_keys for number in range(3)]
     assert keys == [("mood",), (), ("flavour", "mood")]
     encoder = Encoder(tokenizers["smollm2"])
-    drawn = draw([Part("a", 3, epochs=1)], DataSection().mixture, 0)
+    drawn = draw_epoch([Part("a", 3, epochs=1)], DataSection().mixture, 0)
     for _ in range(2):  # encoded, then read from the table
         samples = Samples([source], drawn, encoder, tmp_path / "cache")
         list(samples.usable(range(3)))
@@ -134,7 +134,7 @@ def test_a_stream_counts_what_it_tells_once(tmp_path, tokenizers):
     records = [source.example(number) for number in range(3)]
     samples = Samples(
         [source],
-        draw([Part("a", 3, epochs=1)], DataSection().mixture, 0),
+        draw_epoch([Part("a", 3, epochs=1)], DataSection().mixture, 0),
         Encoder(tokenizers["smollm2"]),
         tmp_path / "cache",
     )

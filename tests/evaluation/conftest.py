@@ -13,13 +13,13 @@ from tiny import byte_tokenizer, llama_config
 from varifocal.assemble import Assembly
 from varifocal.evaluation.benchmarks.scienceqa import choice_benchmark
 from varifocal.evaluation.evaluated_model import EncodedAsker
-from varifocal.evaluation.likelihood import Question
+from varifocal.evaluation.likelihood import EncodedQuestion
 from varifocal.evaluation.open_answers import items_of
 from varifocal.evaluation.runner import AskOptions, run
 
 VOCABULARY = 61
 
-RandomQuestions = Callable[[int], list[Question]]
+RandomQuestions = Callable[[int], list[EncodedQuestion]]
 
 
 @pytest.fixture
@@ -45,9 +45,9 @@ def random_questions() -> RandomQuestions:
     def ids(low: int, high: int) -> np.ndarray:
         return rng.integers(1, VOCABULARY, rng.integers(low, high)).astype(np.int32)
 
-    def questions(count: int) -> list[Question]:
+    def questions(count: int) -> list[EncodedQuestion]:
         return [
-            Question(ids(1, 20), tuple(ids(1, 7) for _ in range(rng.integers(1, 6))))
+            EncodedQuestion(ids(1, 20), tuple(ids(1, 7) for _ in range(rng.integers(1, 6))))
             for _ in range(count)
         ]
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from varifocal.evaluation import generation
 from varifocal.evaluation.generation import greedy_answers, parse_answer
-from varifocal.evaluation.likelihood import Question
+from varifocal.evaluation.likelihood import EncodedQuestion
 
 CHOICES = ["attract", "repel", "A magnet does nothing"]
 
@@ -94,7 +94,7 @@ def test_answers_equal_decoding_alone(llama, random_questions, token_budget: int
 
 
 def test_images_without_a_loader_are_refused(llama) -> None:
-    question = Question(np.array([1], np.int32), (np.array([2], np.int32),), 1, ("picture",))
+    question = EncodedQuestion(np.array([1], np.int32), (np.array([2], np.int32),), 1, ("picture",))
     with pytest.raises(ValueError, match="load_images is None"):
         greedy_answers(llama, [question], None, stop_ids=[0])
 

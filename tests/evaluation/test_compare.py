@@ -11,7 +11,7 @@ import pytest
 
 from varifocal.errors import DataError, RunError
 from varifocal.evaluation.baselines import Baselines
-from varifocal.evaluation.compare import Comparison, compare
+from varifocal.evaluation.compare import Comparison, compare_runs
 from varifocal.evaluation.predictions import read_predictions
 
 
@@ -34,7 +34,7 @@ def row(id_: int, correct: float | None, **more: object) -> dict:
 def both(tmp_path: Path, first: list[dict], second: list[dict], suite: str = "toy") -> Comparison:
     write(tmp_path / "a" / "eval", suite, *first)
     write(tmp_path / "b" / "eval", suite, *second)
-    return compare(tmp_path / "a", tmp_path / "b")
+    return compare_runs(tmp_path / "a", tmp_path / "b")
 
 
 def test_a_table_on_paper(tmp_path) -> None:
@@ -72,7 +72,7 @@ def test_another_prompt_is_left_out_and_said(tmp_path) -> None:
         "1 item asked with different prompts (prompt_sha or the words): left out; --any-prompt "
         "takes them in",
     ]
-    taken = compare(tmp_path / "a", tmp_path / "b", any_prompt=True).suites[0]
+    taken = compare_runs(tmp_path / "a", tmp_path / "b", any_prompt=True).suites[0]
     assert [pair.first.id for pair in taken.pairs] == ["1", "2"]
     assert taken.notes[-1].endswith("compared all the same")
 
@@ -80,7 +80,7 @@ def test_another_prompt_is_left_out_and_said(tmp_path) -> None:
 def test_other_gold_answers_and_protocols_are_said(tmp_path) -> None:
     write(tmp_path / "a", "toy", row(1, 1.0), row(2, 1.0), page={"blind": True})
     write(tmp_path / "b", "toy", row(1, 1.0, gold=["no"]), row(2, 1.0), page={"blind": False})
-    suite = compare(tmp_path / "a", tmp_path / "b").suites[0]
+    suite = compare_runs(tmp_path / "a", tmp_path / "b").suites[0]
     assert suite.notes == [
         "the protocol differs in blind: True / False",
         "1 item left out: the files have other gold answers",
@@ -151,7 +151,7 @@ def test_lines_without_a_digest_asked_in_other_words_differ(tmp_path) -> None:
     write(tmp_path / "b", "toy", {**plain, "question": "Which one?"})
     assert (
         "1 item asked with different prompts"
-        in compare(tmp_path / "a", tmp_path / "b").suites[0].notes[0]
+        in compare_runs(tmp_path / "a", tmp_path / "b").suites[0].notes[0]
     )
 
 
@@ -201,16 +201,16 @@ def test_no_credit_compares_answers(tmp_path) -> None:
 def test_suites_that_one_has(tmp_path) -> None:
     write(tmp_path / "a" / "eval", "pope", row(1, 1.0))
     with pytest.raises(RunError, match="no predictions at "):
-        compare(tmp_path / "a", tmp_path / "b")
+        compare_runs(tmp_path / "a", tmp_path / "b")
     write(tmp_path / "b" / "eval", "gqa", row(1, 1.0))
     with pytest.raises(RunError, match="no suite that both have"):
-        compare(tmp_path / "a", tmp_path / "b")
+        compare_runs(tmp_path / "a", tmp_path / "b")
     write(tmp_path / "b" / "eval", "pope", row(1, 1.0))
-    assert compare(tmp_path / "a", tmp_path / "b").notes == [
+    assert compare_runs(tmp_path / "a", tmp_path / "b").notes == [
         f"only {tmp_path / 'b'} has predictions of gqa"
     ]
     with pytest.raises(RunError, match="did you mean 'pope'"):
-        compare(tmp_path / "a", tmp_path / "b", ["popo"])
+        compare_runs(tmp_path / "a", tmp_path / "b", ["popo"])
 
 
 def test_damaged_files(tmp_path) -> None:

@@ -11,7 +11,7 @@ from peft import get_peft_model
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from varifocal.evaluation.generation import greedy_answers
-from varifocal.evaluation.likelihood import Question, score_options
+from varifocal.evaluation.likelihood import EncodedQuestion, score_options
 from varifocal.models.connector import PatchMLP
 from varifocal.models.grafted import graft
 from varifocal.models.vision import TransformersTower
@@ -54,18 +54,18 @@ def grafted(llama):
 
 
 @pytest.fixture
-def mixed_questions(random_questions) -> list[Question]:
+def mixed_questions(random_questions) -> list[EncodedQuestion]:
     """Text questions, and questions with one or two images in their prompt."""
     questions = random_questions(7)
     placeholder = np.full(TOKENS_PER_IMAGE, IMAGE, np.int32)
     for index, images in ((1, (5,)), (2, (6, 7)), (5, (8,))):
         plain = questions[index]
         ids = np.concatenate([plain.prompt_ids[:1], *[placeholder] * len(images), plain.prompt_ids])
-        questions[index] = Question(ids, plain.option_ids, 1, images)
+        questions[index] = EncodedQuestion(ids, plain.option_ids, 1, images)
     return questions
 
 
-def plain_row(model, question: Question, ids: Sequence[int]) -> torch.Tensor:
+def plain_row(model, question: EncodedQuestion, ids: Sequence[int]) -> torch.Tensor:
     """Logits of one row alone; the model finds its modality itself."""
     images = load_images(question.images) if question.images else {}
     with torch.no_grad():
@@ -107,8 +107,8 @@ def test_answers_equal_plain_rows(grafted, mixed_questions, token_budget: int) -
 def test_images_and_modality_matter(grafted, mixed_questions) -> None:
     """The two tests above would also pass with eyes that see nothing."""
     question = mixed_questions[1]
-    other = Question(question.prompt_ids, question.option_ids, 1, (99,))
-    as_text = Question(question.prompt_ids, question.option_ids, 0, question.images)
+    other = EncodedQuestion(question.prompt_ids, question.option_ids, 1, (99,))
+    as_text = EncodedQuestion(question.prompt_ids, question.option_ids, 0, question.images)
     scores = score_options(grafted, [question, other, as_text], load_images)
     assert scores[0] != pytest.approx(scores[1], abs=1e-3)
     assert scores[0] != pytest.approx(scores[2], abs=1e-3)

@@ -19,7 +19,13 @@ from varifocal.evaluation import evaluated_model
 from varifocal.evaluation.baselines import of_choices
 from varifocal.evaluation.benchmark import Answer
 from varifocal.evaluation.likelihood import best_option
-from varifocal.evaluation.open_answers import benchmark_of, credit, items_of, measure, read
+from varifocal.evaluation.open_answers import (
+    benchmark_of,
+    credit,
+    items_of,
+    measure,
+    read_open_answer,
+)
 from varifocal.evaluation.predictions import read_predictions
 from varifocal.evaluation.runner import About, run
 from varifocal.evaluation.sources import evaluate_recipe
@@ -126,14 +132,17 @@ def test_a_row_with_several_answers(tmp_path: Path, row: dict, trained: str, ans
 )
 def test_what_an_answer_earns(metric, text: str, references: list[str], earned: float) -> None:
     (item,) = items_of([asked(*references)])
-    answer = Answer(item.id, text=text, parsed=read(text, item))
+    answer = Answer(item.id, text=text, parsed=read_open_answer(text, item))
     assert credit(metric, item, answer) == pytest.approx(earned)
 
 
 def test_a_letter_counts_where_a_question_has_choices() -> None:
     (item,) = items_of([asked("blue", choices=("red", "blue"))])
     for text, earned in (("(b)", 1.0), ("blue", 1.0), ("The answer is A.", 0.0), ("A or B", 0.0)):
-        assert credit("exact", item, Answer("q", text=text, parsed=read(text, item))) == earned
+        assert (
+            credit("exact", item, Answer("q", text=text, parsed=read_open_answer(text, item)))
+            == earned
+        )
 
 
 def test_measures_on_paper() -> None:
@@ -141,7 +150,8 @@ def test_measures_on_paper() -> None:
     items = items_of([asked("red")] * 4)
     said = ["red", "it is red", "rod", ""]
     answered = [
-        (i, Answer(i.id, text=t, parsed=read(t, i))) for i, t in zip(items, said, strict=True)
+        (i, Answer(i.id, text=t, parsed=read_open_answer(t, i)))
+        for i, t in zip(items, said, strict=True)
     ]
     found = {one.name: one for one in measure("exact", answered)}
     assert list(found) == ["exact match", "answer contained", "ANLS (x100)"]

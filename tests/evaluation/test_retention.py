@@ -10,8 +10,8 @@ import torch
 
 from varifocal.cli.retention import print_retention
 from varifocal.evaluation.generation import greedy_answers
-from varifocal.evaluation.likelihood import Question
-from varifocal.evaluation.readings import Reading, read
+from varifocal.evaluation.likelihood import EncodedQuestion
+from varifocal.evaluation.readings import Reading, measure_readings
 from varifocal.evaluation.retention import Retention, _Column, _rows
 
 STOP = {5, 6, 7, 8, 9, 10}
@@ -19,8 +19,8 @@ STOP = {5, 6, 7, 8, 9, 10}
 
 @pytest.mark.parametrize("token_budget", [1, 10_000])
 def test_readings_equal_plain_rows(llama, random_questions, token_budget: int) -> None:
-    asked = [Question(one.prompt_ids, one.option_ids[:1]) for one in random_questions(6)]
-    found = read(llama, asked, token_budget=token_budget)
+    asked = [EncodedQuestion(one.prompt_ids, one.option_ids[:1]) for one in random_questions(6)]
+    found = measure_readings(llama, asked, token_budget=token_budget)
     for one, reading in zip(asked, found, strict=True):
         option, start = one.option_ids[0], len(one.prompt_ids)
         ids = torch.tensor([[*one.prompt_ids.tolist(), *option.tolist()]])
@@ -37,19 +37,23 @@ def test_what_a_model_wrote_agrees_with_it_to_the_end(llama, random_questions) -
     asked = random_questions(6)
     answers = greedy_answers(llama, asked, None, stop_ids=STOP, max_new_tokens=6)
     written = [
-        Question(one.prompt_ids, (np.array(ids if len(ids) == 6 else [*ids, 5], np.int32),))
+        EncodedQuestion(one.prompt_ids, (np.array(ids if len(ids) == 6 else [*ids, 5], np.int32),))
         for one, ids in zip(asked, answers, strict=True)
     ]
     assert any(len(ids) < 6 for ids in answers)
-    for reading in read(llama, written, ends=STOP):
+    for reading in measure_readings(llama, written, ends=STOP):
         assert reading.hits == reading.tokens
-    for one, reading in zip(written, read(llama, _changed(written), ends=STOP), strict=True):
+    for one, reading in zip(
+        written, measure_readings(llama, _changed(written), ends=STOP), strict=True
+    ):
         assert reading.hits < reading.tokens == len(one.option_ids[0])
 
 
-def _changed(written: list[Question]) -> list[Question]:
+def _changed(written: list[EncodedQuestion]) -> list[EncodedQuestion]:
     return [
-        Question(one.prompt_ids, (np.append(one.option_ids[0][:-1], 60 - one.option_ids[0][-1]),))
+        EncodedQuestion(
+            one.prompt_ids, (np.append(one.option_ids[0][:-1], 60 - one.option_ids[0][-1]),)
+        )
         for one in written
     ]
 

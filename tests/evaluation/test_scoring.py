@@ -8,7 +8,7 @@ import torch
 from transformers import MistralConfig, MistralForCausalLM
 
 from varifocal.evaluation.likelihood import (
-    Question,
+    EncodedQuestion,
     batch_by_length,
     best_option,
     plant,
@@ -17,7 +17,7 @@ from varifocal.evaluation.likelihood import (
 )
 
 
-def plain_loop(model: torch.nn.Module, question: Question) -> list[float]:
+def plain_loop(model: torch.nn.Module, question: EncodedQuestion) -> list[float]:
     """Score every option on its own row, one token after the other."""
     scores = []
     for option in question.option_ids:
@@ -63,10 +63,10 @@ def test_bfloat16_agrees_with_itself_for_any_batch(llama, random_questions) -> N
 
 
 def test_a_tree_row_on_paper() -> None:
-    question = Question(
+    question = EncodedQuestion(
         np.array([7, 8], np.int32), (np.array([1, 2], np.int32), np.array([3], np.int32))
     )
-    longer = Question(np.array([5, 5, 5], np.int32), (np.array([1, 2, 3], np.int32),))
+    longer = EncodedQuestion(np.array([5, 5, 5], np.int32), (np.array([1, 2, 3], np.int32),))
     rows = plant([question, longer])
     assert rows.input_ids[0].tolist() == [7, 8, 1, 2, 3, 0]
     assert rows.position_ids[0].tolist() == [0, 1, 2, 3, 2, 0]
@@ -118,7 +118,7 @@ def test_progress_counts_to_the_total(llama, random_questions) -> None:
 
 
 def test_images_without_a_loader_are_refused(llama) -> None:
-    question = Question(np.array([1], np.int32), (np.array([2], np.int32),), 1, ("picture",))
+    question = EncodedQuestion(np.array([1], np.int32), (np.array([2], np.int32),), 1, ("picture",))
     with pytest.raises(ValueError, match="load_images is None"):
         score_options(llama, [question])
 
@@ -126,4 +126,4 @@ def test_images_without_a_loader_are_refused(llama) -> None:
 @pytest.mark.parametrize(("prompt", "options"), [([], [[1]]), ([1], []), ([1], [[]])])
 def test_what_has_no_likelihood_is_refused(prompt: list[int], options: list[list[int]]) -> None:
     with pytest.raises(ValueError, match="empty"):
-        Question(np.array(prompt, np.int32), tuple(np.array(o, np.int32) for o in options))
+        EncodedQuestion(np.array(prompt, np.int32), tuple(np.array(o, np.int32) for o in options))

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from varifocal.assemble import open_run
 from varifocal.exporting.adapters import prompt_example
-from varifocal.exporting.export import export
+from varifocal.exporting.export import export_run
 from varifocal.exporting.llava import through_pixels
 from varifocal.exporting.parity import prompts, references
 from varifocal.exporting.request import Order
@@ -60,7 +60,7 @@ def _job(case, run, directory, parts_directory):
     order = Order(run, form, num_prompts=2, shard_gib=1e-5, prompt=example)
     order = Order(**{**vars(order), "dtype": dtype[0]}) if dtype else order
     out = directory / "export"
-    export(order, out)
+    export_run(order, out)
     _, parts = open_run(run.root, dtype=dtype[0] if dtype else None)
     asked = [example] if example else list(prompts(2, images=route == "image"))[1:]
     (reference,) = references(parts, asked, int(route == "image"))

@@ -11,7 +11,7 @@ from transformers import LlamaForCausalLM
 from varifocal.assemble import open_run
 from varifocal.errors import ModelError, RunError
 from varifocal.exporting import plain
-from varifocal.exporting.export import export, push
+from varifocal.exporting.export import export_run, push
 from varifocal.exporting.folders import read_parity
 from varifocal.exporting.plain import PlainModel, fold_route, write_plain
 from varifocal.exporting.request import Order, check_possible
@@ -48,7 +48,7 @@ def test_adapters_without_a_router_are_refused_with_the_way_out(mma_run, tmp_pat
 
 def test_shards_hold_every_tensor_once_and_no_more_than_was_asked(mma_run, tmp_path):
     limit = 1e-5  # GiB: 10,737 bytes
-    text, _ = export(Order(mma_run, "merged", num_prompts=2, shard_gib=limit), tmp_path / "out")
+    text, _ = export_run(Order(mma_run, "merged", num_prompts=2, shard_gib=limit), tmp_path / "out")
     index = json.loads((text.directory / "model.safetensors.index.json").read_text())
     names = {}
     for file in sorted(text.directory.glob("*.safetensors")):
@@ -94,7 +94,7 @@ def test_a_fold_without_its_bias_does_not_leave(mma_run, tmp_path, monkeypatch):
 
     monkeypatch.setattr("varifocal.exporting.plain.fold_linear", without_bias)
     with pytest.raises(ModelError, match=r"not the trained model: in model\.layers\.0.*q_proj"):
-        export(Order(mma_run, "merged", num_prompts=3), tmp_path / "out")
+        export_run(Order(mma_run, "merged", num_prompts=3), tmp_path / "out")
     assert not list(tmp_path.rglob("*.safetensors"))
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
@@ -103,7 +103,7 @@ def test_a_fold_without_its_bias_does_not_leave(mma_run, tmp_path, monkeypatch):
 def test_gpt2s_turned_weights_leave_as_they_are_held(make_run, tmp_path, save_gpt2, form):
     """Its linears hold [inputs, outputs]; the gate compares, at float32's rounding."""
     run = make_run({"type": "mma", "router_temperature": 1.0}, tower=None, language=save_gpt2)
-    text, image = export(Order(run, form, num_prompts=2), tmp_path / "out")
+    text, image = export_run(Order(run, form, num_prompts=2), tmp_path / "out")
     assert max(text.parity.relative_gap, image.parity.relative_gap) < 1e-5
 
 
@@ -112,7 +112,7 @@ def test_where_the_second_route_fails_the_first_does_not_leave_either(
     mma_run, tmp_path, monkeypatch, form
 ):
     out = tmp_path / "out"
-    export(Order(mma_run, form, num_prompts=2), out)
+    export_run(Order(mma_run, form, num_prompts=2), out)
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     assert {"text", "image"} <= {path.name for path in before}
     maps = folding.fold_maps
@@ -122,7 +122,7 @@ def test_where_the_second_route_fails_the_first_does_not_leave_either(
         )
     told = []
     with pytest.raises(ModelError, match=r"out/image is not the trained.*nothing was written"):
-        export(Order(mma_run, form, num_prompts=2), out, lambda *step: told.append(step))
+        export_run(Order(mma_run, form, num_prompts=2), out, lambda *step: told.append(step))
     assert told[-1] == ("export", 2, 3, f"{out / 'image'}: writing and comparing")
     # text was written, and had passed
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
@@ -131,11 +131,11 @@ def test_where_the_second_route_fails_the_first_does_not_leave_either(
 
 def test_a_bound_of_ones_own_is_kept_to(mma_run, tmp_path):
     with pytest.raises(ModelError, match=r"allowed: 0\)"):
-        export(Order(mma_run, "merged", num_prompts=2, max_gap=0.0), tmp_path / "out")
+        export_run(Order(mma_run, "merged", num_prompts=2, max_gap=0.0), tmp_path / "out")
 
 
 def test_the_card_tells_how_near_it_is(mma_run, tmp_path):
-    text, image = export(Order(mma_run, "lora", num_prompts=2), tmp_path / "out")
+    text, image = export_run(Order(mma_run, "lora", num_prompts=2), tmp_path / "out")
     card = (image.directory / "README.md").read_text()
     assert "PeftModel.from_pretrained" in card
     assert f"{image.parity.largest_gap:.3g} (allowed" in card
@@ -155,7 +155,7 @@ def test_the_card_tells_how_near_it_is(mma_run, tmp_path):
 )
 def test_what_cannot_be_had_says_what_can(make_run, tmp_path, tuner, to, fix):
     with pytest.raises(ModelError) as told:
-        export(Order(make_run(tuner), to), tmp_path / "out")
+        export_run(Order(make_run(tuner), to), tmp_path / "out")
     assert fix in str(told.value)
 
 
@@ -167,7 +167,7 @@ def test_a_quantised_base_says_how_it_leaves(mma_run, tmp_path, monkeypatch):
     parts.base.is_quantized = True
     monkeypatch.setattr("varifocal.exporting.export.open_run", lambda *_, **__: (recipe, parts))
     with pytest.raises(ModelError, match=r"held in nf4.*set model.quantization to null in"):
-        export(Order(mma_run, "merged"), tmp_path / "out")
+        export_run(Order(mma_run, "merged"), tmp_path / "out")
 
 
 @pytest.fixture
@@ -189,13 +189,13 @@ def hub(monkeypatch):
 
 
 def test_what_passed_is_uploaded_in_private(mma_run, tmp_path, hub):
-    export(Order(mma_run, "lora", num_prompts=2), tmp_path / "out")
+    export_run(Order(mma_run, "lora", num_prompts=2), tmp_path / "out")
     assert push(tmp_path / "out", "me/mine") == "https://hub/me/mine"
     assert hub == [("me/mine", True), ("me/mine", ["image", "text"])]
 
 
 def test_what_did_not_pass_and_what_is_no_export_are_not_uploaded(mma_run, tmp_path, hub):
-    export(Order(mma_run, "lora", num_prompts=2), tmp_path / "out")
+    export_run(Order(mma_run, "lora", num_prompts=2), tmp_path / "out")
     file = tmp_path / "out" / "image" / "parity.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "passed": False}))
     with pytest.raises(ModelError, match="image did not pass the parity gate"):
@@ -211,7 +211,7 @@ def test_a_hub_that_refuses_ends_in_a_sentence(mma_run, tmp_path, hub, monkeypat
     def refuse(*_, **__):
         raise OSError("no network\nat all")
 
-    export(Order(mma_run, "lora", num_prompts=2), tmp_path / "out")
+    export_run(Order(mma_run, "lora", num_prompts=2), tmp_path / "out")
     monkeypatch.setattr(huggingface_hub, "create_repo", refuse)
     with pytest.raises(ModelError, match="as me/mine: no network; log in with"):
         push(tmp_path / "out", "me/mine")

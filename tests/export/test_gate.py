@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from varifocal.assemble import open_run
 from varifocal.errors import ModelError
 from varifocal.exporting import adapters, artifacts, gguf, plain
-from varifocal.exporting.export import _left_in_group, export
+from varifocal.exporting.export import _left_in_group, export_run
 from varifocal.exporting.request import Order
 from varifocal.recipe import load_recipe
 
@@ -39,7 +39,7 @@ def timid_run(make_run):
 
 def refused(run, form, out, **options):
     with pytest.raises(ModelError) as told:
-        export(Order(run, form, num_prompts=2, **options), out)
+        export_run(Order(run, form, num_prompts=2, **options), out)
     assert not out.exists()
     return str(told.value)
 
@@ -84,7 +84,7 @@ def test_two_layers_that_have_changed_places_on_disk(lora_run, tmp_path, monkeyp
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_layer_of_a_timid_adapter_that_is_left_out(timid_run, tmp_path, monkeypatch, form, dtype):
     """Its logits alone would pass, as the test below sees; the layer by itself does not."""
-    found = artifacts.plain
+    found = artifacts.plain_model
 
     def without_one(written, number_format, **options):
         content = found(written, number_format, **options)
@@ -93,7 +93,7 @@ def test_a_layer_of_a_timid_adapter_that_is_left_out(timid_run, tmp_path, monkey
         content.tensors[name] = lambda: base.weight.detach().float()
         return content
 
-    monkeypatch.setattr(artifacts, "plain", without_one)
+    monkeypatch.setattr(artifacts, "plain_model", without_one)
     told = refused(timid_run, form, tmp_path / "out", dtype=dtype)
     assert "in model.layers.1.self_attn.v_proj the adapter changes" in told
 
@@ -127,7 +127,7 @@ def test_a_permutation_that_is_forgotten(lora_run, tmp_path, monkeypatch, part):
 
 def test_an_unadapted_tensor_that_is_anothers(lora_run, tmp_path, monkeypatch):
     """The logits in float32 tell, where no adapter is."""
-    found = artifacts.plain
+    found = artifacts.plain_model
 
     def crossed(written, number_format, **options):
         content = found(written, number_format, **options)
@@ -136,13 +136,15 @@ def test_an_unadapted_tensor_that_is_anothers(lora_run, tmp_path, monkeypatch):
         tensors[one], tensors[other] = tensors[other], tensors[one]
         return content
 
-    monkeypatch.setattr(artifacts, "plain", crossed)
+    monkeypatch.setattr(artifacts, "plain_model", crossed)
     for dtype in ("float32", "bfloat16"):
         assert "its logits differ" in refused(lora_run, "merged", tmp_path / "out", dtype=dtype)
 
 
 def test_rounding_is_told_apart(lora_run, tmp_path):
-    (done,) = export(Order(lora_run, "merged", dtype="bfloat16", num_prompts=4), tmp_path / "out")
+    (done,) = export_run(
+        Order(lora_run, "merged", dtype="bfloat16", num_prompts=4), tmp_path / "out"
+    )
     assert done.parity.relative_gap < 1e-5
     assert done.rounding is not None
     assert 1e-3 < done.rounding.relative_gap < 0.05
@@ -151,7 +153,7 @@ def test_rounding_is_told_apart(lora_run, tmp_path):
     assert page["dtype"] == "float32"
     card = (tmp_path / "out" / "README.md").read_text()
     assert "Rounding the weights to bfloat16 comes on top of that." in card
-    (plain,) = export(Order(lora_run, "merged", num_prompts=2), tmp_path / "plain")
+    (plain,) = export_run(Order(lora_run, "merged", num_prompts=2), tmp_path / "plain")
     assert plain.rounding is None
     assert load_file(tmp_path / "out/model.safetensors")["lm_head.weight"].dtype == torch.bfloat16
 
@@ -159,7 +161,7 @@ def test_rounding_is_told_apart(lora_run, tmp_path):
 def test_the_weights_are_rounded_once(make_run, tmp_path):
     """A bfloat16 run in float16: the base goes there by float32, with its adapter inside."""
     run = make_run(LORA, dtype="bfloat16")
-    (done,) = export(Order(run, "merged", dtype="float16", num_prompts=2), tmp_path / "out")
+    (done,) = export_run(Order(run, "merged", dtype="float16", num_prompts=2), tmp_path / "out")
     _, parts = open_run(run.root)
     layer = parts.base.language_model.model.layers[0].self_attn.q_proj
     change = layer.get_delta_weight("default").float()
@@ -180,17 +182,17 @@ def test_a_number_that_the_format_cannot_hold(make_run, tmp_path, parts_director
     run = make_run({"type": "none"}, language=tmp_path / "large")
     told = refused(run, "merged", tmp_path / "out", dtype="float16")
     assert "gate_proj.weight holds numbers up to 1e+06, which float16 cannot hold" in told
-    export(Order(run, "merged", dtype="bfloat16", num_prompts=2), tmp_path / "out")
+    export_run(Order(run, "merged", dtype="bfloat16", num_prompts=2), tmp_path / "out")
 
 
 def test_where_float32_does_not_fit_layers_are_compared_one_by_one(make_run, tmp_path, monkeypatch):
     run = make_run(LORA, dtype="bfloat16")
     monkeypatch.setattr("varifocal.exporting.export.free_bytes", lambda device: 0)
-    (done,) = export(Order(run, "merged", num_prompts=2), tmp_path / "out")
+    (done,) = export_run(Order(run, "merged", num_prompts=2), tmp_path / "out")
     assert (done.parity.dtype, done.layers) == ("bfloat16", 8)
     assert done.rounding is None
     assert any("did not fit into memory" in note for note in done.notes)
-    found = artifacts.plain
+    found = artifacts.plain_model
 
     def slightly_wrong(written, number_format, **options):
         content = found(written, number_format, **options)
@@ -199,15 +201,15 @@ def test_where_float32_does_not_fit_layers_are_compared_one_by_one(make_run, tmp
         content.tensors[name] = lambda: produce() * 1.001
         return content
 
-    monkeypatch.setattr(artifacts, "plain", slightly_wrong)
+    monkeypatch.setattr(artifacts, "plain_model", slightly_wrong)
     assert "in model.layers.1.self_attn.k_proj" in refused(run, "merged", tmp_path / "wrong")
 
 
 def test_exporting_leaves_the_run_and_the_next_form_alone(lora_run, tmp_path):
     """LoRAs were merged in place once: what came after was another model."""
     before = {file: file.read_bytes() for file in lora_run.root.rglob("*") if file.is_file()}
-    export(Order(lora_run, "merged", num_prompts=2), tmp_path / "merged")
-    export(Order(lora_run, "lora", num_prompts=2), tmp_path / "lora")
+    export_run(Order(lora_run, "merged", num_prompts=2), tmp_path / "merged")
+    export_run(Order(lora_run, "lora", num_prompts=2), tmp_path / "lora")
     after = {file: file.read_bytes() for file in lora_run.root.rglob("*") if file.is_file()}
     assert after == before
 
@@ -215,7 +217,7 @@ def test_exporting_leaves_the_run_and_the_next_form_alone(lora_run, tmp_path):
 def test_logits_alone_would_let_a_timid_adapter_go(timid_run, tmp_path, monkeypatch):
     """Else the layers' own comparison would not be needed, and not be tested above."""
     monkeypatch.setattr(artifacts, "check_layers", lambda *_: 0)
-    found = artifacts.plain
+    found = artifacts.plain_model
 
     def without_one(written, number_format, **options):
         content = found(written, number_format, **options)
@@ -224,8 +226,8 @@ def test_logits_alone_would_let_a_timid_adapter_go(timid_run, tmp_path, monkeypa
         content.tensors["model.layers.1.self_attn.v_proj.weight"] = lambda: weight
         return content
 
-    monkeypatch.setattr(artifacts, "plain", without_one)
-    export(Order(timid_run, "merged", num_prompts=2), tmp_path / "out")
+    monkeypatch.setattr(artifacts, "plain_model", without_one)
+    export_run(Order(timid_run, "merged", num_prompts=2), tmp_path / "out")
 
 
 SCALES = {
@@ -250,7 +252,7 @@ def test_scales_of_a_lora_are_the_runs(make_run, tmp_path, changes, form):
         if isinstance(part, LoraLayer) and "vision" not in name
     }
     assert len(set(scales.values())) > (1 if "alpha_pattern" in changes else 0)
-    (done,) = export(Order(run, form, num_prompts=2), tmp_path / "out")
+    (done,) = export_run(Order(run, form, num_prompts=2), tmp_path / "out")
     if form == "lora":
         base = AutoModelForCausalLM.from_pretrained(_base_of(run))
         model = PeftModel.from_pretrained(base, done.directory)

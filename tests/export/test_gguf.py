@@ -12,7 +12,7 @@ from languages import OWN_END, VICUNA, byte_level, save_language, sentencepiece
 from tiny import TEMPLATE
 from varifocal.assemble import open_run
 from varifocal.errors import ModelError
-from varifocal.exporting.export import export
+from varifocal.exporting.export import export_run
 from varifocal.exporting.request import Order, check_possible, language_section
 from varifocal.exporting.vocabulary import vocabulary_of
 from varifocal.models.load import load_processor
@@ -34,8 +34,10 @@ def run_logits(run, ids, modality):
 
 
 def test_a_folded_route_is_written_as_qwen2_and_a_merged_lora_as_llama(mma_run, make_run, tmp_path):
-    text, image = export(Order(mma_run, "gguf", num_prompts=4), tmp_path / "mma")
-    (lora,) = export(Order(make_run({"type": "lora"}), "gguf", num_prompts=4), tmp_path / "lora")
+    text, image = export_run(Order(mma_run, "gguf", num_prompts=4), tmp_path / "mma")
+    (lora,) = export_run(
+        Order(make_run({"type": "lora"}), "gguf", num_prompts=4), tmp_path / "lora"
+    )
     kinds = [
         read(done.directory).get_field("general.architecture").contents()
         for done in (text, image, lora)
@@ -67,7 +69,7 @@ def bytes_of_letters():
 def test_llama_cpp_says_what_the_run_says(mma_run, make_run, tmp_path, ask_llama_cpp, tuner):
     run = mma_run if tuner == "mma" else make_run({"type": "lora"})
     routes = [0, 1] if tuner == "mma" else [None]
-    done = export(Order(run, "gguf", num_prompts=2), tmp_path / "out")
+    done = export_run(Order(run, "gguf", num_prompts=2), tmp_path / "out")
     tokenizer = open_run(run.root)[1].encoder.tokenizer
     ids = tokenizer(TEXT)["input_ids"]
     jobs = [{"model": str(one.directory / "model.gguf"), "text": TEXT} for one in done]
@@ -82,7 +84,7 @@ def test_llama_cpp_says_what_the_run_says(mma_run, make_run, tmp_path, ask_llama
 
 
 def test_its_chat_template_is_the_runs_with_its_system_turn(mma_run, tmp_path):
-    done = export(Order(mma_run, "gguf", num_prompts=2), tmp_path / "out")[0]
+    done = export_run(Order(mma_run, "gguf", num_prompts=2), tmp_path / "out")[0]
     reader = read(done.directory)
     template = reader.get_field("tokenizer.chat_template").contents()
     parts = open_run(mma_run.root)[1]
@@ -198,7 +200,7 @@ def test_an_added_tokens_flags_are_refused_where_the_template_depends_on_them(
 def test_llama_cpp_reads_a_system_prompt_beyond_ascii(make_run, tmp_path, ask_llama_cpp):
     prompt = 'Sei "knapp", größte 🧲.\nUnd {{ freundlich }}.'
     run = make_run({"type": "lora"}, data={"system_prompt": prompt})
-    (done,) = export(Order(run, "gguf", num_prompts=2), tmp_path / "out")
+    (done,) = export_run(Order(run, "gguf", num_prompts=2), tmp_path / "out")
     turns = [{"role": "user", "content": "Hi"}]
     job = {"model": str(done.directory / "model.gguf"), "turns": turns}
     (found,) = ask_llama_cpp([job])
@@ -207,7 +209,7 @@ def test_llama_cpp_reads_a_system_prompt_beyond_ascii(make_run, tmp_path, ask_ll
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_is_written_as_such(mma_run, tmp_path, dtype):
-    done = export(Order(mma_run, "gguf", dtype=dtype, num_prompts=4), tmp_path / "out")[1]
+    done = export_run(Order(mma_run, "gguf", dtype=dtype, num_prompts=4), tmp_path / "out")[1]
     kinds = {tensor.name: tensor.tensor_type.name for tensor in read(done.directory).tensors}
     assert kinds["blk.0.attn_q.weight"] == {"bfloat16": "BF16", "float16": "F16"}[dtype]
     assert kinds["blk.0.attn_q.bias"] == "F32"
@@ -217,5 +219,5 @@ def test_half_precision_is_written_as_such(mma_run, tmp_path, dtype):
 def test_what_was_not_tried_against_llama_cpp_is_refused(make_run, tmp_path, change, save_with):
     run = make_run({"type": "none"}, language=save_with(change))
     with pytest.raises(ModelError, match=r"convert_hf_to_gguf\.py"):
-        export(Order(run, "gguf", num_prompts=2), tmp_path / "out")
+        export_run(Order(run, "gguf", num_prompts=2), tmp_path / "out")
     assert not (tmp_path / "out").exists()

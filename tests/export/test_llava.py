@@ -11,7 +11,7 @@ from varifocal.assemble import open_model, open_run
 from varifocal.data.example import Example, Image, Message
 from varifocal.data.rows.packing import Collator
 from varifocal.errors import ModelError
-from varifocal.exporting.export import export
+from varifocal.exporting.export import export_run
 from varifocal.exporting.request import Order
 
 MMA = {"type": "mma", "router_temperature": 1.0, "adapt_vision_tower": False}
@@ -58,7 +58,7 @@ def llava_logits(directory, image):
 )
 def test_the_llava_says_what_the_run_says(make_run, tmp_path, image, tuner, tower, states):
     run = make_run(tuner, tower)
-    done = export(Order(run, "llava", num_prompts=4), tmp_path / "out")
+    done = export_run(Order(run, "llava", num_prompts=4), tmp_path / "out")
     directory = done[-1].directory
     assert directory == tmp_path / ("out/image" if tuner in (MMA, LORA_BASE) else "out")
     expected, ids = own_logits(run, image)
@@ -73,7 +73,7 @@ def test_the_llava_says_what_the_run_says(make_run, tmp_path, image, tuner, towe
 def test_its_names_on_disk_are_those_that_transformers_saves(make_run, tmp_path):
     from safetensors import safe_open
 
-    (done,) = export(Order(make_run(NONE), "llava", num_prompts=2), tmp_path / "out")
+    (done,) = export_run(Order(make_run(NONE), "llava", num_prompts=2), tmp_path / "out")
     LlavaForConditionalGeneration.from_pretrained(done.directory).save_pretrained(tmp_path / "own")
     ours, own = (
         safe_open(place / "model.safetensors", "pt") for place in (done.directory, tmp_path / "own")
@@ -83,7 +83,7 @@ def test_its_names_on_disk_are_those_that_transformers_saves(make_run, tmp_path)
 
 
 def test_the_placeholder_has_a_row_and_is_never_written(make_run, tmp_path):
-    (done,) = export(Order(make_run(NONE), "llava", num_prompts=2), tmp_path / "out")
+    (done,) = export_run(Order(make_run(NONE), "llava", num_prompts=2), tmp_path / "out")
     model = LlavaForConditionalGeneration.from_pretrained(done.directory)
     placeholder, vocabulary = model.config.image_token_id, model.config.text_config.vocab_size
     assert placeholder == vocabulary - 1
@@ -96,20 +96,20 @@ def test_the_placeholder_has_a_row_and_is_never_written(make_run, tmp_path):
 
 def test_tied_tables_stay_tied(make_run, tmp_path, parts_directory, save_tied):
     run = make_run(MMA, language=save_tied)
-    done = export(Order(run, "llava", num_prompts=2), tmp_path / "out")
+    done = export_run(Order(run, "llava", num_prompts=2), tmp_path / "out")
     model = LlavaForConditionalGeneration.from_pretrained(done[1].directory)
     assert model.lm_head.weight is model.get_input_embeddings().weight
 
 
 def test_the_text_route_lies_beside_it_as_a_plain_model(mma_run, tmp_path):
-    text, image = export(Order(mma_run, "llava", num_prompts=2), tmp_path / "out")
+    text, image = export_run(Order(mma_run, "llava", num_prompts=2), tmp_path / "out")
     page = json.loads((text.directory / "config.json").read_text())
     assert page["architectures"] == ["LlamaForCausalLM"]
     assert "text route next to it" in (image.directory / "README.md").read_text()
 
 
 def test_varifocal_opens_it_and_asks_it_the_same_way(mma_run, tmp_path, image):
-    done = export(Order(mma_run, "llava", num_prompts=2), tmp_path / "out")
+    done = export_run(Order(mma_run, "llava", num_prompts=2), tmp_path / "out")
     _, parts = open_model(done[1].directory)
     example = Example((Message("user", (Image(path=image), "Which colour?")),))
     encoded = parts.encoder.encode(example, with_answer=False)
@@ -123,7 +123,7 @@ def test_varifocal_opens_it_and_asks_it_the_same_way(mma_run, tmp_path, image):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_leaves_too(mma_run, tmp_path, dtype):
-    done = export(Order(mma_run, "llava", dtype=dtype, num_prompts=4), tmp_path / "out")
+    done = export_run(Order(mma_run, "llava", dtype=dtype, num_prompts=4), tmp_path / "out")
     assert [one.parity.dtype for one in done] == ["float32", "float32"]
     assert [one.rounding.dtype for one in done] == [dtype, dtype]
     assert all(one.parity.relative_gap < 1e-5 < one.rounding.relative_gap for one in done)
@@ -143,6 +143,6 @@ def test_half_precision_leaves_too(mma_run, tmp_path, dtype):
 def test_what_is_no_llava_says_how_it_could_be(make_run, tmp_path, tuner, options, fix):
     run = make_run(tuner, **options)
     with pytest.raises(ModelError) as told:
-        export(Order(run, "llava", num_prompts=2), tmp_path / "out")
+        export_run(Order(run, "llava", num_prompts=2), tmp_path / "out")
     assert fix in str(told.value)
     assert not (tmp_path / "out").exists()

@@ -10,7 +10,7 @@ from varifocal.assemble import open_run
 from varifocal.data.example import Example, Message
 from varifocal.errors import ModelError
 from varifocal.exporting import artifacts
-from varifocal.exporting.export import export
+from varifocal.exporting.export import export_run
 from varifocal.exporting.request import Order
 from varifocal.serving.engine import Engine, Sampling
 
@@ -52,7 +52,7 @@ def test_generation_configs_list_both_ends(make_run, tmp_path, save_own_end, tun
     run = make_run({"type": tuner}, language=save_own_end, tower=None)
     eos, end = ids_of(run)
     assert eos != end
-    for done in export(Order(run, "merged", num_prompts=2), tmp_path / "out"):
+    for done in export_run(Order(run, "merged", num_prompts=2), tmp_path / "out"):
         page = json.loads((done.directory / "generation_config.json").read_text())
         assert page["eos_token_id"] == [eos, end]
         assert (done.stops.end_of_turn, done.stops.stop_ids) == (end, (eos, end))
@@ -64,7 +64,7 @@ def test_generation_configs_list_both_ends(make_run, tmp_path, save_own_end, tun
 def test_a_llavas_lists_both_ends(make_run, tmp_path, save_own_end):
     run = make_run({"type": "lora"}, language=save_own_end)
     eos, end = ids_of(run)
-    (done,) = export(Order(run, "llava", num_prompts=2), tmp_path / "out")
+    (done,) = export_run(Order(run, "llava", num_prompts=2), tmp_path / "out")
     model = LlavaForConditionalGeneration.from_pretrained(done.directory)
     assert model.generation_config.eos_token_id == [eos, end]
 
@@ -73,7 +73,7 @@ def test_a_gguf_names_both_ends(make_run, tmp_path, save_own_end):
     gguf = pytest.importorskip("gguf")
     run = make_run({"type": "lora"}, language=save_own_end, tower=None)
     eos, end = ids_of(run)
-    export(Order(run, "gguf", num_prompts=2), tmp_path / "out")
+    export_run(Order(run, "gguf", num_prompts=2), tmp_path / "out")
     reader = gguf.GGUFReader(tmp_path / "out" / "model.gguf")
     told = [reader.get_field(f"tokenizer.ggml.{n}_token_id").contents() for n in ("eos", "eot")]
     assert told == [eos, end]
@@ -83,7 +83,7 @@ def test_a_gguf_names_both_ends(make_run, tmp_path, save_own_end):
 def test_a_lora_tells_it_in_its_card_and_brings_the_template(make_run, tmp_path, save_own_end):
     run = make_run({"type": "lora"}, language=save_own_end, tower=None)
     eos, end = ids_of(run)
-    export(Order(run, "lora", num_prompts=2), tmp_path / "out")
+    export_run(Order(run, "lora", num_prompts=2), tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"model.generation_config.eos_token_id = [{eos}, {end}]" in card
     assert "Answers end with '<|eot|>'" in card
@@ -98,7 +98,7 @@ def test_run_engine_and_export_end_the_same_answer(ending_run, tmp_path):
     request = engine.submit(ASKED, Sampling(20))
     assert "".join(piece.text for piece in request) == ""
     assert request.finish_reason == "stop"
-    (done,) = export(Order(ending_run, "merged", num_prompts=2), tmp_path / "out")
+    (done,) = export_run(Order(ending_run, "merged", num_prompts=2), tmp_path / "out")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     turns = [{"role": "user", "content": "Which one?"}]
@@ -125,7 +125,7 @@ def test_what_does_not_stop_there_does_not_leave(ending_run, tmp_path, monkeypat
     monkeypatch.setattr(artifacts, "write_plain", forgetful)
     eos, end = ids_of(ending_run)
     with pytest.raises(ModelError, match=rf"not stop at the end of turn {end}.*\[{eos}\]"):
-        export(Order(ending_run, form, num_prompts=2), tmp_path / "out")
+        export_run(Order(ending_run, form, num_prompts=2), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -140,4 +140,4 @@ def test_what_stops_before_the_run_does_not_leave(make_run, tmp_path, monkeypatc
 
     monkeypatch.setattr(artifacts, "write_plain", hasty)
     with pytest.raises(ModelError, match="ends an answer after 1 tokens, and the run the same"):
-        export(Order(run, "merged", num_prompts=2), tmp_path / "out")
+        export_run(Order(run, "merged", num_prompts=2), tmp_path / "out")

@@ -8,7 +8,7 @@ from peft import PeftConfig
 
 from varifocal.assemble import open_model, open_run
 from varifocal.errors import ModelError
-from varifocal.exporting.export import export
+from varifocal.exporting.export import export_run
 from varifocal.exporting.request import Order
 
 TUNERS = {
@@ -91,7 +91,7 @@ def test_a_connector_is_not_scaled(make_run):
 def test_an_export_is_the_run_at_that_strength(make_run, tmp_path, kind, to):
     run = make_run({**TUNERS[kind], "adapt_vision_tower": False})
     order = Order(run, to, num_prompts=2, strength=0.25)
-    for done in export(order, tmp_path / "out"):
+    for done in export_run(order, tmp_path / "out"):
         assert done.parity.passed  # held against the run opened at this strength
         assert "scaled by 0.25" in (done.directory / "README.md").read_text()
     if kind == "lora":

@@ -7,7 +7,7 @@ from transformers import LlamaForCausalLM
 
 from varifocal.data.example import Example, Message
 from varifocal.errors import ModelError
-from varifocal.exporting.export import export
+from varifocal.exporting.export import export_run
 from varifocal.exporting.request import Order
 
 MMA = {"type": "mma", "router_temperature": 1.0, "text_route": "base"}
@@ -35,7 +35,7 @@ def same_as(language, directory):
 
 @pytest.mark.parametrize("tuner", [MMA, LORA], ids=["mma", "lora"])
 def test_the_text_route_is_the_base_to_the_last_number(run_of, tmp_path, parts_directory, tuner):
-    text, image = export(Order(run_of(tuner), "merged", num_prompts=2), tmp_path / "out")
+    text, image = export_run(Order(run_of(tuner), "merged", num_prompts=2), tmp_path / "out")
     assert [one.directory.name for one in (text, image)] == ["text", "image"]
     assert same_as(parts_directory / "language", text.directory)
     assert not same_as(parts_directory / "language", image.directory)
@@ -50,7 +50,7 @@ def test_the_text_route_is_the_base_to_the_last_number(run_of, tmp_path, parts_d
 
 @pytest.mark.parametrize("tuner", [MMA, LORA], ids=["mma", "lora"])
 def test_there_is_a_lora_for_images_alone(run_of, tmp_path, tuner):
-    (image,) = export(Order(run_of(tuner), "lora", num_prompts=2), tmp_path / "out")
+    (image,) = export_run(Order(run_of(tuner), "lora", num_prompts=2), tmp_path / "out")
     assert image.directory == tmp_path / "out" / "image"
     assert PeftConfig.from_pretrained(image.directory).peft_type == "LORA"
     assert any("default_mm_loras" in note for note in image.notes)
@@ -58,7 +58,7 @@ def test_there_is_a_lora_for_images_alone(run_of, tmp_path, tuner):
 
 @pytest.mark.parametrize("tuner", [MMA, LORA], ids=["mma", "lora"])
 def test_a_gguf_leaves_for_each_route(run_of, tmp_path, tuner):
-    text, image = export(Order(run_of(tuner), "gguf", num_prompts=2), tmp_path / "out")
+    text, image = export_run(Order(run_of(tuner), "gguf", num_prompts=2), tmp_path / "out")
     assert text.parity.passed
     assert image.parity.passed
 
@@ -67,4 +67,4 @@ def test_a_text_prompt_has_no_lora_to_leave_with(make_run, tmp_path):
     run = make_run({"type": "mixlora", "num_factors": 6, "rank": 2, "text_route": "base"})
     prompt = Example((Message("user", ("Who is it?",)),))
     with pytest.raises(ModelError, match="the prompt has no image, and text_route='base'"):
-        export(Order(run, "route", prompt=prompt), tmp_path / "out")
+        export_run(Order(run, "route", prompt=prompt), tmp_path / "out")

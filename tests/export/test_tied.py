@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM, LlavaForConditionalGeneration
 from varifocal.assemble import open_run
 from varifocal.data.example import Message
 from varifocal.errors import RecipeError
-from varifocal.exporting.export import export
-from varifocal.exporting.plain import plain, write_plain
+from varifocal.exporting.export import export_run
+from varifocal.exporting.plain import plain_model, write_plain
 from varifocal.exporting.request import Order
 from varifocal.serving.engine import Engine, Sampling
 
@@ -63,7 +63,7 @@ def test_an_export_changes_the_table_that_was_trained(
 ):
     run = make(make_run, save_tied, names, tower="clip" if form == "llava" else None)
     run = timid(run) if learnt == "little" else run
-    (done,) = export(Order(run, form, dtype="float32", num_prompts=2), tmp_path / "out")
+    (done,) = export_run(Order(run, form, dtype="float32", num_prompts=2), tmp_path / "out")
     if form == "lora":
         base = AutoModelForCausalLM.from_pretrained(save_tied)
         with pytest.warns(UserWarning, match="tie_word_embeddings"):
@@ -92,7 +92,7 @@ def test_a_head_that_was_trained_whole_is_written_beside_the_embedding(tmp_path,
         if parameter.requires_grad:
             torch.nn.init.normal_(parameter, std=0.1)
     expected = logits(model)
-    write_plain(plain(model.get_base_model(), torch.float32), tmp_path / "out")
+    write_plain(plain_model(model.get_base_model(), torch.float32), tmp_path / "out")
     found = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     torch.testing.assert_close(logits(found), expected, rtol=0, atol=2e-5)
     assert not torch.equal(found.lm_head.weight, found.get_input_embeddings().weight)
@@ -102,7 +102,7 @@ def test_a_head_that_was_trained_whole_is_written_beside_the_embedding(tmp_path,
 def test_what_leaves_the_tables_alone_leaves_them_one(make_run, tmp_path, save_tied):
     for tuner in ({"type": "lora"}, {"type": "full"}, {"type": "mma"}):
         run = make_run(tuner, language=save_tied, tower=None)
-        done = export(Order(run, "merged", num_prompts=2), tmp_path / tuner["type"])[0]
+        done = export_run(Order(run, "merged", num_prompts=2), tmp_path / tuner["type"])[0]
         model = AutoModelForCausalLM.from_pretrained(done.directory)
         assert model.lm_head.weight is model.get_input_embeddings().weight
 

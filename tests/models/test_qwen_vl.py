@@ -14,7 +14,7 @@ from varifocal.data.example import Example, Image, Message
 from varifocal.data.rows.packing import Collator
 from varifocal.errors import ModelError
 from varifocal.evaluation.generation import greedy_answers
-from varifocal.evaluation.likelihood import Question, score_options
+from varifocal.evaluation.likelihood import EncodedQuestion, score_options
 from varifocal.models import load_model
 from varifocal.models.families.qwen_vl import positions_of_rows
 from varifocal.recipe import ModelSection, Recipe
@@ -170,7 +170,7 @@ def test_an_answer_does_not_depend_on_batch_mates_and_is_the_full_forwards(parts
         parts.encoder.encode(asked("And these two?", pil_images=[2, 3]), with_answer=False),
     ]
     questions = [
-        Question(one.input_ids, (np.array([1], np.int32),), one.modality, one.images)
+        EncodedQuestion(one.input_ids, (np.array([1], np.int32),), one.modality, one.images)
         for one in prompts
     ]
     options = {"stop_ids": (), "max_new_tokens": 6}
@@ -188,7 +188,7 @@ def test_an_answer_does_not_depend_on_batch_mates_and_is_the_full_forwards(parts
 
 def test_transformers_own_generate_still_counts_in_its_own_way(parts, asked):
     encoded = parts.encoder.encode(asked("Which?", pil_images=[1]), with_answer=False)
-    question = Question(encoded.input_ids, (np.array([1], np.int32),), 1, encoded.images)
+    question = EncodedQuestion(encoded.input_ids, (np.array([1], np.int32),), 1, encoded.images)
     ids = torch.tensor(encoded.input_ids[None].astype("int64"))
     written = parts.model.generate(
         input_ids=ids,
@@ -210,7 +210,7 @@ def test_options_in_one_row_score_as_on_rows_of_their_own(parts, asked, tuner):
     model = tuned(parts, tuner)
     example = asked("Which?", pil_images=[1, 2], choices=("red", "green", "very blue"))
     prompt, options = parts.encoder.encode_options(example)
-    question = Question(prompt.input_ids, tuple(options), prompt.modality, prompt.images)
+    question = EncodedQuestion(prompt.input_ids, tuple(options), prompt.modality, prompt.images)
     scores = [
         score_options(model, [question], parts.load_images, tree=tree)[0] for tree in (True, False)
     ]

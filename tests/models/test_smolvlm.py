@@ -11,7 +11,7 @@ from varifocal.data.example import Example, Image, Message
 from varifocal.data.rows.packing import Collator
 from varifocal.errors import ModelError
 from varifocal.evaluation.generation import greedy_answers
-from varifocal.evaluation.likelihood import Question
+from varifocal.evaluation.likelihood import EncodedQuestion
 from varifocal.recipe import ModelSection, Recipe
 from varifocal.training.flops import image_flops
 
@@ -94,7 +94,7 @@ def test_an_answer_does_not_depend_on_the_rest_of_its_batch(parts, asked):
         )
     ]
     questions = [
-        Question(each.input_ids, (np.array([1], np.int32),), each.modality, each.images)
+        EncodedQuestion(each.input_ids, (np.array([1], np.int32),), each.modality, each.images)
         for each in prompts
     ]
     options = {"stop_ids": (), "max_new_tokens": 4}

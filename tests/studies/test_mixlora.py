@@ -17,7 +17,7 @@ from studies.mixlora_results import CLAIMS, collect
 from studies.mixlora_tasks import SKILLS, Sizes, make_tasks
 
 from studies import mixlora
-from varifocal.analysis.tasks import task_of
+from varifocal.analysis.tasks import name_task
 from varifocal.data.loading import load_source
 from varifocal.errors import DataError, RunError
 from varifocal.recipe import FileSection
@@ -65,7 +65,7 @@ def read(tasks, key):
     found = {}
     for page in tasks[key]:
         for example in load_source(FileSection(**page)):
-            found.setdefault(task_of(example), []).append(example)
+            found.setdefault(name_task(example), []).append(example)
     return found
 
 
@@ -233,7 +233,7 @@ def trained(tasks, monkeypatch):
         leave(sweep.points[0].recipe, folder / sweep.points[0].label)
 
     monkeypatch.setattr(mixlora, "make_tasks", lambda *_: tasks)
-    monkeypatch.setattr(mixlora, "train", leave)
+    monkeypatch.setattr(mixlora, "run_training", leave)
     monkeypatch.setattr(mixlora, "run_sweep", sweep)
     monkeypatch.setattr(mixlora.Study, "write", lambda _: {})
     return found

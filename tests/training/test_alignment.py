@@ -15,7 +15,7 @@ from varifocal.models.connector import embedding_scale
 from varifocal.models.words import build_vocabulary, word_log_probabilities
 from varifocal.training import train as train_module
 from varifocal.training.alignment import align_connector, alignment_loss
-from varifocal.training.train import train
+from varifocal.training.train import run_training
 from varifocal.training.trainer import SupervisedTrainer
 
 
@@ -217,7 +217,7 @@ def test_alignment_never_runs_the_language_model(
 ):
     forbid_language_model(monkeypatch)
     told = []
-    result = train(
+    result = run_training(
         aligned_recipe(connector, tower, steps=120),
         tmp_path / "run",
         progress=lambda stage, done, total, note="": told.append((stage, done, note)),
@@ -237,7 +237,7 @@ def test_the_watch_for_the_language_model_sees_it(aligned_recipe, tmp_path, monk
     monkeypatch.setattr(train_module, "align", run_it)
     forbid_language_model(monkeypatch)
     with pytest.raises(LanguageModelRanError):
-        train(aligned_recipe("patch_mlp", "clip", steps=1), tmp_path / "run")
+        run_training(aligned_recipe("patch_mlp", "clip", steps=1), tmp_path / "run")
 
 
 def test_the_aligned_connector_is_what_training_starts_from(recipe, tmp_path):
@@ -245,7 +245,7 @@ def test_the_aligned_connector_is_what_training_starts_from(recipe, tmp_path):
     still = {"training.learning_rate": 1e-12, "training.connector_learning_rate": 1e-12}
     saved = {}
     for name, overrides in (("plain", {}), ("aligned", {**ALIGNED, **steps_of(10)})):
-        train(recipe({**still, **overrides, "training.max_steps": 1}), tmp_path / name)
+        run_training(recipe({**still, **overrides, "training.max_steps": 1}), tmp_path / name)
         tensors = load_file(tmp_path / name / "adapter" / "adapter_model.safetensors")
         saved[name] = next(t for key, t in tensors.items() if key.endswith("local.2.weight"))
     assert (saved["aligned"] - saved["plain"]).abs().max() > 1e-3
@@ -256,14 +256,14 @@ def test_llavas_projector_is_aligned_enters_as_large_as_words_and_trains(recipe,
     llava = {"model.connector": {"type": "mlp2x_gelu"}, "alignment": {"steps": 60}}
     still = {"training.learning_rate": 1e-12, "training.connector_learning_rate": 1e-12}
     loud = []
-    train(
+    run_training(
         recipe({**llava, **still, "training.max_steps": 1}),
         tmp_path / "start",
         progress=lambda stage, _, __, note="": loud.append(note) if stage == "align" else None,
     )
     losses = [float(note.removeprefix("loss ")) for note in loud]
     assert sum(losses[-10:]) < 0.95 * sum(losses[:10])
-    train(recipe({**llava, "training.max_steps": 4}), tmp_path / "run")
+    run_training(recipe({**llava, "training.max_steps": 4}), tmp_path / "run")
     (start, parts), (_, trained) = (sized(tmp_path / name) for name in ("start", "run"))
     words = embedding_scale(parts.base.get_input_embeddings())
     assert start == pytest.approx(words, rel=0.05)
@@ -290,7 +290,7 @@ def test_a_run_without_a_step_is_its_alignment(recipe, recipe_file, run, tmp_pat
     """The same connector as next to a step of no length, and every verb takes it."""
     few = {**ALIGNED, **steps_of(4), "tuner": {"type": "none"}}
     still = {"training.learning_rate": 1e-12, "training.connector_learning_rate": 1e-12}
-    train(recipe({**few, **still, "training.max_steps": 1}), tmp_path / "still")
+    run_training(recipe({**few, **still, "training.max_steps": 1}), tmp_path / "still")
     out = tmp_path / "run"
     page = recipe({**few, "training.max_steps": 0})
     recipe_file.write_text(page.dump_yaml())
@@ -319,7 +319,7 @@ def test_a_connector_that_would_not_be_saved_is_not_fitted(recipe, tmp_path, key
     value = {"type": "words"} if key == "alignment" else str(tmp_path)
     page = recipe({key: value, "tuner.train_connector": False})
     with pytest.raises(RecipeError) as caught:
-        train(page, tmp_path / "run")
+        run_training(page, tmp_path / "run")
     assert str(caught.value) == (
         f"{key} changes the connector, and tuner.train_connector: false would not save it; "
         "set tuner.train_connector to true"
@@ -330,4 +330,4 @@ def test_a_connector_that_would_not_be_saved_is_not_fitted(recipe, tmp_path, key
 def test_alignment_without_described_images_names_the_key(recipe, tmp_path, rewrite):
     rewrite(lambda problems, _: [problem.pop("caption", None) for problem in problems.values()])
     with pytest.raises(DataError, match="caption"):
-        train(recipe(ALIGNED), tmp_path / "run")
+        run_training(recipe(ALIGNED), tmp_path / "run")

@@ -9,7 +9,7 @@ import torch
 from varifocal.assemble import open_run
 from varifocal.errors import DataError, ModelError, RunError
 from varifocal.run import RunDirectory
-from varifocal.training.train import train
+from varifocal.training.train import run_training
 
 ONE = {"training.max_steps": 1}
 SKIP = {**ONE, "data.on_bad_record": "skip"}
@@ -21,7 +21,7 @@ def fails(recipe, tmp_path):
 
     def fails(error, overrides=()):
         with pytest.raises(error) as caught:
-            train(recipe({**ONE, **dict(overrides)}), tmp_path / "run")
+            run_training(recipe({**ONE, **dict(overrides)}), tmp_path / "run")
         assert "\n" not in str(caught.value)
         RunDirectory.create(tmp_path / "run")
         return str(caught.value)
@@ -50,7 +50,7 @@ def test_a_split_that_is_not_there(fails, book):
 def test_a_split_that_lists_a_record_that_is_not_there(fails, book, rewrite, recipe, tmp_path):
     rewrite(lambda problems, splits: splits["train"].append("99"))
     assert "'99'" in fails(DataError)
-    assert len(train(recipe(SKIP), tmp_path / "run").skipped) == 1
+    assert len(run_training(recipe(SKIP), tmp_path / "run").skipped) == 1
 
 
 def test_no_source(fails):
@@ -84,7 +84,7 @@ def test_a_bad_image_stops_or_is_skipped_and_reported(fails, recipe, image_file,
     text = fails(DataError)
     assert str(image_file("4")) in text
     assert "record '4'" in text
-    result = train(recipe(SKIP), tmp_path / "run")
+    result = run_training(recipe(SKIP), tmp_path / "run")
     assert result.skipped == [text]
     assert written(tmp_path)["skipped"] == [text]
 
@@ -92,7 +92,7 @@ def test_a_bad_image_stops_or_is_skipped_and_reported(fails, recipe, image_file,
 def test_a_bad_image_is_skipped_by_the_alignment_too(recipe, image_file, tmp_path):
     break_truncated(image_file("4"))
     aligned = {"alignment.type": "words", "alignment.steps": 2}
-    assert len(train(recipe({**SKIP, **aligned}), tmp_path / "run").skipped) == 1
+    assert len(run_training(recipe({**SKIP, **aligned}), tmp_path / "run").skipped) == 1
 
 
 def test_all_images_bad(fails, rewrite, image_file):
@@ -119,11 +119,11 @@ def test_a_sample_over_the_limit(fails, recipe, rewrite, tmp_path):
     assert "record '12' takes" in text
     assert "max_length is 160; raise max_length, or set overflow to 'drop'" in text
 
-    result = train(recipe({**ONE, "data.overflow": "drop"}), tmp_path / "dropped")
+    result = run_training(recipe({**ONE, "data.overflow": "drop"}), tmp_path / "dropped")
     assert result.dropped == [text.partition(";")[0] + " (overflow: drop)"]
     assert result.skipped == []
 
-    result = train(recipe({**ONE, "data.overflow": "truncate_prompt"}), tmp_path / "cut")
+    result = run_training(recipe({**ONE, "data.overflow": "truncate_prompt"}), tmp_path / "cut")
     assert (result.num_cut, result.dropped) == (1, [])
 
 
@@ -149,7 +149,7 @@ def test_images_for_a_model_without_eyes(fails):
 def test_a_language_model_without_eyes_learns_from_text(recipe, rewrite, tmp_path):
     rewrite(lambda problems, splits: splits.update(train=[str(n) for n in range(9, 15)]))
     page = recipe({**ONE, "model.vision_tower": None, "model.connector": None})
-    result = train(page, tmp_path / "run")
+    result = run_training(page, tmp_path / "run")
     assert "connector" not in result.trained_parameters
     _, parts = open_run(tmp_path / "run")
     assert (parts.features, parts.load_images) == (None, None)
@@ -163,7 +163,7 @@ def trained(recipe, tmp_path, new_language):
     """A run on a language model that may be changed."""
     new_language(tmp_path / "language")
     page = recipe({**ONE, "model.language_model": str(tmp_path / "language")})
-    train(page, tmp_path / "run")
+    run_training(page, tmp_path / "run")
     return RunDirectory(tmp_path / "run")
 
 
@@ -204,9 +204,9 @@ def test_an_unchanged_base_that_was_only_touched(trained, tmp_path):
 
 def test_a_frozen_tower_looks_at_every_image_once(recipe, tmp_path):
     frozen = recipe({"tuner.adapt_vision_tower": False})
-    first = train(frozen, tmp_path / "first")
+    first = run_training(frozen, tmp_path / "first")
     assert first.vision_passes == 9
-    second = train(frozen, tmp_path / "second")
+    second = run_training(frozen, tmp_path / "second")
     assert second.vision_passes == 0  # known from the run before
     assert second.loss == first.loss
     _, parts = open_run(tmp_path / "first")
@@ -214,14 +214,14 @@ def test_a_frozen_tower_looks_at_every_image_once(recipe, tmp_path):
 
 
 def test_an_adapted_tower_looks_in_every_epoch(recipe, tmp_path):
-    assert train(recipe(), tmp_path / "run").vision_passes == 2 * 9
+    assert run_training(recipe(), tmp_path / "run").vision_passes == 2 * 9
 
 
 def test_features_and_pixels_train_alike(recipe, tmp_path, monkeypatch):
     """The table is a short cut, not another method."""
     frozen = recipe({**ONE, "tuner.adapt_vision_tower": False})
-    table = train(frozen, tmp_path / "table")
+    table = run_training(frozen, tmp_path / "table")
     monkeypatch.setattr("varifocal.models.families.grafted.BaseTunerLayer", torch.nn.Module)
-    pixels = train(frozen, tmp_path / "pixels")
+    pixels = run_training(frozen, tmp_path / "pixels")
     assert (table.vision_passes > 0, pixels.vision_passes > 0) == (True, True)
     assert pixels.loss == pytest.approx(table.loss, rel=1e-6)

@@ -19,7 +19,7 @@ from varifocal.recipe import LoraSection, MixLoraSection, MMASection, NoTunerSec
 from varifocal.run import RunDirectory
 from varifocal.training import cost
 from varifocal.training.cost import Clock, Meter, Spent
-from varifocal.training.train import train
+from varifocal.training.train import run_training
 from varifocal.training.trainer import SupervisedTrainer
 from varifocal.training.tuner import attach_tuner
 
@@ -226,7 +226,7 @@ def test_a_resumed_run_has_spent_what_an_unbroken_one_has(
     recipe, tmp_path, own_table, monkeypatch, overrides
 ):
     own_table("first")
-    whole = train(recipe(overrides), tmp_path / "whole")
+    whole = run_training(recipe(overrides), tmp_path / "whole")
     step = SupervisedTrainer.training_step
 
     def killed(self, *args, **kwargs):
@@ -238,9 +238,9 @@ def test_a_resumed_run_has_spent_what_an_unbroken_one_has(
     with monkeypatch.context() as patch:
         patch.setattr(SupervisedTrainer, "training_step", killed)
         with pytest.raises(MemoryError):
-            train(recipe(overrides), tmp_path / "run")
+            run_training(recipe(overrides), tmp_path / "run")
     assert not RunDirectory(tmp_path / "run").cost.exists()
-    train(recipe(overrides), tmp_path / "run", resume=True)
+    run_training(recipe(overrides), tmp_path / "run", resume=True)
     assert sums(tmp_path / "run") == sums(tmp_path / "whole")
     found = sums(tmp_path / "whole")
     tower_runs = 2 * 9 if overrides.get("tuner.adapt_vision_tower", True) else 9
@@ -258,8 +258,8 @@ def test_a_resumed_run_has_spent_what_an_unbroken_one_has(
 def test_an_alignment_costs_operations_and_seconds(recipe, tmp_path):
     base = {**FROZEN_TOWER, "training.max_steps": 1}
     aligned = {"alignment.type": "words", "alignment.steps": 2}
-    train(recipe(base), tmp_path / "without")
-    train(recipe({**base, **aligned}), tmp_path / "with")
+    run_training(recipe(base), tmp_path / "without")
+    run_training(recipe({**base, **aligned}), tmp_path / "with")
     pages = [
         json.loads(RunDirectory(tmp_path / name).cost.read_text()) for name in ("without", "with")
     ]
@@ -271,7 +271,7 @@ def test_an_alignment_costs_operations_and_seconds(recipe, tmp_path):
 def test_two_processes_add_up(recipe, recipe_file, tmp_path):
     """Two processes with a row each take the same four rows as one process with two."""
     few = {"training.max_steps": 2}
-    train(recipe({**few, "training.per_device_train_batch_size": 2}), tmp_path / "one")
+    run_training(recipe({**few, "training.per_device_train_batch_size": 2}), tmp_path / "one")
     script = tmp_path / "train.py"
     script.write_text(
         "import sys\nfrom varifocal.recipe import load_recipe\n"
@@ -295,8 +295,8 @@ def test_two_processes_add_up(recipe, recipe_file, tmp_path):
 
 def test_a_run_shorter_than_its_logging_has_the_mean_of_its_losses(recipe, tmp_path):
     shape = {"training.max_steps": 2, "training.save_steps": 9}
-    every = train(recipe({**shape, "training.logging_steps": 1}), tmp_path / "every")
-    none = train(recipe({**shape, "training.logging_steps": 5}), tmp_path / "none")
+    every = run_training(recipe({**shape, "training.logging_steps": 1}), tmp_path / "every")
+    none = run_training(recipe({**shape, "training.logging_steps": 5}), tmp_path / "none")
     lines = map(json.loads, RunDirectory(tmp_path / "every").metrics.read_text().splitlines())
     losses = [line["loss"] for line in lines if "loss" in line]
     assert every.loss == losses[-1]

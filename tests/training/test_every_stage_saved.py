@@ -14,7 +14,7 @@ from varifocal.assemble import open_run
 from varifocal.errors import RecipeError, RunError
 from varifocal.manifest import MANIFEST
 from varifocal.run import RunDirectory
-from varifocal.training.train import train
+from varifocal.training.train import run_training
 from varifocal.training.trainer import SupervisedTrainer
 
 FOUR_STEPS = {"training.max_steps": 4, "training.save_steps": 2, "training.learning_rate": 1e-3}
@@ -72,7 +72,7 @@ def trained(tmp_path, monkeypatch):
         with monkeypatch.context() as watched:
             watched.setattr(SupervisedTrainer, "training_step", training_step)
             watched.setattr(SupervisedTrainer, "train", to_the_end)
-            train(page, tmp_path / "run", **options)
+            run_training(page, tmp_path / "run", **options)
         return seen[2], seen[4]
 
     return run
@@ -110,7 +110,7 @@ def test_an_adapter_that_would_not_hold_the_connector_is_refused(recipe, tmp_pat
     value = "words" if key == "alignment.type" else str(tmp_path)
     page = page_of(recipe, name, False, {key: value})
     with pytest.raises(RecipeError, match=r"would not save it; set tuner\.train_connector to true"):
-        train(page, tmp_path / "run")
+        run_training(page, tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_an_adapter_that_would_not_hold_the_connector_is_refused(recipe, tmp_pat
 )
 def test_a_connector_of_another_run_is_read_once(recipe, trained, tmp_path, name, connector):
     """That run may be trained further, or deleted, while this one is stopped."""
-    train(page_of(recipe, "none", True, {"training.max_steps": 1}), tmp_path / "first")
+    run_training(page_of(recipe, "none", True, {"training.max_steps": 1}), tmp_path / "first")
     page = page_of(recipe, name, connector, {"model.connector.weights": str(tmp_path / "first")})
     after_two, unbroken = trained(page)
     as_stopped_after_two(tmp_path / "run")
@@ -147,18 +147,18 @@ def test_a_fresh_connector_that_an_older_checkpoint_lacks_is_drawn_again(recipe,
 
 def test_an_aligned_connector_that_an_older_checkpoint_lacks_is_not_made_up(recipe, tmp_path):
     page = page_of(recipe, "full", False, {**ALIGNED, "training.max_steps": 2})
-    train(page, tmp_path / "run")
+    run_training(page, tmp_path / "run")
     run = RunDirectory(tmp_path / "run")
     shutil.rmtree(run.model)
     leave_connector_out(run.checkpoint(2))
-    for again in (lambda: open_run(run.root), lambda: train(page, run.root, resume=True)):
+    for again in (lambda: open_run(run.root), lambda: run_training(page, run.root, resume=True)):
         with pytest.raises(RunError, match=r"did not save an aligned connector that tuner\.train_"):
             again()
 
 
 def test_a_checkpoint_that_lacks_a_trained_tensor_is_not_resumed(recipe, tmp_path):
     page = page_of(recipe, "full", False, {"training.max_steps": 3})
-    train(page, tmp_path / "run")
+    run_training(page, tmp_path / "run")
     run = RunDirectory(tmp_path / "run")
     file = as_stopped_after_two(run.root).checkpoint(2) / "model.safetensors"
     held = load_file(file)
@@ -166,4 +166,4 @@ def test_a_checkpoint_that_lacks_a_trained_tensor_is_not_resumed(recipe, tmp_pat
     (file.parent / MANIFEST).unlink()
     save_file(held, file)
     with pytest.raises(RunError, match="holds other tensors than are trained"):
-        train(page, run.root, resume=True)
+        run_training(page, run.root, resume=True)

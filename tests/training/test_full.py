@@ -13,7 +13,7 @@ from varifocal.models.saved import load_connector
 from varifocal.recipe import FullSection, NoTunerSection
 from varifocal.run import RunDirectory
 from varifocal.training.full import save_full_model
-from varifocal.training.train import train
+from varifocal.training.train import run_training
 from varifocal.training.trainer import SupervisedTrainer
 from varifocal.training.tuner import attach_tuner, part_of
 
@@ -59,7 +59,7 @@ def test_a_run_moves_all_of_the_language_model_and_opens_as_it_was_trained(
 ):
     page = recipe_of(kind)
     before = parameters(assemble(page))
-    result = train(page, tmp_path / "run")
+    result = run_training(page, tmp_path / "run")
     run = RunDirectory(tmp_path / "run")
     assert not run.adapter.exists()
     _, opened = open_run(run.root)
@@ -81,7 +81,7 @@ def test_a_run_moves_all_of_the_language_model_and_opens_as_it_was_trained(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_transformers_alone_opens_what_was_saved(recipe_of, tmp_path, kind):
-    train(recipe_of(kind, {"training.max_steps": 1}), tmp_path / "run")
+    run_training(recipe_of(kind, {"training.max_steps": 1}), tmp_path / "run")
     _, opened = open_run(tmp_path / "run")
     auto = AutoModelForCausalLM if kind == "plain" else AutoModelForImageTextToText
     alone = auto.from_pretrained(tmp_path / "run" / "model").eval()
@@ -93,7 +93,7 @@ def test_transformers_alone_opens_what_was_saved(recipe_of, tmp_path, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_resumed_run_ends_as_an_unbroken_one(recipe_of, tmp_path, monkeypatch, kind):
     page = recipe_of(kind)
-    train(page, tmp_path / "whole")
+    run_training(page, tmp_path / "whole")
     step = SupervisedTrainer.training_step
 
     def stop_in_fourth(self, *args, **kwargs):
@@ -104,11 +104,11 @@ def test_a_resumed_run_ends_as_an_unbroken_one(recipe_of, tmp_path, monkeypatch,
     with monkeypatch.context() as broken:
         broken.setattr(SupervisedTrainer, "training_step", stop_in_fourth)
         with pytest.raises(KeyboardInterrupt):
-            train(page, tmp_path / "broken")
+            run_training(page, tmp_path / "broken")
     run = RunDirectory(tmp_path / "broken")
     assert run.newest_checkpoint().name == "checkpoint-2"
     assert not run.model.exists()
-    train(page, run.root, resume=True)
+    run_training(page, run.root, resume=True)
     unbroken, resumed = (parameters(open_run(tmp_path / name)[1]) for name in ("whole", "broken"))
     assert all(torch.equal(each, resumed[name]) for name, each in unbroken.items())
     losses = [
@@ -124,7 +124,7 @@ def test_a_resumed_run_ends_as_an_unbroken_one(recipe_of, tmp_path, monkeypatch,
 def test_a_checkpoint_holds_what_no_base_holds_and_no_more(recipe_of, tmp_path, kind, held):
     """A graft's connector is in no file of the base, a LLaVA's frozen projector is."""
     page = recipe_of(kind, {"tuner.train_connector": False, "training.max_steps": 2})
-    train(page, tmp_path / "run")
+    run_training(page, tmp_path / "run")
     with safe_open(
         RunDirectory(tmp_path / "run").newest_checkpoint() / "model.safetensors", "pt"
     ) as file:
@@ -145,7 +145,7 @@ def test_a_tiny_learning_rate_moves_weights_that_are_held_in_float32(
             "training.bf16": True,
         },
     )
-    train(page, tmp_path / "run")
+    run_training(page, tmp_path / "run")
     trained = load_file(RunDirectory(tmp_path / "run").newest_checkpoint() / "model.safetensors")
     norms = {name: each for name, each in trained.items() if "layernorm" in name}
     assert norms
@@ -153,7 +153,7 @@ def test_a_tiny_learning_rate_moves_weights_that_are_held_in_float32(
 
 
 def test_the_saved_model_has_the_recipes_format(recipe_of, tmp_path):
-    train(recipe_of("llava", {"model.dtype": "bfloat16"}), tmp_path / "run")
+    run_training(recipe_of("llava", {"model.dtype": "bfloat16"}), tmp_path / "run")
     _, opened = open_run(tmp_path / "run")
     assert {each.dtype for each in opened.base.parameters()} == {torch.bfloat16}
     with safe_open(tmp_path / "run" / "model" / "model.safetensors", "pt") as file:
@@ -198,7 +198,7 @@ def test_a_trained_projector_is_held_in_float32_beside_a_frozen_model(recipe_of,
     model = attach_tuner(assemble(page).base, NoTunerSection())
     trained = [each for each in model.parameters() if each.requires_grad]
     assert {each.dtype for each in trained} == {torch.float32}
-    result = train(page, tmp_path / "run")
+    result = run_training(page, tmp_path / "run")
     assert set(result.trained_parameters) == {"connector"}
     open_run(tmp_path / "run")
 
@@ -211,7 +211,7 @@ def test_a_quantised_model_is_not_tuned_in_full(recipe_of):
 
 
 def test_a_connector_starts_from_a_run_of_full_tuning(recipe_of, tmp_path):
-    train(recipe_of("graft"), tmp_path / "run")
+    run_training(recipe_of("graft"), tmp_path / "run")
     fresh = assemble(recipe_of("graft")).base
     load_connector(fresh, tmp_path / "run")
     trained = open_run(tmp_path / "run")[1].base.connector.state_dict()
@@ -220,9 +220,11 @@ def test_a_connector_starts_from_a_run_of_full_tuning(recipe_of, tmp_path):
 
 def test_a_frozen_connector_may_come_from_another_run(recipe_of, tmp_path):
     """It is saved with the model, so nothing is lost, unlike next to an adapter."""
-    train(recipe_of("graft"), tmp_path / "first")
+    run_training(recipe_of("graft"), tmp_path / "first")
     weights = {"model.connector.weights": str(tmp_path / "first")}
-    train(recipe_of("graft", weights | {"tuner.train_connector": False}), tmp_path / "second")
+    run_training(
+        recipe_of("graft", weights | {"tuner.train_connector": False}), tmp_path / "second"
+    )
     first, second = (open_run(tmp_path / name)[1].base for name in ("first", "second"))
     theirs = first.connector.state_dict()
     assert all(torch.equal(each, theirs[n]) for n, each in second.connector.state_dict().items())
@@ -242,5 +244,5 @@ def test_the_connector_can_learn_at_another_rate(recipe_of, tmp_path, monkeypatc
 
     monkeypatch.setattr(SupervisedTrainer, "create_optimizer", create_optimizer)
     rate = {"training.connector_learning_rate": 0.5, "training.warmup_steps": 0}
-    train(recipe_of("llava", rate), tmp_path / "run")
+    run_training(recipe_of("llava", rate), tmp_path / "run")
     assert rates == {"language_model": {1e-3}, "connector": {0.5}}

@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from varifocal.run import RunDirectory
-from varifocal.training.train import train
+from varifocal.training.train import run_training
 
 GOLDEN = Path(__file__).with_name("golden.json")
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "numpy", "pillow")
@@ -64,7 +64,7 @@ def test_twenty_steps_of_mma_have_the_losses_they_always_had(recipe, tmp_path):
             "alignment.steps": 5,
         }
     )
-    train(page, tmp_path / "run")
+    run_training(page, tmp_path / "run")
     losses = [record["loss"] for record in RunDirectory(tmp_path / "run").read_metrics()]
     assert len(losses) == 20
     if os.environ.get("VARIFOCAL_WRITE_GOLDEN"):

@@ -19,8 +19,8 @@ from varifocal.planning.record import foresee
 from varifocal.recipe.keep import PLAIN_INSTRUCTIONS
 from varifocal.run import RunDirectory
 from varifocal.training.examples import load_training_data
-from varifocal.training.keep import _drawn, prepare
-from varifocal.training.train import build_trainer, train
+from varifocal.training.keep import _drawn, prepare_references
+from varifocal.training.train import build_trainer, run_training
 from varifocal.training.tuner import attach_tuner
 
 KEEP = {"num_examples": 6, "max_new_tokens": 8, "share": 0.3, "top_k": 4}
@@ -51,13 +51,13 @@ def kept(recipe):
 
 
 def prepared(page, parts=None):
-    return prepare(page, parts or assemble(page), quiet)
+    return prepare_references(page, parts or assemble(page), quiet)
 
 
 def opened(page, tmp_path):
     """A trainer of a recipe, as `train` builds it."""
     parts = assemble(page)
-    replay = prepare(page, parts, quiet).replay
+    replay = prepare_references(page, parts, quiet).replay
     data = load_training_data(page.data, parts.encoder, seed=page.seed, replay=replay)
     model = attach_tuner(parts.base, page.tuner)
     run = RunDirectory(tmp_path / "no-run")
@@ -186,7 +186,7 @@ def test_two_micro_batches_of_a_row_learn_as_one_of_two_rows(kept, tmp_path):
                 "training.gradient_accumulation_steps": accumulated,
             }
         )
-        train(page, tmp_path / name)
+        run_training(page, tmp_path / name)
         found[name] = load_file(tmp_path / name / "adapter" / "adapter_model.safetensors")
         cost = json.loads((tmp_path / name / "cost.json").read_text())
         assert cost["tokens_distilled"] > 0
@@ -197,10 +197,10 @@ def test_two_micro_batches_of_a_row_learn_as_one_of_two_rows(kept, tmp_path):
 def test_a_resumed_run_ends_as_one_that_was_not_stopped(kept, tmp_path):
     """The answers are made anew in between: the cache is gone."""
     steps = {"training.save_steps": 2, "training.max_steps": 4}
-    train(kept(steps), tmp_path / "whole")
-    train(kept({**steps, "training.max_steps": 2}), tmp_path / "broken")
+    run_training(kept(steps), tmp_path / "whole")
+    run_training(kept({**steps, "training.max_steps": 2}), tmp_path / "broken")
     shutil.rmtree(cache_root() / "keep")
-    train(kept(steps), tmp_path / "broken", resume=True)
+    run_training(kept(steps), tmp_path / "broken", resume=True)
     paths = [
         tmp_path / name / "adapter" / "adapter_model.safetensors" for name in ("whole", "broken")
     ]
@@ -214,19 +214,19 @@ def test_a_resumed_run_ends_as_one_that_was_not_stopped(kept, tmp_path):
 
 def test_a_run_is_not_resumed_with_another_keep_or_other_answers(kept, tmp_path):
     page = {"training.save_steps": 1, "training.max_steps": 1}
-    train(kept(page), tmp_path / "run")
+    run_training(kept(page), tmp_path / "run")
     more = {**page, "training.max_steps": 2}
     with pytest.raises(RunError, match=r"another training\.keep"):
-        train(kept(more, weight=2.0), tmp_path / "run", resume=True)
+        run_training(kept(more, weight=2.0), tmp_path / "run", resume=True)
     file = tmp_path / "run" / "keep.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "digest": "another"}))
     with pytest.raises(RunError, match="other answers of the base"):
-        train(kept(more), tmp_path / "run", resume=True)
+        run_training(kept(more), tmp_path / "run", resume=True)
 
 
 def test_what_it_costs_is_foreseen_and_counted_once(kept, tmp_path):
     page = kept({"training.max_steps": 2})
-    first, second = (train(page, tmp_path / name, predict=foresee) for name in ("a", "b"))
+    first, second = (run_training(page, tmp_path / name, predict=foresee) for name in ("a", "b"))
     plan = json.loads((tmp_path / "a" / "plan.json").read_text())
     assert 0 < first.cost["flops_keep"] < first.cost["flops"]
     assert plan["predicted"]["flops_keep"] == first.cost["flops_keep"]
@@ -257,7 +257,7 @@ def test_replay_learns_the_answers_themselves(kept, tmp_path):
     assert data.replay.table is None
     assert trainer.data_collator.references is None
     assert any(one.example_id.startswith("plain-") for row in data.rows for one in row)
-    train(page, tmp_path / "run")
+    run_training(page, tmp_path / "run")
     assert json.loads((tmp_path / "run" / "cost.json").read_text())["tokens_distilled"] == 0
 
 

@@ -11,7 +11,7 @@ from varifocal.assemble import assemble
 from varifocal.models.preprocessing import pixel_loader
 from varifocal.run import RunDirectory
 from varifocal.training.examples import load_training_data
-from varifocal.training.train import build_trainer, train
+from varifocal.training.train import build_trainer, run_training
 from varifocal.training.tuner import attach_tuner
 
 TUNERS = [
@@ -43,7 +43,7 @@ def losses(recipe, tmp_path):
     """The losses of a run with some knobs."""
 
     def run(name, knobs, steps=3):
-        train(recipe({"training.max_steps": steps, **knobs}), tmp_path / name)
+        run_training(recipe({"training.max_steps": steps, **knobs}), tmp_path / name)
         return [line["loss"] for line in RunDirectory(tmp_path / name).read_metrics()]
 
     return run

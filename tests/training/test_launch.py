@@ -25,8 +25,8 @@ from varifocal.training.launch import (
     _signals_once,
     check_launch,
     engine_overrides,
-    how_to_go_on,
     launch_arguments,
+    resume_command,
     share_rows,
     torchrun_command,
     worker_arguments,
@@ -153,7 +153,7 @@ def test_the_killed_process_is_named_and_not_its_victims(tmp_path):
     newest = tmp_path / "run" / "checkpoints" / "checkpoint-6"
     assert str(error) == (
         "process 1 of 2 was killed by SIGKILL; the others were ended with it, and the newest "
-        f"checkpoint is {newest}. Its last words: 'last'. Go on with: {how_to_go_on(asked)}"
+        f"checkpoint is {newest}. Its last words: 'last'. Go on with: {resume_command(asked)}"
     )
 
 

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from varifocal.errors import DataError, Stopped
 from varifocal.run import RunDirectory
 from varifocal.training.callbacks import StopWish
-from varifocal.training.train import train
+from varifocal.training.train import run_training
 
 LAZY = {"data.lazy": True, "training.max_steps": 8, "training.save_steps": 3}
 
@@ -31,7 +31,7 @@ def lines(tmp_path):
 
 
 def test_a_lazy_run_reports_what_it_held(tmp_path, recipe):
-    result = train(recipe(LAZY), tmp_path / "run")
+    result = run_training(recipe(LAZY), tmp_path / "run")
     report = json.loads(RunDirectory(tmp_path / "run").data.read_text())
     assert result.steps == 8
     assert report["encoded_while_training"]
@@ -39,14 +39,14 @@ def test_a_lazy_run_reports_what_it_held(tmp_path, recipe):
 
 
 def test_a_lazy_run_that_was_stopped_ends_as_if_it_had_not_been(tmp_path, recipe, monkeypatch):
-    train(recipe(LAZY), tmp_path / "whole")
+    run_training(recipe(LAZY), tmp_path / "whole")
     asked = iter([False] * 4 + [True] * 100)
     with monkeypatch.context() as patch:
         given = property(lambda self: next(asked), lambda self, value: None)
         patch.setattr(StopWish, "given", given, raising=False)
         with pytest.raises(Stopped, match="stopped after step"):
-            train(recipe(LAZY), tmp_path / "halved")
-    resumed = train(recipe(LAZY), tmp_path / "halved", resume=True)
+            run_training(recipe(LAZY), tmp_path / "halved")
+    resumed = run_training(recipe(LAZY), tmp_path / "halved", resume=True)
     whole, halved = (RunDirectory(tmp_path / name) for name in ("whole", "halved"))
     assert same(adapter(whole), adapter(halved))
     assert resumed.steps == 8
@@ -54,7 +54,7 @@ def test_a_lazy_run_that_was_stopped_ends_as_if_it_had_not_been(tmp_path, recipe
 
 def test_the_mixture_of_a_run_is_written_down(tmp_path, recipe):
     asked = {"data.mixture.total": 12, "data.mixture.language_fraction": 0.25}
-    train(recipe({**asked, "training.max_steps": 1}), tmp_path / "run")
+    run_training(recipe({**asked, "training.max_steps": 1}), tmp_path / "run")
     report = json.loads(RunDirectory(tmp_path / "run").data.read_text())
     held = {row["modality"]: row for row in report["realised"]}
     assert {name: row["samples"] for name, row in held.items()} == {"text": 3, "image": 9}
@@ -64,8 +64,8 @@ def test_the_mixture_of_a_run_is_written_down(tmp_path, recipe):
 def test_a_stream_trains_and_needs_a_number_of_steps(tmp_path, recipe, lines):
     streamed = {"data.train": [{"path": str(lines), "format": "alpaca", "streaming": True}]}
     with pytest.raises(DataError, match=r"set training\.max_steps"):
-        train(recipe(streamed), tmp_path / "endless")
-    result = train(recipe({**streamed, "training.max_steps": 3}), tmp_path / "run")
+        run_training(recipe(streamed), tmp_path / "endless")
+    result = run_training(recipe({**streamed, "training.max_steps": 3}), tmp_path / "run")
     assert result.steps == 3
 
 
@@ -73,7 +73,7 @@ def test_a_stream_cannot_be_counted(tmp_path, recipe, lines):
     source = {"path": str(lines), "format": "alpaca", "streaming": True}
     page = {"data.train": [source], "data.mixture.total": 5, "training.max_steps": 1}
     with pytest.raises(DataError, match="cannot be counted"):
-        train(recipe(page), tmp_path / "run")
+        run_training(recipe(page), tmp_path / "run")
 
 
 def test_columns_that_are_not_read_are_told_before_the_first_step(recipe, tmp_path):
@@ -83,7 +83,7 @@ def test_columns_that_are_not_read_are_told_before_the_first_step(recipe, tmp_pa
     source = {"path": str(tmp_path / "rows.jsonl"), "format": "sharegpt"}
     said = []
     page = recipe({"data.train": [source], "training.max_steps": 1})
-    train(page, tmp_path / "run", progress=lambda stage, *at: said.append((stage, at[-1])))
+    run_training(page, tmp_path / "run", progress=lambda stage, *at: said.append((stage, at[-1])))
     told = "rows.jsonl: as sharegpt, these columns are not read: rejected"
     stages = [stage for stage, _ in said]
     assert ("data", told) in said

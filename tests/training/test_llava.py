@@ -5,8 +5,8 @@ import torch
 
 from varifocal.assemble import assemble
 from varifocal.data.example import Example, Image, Message
-from varifocal.evaluation.likelihood import Question, score_options
-from varifocal.training.train import train
+from varifocal.evaluation.likelihood import EncodedQuestion, score_options
+from varifocal.training.train import run_training
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def recipe_of(whole_recipe, llava):
 @pytest.mark.parametrize("tuner", ["mma", "lora"])
 def test_it_is_trained_scored_and_asked(recipe_of, tmp_path, score_and_ask, tuner):
     run = tmp_path / "run"
-    result = train(recipe_of(tuner), run)
+    result = run_training(recipe_of(tuner), run)
     assert result.vision_passes == 9  # nine of the fifteen questions have an image
     assert result.trained_parameters["language_model"] > 0
     score_and_ask(run)
@@ -31,7 +31,7 @@ def test_options_in_one_row_score_as_on_rows_of_their_own(recipe_of, book):
         (Message("user", (image, "Which colour?")),), choices=("red", "green", "very blue")
     )
     prompt, options = parts.encoder.encode_options(asked)
-    question = Question(prompt.input_ids, tuple(options), prompt.modality, prompt.images)
+    question = EncodedQuestion(prompt.input_ids, tuple(options), prompt.modality, prompt.images)
     scores = [
         score_options(parts.model, [question], parts.load_images, tree=tree)[0]
         for tree in (True, False)

@@ -15,7 +15,7 @@ from varifocal.errors import RecipeError, RunError
 from varifocal.recipe.optimizers import OPTIMIZERS, REFUSED, missing_package
 from varifocal.recipe.schedules import ARGUMENTS, NOT_OFFERED, Schedule
 from varifocal.recipe.training import DEFAULT_OPTIMIZER
-from varifocal.training.train import train
+from varifocal.training.train import run_training
 
 LORA = {"type": "lora", "rank": 2, "dropout": 0.0}
 
@@ -36,9 +36,9 @@ def test_an_optimiser_trains_or_is_refused_when_the_recipe_is_read(optim, recipe
         return
     if optim.startswith("paged_") and not torch.cuda.is_available():
         with pytest.raises(RecipeError, match=rf"training\.optim: {optim} moves its state out of"):
-            train(recipe(page), tmp_path / "run")
+            run_training(recipe(page), tmp_path / "run")
         return
-    train(recipe(page), tmp_path / "run")
+    run_training(recipe(page), tmp_path / "run")
     tensors = load_file(tmp_path / "run" / "adapter" / "adapter_model.safetensors")
     moved = [tensor.any() for name, tensor in tensors.items() if "lora_B" in name]
     assert moved
@@ -127,7 +127,7 @@ def test_a_schedule_trains(name, recipe, tmp_path):
     page["training.warmup_steps"] = 0 if name == "constant" else 1
     if name in SETTINGS:
         page["training.lr_scheduler_kwargs"] = SETTINGS[name]
-    train(recipe(page), tmp_path / "run")
+    run_training(recipe(page), tmp_path / "run")
     state = torch.load(tmp_path / "run" / "checkpoints" / "checkpoint-3" / "scheduler.pt")
     least = {"linear": 0.0, "cosine": 0.0, "cosine_with_restarts": 0.0, "constant": 1e-2,
              # at its minimum in the last step, it would rise after it
@@ -140,7 +140,7 @@ def test_a_schedule_that_does_not_fit_the_runs_steps_is_refused(recipe, tmp_path
     page = {"training.lr_scheduler_type": "warmup_stable_decay", "training.num_train_epochs": 1}
     page["training.lr_scheduler_kwargs"] = {"num_decay_steps": 500}
     with pytest.raises(RecipeError, match=r"500 of num_decay_steps are more than the run's \d"):
-        train(recipe(page), tmp_path / "run")
+        run_training(recipe(page), tmp_path / "run")
 
 
 # Before anything loads
@@ -162,26 +162,26 @@ def test_a_value_that_a_library_refuses_is_refused_before_anything_loads(
 
     monkeypatch.setattr(training, "assemble", lambda *_: pytest.fail("a model was loaded"))
     with pytest.raises(RecipeError, match=sentence):
-        train(recipe(page), tmp_path / "run")
+        run_training(recipe(page), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("recorded", [True, False], ids=["recorded", "of an older version"])
 def test_resuming_with_another_optimiser_names_both(recorded, recipe, tmp_path):
     page = {"tuner": LORA, "training.max_steps": 2, "training.optim": "adafactor"}
-    train(recipe(page), tmp_path / "run")
+    run_training(recipe(page), tmp_path / "run")
     if not recorded:
         file = tmp_path / "run" / "checkpoints" / "checkpoint-2" / "unlogged.json"
         file.write_text(json.dumps({**json.loads(file.read_text()), "optimizer": None}))
         (file.parent / "manifest.json").unlink()
     more = {**page, "training.max_steps": 3, "training.optim": "sgd"}
     with pytest.raises(RunError, match=r"holds the state of adafactor, and training\.optim is sgd"):
-        train(recipe(more), tmp_path / "run", resume=True)
-    train(recipe({**more, "training.optim": "adafactor"}), tmp_path / "run", resume=True)
+        run_training(recipe(more), tmp_path / "run", resume=True)
+    run_training(recipe({**more, "training.optim": "adafactor"}), tmp_path / "run", resume=True)
 
 
 def test_adamw_goes_on_with_its_fused_state(recipe, tmp_path):
     page = {"tuner": LORA, "training.max_steps": 2}
-    train(recipe(page), tmp_path / "run")
+    run_training(recipe(page), tmp_path / "run")
     more = {**page, "training.max_steps": 3, "training.optim": "adamw_torch"}
-    assert train(recipe(more), tmp_path / "run", resume=True).steps == 3
+    assert run_training(recipe(more), tmp_path / "run", resume=True).steps == 3

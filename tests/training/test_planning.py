@@ -12,19 +12,19 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from varifocal.errors import DataError, RecipeError, RunError
 from varifocal.models.loss import supervised_loss
-from varifocal.planning.calibration import Calibration, find_calibration, keep
-from varifocal.planning.devices import GPUS, find_device, judge, slow_format, this_cpu
+from varifocal.planning.calibration import Calibration, find_calibration, write_calibration
+from varifocal.planning.devices import GPUS, find_device, judge_memory, slow_format, this_cpu
 from varifocal.planning.estimate import estimate
 from varifocal.planning.lengths import Workload, num_steps
 from varifocal.planning.measuring import calibrate
-from varifocal.planning.memory import int8_bytes, nf4_bytes, parts_of_peak, weigh
+from varifocal.planning.memory import count_weights, int8_bytes, nf4_bytes, parts_of_peak
 from varifocal.planning.paper import compare_with_paper
 from varifocal.planning.record import foresee, plan_recipe
 from varifocal.planning.repeating import alike
 from varifocal.planning.shapes import build_shapes
 from varifocal.planning.tracing import BACKWARD, HEAD, Step, switch_checkpointing, trace_step
 from varifocal.recipe import load_recipe
-from varifocal.training.train import train
+from varifocal.training.train import run_training
 from varifocal.training.tuner import attach_tuner
 
 HIDDEN, INNER, LAYERS, VOCABULARY = 16, 24, 2, 32
@@ -71,7 +71,7 @@ def test_weights_are_counted_as_they_are_held():
     embedding = VOCABULARY * HIDDEN
     layer = 4 * HIDDEN**2 + 3 * HIDDEN * INNER + 2 * HIDDEN
     rotary = HIDDEN // 2 // 2
-    weights = weigh(model, model, recipe)
+    weights = count_weights(model, model, recipe)
     buffers = sum(each.numel() * each.element_size() for each in model.buffers())
     assert buffers >= rotary * 2
     assert weights.frozen == 2 * (embedding + LAYERS * layer + HIDDEN) + buffers
@@ -87,17 +87,17 @@ def test_an_optimiser_holds_what_it_needs(optim, bytes_each):
     model = tiny().requires_grad_(False)
     model.lm_head.weight.requires_grad_(True)
     recipe = load_recipe("demo", [f"training.optim={optim}"], check_paths=False)
-    assert weigh(model, model, recipe).optimizer == VOCABULARY * HIDDEN * bytes_each
+    assert count_weights(model, model, recipe).optimizer == VOCABULARY * HIDDEN * bytes_each
 
 
 def test_quantised_layers_are_all_linears_but_the_head():
     model = tiny().to(torch.bfloat16).requires_grad_(False)
     plain = load_recipe("demo", check_paths=False)
     linears = LAYERS * (4 * [HIDDEN * HIDDEN] + 3 * [HIDDEN * INNER])
-    whole = weigh(model, model, plain).frozen
+    whole = count_weights(model, model, plain).frozen
     settings = ["model.quantization=nf4", "model.dtype=bfloat16"]
     small = load_recipe("demo", settings, check_paths=False)
-    shrunk = weigh(model, model, small)
+    shrunk = count_weights(model, model, small)
     assert shrunk.frozen == whole - 2 * sum(linears) + sum(map(nf4_bytes, linears))
     assert shrunk.dequantised == 2 * HIDDEN * INNER
 
@@ -238,7 +238,7 @@ def test_the_trace_is_what_autograd_saves():
 def test_the_parts_of_the_peak_add_up():
     model = tiny().requires_grad_(False)
     model.lm_head.weight.requires_grad_(True)
-    weights = weigh(model, model, load_recipe("demo", check_paths=False))
+    weights = count_weights(model, model, load_recipe("demo", check_paths=False))
     step = Step(1000, {"activations": 600, "logits": 300, "gradients": 100})
     parts = parts_of_peak(weights, step, overhead=50, num_devices=1)
     full = max(1000, weights.gradients)
@@ -366,13 +366,13 @@ def test_the_page_can_be_read(recipe_file, run):
 def test_the_verdict(overflow, holds, dropped, fits, told):
     recipe = load_recipe("demo", [f"data.overflow={overflow}"], check_paths=False)
     device = replace(find_device("cpu"), memory_gib=9)
-    said = judge(recipe, device, 1, 7.0, holds, Workload({}, num_dropped=dropped), 2)
+    said = judge_memory(recipe, device, 1, 7.0, holds, Workload({}, num_dropped=dropped), 2)
     assert said[0] is fits
     assert said[1].startswith(told)
 
 
 def test_a_run_lays_its_plan_beside_what_it_measured(recipe_file, tmp_path):
-    train(load_recipe(recipe_file), tmp_path / "run", predict=foresee)
+    run_training(load_recipe(recipe_file), tmp_path / "run", predict=foresee)
     page = json.loads((tmp_path / "run" / "plan.json").read_text())
     predicted, measured = page["predicted"], page["measured"]
     for name in ("steps", "tokens", "tokens_trained", "tokens_padding", "vision_passes"):
@@ -386,7 +386,7 @@ def test_a_plan_that_fails_does_not_fail_the_run(recipe_file, tmp_path, monkeypa
         raise RuntimeError("no shapes today")
 
     monkeypatch.setattr("varifocal.planning.record.estimate", fail)
-    train(load_recipe(recipe_file), tmp_path / "run", predict=foresee)
+    run_training(load_recipe(recipe_file), tmp_path / "run", predict=foresee)
     page = json.loads((tmp_path / "run" / "plan.json").read_text())
     assert page["predicted"] == {"error": "RuntimeError: no shapes today"}
     assert page["measured"]["tokens"] > 0
@@ -398,7 +398,7 @@ def test_what_is_predicted_stands_there_before_the_first_step(recipe_file, tmp_p
 
     monkeypatch.setattr("varifocal.training.train._run", stop)
     with pytest.raises(RunError, match="stopped"):
-        train(load_recipe(recipe_file), tmp_path / "run", predict=foresee)
+        run_training(load_recipe(recipe_file), tmp_path / "run", predict=foresee)
     page = json.loads((tmp_path / "run" / "plan.json").read_text())
     assert page["predicted"]["tokens"] > 0
     assert "measured" not in page
@@ -409,7 +409,7 @@ def test_a_calibration_is_found_again_for_its_shape_alone(recipe_file):
     shapes = build_shapes(recipe)
     assert find_calibration(recipe, shapes) is None
     measured = Calibration(1e9, 5, 2.0, 0.1, 7, 0.5)
-    keep(recipe, shapes, measured)
+    write_calibration(recipe, shapes, measured)
     assert find_calibration(recipe, shapes) == measured
     other = load_recipe(recipe_file, ["tuner={type: lora, rank: 4}"])
     assert find_calibration(other, build_shapes(other)) is None

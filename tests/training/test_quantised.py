@@ -16,12 +16,12 @@ from torch import nn
 from varifocal.assemble import assemble, open_run
 from varifocal.errors import Stopped
 from varifocal.models.loss import supervised_loss
-from varifocal.planning.memory import weigh
+from varifocal.planning.memory import count_weights
 from varifocal.planning.shapes import build_shapes
 from varifocal.recipe import LoraSection, MixLoraSection, MMASection
 from varifocal.run import RunDirectory
 from varifocal.training.examples import load_training_data
-from varifocal.training.train import build_trainer, train
+from varifocal.training.train import build_trainer, run_training
 from varifocal.training.tuner import attach_tuner
 
 bnb = pytest.importorskip("bitsandbytes")
@@ -178,7 +178,7 @@ def held_bytes(model):
 def test_a_plan_counts_the_bytes_that_are_held(bits, recipe, language):
     page = recipe({"model.language_model": language, "model.quantization": bits})
     shapes = build_shapes(page)
-    counted = weigh(shapes.model, shapes.base, page)
+    counted = count_weights(shapes.model, shapes.base, page)
     model = attach_tuner(assemble(page).base, page.tuner)
     assert len(quantised_layers(model)) == 14
     assert held_bytes(model) == counted.frozen + counted.trained
@@ -188,7 +188,7 @@ def test_a_plan_counts_the_bytes_that_are_held(bits, recipe, language):
 def test_a_run_is_resumed_and_opened_again(bits, tmp_path, recipe, language):
     knobs = {"model.language_model": language, "model.quantization": bits}
     knobs |= {"training.max_steps": 4, "training.save_steps": 2}
-    train(recipe(knobs), tmp_path / "whole")
+    run_training(recipe(knobs), tmp_path / "whole")
     whole = [line["loss"] for line in RunDirectory(tmp_path / "whole").read_metrics()]
 
     def stop(stage, done, total, note=""):
@@ -196,8 +196,8 @@ def test_a_run_is_resumed_and_opened_again(bits, tmp_path, recipe, language):
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(Stopped):
-        train(recipe(knobs), tmp_path / "run", progress=stop)
-    train(recipe(knobs), tmp_path / "run", resume=True)
+        run_training(recipe(knobs), tmp_path / "run", progress=stop)
+    run_training(recipe(knobs), tmp_path / "run", resume=True)
     assert [line["loss"] for line in RunDirectory(tmp_path / "run").read_metrics()] == whole
     ids = torch.tensor([[5, 6, 7, 8]])
     outputs = []

@@ -15,7 +15,7 @@ from varifocal.errors import RecipeError
 from varifocal.planning.devices import this_cpu
 from varifocal.planning.estimate import estimate
 from varifocal.serving.engine import Engine, Sampling
-from varifocal.training.train import train
+from varifocal.training.train import run_training
 from varifocal.training.tuner import count_parameters
 
 
@@ -39,7 +39,7 @@ def test_it_is_planned_trained_scored_and_asked(recipe_of, tmp_path, score_and_a
     run = tmp_path / "run"
     page = recipe_of(**tuner)
     planned = estimate(page, this_cpu(), quick=True)
-    result = train(page, run)
+    result = run_training(page, run)
     cost = json.loads((run / "cost.json").read_text())
     assert result.vision_passes == planned.vision_passes == 18  # nine images, twice
     assert (planned.tokens, planned.flops) == (cost["tokens"], cost["flops"])
@@ -51,7 +51,7 @@ def test_it_is_planned_trained_scored_and_asked(recipe_of, tmp_path, score_and_a
 @pytest.mark.parametrize("qwen_vl", ["Qwen2_5_VL"], indirect=True)
 def test_its_adapter_is_plain_pefts_and_counts_as_transformers_do(recipe_of, tmp_path, qwen_vl):
     run = tmp_path / "run"
-    train(recipe_of(type="lora"), run)
+    run_training(recipe_of(type="lora"), run)
     recipe, parts = open_run(run)
     sample = next(one for one in _samples(recipe, parts) if one.modality)
     batch = Collator(0, load_images=parts.load_images)([sample])
@@ -77,7 +77,7 @@ def _samples(recipe, parts):
 def test_conversations_share_a_batch_and_go_on(recipe_of, tmp_path, book):
     """Further images in later turns: every turn is read anew, and none disturbs another."""
     run = tmp_path / "run"
-    train(recipe_of(type="lora"), run)
+    run_training(recipe_of(type="lora"), run)
     _, parts = open_run(run)
     images = [Image(path=book / "images" / "train" / str(n) / "image.png") for n in (0, 1)]
     first = Message("user", (images[0], "Which colour?"))

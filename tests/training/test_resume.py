@@ -20,7 +20,7 @@ from varifocal.recipe import load_recipe
 from varifocal.run import RunDirectory
 from varifocal.training.examples import fingerprint_sources
 from varifocal.training.resuming import take_rates
-from varifocal.training.train import train
+from varifocal.training.train import run_training
 from varifocal.training.trainer import SupervisedTrainer
 
 COMMAND = "from varifocal.cli import main; main()"
@@ -104,7 +104,7 @@ def test_a_run_that_is_killed_and_stopped_ends_as_one_that_was_not(
     long_recipe, recipe_file, tmp_path, steps_taken, varifocal
 ):
     reference = RunDirectory(tmp_path / "reference")
-    result = train(long_recipe(), reference.root)
+    result = run_training(long_recipe(), reference.root)
     steps = result.steps
     records = curve(reference)
     assert [record["step"] for record in records] == list(range(2, steps + 1, 2))
@@ -120,7 +120,7 @@ def test_a_run_that_is_killed_and_stopped_ends_as_one_that_was_not(
     assert run.newest_checkpoint().name == "checkpoint-3"
     assert not run.adapter.exists()
     with pytest.raises(RunError, match="holds a run already; add --resume to go on with it"):
-        train(long_recipe(), run.root)
+        run_training(long_recipe(), run.root)
     # As a kill in the middle of saving leaves it.
     half = run.checkpoints / ".checkpoint-6.varifocal-tmp-0123abcd-1-0123abcd"
     (half / "checkpoint-6").mkdir(parents=True)
@@ -141,7 +141,7 @@ def test_a_run_that_is_killed_and_stopped_ends_as_one_that_was_not(
 
     # As the command does it: from the run's own copy of the recipe.
     steps_taken.clear()
-    finished = train(load_recipe(run.recipe), run.root, resume=True)
+    finished = run_training(load_recipe(run.recipe), run.root, resume=True)
     assert steps_taken == list(range(stopped_at + 1, steps + 1))  # and did not start over
     assert_same_end(run, reference)
     assert finished.tokens == result.tokens
@@ -159,7 +159,7 @@ def test_the_second_epoch_is_packed_anew_and_resuming_knows_it(long_recipe, tmp_
         return get(self, index)
 
     monkeypatch.setattr(PackedDataset, "__getitem__", note)
-    train(long_recipe(), tmp_path / "run")
+    run_training(long_recipe(), tmp_path / "run")
     by_epoch = [[row for e, _, row in given if e == epoch] for epoch in (0, 1)]
     assert sorted(map(sorted, by_epoch[0])) != sorted(map(sorted, by_epoch[1]))
     assert all(sorted(sum(rows, ())) == list(range(15)) for rows in by_epoch)
@@ -170,11 +170,11 @@ def test_the_last_line_holds_the_loss_of_the_last_steps(recipe, tmp_path):
     told = []
     steps = {"training.max_steps": 5, "training.save_steps": 5}
     every = RunDirectory(tmp_path / "every")
-    train(recipe({**steps, "training.logging_steps": 1}), every.root)
+    run_training(recipe({**steps, "training.logging_steps": 1}), every.root)
     losses = [line["loss"] for line in every.read_metrics()]
     some = RunDirectory(tmp_path / "some")
     page = recipe({**steps, "training.logging_steps": 3})
-    result = train(page, some.root, progress=lambda *at: told.append(at))
+    result = run_training(page, some.root, progress=lambda *at: told.append(at))
     lines = {line["step"]: line["loss"] for line in some.read_metrics()}
     assert lines == {3: pytest.approx(sum(losses[:3]) / 3), 5: pytest.approx(sum(losses[3:]) / 2)}
     assert result.loss == lines[5]
@@ -184,21 +184,21 @@ def test_the_last_line_holds_the_loss_of_the_last_steps(recipe, tmp_path):
     names = f"{page.model.language_model}, {page.model.vision_tower}"
     assert told[:2] == [("load", 0, 1, names), ("load", 1, 1)]
     assert f"loss {lines[5]:.3f}" in training[-1][3]
-    assert train(page, some.root, resume=True).loss == lines[5]
+    assert run_training(page, some.root, resume=True).loss == lines[5]
 
 
 def test_a_run_that_took_steps_is_not_saved_as_one_without(recipe, tmp_path):
-    train(recipe({"training.max_steps": 1, "training.save_steps": 1}), tmp_path / "run")
+    run_training(recipe({"training.max_steps": 1, "training.save_steps": 1}), tmp_path / "run")
     with pytest.raises(RunError, match="has taken steps, and training"):
-        train(recipe({"training.max_steps": 0}), tmp_path / "run", resume=True)
+        run_training(recipe({"training.max_steps": 0}), tmp_path / "run", resume=True)
 
 
 def test_resuming_a_finished_run_changes_nothing(recipe, tmp_path):
     page = recipe({"training.max_steps": 3})
     run = RunDirectory(tmp_path / "run")
-    first = train(page, run.root)
+    first = run_training(page, run.root)
     before = curve(run), load_file(run.adapter / "adapter_model.safetensors")
-    again = train(page, run.root, resume=True)
+    again = run_training(page, run.root, resume=True)
     after = curve(run), load_file(run.adapter / "adapter_model.safetensors")
     assert after[0] == before[0]
     assert all(torch.equal(after[1][name], tensor) for name, tensor in before[1].items())
@@ -211,8 +211,8 @@ def test_resuming_before_the_first_checkpoint_starts_from_the_beginning(recipe, 
     run = RunDirectory.create(tmp_path / "run")
     run.recipe.write_text(page.dump_yaml())
     run.append_metrics({"step": 1, "loss": 9.0})
-    train(page, run.root, resume=True)
-    train(page, tmp_path / "reference")
+    run_training(page, run.root, resume=True)
+    run_training(page, tmp_path / "reference")
     assert_same_end(run, RunDirectory(tmp_path / "reference"))
 
 
@@ -229,10 +229,10 @@ def test_resuming_before_the_first_checkpoint_starts_from_the_beginning(recipe, 
 )
 def test_a_run_is_not_resumed_as_another_one(recipe, tmp_path, override, key):
     run = RunDirectory(tmp_path / "run")
-    train(recipe({"training.max_steps": 1}), run.root)
+    run_training(recipe({"training.max_steps": 1}), run.root)
     kept = run.recipe.read_text()
     with pytest.raises(RunError) as caught:
-        train(recipe({"training.max_steps": 2, **override}), run.root, resume=True)
+        run_training(recipe({"training.max_steps": 2, **override}), run.root, resume=True)
     assert str(caught.value) == (
         f"{run.root} was started with another {key}; resume it with the recipe it keeps "
         f"({run.recipe}), or choose another --out"
@@ -244,28 +244,28 @@ def test_a_run_is_not_resumed_on_another_base(recipe, tmp_path, new_language):
     new_language(tmp_path / "language")
     page = recipe({"training.max_steps": 1, "model.language_model": str(tmp_path / "language")})
     run = RunDirectory(tmp_path / "run")
-    train(page, run.root)
+    run_training(page, run.root)
     new_language(tmp_path / "language", seed=1)
     with pytest.raises(ModelError, match=r"was started on a base with content hash [0-9a-f]{12}"):
-        train(page, run.root, resume=True)
+        run_training(page, run.root, resume=True)
 
 
 def test_a_run_is_not_resumed_on_other_records(recipe, rewrite, tmp_path):
     page = recipe({"training.max_steps": 1})
-    train(page, tmp_path / "run")
+    run_training(page, tmp_path / "run")
     rewrite(lambda problems, splits: problems["1"].update(question="Which colour is that?"))
     with pytest.raises(RunError, match=r"was started on other records than \S+/book holds"):
-        train(page, tmp_path / "run", resume=True)
+        run_training(page, tmp_path / "run", resume=True)
 
 
 def test_data_that_were_moved_are_the_same_and_others_to_score_on_are_allowed(
     recipe, book, tmp_path
 ):
-    train(recipe({"training.max_steps": 1}), tmp_path / "run")
+    run_training(recipe({"training.max_steps": 1}), tmp_path / "run")
     moved = str(book.rename(tmp_path / "moved"))
     score = {"data.evaluate": [{"path": moved, "format": "scienceqa", "max_examples": 2}]}
     page = recipe({"data.train[0].path": moved, "training.max_steps": 2, **score})
-    assert train(page, tmp_path / "run", resume=True).steps == 2
+    assert run_training(page, tmp_path / "run", resume=True).steps == 2
 
 
 def test_a_source_is_known_by_what_is_trained_on_not_by_what_is_scored_on(recipe, book):
@@ -303,8 +303,8 @@ def test_a_schedule_goes_on_as_if_it_had_been_given_from_the_start(schedule):
 
 
 def test_longer_training_is_resumed(recipe, tmp_path, steps_taken):
-    train(recipe({"training.max_steps": 1}), tmp_path / "run")
-    result = train(recipe({"training.max_steps": 3}), tmp_path / "run", resume=True)
+    run_training(recipe({"training.max_steps": 1}), tmp_path / "run")
+    result = run_training(recipe({"training.max_steps": 3}), tmp_path / "run", resume=True)
     assert result.steps == 3
     assert steps_taken == [1, 2, 3]
     metrics = RunDirectory(tmp_path / "run").read_metrics()

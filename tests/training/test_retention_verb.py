@@ -7,7 +7,7 @@ import pytest
 
 from varifocal.evaluation.retention_data import gather_material, scenes
 from varifocal.evaluation.retention_texts import PROMPTS, PROSE
-from varifocal.training.train import train
+from varifocal.training.train import run_training
 
 # peft 0.21 reads a name that transformers 5.23 has renamed
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is dep:FutureWarning")
@@ -51,7 +51,7 @@ def trained(runs, recipe, rewrite, book, tmp_path):
                 "training.max_steps": 2,
             }
         )
-        train(page, tmp_path / name)
+        run_training(page, tmp_path / name)
         runs[name] = tmp_path / name
         return runs[name]
 

@@ -145,7 +145,7 @@ def test_a_run_that_another_process_writes_is_a_sentence(
     restarts, seconds, tmp_path, monkeypatch, caplog
 ):
     """On the first start at once, later when the former start has had its time to end."""
-    monkeypatch.setattr(slurm_job, "_SECONDS_TO_GIVE_WAY", seconds)
+    monkeypatch.setattr(slurm_job, "_SECONDS_TO_YIELD", seconds)
     monkeypatch.setenv("SLURM_RESTART_COUNT", restarts)
 
     def check_unoccupied(run):

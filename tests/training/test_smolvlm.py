@@ -8,7 +8,7 @@ from varifocal.assemble import open_run
 from varifocal.errors import RecipeError
 from varifocal.planning.devices import this_cpu
 from varifocal.planning.estimate import estimate
-from varifocal.training.train import train
+from varifocal.training.train import run_training
 from varifocal.training.tuner import count_parameters
 
 SIDE = 56  # 8 x 8 cells, 4 x 4 tokens
@@ -22,7 +22,7 @@ def test_it_is_planned_trained_saved_scored_and_asked(
     recipe = whole_recipe(smolvlm, tuner, epochs=2, **sizes)
     planned = estimate(recipe, this_cpu(), quick=True)
     run = tmp_path / "run"
-    result = train(recipe, run)
+    result = run_training(recipe, run)
     cost = json.loads((run / "cost.json").read_text())
     assert result.vision_passes == planned.vision_passes == 18  # nine images, twice
     assert (planned.tokens, planned.flops) == (cost["tokens"], cost["flops"])

@@ -11,12 +11,12 @@ from safetensors.torch import load_file
 from varifocal.assemble import open_run, weights_fingerprint
 from varifocal.cli.commands import app
 from varifocal.errors import ModelError, RunError, Stopped
-from varifocal.evaluation.compare import compare
+from varifocal.evaluation.compare import compare_runs
 from varifocal.reports.card import make_card
-from varifocal.reports.runs_table import compare as lay_side_by_side
+from varifocal.reports.runs_table import tabulate_runs as lay_side_by_side
 from varifocal.run import RunDirectory
 from varifocal.trained import find_trained, is_finished
-from varifocal.training.train import train
+from varifocal.training.train import run_training
 from varifocal.training.trainer import SupervisedTrainer
 
 SIX_STEPS = {"training.max_steps": 6, "training.save_steps": 1, "training.save_total_limit": None}
@@ -38,7 +38,7 @@ def stopped(recipe, book, tmp_path, monkeypatch):
         with monkeypatch.context() as broken:
             broken.setattr(SupervisedTrainer, "training_step", stop_in_third)
             with pytest.raises(Stopped, match="stopped after step 3 of 6; it is saved"):
-                train(page, tmp_path / name)
+                run_training(page, tmp_path / name)
         return page, RunDirectory(tmp_path / name)
 
     return make
@@ -55,7 +55,7 @@ def test_it_is_opened_as_of_the_step_after_which_it_stopped(stopped, tmp_path, c
         _, parts = open_run(run.root)
     assert f"{run.root} has not reached its end: this is the run as of step 3" in caplog.text
     assert f"varifocal train {run.recipe} --out {run.root} --resume" in caplog.text
-    train(page, tmp_path / "whole")
+    run_training(page, tmp_path / "whole")
     same, end = (tensors(open_run(tmp_path / "whole", checkpoint=n)[1]) for n in (3, 6))
     found = tensors(parts)
     assert found.keys() == same.keys()
@@ -99,7 +99,7 @@ def test_a_run_without_a_checkpoint_says_what_to_do(stopped):
 def test_a_finished_run_that_was_extended_and_stopped_is_its_newest_checkpoint(
     recipe, tmp_path, monkeypatch
 ):
-    train(recipe({**SIX_STEPS, "training.max_steps": 2}), tmp_path / "run")
+    run_training(recipe({**SIX_STEPS, "training.max_steps": 2}), tmp_path / "run")
     run = RunDirectory(tmp_path / "run")
     assert is_finished(run)
     assert find_trained(run).place == run.adapter
@@ -111,7 +111,7 @@ def test_a_finished_run_that_was_extended_and_stopped_is_its_newest_checkpoint(
 
     monkeypatch.setattr(SupervisedTrainer, "training_step", stop)
     with pytest.raises(Stopped):
-        train(recipe(SIX_STEPS), run.root, resume=True)
+        run_training(recipe(SIX_STEPS), run.root, resume=True)
     assert not is_finished(run)
     assert find_trained(run).step == 3
     assert lay_side_by_side([run.root]).runs[0].state == "unfinished, saved at step 3"
@@ -123,7 +123,7 @@ def test_other_weights_have_another_fingerprint(stopped):
     for _ in range(2):
         _, parts = open_run(run.root)
         prints.append(weights_fingerprint(run.root, parts, None))
-        train(page, run.root, resume=True)
+        run_training(page, run.root, resume=True)
     assert prints[0] is not None
     assert prints[0] != prints[1]
 
@@ -142,7 +142,7 @@ def test_its_scores_stand_by_the_step_and_are_not_those_of_the_end(stopped, tmp_
     assert found.state == "unfinished, saved at step 3, scored at step 3"
     assert "book-train" in found.scores
     assert "book-train" in make_card(run.root).markdown()
-    train(page, run.root, resume=True)
+    run_training(page, run.root, resume=True)
     assert lay_side_by_side([run.root]).runs[0].scores == {}
     app(["eval", str(run.root)], standalone_mode=False)
     assert (run.evaluations / "book-train.json").is_file()
@@ -150,7 +150,7 @@ def test_its_scores_stand_by_the_step_and_are_not_those_of_the_end(stopped, tmp_
 
 def test_it_is_compared_with_another(stopped, tmp_path, capsys):
     page, run = stopped()
-    train(page, tmp_path / "whole")
+    run_training(page, tmp_path / "whole")
     for root in (run.root, tmp_path / "whole"):
         app(["eval", str(root)], standalone_mode=False)
-    assert compare(run.root, tmp_path / "whole").suites[0].rows[0].count == 15
+    assert compare_runs(run.root, tmp_path / "whole").suites[0].rows[0].count == 15

@@ -14,7 +14,7 @@ from varifocal.data.example import Example, Message
 from varifocal.errors import Stopped
 from varifocal.run import RunDirectory
 from varifocal.serving.engine import Engine, Sampling
-from varifocal.training.train import train
+from varifocal.training.train import run_training
 from varifocal.training.trainer import SupervisedTrainer
 
 QUESTION = "Which colour?"
@@ -48,7 +48,7 @@ def stopped(runs, recipe, tmp_path, monkeypatch):
         with monkeypatch.context() as broken:
             broken.setattr(SupervisedTrainer, "training_step", stop_in_third)
             with pytest.raises(Stopped):
-                train(recipe(CHANGES), tmp_path / "run")
+                run_training(recipe(CHANGES), tmp_path / "run")
         runs["stopped"] = RunDirectory(tmp_path / "run")
     return runs["stopped"]
 

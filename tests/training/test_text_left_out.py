@@ -7,7 +7,7 @@ import pytest
 from varifocal.assemble import assemble
 from varifocal.data.source import Source
 from varifocal.training.examples import load_training_data
-from varifocal.training.train import train
+from varifocal.training.train import run_training
 from varifocal.training.usable import check_usable
 
 BASE = {"tuner.text_route": "base"}
@@ -68,7 +68,7 @@ def test_much_text_before_an_image_is_not_read_through(recipe, book, tmp_path, m
 
 def test_train_plan_and_check_leave_it_out_and_say_so(run, recipe, recipe_file, tmp_path):
     options = ["--set", "tuner.text_route=base", "--set", "training.max_steps=1"]
-    result = train(recipe({**BASE, "training.max_steps": 1}), tmp_path / "run")
+    result = run_training(recipe({**BASE, "training.max_steps": 1}), tmp_path / "run")
     assert any(note.startswith(SENTENCE) for note in result.data_notes)
     page = json.loads((tmp_path / "run" / "data.json").read_text())
     assert page["num_text"] == 6

@@ -14,7 +14,7 @@ from varifocal.assemble import assemble
 from varifocal.errors import RunError
 from varifocal.recipe import LoraSection, MMASection, NoTunerSection
 from varifocal.run import RunDirectory
-from varifocal.training.train import train
+from varifocal.training.train import run_training
 from varifocal.training.trainer import SupervisedTrainer, supervised_loss
 from varifocal.training.tuner import attach_tuner
 
@@ -175,7 +175,7 @@ def test_texts_leave_a_lone_connector_where_it_is(recipe, tmp_path):
     """Of a zero gradient Adam would move it, by what it remembers of the images."""
     alone = {"tuner": {"type": "none"}, "data.packing": False, "training.warmup_steps": 0}
     saved = {"training.save_steps": 1, "training.save_total_limit": None}
-    train(recipe({**alone, **saved, "training.num_train_epochs": 1}), tmp_path / "run")
+    run_training(recipe({**alone, **saved, "training.num_train_epochs": 1}), tmp_path / "run")
     checkpoints = (tmp_path / "run" / "checkpoints" / f"checkpoint-{n + 1}" for n in range(15))
     states = [load_file(next(one.glob("*.safetensors"))) for one in checkpoints]
     moved = [
@@ -193,7 +193,7 @@ def test_without_a_rate_the_connector_shares_the_common_one(recipe, tmp_path):
 
 def test_both_rates_follow_the_schedule(recipe, tmp_path):
     page = recipe({"training.max_steps": 3, "training.lr_scheduler_type": "linear"})
-    train(page.model_copy(update={"seed": 1}), tmp_path / "run")
+    run_training(page.model_copy(update={"seed": 1}), tmp_path / "run")
     state = torch.load(
         tmp_path / "run" / "checkpoints" / "checkpoint-3" / "scheduler.pt", weights_only=True
     )
@@ -207,7 +207,7 @@ SAVING = {"training.max_steps": 4, "training.save_steps": 2, "training.logging_s
 
 
 def test_a_checkpoint_holds_tensors_and_no_pickled_arguments(recipe, tmp_path):
-    train(recipe(SAVING), tmp_path / "run")
+    run_training(recipe(SAVING), tmp_path / "run")
     run = RunDirectory(tmp_path / "run")
     checkpoint = run.newest_checkpoint()
     names = {path.name for path in checkpoint.iterdir()}
@@ -231,7 +231,7 @@ def test_the_other_processes_of_a_run_leave_no_half_checkpoint(recipe, tmp_path,
     page = recipe({"training.max_steps": 1})
     with monkeypatch.context() as patch:
         patch.setattr(TrainingArguments, "should_save", False)
-        train(page, run.root)
+        run_training(page, run.root)
     aside = run.checkpoints / ".checkpoint-1.varifocal-tmp-process0" / "checkpoint-1"
     assert [path.name for path in aside.iterdir()] == ["rng_state.pth"]
     assert run.newest_checkpoint() is None
@@ -244,7 +244,7 @@ def test_the_other_processes_of_a_run_leave_no_half_checkpoint(recipe, tmp_path,
         (aside / "rng_state_1.pth").write_bytes(written)
 
     monkeypatch.setattr(SupervisedTrainer, "_save_rng_state", another_saves_too)
-    train(page, run.root, resume=True)  # deletes what the former call left
+    run_training(page, run.root, resume=True)  # deletes what the former call left
     assert {path.name for path in run.checkpoints.iterdir()} == {"checkpoint-1"}
     names = {path.name for path in run.newest_checkpoint().iterdir()}
     assert {"rng_state.pth", "rng_state_1.pth", "adapter_model.safetensors"} <= names
@@ -278,14 +278,14 @@ def test_a_checkpoint_that_fails_halfway_leaves_the_last_whole_one(
     monkeypatch.setattr(SupervisedTrainer, "_save_rng_state", fail_the_second_time)
     run = RunDirectory(tmp_path / "run")
     with pytest.raises(raised) as caught:
-        train(recipe(SAVING), run.root)
+        run_training(recipe(SAVING), run.root)
     if raised is RunError:
         assert str(caught.value) == (
             f"the disk is full: {run.checkpoints / 'checkpoint-4'} was not written, and what was "
             "saved before is untouched; free some space and repeat the command with --resume"
         )
     assert [path.name for path in run.checkpoints.iterdir()] == ["checkpoint-2"]
-    result = train(recipe(SAVING), run.root, resume=True)
+    result = run_training(recipe(SAVING), run.root, resume=True)
     assert result.steps == 4
     assert [record["step"] for record in run.read_metrics()] == [3, 4]
 
@@ -298,17 +298,17 @@ def test_a_full_disk_under_the_adapter_keeps_the_checkpoints(recipe, tmp_path, m
     with monkeypatch.context() as patch:
         patch.setattr("transformers.PreTrainedTokenizerFast.save_pretrained", full)
         with pytest.raises(RunError, match=rf"^the disk is full: {run.processor} was not written"):
-            train(recipe(SAVING), run.root)
+            run_training(recipe(SAVING), run.root)
     assert run.newest_checkpoint().name == "checkpoint-4"
     assert not list(run.processor.parent.glob(".processor*"))
-    train(recipe(SAVING), run.root, resume=True)
+    run_training(recipe(SAVING), run.root, resume=True)
     assert (run.processor / "tokenizer.json").is_file()
 
 
 def test_a_connector_alone_passes_over_rows_without_images(tmp_path, recipe):
     text = {"data.train": [{**recipe().data.train[0].model_dump(), "skills": ["letters"]}]}
     page = recipe({**text, "tuner": {"type": "none"}, "training.max_steps": 2})
-    result = train(page, tmp_path / "run")
+    result = run_training(page, tmp_path / "run")
     assert result.steps == 2
 
 

@@ -14,7 +14,7 @@ from varifocal.recipe.trainer_arguments import REFUSED, PassedArguments
 from varifocal.recipe.training import _OWN_KNOBS as OWN
 from varifocal.run import RunDirectory
 from varifocal.training import train as training
-from varifocal.training.train import train
+from varifocal.training.train import run_training
 
 FIELDS = {field.name for field in dataclasses.fields(TrainingArguments)}
 DECLARED = set(TrainingSection.model_fields) - OWN
@@ -145,7 +145,7 @@ def test_a_service_that_is_not_installed_is_refused(recipe, monkeypatch):
 
 
 def metrics(page, root):
-    train(page, root)
+    run_training(page, root)
     return RunDirectory(root).read_metrics()
 
 
@@ -160,7 +160,7 @@ def test_the_first_step_is_logged(recipe, tmp_path):
 @pytest.mark.parametrize(("strategy", "kept"), [("no", []), ("epoch", [6, 12])])
 def test_checkpoints_are_saved_as_asked(strategy, kept, recipe, tmp_path):
     page = recipe({"training.save_strategy": strategy, "training.warmup_steps": 1})
-    steps = train(page, tmp_path / "run").steps
+    steps = run_training(page, tmp_path / "run").steps
     found = sorted(int(p.name.rpartition("-")[2])
                    for p in (tmp_path / "run" / "checkpoints").glob("checkpoint-*"))  # fmt: skip
     assert found == [steps * number // 12 for number in kept]
@@ -169,9 +169,11 @@ def test_checkpoints_are_saved_as_asked(strategy, kept, recipe, tmp_path):
 def test_noise_is_put_on_the_embeddings(recipe, tmp_path):
     plain = {"training.max_steps": 1, "data.packing": False, "tuner.dropout": 0.0}
     noisy = {**plain, "training.neftune_noise_alpha": 50.0}
-    losses = [train(recipe(each), tmp_path / str(n)).loss for n, each in enumerate((plain, noisy))]
+    losses = [
+        run_training(recipe(each), tmp_path / str(n)).loss for n, each in enumerate((plain, noisy))
+    ]
     assert losses[0] != losses[1]
-    again = train(recipe(plain), tmp_path / "again").loss
+    again = run_training(recipe(plain), tmp_path / "again").loss
     assert again == losses[0]
 
 
@@ -205,7 +207,9 @@ def test_several_processes_are_joined_as_asked(recipe, trainer_of, monkeypatch, 
 def test_the_cache_is_emptied_as_asked(recipe, tmp_path, monkeypatch):
     emptied = []
     monkeypatch.setattr(transformers.trainer, "clear_device_cache", lambda: emptied.append(1))
-    train(recipe({"training.max_steps": 4, "training.torch_empty_cache_steps": 2}), tmp_path / "a")
+    run_training(
+        recipe({"training.max_steps": 4, "training.torch_empty_cache_steps": 2}), tmp_path / "a"
+    )
     assert len(emptied) == 2
 
 
@@ -243,7 +247,7 @@ def test_a_service_is_told_of_every_line(recipe, tmp_path, monkeypatch):
     monkeypatch.setitem(services.SERVICES, "wandb", ())
     monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, "wandb", Service)
     page = {"training.max_steps": 2, "training.report_to": "wandb", "training.run_name": "mine"}
-    train(recipe(page), tmp_path / "run")
+    run_training(recipe(page), tmp_path / "run")
     assert told[:2] == [("mine", 1, True), ("mine", 2, True)]
 
 
@@ -251,7 +255,7 @@ def test_a_service_is_told_of_every_line(recipe, tmp_path, monkeypatch):
 
 
 def test_a_run_of_an_older_version_opens_and_is_not_trained_again(recipe, tmp_path):
-    train(recipe({"training.max_steps": 1}), tmp_path / "run")
+    run_training(recipe({"training.max_steps": 1}), tmp_path / "run")
     file = tmp_path / "run" / "recipe.yaml"
     file.write_text(
         file.read_text().replace("training:", "training:\n  label_smoothing_factor: 0.1")
@@ -259,7 +263,7 @@ def test_a_run_of_an_older_version_opens_and_is_not_trained_again(recipe, tmp_pa
     old = load_recipe(file)
     assert old.training.model_extra == {"label_smoothing_factor": 0.1}
     with pytest.raises(RecipeError, match=r"training\.label_smoothing_factor: not set here"):
-        train(old, tmp_path / "run", resume=True)
+        run_training(old, tmp_path / "run", resume=True)
 
 
 # Files of engines

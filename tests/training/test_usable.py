@@ -9,7 +9,7 @@ from varifocal.errors import VarifocalError
 from varifocal.planning import estimate as estimating
 from varifocal.recipe import load_recipe
 from varifocal.training.launch import Launch, check_launch
-from varifocal.training.train import train
+from varifocal.training.train import run_training
 from varifocal.training.usable import NOTHING_TRAINED, check_usable, why_refused
 
 WORDS = {"alignment.type": "words", "alignment.steps": 2}
@@ -204,7 +204,7 @@ def options(overrides):
 def test_four_verbs_say_the_same(spoil, words, run, recipe_file, rewrite, book, tmp_path):
     overrides = spoil(tmp_path, rewrite, book)
     with pytest.raises(VarifocalError) as by_train:
-        train(load_recipe(recipe_file, overrides), tmp_path / "run")
+        run_training(load_recipe(recipe_file, overrides), tmp_path / "run")
     sentence = str(by_train.value)
     assert words in sentence
     assert not (tmp_path / "run").exists()
@@ -226,7 +226,7 @@ def test_four_verbs_say_the_same(spoil, words, run, recipe_file, rewrite, book, 
 def test_a_schedule_that_does_not_fit_is_known_where_the_steps_are(run, recipe_file):
     late = {"training.lr_scheduler_type": "polynomial", "training.warmup_steps": 99}
     with pytest.raises(VarifocalError) as by_train:
-        train(load_recipe(recipe_file, late), recipe_file.parent / "run")
+        run_training(load_recipe(recipe_file, late), recipe_file.parent / "run")
     code, out, _ = run("plan", recipe_file, "--device", "cpu", *options(late))
     assert code == 1
     assert f"does not start: {by_train.value}" in " ".join(out.split())
@@ -237,7 +237,7 @@ def test_a_schedule_that_does_not_fit_is_known_where_the_steps_are(run, recipe_f
 def test_no_example_that_is_short_enough_is_told_alike(run, recipe_file):
     short = {"data.max_length": 20, "data.overflow": "drop"}
     with pytest.raises(VarifocalError) as by_train:
-        train(load_recipe(recipe_file, short), recipe_file.parent / "run")
+        run_training(load_recipe(recipe_file, short), recipe_file.parent / "run")
     assert str(by_train.value) == NO_EXAMPLE
     code, _, err = run("plan", recipe_file, "--device", "cpu", *options(short))
     assert (code, err) == (2, f"error: {NO_EXAMPLE}\n")

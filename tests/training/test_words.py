@@ -12,7 +12,7 @@ from varifocal.analysis.words import Spoken, words_sheet
 from varifocal.assemble import assemble
 from varifocal.models.words import token_log_probabilities
 from varifocal.recipe import load_recipe
-from varifocal.training.train import train
+from varifocal.training.train import run_training
 
 STILL = {"training.learning_rate": 1e-12, "training.connector_learning_rate": 1e-12}
 ALIGNED = {
@@ -43,7 +43,7 @@ def test_each_token_has_a_distribution_over_the_words():
 @pytest.fixture
 def aligned(recipe, tmp_path):
     """A run whose connector was aligned and then left alone."""
-    train(recipe(ALIGNED), tmp_path / "aligned")
+    run_training(recipe(ALIGNED), tmp_path / "aligned")
     return tmp_path / "aligned"
 
 
@@ -107,7 +107,7 @@ def test_words_and_images_may_be_chosen(run, aligned, tmp_path):
 def test_before_the_training_are_the_words_of_the_connector_it_began_with(
     run, aligned, recipe, tmp_path
 ):
-    train(
+    run_training(
         recipe({"model.connector.weights": str(aligned), "training.max_steps": 0}),
         tmp_path / "second",
     )
@@ -129,7 +129,7 @@ def test_no_word_is_refused(run, aligned):
 def test_a_run_without_a_connector_is_refused(run, recipe, tmp_path):
     blind = {"model.vision_tower": None, "model.connector": None, "training.max_steps": 1}
     blind["data.train"] = [{**source, "skills": ["letters"]} for source in sources(recipe)]
-    train(recipe(blind), tmp_path / "blind")
+    run_training(recipe(blind), tmp_path / "blind")
     code, _, err = run("analyze", "words", tmp_path / "blind")
     assert code != 0
     assert "has no connector: model.vision_tower is null" in err.replace("\n", " ")

@@ -24,7 +24,7 @@ from varifocal.tuners import (
     route,
     save_routed,
 )
-from varifocal.tuners.mixlora.choice import Choice, Router, balance_term
+from varifocal.tuners.mixlora.choice import FactorChoice, Router, balance_term
 
 SMALL = {"num_factors": 6, "rank": 2, "lora_alpha": 2.0, "dropout": 0.0}
 
@@ -510,7 +510,7 @@ def test_the_balancing_loss_grows_from_even_to_collapsed():
     def term(chosen: list[list[int]], scores: torch.Tensor) -> float:
         factors = torch.tensor([chosen])
         valid = torch.ones(1, len(chosen), dtype=torch.bool)
-        return float(balance_term(Choice(factors, factors, None, scores, scores * 3), valid))
+        return float(balance_term(FactorChoice(factors, factors, None, scores, scores * 3), valid))
 
     even = torch.full((1, 2, 4), 0.25)
     assert term([[0, 1], [2, 3]], even) == pytest.approx(1.0)

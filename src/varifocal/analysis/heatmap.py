@@ -148,10 +148,10 @@ def number_ticks(axes: Axes, count: int, *, rows_only: bool) -> None:
     axes.spines[:].set_color(FAINT)
 
 
-def shorten(name: str, longest: int = LONGEST_NAME) -> str:
+def shorten_name(name: str, longest: int = LONGEST_NAME) -> str:
     """Cut a task's name to what fits next to a cell.
 
-    >>> shorten("Compare properties of objects made of wool", 12)
+    >>> shorten_name("Compare properties of objects made of wool", 12)
     'Compare pro…'
     """
     return name if len(name) <= longest else f"{name[: longest - 1].rstrip()}…"
@@ -193,7 +193,7 @@ def _draw(axes: Axes, matrix: Cells, reach: float) -> AxesImage:
 
 def name_cells(axes: Axes, tasks: Sequence[str]) -> None:
     """Name a matrix's rows and columns after tasks, white lines between the cells."""
-    names = [shorten(task) for task in tasks]
+    names = [shorten_name(task) for task in tasks]
     axes.set_xticks(range(len(tasks)), names, rotation=40, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(tasks)), names)
     axes.tick_params(labelsize=9)
@@ -220,7 +220,7 @@ def _key(tasks: Sequence[str], width: int) -> list[str]:
     """Write the tasks' numbers and names in lines of a limited width."""
     lines = [""]
     for number, task in enumerate(tasks, start=1):
-        entry = f"{number} {shorten(task)}"
+        entry = f"{number} {shorten_name(task)}"
         if lines[-1] and len(lines[-1]) + 3 + len(entry) > width:
             lines.append("")
         lines[-1] += f"   {entry}" if lines[-1] else entry

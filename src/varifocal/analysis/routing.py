@@ -31,7 +31,7 @@ BRANCHES, POOL_A, POOL_B = "branches", "A", "B"
 
 
 @dataclass(frozen=True)
-class Usage:
+class FactorUsage:
     """How the tasks' examples spread over one router's factors.
 
     Attributes:
@@ -75,7 +75,7 @@ class Usage:
 
 
 @dataclass(frozen=True)
-class Routing:
+class TaskRouting:
     """How tasks are routed through an adapter.
 
     Attributes:
@@ -89,7 +89,7 @@ class Routing:
     method: str
     tasks: Sequence[str]
     counts: Sequence[int]
-    routers: Mapping[tuple[str, str], Usage]
+    routers: Mapping[tuple[str, str], FactorUsage]
     tables: Mapping[str, Tensor]
 
     @property
@@ -97,12 +97,12 @@ class Routing:
         """What two tasks share, [n, n], on average over all routers."""
         return torch.stack([usage.overlap for usage in self.routers.values()]).mean(0)
 
-    def by_layer(self) -> dict[str, dict[tuple[str, str], Usage]]:
+    def by_layer(self) -> dict[str, dict[tuple[str, str], FactorUsage]]:
         """Sort the routers into their decoder layers, and what is none under its part's name."""
         blocks = {key: block_of(f".{key[0]}.") for key in self.routers}
         numbers = sorted({block for block in blocks.values() if isinstance(block, int)})
         names = group_names(numbers, None)
-        layers: dict[str, dict[tuple[str, str], Usage]] = {}
+        layers: dict[str, dict[tuple[str, str], FactorUsage]] = {}
         for key, block in blocks.items():
             name = names[block] if isinstance(block, int) else block
             layers.setdefault(name, {})[key] = self.routers[key]
@@ -128,7 +128,7 @@ def measure_routing(
     samples: Mapping[str, Sequence[Encoded]],
     load_images: ImageLoader | None = None,
     progress: StepProgress | None = None,
-) -> Routing:
+) -> TaskRouting:
     """Find out which factors the examples of each task use.
 
     Args:
@@ -150,9 +150,11 @@ def measure_routing(
         image_shares = [
             sum(sample.modality for sample in own) / len(own) for own in samples.values()
         ]
-        return Routing(method, list(samples), counts, usage_of_tables(tables, image_shares), tables)
+        return TaskRouting(
+            method, list(samples), counts, usage_of_tables(tables, image_shares), tables
+        )
     routers = _usage_of_choices(cast(PeftModel, model), samples, load_images, progress)
-    return Routing(method, list(samples), counts, routers, {})
+    return TaskRouting(method, list(samples), counts, routers, {})
 
 
 def _with_images(samples: Mapping[str, Sequence[Encoded]]) -> dict[str, Sequence[Encoded]]:
@@ -184,7 +186,7 @@ def _method(model: nn.Module) -> str:
 
 def usage_of_tables(
     tables: Mapping[str, Tensor], image_shares: Sequence[float]
-) -> dict[tuple[str, str], Usage]:
+) -> dict[tuple[str, str], FactorUsage]:
     """Turn MMA's weights by modality into weights by task.
 
     Args:
@@ -197,7 +199,7 @@ def usage_of_tables(
     """
     share = torch.tensor(image_shares)[:, None]  # [n, 1]
     return {
-        (name, BRANCHES): Usage((1 - share) * table[0] + share * table[1])
+        (name, BRANCHES): FactorUsage((1 - share) * table[0] + share * table[1])
         for name, table in tables.items()
     }
 
@@ -207,7 +209,7 @@ def _usage_of_choices(
     samples: Mapping[str, Sequence[Encoded]],
     load_images: ImageLoader | None,
     progress: StepProgress | None,
-) -> dict[tuple[str, str], Usage]:
+) -> dict[tuple[str, str], FactorUsage]:
     """Run every example and count the factors that it chooses at each linear."""
     collate = Collator(pad_id=0, load_images=load_images)
     size = cast(Any, model.active_peft_config).num_factors
@@ -228,7 +230,7 @@ def _usage_of_choices(
             done += 1
             if progress is not None:
                 progress(done, total)
-    return {key: Usage(count / count.sum(1, keepdim=True)) for key, count in counts.items()}
+    return {key: FactorUsage(count / count.sum(1, keepdim=True)) for key, count in counts.items()}
 
 
 def _until_trained(sample: Encoded) -> Encoded:

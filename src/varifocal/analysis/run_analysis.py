@@ -15,7 +15,7 @@ from varifocal.analysis.heatmap import (
     usage_panels,
 )
 from varifocal.analysis.interference import ALL, Estimator, Interference, measure_interference
-from varifocal.analysis.routing import Routing, measure_routing
+from varifocal.analysis.routing import TaskRouting, measure_routing
 from varifocal.analysis.tasks import TaskExamples, encode_tasks, load_tasks
 from varifocal.assemble import Assembly, open_run
 from varifocal.locking import alone
@@ -61,7 +61,7 @@ class TaskSample:
 
 
 @dataclass(frozen=True)
-class Written:
+class WrittenFiles:
     """What an analysis leaves.
 
     Attributes:
@@ -100,7 +100,7 @@ def interference_of_run(
     estimator: Estimator = "ratio_of_means",
     out: Path | None = None,
     progress: Progress | None = None,
-) -> tuple[Interference, Written]:
+) -> tuple[Interference, WrittenFiles]:
     """Measure how the tasks of a run interfere, and write it down.
 
     Writes `interference.json`, `interference.png` and `interference-layers.png`.
@@ -145,7 +145,7 @@ def interference_of_run(
         files = [place / f"interference{end}" for end in (".json", ".png", "-layers.png")]
         write_json(files[0], page)
         _draw(interference, files[1], files[2])
-        return interference, Written(files, [*drawn.left_out, *left_out])
+        return interference, WrittenFiles(files, [*drawn.left_out, *left_out])
 
 
 def _fill_features(drawn: TaskExamples, parts: Assembly, progress: Progress | None) -> None:
@@ -175,7 +175,7 @@ def routing_of_run(
     *,
     out: Path | None = None,
     progress: Progress | None = None,
-) -> tuple[Routing, Written]:
+) -> tuple[TaskRouting, WrittenFiles]:
     """Find out which factors of a run's adapter which task uses, and write it down.
 
     Writes `routing.json` and `routing-overlap.png`; for MMA `routing.png`, the weights by modality;
@@ -211,10 +211,12 @@ def routing_of_run(
         }
         write_json(place / "routing.json", page)
         images = _draw_routing(routing, place)
-        return routing, Written([place / "routing.json", *images], [*drawn.left_out, *left_out])
+        return routing, WrittenFiles(
+            [place / "routing.json", *images], [*drawn.left_out, *left_out]
+        )
 
 
-def _draw_routing(routing: Routing, out: Path) -> list[Path]:
+def _draw_routing(routing: TaskRouting, out: Path) -> list[Path]:
     overlap = out / "routing-overlap.png"
     overlap_heatmap(
         routing.overlap.numpy(), routing.tasks, overlap, "Overlap of the factors in use"

@@ -42,7 +42,7 @@ class TaskExamples:
     left_out: Sequence[str] = field(default_factory=tuple)
 
 
-def task_of(example: Example) -> str:
+def name_task(example: Example) -> str:
     """Name an example's task: its skill, else its task, else the source it was read from.
 
     sciencebook's skills go by their short names.
@@ -82,7 +82,7 @@ def draw_tasks(
     counts: Counter[str] = Counter()
     random: dict[str, np.random.Generator] = {}
     for number, example in enumerate(examples):
-        task = task_of(example)
+        task = name_task(example)
         counts[task] += 1
         if wanted is not None and task not in wanted:
             continue

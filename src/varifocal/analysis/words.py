@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from varifocal.analysis.run_analysis import Written, analysis_folder
+from varifocal.analysis.run_analysis import WrittenFiles, analysis_folder
 from varifocal.assemble import Assembly, assemble, open_run
 from varifocal.data.example import Image
 from varifocal.data.loading import check_images, load_captions, load_source
@@ -141,7 +141,7 @@ NEAREST = 3
 
 
 @dataclass(frozen=True)
-class Vocabulary:
+class ScaledVocabulary:
     """What tokens may say.
 
     Attributes:
@@ -163,7 +163,7 @@ def words_of_run(
     num_images: int = 4,
     out: Path | None = None,
     progress: Progress | None = None,
-) -> tuple[list[Spoken], Written]:
+) -> tuple[list[Spoken], WrittenFiles]:
     """Find the words nearest to each visual token, and write them down.
 
     Writes `words.json` and `words.png`: each image next to the words of its tokens, by the
@@ -211,7 +211,7 @@ def words_of_run(
         }
         write_json(place / "words.json", page)
         words_sheet(spoken, place / "words.png")
-        return spoken, Written([place / "words.json", place / "words.png"])
+        return spoken, WrittenFiles([place / "words.json", place / "words.png"])
 
 
 def _start(recipe: Recipe) -> Assembly:
@@ -224,7 +224,7 @@ def _start(recipe: Recipe) -> Assembly:
 
 @torch.no_grad()
 def nearest_words(
-    parts: Assembly, images: Sequence[Image], vocabulary: Vocabulary
+    parts: Assembly, images: Sequence[Image], vocabulary: ScaledVocabulary
 ) -> list[list[list[tuple[str, float]]]]:
     """Return image -> token -> its nearest words, each with its probability, falling."""
     model: Any = parts.base
@@ -269,7 +269,7 @@ def _grid(parts: Assembly) -> tuple[int, int]:
     return grid or (1, connector.tokens_per_image)
 
 
-def _vocabulary(recipe: Recipe, parts: Assembly, words: Sequence[str] | None) -> Vocabulary:
+def _vocabulary(recipe: Recipe, parts: Assembly, words: Sequence[str] | None) -> ScaledVocabulary:
     """The words that are asked for, or those of the run's descriptions."""
     scale = (recipe.alignment or AlignmentSection()).scale
     tokenizer: Any = parts.encoder.tokenizer
@@ -281,9 +281,9 @@ def _vocabulary(recipe: Recipe, parts: Assembly, words: Sequence[str] | None) ->
     if words is not None:
         if not words:
             raise RecipeError("--words names no word; give some, as in --words red,green,blue")
-        return Vocabulary(words, embed_words(words, *given), scale)
+        return ScaledVocabulary(words, embed_words(words, *given), scale)
     vocabulary = build_vocabulary([text for _, text in load_captions(recipe.data)], *given)
-    return Vocabulary(vocabulary.words, vocabulary.embeddings, scale)
+    return ScaledVocabulary(vocabulary.words, vocabulary.embeddings, scale)
 
 
 def _some(recipe: Recipe, number: int) -> list[Image]:

@@ -12,7 +12,7 @@ from varifocal.data.example import ImageLike
 from varifocal.data.reading import OnBadRecord
 from varifocal.errors import RecipeError
 from varifocal.evaluation.compare import Comparison
-from varifocal.evaluation.compare import compare as compare_predictions
+from varifocal.evaluation.compare import compare_runs as compare_predictions
 from varifocal.evaluation.evaluate import (
     Named,
     evaluate_benchmarks,
@@ -24,7 +24,7 @@ from varifocal.evaluation.runner import AskOptions
 from varifocal.evaluation.sources import ScoreBy
 from varifocal.exporting.adapters import prompt_example
 from varifocal.exporting.export import Exported
-from varifocal.exporting.export import export as export_run
+from varifocal.exporting.export import export_run as export_run
 from varifocal.exporting.request import Order, Target
 from varifocal.models.distributed import is_main_process
 from varifocal.planning.estimate import Plan
@@ -35,7 +35,7 @@ from varifocal.reports.card import renew_card
 from varifocal.reports.card_scores import ScoreLine, read_scores
 from varifocal.reports.compare_page import write_comparison
 from varifocal.run import RunDirectory
-from varifocal.training.train import train as train_recipe
+from varifocal.training.train import run_training as train_recipe
 from varifocal.writing import claim_folder
 
 Source = str | os.PathLike[str] | Mapping[str, Any] | Recipe

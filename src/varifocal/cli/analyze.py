@@ -14,8 +14,8 @@ from varifocal.errors import VarifocalError
 
 if TYPE_CHECKING:
     from varifocal.analysis.interference import Interference
-    from varifocal.analysis.routing import Routing
-    from varifocal.analysis.run_analysis import TaskSample, Written
+    from varifocal.analysis.routing import TaskRouting
+    from varifocal.analysis.run_analysis import TaskSample, WrittenFiles
 
 analyze_app = typer.Typer(
     help="Look into a trained run: which tasks get in each other's way, and who uses what.",
@@ -170,7 +170,7 @@ def _print_interference(measured: Interference) -> None:
         )
 
 
-def _print_routing(measured: Routing) -> None:
+def _print_routing(measured: TaskRouting) -> None:
     """Print load, entropy and overlap of each layer, and the tasks that share least and most."""
     from rich.console import Console
     from rich.table import Table
@@ -203,7 +203,7 @@ def _print_routing(measured: Routing) -> None:
         print(f"{measured.tasks[j]} and {measured.tasks[i]} share {word}: {value:.2f}")
 
 
-def _print_written(written: Written) -> None:
+def _print_written(written: WrittenFiles) -> None:
     for sentence in written.left_out:
         print(f"left out: {sentence}", file=sys.stderr)
     for file in written.files:

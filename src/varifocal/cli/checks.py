@@ -24,11 +24,11 @@ def check_models(model: ModelSection, known: Collection[str] = ()) -> None:
     Raises:
         ModelError: as `varifocal.models.names.locate`.
     """
-    from varifocal.models.names import check_name
+    from varifocal.models.names import check_model_name
 
     for name in (model.language_model, model.vision_tower):
         if name is not None and name not in known:
-            check_name(name)
+            check_model_name(name)
 
 
 def check_training(recipe: Recipe, root: Path, *, resume: bool) -> None:

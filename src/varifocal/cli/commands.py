@@ -179,7 +179,7 @@ def train(
     from varifocal.planning.devices import slow_format
     from varifocal.planning.record import foresee
     from varifocal.reports.card import renew_card
-    from varifocal.training.train import train as run_training
+    from varifocal.training.train import run_training as run_training
 
     if (slow := slow_format(page)) and is_main_process():
         print(slow, file=sys.stderr)

@@ -13,7 +13,7 @@ from varifocal.errors import VarifocalError
 
 if TYPE_CHECKING:
     from varifocal.evaluation.compare import SuiteComparison
-    from varifocal.evaluation.paired import Row
+    from varifocal.evaluation.paired import PairedRow
     from varifocal.evaluation.statistics import Interval
 
 _SHOWN = 5  # items of a kind on the screen
@@ -58,7 +58,7 @@ def compare(
         return
     if len(runs) != 2:
         raise VarifocalError(f"compare takes two runs, not {len(runs)} (more: --retention)")
-    from varifocal.evaluation.compare import compare as compare_runs
+    from varifocal.evaluation.compare import compare_runs as compare_runs
     from varifocal.reports.compare_page import write_comparison
     from varifocal.writing import claim_folder
 
@@ -103,7 +103,7 @@ def _print_suite(
         print(line)
 
 
-def _cells(row: Row) -> Iterator[str]:
+def _cells(row: PairedRow) -> Iterator[str]:
     from varifocal.reports.compare_page import say_p
 
     yield row.name

@@ -12,7 +12,7 @@ from varifocal.cli.options import RecipeArgument, SetOption, ready, show_help
 from varifocal.errors import VarifocalError
 
 if TYPE_CHECKING:
-    from varifocal.data.inspect.check import Report
+    from varifocal.data.inspect.check import DataReport
 
 NOT_USABLE = 1
 """Exit code of `data check` for data that a run would not get through."""
@@ -84,7 +84,7 @@ def check(
         raise typer.Exit(NOT_USABLE)
 
 
-def _write_check(report: Report, json_file: Path | None, plots: Path | None) -> None:
+def _write_check(report: DataReport, json_file: Path | None, plots: Path | None) -> None:
     """Write a check's counts and figures where they are asked for, and name the files."""
     if json_file is not None:
         report.write_json(json_file)

@@ -22,7 +22,7 @@ from varifocal.errors import VarifocalError
 from varifocal.writing import write_text
 
 if TYPE_CHECKING:
-    from varifocal.data.inspect.check import Report
+    from varifocal.data.inspect.check import DataReport
     from varifocal.data.inspect.counts import SourceCounts
     from varifocal.data.inspect.rows import Segment, ShownRow
 
@@ -48,7 +48,7 @@ def screen() -> Console:
     return console if console.is_terminal else Console(highlight=False, width=_PIPED_WIDTH)
 
 
-def print_check(report: Report) -> None:
+def print_check(report: DataReport) -> None:
     """Print everything a check found but its last sentence."""
     console = screen()
     console.print(_sources(console, report.sources))
@@ -99,7 +99,7 @@ def _tasks(console: Console, sources: Sequence[SourceCounts]) -> Table:
     return table
 
 
-def _mixture(console: Console, report: Report) -> Table:
+def _mixture(console: Console, report: DataReport) -> Table:
     table = _table(
         console, "Mixture of an epoch", "source", "modality", "held", "asked", "drawn", left=2
     )
@@ -110,7 +110,7 @@ def _mixture(console: Console, report: Report) -> Table:
     return table
 
 
-def _is_mixed(report: Report) -> bool:
+def _is_mixed(report: DataReport) -> bool:
     """Whether an epoch is anything but every record once."""
     drawn = report.epoch.mixture if report.epoch else ()
     return any(row.realised != row.held for row in drawn)
@@ -129,7 +129,7 @@ def _print_lengths(console: Console, trained: Sequence[SourceCounts], limit: int
 
 
 def _print_image_tokens(console: Console, trained: Sequence[SourceCounts]) -> None:
-    counts = image_tokens(trained)
+    counts = count_image_tokens(trained)
     if not set(counts) - {0}:
         return
     if len(counts) <= _MOST_TASKS:
@@ -144,7 +144,7 @@ def _print_image_tokens(console: Console, trained: Sequence[SourceCounts]) -> No
     _print_bars(console, "Image tokens of an example to train on", rows)
 
 
-def image_tokens(sources: Sequence[SourceCounts]) -> Counter[int]:
+def count_image_tokens(sources: Sequence[SourceCounts]) -> Counter[int]:
     """Add up how many records have how many image tokens."""
     return sum((source.image_tokens for source in sources), Counter())
 
@@ -185,7 +185,7 @@ def bar(count: int, most: int, width: int, *, plain: bool = False) -> str:
     return _EIGHTHS[-1] * (eighths // 8) + _EIGHTHS[eighths % 8].strip()
 
 
-def _print_findings(console: Console, report: Report) -> None:
+def _print_findings(console: Console, report: DataReport) -> None:
     findings = report.findings
     if not sum(findings.counts.values()):
         console.print(Text("No record is broken, too long, without answer or there twice.\n"))
@@ -209,7 +209,7 @@ def _print_findings(console: Console, report: Report) -> None:
         console.print()
 
 
-def _limit(report: Report, trained: Sequence[SourceCounts]) -> Iterator[str]:
+def _limit(report: DataReport, trained: Sequence[SourceCounts]) -> Iterator[str]:
     over = report.findings.count("too_long", side="train")
     if not over:
         yield f"limit: every example to train on fits max_length {report.data.max_length:,}"
@@ -228,7 +228,7 @@ def _limit(report: Report, trained: Sequence[SourceCounts]) -> Iterator[str]:
     )
 
 
-def _epoch(report: Report) -> Iterator[str]:
+def _epoch(report: DataReport) -> Iterator[str]:
     epoch = report.epoch
     if epoch is None:
         return
@@ -244,7 +244,7 @@ def _epoch(report: Report) -> Iterator[str]:
     yield from (f"note: {note}" for note in epoch.notes)
 
 
-def draw_check(report: Report, folder: Path) -> list[Path]:
+def draw_check(report: DataReport, folder: Path) -> list[Path]:
     """Draw the histograms of what is trained into a folder.
 
     Returns:
@@ -263,7 +263,7 @@ def draw_check(report: Report, folder: Path) -> list[Path]:
     if any(len(values) for values in lengths.values()):
         files.append(folder / "token_lengths.png")
         length_histogram(lengths, files[-1], limit=report.data.max_length)
-    counts = image_tokens(trained)
+    counts = count_image_tokens(trained)
     if set(counts) - {0}:
         files.append(folder / "image_tokens.png")
         image_token_histogram(counts, files[-1])

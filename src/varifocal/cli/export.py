@@ -121,7 +121,7 @@ def export(
     ready()
     from varifocal.cli.tables import stage_bars
     from varifocal.exporting.adapters import prompt_example
-    from varifocal.exporting.export import export as run_export
+    from varifocal.exporting.export import export_run as run_export
     from varifocal.exporting.export import push
     from varifocal.exporting.request import Order
 

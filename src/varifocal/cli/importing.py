@@ -154,13 +154,13 @@ def llava(
 
 def _check(out: Path, *names: str | None) -> None:
     """Refuse a folder or a model that cannot be used, before anything slow is imported."""
-    from varifocal.models.names import check_name
+    from varifocal.models.names import check_model_name
     from varifocal.run import RunDirectory
 
     RunDirectory(out).check_free()
     for name in names:
         if name is not None:
-            check_name(name)
+            check_model_name(name)
 
 
 def _print_done(run: Path) -> None:

@@ -105,7 +105,7 @@ def launch(
     from varifocal.run import RunDirectory
     from varifocal.training.launch import (
         Launch,
-        check_engine,
+        check_engine_name,
         check_launch,
         run_launch,
         torchrun_command,
@@ -113,7 +113,7 @@ def launch(
 
     page = load_recipe(recipe, overrides or ())
     root = out or Path("runs") / str(page.name)
-    check_engine(engine)
+    check_engine_name(engine)
     RunDirectory(root).check_free(resume=resume)
     if not (slurm or dry_run):  # those may run on another machine
         check_models(page.model)

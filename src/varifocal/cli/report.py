@@ -13,7 +13,7 @@ from varifocal.cli.options import ready
 from varifocal.errors import VarifocalError
 
 if TYPE_CHECKING:
-    from varifocal.reports.runs_table import Report, Row
+    from varifocal.reports.runs_table import RunsRow, RunsTable
 
 _SIDE_BY_SIDE = 5  # more runs than these stand below one another
 _COLUMNS = (" TXT %", " IMG %", " NO %")  # of ScienceQA, that stand on the screen too
@@ -41,7 +41,7 @@ def report(
 ) -> None:
     """Write a run's model card (RUN/README.md); lay several runs side by side."""
     from varifocal.reports.card_scores import former_scores
-    from varifocal.reports.runs_table import compare
+    from varifocal.reports.runs_table import tabulate_runs
     from varifocal.run import RunDirectory
     from varifocal.trained import scores_folder
     from varifocal.writing import claim_folder
@@ -55,7 +55,7 @@ def report(
         from varifocal.reports.card import write_card
 
         written = write_card(runs[0], html)
-    table = compare(runs)
+    table = tabulate_runs(runs)
     print_report(table)
     for root in runs:
         for sentence in former_scores(scores_folder(RunDirectory(root))):
@@ -97,7 +97,7 @@ def sweep(
     print(root / "report.md")
 
 
-def print_report(table: Report) -> None:
+def print_report(table: RunsTable) -> None:
     """Print a report: runs as columns while they fit, and else as lines."""
     from varifocal.reports.runs_table import group_rows
 
@@ -121,7 +121,7 @@ def print_report(table: Report) -> None:
     )
 
 
-def _is_shown(row: Row) -> bool:
+def _is_shown(row: RunsRow) -> bool:
     """Whether a score stands on the screen too; the files have all."""
     from varifocal.reports.runs_table import REFERENCES
 

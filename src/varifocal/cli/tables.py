@@ -121,7 +121,7 @@ def print_demo(result: Mapping[str, Any], root: Path) -> None:
     for name in ("skill", "needs", "questions", "chance", "before", "after"):
         skills.add_column(name, justify="left" if name in ("skill", "needs") else "right")
     for name, scores in sorted(
-        result["skills"].items(), key=lambda item: item[1]["needs"] != "image"
+        result["skills"].items(), key=lambda item: item[1]["needs"] == "text"
     ):
         numbers = (f"{scores[key]:.0f}" for key in ("chance", "before", "after"))
         skills.add_row(name, scores["needs"], f"{scores['questions']}", *numbers)

@@ -132,7 +132,7 @@ def needs_scan(sources: Iterable[SourceSection], mixture: MixtureSection) -> boo
     return capped or mixture.language_fraction is not None or mixture.max_per_task is not None
 
 
-def draw(parts: Sequence[Part], section: MixtureSection, seed: int) -> Draw:
+def draw_epoch(parts: Sequence[Part], section: MixtureSection, seed: int) -> Draw:
     """Choose the records of an epoch.
 
     A source with `epochs` gives `round(size * epochs)` records. The rest of the total is shared by

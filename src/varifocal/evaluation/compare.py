@@ -9,7 +9,7 @@ from typing import Any
 
 from varifocal.errors import RunError, nearest
 from varifocal.evaluation.baselines import Baselines, sentences
-from varifocal.evaluation.paired import Kind, Pair, Row, paired_rows, tags_of
+from varifocal.evaluation.paired import Kind, Pair, PairedRow, paired_rows, tags_of
 from varifocal.evaluation.predictions import Line, Predictions, find_predictions, read_predictions
 
 
@@ -26,7 +26,7 @@ class SuiteComparison:
     """
 
     suite: str
-    rows: Sequence[Row]
+    rows: Sequence[PairedRow]
     pairs: Sequence[Pair]
     notes: Sequence[str]
     baselines: tuple[Baselines, Baselines] = (Baselines(), Baselines())
@@ -81,7 +81,7 @@ class Comparison:
         }
 
 
-def compare(
+def compare_runs(
     first: str | Path,
     second: str | Path,
     suites: Sequence[str] = (),

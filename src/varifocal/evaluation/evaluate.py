@@ -185,12 +185,12 @@ def evaluate_retention(
         RunError: another process measures the same, or as `retention.retention`.
         DataError, ModelError: as there.
     """
-    from varifocal.evaluation.retention import LIMIT, retention
+    from varifocal.evaluation.retention import LIMIT, measure_retention
 
     run = RunDirectory.open(root)
     scores = run.evaluations_at(find_trained(run).step)
     with alone(scores, "retention"):
-        measured = retention(
+        measured = measure_retention(
             root,
             data=data,
             text=text,

@@ -29,7 +29,7 @@ from varifocal.data.example import Example, Image, Message
 from varifocal.errors import ChatTemplateError, DataError, ModelError
 from varifocal.evaluation.benchmark import Prompt
 from varifocal.evaluation.generation import greedy_answers
-from varifocal.evaluation.likelihood import Normalisation, Question, score_options
+from varifocal.evaluation.likelihood import EncodedQuestion, Normalisation, score_options
 from varifocal.models.decoding import stop_ids
 
 _ONE_BATCH = 1 << 62  # tokens: whoever calls has made the batch
@@ -81,7 +81,7 @@ class EncodedAsker:
         else:
             encoded = self._encoder.encode(example, with_answer=False)
             options = [np.array([self._end_of_turn], np.int32)]
-        question = Question(
+        question = EncodedQuestion(
             encoded.input_ids, tuple(options), encoded.modality, tuple(encoded.images)
         )
         key = key_of([encoded.input_ids, *options], encoded.images, example)

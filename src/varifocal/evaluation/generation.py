@@ -9,14 +9,14 @@ import torch
 from torch import nn
 
 from varifocal.evaluation.choice_parser import parse_answer as parse_answer
-from varifocal.evaluation.likelihood import ImageLoader, Question, batch_by_length
+from varifocal.evaluation.likelihood import EncodedQuestion, ImageLoader, batch_by_length
 from varifocal.models.decoding import decode, pad_left
 from varifocal.progress import StepProgress
 
 
 def greedy_answers(
     model: nn.Module,
-    questions: Sequence[Question],
+    questions: Sequence[EncodedQuestion],
     load_images: ImageLoader | None,
     *,
     stop_ids: Collection[int],
@@ -66,7 +66,7 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 def _write(
     model: nn.Module,
-    questions: Sequence[Question],
+    questions: Sequence[EncodedQuestion],
     load_images: ImageLoader | None,
     stop_ids: frozenset[int],
     max_new_tokens: int,

@@ -34,7 +34,7 @@ from varifocal.assemble import Assembly
 from varifocal.data.example import Image
 from varifocal.errors import ModelError, VarifocalError
 from varifocal.evaluation.harness_model import IMAGE, HarnessModel, images_of
-from varifocal.evaluation.likelihood import Question
+from varifocal.evaluation.likelihood import EncodedQuestion
 
 _INSTALL = {"lm-eval": "'lm-eval>=0.4.13'", "lmms-eval": "'lmms-eval>=0.7'"}
 
@@ -106,7 +106,7 @@ class LmEvalRequests(HarnessModel):
     def loglikelihood_rolling(self, requests: Sequence[Any], **_: Any) -> list[float]:
         """Return the log-probability of whole texts, in windows as long as the model reads."""
         windows = import_module("lm_eval.utils")
-        questions: list[Question] = []
+        questions: list[EncodedQuestion] = []
         owners: list[int] = []
         for place, request in enumerate(requests):
             ids = self.encoder.pieces.split(request.args[0], [])[0]
@@ -117,7 +117,9 @@ class LmEvalRequests(HarnessModel):
                 context_len=1,
             ):
                 prompt, option = map(np.array, windows.make_disjoint_window(pair))
-                questions.append(Question(prompt.astype(np.int32), (option.astype(np.int32),)))
+                questions.append(
+                    EncodedQuestion(prompt.astype(np.int32), (option.astype(np.int32),))
+                )
                 owners.append(place)
         sums = [0.0] * len(requests)
         for place, (reading,) in zip(owners, self.rate(questions), strict=True):
@@ -133,7 +135,7 @@ class LmEvalRequests(HarnessModel):
             asked.append((self.of_text(text, len(text), _images(media)), wishes))
         return self.answer(asked)
 
-    def _pair(self, context: str, continuation: str, *media: dict[str, Any]) -> Question:
+    def _pair(self, context: str, continuation: str, *media: dict[str, Any]) -> EncodedQuestion:
         """Join a prompt and its continuation where lm-eval's own models do."""
         prompt, option = self._own_marks(context), continuation
         if not self._turns:
@@ -142,10 +144,10 @@ class LmEvalRequests(HarnessModel):
         question = self.of_text(prompt + option, len(prompt), _images(media)) if prompt else None
         if question is None:
             ids = np.array(self.encoder.pieces.split(option, [])[0], np.int32)
-            question = Question(np.array([self._prefix()], np.int32), (ids,))
+            question = EncodedQuestion(np.array([self._prefix()], np.int32), (ids,))
         if self.close_answers:
             closed = np.append(question.option_ids[0], np.int32(self.encoder.end_of_turn_id))
-            question = Question(
+            question = EncodedQuestion(
                 question.prompt_ids, (closed.astype(np.int32),), question.modality, question.images
             )
         return question

@@ -20,7 +20,7 @@ from varifocal.assemble import Assembly, open_model
 from varifocal.data.example import Example, Image, Message
 from varifocal.errors import DataError, ModelError
 from varifocal.evaluation.generation import greedy_answers
-from varifocal.evaluation.likelihood import Question, Rating, rate_options
+from varifocal.evaluation.likelihood import EncodedQuestion, Rating, rate_options
 from varifocal.models.decoding import stop_ids
 from varifocal.progress import StepProgress
 
@@ -64,7 +64,7 @@ class HarnessModel:
             parts.model.to(device)
         parts.model.eval()
 
-    def rate(self, questions: Sequence[Question]) -> list[list[Rating]]:
+    def rate(self, questions: Sequence[EncodedQuestion]) -> list[list[Rating]]:
         """Rate every option of every question by its log-probability in nats."""
         budget = self.rows * max((question.length for question in questions), default=1)
         with tqdm(total=len(questions), desc="likelihoods") as bar:
@@ -76,16 +76,16 @@ class HarnessModel:
                 progress=_progress_of(bar),
             )
 
-    def rate_each(self, questions: Sequence[Question]) -> list[Rating]:
+    def rate_each(self, questions: Sequence[EncodedQuestion]) -> list[Rating]:
         """Rate questions of one option each; neighbours with one prompt are read in one row."""
-        groups: list[list[Question]] = []
+        groups: list[list[EncodedQuestion]] = []
         for question in questions:
             if groups and _same_prompt(groups[-1][0], question):
                 groups[-1].append(question)
             else:
                 groups.append([question])
         joined = [
-            Question(
+            EncodedQuestion(
                 group[0].prompt_ids,
                 tuple(question.option_ids[0] for question in group),
                 group[0].modality,
@@ -95,7 +95,7 @@ class HarnessModel:
         ]
         return [reading for of_group in self.rate(joined) for reading in of_group]
 
-    def write(self, questions: Sequence[Question], max_new_tokens: int) -> list[str]:
+    def write(self, questions: Sequence[EncodedQuestion], max_new_tokens: int) -> list[str]:
         """Write the likeliest answer to every prompt, up to its end of turn."""
         longest = max((len(question.prompt_ids) for question in questions), default=1)
         ends = stop_ids(self.parts.model, self.encoder.end_of_turn_id)
@@ -111,7 +111,7 @@ class HarnessModel:
             )
         return [self.encoder.read_answer(ids) for ids in written]
 
-    def answer(self, asked: Sequence[tuple[Question, dict[str, Any]]]) -> list[str]:
+    def answer(self, asked: Sequence[tuple[EncodedQuestion, dict[str, Any]]]) -> list[str]:
         """Write answers under each question's own generation arguments.
 
         Args:
@@ -129,7 +129,7 @@ class HarnessModel:
                 texts[place] = _until(text, asked[place][1].get("until"))
         return texts
 
-    def of_text(self, text: str, end: int, images: Sequence[Image]) -> Question:
+    def of_text(self, text: str, end: int, images: Sequence[Image]) -> EncodedQuestion:
         """Tokenise a rendered prompt and what may follow it.
 
         Args:
@@ -156,9 +156,11 @@ class HarnessModel:
             )
         prompt = np.repeat(prompt, np.where(marked, encoder.tokens_per_image, 1))
         options = (option,) if len(option) else (prompt[-1:],)  # a prompt to write after has none
-        return Question(prompt, options, int(bool(images)), tuple(images))
+        return EncodedQuestion(prompt, options, int(bool(images)), tuple(images))
 
-    def of_turn(self, text: str, images: Sequence[Image], options: Sequence[str]) -> Question:
+    def of_turn(
+        self, text: str, images: Sequence[Image], options: Sequence[str]
+    ) -> EncodedQuestion:
         """Ask a question as `varifocal eval` does: as a user's turn, images first.
 
         Args:
@@ -177,7 +179,7 @@ class HarnessModel:
         else:
             prompt = self.encoder.encode(example, with_answer=False)
             ids = [prompt.input_ids[-1:]]
-        return Question(prompt.input_ids, tuple(ids), prompt.modality, prompt.images)
+        return EncodedQuestion(prompt.input_ids, tuple(ids), prompt.modality, prompt.images)
 
 
 def _progress_of(bar: Any) -> StepProgress:
@@ -207,7 +209,7 @@ def images_of(visual: Any) -> list[Image]:
     raise DataError(f"a task gives a {type(visual).__name__} to look at; only images can be seen")
 
 
-def _same_prompt(first: Question, second: Question) -> bool:
+def _same_prompt(first: EncodedQuestion, second: EncodedQuestion) -> bool:
     return first.images == second.images and np.array_equal(first.prompt_ids, second.prompt_ids)
 
 

@@ -31,7 +31,7 @@ Ids = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True)
-class Question:
+class EncodedQuestion:
     """A prompt and the options that may follow it, as token ids.
 
     Attributes:
@@ -60,10 +60,11 @@ class Question:
         """Tokens of the tree row: the prompt once and every option."""
         return len(self.prompt_ids) + sum(len(ids) for ids in self.option_ids)
 
-    def branches(self) -> list[Question]:
+    def branches(self) -> list[EncodedQuestion]:
         """One question per option, for models that cannot read tree rows."""
         return [
-            Question(self.prompt_ids, (ids,), self.modality, self.images) for ids in self.option_ids
+            EncodedQuestion(self.prompt_ids, (ids,), self.modality, self.images)
+            for ids in self.option_ids
         ]
 
 
@@ -107,7 +108,7 @@ class TreeRows:
     num_tokens: Tensor
 
 
-def plant(questions: Sequence[Question]) -> TreeRows:
+def plant(questions: Sequence[EncodedQuestion]) -> TreeRows:
     """Lay questions out as tree rows, `[prompt][option 0][option 1]...[padding]`."""
     shape = (len(questions), max(question.length for question in questions))
     input_ids, position_ids = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
@@ -146,7 +147,7 @@ def _visible(branch: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
 
 def score_options(
     model: nn.Module,
-    questions: Sequence[Question],
+    questions: Sequence[EncodedQuestion],
     load_images: ImageLoader | None = None,
     *,
     normalisation: Normalisation = "sum",
@@ -172,7 +173,7 @@ def score_options(
 
 def rate_options(
     model: nn.Module,
-    questions: Sequence[Question],
+    questions: Sequence[EncodedQuestion],
     load_images: ImageLoader | None = None,
     *,
     normalisation: Normalisation = "sum",
@@ -269,7 +270,7 @@ def reads_tree_rows(model: nn.Module) -> bool:
 @torch.inference_mode()
 def _rate(
     model: nn.Module,
-    questions: Sequence[Question],
+    questions: Sequence[EncodedQuestion],
     load_images: ImageLoader | None,
     normalisation: Normalisation,
     tree: bool,

@@ -21,7 +21,7 @@ from varifocal.evaluation.benchmark import (
     Measure,
     name_of_choice,
 )
-from varifocal.evaluation.metrics.text_match import anls, plain, says
+from varifocal.evaluation.metrics.text_match import anls, normalise_short, says
 from varifocal.evaluation.metrics.vqa import soft_accuracy
 from varifocal.evaluation.statistics import bootstrap_mean, wilson
 
@@ -75,7 +75,7 @@ def benchmark_of(metric: OpenMetric, name: str, place: str, max_new_tokens: int)
         source=place,
         main=_NAMES[metric],
         method="generate",
-        parse=read,
+        parse=read_open_answer,
         credit=lambda item, answer: credit(metric, item, answer),
         max_new_tokens=max_new_tokens,
     )
@@ -85,7 +85,7 @@ def _not_loaded(folder: Path, split: str | None) -> Iterator[Item]:
     raise NotImplementedError("a recipe's source is read by its own section")
 
 
-def read(text: str, item: Item) -> str | None:
+def read_open_answer(text: str, item: Item) -> str | None:
     """Return the answer in a written text, or None where there is none."""
     if item.example.choices:
         return name_of_choice(text, item)
@@ -105,7 +105,7 @@ def credit(metric: OpenMetric, item: Item, answer: Answer) -> float:
 
 
 def _exact(answer: str, references: Sequence[str]) -> float:
-    return float(plain(answer) in map(plain, references))
+    return float(normalise_short(answer) in map(normalise_short, references))
 
 
 def _contains(answer: str, references: Sequence[str]) -> float:

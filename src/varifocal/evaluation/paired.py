@@ -30,7 +30,7 @@ _AVERAGE = "average"  # of ScienceQA's columns, the one that all questions are i
 
 
 @dataclass(frozen=True)
-class Row:
+class PairedRow:
     """Both models on some of the shared items, in percent.
 
     Attributes:
@@ -76,7 +76,7 @@ class Pair:
         return self.first, self.second
 
 
-def paired_rows(suite: str, pairs: Sequence[Pair], seed: int) -> Iterator[Row]:
+def paired_rows(suite: str, pairs: Sequence[Pair], seed: int) -> Iterator[PairedRow]:
     """Yield the row over all, those of other measures, then columns and tags.
 
     Args:
@@ -96,7 +96,7 @@ def paired_rows(suite: str, pairs: Sequence[Pair], seed: int) -> Iterator[Row]:
         yield _row(name, members, seed)
 
 
-def _row(name: str, pairs: Sequence[Pair], seed: int) -> Row:
+def _row(name: str, pairs: Sequence[Pair], seed: int) -> PairedRow:
     return _credits_row(
         name, [_credit(p.first) for p in pairs], [_credit(p.second) for p in pairs], seed
     )
@@ -107,12 +107,14 @@ def _credit(line: Line) -> float:
     return line.credit
 
 
-def _credits_row(name: str, before: Sequence[float], after: Sequence[float], seed: int) -> Row:
+def _credits_row(
+    name: str, before: Sequence[float], after: Sequence[float], seed: int
+) -> PairedRow:
     """Compare what two models earned on the same items."""
     couples = list(zip(before, after, strict=True))
     won, lost = (sum(b > a for a, b in couples), sum(b < a for a, b in couples))
     both = sum(a == b and a > 0 for a, b in couples)
-    return Row(
+    return PairedRow(
         name,
         len(couples),
         _score(before, seed),
@@ -137,7 +139,7 @@ def _percent(interval: Interval) -> Interval:
     return Interval(100 * interval.value, 100 * interval.low, 100 * interval.high)
 
 
-def _f1(pairs: Sequence[Pair], seed: int) -> Row:
+def _f1(pairs: Sequence[Pair], seed: int) -> PairedRow:
     """Compare F1 of "yes", as POPE reports it; an answer that is neither is no "yes"."""
     gold = np.array([_word(pair.first.gold) == "yes" for pair in pairs])
     answers = [
@@ -153,7 +155,7 @@ def _f1(pairs: Sequence[Pair], seed: int) -> Row:
         return of
 
     first, second = f1(answers[0]), f1(answers[1])
-    return Row(
+    return PairedRow(
         "F1 of yes",
         len(pairs),
         _percent(bootstrap(len(pairs), first, seed=seed)),
@@ -162,7 +164,7 @@ def _f1(pairs: Sequence[Pair], seed: int) -> Row:
     )
 
 
-def _of_groups(pairs: Sequence[Pair], seed: int) -> Iterator[Row]:
+def _of_groups(pairs: Sequence[Pair], seed: int) -> Iterator[PairedRow]:
     """Yield MME's accuracy+: an image counts where all its questions are answered right."""
     groups: dict[str, list[Pair]] = {}
     for pair in pairs:

@@ -16,7 +16,7 @@ from torch import nn
 from varifocal.data.encoding.encoder import Encoder
 from varifocal.data.example import Example
 from varifocal.evaluation.generation import evaluation_mode, greedy_answers
-from varifocal.evaluation.likelihood import ImageLoader, Question, batch_by_length, plant
+from varifocal.evaluation.likelihood import EncodedQuestion, ImageLoader, batch_by_length, plant
 from varifocal.models.decoding import reads_marks, stop_ids
 from varifocal.progress import StepProgress
 
@@ -46,11 +46,11 @@ def greedy_continuations(
     encoder: Encoder,
     examples: Sequence[Example],
     tell: StepProgress,
-) -> list[Question]:
+) -> list[EncodedQuestion]:
     """Let a model answer: each prompt, and its answer as the only option."""
     prompts = [encoder.encode(example, with_answer=False).input_ids for example in examples]
     end = encoder.end_of_turn_id
-    probes = [Question(ids, (np.array([end], np.int32),)) for ids in prompts]
+    probes = [EncodedQuestion(ids, (np.array([end], np.int32),)) for ids in prompts]
     with evaluation_mode(model):
         answers = greedy_answers(
             model,
@@ -62,27 +62,27 @@ def greedy_continuations(
         )
     whole = (ids if len(ids) == MAX_NEW_TOKENS else [*ids, end] for ids in answers)
     return [
-        Question(prompt, (np.array(ids, np.int32),))
+        EncodedQuestion(prompt, (np.array(ids, np.int32),))
         for prompt, ids in zip(prompts, whole, strict=True)
     ]
 
 
 def after_images(
-    encoder: Encoder, scenes: Sequence[Example], described: Sequence[Question]
-) -> list[Question]:
+    encoder: Encoder, scenes: Sequence[Example], described: Sequence[EncodedQuestion]
+) -> list[EncodedQuestion]:
     """Put the images in front of what the base answered to their descriptions."""
     encoder = encoder.for_prompts(None)
     encoded = [encoder.encode(scene, with_answer=False) for scene in scenes]
     return [
-        Question(prompt.input_ids, answer.option_ids, prompt.modality, tuple(prompt.images))
+        EncodedQuestion(prompt.input_ids, answer.option_ids, prompt.modality, tuple(prompt.images))
         for prompt, answer in zip(encoded, described, strict=True)
     ]
 
 
 @torch.inference_mode()
-def read(
+def measure_readings(
     model: nn.Module,
-    questions: Sequence[Question],
+    questions: Sequence[EncodedQuestion],
     load_images: ImageLoader | None = None,
     *,
     ends: Collection[int] = (),

@@ -41,7 +41,9 @@ def by_normalisation(
         again = [
             (
                 item,
-                chosen(item, _as(own, rule, answer.scores, prompts[item.id].option_lengths)),
+                answer_of_scores(
+                    item, _as(own, rule, answer.scores, prompts[item.id].option_lengths)
+                ),
             )
             for item, answer in answered
         ]
@@ -59,7 +61,7 @@ def _as(
     return [score * length for score, length in zip(scores, lengths, strict=True)]
 
 
-def chosen(item: Item, scores: Sequence[float]) -> Answer:
+def answer_of_scores(item: Item, scores: Sequence[float]) -> Answer:
     """Return the answer that the best score names."""
     choice = best_option(scores)
     return Answer(item.id, choice=choice, parsed=item.example.choices[choice], scores=tuple(scores))

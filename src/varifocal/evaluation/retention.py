@@ -28,11 +28,16 @@ from varifocal.data.reading import OnBadRecord
 from varifocal.evaluation.evaluated_model import without_images
 from varifocal.evaluation.generation import evaluation_mode
 from varifocal.evaluation.likelihood import (
-    Question,
+    EncodedQuestion,
     best_option,
     score_options,
 )
-from varifocal.evaluation.readings import Reading, after_images, greedy_continuations, read
+from varifocal.evaluation.readings import (
+    Reading,
+    after_images,
+    greedy_continuations,
+    measure_readings,
+)
 from varifocal.evaluation.retention_data import Material, choice_question, gather_material
 from varifocal.evaluation.runner import MOST_NAMED
 from varifocal.evaluation.statistics import (
@@ -146,7 +151,7 @@ class _Column:
     scenes: Sequence[Reading]
 
 
-def retention(
+def measure_retention(
     root: str | Path,
     *,
     data: Path | None = None,
@@ -238,8 +243,8 @@ def _measure(
     *,
     encoder: Encoder,
     material: Material,
-    written: Sequence[Question],
-    scenes: Sequence[Question],
+    written: Sequence[EncodedQuestion],
+    scenes: Sequence[EncodedQuestion],
     tell: Progress,
     stage: str,
 ) -> _Column:
@@ -248,7 +253,7 @@ def _measure(
     right: list[float] = []
     ends = stop_ids(model, encoder.end_of_turn_id)
     with evaluation_mode(model):
-        texts = read(model, material.texts, progress=partial(tell, f"{stage}: text"))
+        texts = measure_readings(model, material.texts, progress=partial(tell, f"{stage}: text"))
         if material.questions:
             asked = [choice_question(encoder, question) for question in material.questions]
             scores = score_options(model, asked, progress=partial(tell, f"{stage}: questions"))
@@ -256,8 +261,10 @@ def _measure(
             right = [
                 float(best_option(of_one) == question.answer_index) for question, of_one in pairs
             ]
-        answers = read(model, written, ends=ends, progress=partial(tell, f"{stage}: answers"))
-        after = read(
+        answers = measure_readings(
+            model, written, ends=ends, progress=partial(tell, f"{stage}: answers")
+        )
+        after = measure_readings(
             model,
             scenes,
             parts.load_images,

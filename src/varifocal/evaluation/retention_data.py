@@ -19,10 +19,10 @@ from varifocal.data.readers.open import open_records
 from varifocal.data.reading import OnBadRecord
 from varifocal.data.source import open_source
 from varifocal.errors import DataError
-from varifocal.evaluation.likelihood import Question
+from varifocal.evaluation.likelihood import EncodedQuestion
 from varifocal.evaluation.retention_texts import PROMPTS, PROSE
 from varifocal.recipe import FileSection, Recipe, SourceSection
-from varifocal.sciencebook import SKILLS, compose, draw
+from varifocal.sciencebook import SKILLS, compose, draw_image
 
 WINDOW = 256
 """Tokens of a plain text that are read at a time."""
@@ -57,7 +57,7 @@ class Material:
         left_out: one sentence for each record that cannot be read or asked.
     """
 
-    texts: Sequence[Question]
+    texts: Sequence[EncodedQuestion]
     questions: Sequence[Example]
     instructions: Sequence[Example]
     sources: Mapping[str, str]
@@ -139,7 +139,7 @@ def _counted(sentences: Sequence[str]) -> str:
     return f"{count:,} record{'' if count == 1 else 's'}, the first {sentences[0]}"
 
 
-def choice_question(encoder: Encoder, example: Example) -> Question:
+def choice_question(encoder: Encoder, example: Example) -> EncodedQuestion:
     """Encode a multiple-choice question and each of its choices.
 
     Raises:
@@ -148,7 +148,7 @@ def choice_question(encoder: Encoder, example: Example) -> Question:
     if example.answer_index is None:
         raise DataError(f"{example.name}: no gold answer to compare with")
     prompt, options = encoder.encode_options(example)
-    return Question(prompt.input_ids, tuple(options), prompt.modality, tuple(prompt.images))
+    return EncodedQuestion(prompt.input_ids, tuple(options), prompt.modality, tuple(prompt.images))
 
 
 def gather_material(
@@ -241,7 +241,7 @@ def scenes(count: int) -> list[Example]:
     for number in range(count):
         index, skill = number // len(skills), skills[number % len(skills)]
         record, question = compose(skill, "test", index, _SCENES_SEED)
-        image = Image.of(draw(skill, "test", index, _SCENES_SEED, question))
+        image = Image.of(draw_image(skill, "test", index, _SCENES_SEED, question))
         examples.append(Example((Message("user", (image, f"{record['caption']} {_ABOUT_SCENE}")),)))
     return examples
 
@@ -288,7 +288,7 @@ def _instructions_in(data: Path | None) -> Path | None:
 
 def _answers(
     encoder: Encoder, examples: Sequence[Example], records: _Records
-) -> Iterator[Question]:
+) -> Iterator[EncodedQuestion]:
     """Yield each example's last answer after what comes before it."""
     for example in examples:
         try:
@@ -302,10 +302,10 @@ def _answers(
         end = int(trained[-1]) + 1
         masked = np.flatnonzero(encoded.prompt_mask[:end])
         start = int(masked[-1]) + 1
-        yield Question(encoded.input_ids[:start], (encoded.input_ids[start:end],))
+        yield EncodedQuestion(encoded.input_ids[:start], (encoded.input_ids[start:end],))
 
 
-def _windows(encoder: Encoder, texts: Iterable[str]) -> Iterator[Question]:
+def _windows(encoder: Encoder, texts: Iterable[str]) -> Iterator[EncodedQuestion]:
     """Yield texts in windows: each token is read once, after at most `WINDOW` others."""
     tokenizer = encoder.tokenizer
     for text in texts:
@@ -314,7 +314,7 @@ def _windows(encoder: Encoder, texts: Iterable[str]) -> Iterator[Question]:
         ids = [first, *ids] if isinstance(first, int) else ids
         for start in range(1, len(ids), WINDOW):
             window = np.array(ids[start - 1 : start + WINDOW], np.int32)
-            yield Question(window[:1], (window[1:],))
+            yield EncodedQuestion(window[:1], (window[1:],))
 
 
 def _texts(file: Path) -> Iterator[str | DataError]:

@@ -34,7 +34,7 @@ from varifocal.evaluation.evaluated_model import Asker, without_images
 from varifocal.evaluation.generation import evaluation_mode
 from varifocal.evaluation.likelihood import Normalisation, batch_by_length
 from varifocal.evaluation.predictions import Ledger
-from varifocal.evaluation.reference_scores import baselines_of, by_normalisation, chosen
+from varifocal.evaluation.reference_scores import answer_of_scores, baselines_of, by_normalisation
 from varifocal.progress import Progress, silent
 from varifocal.writing import write_json
 
@@ -317,7 +317,7 @@ def _span(seconds: float) -> str:
 def _read(benchmark: Benchmark, item: Item, answer: Answer) -> Answer:
     """Say what an answer names; a kept one is read anew, by the parser as it is now."""
     if answer.text is None:
-        return chosen(item, answer.scores)
+        return answer_of_scores(item, answer.scores)
     return Answer(item.id, text=answer.text, parsed=benchmark.parse(answer.text, item))
 
 

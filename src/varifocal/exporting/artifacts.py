@@ -38,7 +38,7 @@ from varifocal.exporting.plain import (
     chat_template,
     fold_route,
     language_model,
-    plain,
+    plain_model,
     write_plain,
 )
 from varifocal.exporting.probing import check_layers, lora_probes, mma_probes
@@ -211,7 +211,7 @@ def _plain(job: Job) -> PlainModel:
         return whole_graft(job.parts.base, job.dtype, merge=not job.keeps_adapter)
     if job.recipe.tuner.type == "mma" and not job.is_base:
         return fold_route(cast(PeftModel, job.parts.model), job.modality, job.dtype)
-    return plain(language_model(job.parts.base)[0], job.dtype, merge=not job.is_base)
+    return plain_model(language_model(job.parts.base)[0], job.dtype, merge=not job.is_base)
 
 
 def _held_layers(job: Job, tensors: Mapping[str, Produce]) -> int:

@@ -24,10 +24,17 @@ from varifocal.exporting.folders import (
     files_of,
     read_parity,
     routes_of,
-    write_card,
+    write_export_card,
 )
 from varifocal.exporting.liveness import write_probe
-from varifocal.exporting.parity import Parity, Rounding, compare, prompts, references, rounding
+from varifocal.exporting.parity import (
+    Parity,
+    Rounding,
+    compare_logits,
+    prompts,
+    references,
+    rounding,
+)
 from varifocal.exporting.plain import language_model
 from varifocal.exporting.request import Order, check_possible
 from varifocal.exporting.stopping import Stops, answers_of_run, check_stops
@@ -70,7 +77,7 @@ class Exported:
         }
 
 
-def export(order: Order, out: Path, progress: Progress | None = None) -> list[Exported]:
+def export_run(order: Order, out: Path, progress: Progress | None = None) -> list[Exported]:
     """Write a run as what others load, and hold each artifact against the trained model.
 
     MMA gives two artifacts, `out/text` and `out/image`, since its weights differ by modality, and
@@ -138,7 +145,7 @@ def _write(job: Job, target: Path, staging: Path, *, is_wide: bool) -> Exported:
         lost = rounding(artifact.cases, artifact.model, job.dtype)
         put_unrounded(artifact.model, artifact.wanted)
     held = torch.float32 if is_wide else language_model(job.parts.base)[0].dtype
-    parity = compare(artifact.cases, artifact.model, held, job.order.max_gap)
+    parity = compare_logits(artifact.cases, artifact.model, held, job.order.max_gap)
     parity.check(str(target))
     end = job.parts.encoder.end_of_turn_id
     stops = check_stops(artifact.model, artifact.answered, end, artifact.ends, str(target))
@@ -172,7 +179,7 @@ def _write_papers(job: Job, done: Exported, directory: Path) -> None:
         ["varifocal", "export", str(order.run.root), "--to", order.to]
     )
     title = job.recipe.name or order.run.root.name
-    card = write_card(
+    card = write_export_card(
         f"{title}, {job.route} route" if job.route else title,
         base=base,
         library=LIBRARIES.get(job.form, "transformers"),

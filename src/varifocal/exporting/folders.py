@@ -76,7 +76,7 @@ def read_parity(directory: Path) -> dict[str, Any]:
 _VERSIONS = ("varifocal", "torch", "transformers", "peft")
 
 
-def write_card(
+def write_export_card(
     title: str,
     *,
     base: str,

@@ -21,7 +21,7 @@ from varifocal.assemble import Assembly
 from varifocal.data.example import Example
 from varifocal.errors import ModelError
 from varifocal.exporting.parity import Case
-from varifocal.exporting.plain import PlainModel, chat_template, plain
+from varifocal.exporting.plain import PlainModel, chat_template, plain_model
 from varifocal.models.grafted import GraftedForConditionalGeneration
 from varifocal.models.processor import with_image_parts
 from varifocal.models.saved import WEIGHTS
@@ -51,7 +51,7 @@ def whole_graft(base: PreTrainedModel, dtype: torch.dtype, *, merge: bool) -> Pl
         dtype: of language model and tower; the connector stays in float32, in which it computes.
         merge: whether LoRAs are merged.
     """
-    artifact = plain(base, dtype, merge=merge)
+    artifact = plain_model(base, dtype, merge=merge)
     shapes = {
         name: shape.float() if name.startswith("connector.") else shape
         for name, shape in artifact.shapes.items()

@@ -80,10 +80,10 @@ def export_lavin(root: Path, out: Path | None = None) -> Path:
     ours = load_file(trained.place / WEIGHTS)
     rules = _rules(ours)
     origin: dict[str, Any] = read_object(run.imported) if run.imported.is_file() else {}
-    made = write_all(rules, ours)
+    written = write_all(rules, ours)
     dtype = getattr(torch, origin.get("dtype", "float32"))
-    names = origin.get("names", list(made))
-    tensors = {name: made[name.removeprefix("module.")].to(dtype) for name in names}
+    names = origin.get("names", list(written))
+    tensors = {name: written[name.removeprefix("module.")].to(dtype) for name in names}
     with atomic_directory(out) as staging:
         torch.save({"model": tensors}, staging / CHECKPOINT)
         _compare(torch.load(staging / CHECKPOINT, weights_only=True)["model"], rules, ours)
@@ -113,6 +113,6 @@ def _compare(written: dict[str, Tensor], rules: list[Rule], ours: dict[str, Tens
     """
     plain = {name.removeprefix("module."): tensor.float() for name, tensor in written.items()}
     for rule in rules:
-        found = rule.read([plain[name] for name in rule.theirs])
-        if not torch.equal(found, ours[rule.ours].float()):
+        actual = rule.read([plain[name] for name in rule.theirs])
+        if not torch.equal(actual, ours[rule.ours].float()):
             raise ModelError(f"{rule.theirs[0]} was written otherwise than the run has it")

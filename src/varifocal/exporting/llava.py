@@ -44,7 +44,7 @@ _PROJECTOR = {
 }
 
 
-def check_llava(base: PreTrainedModel, *, merges: bool, to: str = "llava") -> None:
+def check_llava_export(base: PreTrainedModel, *, merges: bool, to: str = "llava") -> None:
     """Refuse what cannot be a LLaVA, before anything is computed.
 
     Args:
@@ -98,7 +98,7 @@ def llava(
     the model has learnt not to write.
 
     Args:
-        base: the graft, as `check_llava` lets it through.
+        base: the graft, as `check_llava_export` lets it through.
         language: its language model, as it is written.
         processor: the graft's.
         dtype: of the tensors that are written.

@@ -18,7 +18,7 @@ from varifocal.assemble import Assembly
 from varifocal.data.example import Example, Image, Message
 from varifocal.errors import ModelError
 from varifocal.models.decoding import pad_left, reads_marks
-from varifocal.sciencebook import SKILLS, compose, draw
+from varifocal.sciencebook import SKILLS, compose, draw_image
 from varifocal.tuners.plugin import evaluating
 
 SEED = 20_231_224  # of the prompts; no training data of ours has it
@@ -136,7 +136,7 @@ def references(parts: Assembly, examples: Sequence[Example], modality: int | Non
         return [_reference(parts, example, modality) for example in examples]
 
 
-def compare(
+def compare_logits(
     cases: Sequence[Case], model: nn.Module, dtype: torch.dtype, bound: float | None = None
 ) -> Parity:
     """Put the same prompts to an export.
@@ -198,7 +198,7 @@ def _question(skill: str, index: int) -> Example:
     content: tuple[Any, ...] = (text,)
     if question.draw:
         file = BytesIO()
-        draw(skill, "test", index, SEED, question).save(file, format="PNG")
+        draw_image(skill, "test", index, SEED, question).save(file, format="PNG")
         content = (Image(data=file.getvalue()), text)
     answer = Message("assistant", (question.answer,))
     return Example(messages=(Message("user", content), answer))

@@ -118,7 +118,7 @@ def fold_route(model: PeftModel, modality: int, dtype: torch.dtype) -> PlainMode
     return _as_plain(written, tensors, dtype)
 
 
-def plain(written: PreTrainedModel, dtype: torch.dtype, *, merge: bool = True) -> PlainModel:
+def plain_model(written: PreTrainedModel, dtype: torch.dtype, *, merge: bool = True) -> PlainModel:
     """Take a model without adapters; LoRAs are merged as its tensors are written, or left out."""
     return _as_plain(written, plain_tensors(written, merge=merge), dtype)
 

@@ -11,7 +11,7 @@ from varifocal.data.example import Example
 from varifocal.errors import ModelError
 from varifocal.exporting.gguf import check_gguf
 from varifocal.exporting.graft import INSIDE, check_graft
-from varifocal.exporting.llava import check_llava
+from varifocal.exporting.llava import check_llava_export
 from varifocal.exporting.mmproj import check_mmproj
 from varifocal.exporting.plain import language_model
 from varifocal.exporting.vocabulary import vocabulary_of
@@ -84,7 +84,7 @@ def check_possible(order: Order, recipe: Recipe, parts: Assembly) -> None:
             "the parity gate will compare with that"
         )
     if order.to == "llava":
-        check_llava(parts.base, merges=recipe.tuner.type == "lora")
+        check_llava_export(parts.base, merges=recipe.tuner.type == "lora")
     if order.to == "llamacpp":
         check_mmproj(parts.base, merges=recipe.tuner.type == "lora")
     if order.to in ("gguf", "llamacpp"):

@@ -110,9 +110,9 @@ def check_width(recipe: Recipe, num_layers: int, width: int, source: str) -> Non
         ModelError: it has, or its config cannot be had.
     """
     config = find_config(recipe.model.language_model).config.get_text_config(decoder=True)
-    found = (config.num_hidden_layers, config.hidden_size)
-    if found != (num_layers, width):
+    actual = (config.num_hidden_layers, config.hidden_size)
+    if actual != (num_layers, width):
         raise ModelError(
             f"{source} was trained on a language model of {num_layers} layers of width {width}, "
-            f"and {recipe.model.language_model} has {found[0]} of width {found[1]}"
+            f"and {recipe.model.language_model} has {actual[0]} of width {actual[1]}"
         )

@@ -21,7 +21,7 @@ from varifocal.writing import unwritable_is_an_error
 DIGEST_BYTES = 32
 
 
-class Image(Protocol):
+class FingerprintedImage(Protocol):
     """What the store needs of an image (the data layer's `Image` has it)."""
 
     def fingerprint(self) -> str:
@@ -42,7 +42,7 @@ class FeatureStore:
 
     def __init__(
         self,
-        compute: Callable[[Sequence[Image]], torch.Tensor],
+        compute: Callable[[Sequence[FingerprintedImage]], torch.Tensor],
         shape: tuple[int, int],
         dtype: torch.dtype,
         directory: Path,
@@ -67,7 +67,7 @@ class FeatureStore:
         """The number of images in the table."""
         return len(self._slots)
 
-    def __call__(self, images: Sequence[Image]) -> torch.Tensor:
+    def __call__(self, images: Sequence[FingerprintedImage]) -> torch.Tensor:
         """Look features up, computing those that are missing.
 
         Returns:
@@ -81,7 +81,7 @@ class FeatureStore:
 
     def fill(
         self,
-        images: Sequence[Image],
+        images: Sequence[FingerprintedImage],
         progress: StepProgress | None = None,
     ) -> list[bytes]:
         """Compute what is missing, without reading features back.
@@ -115,10 +115,12 @@ class FeatureStore:
             self._map()
         return keys
 
-    def _next_batch(self, todo: deque[tuple[bytes, Image]]) -> list[tuple[bytes, Image]]:
+    def _next_batch(
+        self, todo: deque[tuple[bytes, FingerprintedImage]]
+    ) -> list[tuple[bytes, FingerprintedImage]]:
         """Take the next images that nobody has computed yet; none when all are known."""
         self._read_keys()
-        part: list[tuple[bytes, Image]] = []
+        part: list[tuple[bytes, FingerprintedImage]] = []
         while todo and len(part) < self._batch_size:
             pair = todo.popleft()
             if pair[0] not in self._slots:

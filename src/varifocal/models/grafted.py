@@ -24,7 +24,7 @@ from varifocal.errors import ModelError
 from varifocal.models.connector import Connector, build_connector
 from varifocal.models.distributed import in_world, is_sharded, touch
 from varifocal.models.generation import GraftedGenerationMixin, RowMemory
-from varifocal.models.rows import check_images
+from varifocal.models.rows import check_row_images
 from varifocal.models.vision import Selection, VisionTower, tower_from_config
 
 
@@ -271,7 +271,7 @@ class GraftedForConditionalGeneration(PreTrainedModel, GraftedGenerationMixin):
         is_image = input_ids == self.config.image_token_id
         images = image_features if pixel_values is None else pixel_values
         num_images = 0 if images is None else images.shape[0]
-        check_images(int(is_image.sum()), num_images, self.tokens_per_image)
+        check_row_images(int(is_image.sum()), num_images, self.tokens_per_image)
         if not num_images and not in_world():
             return None
         # words first, with images or without: sharded parts must run in one order everywhere

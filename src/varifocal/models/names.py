@@ -48,7 +48,7 @@ def locate(name: str) -> str:
     return _directory_or_id(name)
 
 
-def check_name(name: str) -> None:
+def check_model_name(name: str) -> None:
     """Refuse a name that `locate` refuses, without converting packaged weights.
 
     Raises:
@@ -82,7 +82,7 @@ def check_place(name: str, path: Path) -> None:
             f"{path} is no run directory and no model: it has no recipe.yaml and no config.json"
         )
     try:
-        check_name(name)
+        check_model_name(name)
     except ModelError as error:
         raise RunError(f"{name} is no run directory; {error}") from error
 

@@ -69,7 +69,7 @@ def fit_length(mark: Tensor, length: int) -> Tensor:
     return torch.cat([mark, torch.zeros_like(last) if mark.dtype == torch.bool else last], dim=1)
 
 
-def check_images(num_placeholders: int, num_images: int, tokens_per_image: int) -> None:
+def check_row_images(num_placeholders: int, num_images: int, tokens_per_image: int) -> None:
     """Raise `ModelError` unless the placeholders are exactly the images' tokens."""
     if num_placeholders == num_images * tokens_per_image:
         return
@@ -96,7 +96,7 @@ def expand_images(images: Tensor, is_image: Tensor, tokens_per_image: int, copie
         [N x copies, ...].
     """
     per_row = is_image.sum(dim=1)
-    check_images(int(per_row.sum()), images.shape[0], tokens_per_image)
+    check_row_images(int(per_row.sum()), images.shape[0], tokens_per_image)
     rows = images.split((per_row // tokens_per_image).tolist())
     return torch.cat([row for row in rows for _ in range(copies)])
 

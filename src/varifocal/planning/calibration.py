@@ -65,7 +65,7 @@ def find_calibration(recipe: Recipe, shapes: Shapes) -> Calibration | None:
     return None
 
 
-def keep(recipe: Recipe, shapes: Shapes, measured: Calibration) -> Path:
+def write_calibration(recipe: Recipe, shapes: Shapes, measured: Calibration) -> Path:
     """Write a calibration down for later plans; returns its file."""
     file = calibration_file(recipe, shapes)
     write_json(file, asdict(measured))

@@ -177,7 +177,7 @@ def find_device(name: str) -> Device:
     )
 
 
-def judge(
+def judge_memory(
     recipe: Recipe,
     device: Device,
     num_devices: int,

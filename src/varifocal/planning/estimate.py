@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from varifocal.planning.calibration import Calibration, find_calibration
-from varifocal.planning.devices import CPU_FIRST_STEP_GIB, GIB, Device, judge
+from varifocal.planning.devices import CPU_FIRST_STEP_GIB, GIB, Device, judge_memory
 from varifocal.planning.lengths import Workload, work_of
-from varifocal.planning.memory import Weights, parts_of_peak, weigh
+from varifocal.planning.memory import Weights, count_weights, parts_of_peak
 from varifocal.planning.paper import compare_with_paper
 from varifocal.planning.shapes import Shapes, build_shapes
 from varifocal.planning.tracing import Step, switch_checkpointing, trace_step
@@ -116,7 +116,7 @@ def trace(
     """Build a recipe's model from shapes, count its work and trace its steps; see `estimate`."""
     shapes = build_shapes(recipe).in_step(num_devices > 1)
     work = work_of(recipe, shapes, data, num_devices)
-    weights = weigh(shapes.model, shapes.base, recipe)
+    weights = count_weights(shapes.model, shapes.base, recipe)
     return Traced(shapes, work, weights, _steps(recipe, shapes, work, quick))
 
 
@@ -155,7 +155,7 @@ def estimate(
     parts = machine.parts_of_peak(weights, step)
     peak, holds = sum(parts.values()) / GIB, sum(parts.values()) <= machine.room
     largest = None if quick else _largest(recipe, machine, weights, step)
-    fits, verdict = judge(recipe, device, num_devices, peak, holds, work, largest)
+    fits, verdict = judge_memory(recipe, device, num_devices, peak, holds, work, largest)
     # a run that gives its own data has been asked already
     refused = None if data else why_refused(recipe, steps=work.steps, skip_absent=True)
     if refused:

@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 
 from varifocal.assemble import Assembly, assemble
 from varifocal.errors import DataError
-from varifocal.planning.calibration import Calibration, keep
+from varifocal.planning.calibration import Calibration, write_calibration
 from varifocal.planning.devices import GIB
 from varifocal.planning.shapes import build_shapes
 from varifocal.progress import silent
@@ -72,7 +72,7 @@ def calibrate(recipe: Recipe) -> Calibration:
         tower_flops=shapes.formula.image.tower if by_table else 0,
         overhead_gib=overhead,
     )
-    keep(recipe, shapes, calibration)
+    write_calibration(recipe, shapes, calibration)
     return calibration
 
 

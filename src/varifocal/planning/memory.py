@@ -73,7 +73,7 @@ def int8_bytes(outputs: int, inputs: int) -> int:
     return outputs * inputs + 4 * outputs
 
 
-def weigh(model: nn.Module, base: PreTrainedModel, recipe: Recipe) -> Weights:
+def count_weights(model: nn.Module, base: PreTrainedModel, recipe: Recipe) -> Weights:
     """Count the bytes of a model's weights, gradients and optimiser state.
 
     Args:

@@ -48,7 +48,7 @@ class Code:
 
 
 @dataclass(frozen=True)
-class Image:
+class Figure:
     """An image's file, and what it shows."""
 
     path: Path
@@ -56,7 +56,7 @@ class Image:
     width: int | None = None
 
 
-Block = Heading | Paragraph | Bullets | Grid | Code | Image
+Block = Heading | Paragraph | Bullets | Grid | Code | Figure
 
 
 def to_markdown(blocks: Iterable[Block], folder: Path) -> str:
@@ -73,7 +73,7 @@ def _markdown(block: Block, folder: Path) -> str:
         return "\n".join(f"- {_plain(point)}" for point in block.points)
     if isinstance(block, Code):
         return f"```{block.language}\n{block.text.rstrip()}\n```"
-    if isinstance(block, Image):
+    if isinstance(block, Figure):
         place = block.path.relative_to(folder).as_posix().replace(" ", "%20")
         return f"![{_plain(block.caption)}]({place})"
     rule = ["---"] * len(block.head)

@@ -20,14 +20,20 @@ from varifocal.reports.blocks import (
     Block,
     Bullets,
     Code,
+    Figure,
     Grid,
     Heading,
-    Image,
     Paragraph,
     to_html,
     to_markdown,
 )
-from varifocal.reports.card_scores import Sample, ScoreLine, read_object, read_samples, read_scores
+from varifocal.reports.card_scores import (
+    Sample,
+    ScoreLine,
+    read_object_if_any,
+    read_samples,
+    read_scores,
+)
 from varifocal.reports.card_sections import in_short, limits, retention_blocks
 from varifocal.reports.runs import RunSummary, read_run
 from varifocal.reports.runs_table import COST_ROWS
@@ -111,7 +117,7 @@ def make_card(root: str | Path) -> Card:
     summary = read_run(run.root)
     scored = scores_folder(run)
     scores = read_scores(scored)
-    retention = read_object(scored / "retention.json")
+    retention = read_object_if_any(scored / "retention.json")
     blocks = [
         *_head(summary),
         *in_short(scores, retention),
@@ -247,7 +253,7 @@ def _samples(run: RunDirectory, scores: Sequence[ScoreLine]) -> Iterator[Block]:
         yield Heading(f"{sample.verdict} (item {sample.id})", 3)
         small = _small(sample, run.plots / "samples" / f"{number}.png")
         if small is not None:
-            yield Image(small, f"item {sample.id}", width=240)
+            yield Figure(small, f"item {sample.id}", width=240)
         answer = "nothing that can be read" if sample.answer is None else sample.answer
         yield Bullets(
             [
@@ -276,7 +282,7 @@ def _small(sample: Sample, path: Path) -> Path | None:
 
 
 def _cost(run: RunDirectory, summary: RunSummary) -> Iterator[Block]:
-    plan = read_object(run.root / "plan.json")
+    plan = read_object_if_any(run.root / "plan.json")
     planned, measured = (_part(plan, key) for key in ("predicted", "measured"))
     measured = {**measured, **summary.cost}
     lines = [
@@ -310,7 +316,7 @@ def _number(value: Any) -> str:
 
 def _data(run: RunDirectory) -> Iterator[Block]:
     yield Heading("Data")
-    page = read_object(run.data)
+    page = read_object_if_any(run.data)
     realised = [source for source in page.get("realised") or [] if isinstance(source, dict)]
     if realised:
         keys = ("source", "modality", "samples", "tokens", "trained_tokens")
@@ -354,9 +360,9 @@ def _plots(run: RunDirectory, summary: RunSummary) -> Iterator[Block]:
     if losses:
         path = run.plots / "loss.png"
         loss_curve(losses, path)
-        blocks.append(Image(path, "training loss"))
+        blocks.append(Figure(path, "training loss"))
     places = (run.plots / "routing.png", *sorted(run.analysis.glob("routing*.png")))
-    blocks += [Image(path, f"routing ({path.stem})") for path in places if path.is_file()]
+    blocks += [Figure(path, f"routing ({path.stem})") for path in places if path.is_file()]
     if blocks:
         yield Heading("Plots")
         yield from blocks

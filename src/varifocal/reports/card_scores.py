@@ -81,7 +81,7 @@ def read_scores(directory: Path) -> list[ScoreLine]:
     """Read every score file of a run's `eval`; files that are none of ours are passed over."""
     lines: list[ScoreLine] = []
     for path in sorted(directory.glob("*.json")):
-        page = read_object(path)
+        page = read_object_if_any(path)
         if isinstance(page.get("measures"), list):
             lines += _of_measures(path.stem, page)
     return lines
@@ -93,7 +93,8 @@ def former_scores(directory: Path) -> list[str]:
         f"{path} is of a former kind and is not read; delete it, and score anew with: "
         f"{command_for(path)}"
         for path in sorted(directory.glob("*.json"))
-        if isinstance((page := read_object(path)).get("columns"), dict) and "measures" not in page
+        if isinstance((page := read_object_if_any(path)).get("columns"), dict)
+        and "measures" not in page
     ]
 
 
@@ -195,7 +196,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def read_object(path: Path) -> dict[str, Any]:
+def read_object_if_any(path: Path) -> dict[str, Any]:
     """Return a JSON object, or nothing where there is none."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from varifocal.reports.blocks import Block, Bullets, Grid, Heading
-from varifocal.reports.card_scores import ScoreLine, former_scores, read_object
+from varifocal.reports.card_scores import ScoreLine, former_scores, read_object_if_any
 from varifocal.reports.runs import RunSummary
 from varifocal.run import RunDirectory
 from varifocal.trained import scores_folder
@@ -116,7 +116,7 @@ FEW_ITEMS = 500
 def limits(run: RunDirectory, summary: RunSummary, scores: Sequence[ScoreLine]) -> list[str]:
     """Say in plain words what the numbers do not show."""
     sentences = []
-    realised = read_object(run.data).get("realised") or []
+    realised = read_object_if_any(run.data).get("realised") or []
     samples = sum(source.get("samples", 0) for source in realised if isinstance(source, dict))
     if samples:
         small = "; that is little: expect no more than what it was shown"

@@ -25,7 +25,7 @@ FONT_SIZE = 9.0  # points
 
 
 @dataclass(frozen=True)
-class Card:
+class SheetCard:
     """One answered question.
 
     Attributes:
@@ -45,7 +45,9 @@ class Card:
     correct: bool
 
 
-def contact_sheet(cards: Sequence[Card], path: Path, *, columns: int = 3, title: str = "") -> None:
+def contact_sheet(
+    cards: Sequence[SheetCard], path: Path, *, columns: int = 3, title: str = ""
+) -> None:
     """Draw cards of image, question, options, answer and verdict, row by row.
 
     Args:
@@ -93,7 +95,7 @@ class _Line:
     space: float = 0.0
 
 
-def _draw_card(figure: Figure, axes: Axes, card: Card) -> None:
+def _draw_card(figure: Figure, axes: Axes, card: SheetCard) -> None:
     """Fill one card, from the image down; the axes' units are inches from the upper left."""
     width, height = CARD_WIDTH - 2 * GAP, CARD_HEIGHT - 2 * GAP
     colour = RIGHT if card.correct else WRONG
@@ -131,7 +133,7 @@ def _draw_image(axes: Axes, image: PIL.Image.Image, top: float, width: float) ->
     axes.set(xlim=(0, width), ylim=(axes.get_ylim()[0], 0))
 
 
-def _verdict(card: Card) -> list[str]:
+def _verdict(card: SheetCard) -> list[str]:
     """Return the lines at a card's foot."""
     answer = "not readable as an option" if card.answer is None else card.answer
     if card.correct:
@@ -139,7 +141,7 @@ def _verdict(card: Card) -> list[str]:
     return [f"\N{HEAVY BALLOT X} {answer}", f"right: {card.gold}"]
 
 
-def _body(figure: Figure, card: Card, width: float, room: int) -> list[_Line]:
+def _body(figure: Figure, card: SheetCard, width: float, room: int) -> list[_Line]:
     """Return the question's and the options' lines, at most `room` of them.
 
     Where they do not all fit, options are cut to one line each, then the question is cut, and

@@ -22,7 +22,7 @@ _NORMAL = 1.96
 
 
 @dataclass(frozen=True)
-class Row:
+class RunsRow:
     """One line of the table.
 
     Attributes:
@@ -64,7 +64,7 @@ class Mean:
 
 
 @dataclass(frozen=True)
-class Report:
+class RunsTable:
     """Runs side by side.
 
     Attributes:
@@ -74,7 +74,7 @@ class Report:
     """
 
     runs: Sequence[RunSummary]
-    rows: Sequence[Row]
+    rows: Sequence[RunsRow]
     groups: Mapping[str, Sequence[str]]
 
     def to_dict(self) -> dict[str, Any]:
@@ -97,9 +97,9 @@ class Report:
         return tuple(files)
 
 
-def compare(
+def tabulate_runs(
     roots: Sequence[str | Path], groups: Mapping[str, Sequence[str]] | None = None
-) -> Report:
+) -> RunsTable:
     """Read run directories and lay them side by side.
 
     Args:
@@ -108,7 +108,7 @@ def compare(
     """
     names = _names([Path(root) for root in roots])
     runs = [read_run(root, name) for root, name in zip(roots, names, strict=True)]
-    return Report(runs, [*_rows(runs)], groups or {})
+    return RunsTable(runs, [*_rows(runs)], groups or {})
 
 
 def _names(roots: Sequence[Path]) -> list[str]:
@@ -136,10 +136,10 @@ def differences(runs: Sequence[RunSummary]) -> dict[str, list[Any]]:
     }
 
 
-def _rows(runs: Sequence[RunSummary]) -> list[Row]:
-    rows = [Row("run", "state", tuple(run.state for run in runs))]
+def _rows(runs: Sequence[RunSummary]) -> list[RunsRow]:
+    rows = [RunsRow("run", "state", tuple(run.state for run in runs))]
     rows += [
-        Row("recipe", key, tuple(NONE if value is None else str(value) for value in values))
+        RunsRow("recipe", key, tuple(NONE if value is None else str(value) for value in values))
         for key, values in differences(runs).items()
     ]
     cost: list[tuple[str, Callable[[RunSummary], str]]] = [
@@ -147,7 +147,7 @@ def _rows(runs: Sequence[RunSummary]) -> list[Row]:
         *((label, _cost_cell(key, say)) for label, key, say in COST_ROWS),
         ("loss", lambda run: NONE if run.loss is None else f"{run.loss:.3f}"),
     ]
-    cost_rows = (Row("cost", label, tuple(cell(run) for run in runs)) for label, cell in cost)
+    cost_rows = (RunsRow("cost", label, tuple(cell(run) for run in runs)) for label, cell in cost)
     rows += [row for row in cost_rows if set(row.cells) != {NONE}]
     suites = dict.fromkeys(suite for run in runs for suite in run.scores)
     for suite in suites:
@@ -156,7 +156,7 @@ def _rows(runs: Sequence[RunSummary]) -> list[Row]:
         mains = {name for scores in of_suite for name, score in scores.items() if score["main"]}
         for name in sorted(names, key=lambda name: name not in mains):
             cells = tuple(_score(scores.get(name)) for scores in of_suite)
-            rows.append(Row("scores", _called(f"{suite} {name}"), cells, main=name in mains))
+            rows.append(RunsRow("scores", _called(f"{suite} {name}"), cells, main=name in mains))
             rows += _reference_rows(suite, [scores.get(name) for scores in of_suite])
     return rows
 
@@ -171,7 +171,7 @@ REFERENCES: tuple[tuple[str, str], ...] = (
 """What stands next to a suite's main score, and what reports call it."""
 
 
-def _reference_rows(suite: str, scores: Sequence[Mapping[str, Any] | None]) -> Iterator[Row]:
+def _reference_rows(suite: str, scores: Sequence[Mapping[str, Any] | None]) -> Iterator[RunsRow]:
     """Yield what blind rules score on a suite, and both ways of reading likelihoods."""
     for key, label in REFERENCES:
         values = [score.get(key) if score is not None else None for score in scores]
@@ -179,7 +179,7 @@ def _reference_rows(suite: str, scores: Sequence[Mapping[str, Any] | None]) -> I
             f"{value:.1f}" if isinstance(value, int | float) else NONE for value in values
         )
         if set(cells) != {NONE}:
-            yield Row("scores", f"{suite} ({label})", cells)
+            yield RunsRow("scores", f"{suite} ({label})", cells)
 
 
 def _called(score: str) -> str:
@@ -253,7 +253,7 @@ def mean_of(values: Sequence[float]) -> Mean:
     return Mean(mean, mean - reach, mean + reach, min(values), max(values), count)
 
 
-def _of_group(report: Report, names: Sequence[str]) -> dict[str, Any]:
+def _of_group(report: RunsTable, names: Sequence[str]) -> dict[str, Any]:
     """Average the scores and the cost of a group's finished runs."""
     runs = [run for run in report.runs if run.name in names and run.finished]
     scores: dict[str, list[float]] = {}
@@ -273,7 +273,7 @@ def _of_group(report: Report, names: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def group_rows(report: Report) -> tuple[list[str], list[list[str]]]:
+def group_rows(report: RunsTable) -> tuple[list[str], list[list[str]]]:
     """The table over seeds: its head, and one line for each group.
 
     Only the suites' main measures stand in it; `report.json` has all.
@@ -305,7 +305,7 @@ def _of_run(run: RunSummary) -> dict[str, Any]:
     }
 
 
-def markdown(report: Report, image: str | None = None) -> str:
+def markdown(report: RunsTable, image: str | None = None) -> str:
     """The report as a page: the table over seeds, the runs' table, the image.
 
     Args:

@@ -5,17 +5,17 @@ needs no download, is true by construction, and can be as large as wanted. A new
 function and one table row: see `skill.py` for what both look like.
 """
 
-from varifocal.sciencebook.skill import Question, Skill
+from varifocal.sciencebook.skill import Skill, SkillQuestion
 from varifocal.sciencebook.table import SKILLS, chance
-from varifocal.sciencebook.write import Summary, compose, draw, make_sciencebook
+from varifocal.sciencebook.write import Summary, compose, draw_image, make_sciencebook
 
 __all__ = [
     "SKILLS",
-    "Question",
     "Skill",
+    "SkillQuestion",
     "Summary",
     "chance",
     "compose",
-    "draw",
+    "draw_image",
     "make_sciencebook",
 ]

@@ -6,12 +6,19 @@ from itertools import combinations
 
 from varifocal.sciencebook.dice import Dice
 from varifocal.sciencebook.drawing import COLOURS, INK, SHAPES, Canvas, draw_shape
-from varifocal.sciencebook.skill import NUMBERS, Question, Skill, joined, opened, with_article
+from varifocal.sciencebook.skill import (
+    NUMBERS,
+    Skill,
+    SkillQuestion,
+    capitalised,
+    joined,
+    with_article,
+)
 
 BRIGHT = ("red", "blue", "green", "yellow", "orange", "purple")
 
 
-def counting(dice: Dice) -> Question:
+def counting(dice: Dice) -> SkillQuestion:
     """Several things of one kind: how many?"""
     offered = tuple(sorted(dice.sample(range(1, 8), 3)))
     number = dice.choice(offered)
@@ -19,7 +26,7 @@ def counting(dice: Dice) -> Question:
     colour = dice.choice(BRIGHT)
     answer = NUMBERS[number]
     things = f"{colour} {shape}{'s' if number > 1 else ''}"
-    return Question(
+    return SkillQuestion(
         question=f"How many {shape}s are there in this picture?",
         choices=tuple(NUMBERS[count] for count in offered),
         answer=answer,
@@ -27,7 +34,7 @@ def counting(dice: Dice) -> Question:
             f"Point at each {shape} once and count: {', '.join(NUMBERS[1 : number + 1])}. "
             f"The last number tells how many there are. So, the number of {shape}s is {answer}."
         ),
-        caption=opened(f"{answer} {things}."),
+        caption=capitalised(f"{answer} {things}."),
         draw=lambda canvas: draw_crowd(canvas, shape, colour, number),
     )
 
@@ -50,7 +57,7 @@ def draw_crowd(canvas: Canvas, shape: str, colour: str, number: int) -> None:
         draw_shape(canvas, shape, (x, y), radius, fill, canvas.jitter(12))
 
 
-def shapes(dice: Dice) -> Question:
+def shapes(dice: Dice) -> SkillQuestion:
     """One large shape: what is it called?"""
     offered = tuple(sorted(dice.sample(SHAPES, 3)))
     answer = dice.choice(offered)
@@ -63,14 +70,14 @@ def shapes(dice: Dice) -> Question:
         "heart": "has two round bumps at the top and a point at the bottom",
         "cross": "has four equal arms",
     }
-    return Question(
+    return SkillQuestion(
         question="What is the name of this shape?",
         choices=offered,
         answer=answer,
         solution=(
             f"Look at the sides and corners. This shape {facts[answer]}. So, it is a {answer}."
         ),
-        caption=f"{opened(with_article(colour))} {answer}.",
+        caption=f"{capitalised(with_article(colour))} {answer}.",
         draw=lambda canvas: draw_shape(
             canvas,
             answer,
@@ -82,7 +89,7 @@ def shapes(dice: Dice) -> Question:
     )
 
 
-def colours(dice: Dice) -> Question:
+def colours(dice: Dice) -> SkillQuestion:
     """Three shapes of three colours: which colour has one of them?"""
     offered = tuple(sorted(dice.sample(BRIGHT, 3)))
     asked, *others = dice.sample(("circle", "square", "triangle", "star", "heart"), 3)
@@ -90,7 +97,7 @@ def colours(dice: Dice) -> Question:
     rest = dice.shuffled([colour for colour in offered if colour != answer])
     things = dice.shuffled([(asked, answer), *zip(others, rest, strict=True)])
     names = [f"{with_article(colour)} {shape}" for shape, colour in things]
-    return Question(
+    return SkillQuestion(
         question=f"Which color is the {asked}?",
         choices=offered,
         answer=answer,
@@ -98,7 +105,7 @@ def colours(dice: Dice) -> Question:
             f"The picture shows {joined(names)}. Find the {asked}. So, the color of the {asked} "
             f"is {answer}."
         ),
-        caption=opened(f"{joined(names)}."),
+        caption=capitalised(f"{joined(names)}."),
         draw=lambda canvas: _draw_three(canvas, things),
     )
 
@@ -128,7 +135,7 @@ FRACTIONS = {
 FRACTION_SETS = tuple(combinations(FRACTIONS, 3))
 
 
-def fractions(dice: Dice) -> Question:
+def fractions(dice: Dice) -> SkillQuestion:
     """A circle or a bar in equal parts: what fraction is coloured?"""
     offered = dice.choice(FRACTION_SETS)
     answer = dice.choice(offered)
@@ -136,18 +143,18 @@ def fractions(dice: Dice) -> Question:
     colour = dice.choice(("red", "blue", "green", "orange", "purple"))
     form = dice.choice(("circle", "bar", "circle"))
     verb = "is" if part == 1 else "are"
-    return Question(
+    return SkillQuestion(
         question="What fraction of this figure is colored?",
         choices=offered,
         answer=answer,
         solution=(
-            f"The figure is cut into {NUMBERS[whole]} equal parts. {opened(NUMBERS[part])} of "
+            f"The figure is cut into {NUMBERS[whole]} equal parts. {capitalised(NUMBERS[part])} of "
             f"these parts {verb} colored. {part} out of {whole} is {part}/{whole}, so the "
             f"answer is {answer}."
         ),
         caption=(
-            f"A {form} with {NUMBERS[whole]} equal parts. {opened(NUMBERS[part])} of the parts "
-            f"{verb} {colour}: {answer}."
+            f"A {form} with {NUMBERS[whole]} equal parts. {capitalised(NUMBERS[part])} of the "
+            f"parts {verb} {colour}: {answer}."
         ),
         draw=lambda canvas: _draw_fraction(canvas, form, colour, part, whole),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from varifocal.sciencebook.dice import Dice
-from varifocal.sciencebook.skill import Question, Skill
+from varifocal.sciencebook.skill import Skill, SkillQuestion
 
 COUNTRIES = (
     ("France", "Paris", "Europe"),
@@ -65,12 +65,12 @@ COUNTRIES = (
 CONTINENTS = ("Africa", "Asia", "Europe", "North America", "South America")
 
 
-def capitals(dice: Dice) -> Question:
+def capitals(dice: Dice) -> SkillQuestion:
     """A country: what is its capital?"""
     country, city, _ = dice.own(COUNTRIES)
     others = [capital for _, capital, _ in COUNTRIES if capital != city]
     asked = dice.choice(("What is the capital of {}?", "Which city is the capital of {}?"))
-    return Question(
+    return SkillQuestion(
         question=asked.format(country),
         choices=(city, *dice.sample(others, 3)),
         answer=city,
@@ -81,7 +81,7 @@ def capitals(dice: Dice) -> Question:
     )
 
 
-def continents(dice: Dice) -> Question:
+def continents(dice: Dice) -> SkillQuestion:
     """A country: on which continent does it lie?"""
     country, city, continent = dice.own(COUNTRIES)
     others = [other for other in CONTINENTS if other != continent]
@@ -89,7 +89,7 @@ def continents(dice: Dice) -> Question:
         ("On which continent is {}?", "{} is a country. On which continent does it lie?")
     )
     question = asked.format(country)
-    return Question(
+    return SkillQuestion(
         question=question[0].upper() + question[1:],
         choices=(continent, *dice.sample(others, 2)),
         answer=continent,

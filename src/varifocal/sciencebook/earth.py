@@ -6,7 +6,7 @@ import math
 
 from varifocal.sciencebook.dice import Dice
 from varifocal.sciencebook.drawing import COLOURS, Canvas, Colour, Point
-from varifocal.sciencebook.skill import Question, Skill, with_article
+from varifocal.sciencebook.skill import Skill, SkillQuestion, with_article
 
 PHASES = {
     "full moon": ("A bright round full moon in a dark sky.", "The whole disk is lit"),
@@ -22,12 +22,12 @@ PHASES = {
 }
 
 
-def moon_phase(dice: Dice) -> Question:
+def moon_phase(dice: Dice) -> SkillQuestion:
     """The Moon in the night sky: which phase is it in?"""
     offered = tuple(sorted(dice.sample(tuple(PHASES), 3)))
     answer = dice.choice(offered)
     caption, sight = PHASES[answer]
-    return Question(
+    return SkillQuestion(
         question="Which phase of the Moon does this picture show?",
         choices=offered,
         answer=answer,
@@ -69,11 +69,11 @@ SKIES = {
 }
 
 
-def weather(dice: Dice) -> Question:
+def weather(dice: Dice) -> SkillQuestion:
     """A landscape with a sky: what is the weather like?"""
     offered = tuple(sorted(dice.sample(tuple(SKIES), 3)))
     answer = dice.choice(offered)
-    return Question(
+    return SkillQuestion(
         question="What is the weather like in this picture?",
         choices=offered,
         answer=answer,
@@ -150,14 +150,14 @@ LIGHTS = {
 }
 
 
-def shadows(dice: Dice) -> Question:
+def shadows(dice: Dice) -> SkillQuestion:
     """A tree and its shadow: where does the light come from?"""
     answer = dice.choice(tuple(LIGHTS))
     side, sight = LIGHTS[answer]
     thing = dice.choice(("tree", "post"))
     way = "The tree is lit from its top" if side == 0 else "The light comes from the other side"
     way = way.replace("tree", thing)
-    return Question(
+    return SkillQuestion(
         question=f"Look at the shadow of the {thing}. Where does the light come from?",
         choices=tuple(LIGHTS),
         answer=answer,
@@ -199,12 +199,12 @@ def _draw_shadow(canvas: Canvas, thing: str, side: int) -> None:
 ROCKS = ("red", "yellow", "brown", "gray", "white")
 
 
-def rock_layers(dice: Dice) -> Question:
+def rock_layers(dice: Dice) -> SkillQuestion:
     """Three layers of rock: which is the oldest?"""
     offered = tuple(sorted(dice.sample(ROCKS, 3)))
     answer = dice.choice(offered)
     layers = [answer, *dice.shuffled([colour for colour in offered if colour != answer])]
-    return Question(
+    return SkillQuestion(
         question="These layers of rock were never turned over. Which layer is the oldest?",
         choices=tuple(f"the {colour} layer" for colour in offered),
         answer=f"the {answer} layer",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from varifocal.sciencebook.dice import Dice
 from varifocal.sciencebook.reading import PEOPLE
-from varifocal.sciencebook.skill import Question, Skill
+from varifocal.sciencebook.skill import Skill, SkillQuestion
 
 GOODS = (
     *(
@@ -37,7 +37,7 @@ SERVICES = (
 TRADES = (*((good, "a good") for good in GOODS), *((service, "a service") for service in SERVICES))
 
 
-def goods_or_services(dice: Dice) -> Question:
+def goods_or_services(dice: Dice) -> SkillQuestion:
     """Something that is paid for: a good or a service?"""
     thing, answer = dice.own(TRADES)
     reason = (
@@ -47,7 +47,7 @@ def goods_or_services(dice: Dice) -> Question:
         ("Is {} a good or a service?", "{} can be paid for. Is it a good or a service?")
     )
     question = asked.format(thing)
-    return Question(
+    return SkillQuestion(
         question=question[0].upper() + question[1:],
         choices=("a good", "a service"),
         answer=answer,
@@ -78,7 +78,7 @@ MARKETS = {
 }
 
 
-def supply_and_demand(dice: Dice) -> Question:
+def supply_and_demand(dice: Dice) -> SkillQuestion:
     """A market told in numbers: a shortage or a surplus?"""
     ware, answer = dice.own(WARES), dice.choice(tuple(MARKETS))
     small = dice.integer(2, 9) * 5
@@ -89,7 +89,7 @@ def supply_and_demand(dice: Dice) -> Question:
         f"{seller} has {supply} {ware} to sell.",
         f"People want to buy {demand} {ware} at this price.",
     ]
-    return Question(
+    return SkillQuestion(
         question=f"Read the text. Is there a shortage or a surplus of {ware}?",
         choices=tuple(MARKETS),
         answer=answer,
@@ -109,12 +109,12 @@ PASTIMES = (
 )
 
 
-def given_up(dice: Dice) -> Question:
+def given_up(dice: Dice) -> SkillQuestion:
     """Somebody chooses one of two pastimes: what is given up?"""
     name, lost = dice.choice(PEOPLE), dice.own(PASTIMES)
     won, other = dice.sample([pastime for pastime in PASTIMES if pastime != lost], 2)
     first, second = dice.shuffled([won, lost])
-    return Question(
+    return SkillQuestion(
         question=f"Read the text. What does {name} give up?",
         choices=(won, lost, other),
         answer=lost,
@@ -133,14 +133,14 @@ PROJECTS = (
 )
 
 
-def majority(dice: Dice) -> Question:
+def majority(dice: Dice) -> SkillQuestion:
     """Votes told in numbers: which plan wins?"""
     answer = dice.own(PROJECTS)
     others = dice.sample([project for project in PROJECTS if project != answer], 2)
     numbers = sorted(dice.sample(range(11, 90), 3), reverse=True)
     tally = dice.shuffled(list(zip([answer, *others], numbers, strict=True)))
     counted = ", ".join(f"{number} votes for {project}" for project, number in tally)
-    return Question(
+    return SkillQuestion(
         question="Read the text. What does the town build if the most votes win?",
         choices=(answer, *others),
         answer=answer,

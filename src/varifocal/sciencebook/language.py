@@ -5,7 +5,7 @@ from __future__ import annotations
 from varifocal.sciencebook.counting import draw_crowd
 from varifocal.sciencebook.dice import Dice
 from varifocal.sciencebook.drawing import COLOURS, INK, SIZE, Canvas, Colour, Point
-from varifocal.sciencebook.skill import NUMBERS, Question, Skill, opened, with_article
+from varifocal.sciencebook.skill import NUMBERS, Skill, SkillQuestion, capitalised, with_article
 
 PLACES = {
     "on": "The {} touches the top of the table",
@@ -14,12 +14,12 @@ PLACES = {
 }
 
 
-def prepositions(dice: Dice) -> Question:
+def prepositions(dice: Dice) -> SkillQuestion:
     """A thing and a table: where is the thing?"""
     answer = dice.choice(tuple(PLACES))
     thing = dice.choice(("ball", "box", "cup"))
     colour = dice.choice(("red", "blue", "green", "orange", "purple"))
-    return Question(
+    return SkillQuestion(
         question=f"Which word completes the sentence? The {thing} is ___ the table.",
         choices=tuple(PLACES),
         answer=answer,
@@ -27,7 +27,7 @@ def prepositions(dice: Dice) -> Question:
             f"A preposition can tell where something is. {PLACES[answer].format(thing)}. "
             f'So, the word that completes the sentence is "{answer}".'
         ),
-        caption=f"{opened(with_article(colour))} {thing} {answer} a brown table.",
+        caption=f"{capitalised(with_article(colour))} {thing} {answer} a brown table.",
         draw=lambda canvas: _draw_table(canvas, thing, colour, answer),
     )
 
@@ -68,12 +68,12 @@ FEELINGS = {
 }
 
 
-def feelings(dice: Dice) -> Question:
+def feelings(dice: Dice) -> SkillQuestion:
     """A child's face: which word tells the feeling?"""
     offered = tuple(sorted(dice.sample(tuple(FEELINGS), 3)))
     answer = dice.choice(offered)
     hair = dice.choice(("brown", "black", "orange"))
-    return Question(
+    return SkillQuestion(
         question="Which word describes how this child feels?",
         choices=offered,
         answer=answer,
@@ -127,12 +127,12 @@ ACTIONS = {
 }
 
 
-def actions(dice: Dice) -> Question:
+def actions(dice: Dice) -> SkillQuestion:
     """A stick figure: which verb tells what it does?"""
     offered = tuple(sorted(dice.sample(tuple(ACTIONS), 3)))
     answer = dice.choice(offered)
     colour = dice.choice(("red", "blue", "green", "purple"))
-    return Question(
+    return SkillQuestion(
         question="Which verb tells what the person does?",
         choices=offered,
         answer=answer,
@@ -210,20 +210,20 @@ def _draw_person(canvas: Canvas, action: str, colour: str) -> None:
             canvas.text(at(place), "Z", size)
 
 
-def one_or_many(dice: Dice) -> Question:
+def one_or_many(dice: Dice) -> SkillQuestion:
     """One thing or several: singular or plural?"""
     answer = dice.choice(("singular", "plural"))
     number = 1 if answer == "singular" else dice.integer(3, 6)
     shape = dice.choice(("star", "heart", "circle", "square", "triangle"))
     colour = dice.choice(("red", "blue", "green", "yellow", "orange", "purple"))
     shapes = f"one {shape}" if number == 1 else f"{NUMBERS[number]} {shape}s"
-    return Question(
+    return SkillQuestion(
         question="Do you need a singular or a plural noun to name what you see here?",
         choices=("singular", "plural"),
         answer=answer,
         solution=(
             f"The picture shows {shapes}. A singular noun names one thing and a plural noun names "
-            f"more than one. {opened(NUMBERS[number])} needs a noun that is {answer}."
+            f"more than one. {capitalised(NUMBERS[number])} needs a noun that is {answer}."
         ),
         caption=(
             f"Only one {colour} {shape}."

@@ -6,7 +6,7 @@ import math
 
 from varifocal.sciencebook.dice import Dice
 from varifocal.sciencebook.drawing import COLOURS, INK, Canvas, Point
-from varifocal.sciencebook.skill import Question, Skill
+from varifocal.sciencebook.skill import Skill, SkillQuestion
 
 PLANT_PARTS = {
     "flower": (40, 22, "colorful and makes the seeds"),
@@ -16,11 +16,11 @@ PLANT_PARTS = {
 }
 
 
-def plant_parts(dice: Dice) -> Question:
+def plant_parts(dice: Dice) -> SkillQuestion:
     """An arrow points at a part of a plant: which part?"""
     answer = dice.choice(tuple(PLANT_PARTS))
     petals = dice.choice(("yellow", "pink", "purple", "orange"))
-    return Question(
+    return SkillQuestion(
         question="Which part of the plant does the red arrow point to?",
         choices=tuple(PLANT_PARTS),
         answer=answer,
@@ -57,12 +57,12 @@ def _draw_plant(canvas: Canvas, petals: str, part: str) -> None:
 PREY = ("rabbit", "mouse", "bird", "beetle", "snail")
 
 
-def food_chain(dice: Dice) -> Question:
+def food_chain(dice: Dice) -> SkillQuestion:
     """A food chain of three: what does the hunter eat?"""
     offered = tuple(sorted(dice.sample(PREY, 3)))
     answer = dice.choice(offered)
     hunter = dice.choice(("fox", "owl"))
-    return Question(
+    return SkillQuestion(
         question=f"What does the {hunter} eat in this food chain?",
         choices=tuple(f"the {prey}" for prey in offered),
         answer=f"the {answer}",

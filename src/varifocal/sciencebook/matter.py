@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from varifocal.sciencebook.dice import Dice
 from varifocal.sciencebook.drawing import COLOURS, Canvas, scatter
-from varifocal.sciencebook.skill import Question, Skill
+from varifocal.sciencebook.skill import Skill, SkillQuestion
 
 SIDES = ("the left one", "the right one")
 
 
-def concentrations(dice: Dice) -> Question:
+def concentrations(dice: Dice) -> SkillQuestion:
     """Two beakers with few and many particles: which solution is more concentrated?"""
     answer = dice.choice(SIDES)
     colour = dice.choice(("red", "blue", "green", "purple", "orange", "black"))
     few, many = dice.integer(2, 4), dice.integer(13, 17)
     counts = (many, few) if answer == SIDES[0] else (few, many)
     side = answer.split()[1]
-    return Question(
+    return SkillQuestion(
         question=f"Which of these two solutions has a higher concentration of {colour} particles?",
         choices=SIDES,
         answer=answer,
@@ -47,13 +47,13 @@ def _draw_beakers(canvas: Canvas, colour: str, counts: tuple[int, int]) -> None:
             canvas.circle(point, radius, fill)
 
 
-def particle_heat(dice: Dice) -> Question:
+def particle_heat(dice: Dice) -> SkillQuestion:
     """Two boxes of slow and fast particles: which is hotter?"""
     answer = dice.choice(SIDES)
     colour = dice.choice(("red", "blue", "green", "purple", "orange"))
     words = ("fast", "slow") if answer == SIDES[0] else ("slow", "fast")
     side = answer.split()[1]
-    return Question(
+    return SkillQuestion(
         question=(
             "The trails show how fast the particles move. Which sample has the higher temperature?"
         ),
@@ -87,7 +87,7 @@ def _draw_moving(canvas: Canvas, colour: str, words: tuple[str, str]) -> None:
             canvas.circle((x, y), 10.5, fill)
 
 
-def states_of_matter(dice: Dice) -> Question:
+def states_of_matter(dice: Dice) -> SkillQuestion:
     """Particles in a box: solid, liquid or gas?"""
     states = ("solid", "liquid", "gas")
     answer = dice.choice(states)
@@ -103,7 +103,7 @@ def states_of_matter(dice: Dice) -> Question:
         ),
         "gas": ("few and far apart all over the box", "are far apart and fill the whole box"),
     }[answer]
-    return Question(
+    return SkillQuestion(
         question="The balls stand for particles in a closed box. Which state of matter is shown?",
         choices=states,
         answer=answer,

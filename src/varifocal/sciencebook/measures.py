@@ -7,7 +7,7 @@ from itertools import combinations
 
 from varifocal.sciencebook.dice import Dice
 from varifocal.sciencebook.drawing import COLOURS, INK, Canvas
-from varifocal.sciencebook.skill import NUMBERS, Question, Skill, opened, with_article
+from varifocal.sciencebook.skill import NUMBERS, Skill, SkillQuestion, capitalised, with_article
 
 TEMPERATURES = (0, 10, 20, 30, 40)
 DEGREES = {
@@ -19,12 +19,12 @@ DEGREES = {
 }
 
 
-def thermometer(dice: Dice) -> Question:
+def thermometer(dice: Dice) -> SkillQuestion:
     """A thermometer with a wide red column: which temperature does it show?"""
     offered = tuple(sorted(dice.sample(TEMPERATURES, 3)))
     shown = dice.choice(offered)
     answer = DEGREES[shown]
-    return Question(
+    return SkillQuestion(
         question="Which temperature does this thermometer show?",
         choices=tuple(DEGREES[number] for number in offered),
         answer=answer,
@@ -57,7 +57,7 @@ def _draw_thermometer(canvas: Canvas, shown: int) -> None:
 LENGTHS = tuple(combinations(range(2, 7), 3))
 
 
-def ruler(dice: Dice) -> Question:
+def ruler(dice: Dice) -> SkillQuestion:
     """An object above a ruler: how long is it?"""
     offered = dice.choice(LENGTHS)
     length = dice.choice(offered)
@@ -65,7 +65,7 @@ def ruler(dice: Dice) -> Question:
     colour = dice.choice(("red", "blue", "green", "orange", "purple"))
     names = {number: f"{NUMBERS[number]} inches" for number in offered}
     answer = names[length]
-    return Question(
+    return SkillQuestion(
         question=f"The {thing} starts at zero. How long is it?",
         choices=tuple(names.values()),
         answer=answer,
@@ -73,7 +73,7 @@ def ruler(dice: Dice) -> Question:
             f"The left end of the {thing} is at 0. Read the number below its right end. "
             f"It ends at {length}. So, the {thing} is {answer} long."
         ),
-        caption=f"{opened(with_article(colour))} {thing} above a ruler. It is {answer} long.",
+        caption=f"{capitalised(with_article(colour))} {thing} above a ruler. It is {answer} long.",
         draw=lambda canvas: _draw_ruler(canvas, thing, colour, length),
     )
 
@@ -102,13 +102,13 @@ def _draw_ruler(canvas: Canvas, thing: str, colour: str, length: int) -> None:
         canvas.line([(x, y + 22), (x, y + 33)], (190, 60, 60), 2)
 
 
-def clock(dice: Dice) -> Question:
+def clock(dice: Dice) -> SkillQuestion:
     """A clock at a full hour: what time is it?"""
     first = dice.integer(1, 3)
     offered = tuple(range(first, 13, 3))
     hour = dice.choice(offered)
     answer = f"{NUMBERS[hour]} o'clock"
-    return Question(
+    return SkillQuestion(
         question="What time does this clock show?",
         choices=tuple(f"{NUMBERS[number]} o'clock" for number in offered),
         answer=answer,

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from varifocal.sciencebook.dice import Dice
 from varifocal.sciencebook.drawing import COLOURS, INK, Canvas, Point
-from varifocal.sciencebook.skill import Question, Skill, opened, with_article
+from varifocal.sciencebook.skill import Skill, SkillQuestion, capitalised, with_article
 
 POLE_COLOURS = {"north": "red", "south": "blue"}
 
 
-def magnets(dice: Dice) -> Question:
+def magnets(dice: Dice) -> SkillQuestion:
     """Two bar magnets with facing poles: do they attract or repel?"""
     answer = dice.choice(("attract", "repel"))
     first = dice.choice(("north", "south"))
@@ -21,7 +21,7 @@ def magnets(dice: Dice) -> Question:
         if answer == "repel"
         else "different, and different poles"
     )
-    return Question(
+    return SkillQuestion(
         question="Will these magnets attract or repel each other?",
         choices=("attract", "repel"),
         answer=answer,
@@ -73,12 +73,12 @@ LOOPS = {
 }
 
 
-def circuits(dice: Dice) -> Question:
+def circuits(dice: Dice) -> SkillQuestion:
     """A loop with bulb, battery and switch: does the bulb light up?"""
     answer = dice.choice(("it lights up", "it stays dark"))
     fault = "none" if answer == "it lights up" else dice.choice(("switch", "battery"))
     caption, steps = LOOPS[fault]
-    return Question(
+    return SkillQuestion(
         question="What does the light bulb in this circuit do?",
         choices=("it lights up", "it stays dark"),
         answer=answer,
@@ -137,7 +137,7 @@ def _draw_switch(canvas: Canvas, centre: Point, outward: int, is_open: bool) -> 
         canvas.circle((x, end), 7, canvas.colour("blue"))
 
 
-def forces(dice: Dice) -> Question:
+def forces(dice: Dice) -> SkillQuestion:
     """Two arrows pull at a box: which way does it begin to move?"""
     answer = dice.choice(("to the left", "to the right", "it stays still"))
     lengths = {"to the left": (60, 26), "to the right": (26, 60), "it stays still": (44, 44)}[
@@ -153,12 +153,12 @@ def forces(dice: Dice) -> Question:
         steps = (
             f"The force toward the {side} is larger than the other one. The box will move this way:"
         )
-    return Question(
+    return SkillQuestion(
         question="Two people pull at a resting box. Which way will it begin to move?",
         choices=("to the left", "to the right", "it stays still"),
         answer=answer,
         solution=f"Compare the arrows. A longer arrow stands for a larger force. {steps} {answer}.",
-        caption=f"{opened(with_article(colour))} box with two red arrows. {sight}",
+        caption=f"{capitalised(with_article(colour))} box with two red arrows. {sight}",
         draw=lambda canvas: _draw_forces(canvas, colour, lengths),
     )
 
@@ -180,7 +180,7 @@ def _draw_forces(canvas: Canvas, colour: str, lengths: tuple[float, float]) -> N
         canvas.arrow(start, (start[0] + sign * reach, middle), red, width=5 + reach / 6)
 
 
-def seesaw(dice: Dice) -> Question:
+def seesaw(dice: Dice) -> SkillQuestion:
     """A seesaw with two boxes: which side is heavier?"""
     answer = dice.choice(("the left box", "the right box", "both weigh the same"))
     tilt = {"the left box": -1, "the right box": 1, "both weigh the same": 0}[answer]
@@ -191,7 +191,7 @@ def seesaw(dice: Dice) -> Question:
         side = "left" if tilt < 0 else "right"
         sight = f"The {side} side is down."
         steps = f"The {side} end is down, so gravity pulls harder on"
-    return Question(
+    return SkillQuestion(
         question="Compare the two boxes on the seesaw. Which is heavier?",
         choices=("the left box", "the right box", "both weigh the same"),
         answer=answer,
@@ -200,7 +200,8 @@ def seesaw(dice: Dice) -> Question:
             f"{answer}."
         ),
         caption=(
-            f"{opened(with_article(left))} box and {with_article(right)} box on a seesaw. {sight}"
+            f"{capitalised(with_article(left))} box and {with_article(right)} box on a seesaw. "
+            f"{sight}"
         ),
         draw=lambda canvas: _draw_seesaw(canvas, tilt, (left, right)),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from varifocal.sciencebook.dice import Dice
-from varifocal.sciencebook.skill import Question, Skill, opened, with_article
+from varifocal.sciencebook.skill import Skill, SkillQuestion, capitalised, with_article
 
 PEOPLE = (
     *("Ana", "Ben", "Carla", "Dan", "Eva", "Finn", "Grace", "Hugo", "Ivy", "Jack", "Kim", "Leo"),
@@ -16,7 +16,7 @@ THINGS = (
 )
 
 
-def story(dice: Dice) -> Question:
+def story(dice: Dice) -> SkillQuestion:
     """Three people with a thing each: who has the one asked for?"""
     names = dice.sample(PEOPLE, 3)
     asked = dice.own(THINGS)
@@ -25,7 +25,7 @@ def story(dice: Dice) -> Question:
     rest = iter(others)
     held = [(name, asked if name == owner else next(rest)) for name in names]
     verb = dice.choice(("has", "found", "brought", "bought"))
-    return Question(
+    return SkillQuestion(
         question=f"Read the text. Who {verb} {with_article(asked)}?",
         choices=tuple(names),
         answer=owner,
@@ -47,7 +47,7 @@ EVENTS = (
 POSITIONS = ("first", "second", "last")
 
 
-def order_of_events(dice: Dice) -> Question:
+def order_of_events(dice: Dice) -> SkillQuestion:
     """Three events in a row: what came first, second or last?"""
     name, answer = dice.choice(PEOPLE), dice.own(EVENTS)
     place = dice.integer(0, 2)
@@ -55,14 +55,14 @@ def order_of_events(dice: Dice) -> Question:
     events.insert(place, answer)
     first, second, last = events
     hint = f"In the morning {name} {first}. Then {name} {second}. In the evening {name} {last}."
-    return Question(
+    return SkillQuestion(
         question=f"Read the text. What did {name} do {POSITIONS[place]}?",
         choices=tuple(events),
         answer=answer,
         hint=hint,
         solution=(
             "Words like morning, then and evening tell the order. Put the events in a row and "
-            f"count. {opened(POSITIONS[place])}, {name} {answer}."
+            f"count. {capitalised(POSITIONS[place])}, {name} {answer}."
         ),
     )
 

@@ -15,7 +15,7 @@ from varifocal.sciencebook.facts import (
     WEATHERS,
 )
 from varifocal.sciencebook.reading import PEOPLE
-from varifocal.sciencebook.skill import Question, Skill, opened, with_article
+from varifocal.sciencebook.skill import Skill, SkillQuestion, capitalised, with_article
 
 GROUPS = {
     "mammal": "has hair and feeds its young milk",
@@ -26,17 +26,17 @@ GROUPS = {
 }
 
 
-def animal_groups(dice: Dice) -> Question:
+def animal_groups(dice: Dice) -> SkillQuestion:
     """An animal: to which group does it belong?"""
     animal, group = dice.own(ANIMALS)
     others = dice.sample([other for other in GROUPS if other != group], 2)
     asked = dice.choice(("What kind of animal is {}?", "To which group of animals does {} belong?"))
-    return Question(
+    return SkillQuestion(
         question=asked.format(with_article(animal)),
         choices=(group, *others),
         answer=group,
         solution=(
-            f"{opened(with_article(animal))} {GROUPS[group]}. So, it is {with_article(group)}."
+            f"{capitalised(with_article(animal))} {GROUPS[group]}. So, it is {with_article(group)}."
         ),
     )
 
@@ -54,11 +54,11 @@ QUANTITIES = {
 }
 
 
-def units(dice: Dice) -> Question:
+def units(dice: Dice) -> SkillQuestion:
     """Something to measure: in which unit?"""
     thing, unit = dice.own(MEASURED)
     others = [other for other in UNITS if QUANTITIES[other] != QUANTITIES[unit]]
-    return Question(
+    return SkillQuestion(
         question=f"Which unit is best to measure {thing}?",
         choices=(unit, *dice.sample(others, 2)),
         answer=unit,
@@ -75,11 +75,11 @@ KINDS_OF_CHANGE = {
 }
 
 
-def changes(dice: Dice) -> Question:
+def changes(dice: Dice) -> SkillQuestion:
     """A change of matter: physical or chemical?"""
     event, answer = dice.own(CHANGES)
     asked = dice.choice(("What kind of change is {}?", "What kind of change happens here: {}?"))
-    return Question(
+    return SkillQuestion(
         question=asked.format(event),
         choices=tuple(KINDS_OF_CHANGE),
         answer=answer,
@@ -89,12 +89,12 @@ def changes(dice: Dice) -> Question:
     )
 
 
-def weather_or_climate(dice: Dice) -> Question:
+def weather_or_climate(dice: Dice) -> SkillQuestion:
     """A passage on a place: weather or climate?"""
     place, answer = dice.own(PLACES), dice.choice(("weather", "climate"))
     sentence = dice.choice(WEATHERS if answer == "weather" else CLIMATES)
     reason = "one certain time" if answer == "weather" else "many years"
-    return Question(
+    return SkillQuestion(
         question="Read the text. Does it describe the weather or the climate?",
         choices=("weather", "climate"),
         answer=answer,
@@ -106,29 +106,29 @@ def weather_or_climate(dice: Dice) -> Question:
     )
 
 
-def traits(dice: Dice) -> Question:
+def traits(dice: Dice) -> SkillQuestion:
     """A person's trait and where it came from: inherited or acquired?"""
     name, (subject, ways) = dice.choice(PEOPLE), dice.own(TRAITS)
     answer = dice.choice(("inherited", "acquired"))
     reason = "was passed on by the parents" if answer == "inherited" else "came about in life"
-    return Question(
+    return SkillQuestion(
         question=f"Read the text. Is the trait of {name} inherited or acquired?",
         choices=("inherited", "acquired"),
         answer=answer,
-        hint=f"{name} {subject}. {opened(ways[answer == 'acquired'].format(name=name))}.",
+        hint=f"{name} {subject}. {capitalised(ways[answer == 'acquired'].format(name=name))}.",
         solution=f"Find out where the trait comes from. It {reason}. So, it is {answer}.",
     )
 
 
-def speeds(dice: Dice) -> Question:
+def speeds(dice: Dice) -> SkillQuestion:
     """A small table of distances: who was fastest?"""
     answer = dice.own(TRAVELLERS)
     others = dice.sample([other for other in TRAVELLERS if other != answer], 2)
     distances = sorted(dice.sample(range(12, 96), 3), reverse=True)
     time = dice.choice(("one minute", "two minutes", "half a minute"))
     rows = dice.shuffled(list(zip([answer, *others], distances, strict=True)))
-    table = "\n".join(f"{opened(thing)} | {distance} meters" for thing, distance in rows)
-    return Question(
+    table = "\n".join(f"{capitalised(thing)} | {distance} meters" for thing, distance in rows)
+    return SkillQuestion(
         question="Look at the table. Which of them moved the fastest?",
         choices=(answer, *others),
         answer=answer,
@@ -141,18 +141,18 @@ def speeds(dice: Dice) -> Question:
     )
 
 
-def experiments(dice: Dice) -> Question:
+def experiments(dice: Dice) -> SkillQuestion:
     """An experiment: what was changed on purpose?"""
     plan, changed, constant, measured = dice.own(EXPERIMENTS)
     name = dice.choice(PEOPLE)
-    return Question(
+    return SkillQuestion(
         question=f"Read the text. What did {name} change on purpose in this experiment?",
         choices=(changed, constant, measured),
         answer=changed,
         hint=plan.format(name=name),
         solution=(
-            f"Find what is different between the groups. {opened(constant)} was the same for all, "
-            f"and {measured} was measured at the end. What {name} changed was {changed}."
+            f"Find what is different between the groups. {capitalised(constant)} was the same for "
+            f"all, and {measured} was measured at the end. What {name} changed was {changed}."
         ),
     )
 

@@ -17,7 +17,7 @@ NUMBERS = (
 
 
 @dataclass(frozen=True)
-class Question:
+class SkillQuestion:
     """What a skill's function returns.
 
     Attributes:
@@ -65,7 +65,7 @@ class Skill:
     needs: Literal["image", "text", "none"]
     num_choices: int
     lecture: str
-    make: Callable[[Dice], Question]
+    make: Callable[[Dice], SkillQuestion]
 
     @property
     def chance(self) -> float:
@@ -91,7 +91,7 @@ def joined(parts: Sequence[str]) -> str:
     return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
-def opened(phrase: str) -> str:
+def capitalised(phrase: str) -> str:
     """Give a phrase its capital letter.
 
     >>> opened("a red ball.")

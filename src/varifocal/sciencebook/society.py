@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from varifocal.sciencebook.dice import Dice
 from varifocal.sciencebook.drawing import COLOURS, INK, Canvas, Point, draw_shape
-from varifocal.sciencebook.skill import Question, Skill
+from varifocal.sciencebook.skill import Skill, SkillQuestion
 
 HEIGHTS = (3.0, 1.8, 1.0)
 BAR_COLOURS = ("red", "blue", "green", "yellow", "orange", "purple")
 
 
-def bar_chart(dice: Dice) -> Question:
+def bar_chart(dice: Dice) -> SkillQuestion:
     """Three coloured bars: which is the tallest?"""
     offered = tuple(sorted(dice.sample(BAR_COLOURS, 3)))
     answer = dice.choice(offered)
     rest = dice.shuffled([colour for colour in offered if colour != answer])
     bars = dice.shuffled(list(zip([answer, *rest], HEIGHTS, strict=True)))
     goods = dice.choice(("hats", "shirts", "kites"))
-    return Question(
+    return SkillQuestion(
         question=(
             f"The chart shows how many {goods} of each color a shop sold. Which color sold most?"
         ),
@@ -50,11 +50,11 @@ def _draw_bars(canvas: Canvas, bars: list[tuple[str, float]]) -> None:
 DIRECTIONS = {"north": (0, -1), "south": (0, 1), "east": (1, 0), "west": (-1, 0)}
 
 
-def compass(dice: Dice) -> Question:
+def compass(dice: Dice) -> SkillQuestion:
     """A map with a house in the middle: in which direction lies the lake?"""
     answer = dice.choice(tuple(DIRECTIONS))
     place = dice.choice(("lake", "forest", "mountain"))
-    return Question(
+    return SkillQuestion(
         question=f"In which direction from the house is the {place} on this map?",
         choices=tuple(DIRECTIONS),
         answer=answer,
@@ -128,13 +128,13 @@ CONTRASTS = {
 }
 
 
-def flags(dice: Dice) -> Question:
+def flags(dice: Dice) -> SkillQuestion:
     """A flag with a symbol: which symbol?"""
     offered = tuple(sorted(dice.sample(SYMBOLS, 3)))
     answer = dice.choice(offered)
     cloth = dice.choice(tuple(CONTRASTS))
     paint = dice.choice(CONTRASTS[cloth])
-    return Question(
+    return SkillQuestion(
         question="Which symbol is on this flag?",
         choices=tuple(f"a {symbol}" for symbol in offered),
         answer=f"a {answer}",
@@ -171,11 +171,11 @@ LIGHTS = {
 }
 
 
-def traffic_light(dice: Dice) -> Question:
+def traffic_light(dice: Dice) -> SkillQuestion:
     """A traffic light: what does it tell the drivers?"""
     answer = dice.choice(tuple(LIGHTS))
     colour, place, rule = LIGHTS[answer]
-    return Question(
+    return SkillQuestion(
         question="What does this traffic light tell drivers to do?",
         choices=tuple(LIGHTS),
         answer=answer,

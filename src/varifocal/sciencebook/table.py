@@ -26,7 +26,7 @@ SKILLS: dict[str, Skill] = {skill.name: skill for skill in (*IMAGE_SKILLS, *TEXT
 """Every skill by its name, in the order in which they take turns."""
 
 
-def chosen(names: Sequence[str] | None) -> list[Skill]:
+def find_skills(names: Sequence[str] | None) -> list[Skill]:
     """Look skills up by name, in table order; None takes all.
 
     Raises:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from varifocal.sciencebook.dice import Dice
 from varifocal.sciencebook.reading import PEOPLE
-from varifocal.sciencebook.skill import Question, Skill, with_article
+from varifocal.sciencebook.skill import Skill, SkillQuestion, with_article
 
 NOUNS = (
     *("apple", "river", "teacher", "window", "garden", "doctor", "bridge", "pencil", "kitchen"),
@@ -195,11 +195,11 @@ PARTS_OF_SPEECH = (
 )
 
 
-def parts_of_speech(dice: Dice) -> Question:
+def parts_of_speech(dice: Dice) -> SkillQuestion:
     """A word: noun, verb or adjective?"""
     word, answer = dice.own(PARTS_OF_SPEECH)
     asked = dice.choice(('What kind of word is "{}"?', 'Which part of speech is the word "{}"?'))
-    return Question(
+    return SkillQuestion(
         question=asked.format(word),
         choices=tuple(ROLES),
         answer=answer,
@@ -207,11 +207,11 @@ def parts_of_speech(dice: Dice) -> Question:
     )
 
 
-def opposites(dice: Dice) -> Question:
+def opposites(dice: Dice) -> SkillQuestion:
     """A word: which other word means the opposite?"""
     word, answer = dice.own(OPPOSITES)
     others = [second for _, second in OPPOSITES if second != answer]
-    return Question(
+    return SkillQuestion(
         question=f'Which word means the opposite of "{word}"?',
         choices=(answer, *dice.sample(others, 2)),
         answer=answer,
@@ -219,11 +219,11 @@ def opposites(dice: Dice) -> Question:
     )
 
 
-def synonyms(dice: Dice) -> Question:
+def synonyms(dice: Dice) -> SkillQuestion:
     """A word: which other word means nearly the same?"""
     word, answer = dice.own(SYNONYMS)
     others = [second for _, second in SYNONYMS if second != answer]
-    return Question(
+    return SkillQuestion(
         question=f'Which word means nearly the same as "{word}"?',
         choices=(answer, *dice.sample(others, 2)),
         answer=answer,
@@ -234,12 +234,12 @@ def synonyms(dice: Dice) -> Question:
     )
 
 
-def rhymes(dice: Dice) -> Question:
+def rhymes(dice: Dice) -> SkillQuestion:
     """A word: which other word rhymes with it?"""
     family = dice.own(RHYMES)
     word, answer = dice.sample(family, 2)
     strangers = dice.sample([other for other in RHYMES if other != family], 2)
-    return Question(
+    return SkillQuestion(
         question=f'Which word rhymes with "{word}"?',
         choices=(answer, *(dice.choice(stranger) for stranger in strangers)),
         answer=answer,
@@ -258,12 +258,12 @@ TIMES = {
 }
 
 
-def verb_tense(dice: Dice) -> Question:
+def verb_tense(dice: Dice) -> SkillQuestion:
     """A sentence: past, present or future?"""
     present, past, base, rest = dice.own(VERB_FORMS)
     answer, name = dice.choice(TENSES), dice.choice(PEOPLE)
     verb = {"past tense": past, "present tense": present, "future tense": f"will {base}"}[answer]
-    return Question(
+    return SkillQuestion(
         question=f"Which tense does the sentence use? {name} {verb} {rest}.",
         choices=TENSES,
         answer=answer,
@@ -284,10 +284,10 @@ SENTENCE_KINDS = tuple(
 )
 
 
-def sentence_kinds(dice: Dice) -> Question:
+def sentence_kinds(dice: Dice) -> SkillQuestion:
     """A sentence without its end mark: statement, question or command?"""
     text, answer = dice.own(SENTENCE_KINDS)
-    return Question(
+    return SkillQuestion(
         question=f'The end mark is missing. What kind of sentence is this? "{text}"',
         choices=tuple(KINDS),
         answer=answer,

@@ -15,8 +15,8 @@ from varifocal.locking import alone
 from varifocal.progress import StepProgress
 from varifocal.sciencebook.dice import SPLITS, Dice
 from varifocal.sciencebook.drawing import Canvas
-from varifocal.sciencebook.skill import Question, Skill
-from varifocal.sciencebook.table import SKILLS, chosen
+from varifocal.sciencebook.skill import Skill, SkillQuestion
+from varifocal.sciencebook.table import SKILLS, find_skills
 from varifocal.writing import claim_folder, write_text
 
 IMAGE_NAME = "image.png"
@@ -77,7 +77,7 @@ def make_sciencebook(
         RunError: the directory holds somebody's files, another process is writing there, or the
             disk refuses.
     """
-    table = chosen(skills)
+    table = find_skills(skills)
     counts = {"train": train, "val": val, "test": test}
     for split, count in counts.items():
         if count < 0:
@@ -116,7 +116,7 @@ def _names_by_split(problems: Mapping[str, Mapping[str, Any]]) -> dict[str, list
 
 def compose(
     skill: Skill | str, split: str, index: int, seed: int
-) -> tuple[dict[str, Any], Question]:
+) -> tuple[dict[str, Any], SkillQuestion]:
     """Make one record without drawing its image.
 
     Args:
@@ -161,7 +161,9 @@ def compose(
     return record, question
 
 
-def draw(skill: Skill | str, split: str, index: int, seed: int, question: Question) -> Image.Image:
+def draw_image(
+    skill: Skill | str, split: str, index: int, seed: int, question: SkillQuestion
+) -> Image.Image:
     """Draw the image of a question that `compose` made with the same arguments.
 
     Returns:
@@ -204,7 +206,7 @@ def _write_images(
         if question.draw:
             folder = root / "images" / split / name
             folder.mkdir(parents=True, exist_ok=True)
-            image = draw(table[row], split, index, seed, question)
+            image = draw_image(table[row], split, index, seed, question)
             image.save(folder / IMAGE_NAME, compress_level=PNG_COMPRESSION)
         problems[name] = record
         if progress is not None:

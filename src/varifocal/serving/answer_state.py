@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from varifocal.serving.request import FinishReason, Piece, Request, TokenLogprob
+from varifocal.serving.request import FinishReason, Piece, Request, SampledToken
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
@@ -181,7 +181,7 @@ class Writing:
         self._text = TextStream(tokenizer)
         self._stop = StopWords(request.sampling.stop)
         self._written = 0  # characters that came out of the tokens
-        self._told: deque[tuple[int, TokenLogprob]] = deque()  # where each begins
+        self._told: deque[tuple[int, SampledToken]] = deque()  # where each begins
 
     def choose(
         self, logits: Tensor, allowed: Tensor, likeliest: int
@@ -237,14 +237,14 @@ class Writing:
         self._hand_on(self._text.flush(), is_last=True)
 
 
-def token_logprob(logits: Tensor, token: int, top: int, tokenizer: Any) -> TokenLogprob:
+def token_logprob(logits: Tensor, token: int, top: int, tokenizer: Any) -> SampledToken:
     """Tell a token's log-probability and the likeliest tokens', from logits [V]."""
     wide = torch.promote_types(logits.dtype, torch.float32)
     logprobs = logits.to(wide).log_softmax(dim=-1)
     best = logprobs.topk(top).indices.tolist() if top else []
     texts = [(*token_text(tokenizer, candidate), float(logprobs[candidate])) for candidate in best]
     text, content = token_text(tokenizer, token)
-    return TokenLogprob(
+    return SampledToken(
         text,
         float(logprobs[token]),
         content,

@@ -12,11 +12,11 @@ from uuid import uuid4
 
 from varifocal.errors import VarifocalError
 from varifocal.serving import schema
-from varifocal.serving.request import Piece, Request, TokenLogprob
+from varifocal.serving.request import Piece, Request, SampledToken
 
 
 @dataclass
-class Answer:
+class PendingAnswer:
     """A request on its way, and the name it goes by.
 
     Attributes:
@@ -30,7 +30,7 @@ class Answer:
     created: int = field(default_factory=lambda: int(time.time()))
 
 
-async def completion(answer: Answer) -> schema.ChatCompletion:
+async def completion(answer: PendingAnswer) -> schema.ChatCompletion:
     """Gather a whole answer.
 
     Raises:
@@ -56,7 +56,7 @@ async def completion(answer: Answer) -> schema.ChatCompletion:
 
 
 async def stream_events(
-    answer: Answer, max_time_s: float, *, usage: bool, ended: Callable[[int], None]
+    answer: PendingAnswer, max_time_s: float, *, usage: bool, ended: Callable[[int], None]
 ) -> AsyncIterator[str]:
     """Write an answer as it comes; the generator's end, however it comes, ends the request.
 
@@ -99,7 +99,7 @@ async def _in_time(pieces: AsyncIterator[Piece], max_time_s: float) -> AsyncIter
 
 
 def _event(
-    answer: Answer,
+    answer: PendingAnswer,
     delta: dict[str, str],
     *,
     usage: bool,
@@ -119,7 +119,7 @@ def _event(
     return _line(event)
 
 
-def _head(answer: Answer) -> dict[str, Any]:
+def _head(answer: PendingAnswer) -> dict[str, Any]:
     return {
         "id": answer.id,
         "object": "chat.completion.chunk",
@@ -154,7 +154,7 @@ def _logprobs(pieces: Sequence[Piece]) -> list[schema.TokenLogprob]:
     return [_token(token) for piece in pieces for token in piece.logprobs]
 
 
-def _token(token: TokenLogprob) -> schema.TokenLogprob:
+def _token(token: SampledToken) -> schema.TokenLogprob:
     top = [
         schema.TopLogprob(token=text, logprob=value, bytes=list(raw))
         for text, value, raw in token.top

@@ -24,9 +24,9 @@ from starlette.exceptions import HTTPException
 
 from varifocal import __version__
 from varifocal.errors import DataError, ModelError, VarifocalError, nearest
-from varifocal.sciencebook import compose, draw
+from varifocal.sciencebook import compose, draw_image
 from varifocal.serving import schema
-from varifocal.serving.answers import Answer, completion, stream_events
+from varifocal.serving.answers import PendingAnswer, completion, stream_events
 from varifocal.serving.chat_request import ChatRequest
 from varifocal.serving.engine import Engine
 from varifocal.serving.guard import Guard
@@ -72,7 +72,7 @@ def _drawn(skill: str, index: int) -> tuple[dict[str, Any], str]:
     """Compose a question that the demo learns to answer, and its image as a `data:` URI."""
     record, question = compose(skill, "test", index, _SEED)
     file = BytesIO()
-    draw(skill, "test", index, _SEED, question).save(file, format="PNG")
+    draw_image(skill, "test", index, _SEED, question).save(file, format="PNG")
     return record, f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
@@ -161,7 +161,7 @@ class _Server:
             raise Refused(404, "model_not_found", message, "model")
         return model == self.name
 
-    def submit(self, body: bytes, address: str) -> tuple[ChatRequest, Answer]:
+    def submit(self, body: bytes, address: str) -> tuple[ChatRequest, PendingAnswer]:
         """Read a body and put it into the engine's queue; takes its time, in a thread.
 
         Raises:
@@ -177,7 +177,7 @@ class _Server:
         client = json.dumps([address, asked.user])
         messages = self.reader.messages(asked)
         request = self.engine.submit(messages, sampling, adapter=adapter, client=client)
-        return asked, Answer(request, asked.model)
+        return asked, PendingAnswer(request, asked.model)
 
     def sampling(self, asked: ChatRequest) -> Sampling:
         limit = self.settings.max_new_tokens
@@ -218,7 +218,7 @@ def _add_chat(app: FastAPI, server: _Server) -> None:
         return await _whole(request, answer, left, ended)
 
 
-async def _begin(server: _Server, request: Request) -> tuple[ChatRequest, Answer]:
+async def _begin(server: _Server, request: Request) -> tuple[ChatRequest, PendingAnswer]:
     """Read a request and put it into the engine's queue."""
     if server.draining:
         raise Refused(503, "shutting_down", "the server is shutting down")
@@ -238,7 +238,7 @@ async def _begin(server: _Server, request: Request) -> tuple[ChatRequest, Answer
         raise Refused(500, "engine_error", str(error)) from error
 
 
-async def _whole(request: Request, answer: Answer, left: float, ended: Any) -> Any:
+async def _whole(request: Request, answer: PendingAnswer, left: float, ended: Any) -> Any:
     """Wait for the whole answer, as long as somebody waits for it."""
     work = asyncio.ensure_future(completion(answer))
     gone = asyncio.ensure_future(_left(request))

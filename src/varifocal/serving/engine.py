@@ -35,8 +35,8 @@ from varifocal.serving.request import (
     QueueFull,
     Request,
     Route,
+    SampledToken,
     Sampling,
-    TokenLogprob,
 )
 from varifocal.serving.scheduler import EngineFault, LoadImages, Scheduler, fault
 from varifocal.tuners import routing_table
@@ -50,9 +50,9 @@ __all__ = [
     "Piece",
     "QueueFull",
     "Request",
+    "SampledToken",
     "Sampling",
     "TextStream",
-    "TokenLogprob",
 ]
 
 GIB = 2**30

@@ -49,13 +49,13 @@ def rows_can_join(config: Any) -> str | None:
     return None
 
 
-def read(cache: Any, row: int, start: int = 0, stop: int | None = None) -> Keys:
+def read_columns(cache: Any, row: int, start: int = 0, stop: int | None = None) -> Keys:
     """Copy the columns of one row out of a cache, [1, H, stop - start, D] each."""
     part = (slice(row, row + 1), slice(None), slice(start, stop))
     return [(layer.keys[part].clone(), layer.values[part].clone()) for layer in cache.layers]
 
 
-def filled(keys: Keys) -> DynamicCache:
+def filled_cache(keys: Keys) -> DynamicCache:
     """Make a cache that starts with what was read; the tensors are not written to."""
     cache = DynamicCache()
     for index, (key, value) in enumerate(keys):
@@ -83,7 +83,7 @@ def join(cache: Any, mask: Tensor, other: Any, other_mask: Tensor) -> tuple[Any,
     return cache, torch.cat(masks)
 
 
-def keep(cache: Any, mask: Tensor, rows: Sequence[int]) -> tuple[Any, Tensor]:
+def keep_rows(cache: Any, mask: Tensor, rows: Sequence[int]) -> tuple[Any, Tensor]:
     """Keep some rows, in that order, and cut what is padding in all of them.
 
     Returns:

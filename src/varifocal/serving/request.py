@@ -99,7 +99,7 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class TokenLogprob:
+class SampledToken:
     """One token of an answer.
 
     Attributes:
@@ -125,7 +125,7 @@ class Piece:
     """
 
     text: str
-    logprobs: tuple[TokenLogprob, ...] = ()
+    logprobs: tuple[SampledToken, ...] = ()
 
 
 _numbers = itertools.count(1)

@@ -37,7 +37,7 @@ class EngineFault(VarifocalError):  # noqa: N818 - the name says what is wrong
 
 
 @dataclass(eq=False)
-class Row:
+class RequestRow:
     """A request that is being answered.
 
     Attributes:
@@ -65,7 +65,7 @@ class Batch:
     """
 
     shares: str | None
-    rows: list[Row]
+    rows: list[RequestRow]
     cache: Any
     mask: Tensor
 
@@ -114,7 +114,9 @@ class Scheduler:
         if request.is_cancelled:
             return self.finished(request, "cancelled", None)
         try:
-            row = Row(request, self.make_writing(request), request.encoded.input_ids.tolist())
+            row = RequestRow(
+                request, self.make_writing(request), request.encoded.input_ids.tolist()
+            )
             cache, logits = self._read(row)
             batch = Batch(self._shares(request), [row], cache, self._ones(len(row.ids)))
             if self._write(batch, logits):
@@ -139,14 +141,14 @@ class Scheduler:
     def _shares(self, request: Request) -> str | None:
         return None if self.alone_because else self.lanes.shares(request.route)
 
-    def _read(self, row: Row) -> tuple[Any, Tensor]:
+    def _read(self, row: RequestRow) -> tuple[Any, Tensor]:
         """Read a prompt after what is known of it: its cache, and its last logits [1, V]."""
         request = row.request
         cache, start = None, 0
         if self._shares(request) is not None:
             prefix = self.prefixes.find(self._seen(row))
             start = prefix.length
-            cache = kv_cache.filled(prefix.keys) if start else None
+            cache = kv_cache.filled_cache(prefix.keys) if start else None
             request.continued_tokens = start if prefix.is_vlm else 0
         request.cached_tokens = start
         ids = torch.tensor([row.ids[start:]], device=self._device)
@@ -159,7 +161,7 @@ class Scheduler:
         with self.lanes.running([request.route]):
             return self._run(inputs, cache, [request], is_prompt=True)
 
-    def _images(self, row: Row, start: int) -> dict[str, Tensor]:
+    def _images(self, row: RequestRow, start: int) -> dict[str, Tensor]:
         """Load the images that stand after a place."""
         encoded = row.request.encoded
         if not encoded.images or self.load_images is None or self.image_token_id is None:
@@ -244,9 +246,9 @@ class Scheduler:
         order = sorted(range(len(lanes)), key=lanes.__getitem__)
         if order != list(range(len(order))):
             into.rows = [into.rows[row] for row in order]
-            into.cache, into.mask = kv_cache.keep(into.cache, into.mask, order)
+            into.cache, into.mask = kv_cache.keep_rows(into.cache, into.mask, order)
 
-    def _leave(self, batch: Batch, leaving: list[Row]) -> None:
+    def _leave(self, batch: Batch, leaving: list[RequestRow]) -> None:
         """Take rows out of a batch, and remember what they have read."""
         if not leaving:
             return
@@ -258,19 +260,19 @@ class Scheduler:
         stay = [index for index, row in enumerate(batch.rows) if row not in leaving]
         batch.rows = [batch.rows[index] for index in stay]
         if stay:
-            batch.cache, batch.mask = kv_cache.keep(batch.cache, batch.mask, stay)
+            batch.cache, batch.mask = kv_cache.keep_rows(batch.cache, batch.mask, stay)
         else:
             self.batches = [other for other in self.batches if other is not batch]
 
-    def _remember(self, batch: Batch, index: int, row: Row) -> None:
+    def _remember(self, batch: Batch, index: int, row: RequestRow) -> None:
         if batch.shares is None or not self.prefixes.max_bytes:
             return
         tokens = self._seen(row)
         if not self.prefixes.holds(tokens):
             start = batch.mask.shape[1] - len(row.ids)
-            self.prefixes.put(tokens, kv_cache.read(batch.cache, index, start))
+            self.prefixes.put(tokens, kv_cache.read_columns(batch.cache, index, start))
 
-    def _seen(self, row: Row) -> Seen:
+    def _seen(self, row: RequestRow) -> Seen:
         ids = np.asarray(row.ids, dtype=np.int64)
         starts: list[int] = []
         if row.request.encoded.images:

@@ -9,7 +9,7 @@ from varifocal.cache import cache_root
 from varifocal.data.encoding.encoder import Encoder
 from varifocal.data.encoding.samples import NO_SOURCE, Samples, Tally, UsableSamples
 from varifocal.data.example import Image
-from varifocal.data.mixture import BROKEN, MODALITY_NAMES, Draw, Part, draw, needs_scan
+from varifocal.data.mixture import BROKEN, MODALITY_NAMES, Draw, Part, draw_epoch, needs_scan
 from varifocal.data.reading import OnBadRecord
 from varifocal.data.rows.lazy import LazyRows, estimate_rows, shuffled_passes, streamed_passes
 from varifocal.data.rows.packing import PackedDataset
@@ -161,7 +161,7 @@ def open_epoch(data: DataSection, *, seed: int = 0) -> tuple[list[Source], Draw]
     sources = _open_sized(data, seed)
     scan = needs_scan(data.train, data.mixture)
     parts = [_part(source, scan, data.num_workers, data.on_bad_record) for source in sources]
-    return sources, draw(parts, data.mixture, seed)
+    return sources, draw_epoch(parts, data.mixture, seed)
 
 
 def open_samples(
@@ -190,7 +190,7 @@ def check_mixture(data: DataSection, *, seed: int = 0) -> None:
     sources = _open_sized(data, seed)
     if not needs_scan(data.train, data.mixture):
         parts = [_part(source, False, 0, data.on_bad_record) for source in sources]
-        draw(parts, data.mixture, seed)
+        draw_epoch(parts, data.mixture, seed)
 
 
 def _open_sized(data: DataSection, seed: int) -> list[Source]:

@@ -59,7 +59,7 @@ class Prepared:
     flops: int
 
 
-def prepare(recipe: Recipe, parts: Assembly, progress: StepProgress) -> Prepared | None:
+def prepare_references(recipe: Recipe, parts: Assembly, progress: StepProgress) -> Prepared | None:
     """Find or make what a recipe's `training.keep` asks for; None where it asks for nothing.
 
     Of several processes on one machine the first makes it, and the others wait.

@@ -83,7 +83,7 @@ def check_launch(launch: Launch) -> Recipe:
     """
     from varifocal.training.usable import check_usable  # which imports torch
 
-    check_engine(launch.engine)
+    check_engine_name(launch.engine)
     if launch.node_rank is not None and not launch.node_rank < launch.num_nodes > 1:
         raise RunError(
             f"--node-rank {launch.node_rank}: nodes are numbered from 0, and --num-nodes is "
@@ -96,7 +96,7 @@ def check_launch(launch: Launch) -> Recipe:
     return page
 
 
-def check_engine(engine: str) -> None:
+def check_engine_name(engine: str) -> None:
     """Refuse an engine that is not known.
 
     Raises:
@@ -193,7 +193,7 @@ def run_launch(launch: Launch, page: Recipe) -> None:
             with _signals_once():
                 start("-u", *worker_arguments(launch, page))
         except SignalException:
-            raise Stopped(f"stopped. Go on with: {how_to_go_on(launch)}") from None
+            raise Stopped(f"stopped. Go on with: {resume_command(launch)}") from None
         except ChildFailedError as error:
             raise _ended(launch, list(error.failures.values()), Path(logs)) from None
 
@@ -270,7 +270,7 @@ def _ended(launch: Launch, failures: Sequence[ProcessFailure], logs: Path) -> Ex
     failed = [each for each in failures if each.exitcode != by_us]
     first = min(killed or failed or failures, key=lambda each: each.timestamp)
     if not killed and first.exitcode == STOPPED:
-        return Stopped(f"stopped. Go on with: {how_to_go_on(launch)}")
+        return Stopped(f"stopped. Go on with: {resume_command(launch)}")
     how = f"ended with exit code {first.exitcode}"
     if first.exitcode < 0:
         how = f"was killed by {signal.Signals(-first.exitcode).name}"
@@ -279,7 +279,7 @@ def _ended(launch: Launch, failures: Sequence[ProcessFailure], logs: Path) -> Ex
     where = f"the newest checkpoint is {newest}" if newest else "there is no checkpoint yet"
     return RunError(
         f"process {first.local_rank} of {launch.num_processes} {how}; the others were ended with "
-        f"it, and {where}. {words}Go on with: {how_to_go_on(launch)}"
+        f"it, and {where}. {words}Go on with: {resume_command(launch)}"
     )
 
 
@@ -291,7 +291,7 @@ def _last_words(logs: Path, rank: int) -> str:
     return f"Its last words: {filled[-1].strip()!r}. " if filled else ""
 
 
-def how_to_go_on(launch: Launch) -> str:
+def resume_command(launch: Launch) -> str:
     """The command that resumes this launch."""
     again = replace(launch, resume=True)
     return "varifocal " + shlex.join(launch_arguments(again))

@@ -22,7 +22,7 @@ from typing import NoReturn
 
 from varifocal.errors import RunError
 from varifocal.run import RunDirectory
-from varifocal.training.launch import STOPPED, Launch, how_to_go_on, launch_arguments
+from varifocal.training.launch import STOPPED, Launch, launch_arguments, resume_command
 from varifocal.writing import write_text
 
 WARNING = signal.SIGUSR2
@@ -31,7 +31,7 @@ WARNING = signal.SIGUSR2
 _FIRST_PORT, _NUM_PORTS = 12000, 20000  # below those that Linux gives to outgoing connections
 _SECONDS_TO_ANSWER = 60
 _SECONDS_BETWEEN_CHECKS = 5.0
-_SECONDS_TO_GIVE_WAY = 600  # of a former start, to its last step and checkpoint
+_SECONDS_TO_YIELD = 600  # of a former start, to its last step and checkpoint
 _log = logging.getLogger("submitit")  # which writes into the job's output
 
 
@@ -97,7 +97,7 @@ class TrainingJob:
         """
         RunDirectory.create(self._run.root, resume=True)
         write_text(self._starts, str(_start_number()))
-        end = time.monotonic() + _SECONDS_TO_GIVE_WAY
+        end = time.monotonic() + _SECONDS_TO_YIELD
         while True:
             try:
                 return self._run.check_unoccupied()
@@ -129,18 +129,20 @@ class TrainingJob:
         is_preempted = state.get("PreemptTime", "None") != "None"
         is_over = state.get("JobState", "RUNNING") != "RUNNING"
         if is_over or not (is_preempted or WARNING in self._received):
-            _log.warning("the job was ended. Go on with: %s", how_to_go_on(self.launch))
+            _log.warning("the job was ended. Go on with: %s", resume_command(self.launch))
             return
         if not (is_preempted or has_saved):
             _end(
                 "the job's time was up before anything new could be saved, and would be again; "
-                f"give more --time to: {how_to_go_on(self.launch)}"
+                f"give more --time to: {resume_command(self.launch)}"
             )
         # A job that ends by itself after it was preempted is not requeued by Slurm.
         requeued = _ask("scontrol", "requeue", number)
         if requeued.returncode:
             why = " ".join(requeued.stderr.split())
-            _end(f"Slurm does not requeue the job: {why}. Go on with: {how_to_go_on(self.launch)}")
+            _end(
+                f"Slurm does not requeue the job: {why}. Go on with: {resume_command(self.launch)}"
+            )
         _log.warning("the job was put back into the queue and goes on from its checkpoint")
 
     def _meeting(self) -> Launch:
@@ -184,9 +186,9 @@ def _end(sentence: str) -> NoReturn:
 
 def job_state(number: str) -> dict[str, str]:
     """Return what Slurm tells of a job; nothing where it does not know it, or does not answer."""
-    told = _ask("scontrol", "show", "job", "-o", number)
-    words = [word.partition("=") for word in told.stdout.split()]
-    return {} if told.returncode else {key: value for key, _, value in words}
+    output = _ask("scontrol", "show", "job", "-o", number)
+    words = [word.partition("=") for word in output.stdout.split()]
+    return {} if output.returncode else {key: value for key, _, value in words}
 
 
 def _ask(*words: str) -> subprocess.CompletedProcess[str]:

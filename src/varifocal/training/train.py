@@ -43,7 +43,7 @@ from varifocal.training.examples import (
     load_training_data,
 )
 from varifocal.training.full import save_full_model, saved_parameters
-from varifocal.training.keep import Prepared, prepare
+from varifocal.training.keep import Prepared, prepare_references
 from varifocal.training.result import TrainingResult, result_of, with_measures
 from varifocal.training.resuming import (
     Start,
@@ -68,7 +68,7 @@ RECORDED = ("varifocal", "torch", "transformers", "peft", "accelerate", "tokeniz
 
 
 @lost_worker_is_an_error
-def train(
+def run_training(
     recipe: Recipe,
     root: str | Path,
     *,
@@ -153,7 +153,7 @@ def _open(
         check_same(run, recipe, parts.fingerprint)
         check_pace(start.checkpoint, recipe, num_processes())
     with clock.stage("keep"):
-        prepared = prepare(recipe, parts, lambda *at: tell("keep", *at))
+        prepared = prepare_references(recipe, parts, lambda *at: tell("keep", *at))
     if start.checkpoint is not None and prepared is not None:
         check_same_answers(run, prepared.replay.facts)
     with clock.stage("encoding"):

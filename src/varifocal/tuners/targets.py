@@ -19,7 +19,7 @@ def check_config(model: nn.Module, config: Any) -> None:
         ValueError: an entry of a list finds nothing, or nothing that is not excluded.
     """
     for key in ("exclude_modules", "modules_to_save"):
-        check_names(model, getattr(config, key), key)
+        check_target_names(model, getattr(config, key), key)
     check_targets(model, config.target_modules, config.exclude_modules)
 
 
@@ -40,7 +40,7 @@ def check_targets(
     Raises:
         ValueError: an entry finds nothing, or only what is excluded.
     """
-    check_names(model, target_modules, "target_modules")
+    check_target_names(model, target_modules, "target_modules")
     if target_modules is None or isinstance(target_modules, str) or not exclude_modules:
         return
     left = [name for name in _names(model) if not _is_excluded(name, exclude_modules)]
@@ -52,7 +52,7 @@ def check_targets(
             )
 
 
-def check_names(model: nn.Module, names: Collection[str] | str | None, key: str) -> None:
+def check_target_names(model: nn.Module, names: Collection[str] | str | None, key: str) -> None:
     """Refuse an entry of a list of module names that no module's name ends with.
 
     Args:

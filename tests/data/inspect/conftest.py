@@ -8,7 +8,7 @@ from PIL import Image as Images
 from varifocal.cache import cache_root
 from varifocal.data.encoding.encoder import Encoder
 from varifocal.data.encoding.samples import Samples
-from varifocal.data.mixture import Part, draw
+from varifocal.data.mixture import Part, draw_epoch
 from varifocal.data.source import open_source
 from varifocal.recipe import DataSection, FileSection
 
@@ -75,7 +75,7 @@ def open_samples(encoder):
     def open_them(data):
         sources = [open_source(section) for section in data.train]
         parts = [Part(one.name, len(one), epochs=one.section.epochs) for one in sources]
-        drawn = draw(parts, data.mixture, 0)
+        drawn = draw_epoch(parts, data.mixture, 0)
         return Samples(sources, drawn, encoder(data), cache_root() / "encoded")
 
     return open_them

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from varifocal.data.rows.packing import Collator
 from varifocal.errors import ModelError, RunError
 from varifocal.run import RunDirectory, checkpoint_step
-from varifocal.training.train import train
+from varifocal.training.train import run_training
 from varifocal.training.trainer import SupervisedTrainer
 
 
@@ -43,7 +43,7 @@ class Broken:
     def go_on(self):
         """Resume; return the steps that were taken."""
         taken = []
-        train(self.page, self.run.root, resume=True, progress=lambda *at: taken.append(at))
+        run_training(self.page, self.run.root, resume=True, progress=lambda *at: taken.append(at))
         _start, *steps = [step for stage, step, *_ in taken if stage == "train"]
         return steps
 
@@ -113,7 +113,7 @@ def test_a_run_that_is_broken_in_every_way_ends_as_an_unbroken_one(
     page, tmp_path, disk, before_call, killed_worker, poisoned
 ):
     reference = RunDirectory(tmp_path / "reference")
-    train(page, reference.root)
+    run_training(page, reference.root)
     run = RunDirectory(disk.root / "run")
     broken = Broken(page, run, tmp_path / "language", disk)
 

@@ -11,7 +11,7 @@ from varifocal.errors import RunError
 from varifocal.models.features import FeatureStore
 from varifocal.run import RunDirectory
 from varifocal.training import train as train_module
-from varifocal.training.train import train
+from varifocal.training.train import run_training
 from varifocal.training.trainer import SupervisedTrainer
 
 PAGE = {
@@ -75,7 +75,7 @@ def test_the_disk_fills_up_at_every_file_in_turn_and_the_run_goes_on(
             before_call(moment.owner, moment.name, fill, moment.call),
             pytest.raises(RunError) as caught,
         ):
-            train(page, run.root, resume=True)
+            run_training(page, run.root, resume=True)
         fix = "free some space"
         if "/cache/" in moment.unwritten:
             fix += " or set VARIFOCAL_CACHE to a folder on another disk,"
@@ -91,7 +91,7 @@ def test_the_disk_fills_up_at_every_file_in_turn_and_the_run_goes_on(
         disk.free()
     assert not run.adapter.exists()
     told = []
-    train(page, run.root, resume=True, progress=lambda *at: told.append(at))
+    run_training(page, run.root, resume=True, progress=lambda *at: told.append(at))
     # the steps are done, and saved now: training is told of once, where it goes on from
     assert [at for at in told if at[0] == "train"] == [("train", 6, 6)]
     assert [record["step"] for record in run.read_metrics()] == [3, 6]

@@ -22,7 +22,7 @@ from varifocal.errors import ModelError, RunError
 from varifocal.manifest import damage, write_manifest
 from varifocal.run import RunDirectory, checkpoint_step
 from varifocal.training.resuming import find_start
-from varifocal.training.train import train
+from varifocal.training.train import run_training
 
 FOUR = {"training.max_steps": 4, "training.save_steps": 2, "training.save_total_limit": 5}
 
@@ -203,7 +203,7 @@ DAMAGES = [cut_short, flip_a_bit, cut_json, lose_a_file, garbage, cut_the_manife
 
 def test_a_damaged_checkpoint_is_passed_over_for_the_newest_whole_one(recipe, tmp_path):
     run = RunDirectory(tmp_path / "run")
-    train(recipe(FOUR), run.root)
+    run_training(recipe(FOUR), run.root)
     end = weights(run.adapter)
     older, newest = (run.checkpoints / f"checkpoint-{step}" for step in (2, 4))
     for hurt in DAMAGES:
@@ -218,7 +218,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_newest_whole_one(recipe, tm
 
     lose_a_file(newest)
     told = []
-    result = train(recipe(FOUR), run.root, resume=True, progress=lambda *at: told.append(at))
+    result = run_training(recipe(FOUR), run.root, resume=True, progress=lambda *at: told.append(at))
     note = f"{newest} is damaged: scheduler.pt is missing; going on from step 2 instead"
     assert ("resume", 1, 1, note) in told
     assert result.passed_over == [note]
@@ -234,7 +234,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_newest_whole_one(recipe, tm
 
 def test_a_checkpoint_of_an_older_version_is_resumed_with_a_note(recipe, tmp_path):
     run = RunDirectory(tmp_path / "run")
-    train(recipe(FOUR), run.root)
+    run_training(recipe(FOUR), run.root)
     newest = run.checkpoints / "checkpoint-4"
     (newest / "manifest.json").unlink()
     for hurt in (cut_short, cut_json, lose_a_file, cut_optimizer):
@@ -244,7 +244,7 @@ def test_a_checkpoint_of_an_older_version_is_resumed_with_a_note(recipe, tmp_pat
         start = find_start(copy, resume=True)
         assert start.checkpoint == copy.checkpoints / "checkpoint-2", hurt.__name__
     told = []
-    result = train(recipe(FOUR), run.root, resume=True, progress=lambda *at: told.append(at))
+    result = run_training(recipe(FOUR), run.root, resume=True, progress=lambda *at: told.append(at))
     assert [at for at in told if at[0] == "train"] == [("train", 4, 4)]  # no step was taken
     assert len(result.passed_over) == 1
     assert result.passed_over[0].startswith(
@@ -254,11 +254,13 @@ def test_a_checkpoint_of_an_older_version_is_resumed_with_a_note(recipe, tmp_pat
 
 def test_a_damaged_adapter_is_not_used(recipe, tmp_path):
     run = RunDirectory(tmp_path / "run")
-    train(recipe({**FOUR, "training.max_steps": 2}), run.root)
+    run_training(recipe({**FOUR, "training.max_steps": 2}), run.root)
     wrong = flip_a_bit(run.adapter)
     with pytest.raises(ModelError, match=rf"adapter is damaged: {wrong}; .* --resume$"):
         open_run(run.root)
-    train(recipe({**FOUR, "training.max_steps": 2}), run.root, resume=True)  # the fix it names
+    run_training(
+        recipe({**FOUR, "training.max_steps": 2}), run.root, resume=True
+    )  # the fix it names
     open_run(run.root)
     (run.adapter / "adapter_config.json").write_text("{")
     with pytest.raises(ModelError, match=r"adapter_config\.json' is damaged"):
@@ -286,7 +288,7 @@ def test_a_base_that_changed_within_its_size_and_time_is_not_trained_on(
     new_language(language)
     page = recipe({**FOUR, "training.max_steps": 2, "model.language_model": str(language)})
     run = RunDirectory(tmp_path / "run")
-    train(page, run.root)
+    run_training(page, run.root)
     file = language / "model.safetensors"
     stat = file.stat()
     content = bytearray(file.read_bytes())
@@ -297,6 +299,6 @@ def test_a_base_that_changed_within_its_size_and_time_is_not_trained_on(
     with safe_open(file, "pt"):
         pass
     with pytest.raises(ModelError, match=r"content hash .* give back the former files"):
-        train(page, run.root, resume=True)
+        run_training(page, run.root, resume=True)
     with pytest.raises(ModelError, match="was trained on a base with content hash"):
         open_run(run.root)

@@ -11,7 +11,7 @@ from varifocal.data.parallel import lost_worker_is_an_error
 from varifocal.data.rows.packing import Collator
 from varifocal.errors import RunError
 from varifocal.run import RunDirectory
-from varifocal.training.train import train
+from varifocal.training.train import run_training
 
 PAGE = {"training.max_steps": 4, "training.save_steps": 2, "data.num_workers": 2}
 MEND = r"^a process that prepares data .* free memory or lower data\.num_workers .* --resume$"
@@ -20,8 +20,8 @@ MEND = r"^a process that prepares data .* free memory or lower data\.num_workers
 def test_a_killed_worker_of_the_loader_is_a_sentence_and_resumed(recipe, tmp_path, killed_worker):
     run = RunDirectory(tmp_path / "run")
     with killed_worker(Collator, "__call__", 2), pytest.raises(RunError, match=MEND):
-        train(recipe(PAGE), run.root)
-    assert train(recipe(PAGE), run.root, resume=True).steps == 4
+        run_training(recipe(PAGE), run.root)
+    assert run_training(recipe(PAGE), run.root, resume=True).steps == 4
 
 
 def test_a_worker_outlives_the_sigterm_of_a_launcher(recipe, tmp_path, before_call):
@@ -32,13 +32,13 @@ def test_a_worker_outlives_the_sigterm_of_a_launcher(recipe, tmp_path, before_ca
             os.kill(os.getpid(), signal.SIGTERM)
 
     with before_call(Collator, "__call__", terminate, 2):
-        assert train(recipe(PAGE), tmp_path / "run").steps == 4
+        assert run_training(recipe(PAGE), tmp_path / "run").steps == 4
 
 
 def test_a_lost_worker_is_told_of_once(recipe, tmp_path, killed_worker):
     """Not at the end of another child, while its error is still in somebody's hands."""
     with killed_worker(Collator, "__call__", 2), pytest.raises(RunError) as caught:
-        train(recipe(PAGE), tmp_path / "run")
+        run_training(recipe(PAGE), tmp_path / "run")
     assert caught.match(MEND)
     assert signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL
 
@@ -70,5 +70,5 @@ def test_a_killed_worker_that_encodes_is_a_sentence_and_begun_again(
 ):
     run = RunDirectory(tmp_path / "run")
     with killed_worker(Encoder, "encode", 4), pytest.raises(RunError, match=MEND):
-        train(recipe(PAGE), run.root)
-    assert train(recipe(PAGE), run.root, resume=True).steps == 4
+        run_training(recipe(PAGE), run.root)
+    assert run_training(recipe(PAGE), run.root, resume=True).steps == 4

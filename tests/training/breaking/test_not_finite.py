@@ -10,7 +10,7 @@ from torch import nn
 from varifocal.errors import RunError
 from varifocal.run import RunDirectory
 from varifocal.training.callbacks import is_finite
-from varifocal.training.train import train
+from varifocal.training.train import run_training
 from varifocal.training.trainer import SupervisedTrainer
 
 SAVING = {"training.max_steps": 4, "training.save_steps": 2, "training.save_total_limit": 3}
@@ -20,7 +20,7 @@ SAVING = {"training.max_steps": 4, "training.save_steps": 2, "training.save_tota
 def test_a_gradient_that_is_no_number_is_not_learned_from(recipe, tmp_path, poisoned, number):
     run = RunDirectory(tmp_path / "run")
     with poisoned(3, number) as before, pytest.raises(RunError) as caught:
-        train(recipe(SAVING), run.root)
+        run_training(recipe(SAVING), run.root)
     text = str(caught.value)
     assert re.match(
         rf"step 3 of 4: the loss is [\d.]+ and the norm of its gradient {number}, on row 2 of epoch"
@@ -51,7 +51,7 @@ def test_the_named_rows_are_those_of_the_step(recipe, tmp_path, poisoned, monkey
         "training.num_train_epochs": 4,
     }
     with poisoned(4, math.nan), pytest.raises(RunError, match=r"row 4 of epoch 2 \("):
-        train(recipe(pace), tmp_path / "run")
+        run_training(recipe(pace), tmp_path / "run")
     epoch, in_hand, count = rows[0]
     assert (epoch, in_hand, count) == (1, (1, [4]), 5)
 
@@ -61,7 +61,7 @@ def test_a_learning_rate_beyond_all_bounds_is_named_and_lowered(recipe, tmp_path
     wild |= {"training.max_grad_norm": 0}
     run = RunDirectory(tmp_path / "run")
     with pytest.raises(RunError) as caught:
-        train(recipe(wild), run.root)
+        run_training(recipe(wild), run.root)
     text = str(caught.value)
     assert "lower training.learning_rate (it is 1e+30); or set training.max_grad_norm to 1" in text
     assert not run.adapter.exists()
@@ -75,9 +75,9 @@ def test_a_resumed_run_takes_the_learning_rate_it_is_given(recipe, tmp_path, poi
     constant["training.warmup_steps"] = 0
     run = RunDirectory(tmp_path / "run")
     with poisoned(3, math.nan), pytest.raises(RunError, match="checkpoint-2 is kept"):
-        train(recipe(constant), run.root)
+        run_training(recipe(constant), run.root)
     lower = {**constant, "training.learning_rate": 1e-4, "training.connector_learning_rate": 2e-5}
-    train(recipe(lower), run.root, resume=True)
+    run_training(recipe(lower), run.root, resume=True)
     rates = [record["learning_rate"] for record in run.read_metrics()]
     assert rates == pytest.approx([1e-2, 1e-2, 1e-4, 1e-4])
 
@@ -90,7 +90,7 @@ def test_an_alignment_stops_at_a_loss_that_is_no_number(recipe, tmp_path):
         "alignment.learning_rate": 1e30,
     }
     with pytest.raises(RunError) as caught:
-        train(recipe(aligned), tmp_path / "run")
+        run_training(recipe(aligned), tmp_path / "run")
     assert re.match(
         r"alignment step \d+ of 60: the loss is .* lower alignment\.learning_rate "
         r"\(it is 1e\+30\)",

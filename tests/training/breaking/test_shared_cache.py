@@ -15,7 +15,7 @@ import varifocal.data.encoding.encoded
 import varifocal.models.features
 from varifocal.models.features import DIGEST_BYTES, FeatureStore
 from varifocal.run import RunDirectory
-from varifocal.training.train import train
+from varifocal.training.train import run_training
 
 pytestmark = pytest.mark.filterwarnings("ignore:This process.*multi-threaded:DeprecationWarning")
 
@@ -137,13 +137,13 @@ def test_one_that_is_killed_in_the_middle_of_writing_stops_nobody(tmp_path, rows
 def test_runs_that_share_a_cache_learn_what_one_alone_learns(recipe, tmp_path, lock):
     """Two begin while a third one holds a lock; it is killed, and they go on."""
     page = recipe({"tuner": {"type": "none", "train_connector": True}, "training.max_steps": 3})
-    train(page, tmp_path / "alone")
+    run_training(page, tmp_path / "alone")
     held, near = FORK.Event(), FORK.Semaphore(0)
 
     def run(name, prepare):
         os.environ["VARIFOCAL_CACHE"] = str(tmp_path / "shared")
         prepare()
-        train(page, tmp_path / name)
+        run_training(page, tmp_path / name)
 
     def tell():
         def flock(file, how):

@@ -240,7 +240,7 @@ class Samples(Sequence[Encoded]):
             example = source.example(record)
             if self.images_only and not example.images:
                 return TEXT_LEFT_OUT, None
-            check_images(example)
+            check_sample_images(example)
             return self.encoder.encode(example), example
         except TooLongError as error:
             return LeftOut(str(error), too_long=True), None
@@ -280,7 +280,7 @@ def refuse_or_pass(left_out: LeftOut, overflow: str, on_bad_record: OnBadRecord)
         raise DataError(left_out.reason)
 
 
-def check_images(example: Example) -> None:
+def check_sample_images(example: Example) -> None:
     """Decode an example's images, so that a damaged one is found before it is needed.
 
     Raises:

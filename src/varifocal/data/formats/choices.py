@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from varifocal.data.formats.base import short
-from varifocal.data.formats.gold import written
+from varifocal.data.formats.gold import choice_text
 from varifocal.data.formats.questions import LETTERS
 from varifocal.errors import DataError
 
@@ -31,7 +31,7 @@ class Choices:
     @property
     def texts(self) -> tuple[str, ...]:
         """The choices as the model reads them."""
-        return tuple(written(choice) for choice in self.raw)
+        return tuple(choice_text(choice) for choice in self.raw)
 
 
 def read_choices(value: Any, where: str) -> Choices:
@@ -57,7 +57,7 @@ def read_choices(value: Any, where: str) -> Choices:
         if text is not None and not isinstance(text, (str, int, float)):
             raise DataError(f"{where}: a choice must be a text or a number, not {short(text)}")
     choices = Choices(
-        tuple("" if text is None else text for text in texts), tuple(map(written, labels))
+        tuple("" if text is None else text for text in texts), tuple(map(choice_text, labels))
     )
     if not 2 <= len(choices.raw) <= len(LETTERS) or not all(choices.texts):
         raise DataError(f"{where}: 2 to {len(LETTERS)} choices are needed, not {short(texts)}")

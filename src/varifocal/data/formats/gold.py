@@ -44,7 +44,7 @@ def gold_index(
     >>> gold_index(2, ["no", "yes"], "", answer_is="index_from_1")
     1
     """
-    texts = [written(choice) for choice in choices]
+    texts = [choice_text(choice) for choice in choices]
     if answer_is == "auto":
         return _by_what_it_looks_like(answer, choices, texts, where, integers, labels)
     place = _READERS[answer_is](answer, texts)
@@ -56,7 +56,7 @@ def gold_index(
     return place
 
 
-def written(value: Any) -> str:
+def choice_text(value: Any) -> str:
     """Write an answer or a choice as text, JSON's true and false as they stand in the file."""
     return str(value).lower() if isinstance(value, bool) else str(value).strip()
 
@@ -69,8 +69,8 @@ def _by_what_it_looks_like(
     integers: Integers | None,
     labels: Sequence[str],
 ) -> int:
-    if labels.count(written(answer)) == 1:
-        return labels.index(written(answer))
+    if labels.count(choice_text(answer)) == 1:
+        return labels.index(choice_text(answer))
     place = _value(answer, texts)
     if _is_integer(answer):
         place = _integer(_Readings.of(answer, choices), integers)
@@ -128,12 +128,12 @@ def _index(answer: Any, texts: Sequence[str], first: int = 0) -> int | None:
 
 
 def _value(answer: Any, texts: Sequence[str]) -> int | None:
-    text = written(answer)
+    text = choice_text(answer)
     return texts.index(text) if texts.count(text) == 1 else None
 
 
 def _letter(answer: Any, texts: Sequence[str], lower: bool = True) -> int | None:
-    letter = written(answer).strip("().")
+    letter = choice_text(answer).strip("().")
     letter = letter.upper() if lower else letter
     known = len(letter) == 1 and letter in LETTERS[: len(texts)]
     return LETTERS.index(letter) if known else None
@@ -169,7 +169,7 @@ class _Readings:
 
     @classmethod
     def of(cls, answer: int, choices: Sequence[Any]) -> _Readings:
-        texts = [written(choice) for choice in choices]
+        texts = [choice_text(choice) for choice in choices]
         usual: Integers = (
             "value" if all(not isinstance(choice, str) for choice in choices) else "index"
         )

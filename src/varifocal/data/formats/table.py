@@ -12,7 +12,7 @@ from typing import Any
 from varifocal.data.example import Example, Image, Message, Question
 from varifocal.data.formats.base import ParseOptions, short
 from varifocal.data.formats.choices import Choices, list_in_cell, read_choices
-from varifocal.data.formats.gold import gold_index, settle_integers, written
+from varifocal.data.formats.gold import choice_text, gold_index, settle_integers
 from varifocal.data.formats.questions import (
     PLACEHOLDER,
     Integers,
@@ -43,7 +43,7 @@ def right_answers(cell: Any) -> tuple[str, ...]:
     texts = [answer.get("answer") if isinstance(answer, Mapping) else answer for answer in cell]
     if not all(isinstance(text, (str, int, float)) for text in texts):
         return ()
-    return tuple(filter(None, map(written, texts)))
+    return tuple(filter(None, map(choice_text, texts)))
 
 
 def most_given(answers: Sequence[str]) -> str:
@@ -106,10 +106,10 @@ def as_text(value: Any, name: str, where: str) -> str:
         return ""
     if not isinstance(value, (str, int, float)):
         raise DataError(f"{where}: {name} must be a text or a number, not {short(value)}")
-    return written(value)
+    return choice_text(value)
 
 
-def filled(
+def fill_template(
     template: str, row: Mapping[str, Any], name: str, asked: ParseOptions, where: str
 ) -> str:
     """Fill a template with columns in braces; `{image_id:012}` pads a number with zeros.
@@ -284,14 +284,14 @@ def _image_cell(part: str, row: Mapping[str, Any], asked: ParseOptions, where: s
     names = [name for name in row if f"{{{name}" in part]
     if names and all(row[name] in (None, "") for name in names):
         return None
-    return filled(part, row, "image", asked, where)
+    return fill_template(part, row, "image", asked, where)
 
 
 def _question(row: Mapping[str, Any], asked: ParseOptions, where: str) -> str:
     template = asked.columns.get("question", "")
     if "{" not in template:
         return needed_cell(row, "question", asked, where)
-    return filled(template, row, "question", asked, where)
+    return fill_template(template, row, "question", asked, where)
 
 
 def _choices(row: Mapping[str, Any], asked: ParseOptions, where: str) -> Choices:
@@ -301,7 +301,7 @@ def _choices(row: Mapping[str, Any], asked: ParseOptions, where: str) -> Choices
         value = raw_cell(row, "choices", asked, where)
         return Choices() if value in (None, "") else read_choices(value, where)
     parts = [
-        filled(part, row, "choices", asked, where) if "{" in part else part
+        fill_template(part, row, "choices", asked, where) if "{" in part else part
         for part in fixed.split("|")
     ]
     return read_choices(parts, where)

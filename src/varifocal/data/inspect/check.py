@@ -21,8 +21,8 @@ from varifocal.data.encoding.encoder import Encoder
 from varifocal.data.inspect.counts import SourceCounts, as_numbers
 from varifocal.data.inspect.findings import HEADINGS, KINDS, SIDES, Finding, Findings, Kind, Side
 from varifocal.data.inspect.scan import Looker, RecordScan
-from varifocal.data.inspect.verdict import Verdict, judge
-from varifocal.data.mixture import MODALITY_NAMES, Draw, Part, ReportRow, draw
+from varifocal.data.inspect.verdict import Verdict, judge_data
+from varifocal.data.mixture import MODALITY_NAMES, Draw, Part, ReportRow, draw_epoch
 from varifocal.data.parallel import map_in_order
 from varifocal.data.rows.packing import WINDOW, efficiency, pack
 from varifocal.data.source import Source, StreamedSource, open_source
@@ -37,7 +37,7 @@ WORTH_WORKERS = 1000
 
 
 @dataclass(frozen=True)
-class Report:
+class DataReport:
     """What was found in a recipe's data.
 
     Attributes:
@@ -97,7 +97,7 @@ def check_data(
     num_workers: int | None = None,
     progress: Progress | None = None,
     images_only: bool = False,
-) -> Report:
+) -> DataReport:
     """Read, decode and encode every record of `train`, `captions` and `evaluate` once.
 
     Memory holds some 50 bytes a record: lengths and digests, and no example.
@@ -128,7 +128,7 @@ def check_data(
             counts.leave_out_text()
     has_samples = any(num_kept for counts in trained for num_kept in counts.kept)
     epoch = first_epoch(data, data.train, trained, seed) if has_samples else None
-    return Report(data, sources, findings, epoch, judge(data, sources, findings))
+    return DataReport(data, sources, findings, epoch, judge_data(data, sources, findings))
 
 
 def _read(
@@ -343,7 +343,7 @@ def _draw(
         )
         for section, counts in zip(sections, trained, strict=True)
     ]
-    return draw(parts, data.mixture, seed)
+    return draw_epoch(parts, data.mixture, seed)
 
 
 def _of_epoch(values: Sequence[Any], drawn: Draw | None) -> np.ndarray:

@@ -26,7 +26,9 @@ class Verdict:
     sentence: str
 
 
-def judge(data: DataSection, all_counts: Sequence[SourceCounts], findings: Findings) -> Verdict:
+def judge_data(
+    data: DataSection, all_counts: Sequence[SourceCounts], findings: Findings
+) -> Verdict:
     """Say whether the training and the scoring would get through all records."""
     if not data.train:
         return Verdict(False, f"not usable: {NO_SOURCE}")

@@ -119,7 +119,7 @@ class FileRecords:
         try:
             with unpacked(self.path).open("rb") as stream:
                 stream.seek(start)
-                return decode(stream.read(min(end - start, MAX_RECORD_BYTES + 1)), where)
+                return decode_text(stream.read(min(end - start, MAX_RECORD_BYTES + 1)), where)
         except OSError as error:
             raise DataError(_why_unreadable(self.path, error)) from error
 
@@ -216,13 +216,13 @@ def stream_lines(path: Path) -> Iterator[Record | DataError]:
 def _record_of(line: bytes, place: str, path: Path) -> Record | DataError:
     where = f"{path}: {place}"
     try:
-        text = decode(line, where)
+        text = decode_text(line, where)
         return Record(str(path), place, as_row(parse_json(text, where), where))
     except DataError as error:
         return error
 
 
-def decode(content: bytes, where: str) -> str:
+def decode_text(content: bytes, where: str) -> str:
     """Return a record's text.
 
     Raises:

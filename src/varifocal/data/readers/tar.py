@@ -24,7 +24,7 @@ from varifocal.cache import file_digest
 from varifocal.data.readers.base import Record
 from varifocal.data.readers.captions import IMAGE_ENDINGS
 from varifocal.data.readers.compressed import UNREADABLE, opened, unpacked
-from varifocal.data.readers.files import decode
+from varifocal.data.readers.files import decode_text
 from varifocal.data.readers.index import Index, cached_index
 from varifocal.data.reading import as_row, parse_json
 from varifocal.errors import DataError
@@ -95,14 +95,14 @@ def _column(name: str, ending: str) -> str:
 def _json(content: Any, where: str) -> Any:
     if not isinstance(content, bytes):
         return content
-    return parse_json(decode(content, where).removeprefix("\ufeff"), where)
+    return parse_json(decode_text(content, where).removeprefix("\ufeff"), where)
 
 
 def _text(content: Any, ending: str, where: str) -> Any:
     """Read a text; a class is an integer, as WebDataset has it."""
     if not isinstance(content, bytes):
         return content
-    text = decode(content, where).removeprefix("\ufeff").strip()
+    text = decode_text(content, where).removeprefix("\ufeff").strip()
     is_number = ending in (".cls", ".index") and re.fullmatch(r"\d{1,18}", text, re.ASCII)
     return int(text) if is_number else text
 

@@ -15,7 +15,7 @@ from varifocal.data.encoding.samples import (
     LeftOut,
     Samples,
     Tally,
-    check_images,
+    check_sample_images,
     refuse_or_pass,
 )
 from varifocal.data.example import Example
@@ -260,7 +260,7 @@ def _encode(record: Example | DataError, encoder: Encoder, images_only: bool) ->
     if images_only and not record.images:
         return TEXT_LEFT_OUT
     try:
-        check_images(record)
+        check_sample_images(record)
         return encoder.encode(record)
     except TooLongError as error:
         return LeftOut(str(error), too_long=True)

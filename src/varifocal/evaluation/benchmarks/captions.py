@@ -18,11 +18,11 @@ from varifocal.data.reading import read_json_object
 from varifocal.errors import DataError
 from varifocal.evaluation.benchmark import Answer, Answered, Benchmark, Item, Measure
 from varifocal.evaluation.benchmarks.loading import (
-    ask,
     find_image,
     first_file,
+    make_item,
+    needed_text,
     read_table,
-    text_of,
     value_of,
 )
 from varifocal.evaluation.metrics.captions import (
@@ -40,7 +40,7 @@ _CAPTIONS = ("sentences", "captions", "caption", "answer")
 _NAMES = ("cocoid", "imgid", "question_id", "id")
 
 
-def load_captions(folder: Path, split: str | None) -> Iterator[Item]:
+def load_coco_captions(folder: Path, split: str | None) -> Iterator[Item]:
     """Yield the images of a split with their captions, five or more each.
 
     Raises:
@@ -75,7 +75,7 @@ def _from_table(records: Iterable[Record], folder: Path) -> Iterator[Item]:
 
 def _item(row: Mapping[str, Any], where: str, folder: Path, place: str) -> Item:
     references, image = _captions_of(row, where), _image(row, where, folder)
-    return ask(_name_of(row, place), where, CAPTION_PROMPT, image, references=references)
+    return make_item(_name_of(row, place), where, CAPTION_PROMPT, image, references=references)
 
 
 def _name_of(row: Mapping[str, Any], place: str) -> str:
@@ -86,7 +86,7 @@ def _image(row: Mapping[str, Any], where: str, folder: Path) -> Image:
     """Return the image inside a row, or the file that it names."""
     if row.get("image") is not None:
         return locate_image(row["image"], folder, where)
-    name, inside = text_of(row, "filename", where), str(row.get("filepath") or "val2014")
+    name, inside = needed_text(row, "filename", where), str(row.get("filepath") or "val2014")
     folders = [folder / inside, folder / "images" / inside, folder / "images", folder]
     return find_image(folders, name, where)
 
@@ -145,7 +145,7 @@ def _measure_of(name: str, interval: Interval, count: int, unparsed: int) -> Mea
 ROWS = (
     Benchmark(
         name="coco_captions",
-        load=load_captions,
+        load=load_coco_captions,
         measure=measure_captions,
         method="generate",
         parse=_read_caption,

@@ -17,10 +17,10 @@ from varifocal.data.example import Image
 from varifocal.errors import DataError
 from varifocal.evaluation.benchmark import Answered, Benchmark, Item, Measure, accuracy
 from varifocal.evaluation.benchmarks.loading import (
-    ask,
     first_file,
     image_of,
     index_of,
+    make_item,
     read_table,
     value_of,
 )
@@ -181,7 +181,7 @@ def _load(
         where = f"{folder}: {name}"
         if not 0 <= gold < len(names):
             raise DataError(f"{where}: the class is {gold}; there are {len(names)}")
-        yield ask(name, where, prompt, image, choices=names, gold=gold)
+        yield make_item(name, where, prompt, image, choices=names, gold=gold)
 
 
 def _measure(answered: Sequence[Answered]) -> list[Measure]:

@@ -15,15 +15,15 @@ from varifocal.data.reading import parse_json, read_json_object, read_text
 from varifocal.errors import DataError
 from varifocal.evaluation.benchmark import Answered, Benchmark, Item, Measure, accuracy
 from varifocal.evaluation.benchmarks.loading import (
-    ask,
     find_image,
     first_file,
     image_of,
     index_of,
     letter_index,
+    make_item,
+    needed_text,
     read_records,
     read_table,
-    text_of,
     texts_of,
     value_of,
 )
@@ -53,7 +53,7 @@ def load_ai2d(folder: Path, split: str | None) -> Iterator[Item]:
     if root is None:
         for record in read_table(folder, (split,), _AI2D_FILES):
             row, where = record.row, record.where
-            asked, choices = text_of(row, "question", where), texts_of(row, "options", where)
+            asked, choices = needed_text(row, "question", where), texts_of(row, "options", where)
             gold = index_of(value_of(row, "answer", where), len(choices), where, "answer")
             yield _diagram(record.place, where, asked, choices, gold, record, folder)
         return
@@ -76,7 +76,10 @@ def _ai2d_file(file: Path, root: Path) -> Iterator[Item]:
     Those with `abcLabel` name places by letters, which only the diagrams of abc_images/ show.
     """
     row = read_json_object(file)
-    name, questions = text_of(row, "imageName", str(file)), value_of(row, "questions", str(file))
+    name, questions = (
+        needed_text(row, "imageName", str(file)),
+        value_of(row, "questions", str(file)),
+    )
     if not isinstance(questions, dict):
         raise DataError(f"{file}: 'questions' must be an object, not {short(questions)}")
     for asked, parts in questions.items():
@@ -88,7 +91,7 @@ def _ai2d_file(file: Path, root: Path) -> Iterator[Item]:
         images = root / ("abc_images" if parts.get("abcLabel") else "images")
         record = Record(str(file), asked, {"image": find_image([images], name, where)})
         yield _diagram(
-            text_of(parts, "questionId", where), where, asked, choices, gold, record, images
+            needed_text(parts, "questionId", where), where, asked, choices, gold, record, images
         )
 
 
@@ -103,7 +106,9 @@ def _diagram(
 ) -> Item:
     image = image_of(record.row, "image", folder, where)
     prompt = question_text(asked, choices=choices)
-    return ask(name, where, prompt, image, question=Question(asked), choices=choices, gold=gold)
+    return make_item(
+        name, where, prompt, image, question=Question(asked), choices=choices, gold=gold
+    )
 
 
 def load_vsr(folder: Path, split: str | None) -> Iterator[Item]:
@@ -121,7 +126,7 @@ def load_vsr(folder: Path, split: str | None) -> Iterator[Item]:
     for record in records:
         row, where = record.row, record.where
         label = index_of(value_of(row, "label", where), 2, where, "label")
-        statement, pil_image = text_of(row, "caption", where), value_of(row, "image", where)
+        statement, pil_image = needed_text(row, "caption", where), value_of(row, "image", where)
         image = (
             find_image(folders, pil_image, where)
             if isinstance(pil_image, str)
@@ -129,7 +134,7 @@ def load_vsr(folder: Path, split: str | None) -> Iterator[Item]:
         )
         prompt = f"Is this true or false of the picture? {statement}"
         tags = {"relation": str(row.get("relation", ""))}
-        yield ask(
+        yield make_item(
             record.place, where, prompt, image, choices=("true", "false"), gold=1 - label, tags=tags
         )
 
@@ -159,9 +164,9 @@ def load_snli_ve(folder: Path, split: str | None) -> Iterator[Item]:
             if name
             else image_of(row, "image", folder, where)
         )
-        statement = text_of(row, "sentence2" if file else "hypothesis", where)
+        statement = needed_text(row, "sentence2" if file else "hypothesis", where)
         prompt = f"Is this true of the picture? Answer yes, maybe or no. {statement}"
-        yield ask(
+        yield make_item(
             str(row.get("pairID") or record.place),
             where,
             prompt,
@@ -200,14 +205,14 @@ def load_realworldqa(folder: Path, split: str | None) -> Iterator[Item]:
 
 def _real_world(record: Record, folder: Path) -> Item:
     row, where = record.row, record.where
-    asked, answer = text_of(row, "question", where), text_of(row, "answer", where)
+    asked, answer = needed_text(row, "question", where), needed_text(row, "answer", where)
     choices = _listed_options(asked)
     image = image_of(row, "image", folder, where)
     if not choices:
         references = (_as_digit(answer),)
-        return ask(record.place, where, asked, image, references=references)
+        return make_item(record.place, where, asked, image, references=references)
     gold = letter_index(answer, len(choices), where, "answer")
-    return ask(
+    return make_item(
         record.place, where, asked, image, choices=choices, gold=gold, references=(LETTERS[gold],)
     )
 

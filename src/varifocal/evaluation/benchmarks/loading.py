@@ -104,7 +104,7 @@ def value_of(row: Mapping[str, Any], key: str, where: str) -> Any:
     return row[key]
 
 
-def text_of(row: Mapping[str, Any], key: str, where: str) -> str:
+def needed_text(row: Mapping[str, Any], key: str, where: str) -> str:
     """Return a row's text, without the blanks around it.
 
     Raises:
@@ -179,7 +179,7 @@ def image_of(row: Mapping[str, Any], key: str, folder: Path, where: str) -> Imag
     return locate_image(value_of(row, key, where), folder, where)
 
 
-def ask(
+def make_item(
     name: str,
     where: str,
     prompt: str,

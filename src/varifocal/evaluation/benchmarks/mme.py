@@ -14,7 +14,13 @@ from varifocal.data.example import Image
 from varifocal.data.reading import read_text
 from varifocal.errors import DataError, nearest
 from varifocal.evaluation.benchmark import Answered, Benchmark, Item, Measure, accuracy, exact
-from varifocal.evaluation.benchmarks.loading import ask, find_image, image_of, read_table, text_of
+from varifocal.evaluation.benchmarks.loading import (
+    find_image,
+    image_of,
+    make_item,
+    needed_text,
+    read_table,
+)
 from varifocal.evaluation.metrics.text_match import read_prefix
 from varifocal.evaluation.statistics import bootstrap, wilson
 
@@ -115,10 +121,10 @@ def load_mme(folder: Path, split: str | None) -> Iterator[Item]:
         return
     for record in read_table(folder, ("test",), _FILES):
         row, where = record.row, record.where
-        subtask, name = text_of(row, "category", where), text_of(row, "question_id", where)
+        subtask, name = needed_text(row, "category", where), needed_text(row, "question_id", where)
         if subtask in wanted:
             image = image_of(row, "image", folder, where)
-            asked, gold = text_of(row, "question", where), text_of(row, "answer", where)
+            asked, gold = needed_text(row, "question", where), needed_text(row, "answer", where)
             group = f"{subtask}/{Path(name).stem}"
             yield _item(f"{name} {record.place}", where, asked, gold, image, subtask, group)
 
@@ -154,7 +160,7 @@ def _item(
     gold = gold.strip().lower().rstrip(".")
     if gold not in ("yes", "no"):
         raise DataError(f"{where}: the answer must be Yes or No, not {gold!r}")
-    return ask(
+    return make_item(
         name, where, asked, image, references=(gold,), group=group, tags={"subtask": subtask}
     )
 

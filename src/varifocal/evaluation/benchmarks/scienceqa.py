@@ -31,7 +31,7 @@ _GRADES = {"G1-6": range(1, 7), "G7-12": range(7, 13)}
 COLUMNS = (*_SUBJECTS, "TXT", "IMG", "NO", *_GRADES, AVERAGE)
 
 
-def items_of(section: SourceSection) -> Iterator[Item]:
+def scienceqa_items(section: SourceSection) -> Iterator[Item]:
     """Yield a source's multiple-choice questions in their order.
 
     Raises:
@@ -87,7 +87,7 @@ def _load_scienceqa(folder: Path, split: str | None) -> Iterator[Item]:
     """Yield ScienceQA's questions, of its official files or of a Hugging Face directory."""
     split = split or "test"
     if (folder / "problems.json").is_file():
-        return items_of(FileSection(path=str(folder), format="scienceqa", split=split))
+        return scienceqa_items(FileSection(path=str(folder), format="scienceqa", split=split))
     return _scienceqa_table(folder, split)
 
 
@@ -117,7 +117,7 @@ def _load_nlvr(folder: Path, split: str | None) -> Iterator[Item]:
         "image": "image",
     }
     path = folder / f"{split or 'dev'}.jsonl"
-    return items_of(FileSection(path=str(path), format="table", columns=columns))
+    return scienceqa_items(FileSection(path=str(path), format="table", columns=columns))
 
 
 def _measure_nlvr(answered: Sequence[Answered]) -> list[Measure]:

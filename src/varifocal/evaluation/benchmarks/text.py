@@ -13,13 +13,13 @@ from varifocal.data.reading import read_json_object
 from varifocal.errors import DataError
 from varifocal.evaluation.benchmark import Answered, Benchmark, Item, Measure, accuracy
 from varifocal.evaluation.benchmarks.loading import (
-    ask,
     first_file,
     index_of,
     letter_index,
+    make_item,
+    needed_text,
     read_records,
     read_table,
-    text_of,
     texts_of,
     value_of,
 )
@@ -43,7 +43,7 @@ def _choose(
     **tags: str,
 ) -> Item:
     """Ask a multiple-choice question in the words that training uses."""
-    return ask(
+    return make_item(
         name,
         where,
         question_text(asked, context, choices),
@@ -70,12 +70,14 @@ def load_race(folder: Path, split: str | None) -> Iterator[Item]:
     for record in read_table(folder, (split,), _RACE_FILES, "all"):
         row, where = record.row, record.where
         choices = texts_of(row, "options", where)
-        name = text_of(row, "example_id", where)
+        name = needed_text(row, "example_id", where)
         level = {"level": next((level for level in _LEVELS if level in name), "all")}
-        asked = text_of(row, "question", where)
+        asked = needed_text(row, "question", where)
         gold = letter_index(value_of(row, "answer", where), len(choices), where, "answer")
         name = f"{name} {record.place}"
-        yield _choose(name, where, asked, choices, gold, text_of(row, "article", where), **level)
+        yield _choose(
+            name, where, asked, choices, gold, needed_text(row, "article", where), **level
+        )
 
 
 def _passages(folder: Path) -> list[Path]:
@@ -85,7 +87,7 @@ def _passages(folder: Path) -> list[Path]:
 def _passage(file: Path) -> Iterator[Item]:
     """Yield the questions of one official file: a passage with its questions."""
     row, where = read_json_object(file), str(file)
-    article, asked = text_of(row, "article", where), texts_of(row, "questions", where)
+    article, asked = needed_text(row, "article", where), texts_of(row, "questions", where)
     answers, options = texts_of(row, "answers", where), value_of(row, "options", where)
     if not isinstance(options, list) or not len(asked) == len(answers) == len(options):
         raise DataError(f"{where}: 'questions', 'options' and 'answers' differ in number")
@@ -110,10 +112,10 @@ def load_openbookqa(folder: Path, split: str | None) -> Iterator[Item]:
     for record in records:
         row, where = record.row, record.where
         stem, labels, choices = _openbook_parts(row, where)
-        key = text_of(row, "answerKey", where)
+        key = needed_text(row, "answerKey", where)
         if key not in labels:
             raise DataError(f"{where}: 'answerKey' is {key!r}, none of {', '.join(labels)}")
-        name = text_of(row, "id", where)
+        name = needed_text(row, "id", where)
         yield _choose(name, where, stem, choices, labels.index(key))
 
 
@@ -123,16 +125,16 @@ def _openbook_parts(row: Any, where: str) -> tuple[str, tuple[str, ...], tuple[s
         parts = value_of(question, "choices", where)
         if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
             raise DataError(f"{where}: 'choices' must be a list of objects")
-        labels = tuple(text_of(part, "label", where) for part in parts)
-        choices = tuple(text_of(part, "text", where) for part in parts)
-        return text_of(question, "stem", where), labels, choices
+        labels = tuple(needed_text(part, "label", where) for part in parts)
+        choices = tuple(needed_text(part, "text", where) for part in parts)
+        return needed_text(question, "stem", where), labels, choices
     parts = value_of(row, "choices", where)
     if not isinstance(parts, dict):
         raise DataError(f"{where}: 'choices' must hold the lists 'text' and 'label'")
     choices, labels = texts_of(parts, "text", where), texts_of(parts, "label", where)
     if len(choices) != len(labels):
         raise DataError(f"{where}: {len(choices)} choices, {len(labels)} labels")
-    return text_of(row, "question_stem", where), labels, choices
+    return needed_text(row, "question_stem", where), labels, choices
 
 
 def load_boolq(folder: Path, split: str | None) -> Iterator[Item]:
@@ -149,8 +151,8 @@ def load_boolq(folder: Path, split: str | None) -> Iterator[Item]:
         answer = row["label"] == 1 if row.get("label") in (0, 1) else value_of(row, "answer", where)
         if not isinstance(answer, bool):
             raise DataError(f"{where}: 'answer' must be true or false, not {answer!r}")
-        asked = text_of(row, "question", where).rstrip("?") + "?"
-        passage = text_of(row, "passage", where)
+        asked = needed_text(row, "question", where).rstrip("?") + "?"
+        passage = needed_text(row, "passage", where)
         yield _choose(
             record.place,
             where,
@@ -173,8 +175,8 @@ def load_hellaswag(folder: Path, split: str | None) -> Iterator[Item]:
     for record in read_records(file) if file else read_table(folder, names, _HELLASWAG_FILES):
         row, where = record.row, record.where
         endings = tuple(map(_without_marks, texts_of(row, "endings", where)))
-        start = f"{text_of(row, 'activity_label', where)}: {_beginning(row, where)}"
-        yield ask(
+        start = f"{needed_text(row, 'activity_label', where)}: {_beginning(row, where)}"
+        yield make_item(
             f"{row.get('source_id', '')} {record.place}".strip(),
             where,
             f"Go on with this text.\n{_without_marks(start)}",
@@ -187,7 +189,7 @@ def load_hellaswag(folder: Path, split: str | None) -> Iterator[Item]:
 def _beginning(row: Any, where: str) -> str:
     """Join the first sentence to the begun second one, which is written in small letters."""
     first, second = (str(row.get(key) or "").strip() for key in ("ctx_a", "ctx_b"))
-    return f"{first} {second.capitalize()}" if first else text_of(row, "ctx", where)
+    return f"{first} {second.capitalize()}" if first else needed_text(row, "ctx", where)
 
 
 def _without_marks(text: str) -> str:

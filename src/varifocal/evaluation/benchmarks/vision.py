@@ -15,20 +15,20 @@ from varifocal.data.reading import read_json_object
 from varifocal.errors import DataError
 from varifocal.evaluation.benchmark import Answer, Answered, Benchmark, Item, Measure, accuracy
 from varifocal.evaluation.benchmarks.loading import (
-    ask,
     find_image,
     first_file,
     image_of,
+    make_item,
+    needed_text,
     read_records,
     read_table,
-    text_of,
     texts_of,
     value_of,
 )
 from varifocal.evaluation.metrics.text_match import (
     Confusion,
     confusion,
-    plain,
+    normalise_short,
     read_short,
     read_yes_no,
 )
@@ -71,8 +71,8 @@ def load_pope(folder: Path, split: str | None) -> Iterator[Item]:
             return
         for record in read_records(file):
             row, where = record.row, record.where
-            image = find_image(folders, text_of(row, "image", where), where)
-            asked, gold = text_of(row, "text", where), text_of(row, "label", where)
+            image = find_image(folders, needed_text(row, "image", where), where)
+            asked, gold = needed_text(row, "text", where), needed_text(row, "label", where)
             yield _pope_item(
                 f"{split_name}-{value_of(row, 'question_id', where)}",
                 where,
@@ -89,12 +89,12 @@ def _pope_table(folder: Path, wanted: Sequence[str]) -> Iterator[Item]:
     for splits in [(name,) for name in wanted] if full else [("test",)]:
         for record in read_table(folder, splits, _POPE_FILES, "Full" if full else "*"):
             row, where = record.row, record.where
-            split_name = splits[0] if full else text_of(row, "category", where)
+            split_name = splits[0] if full else needed_text(row, "category", where)
             if split_name not in wanted:
                 continue
             image = image_of(row, "image", folder, where)
             name = f"{split_name}-{value_of(row, 'question_id', where)}"
-            asked, gold = text_of(row, "question", where), text_of(row, "answer", where)
+            asked, gold = needed_text(row, "question", where), needed_text(row, "answer", where)
             yield _pope_item(name, where, asked, image, gold, split_name)
 
 
@@ -103,7 +103,7 @@ def _pope_item(name: str, where: str, asked: str, image: Image, gold: str, split
     if gold not in ("yes", "no"):
         raise DataError(f"{where}: the answer must be yes or no, not {gold!r}")
     prompt = f"{asked} Answer yes or no."
-    return ask(name, where, prompt, image, references=(gold,), group=split)
+    return make_item(name, where, prompt, image, references=(gold,), group=split)
 
 
 def measure_pope(answered: Sequence[Answered]) -> list[Measure]:
@@ -177,8 +177,8 @@ def load_gqa(folder: Path, split: str | None) -> Iterator[Item]:
         rows = read_table(folder, (short_name,), _GQA_FILES, tables[0])
         if (folder / tables[1]).is_dir():
             for record in read_table(folder / tables[1], (short_name,), _GQA_FILES):
-                images[text_of(record.row, "id", record.where)] = record.row.get("image")
-        questions = ((text_of(row.row, "id", row.where), row.where, row.row) for row in rows)
+                images[needed_text(record.row, "id", record.where)] = record.row.get("image")
+        questions = ((needed_text(row.row, "id", row.where), row.where, row.row) for row in rows)
     else:
         questions = (
             (name, f"{file}: '{name}'", row) for name, row in read_json_object(file).items()
@@ -186,18 +186,18 @@ def load_gqa(folder: Path, split: str | None) -> Iterator[Item]:
     for name, where, row in questions:
         if not isinstance(row, dict):
             raise DataError(f"{where} is no object")
-        pil_image = text_of(row, "imageId", where)
+        pil_image = needed_text(row, "imageId", where)
         image = (
             locate_image(images[pil_image], folder, where)
             if pil_image in images
             else find_image([folder / "images", folder], pil_image, where)
         )
-        prompt = f"{text_of(row, 'question', where)} Answer with one word or a short phrase."
-        gold = plain(text_of(row, "answer", where))
+        prompt = f"{needed_text(row, 'question', where)} Answer with one word or a short phrase."
+        gold = normalise_short(needed_text(row, "answer", where))
         types = row.get("types")
         structure = types.get("structural") if isinstance(types, dict) else None
         tags = {"kind": "open" if structure == "query" else "binary"} if structure else {}
-        yield ask(name, where, prompt, image, references=(gold,), tags=tags)
+        yield make_item(name, where, prompt, image, references=(gold,), tags=tags)
 
 
 def measure_gqa(answered: Sequence[Answered]) -> list[Measure]:
@@ -231,16 +231,18 @@ def load_textvqa(folder: Path, split: str | None) -> Iterator[Item]:
     folders = [folder / name for name in ("train_images", "train_val_images", "images", "")]
     for number, row in enumerate(rows):
         where = f"{file}: row {number}"
-        yield _textvqa_item(row, where, find_image(folders, text_of(row, "image_id", where), where))
+        yield _textvqa_item(
+            row, where, find_image(folders, needed_text(row, "image_id", where), where)
+        )
 
 
 def _textvqa_item(row: Any, where: str, image: Image) -> Item:
     references = texts_of(row, "answers", where)
     if len(references) < 2:
         raise DataError(f"{where}: 'answers' must hold two answers or more, ten are usual")
-    prompt = f"{text_of(row, 'question', where)} Answer with a word or a short phrase."
+    prompt = f"{needed_text(row, 'question', where)} Answer with a word or a short phrase."
     name = str(value_of(row, "question_id", where))
-    return ask(name, where, prompt, image, references=references)
+    return make_item(name, where, prompt, image, references=references)
 
 
 def _vqa_credit(item: Item, answer: Answer) -> float:

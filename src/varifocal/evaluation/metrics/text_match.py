@@ -57,7 +57,7 @@ _WORDS = "zero one two three four five six seven eight nine ten"
 NUMBER_WORDS = {word: str(value) for value, word in enumerate(_WORDS.split())}
 
 
-def plain(text: str) -> str:
+def normalise_short(text: str) -> str:
     """Drop case, blanks around and within, and the final full stop.
 
     >>> plain(" Light blue. ")
@@ -73,7 +73,7 @@ def read_short(text: str) -> str | None:
     ('left', None)
     """
     lines = text.strip().splitlines()
-    return plain(lines[0]) or None if lines else None
+    return normalise_short(lines[0]) or None if lines else None
 
 
 def says(text: str, reference: str) -> bool:
@@ -85,7 +85,7 @@ def says(text: str, reference: str) -> bool:
     >>> says("It is a red Car.", "red car"), says("a scarlet car", "car."), says("a scar", "car")
     (True, True, False)
     """
-    wanted = plain(reference) or " ".join(reference.lower().split())
+    wanted = normalise_short(reference) or " ".join(reference.lower().split())
     words = " ".join(text.lower().split())
     return bool(wanted) and re.search(rf"(?<!\w){re.escape(wanted)}(?!\w)", words) is not None
 

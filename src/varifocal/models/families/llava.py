@@ -67,7 +67,7 @@ class LlavaFamily:
     def image_tokens(self, processor: Any, config: PreTrainedConfig) -> ImageTokens:
         """Count the projector's tokens; see `ModelFamily`."""
         token, template = processor.image_token, processor.chat_template
-        count = tokens_per_image(config, image_side(processor.image_processor))
+        count = llava_tokens_per_image(config, image_side(processor.image_processor))
         return ImageTokens(token, processor.image_token_id, count, template)
 
     def prepare(self, model: PreTrainedModel, side: int | None) -> None:
@@ -94,7 +94,7 @@ class LlavaFamily:
             shape = (len(images), 3, side, side)
             return {"pixel_values": torch.empty(shape, dtype=base.dtype, device="meta")}
 
-        tokens = tokens_per_image(config, side)
+        tokens = llava_tokens_per_image(config, side)
         return MetaImages(load, False, config.image_token_index, tokens)
 
     def image_flops(self, base: PreTrainedModel) -> ImageFlops:
@@ -118,7 +118,7 @@ class LlavaFamily:
 FAMILY: ModelFamily = LlavaFamily()
 
 
-def tokens_per_image(config: PreTrainedConfig, side: int) -> int:
+def llava_tokens_per_image(config: PreTrainedConfig, side: int) -> int:
     """Count the tokens that a LLaVA's projector gives for an image.
 
     Args:

@@ -24,7 +24,7 @@ from varifocal.models.families.base import ImageLoader, ImageTokens, MetaImages,
 from varifocal.models.families.flops import ImageFlops, sum_products
 from varifocal.models.features import FeatureStore
 from varifocal.models.preprocessing import check_words, load_image_processor
-from varifocal.models.rows import check_images
+from varifocal.models.rows import check_row_images
 from varifocal.models.sources import Checkpoint, clear_loading_errors
 from varifocal.recipe import MMASection, TunerSection
 
@@ -49,7 +49,7 @@ class SmolVLMFamily:
             raise ModelError(
                 f"{name} is of type {config.model_type}, which cuts an image into as many tiles as "
                 f"it is large; set model.image_side, {tile}, so that each image is one tile and "
-                f"takes {tokens_per_image(config)} tokens"
+                f"takes {smolvlm_tokens_per_image(config)} tokens"
             )
         if side != tile:
             raise ModelError(
@@ -76,7 +76,7 @@ class SmolVLMFamily:
         token, frame = processor.image_token, processor.fake_image_token
         framed = f"{frame}{processor.global_image_tag}{token}{frame}"
         template = processor.chat_template.replace(token, framed)
-        count = tokens_per_image(config)
+        count = smolvlm_tokens_per_image(config)
         return ImageTokens(token, processor.image_token_id, count, template)
 
     def prepare(self, model: PreTrainedModel, side: int | None) -> None:
@@ -109,7 +109,7 @@ class SmolVLMFamily:
             shape = (len(images), 1, 3, side, side)
             return {"pixel_values": torch.empty(shape, dtype=base.dtype, device="meta")}
 
-        return MetaImages(load, False, config.image_token_id, tokens_per_image(config))
+        return MetaImages(load, False, config.image_token_id, smolvlm_tokens_per_image(config))
 
     def image_flops(self, base: PreTrainedModel) -> ImageFlops:
         """Count its ViT over a tile's cells, and the connector over its tokens."""
@@ -120,7 +120,7 @@ class SmolVLMFamily:
         weights, trained = sum_products(tower.embeddings.patch_embedding, tower.encoder)
         attention = 2 * vision.num_hidden_layers * vision.hidden_size * cells * cells
         joined, moved = sum_products(model.model.connector)
-        tokens = tokens_per_image(model.config)
+        tokens = smolvlm_tokens_per_image(model.config)
         connector_back = 2 * tokens * (moved + (joined if trained else 0))
         tower_back = 2 * cells * (trained + weights) + 4 * attention if trained else 0
         return ImageFlops(
@@ -148,7 +148,7 @@ def _tile(config: PreTrainedConfig) -> int:
     return vision.image_size
 
 
-def tokens_per_image(config: PreTrainedConfig) -> int:
+def smolvlm_tokens_per_image(config: PreTrainedConfig) -> int:
     """Count V, the tokens of a tile: its cells, `scale_factor` squared of them to a token."""
     known: Any = config
     vision = known.vision_config
@@ -168,7 +168,10 @@ def _check_processor(name: str, config: PreTrainedConfig, processor: Any) -> Non
             f"the processor writes {processor.image_token!r}, which is "
             f"{processor.image_token_id}; take both from one checkpoint"
         )
-    side, count = processor.image_processor.max_image_size["longest_edge"], tokens_per_image(config)
+    side, count = (
+        processor.image_processor.max_image_size["longest_edge"],
+        smolvlm_tokens_per_image(config),
+    )
     if (side, processor.image_seq_len) != (_tile(config), count):
         raise ModelError(
             f"{name!r}: its processor makes tiles of {side} pixels and {processor.image_seq_len} "
@@ -208,7 +211,7 @@ def _forward(model: Any, forward: Callable[..., Any], *args: Any, **kwargs: Any)
         states = inner.vision_model(pixel_values=pixels.flatten(0, 1).to(inner.dtype))
         visual = inner.connector(states.last_hidden_state).flatten(0, 1)
         is_image = ids == model.config.image_token_id
-        check_images(int(is_image.sum()), len(pixels), tokens_per_image(model.config))
+        check_row_images(int(is_image.sum()), len(pixels), smolvlm_tokens_per_image(model.config))
         is_image = is_image.unsqueeze(-1).to(embeds.device)
         embeds = embeds.masked_scatter(is_image, visual.to(embeds.device, embeds.dtype))
     entering = {"input_ids": None, "pixel_values": None, "inputs_embeds": embeds}

@@ -137,5 +137,5 @@ def _matrix(weight: Tensor) -> Tensor:
 
 def _count(pattern: re.Pattern[str], names: Iterable[str]) -> int:
     """Count layers by the largest index in the names; a gap shows as missing tensors."""
-    found = [int(match[1]) for name in names if (match := pattern.match(name))]
-    return max(found, default=-1) + 1
+    numbers = [int(match[1]) for name in names if (match := pattern.match(name))]
+    return max(numbers, default=-1) + 1

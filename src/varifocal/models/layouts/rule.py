@@ -51,38 +51,38 @@ def read_all(
     """
     wanted = [name for rule in rules for name in rule.theirs]
     check_names(wanted, tensors, source)
-    made: dict[str, Tensor] = {}
+    filled: dict[str, Tensor] = {}
     for rule in rules:
         try:
-            made[rule.ours] = rule.read([tensors[name] for name in rule.theirs])
+            filled[rule.ours] = rule.read([tensors[name] for name in rule.theirs])
         except RuntimeError as error:
             given = ", ".join(str(list(tensors[name].shape)) for name in rule.theirs)
             raise ModelError(
                 f"{source}: {rule.theirs[0]} has an unexpected shape ({given})"
             ) from error
-    unfilled = sorted(shapes.keys() ^ made.keys())
+    unfilled = sorted(shapes.keys() ^ filled.keys())
     if unfilled:
         raise ModelError(
             f"{source} does not fill the model that was named: {len(unfilled)} tensors are on one "
             f"side alone ({few(unfilled)}); name the models that it was trained on"
         )
     for rule in rules:
-        found, expected = list(made[rule.ours].shape), list(shapes[rule.ours].shape)
-        if found != expected:
+        shape, expected = list(filled[rule.ours].shape), list(shapes[rule.ours].shape)
+        if shape != expected:
             raise ModelError(
-                f"{source}: {rule.theirs[0]} gives {found}, and the models that were named need "
+                f"{source}: {rule.theirs[0]} gives {shape}, and the models that were named need "
                 f"{expected}; name those that it was trained on"
             )
-    return made
+    return filled
 
 
 def write_all(rules: Sequence[Rule], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Turn our tensors into another code's, as `read_all` read them, bit for bit."""
-    made: dict[str, Tensor] = {}
+    written: dict[str, Tensor] = {}
     for rule in rules:
         parts = rule.write(tensors[rule.ours])
-        made |= {n: part.contiguous() for n, part in zip(rule.theirs, parts, strict=True)}
-    return made
+        written |= {n: part.contiguous() for n, part in zip(rule.theirs, parts, strict=True)}
+    return written
 
 
 def check_names(wanted: Sequence[str], tensors: Mapping[str, Tensor], source: str) -> None:

@@ -13,7 +13,7 @@ from .config import MixLoraConfig
 
 
 @dataclass(frozen=True)
-class Choice:
+class FactorChoice:
     """The factors that routing groups use at one linear.
 
     Attributes:
@@ -32,13 +32,13 @@ class Choice:
     scores_a: Tensor | None = None
     scores_b: Tensor | None = None
 
-    def detached(self) -> "Choice":
+    def detached(self) -> "FactorChoice":
         """Return the same without a graph."""
         return replace(
             self, **{n: None if t is None else t.detach() for n, t in vars(self).items()}
         )
 
-    def rows(self, index: Tensor) -> "Choice":
+    def rows(self, index: Tensor) -> "FactorChoice":
         """Take rows of the batch, as a cache that is reordered."""
         tensors = {n: None if t is None else t[index.to(t.device)] for n, t in vars(self).items()}
         return replace(self, **tensors)
@@ -86,7 +86,7 @@ class Router(nn.Module):
             if tensor is not None:
                 nn.init.uniform_(tensor, -bound, bound)
 
-    def forward(self, h: Tensor, pool: Tensor, rank: int) -> Choice:
+    def forward(self, h: Tensor, pool: Tensor, rank: int) -> FactorChoice:
         """Choose for routing means h [B, G, D], with A's pool [E, D]."""
         dtype = torch.promote_types(h.dtype, torch.float32)
         with torch.autocast(h.device.type, enabled=False):
@@ -99,7 +99,7 @@ class Router(nn.Module):
             factors_b = scores_b.topk(rank, dim=-1).indices
         by_token = (factors_a, factors_b, scores_a, scores_b)
         factors_a, factors_b, scores_a, scores_b = (t.unflatten(0, h.shape[:2]) for t in by_token)
-        return Choice(factors_a, factors_b, None, scores_a, scores_b)
+        return FactorChoice(factors_a, factors_b, None, scores_a, scores_b)
 
     def _conditioned(self, factors_a: Tensor, pool: Tensor) -> Tensor:
         """Sum the conditional scores [N, E] of chosen factors [N, R].
@@ -125,7 +125,7 @@ class Router(nn.Module):
             self.register_buffer(name, tensor)
 
 
-def weigh(choice: Choice, selection: str) -> Choice:
+def weigh_pairs(choice: FactorChoice, selection: str) -> FactorChoice:
     """Give a choice the weights of its pairs.
 
     A chosen factor's weight is r times its share of the chosen factors' scores, so that equal
@@ -141,14 +141,16 @@ def weigh(choice: Choice, selection: str) -> Choice:
     return replace(choice, weights=weights)
 
 
-def draw(shape: tuple[int, int], num_factors: int, rank: int, device: torch.device) -> Choice:
+def draw_factors(
+    shape: tuple[int, int], num_factors: int, rank: int, device: torch.device
+) -> FactorChoice:
     """Draw factors for B x G groups, each set of r as likely as any other."""
     noise = torch.rand(2, *shape, num_factors, device=device)
     factors_a, factors_b = noise.topk(rank, dim=-1).indices
-    return Choice(factors_a, factors_b)
+    return FactorChoice(factors_a, factors_b)
 
 
-def balance_term(choice: Choice, valid: Tensor) -> Tensor:
+def balance_term(choice: FactorChoice, valid: Tensor) -> Tensor:
     """Measure how unevenly a batch loads the factors: 1 if evenly, up to E / r if by one set.
 
     The loss of Switch Transformers (arXiv 2101.03961, equation 4) for A and for B, averaged:

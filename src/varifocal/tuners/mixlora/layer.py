@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features
 from torch import Tensor, nn
 
-from .choice import Choice, Router, draw, weigh
+from .choice import FactorChoice, Router, draw_factors, weigh_pairs
 from .config import MixLoraConfig
 from .groups import Groups, group_rows_whole
 from .routing import CachedChoice, Chosen, Context
@@ -135,7 +135,7 @@ class MixLoraLayer(nn.Module, BaseTunerLayer):
             raise ValueError(f"MixLoRA runs one adapter at a time; got {active}")
         return active[0] if active else None
 
-    def _choose(self, adapter: str, x: Tensor) -> tuple[Choice, Groups | None]:
+    def _choose(self, adapter: str, x: Tensor) -> tuple[FactorChoice, Groups | None]:
         """Choose for the groups of a batch; after a cache, go on with what is kept."""
         context = self.context
         if context is None:
@@ -154,7 +154,7 @@ class MixLoraLayer(nn.Module, BaseTunerLayer):
             return cached.choice, None
         choice, total, count = self._route(adapter, x, context, cached)
         config = self.mixlora_config[adapter]
-        choice = weigh(choice, config.selection)
+        choice = weigh_pairs(choice, config.selection)
         balance = bool(config.balance) and self.training and torch.is_grad_enabled()
         context.publish(self.name, choice, balance=balance)
         if cached is not None:
@@ -165,13 +165,13 @@ class MixLoraLayer(nn.Module, BaseTunerLayer):
 
     def _route(
         self, adapter: str, x: Tensor, context: Context, cached: CachedChoice | None
-    ) -> tuple[Choice, Tensor | None, Tensor]:
+    ) -> tuple[FactorChoice, Tensor | None, Tensor]:
         """Choose afresh for all groups; also return the sums and numbers of their members."""
         groups, config = cast(Groups, context.groups), self.mixlora_config[adapter]
         count = groups.counts + (0 if cached is None else cached.count)  # [B, G]
         if config.selection == "random":
             shape = (x.shape[0], count.shape[1])
-            return draw(shape, config.num_factors, config.rank, x.device), None, count
+            return draw_factors(shape, config.num_factors, config.rank, x.device), None, count
         with torch.set_grad_enabled(torch.is_grad_enabled() and config.routed_by_learning):
             total = context.totals(x)
             if cached is not None and cached.total is not None:
@@ -182,7 +182,7 @@ class MixLoraLayer(nn.Module, BaseTunerLayer):
         return choice, total, count
 
     def _update(
-        self, adapter: str, x: Tensor, y: Tensor, choice: Choice, groups: Groups | None
+        self, adapter: str, x: Tensor, y: Tensor, choice: FactorChoice, groups: Groups | None
     ) -> Tensor:
         """Add the chosen update to the base output y [B, T, O]."""
         config = self.mixlora_config[adapter]
@@ -203,24 +203,26 @@ class MixLoraLayer(nn.Module, BaseTunerLayer):
         return torch.addmm(y.flatten(0, 1), *update, alpha=config.scaling).view_as(y).to(y.dtype)
 
 
-def _with_current(current: Choice, fresh: Choice) -> Choice:
+def _with_current(current: FactorChoice, fresh: FactorChoice) -> FactorChoice:
     """Put the current turn's kept choice in the place of group 0."""
     weights = None
     if current.weights is not None and fresh.weights is not None:
         weights = torch.cat([current.weights.to(fresh.weights), fresh.weights[:, 1:]], dim=1)
-    return Choice(
+    return FactorChoice(
         torch.cat([current.factors_a, fresh.factors_a[:, 1:]], dim=1),
         torch.cat([current.factors_b, fresh.factors_b[:, 1:]], dim=1),
         weights,
     )
 
 
-def _keep(groups: Groups, choice: Choice, total: Tensor | None, count: Tensor) -> CachedChoice:
+def _keep(
+    groups: Groups, choice: FactorChoice, total: Tensor | None, count: Tensor
+) -> CachedChoice:
     """Take what holds at each row's end."""
     choice = choice.detached()
     weights = None if choice.weights is None else groups.at_last(choice.weights)
     return CachedChoice(
-        Choice(groups.at_last(choice.factors_a), groups.at_last(choice.factors_b), weights),
+        FactorChoice(groups.at_last(choice.factors_a), groups.at_last(choice.factors_b), weights),
         None if total is None else groups.at_last(total.detach()),
         groups.at_last(count),
     )

@@ -24,7 +24,7 @@ from ..plugin import (
     remember_in_recomputation,
     token_shape,
 )
-from .choice import Choice, balance_term
+from .choice import FactorChoice, balance_term
 from .config import MixLoraConfig
 from .groups import Groups, find_groups, leave_out, valid_tokens
 
@@ -45,7 +45,7 @@ class CachedChoice:
         count: [B, 1], their number.
     """
 
-    choice: Choice
+    choice: FactorChoice
     total: Tensor | None
     count: Tensor
 
@@ -79,7 +79,7 @@ class Chosen:
 
     layer: str
     groups: Groups
-    choice: Choice
+    choice: FactorChoice
 
 
 @dataclass
@@ -118,7 +118,7 @@ class Context:
             self._totals = (x, torch.bmm(self.groups.members.to(x.dtype), x))
         return self._totals[1]
 
-    def publish(self, layer: str, choice: Choice, *, balance: bool) -> None:
+    def publish(self, layer: str, choice: FactorChoice, *, balance: bool) -> None:
         """Hand a fresh choice to those who ask; a recomputation tells nothing new."""
         assert self.groups is not None
         if balance:
