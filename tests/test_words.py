@@ -22,7 +22,6 @@ ALLOWED = {
 
 SHARED = {
     *("benchmark", "compare", "evaluate", "export", "plan", "retention", "train"),  # verb and API
-    *("export_lavin", "import_lavin"),  # the API's, and what it calls
     "main",  # of a command
 }
 

@@ -63,8 +63,8 @@ def test_one_number_that_is_one_step_off_on_disk(lora_run, tmp_path, monkeypatch
     monkeypatch.setattr(plain, "as_stored", wrong(plain.as_stored))
     monkeypatch.setattr(adapters, "as_stored", wrong(adapters.as_stored))
     told = iter(range(10_000))
-    numpy = gguf._as_numpy
-    monkeypatch.setattr(gguf, "_as_numpy", lambda t: numpy(nudged(t) if next(told) == 3 else t))
+    numpy = gguf.as_numpy
+    monkeypatch.setattr(gguf, "as_numpy", lambda t: numpy(nudged(t) if next(told) == 3 else t))
     assert "1 of" in refused(lora_run, form, tmp_path / "out", dtype=dtype)
 
 

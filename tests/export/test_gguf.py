@@ -113,7 +113,7 @@ def test_llama_cpp_reads_sentencepiece_as_the_run(
 ):
     save_language(tmp_path / "lm", tokenizer=sentencepiece(legacy=legacy), template=template)
     run = make_run({"type": "mma"}, tower=None, language=tmp_path / "lm")
-    done = export(Order(run, "gguf", num_prompts=2), tmp_path / "out")[0]
+    done = export_run(Order(run, "gguf", num_prompts=2), tmp_path / "out")[0]
     encoder = open_run(run.root)[1].encoder
     turns = [[{"role": "user", "content": chat}] for chat in CHATS]
     model = str(done.directory / "model.gguf")

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from varifocal.assemble import open_model, open_run
 from varifocal.cli.commands import app
 from varifocal.errors import ModelError, RunError
-from varifocal.exporting.export import export
+from varifocal.exporting.export import export_run
 from varifocal.exporting.liveness import PROBE, distance, verify
 from varifocal.exporting.request import Order
 from varifocal.serving.api import create_app
@@ -50,7 +50,7 @@ def lora(make_run, tmp_path_factory):
     out = tmp_path_factory.mktemp("live")
     run = make_run(LORA, tower=None)
     for form in ("lora", "merged"):
-        export(Order(run, form, num_prompts=2), out / form)
+        export_run(Order(run, form, num_prompts=2), out / form)
     return run, out
 
 
@@ -96,7 +96,7 @@ def test_a_base_that_was_merged_already_is_seen(lora):
 
 def test_the_image_route_on_text_is_seen(make_run, tmp_path):
     out = tmp_path / "mma"
-    export(Order(make_run(MMA), "merged", num_prompts=2), out)
+    export_run(Order(make_run(MMA), "merged", num_prompts=2), out)
     right, wrong = (open_model(out / route)[1] for route in ("text", "image"))
     assert verdict(out / "text", right) == "acts"
     assert verdict(out / "text", wrong) == "answers otherwise"
@@ -104,7 +104,7 @@ def test_the_image_route_on_text_is_seen(make_run, tmp_path):
 
 def test_a_whole_graft_is_asked_with_images(make_run, tmp_path):
     run = make_run({**MMA, "text_route": "base"})
-    export(Order(run, "model", num_prompts=2), tmp_path / "out")
+    export_run(Order(run, "model", num_prompts=2), tmp_path / "out")
     page = json.loads((tmp_path / "out" / PROBE).read_text())
     kinds = [isinstance(one["messages"][0]["content"], list) for one in page["questions"]]
     assert kinds == [True, True, True, False]  # and text, which is left to the base
@@ -114,7 +114,7 @@ def test_a_whole_graft_is_asked_with_images(make_run, tmp_path):
 
 def test_an_adapter_that_changes_nothing_cannot_be_verified(make_run, tmp_path):
     run = make_run({**LORA, "lora_alpha": 1e-6}, tower=None)
-    (done,) = export(Order(run, "lora", num_prompts=2), tmp_path / "out")
+    (done,) = export_run(Order(run, "lora", num_prompts=2), tmp_path / "out")
     assert "changes so little" in done.notes[-1]
     with pytest.raises(ModelError, match="no question tells it from its base"):
         verify(tmp_path / "out", "http://localhost")

@@ -12,7 +12,7 @@ from varifocal.assemble import open_run
 from varifocal.data.example import Example, Image, Message
 from varifocal.errors import ModelError
 from varifocal.exporting import mmproj
-from varifocal.exporting.export import export
+from varifocal.exporting.export import export_run
 from varifocal.exporting.parity import row_of
 from varifocal.exporting.request import Order
 from varifocal.models.decoding import reads_marks
@@ -53,7 +53,7 @@ def asked(image):
     ("tuner", "places"), [(MMA, ["text", "image"]), (LORA, [""]), ({"type": "full"}, [""])]
 )
 def test_two_files_hold_what_llama_cpp_reads(make_run, tmp_path, tuner, places):
-    done = export(Order(make_run(tuner, "siglip"), "llamacpp", num_prompts=2), tmp_path / "out")
+    done = export_run(Order(make_run(tuner, "siglip"), "llamacpp", num_prompts=2), tmp_path / "out")
     assert [one.directory for one in done] == [tmp_path / "out" / place for place in places]
     if places[0] == "text":
         assert not (done[0].directory / "mmproj.gguf").exists()
@@ -69,7 +69,7 @@ def test_two_files_hold_what_llama_cpp_reads(make_run, tmp_path, tuner, places):
 
 def test_a_clip_run_is_refused_with_the_build_that_reads_it_otherwise(make_run, tmp_path):
     with pytest.raises(ModelError, match=r"build 10257\) reads a CLIP tower's tokens in another"):
-        export(Order(make_run(LORA), "llamacpp", num_prompts=2), tmp_path / "out")
+        export_run(Order(make_run(LORA), "llamacpp", num_prompts=2), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -78,7 +78,7 @@ IN_ITS_ORDER = {"type": "mlp2x_gelu", "image_tokens": "llamacpp"}
 
 def test_a_clip_run_in_llama_cpps_order_leaves(make_run, tmp_path):
     run = make_run(LORA, "clip", connector=IN_ITS_ORDER)
-    (done,) = export(Order(run, "llamacpp", num_prompts=2), tmp_path / "out")
+    (done,) = export_run(Order(run, "llamacpp", num_prompts=2), tmp_path / "out")
     tensors = {
         tensor.name: torch.tensor(tensor.data)
         for tensor in gguf.GGUFReader(done.directory / "mmproj.gguf").tensors
@@ -89,7 +89,7 @@ def test_a_clip_run_in_llama_cpps_order_leaves(make_run, tmp_path):
     own = next(t for n, t in positions.items() if n.endswith("position_embedding.weight"))
     assert torch.equal(tensors["v.position_embd.weight"], torch.cat([own[1:], own[:1]]))
     with pytest.raises(ModelError, match="which LLaVA has not: use --to llamacpp"):
-        export(Order(run, "llava", num_prompts=2), tmp_path / "llava")
+        export_run(Order(run, "llava", num_prompts=2), tmp_path / "llava")
 
 
 def test_a_tower_without_a_class_token_has_no_such_order(make_run):
@@ -104,7 +104,7 @@ def test_a_tensor_under_another_name_does_not_leave(make_run, tmp_path, monkeypa
     swapped = {name: mmproj._BLOCK[other], other: mmproj._BLOCK[name]}
     monkeypatch.setattr(mmproj, "_BLOCK", mmproj._BLOCK | swapped)
     with pytest.raises((ModelError, RuntimeError), match=r"other tokens of an image|shape|size"):
-        export(Order(run, "llamacpp", num_prompts=2), tmp_path / "out")
+        export_run(Order(run, "llamacpp", num_prompts=2), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -116,7 +116,7 @@ def test_the_layer_that_is_read_is_said(make_run, tmp_path, parts_directory, lay
     page = json.loads((tower / "config.json").read_text())
     (tower / "config.json").write_text(json.dumps(page | {"vision_feature_layer": layer}))
     run = make_run({"type": "none"}, str(tower))
-    (done,) = export(Order(run, "llamacpp", num_prompts=2), tmp_path / "out")
+    (done,) = export_run(Order(run, "llamacpp", num_prompts=2), tmp_path / "out")
     reader = gguf.GGUFReader(done.directory / "mmproj.gguf")
     header = {name: field.contents() for name, field in reader.fields.items()}
     assert header["clip.vision.block_count"] == (3 if layer == -1 else 2)
@@ -126,7 +126,7 @@ def test_the_layer_that_is_read_is_said(make_run, tmp_path, parts_directory, lay
 def test_half_precision_rounds_matrices_alone(make_run, tmp_path):
     run = make_run({"type": "none"}, "siglip")
     order = Order(run, "llamacpp", dtype="float16", num_prompts=2)
-    (done,) = export(order, tmp_path / "out")
+    (done,) = export_run(order, tmp_path / "out")
     tensors = gguf.GGUFReader(done.directory / "mmproj.gguf").tensors
     kinds = {tensor.name: tensor.tensor_type.name for tensor in tensors}
     assert kinds["mm.0.weight"] == kinds["v.blk.0.ffn_up.weight"] == "F16"
@@ -144,7 +144,7 @@ def test_llama_cpp_answers_about_images_as_the_run(
     run = make_run(
         tuner, tower, connector, language=save_ascii, data={"system_prompt": "Be brief."}
     )
-    done = export(Order(run, "llamacpp", num_prompts=2), tmp_path / "out")[-1].directory
+    done = export_run(Order(run, "llamacpp", num_prompts=2), tmp_path / "out")[-1].directory
     _, parts = open_run(run.root)
     encoder = parts.encoder
     turn = {"role": "user", "content": encoder.image_token + QUESTION}

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from varifocal.assemble import open_run
-from varifocal.exporting.export import export
+from varifocal.exporting.export import export_run
 from varifocal.exporting.request import Order
 from varifocal.models.saved import describe_adapter
 
@@ -38,7 +38,7 @@ def test_an_adapter_has_its_own_card_and_no_path_of_here(make_run, tuner):
 def test_an_export_names_no_path_of_here(make_run, tmp_path, form):
     run = make_run({"type": "lora"})
     command = f"varifocal export {run.root} --to {form}"
-    (done,) = export(Order(run, form, num_prompts=2, command=command), tmp_path / "out")
+    (done,) = export_run(Order(run, form, num_prompts=2, command=command), tmp_path / "out")
     assert paths_in(done.directory) == []
     assert (
         f"varifocal export {run.root.name} --to {form}"

@@ -12,7 +12,7 @@ from varifocal.data.example import Example, Image, Message
 from varifocal.data.rows.packing import Collator
 from varifocal.errors import ModelError
 from varifocal.exporting.adapters import route_lora
-from varifocal.exporting.export import export
+from varifocal.exporting.export import export_run
 from varifocal.exporting.request import Order
 from varifocal.exporting.vllm import check_llava_folder, check_lora
 
@@ -32,7 +32,7 @@ def pairs(make_run, tmp_path_factory):
     made = {}
     for tuner in (MMA, LORA):
         run, out = make_run(tuner | BASE, "siglip"), tmp_path_factory.mktemp("pair") / "out"
-        export(Order(run, "llava", num_prompts=2, serves="vllm"), out)
+        export_run(Order(run, "llava", num_prompts=2, serves="vllm"), out)
         made[tuner["type"]] = (run, out)
     return made
 
@@ -104,7 +104,7 @@ def test_the_card_names_the_command_and_that_vllm_was_not_run(pairs, tuner):
 
 def test_mma_without_biases_is_a_lora_without_any(make_run, tmp_path):
     run = make_run(MMA)
-    done = export(Order(run, "lora", num_prompts=2, serves="vllm"), tmp_path / "out")
+    done = export_run(Order(run, "lora", num_prompts=2, serves="vllm"), tmp_path / "out")
     for one in done:
         tensors = load_file(one.directory / "adapter_model.safetensors")
         assert all(name.endswith((".lora_A.weight", ".lora_B.weight")) for name in tensors)
@@ -115,7 +115,7 @@ def test_mma_without_biases_is_a_lora_without_any(make_run, tmp_path):
 def test_biases_are_refused_with_what_to_train(make_run, tmp_path):
     run = make_run(MMA | {"projection_bias": True})
     with pytest.raises(ModelError, match=r"train with tuner\.projection_bias: false"):
-        export(Order(run, "lora", num_prompts=2, serves="vllm"), tmp_path / "out")
+        export_run(Order(run, "lora", num_prompts=2, serves="vllm"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -172,4 +172,4 @@ def test_a_llava_without_a_file_is_refused(pairs, tmp_path, name):
 
 def test_a_gguf_is_not_for_vllm(make_run, tmp_path):
     with pytest.raises(ModelError, match="vLLM reads --to lora, llava or merged"):
-        export(Order(make_run(LORA), "gguf", num_prompts=2, serves="vllm"), tmp_path / "out")
+        export_run(Order(make_run(LORA), "gguf", num_prompts=2, serves="vllm"), tmp_path / "out")

@@ -170,10 +170,10 @@ def _verify(directory: Path, url: str | None, served_as: str | None) -> None:
         )
     from varifocal.exporting.liveness import verify
 
-    found = verify(directory, url, served_as)
-    if found.verdict != "acts":
-        raise VarifocalError(f"{url}: {found.sentence()}")
-    print(f"{url}: {found.sentence()}")
+    verdict = verify(directory, url, served_as)
+    if verdict.verdict != "acts":
+        raise VarifocalError(f"{url}: {verdict.sentence()}")
+    print(f"{url}: {verdict.sentence()}")
 
 
 def _sentence(parity: Parity) -> str:

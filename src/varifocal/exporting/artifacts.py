@@ -29,7 +29,7 @@ from varifocal.exporting.graft import (
     write_adapter,
     write_graft_processor,
 )
-from varifocal.exporting.llava import llava, through_pixels, write_processor
+from varifocal.exporting.llava import join_llava, through_pixels, write_processor
 from varifocal.exporting.merging import Produce, plain_tensors, shared_table_is_adapted, wide
 from varifocal.exporting.mmproj import MMPROJ, check_written_mmproj, write_mmproj
 from varifocal.exporting.parity import Case
@@ -178,7 +178,7 @@ def _written_model(job: Job, directory: Path) -> Artifact:
         ends = gguf.stop_ids_of(directory / gguf.FILE)
     else:
         if job.form == "llava":
-            content = llava(job.parts.base, content, job.parts.processor, job.dtype)
+            content = join_llava(job.parts.base, content, job.parts.processor, job.dtype)
         write_plain(content, directory, shard_gib=job.order.shard_gib)
         _write_processor(job, directory)
         if job.order.serves == "vllm" and job.form == "llava":

@@ -71,7 +71,7 @@ NARROW = (
 )
 
 
-def notes_of(job: Job) -> Iterator[str]:
+def export_notes(job: Job) -> Iterator[str]:
     """Say what a user of an artifact has to know, a sentence each."""
     grafted = language_model(job.parts.base)[1] != ""
     if (trained := find_trained(job.order.run)).step is not None:

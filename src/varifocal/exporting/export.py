@@ -17,7 +17,7 @@ from varifocal.assemble import Assembly, open_run
 from varifocal.data.example import Example
 from varifocal.errors import ModelError
 from varifocal.exporting.artifacts import Job, make
-from varifocal.exporting.cards import LIBRARIES, NARROW, loading, notes_of
+from varifocal.exporting.cards import LIBRARIES, NARROW, export_notes, loading
 from varifocal.exporting.folders import (
     PARITY,
     check_replaceable,
@@ -139,7 +139,7 @@ def _write(job: Job, target: Path, staging: Path, *, is_wide: bool) -> Exported:
     which has to agree.
     """
     artifact = make(job, staging)
-    notes = (*notes_of(job), *artifact.notes, *(() if is_wide else (NARROW,)))
+    notes = (*export_notes(job), *artifact.notes, *(() if is_wide else (NARROW,)))
     lost = None
     if artifact.wanted and is_wide and job.dtype.itemsize < torch.float32.itemsize:
         lost = rounding(artifact.cases, artifact.model, job.dtype)

@@ -42,7 +42,7 @@ Next = dict[str, float]
 
 
 @dataclass(frozen=True)
-class Question:
+class ProbeQuestion:
     """What a server is asked, and what it would write next.
 
     Attributes:
@@ -61,9 +61,9 @@ class Question:
         return distance(self.trained, self.base, self.trained.keys() | self.base.keys())
 
 
-def distance(one: Next, other: Next, tokens: Sequence[str] | Any) -> float:
+def distance(first: Next, second: Next, tokens: Sequence[str] | Any) -> float:
     """Return how far two distributions over some tokens are apart: 0 for equal, 1 for disjoint."""
-    pairs = [(_probability(one, token), _probability(other, token)) for token in tokens]
+    pairs = [(_probability(first, token), _probability(second, token)) for token in tokens]
     total = sum(a + b for a, b in pairs)
     return sum(abs(a - b) for a, b in pairs) / total if total else 1.0
 
@@ -88,30 +88,31 @@ def write_probe(
         Whether a question tells them apart.
     """
     images = sees and modality != 0
-    asked = [_without_answer(one) for one in prompts(_CANDIDATES, images=images)]
-    examples = [_at_size(one, parts) for one in asked]
+    asked = [_without_answer(example) for example in prompts(_CANDIDATES, images=images)]
+    examples = [_at_size(example, parts) for example in asked]
     route = None if sees and images else modality
     with_adapter = [_next(parts, example, route) for example in examples]
     with _adapter_off(parts):
         without = [_next(parts, example, route) for example in examples]
     made = [
-        Question(_messages(example), trained, base)
+        ProbeQuestion(_messages(example), trained, base)
         for example, trained, base in zip(examples, with_adapter, without, strict=True)
     ]
     chosen = sorted(made, key=lambda question: -question.tells)[:_ASKED]
     if text_is_base and images:
         chosen.append(_text_question(parts))
-    told = chosen[0].tells >= _TELLS
-    page = {"tells": told, "questions": [asdict(question) for question in chosen]}
+    tells_apart = chosen[0].tells >= _TELLS
+    page = {"tells": tells_apart, "questions": [asdict(question) for question in chosen]}
     write_json(directory / PROBE, page)
-    return told
+    return tells_apart
 
 
-def _text_question(parts: Assembly) -> Question:
+def _text_question(parts: Assembly) -> ProbeQuestion:
     """Find the text whose answer the image route would change most; the base's is wanted."""
-    examples = [_without_answer(one) for one in prompts(_CANDIDATES, images=False)]
+    examples = [_without_answer(example) for example in prompts(_CANDIDATES, images=False)]
     questions = [
-        Question(_messages(one), _next(parts, one, 0), _next(parts, one, 1)) for one in examples
+        ProbeQuestion(_messages(example), _next(parts, example, 0), _next(parts, example, 1))
+        for example in examples
     ]
     return max(questions, key=lambda question: question.tells)
 
@@ -134,7 +135,7 @@ class Verified:
 
     def sentence(self) -> str:
         """Say it."""
-        told = {
+        sentence = {
             "acts": "it answers as the run",
             "is missing": "it answers as the base model does without it",
             "answers otherwise": "it answers neither as the run nor as the base model: look at "
@@ -142,7 +143,7 @@ class Verified:
             "base is the one that was trained on",
         }[self.verdict]
         return (
-            f"the adapter {self.verdict}: {told} ({self.questions} questions; of the next "
+            f"the adapter {self.verdict}: {sentence} ({self.questions} questions; of the next "
             f"token's probabilities {self.to_trained:.1%} are elsewhere than the run's, "
             f"{self.to_base:.1%} than the base's)"
         )
@@ -181,8 +182,8 @@ def verify(
     call = ask or _call
     root = url.rstrip("/").removesuffix("/v1") + "/v1"
     name = model or call(f"{root}/models", None)["data"][0]["id"]
-    questions = [Question(**one) for one in page["questions"]]
-    answers = [_ask(call, f"{root}/chat/completions", name, one) for one in questions]
+    questions = [ProbeQuestion(**entry) for entry in page["questions"]]
+    answers = [_ask(call, f"{root}/chat/completions", name, question) for question in questions]
     pairs = list(zip(questions, answers, strict=True))
     trained = max(distance(q.trained, a, q.trained.keys() | q.base.keys()) for q, a in pairs)
     base = max(distance(q.base, a, q.trained.keys() | q.base.keys()) for q, a in pairs[:_ASKED])
@@ -194,7 +195,7 @@ def verify(
     return Verified(verdict, trained, base, len(questions))
 
 
-def _ask(call: Any, address: str, name: str, question: Question) -> Next:
+def _ask(call: Any, address: str, name: str, question: ProbeQuestion) -> Next:
     """Return the log-probabilities that a server gives of its next token."""
     body = {
         "model": name,
@@ -212,7 +213,7 @@ def _ask(call: Any, address: str, name: str, question: Question) -> Next:
             f"{address} gives no log-probabilities (logprobs, top_logprobs), by which an adapter "
             "is told from its base; start it with them (vLLM: --max-logprobs 20)"
         ) from error
-    return {one["token"]: float(one["logprob"]) for one in first}
+    return {entry["token"]: float(entry["logprob"]) for entry in first}
 
 
 def _call(address: str, body: dict[str, Any] | None) -> dict[str, Any]:
@@ -235,7 +236,7 @@ def _next(parts: Assembly, example: Example, modality: int | None) -> Next:
     (case,) = references(parts, [example], modality)
     best = case.logits[-1].log_softmax(-1).topk(min(_TOP, case.logits.shape[-1]))
     tokenizer = parts.encoder.tokenizer
-    texts = [tokenizer.decode([int(token)]) for token in best.indices]
+    texts = [str(tokenizer.decode([int(token)])) for token in best.indices]
     special = set(tokenizer.all_special_tokens)
     return {
         text: float(value)
@@ -293,7 +294,7 @@ def _messages(example: Example) -> list[dict[str, Any]]:
     ]
 
 
-def _content(parts: Sequence[Any]) -> str | list[dict[str, Any]]:
+def _content(parts: Sequence[Any]) -> str | list[Mapping[str, Any]]:
     if all(isinstance(part, str) for part in parts):
         return "".join(parts)
     return [_part(part) for part in parts]

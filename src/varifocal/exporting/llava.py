@@ -88,7 +88,7 @@ def check_llava_export(base: PreTrainedModel, *, merges: bool, to: str = "llava"
         )
 
 
-def llava(
+def join_llava(
     base: PreTrainedModel, language: PlainModel, processor: GraftedProcessor, dtype: torch.dtype
 ) -> PlainModel:
     """Join a folded or merged language model, the tower and the projector into a LLaVA.

@@ -26,7 +26,7 @@ from transformers import CLIPVisionModel, PreTrainedModel
 from varifocal.assemble import Assembly
 from varifocal.errors import ModelError
 from varifocal.exporting.gguf import as_numpy, stored_as
-from varifocal.exporting.llava import check_llava, projector
+from varifocal.exporting.llava import check_llava_export, projector
 from varifocal.exporting.merging import Produce, plain_tensors, rounded_to
 from varifocal.writing import unwritable_is_an_error
 
@@ -71,7 +71,7 @@ def check_mmproj(base: PreTrainedModel, *, merges: bool) -> None:
         ModelError: it is no LLaVA, its tower has a class token, or an activation or a layer that
             llama.cpp has no word for.
     """
-    check_llava(base, merges=merges, to="llamacpp")
+    check_llava_export(base, merges=merges, to="llamacpp")
     tower: Any = cast(Any, base).vision_tower
     config = tower.model.config
     if isinstance(tower.model, CLIPVisionModel) and projector(base).select == "patches":
@@ -157,8 +157,8 @@ def check_written_mmproj(parts: Assembly, file: Path, dtype: torch.dtype, what: 
         raise ModelError(f"{what}: the tensor {name} is in {MMPROJ} as written or as read alone")
     for name, produce in wanted.items():
         expected = as_numpy(_stored(name, produce, dtype))
-        found = np.asarray(stored[name].data).reshape(-1).view(expected.dtype)
-        if not np.array_equal(found, expected.reshape(-1)):
+        written = np.asarray(stored[name].data).reshape(-1).view(expected.dtype)
+        if not np.array_equal(written, expected.reshape(-1)):
             raise ModelError(
                 f"{what}: the tensor {name} was read back as something else than was to be "
                 "written; nothing was written. Report this with the run's recipe"
@@ -166,9 +166,9 @@ def check_written_mmproj(parts: Assembly, file: Path, dtype: torch.dtype, what: 
     side = cast(Any, parts.base).vision_tower.image_size
     pixels = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
     tensors = {name: produce().cpu().double() for name, produce in wanted.items()}
-    found = image_tokens(header, tensors, pixels.double())
+    emulated = emulate_image_tokens(header, tensors, pixels.double())
     own = _own_tokens(parts, pixels)
-    gap = float((found - own).norm() / own.norm())
+    gap = float((emulated - own).norm() / own.norm())
     if not gap <= _MOST_GAP:
         raise ModelError(
             f"{what}: {MMPROJ} makes other tokens of an image than the run, by {gap:.2g} of "
@@ -180,7 +180,7 @@ def check_written_mmproj(parts: Assembly, file: Path, dtype: torch.dtype, what: 
 _MOST_GAP = 2e-3  # llama.cpp's GELU between the projector's layers is the tanh approximation
 
 
-def image_tokens(
+def emulate_image_tokens(
     header: Mapping[str, Any], tensors: Mapping[str, Tensor], pixels: Tensor
 ) -> Tensor:
     """Make tokens of images as llama.cpp's graph for the projector `mlp` does.
@@ -238,9 +238,9 @@ def _own_tokens(parts: Assembly, pixels: Tensor) -> Tensor:
     tower = base.vision_tower.model
     training = base.training
     base.eval()
-    found = base.encode_images(pixels.to(tower.device, tower.dtype)).double().cpu()
+    encoded = base.encode_images(pixels.to(tower.device, tower.dtype)).double().cpu()
     base.train(training)
-    return found
+    return encoded
 
 
 def _add_header(writer: Any, parts: Assembly) -> None:

@@ -102,7 +102,7 @@ def name_for_llava(directory: Path) -> None:
     page["base_model_name_or_path"] = "../text"
     tensors = load_file(directory / _WEIGHTS)
     renamed = {
-        _INSIDE + _in_llava(name.removeprefix(_INSIDE)): one for name, one in tensors.items()
+        _INSIDE + _in_llava(name.removeprefix(_INSIDE)): tensor for name, tensor in tensors.items()
     }
     with unwritable_is_an_error(directory):
         save_file(renamed, directory / _WEIGHTS, metadata={"format": "pt"})
@@ -132,7 +132,7 @@ def check_llava_folder(directory: Path) -> None:
     config = json.loads((directory / "config.json").read_text())
     token = config.get("image_token_index", config.get("image_token_id"))
     added = json.loads((directory / "tokenizer.json").read_text())["added_tokens"]
-    ids = {one["id"] for one in added}
+    ids = {entry["id"] for entry in added}
     rows = config["text_config"]["vocab_size"]
     if token not in ids or token >= rows:
         raise ModelError(

@@ -57,7 +57,7 @@ _NFC = (
 
 
 @dataclass(frozen=True)
-class Vocabulary:
+class LlamaCppVocabulary:
     """How llama.cpp has to read texts so that a run's chat prompts are what it was trained on.
 
     Attributes:
@@ -74,7 +74,7 @@ class Vocabulary:
     notes: tuple[str, ...]
 
 
-def vocabulary_of(tokenizer: Any, encoder: Encoder) -> Vocabulary:
+def vocabulary_of(tokenizer: Any, encoder: Encoder) -> LlamaCppVocabulary:
     """Name a tokenizer in llama.cpp's terms.
 
     Args:
@@ -97,7 +97,9 @@ def vocabulary_of(tokenizer: Any, encoder: Encoder) -> Vocabulary:
     for adds_blank in (False,) if pre else (True, False):
         reader = Tokenizer.from_str(json.dumps(_as_read(page, adds_blank=adds_blank)))
         if own == [_ids(reader, tokenizer, prompt, adds_bos=adds_bos) for prompt in prompts]:
-            return Vocabulary(pre, adds_bos, adds_blank, tuple(_notes(page, tokenizer, adds_bos)))
+            return LlamaCppVocabulary(
+                pre, adds_bos, adds_blank, tuple(_notes(page, tokenizer, adds_bos))
+            )
     flagged = [token["content"] for token in page["added_tokens"] if _flags(token)]
     because = f"it does not know the flags of {', '.join(flagged)}" if flagged else "of its blanks"
     raise ModelError(
@@ -107,7 +109,7 @@ def vocabulary_of(tokenizer: Any, encoder: Encoder) -> Vocabulary:
 
 
 def add_vocabulary(
-    writer: GGUFWriter, vocabulary: Vocabulary, tokenizer: Any, num_tokens: int
+    writer: GGUFWriter, vocabulary: LlamaCppVocabulary, tokenizer: Any, num_tokens: int
 ) -> None:
     """Write a tokenizer into a file's header.
 
@@ -272,8 +274,8 @@ def _sets_bos(tokenizer: Any) -> bool:
 
 def _ids(reader: Tokenizer, tokenizer: Any, text: str, *, adds_bos: bool) -> list[int]:
     text = text.removeprefix(tokenizer.bos_token) if adds_bos else text
-    found = reader.encode(text, add_special_tokens=False).ids
-    return [tokenizer.bos_token_id, *found] if adds_bos else found
+    ids = reader.encode(text, add_special_tokens=False).ids
+    return [tokenizer.bos_token_id, *ids] if adds_bos else ids
 
 
 def _flags(token: Mapping[str, Any]) -> list[str]:

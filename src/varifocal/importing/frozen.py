@@ -72,12 +72,12 @@ def check_frozen(
         model, file, key = own[name]
         with safe_open(file, framework="pt") as opened:
             base = opened.get_tensor(key)
-        found = tensors[name]
-        more = len(found) - len(base) if _TABLE.search(name) and found.dim() == 2 else 0
+        tensor = tensors[name]
+        more = len(tensor) - len(base) if _TABLE.search(name) and tensor.dim() == 2 else 0
         if more > 0:
             notes.append(f"{name} has {more} rows more than {model.name}: they are left out.")
-            found = found[: len(base)]
-        if not _is_same(found, base):
+            tensor = tensor[: len(base)]
+        if not _is_same(tensor, base):
             raise ModelError(
                 f"{source}: {name} has other numbers than {model.name}; name the model that it was "
                 "trained on"
@@ -105,9 +105,9 @@ def _keys(file: Path, model: FrozenModel) -> list[str]:
         return list(opened.keys())
 
 
-def _is_same(found: Tensor, base: Tensor) -> bool:
+def _is_same(tensor: Tensor, base: Tensor) -> bool:
     """Tell whether a tensor is another one, rounded to its number format, by way of float16 too."""
-    if found.shape != base.shape:
+    if tensor.shape != base.shape:
         return False
-    ways = (base.to(found.dtype), base.to(torch.float16).to(found.dtype))
-    return any(torch.equal(found, rounded) for rounded in ways)
+    roundings = (base.to(tensor.dtype), base.to(torch.float16).to(tensor.dtype))
+    return any(torch.equal(tensor, rounded) for rounded in roundings)

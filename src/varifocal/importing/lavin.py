@@ -13,7 +13,7 @@ from varifocal.cache import file_digest
 from varifocal.errors import ModelError
 from varifocal.importing.folder import check_width, write_run
 from varifocal.importing.pickles import read_pickle
-from varifocal.models.layouts.lavin import LavinSizes, lavin_rules, read_sizes, strip_ddp
+from varifocal.models.layouts.lavin import LavinSizes, lavin_rules, read_lavin_sizes, strip_ddp
 from varifocal.models.layouts.rule import read_all
 from varifocal.recipe import ClsPyramidSection, MMASection, ModelSection, Recipe
 from varifocal.run import RunDirectory
@@ -65,7 +65,7 @@ def read_lavin(file: Path) -> LavinCheckpoint:
     args = page.get("args")
     settings = vars(args) if isinstance(args, argparse.Namespace) else {}
     plain = {k: v for k, v in settings.items() if isinstance(v, str | int | float | bool)}
-    sizes = read_sizes(tensors, str(file))
+    sizes = read_lavin_sizes(tensors, str(file))
     if sizes.num_groups != _GROUPS:
         raise ModelError(
             f"{file} has up-projections in {sizes.num_groups} groups, and adapters here have "

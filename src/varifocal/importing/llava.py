@@ -65,19 +65,19 @@ def import_llava(
         RunError: the directory holds a run already or other files.
     """
     RunDirectory(out).check_free()
-    told = read_folder(folder, language_model, vision_tower)
+    named = read_folder(folder, language_model, vision_tower)
     files = _files(folder)
     tensors: dict[str, Tensor] = {}
     for file in files:
         tensors |= plain_names(_read(file), str(file))
     tuner = _lora(folder) if (folder / LORA_CONFIG).is_file() else NoTunerSection()
-    rules = [*projector_rules(told.num_linears), *lora_rules(tensors)]
+    rules = [*projector_rules(named.num_linears), *lora_rules(tensors)]
 
     def fill(shapes: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return read_all(rules, tensors, shapes, str(folder))
 
-    origin = _origin(folder, files, len(tensors), told.notes)
-    return write_run(_recipe(told, tuner, dtype), fill, out, origin)
+    origin = _origin(folder, files, len(tensors), named.notes)
+    return write_run(_recipe(named, tuner, dtype), fill, out, origin)
 
 
 def _origin(
@@ -116,7 +116,9 @@ def _files(folder: Path) -> list[Path]:
 
 def _read(file: Path) -> dict[str, Tensor]:
     held = load_file(file) if file.suffix == ".safetensors" else read_pickle(file)
-    if not isinstance(held, dict) or not all(isinstance(one, Tensor) for one in held.values()):
+    if not isinstance(held, dict) or not all(
+        isinstance(tensor, Tensor) for tensor in held.values()
+    ):
         raise ModelError(f"{file} is no table of tensors")
     return held
 
@@ -145,11 +147,11 @@ def _lora(folder: Path) -> LoraSection:
     )
 
 
-def _recipe(told: LlavaFolder, tuner: LoraSection | NoTunerSection, dtype: str) -> Recipe:
+def _recipe(named: LlavaFolder, tuner: LoraSection | NoTunerSection, dtype: str) -> Recipe:
     model = {
-        "language_model": told.language_model,
-        "vision_tower": told.vision_tower,
-        "connector": LinearSection() if told.num_linears == 1 else LlavaMLPSection(),
+        "language_model": named.language_model,
+        "vision_tower": named.vision_tower,
+        "connector": LinearSection() if named.num_linears == 1 else LlavaMLPSection(),
         "dtype": dtype,
     }
     return Recipe(model=ModelSection.model_validate(model), tuner=tuner)

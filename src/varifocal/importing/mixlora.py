@@ -17,7 +17,7 @@ from varifocal.models.layouts.mixlora import (
     MixLoraSizes,
     frozen_names,
     mixlora_rules,
-    read_sizes,
+    read_mixlora_sizes,
 )
 from varifocal.models.layouts.rule import read_all
 from varifocal.recipe import LinearSection, MixLoraSection, ModelSection, Recipe
@@ -68,18 +68,18 @@ def import_mixlora(
         RunError: the directory holds a run already or other files.
     """
     RunDirectory(out).check_free()
-    told = read_folder(folder, language_model, vision_tower)
+    named = read_folder(folder, language_model, vision_tower)
     file = folder / WEIGHTS
     settings = _settings(folder)
     tensors = read_pickle(file)
     if not isinstance(tensors, dict):
         raise ModelError(f"{file} is no table of tensors")
-    sizes = read_sizes(tensors, str(file))
+    sizes = read_mixlora_sizes(tensors, str(file))
     rank = _rank(sizes, rank, settings, folder)
     rules = mixlora_rules(sizes, rank)
     frozen = frozen_names(tensors, rules)
     trained = {name: tensor for name, tensor in tensors.items() if name not in set(frozen)}
-    notes = check_frozen(tensors, frozen, _models(told), str(file))
+    notes = check_frozen(tensors, frozen, _models(named), str(file))
     alpha = lora_alpha or float(settings.get("lora_alpha", 2 * sizes.num_factors))
 
     def fill(shapes: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -91,9 +91,9 @@ def import_mixlora(
         "sha256": file_digest(file),
         "num_tensors": len(tensors),
         "settings": settings,
-        "notes": [*_NOTES, *told.notes, *notes],
+        "notes": [*_NOTES, *named.notes, *notes],
     }
-    return write_run(_recipe(told, sizes, rank, alpha, dtype), fill, out, origin)
+    return write_run(_recipe(named, sizes, rank, alpha, dtype), fill, out, origin)
 
 
 def _settings(folder: Path) -> dict[str, Any]:
@@ -125,20 +125,20 @@ def _rank(sizes: MixLoraSizes, given: int | None, settings: dict[str, Any], fold
     return rank
 
 
-def _models(told: LlavaFolder) -> list[FrozenModel]:
+def _models(named: LlavaFolder) -> list[FrozenModel]:
     tower = f"{PREFIX}model.vision_tower.vision_tower."
     return [
-        FrozenModel(told.language_model, PREFIX),
-        FrozenModel(told.vision_tower, tower, "vision_model."),
+        FrozenModel(named.language_model, PREFIX),
+        FrozenModel(named.vision_tower, tower, "vision_model."),
     ]
 
 
 def _recipe(
-    told: LlavaFolder, sizes: MixLoraSizes, rank: int, lora_alpha: float, dtype: str
+    named: LlavaFolder, sizes: MixLoraSizes, rank: int, lora_alpha: float, dtype: str
 ) -> Recipe:
     model = {
-        "language_model": told.language_model,
-        "vision_tower": told.vision_tower,
+        "language_model": named.language_model,
+        "vision_tower": named.vision_tower,
         "connector": LinearSection(),
         "dtype": dtype,
     }

@@ -45,7 +45,7 @@ def strip_ddp(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
 
 
-def read_sizes(tensors: Mapping[str, Tensor], source: str) -> LavinSizes:
+def read_lavin_sizes(tensors: Mapping[str, Tensor], source: str) -> LavinSizes:
     """Read the sizes off the tensors.
 
     Args:

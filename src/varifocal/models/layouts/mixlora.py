@@ -39,25 +39,25 @@ class MixLoraSizes:
     is_conditional: bool
 
 
-def read_sizes(tensors: Mapping[str, Tensor], source: str) -> MixLoraSizes:
+def read_mixlora_sizes(tensors: Mapping[str, Tensor], source: str) -> MixLoraSizes:
     """Read the sizes off the tensors.
 
     Raises:
         ModelError: these are no tensors of MixLoRA.
     """
-    found = {match[1]: match[2] for name in tensors if (match := _FACTOR.fullmatch(name))}
-    if not found:
+    factors = {match[1]: match[2] for name in tensors if (match := _FACTOR.fullmatch(name))}
+    if not factors:
         raise ModelError(
             f"{source} holds no factors of MixLoRA: there is no name that ends in lora_A.default.0"
         )
-    linears = tuple(found)
+    linears = tuple(factors)
     first = f"{PREFIX}{linears[0]}"
     num_factors = sum(name.startswith(f"{first}.lora_A.default.") for name in tensors)
     conditional = tensors.get(f"{first}.{_OF_B}.loraA_param2loraB_selector.weight")
     rank = None
     if conditional is not None:
         rank = conditional.shape[-1] // tensors[f"{first}.lora_A.default.0"].shape[-1]
-    targets = tuple(dict.fromkeys(end.rpartition(".")[2] for end in found.values()))
+    targets = tuple(dict.fromkeys(end.rpartition(".")[2] for end in factors.values()))
     return MixLoraSizes(linears, targets, num_factors, rank, conditional is not None)
 
 
