@@ -212,7 +212,7 @@ def test_html_is_written_to_a_file(run, recipe, tmp_path):
     page = tmp_path / "out" / "row.html"
     code, out, _ = run("data", "show", recipe(GOOD), "--random", "--seed", 1, "--html", page)
     assert (code, out) == (0, f"{page}\n")
-    assert page.read_text().startswith("<!DOCTYPE html>")
+    assert page.read_text().startswith("<!doctype html>")
 
 
 @pytest.mark.parametrize(

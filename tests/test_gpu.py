@@ -24,16 +24,13 @@ _spec = importlib.util.spec_from_file_location(
 )
 _shared = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_shared)
-parts, recipe_file, recipe = _shared.parts, _shared.recipe_file, _shared.recipe
+parts, book, recipe_file, recipe = (
+    _shared.parts,
+    _shared.book,
+    _shared.recipe_file,
+    _shared.recipe,
+)
 _own_cache, _one_thread = _shared._own_cache, _shared._one_thread
-
-
-@pytest.fixture
-def book(tmp_path):
-    """Three pictured and two plain questions: each operation there takes a call of Python's."""
-    _shared.write_book(tmp_path / "book", num_pictures=3, num_texts=2)
-    return tmp_path / "book"
-
 
 SCRIPT = """
 import json
@@ -101,7 +98,8 @@ def test_every_verb_computes_on_the_gpu_what_it_does_on_the_cpu(
     few |= {"data.max_length": 240, "data.row_length": 480}
     recipe_file.write_text(recipe({**few, **tuner}).dump_yaml())
     for verb in verbs_of(tmp_path / "cpu", recipe_file, book)[:2]:
-        assert run(*verb)[0] == 0
+        code, _, errors = run(*verb)
+        assert code == 0, errors
     on_gpu(tmp_path / "gpu", verbs_of(tmp_path / "gpu", recipe_file, book))
     saved = (tmp_path / name / "adapter" / "adapter_model.safetensors" for name in ("cpu", "gpu"))
     ours, theirs = map(load_file, saved)

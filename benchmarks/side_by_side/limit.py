@@ -110,6 +110,6 @@ def flops_of(samples: list[Encoded], shapes: Shapes) -> int:
         tokens=sum(map(len, samples)),
         pairs=sum(len(sample) ** 2 for sample in samples),
         positions=sum(int((~sample.prompt_mask).sum()) for sample in samples),
-        num_pictures=images,
+        num_images=images,
     )
     return language + shapes.formula.images(0, images)

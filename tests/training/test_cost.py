@@ -275,8 +275,8 @@ def test_two_processes_add_up(recipe, recipe_file, tmp_path):
     script = tmp_path / "train.py"
     script.write_text(
         "import sys\nfrom varifocal.recipe import load_recipe\n"
-        "from varifocal.training.train import train\n"
-        "train(load_recipe(sys.argv[1], {'training.max_steps': 2}), sys.argv[2])\n"
+        "from varifocal.training.train import run_training\n"
+        "run_training(load_recipe(sys.argv[1], {'training.max_steps': 2}), sys.argv[2])\n"
     )
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(

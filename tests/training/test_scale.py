@@ -70,7 +70,7 @@ def work(rank, world, engine, more, out, resume, port, say):
     train_module.result_of = look
     page = load_recipe(PAGE, [*overrides(world, ENGINE.get(engine, engine)), *more])
     try:
-        train_module.train(page, out, resume=resume, predict=foresee)
+        train_module.run_training(page, out, resume=resume, predict=foresee)
     except RunError as error:
         found["error"] = str(error)
     if rank == 0:

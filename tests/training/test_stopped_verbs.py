@@ -110,10 +110,10 @@ def test_serve_answers_as_of_the_newest_checkpoint(run, stopped, says, monkeypat
 
 def test_an_export_is_of_the_newest_checkpoint(run, stopped, says, tmp_path):
     out = tmp_path / "exported"
-    code, shown, _ = run(
+    code, shown, errors = run(
         "export", stopped.root, "--to", "merged", "--out", out, "--prompts", 2, "--dtype", "float32"
     )
-    assert code == 0
+    assert code == 0, errors
     assert says(3)
     assert "this is the run as of step 3" in " ".join(shown.split())
     exported = AutoModelForCausalLM.from_pretrained(out / "text")

@@ -49,9 +49,9 @@ def name_task(example: Example) -> str:
 
     >>> from varifocal.data.example import Message
     >>> turns = (Message("user", ("2 + 2?",)), Message("assistant", ("4",)))
-    >>> task_of(Example(turns, task="QCM-A", tags={"skill": "Read a thermometer"}))
+    >>> name_task(Example(turns, task="QCM-A", tags={"skill": "Read a thermometer"}))
     'thermometer'
-    >>> task_of(Example(turns, source="data/sums.jsonl"))
+    >>> name_task(Example(turns, source="data/sums.jsonl"))
     'sums'
     """
     skill = example.tags.get("skill", "")

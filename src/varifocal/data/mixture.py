@@ -158,7 +158,7 @@ def draw_epoch(parts: Sequence[Part], section: MixtureSection, seed: int) -> Dra
         ValueError: modalities or tasks are needed and missing.
 
     >>> parts = [Part("alpaca", 300), Part("science", 100)]
-    >>> [row.realised for row in draw(parts, MixtureSection(total=8), seed=0).report]
+    >>> [row.realised for row in draw_epoch(parts, MixtureSection(total=8), seed=0).report]
     [6, 2]
     """
     _check_weights(parts)

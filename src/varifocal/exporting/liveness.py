@@ -26,7 +26,7 @@ from PIL.Image import Resampling
 
 from varifocal.assemble import Assembly
 from varifocal.data.example import Example, Image
-from varifocal.errors import ModelError, RunError
+from varifocal.errors import DataError, ModelError, RunError
 from varifocal.exporting.parity import prompts, references
 from varifocal.models.grafted import GraftedForConditionalGeneration
 from varifocal.writing import write_json
@@ -88,8 +88,7 @@ def write_probe(
         Whether a question tells them apart.
     """
     images = sees and modality != 0
-    asked = [_without_answer(example) for example in prompts(_CANDIDATES, images=images)]
-    examples = [_at_size(example, parts) for example in asked]
+    examples = _candidates(parts, images=images)
     route = None if sees and images else modality
     with_adapter = [_next(parts, example, route) for example in examples]
     with _adapter_off(parts):
@@ -99,22 +98,38 @@ def write_probe(
         for example, trained, base in zip(examples, with_adapter, without, strict=True)
     ]
     chosen = sorted(made, key=lambda question: -question.tells)[:_ASKED]
+    tells_apart = bool(chosen) and chosen[0].tells >= _TELLS
     if text_is_base and images:
-        chosen.append(_text_question(parts))
-    tells_apart = chosen[0].tells >= _TELLS
+        chosen += _text_question(parts)
     page = {"tells": tells_apart, "questions": [asdict(question) for question in chosen]}
     write_json(directory / PROBE, page)
     return tells_apart
 
 
-def _text_question(parts: Assembly) -> ProbeQuestion:
+def _candidates(parts: Assembly, *, images: bool) -> list[Example]:
+    """Compose questions, those alone that the run's `data.max_length` has room for."""
+    asked = [_without_answer(example) for example in prompts(_CANDIDATES, images=images)]
+    return [
+        example for example in (_at_size(each, parts) for each in asked) if _fits(example, parts)
+    ]
+
+
+def _fits(example: Example, parts: Assembly) -> bool:
+    try:
+        parts.encoder.encode(example, with_answer=False)
+    except DataError:
+        return False
+    return True
+
+
+def _text_question(parts: Assembly) -> list[ProbeQuestion]:
     """Find the text whose answer the image route would change most; the base's is wanted."""
-    examples = [_without_answer(example) for example in prompts(_CANDIDATES, images=False)]
+    examples = _candidates(parts, images=False)
     questions = [
         ProbeQuestion(_messages(example), _next(parts, example, 0), _next(parts, example, 1))
         for example in examples
     ]
-    return max(questions, key=lambda question: question.tells)
+    return sorted(questions, key=lambda question: -question.tells)[:1]
 
 
 @dataclass(frozen=True)

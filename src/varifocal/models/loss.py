@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
 
 from varifocal.errors import ModelError
 from varifocal.models.divergence import reference_divergence
@@ -175,8 +174,8 @@ def _total_of_pairs(
 
 def _head(model: nn.Module) -> nn.Module:
     """Return the head inside wrappers of PEFT and of launchers."""
-    base = next(part for part in model.modules() if isinstance(part, PreTrainedModel))
-    return cast(nn.Module, base.get_output_embeddings())
+    base = next(part for part in model.modules() if hasattr(part, "get_output_embeddings"))
+    return cast(Any, base).get_output_embeddings()
 
 
 @contextmanager

@@ -94,7 +94,7 @@ def joined(parts: Sequence[str]) -> str:
 def capitalised(phrase: str) -> str:
     """Give a phrase its capital letter.
 
-    >>> opened("a red ball.")
+    >>> capitalised("a red ball.")
     'A red ball.'
     """
     return phrase[0].upper() + phrase[1:]

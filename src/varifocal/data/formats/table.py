@@ -117,7 +117,7 @@ def fill_template(
     Raises:
         DataError: it is no template, or a column is missing or empty.
 
-    >>> filled("{a:04}.jpg", {"a": 7}, "image", ParseOptions("", "table", None), "")
+    >>> fill_template("{a:04}.jpg", {"a": 7}, "image", ParseOptions("", "table", None), "")
     '0007.jpg'
     """
     parts: list[str] = []

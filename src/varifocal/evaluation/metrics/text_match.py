@@ -60,7 +60,7 @@ NUMBER_WORDS = {word: str(value) for value, word in enumerate(_WORDS.split())}
 def normalise_short(text: str) -> str:
     """Drop case, blanks around and within, and the final full stop.
 
-    >>> plain(" Light blue. ")
+    >>> normalise_short(" Light blue. ")
     'light blue'
     """
     return " ".join(text.split()).rstrip(".").strip().lower()
