@@ -14,6 +14,8 @@ import pytest
 from fork_server import Forks
 from skip_guard import SkipGuard
 
+collect_ignore = ["reference_code", "slurm"]  # scripts to run by hand
+
 # A test asserts no time: machines are shared.
 hypothesis.settings.register_profile("varifocal", deadline=None)
 hypothesis.settings.load_profile("varifocal")

@@ -150,12 +150,10 @@ def run(arguments):
 
 def serve(path):
     """Answer until the process is ended."""
-    import torch
-
     for name in IMPORTED:
         importlib.import_module(name)
     gc.freeze()  # a collection in a child would copy every page
-    torch.set_num_threads(1)
+    # No torch.set_num_threads here: the pool that it makes does not outlive two forks.
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
     listener.listen()
