@@ -143,8 +143,9 @@ def work(rank, wanted):
         from varifocal.models.grafted import GraftedForConditionalGeneration
         GraftedForConditionalGeneration._zero = lambda self, embeds, features: None
     if TAKEN_OUT == "llava":
-        from varifocal.models import llava
+        from varifocal.models.families import llava
         llava._zero = lambda model, inner, embeds: None
+    print("ready", rank, flush=True)
     for (kind, tuner), want in wanted.items():
         for way in WAYS.split(","):
             check(kind, tuner, way, rank, want)
@@ -198,6 +199,7 @@ def test_every_way_of_sharding_and_a_connector_alone(launch):
 @pytest.mark.parametrize("way", ["ddp", "fsdp2"])
 def test_without_the_touch_they_part(launch, kind, way):
     code, said = launch(way, "mma", kind)
+    assert "ready 0" in said  # it is the step that fails
     assert code != 0
     assert "Error" in said
     assert f"{kind} mma {way}" not in said
