@@ -193,9 +193,9 @@ def batch_of(scale: Scale, way: Way, base: PreTrainedModel, device: str) -> dict
             samples.append(Encoded(ids, prompt, modality=has_image, images=held))
         rows.append(samples)
 
-    def load(pictures: Any) -> Mapping[str, Tensor]:
+    def load(batch: Any) -> Mapping[str, Tensor]:
         assert images.load is not None
-        shapes = images.load(pictures)
+        shapes = images.load(batch)
         if device == "meta":
             return shapes
         return {name: torch.randn(each.shape, dtype=each.dtype) for name, each in shapes.items()}

@@ -63,7 +63,7 @@ def shape_of(name: str, given: argparse.Namespace) -> Shape:
     config = base.config.get_text_config()
     parameters = [p for n, p in model.named_parameters() if ".original_module." not in n]
     samples = given.row_length / given.sample_tokens
-    images = samples * given.pictured
+    images = samples * given.images
 
     def flops(checkpointing: bool) -> float:
         formula = FlopFormula.of(base, checkpointing=checkpointing)
@@ -137,7 +137,7 @@ def arguments() -> argparse.Namespace:
     add("--gpus", nargs="+", type=int, default=[1, 8, 64, 512])
     add("--samples", type=float, default=1e9, help="of the data, each seen once")
     add("--sample-tokens", type=float, default=200, help="mean length of a sample")
-    add("--pictured", type=float, default=0.5, help="share of samples with an image")
+    add("--images", type=float, default=0.5, help="share of samples with an image")
     add("--supervised", type=float, default=0.3, help="share of tokens with a loss")
     add("--row-length", type=int, default=2048, help="tokens of a packed row, all in use")
     add("--rows", type=int, default=4, help="rows of a GPU's step; more GPUs take more rows")

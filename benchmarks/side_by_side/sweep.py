@@ -34,7 +34,7 @@ def points(chosen: list[str], directory: Path) -> dict[str, dict[str, Any]]:
         shape = Shape(**few, stretch=length / 512, longest=length)
         found[f"length={length}"] = {"shape": shape, "rows": 1024 // length}
     for share in (0.0, 0.5, 1.0):
-        found[f"pictures={share}"] = {"shape": Shape(**few, images=share), "rows": 2}
+        found[f"images={share}"] = {"shape": Shape(**few, images=share), "rows": 2}
     for rank in (2, 16, 128):
         tuner = {"rank": rank, "target_modules": SEVEN}
         found[f"rank={rank}"] = {"shape": Shape(**few), "rows": 2, "tuner": tuner}
@@ -92,7 +92,7 @@ def measure(name: str, given: dict[str, Any], directory: Path, threads: int) -> 
 def main() -> None:
     """Measure the points that are missing, print all."""
     parser = argparse.ArgumentParser(prog="sweep", description=__doc__.splitlines()[0])
-    parser.add_argument("--points", default="length,pictures,rank,model,samples")
+    parser.add_argument("--points", default="length,images,rank,model,samples")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--dir", type=Path, default=Path("/tmp/varifocal-bench-sweep"))
     given = parser.parse_args()

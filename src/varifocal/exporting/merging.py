@@ -110,7 +110,7 @@ def shared_table_is_adapted(model: PreTrainedModel) -> bool:
     tables = [model.get_input_embeddings(), model.get_output_embeddings()]
     inside = [_inside(table) for table in tables if table is not None]
     shared = len(inside) == 2 and inside[0].weight is inside[1].weight
-    return shared and any(weight is not table for weight, table in zip(inside, tables, strict=True))
+    return shared and any(module is not table for module, table in zip(inside, tables, strict=True))
 
 
 def _inside(module: Any) -> Any:
