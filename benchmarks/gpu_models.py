@@ -27,7 +27,7 @@ from varifocal.models.connector import build_connector
 from varifocal.models.families.base import family_of
 from varifocal.models.grafted import graft
 from varifocal.models.loss import LossKernel, supervised_loss
-from varifocal.models.published import PUBLISHED
+from varifocal.models.published_configs import PUBLISHED
 from varifocal.models.vision import build_tower
 from varifocal.planning.memory import count_weights, parts_of_peak
 from varifocal.planning.tracing import switch_checkpointing, trace_step

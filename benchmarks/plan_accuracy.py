@@ -94,7 +94,7 @@ def _random(work: Path, model: str) -> Path:
         LlamaForCausalLM,
     )
 
-    from varifocal.models.packaged import packaged_directory
+    from varifocal.models.packaged_weights import packaged_directory
 
     tokenizer = AutoTokenizer.from_pretrained(packaged_directory("smollm2-135m-instruct"))
     sizes = {

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from varifocal.errors import DataError, Stopped, VarifocalError
-from varifocal.stopping import sigterm_interrupts
+from varifocal.sigterm import sigterm_interrupts
 from varifocal.writing import check_folder, claim_folder
 
 SEEDS = (0, 1, 2)

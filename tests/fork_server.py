@@ -27,7 +27,7 @@ IMPORTED = (
     "varifocal.demo",
     "varifocal.evaluation.runner",
     "varifocal.exporting.export",
-    "varifocal.planning.record",
+    "varifocal.planning.plan",
     "varifocal.training.train",
 )
 

@@ -12,7 +12,7 @@ from varifocal.errors import ModelError, RecipeError
 from varifocal.models.families.qwen_vl import cell_side
 from varifocal.models.families.smolvlm import smolvlm_tokens_per_image
 from varifocal.models.load import is_vision_language
-from varifocal.models.published import PUBLISHED
+from varifocal.models.published_configs import PUBLISHED
 from varifocal.models.sources import Checkpoint
 from varifocal.planning.devices import GPUS
 from varifocal.planning.estimate import estimate

@@ -13,10 +13,10 @@ import pytest
 
 from varifocal.errors import RecipeError, RunError
 from varifocal.recipe import Recipe
-from varifocal.recipe.page import validate
+from varifocal.recipe.strict_yaml import validate
 from varifocal.run import RunDirectory
+from varifocal.sigterm import sigterm_interrupts
 from varifocal.staging import machine, staging_path, sweep_abandoned
-from varifocal.stopping import sigterm_interrupts
 from varifocal.writing import (
     atomic_directory,
     atomic_file,

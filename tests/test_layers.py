@@ -15,7 +15,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "varifocal"
 
-GROUND = {"errors", "staging", "cache", "manifest", "writing", "locking", "run", "trained"}
+GROUND = {"errors", "staging", "cache", "manifest", "writing", "locking", "run", "trained_weights"}
 GROUND |= {"recipe", "sciencebook", "plotting", "pages", "progress"}
 STOCK = {"models", "data", "tuners"}
 VERBS = {"training", "evaluation", "analysis", "exporting", "serving"}
@@ -32,11 +32,11 @@ ALLOWED = {
     "sciencebook": {"errors", "locking", "progress", "writing"},
     "recipe": {"errors"},
     "manifest": {"errors"},
-    "stopping": set(),
+    "sigterm": set(),
     "writing": {"errors", "staging", "cache", "manifest"},
     "locking": {"errors", "staging", "writing"},
     "run": {"errors", "staging", "manifest", "writing", "locking"},
-    "trained": {"errors", "run"},
+    "trained_weights": {"errors", "run"},
     "tuners": set(),
     "models": GROUND,
     "data": GROUND,
@@ -53,7 +53,7 @@ ALLOWED = {
     | STOCK
     | VERBS
     | ABOUT
-    | {"assemble", "demo", "sweep", "registration", "stopping"},
+    | {"assemble", "demo", "sweep", "registration", "sigterm"},
     "registration": {"errors", "models", "tuners"},
     "__init__": GROUND | STOCK | VERBS | ABOUT | {"api", "registration"},
 }

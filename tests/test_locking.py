@@ -18,8 +18,8 @@ from varifocal.exporting.folders import check_replaceable
 from varifocal.locking import alone, check_unoccupied, in_turn
 from varifocal.run import RunDirectory
 from varifocal.sciencebook import make_sciencebook
+from varifocal.sigterm import Terminated
 from varifocal.staging import staging_path
-from varifocal.stopping import Terminated
 from varifocal.training.launch import Launch, run_launch
 from varifocal.training.slurm import TrainingJob
 from varifocal.writing import atomic_directory, unwritable_is_an_error, write_json

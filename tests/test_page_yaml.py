@@ -3,7 +3,7 @@
 import pytest
 
 from varifocal.errors import RecipeError
-from varifocal.recipe.page import parse_yaml, read_page
+from varifocal.recipe.strict_yaml import parse_yaml, read_page
 
 REPEATED = "a: &a [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]\n" + "".join(
     f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]\n"

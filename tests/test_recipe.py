@@ -29,9 +29,9 @@ from varifocal.recipe import (
     TrainingSection,
     load_recipe,
 )
-from varifocal.recipe.page import parse_yaml, put, validate
 from varifocal.recipe.processor import has_bfloat16, processor_has_bfloat16
 from varifocal.recipe.reading import SHIPPED
+from varifocal.recipe.strict_yaml import parse_yaml, put, validate
 
 TREE = Path(__file__).parents[1] / "recipes"
 MODEL = {"language_model": "smollm2-135m-instruct"}

@@ -190,7 +190,7 @@ def test_one_wrong_point_keeps_the_others_from_training(
 
 @pytest.mark.parametrize("file", sorted(SWEEPS.glob("*.yaml")), ids=lambda file: file.stem)
 def test_the_sweeps_of_the_tree_are_strict_pages(file):
-    from varifocal.recipe.page import read_page, validate
+    from varifocal.recipe.strict_yaml import read_page, validate
     from varifocal.sweep import SweepSection
 
     assert validate(SweepSection, read_page(file)).grid["data.mixture.language_fraction"]

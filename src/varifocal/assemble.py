@@ -37,7 +37,7 @@ from varifocal.models.saved import (
 from varifocal.models.sources import find_checkpoint
 from varifocal.recipe import ModelSection, NoTunerSection, Recipe, load_recipe
 from varifocal.run import RunDirectory
-from varifocal.trained import Trained, find_trained
+from varifocal.trained_weights import Trained, find_trained
 
 _LOGGER = logging.getLogger("varifocal")
 

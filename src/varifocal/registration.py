@@ -25,7 +25,7 @@ from varifocal.errors import ModelError
 
 _BITSANDBYTES = {
     # At its import, PEFT's too: a kernel on the hub, for 4-bit weights that are packed anew, which
-    # models/loading.py never lets happen.
+    # models/strict_loading.py never lets happen.
     "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",
     # At every look through every int8 layer: how LLM.int8 works.
     "bitsandbytes.autograd._functions": "MatMul8bitLt: inputs will be cast",

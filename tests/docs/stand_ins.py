@@ -70,7 +70,7 @@ class Workshop:
     """
 
     def __init__(self, root, forks, real=False):
-        from varifocal.models.packaged import packaged_directory
+        from varifocal.models.packaged_weights import packaged_directory
 
         self.root = root
         converted = packaged_directory(LANGUAGE_MODEL)

@@ -19,8 +19,8 @@ from stand_ins import Workshop
 
 import varifocal
 from varifocal.recipe import Recipe
-from varifocal.recipe.page import put, read_page, validate
 from varifocal.recipe.reading import SHIPPED
+from varifocal.recipe.strict_yaml import put, read_page, validate
 from varifocal.sweep import SweepSection, load_sweep
 
 ROOT = Path(__file__).parents[2]

@@ -10,10 +10,10 @@ from transformers import LlamaForCausalLM
 
 from varifocal.assemble import open_run
 from varifocal.errors import ModelError, RunError
-from varifocal.exporting import plain
+from varifocal.exporting import plain_tensors
 from varifocal.exporting.export import export_run, push
 from varifocal.exporting.folders import read_parity
-from varifocal.exporting.plain import PlainModel, fold_route, write_plain
+from varifocal.exporting.plain_tensors import PlainModel, fold_route, write_plain
 from varifocal.exporting.request import Order, check_possible
 from varifocal.recipe import load_recipe
 from varifocal.tuners.mma import folding
@@ -68,7 +68,7 @@ def test_writing_keeps_one_shard_in_memory(tmp_path, monkeypatch):
     shapes = dict.fromkeys(names, torch.empty(1003, device="meta"))
     tensors = dict.fromkeys(names, lambda: torch.ones(1003))
     content = PlainModel(LlamaForCausalLM, LlamaForCausalLM.config_class(), None, tensors, shapes)
-    made, alive, store, save = [], [], plain.as_stored, plain.save_file
+    made, alive, store, save = [], [], plain_tensors.as_stored, plain_tensors.save_file
 
     def stored(tensor):
         ready = store(tensor)
@@ -79,8 +79,8 @@ def test_writing_keeps_one_shard_in_memory(tmp_path, monkeypatch):
         alive.append(sum(tensor() is not None for tensor in made))
         save(*args, **kwargs)
 
-    monkeypatch.setattr(plain, "as_stored", stored)
-    monkeypatch.setattr(plain, "save_file", watched)
+    monkeypatch.setattr(plain_tensors, "as_stored", stored)
+    monkeypatch.setattr(plain_tensors, "save_file", watched)
     write_plain(content, tmp_path, shard_gib=3.5 * 4 * 1003 / 2**30)
     assert alive == [3, 3, 3, 3]
 
@@ -92,7 +92,7 @@ def test_a_fold_without_its_bias_does_not_leave(mma_run, tmp_path, monkeypatch):
         folded_weight, shifted = whole(weight, bias, folded, dtype=dtype)
         return folded_weight, torch.zeros_like(shifted)
 
-    monkeypatch.setattr("varifocal.exporting.plain.fold_linear", without_bias)
+    monkeypatch.setattr("varifocal.exporting.plain_tensors.fold_linear", without_bias)
     with pytest.raises(ModelError, match=r"not the trained model: in model\.layers\.0.*q_proj"):
         export_run(Order(mma_run, "merged", num_prompts=3), tmp_path / "out")
     assert not list(tmp_path.rglob("*.safetensors"))

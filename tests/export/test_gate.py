@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from varifocal.assemble import open_run
 from varifocal.errors import ModelError
-from varifocal.exporting import adapters, artifacts, gguf, plain
+from varifocal.exporting import adapters, artifacts, gguf, plain_tensors
 from varifocal.exporting.export import _left_in_group, export_run
 from varifocal.exporting.request import Order
 from varifocal.recipe import load_recipe
@@ -60,7 +60,7 @@ def test_one_number_that_is_one_step_off_on_disk(lora_run, tmp_path, monkeypatch
     def wrong(store):
         return lambda tensor: nudged(store(tensor)) if next(calls) == 3 else store(tensor)
 
-    monkeypatch.setattr(plain, "as_stored", wrong(plain.as_stored))
+    monkeypatch.setattr(plain_tensors, "as_stored", wrong(plain_tensors.as_stored))
     monkeypatch.setattr(adapters, "as_stored", wrong(adapters.as_stored))
     told = iter(range(10_000))
     numpy = gguf.as_numpy
@@ -70,13 +70,13 @@ def test_one_number_that_is_one_step_off_on_disk(lora_run, tmp_path, monkeypatch
 
 @pytest.mark.parametrize("form", ["merged", "llava"])
 def test_two_layers_that_have_changed_places_on_disk(lora_run, tmp_path, monkeypatch, form):
-    save = plain.save_file
+    save = plain_tensors.save_file
 
     def swapped(tensors, *rest, **options):
         one, other = (next(n for n in tensors if f"layers.{i}.mlp.up_proj" in n) for i in (0, 1))
         save({**tensors, one: tensors[other], other: tensors[one]}, *rest, **options)
 
-    monkeypatch.setattr(plain, "save_file", swapped)
+    monkeypatch.setattr(plain_tensors, "save_file", swapped)
     assert "up_proj.weight was read back" in refused(lora_run, form, tmp_path / "out")
 
 

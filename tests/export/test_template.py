@@ -5,7 +5,7 @@ import pytest
 from tiny import byte_tokenizer
 from varifocal.data.encoding.encoder import Encoder
 from varifocal.data.example import Example, Message
-from varifocal.exporting.plain import chat_template
+from varifocal.exporting.plain_tensors import chat_template
 
 PROMPTS = [
     "Antworte in höchstens fünf Wörtern.",

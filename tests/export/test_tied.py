@@ -10,7 +10,7 @@ from varifocal.assemble import open_run
 from varifocal.data.example import Message
 from varifocal.errors import RecipeError
 from varifocal.exporting.export import export_run
-from varifocal.exporting.plain import plain_model, write_plain
+from varifocal.exporting.plain_tensors import plain_model, write_plain
 from varifocal.exporting.request import Order
 from varifocal.serving.engine import Engine, Sampling
 

@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from varifocal.errors import ModelError
-from varifocal.models.packaged import convert_gguf
+from varifocal.models.packaged_weights import convert_gguf
 
 gguf = pytest.importorskip("gguf")
 

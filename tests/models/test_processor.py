@@ -8,7 +8,7 @@ from transformers import AutoProcessor, CLIPImageProcessorPil
 
 from varifocal.errors import ModelError
 from varifocal.models import GraftedProcessor
-from varifocal.models.packaged import efficientnet_processor
+from varifocal.models.packaged_weights import efficientnet_processor
 from varifocal.models.processor import add_placeholder, with_image_parts
 
 RED = Image.new("RGB", (40, 30), (255, 0, 0))

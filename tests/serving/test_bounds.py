@@ -15,7 +15,7 @@ import pytest
 from tiny_server import seeing_engine
 from varifocal.data.example import Message
 from varifocal.serving.engine import ContextLengthError, Sampling
-from varifocal.serving.guard import is_local, split_host
+from varifocal.serving.middleware import is_local, split_host
 
 HI = {"role": "user", "content": "Hi"}
 GOOD: dict[str, Any] = {"model": "tiny", "max_tokens": 3, "messages": [HI]}

@@ -12,7 +12,7 @@ import pytest
 
 from varifocal.data.example import Image
 from varifocal.errors import DataError
-from varifocal.serving.reading import PixelBudget, read_image
+from varifocal.serving.request_body import PixelBudget, read_image
 from varifocal.serving.settings import ServeSettings
 
 

@@ -15,8 +15,8 @@ from tiny_server import seeing_engine
 from varifocal.data.encoding.encoder import Encoder
 from varifocal.data.example import Message
 from varifocal.serving.engine import Engine, Sampling
-from varifocal.serving.reading import Reader
-from varifocal.serving.refusal import Refused
+from varifocal.serving.error_response import Refused
+from varifocal.serving.request_body import Reader
 from varifocal.serving.settings import ServeSettings
 
 HI = {"role": "user", "content": "Hi"}

@@ -21,7 +21,7 @@ from varifocal.analysis.tasks import name_task
 from varifocal.data.loading import load_source
 from varifocal.errors import DataError, RunError
 from varifocal.recipe import FileSection
-from varifocal.recipe.page import read_page
+from varifocal.recipe.strict_yaml import read_page
 
 ROOT = Path(__file__).parents[2]
 SIZES = Sizes(train=2, test=2, described=2)

@@ -9,7 +9,7 @@ from studies.small_vit_probe import balanced, features, images_of, score, towers
 from studies import small_vit, small_vit_probe
 from varifocal.errors import RunError
 from varifocal.models.names import find_source
-from varifocal.models.packaged import packaged_directory
+from varifocal.models.packaged_weights import packaged_directory
 
 
 def test_descriptions_become_words_and_sets():

@@ -15,7 +15,7 @@ from varifocal.errors import RecipeError, RunError
 from varifocal.evaluation.retention_texts import PROMPTS
 from varifocal.models.divergence import top_k_log_probs
 from varifocal.models.loss import supervised_loss
-from varifocal.planning.record import foresee
+from varifocal.planning.plan import foresee
 from varifocal.recipe.keep import PLAIN_INSTRUCTIONS
 from varifocal.run import RunDirectory
 from varifocal.training.examples import load_training_data
@@ -241,7 +241,7 @@ def test_what_it_costs_is_foreseen_and_counted_once(kept, tmp_path):
 
 
 def test_a_plan_without_weights_counts_answers_as_long_as_they_may_be(kept, tmp_path, run):
-    from varifocal.planning.record import plan_recipe
+    from varifocal.planning.plan import plan_recipe
 
     without, with_rows = (
         plan_recipe(page, "cpu") for page in (kept({"training.keep": None}), kept())

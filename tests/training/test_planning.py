@@ -19,8 +19,8 @@ from varifocal.planning.lengths import Workload, num_steps
 from varifocal.planning.measuring import calibrate
 from varifocal.planning.memory import count_weights, int8_bytes, nf4_bytes, parts_of_peak
 from varifocal.planning.paper import compare_with_paper
-from varifocal.planning.record import foresee, plan_recipe
-from varifocal.planning.repeating import alike
+from varifocal.planning.plan import foresee, plan_recipe
+from varifocal.planning.repeated_layers import alike
 from varifocal.planning.shapes import build_shapes
 from varifocal.planning.tracing import BACKWARD, HEAD, Step, switch_checkpointing, trace_step
 from varifocal.recipe import load_recipe
@@ -385,7 +385,7 @@ def test_a_plan_that_fails_does_not_fail_the_run(recipe_file, tmp_path, monkeypa
     def fail(*_, **__):
         raise RuntimeError("no shapes today")
 
-    monkeypatch.setattr("varifocal.planning.record.estimate", fail)
+    monkeypatch.setattr("varifocal.planning.plan.estimate", fail)
     run_training(load_recipe(recipe_file), tmp_path / "run", predict=foresee)
     page = json.loads((tmp_path / "run" / "plan.json").read_text())
     assert page["predicted"] == {"error": "RuntimeError: no shapes today"}
@@ -421,7 +421,7 @@ def test_a_machine_that_holds_no_more_than_the_weights_gives_the_whole_plan_of_a
     page = load_recipe(recipe_file)
     peak = estimate(page, this_cpu()).peak_memory_gib
     small = replace(this_cpu(), memory_gib=peak - 0.001)
-    monkeypatch.setattr("varifocal.planning.record.this_device", lambda: small)
+    monkeypatch.setattr("varifocal.planning.plan.this_device", lambda: small)
     named, unnamed = plan_recipe(page, "a100-80g"), plan_recipe(page)
     assert unnamed.assumptions[0].startswith("this machine has ")
     assert replace(unnamed, assumptions=named.assumptions) == named

@@ -24,7 +24,7 @@ from safetensors import safe_open
 from torch.distributed.tensor import DTensor
 
 from varifocal.errors import RunError
-from varifocal.planning.record import foresee
+from varifocal.planning.plan import foresee
 from varifocal.recipe import load_recipe
 from varifocal.run import RunDirectory
 from varifocal.training import train as train_module

@@ -15,7 +15,7 @@ from varifocal.evaluation.compare import compare_runs
 from varifocal.reports.card import make_card
 from varifocal.reports.runs_table import tabulate_runs as lay_side_by_side
 from varifocal.run import RunDirectory
-from varifocal.trained import find_trained, is_finished
+from varifocal.trained_weights import find_trained, is_finished
 from varifocal.training.train import run_training
 from varifocal.training.trainer import SupervisedTrainer
 

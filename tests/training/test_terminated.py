@@ -9,7 +9,7 @@ import time
 import pytest
 
 from docs.stand_ins import small_language_model
-from varifocal.models.packaged import packaged_directory
+from varifocal.models.packaged_weights import packaged_directory
 from varifocal.run import RunDirectory
 
 # Found by every process, through PYTHONPATH: the first to make a folder of this name waits.

@@ -24,7 +24,7 @@ from varifocal.tuners import (
     route,
     save_routed,
 )
-from varifocal.tuners.mixlora.choice import FactorChoice, Router, balance_term
+from varifocal.tuners.mixlora.router import FactorChoice, Router, balance_term
 
 SMALL = {"num_factors": 6, "rank": 2, "lora_alpha": 2.0, "dropout": 0.0}
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from varifocal.data.encoding.encoder import Encoded, Encoder
 from varifocal.data.example import Example
+from varifocal.data.json_files import Examples, OnBadRecord
 from varifocal.data.loading import check_images
-from varifocal.data.reading import Examples, OnBadRecord
 from varifocal.data.source import open_source
 from varifocal.errors import DataError, RecipeError, nearest
 from varifocal.recipe import DataSection, FileSection, SourceSection

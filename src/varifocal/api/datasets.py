@@ -13,11 +13,11 @@ import numpy.typing as npt
 from varifocal.api.jobs import Overrides
 from varifocal.api.jobs import Source as RecipeSource
 from varifocal.data.example import Example
-from varifocal.data.reading import OnBadRecord
+from varifocal.data.json_files import OnBadRecord
 from varifocal.data.source import Source, StreamedSource, open_source
 from varifocal.errors import DataError
 from varifocal.recipe import FileSection, Recipe, SourceSection, load_recipe
-from varifocal.recipe.page import validate
+from varifocal.recipe.strict_yaml import validate
 from varifocal.training.examples import open_epoch
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from varifocal.api.run import Run
 from varifocal.data.example import ImageLike
-from varifocal.data.reading import OnBadRecord
+from varifocal.data.json_files import OnBadRecord
 from varifocal.errors import RecipeError
 from varifocal.evaluation.compare import Comparison
 from varifocal.evaluation.compare import compare_runs as compare_predictions
@@ -28,7 +28,7 @@ from varifocal.exporting.export import export_run as export_run
 from varifocal.exporting.request import Order, Target
 from varifocal.models.distributed import is_main_process
 from varifocal.planning.estimate import Plan
-from varifocal.planning.record import foresee, plan_recipe
+from varifocal.planning.plan import foresee, plan_recipe
 from varifocal.progress import Progress
 from varifocal.recipe import Recipe, load_recipe
 from varifocal.reports.card import renew_card

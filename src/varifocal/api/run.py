@@ -13,7 +13,7 @@ from varifocal.recipe import Recipe, load_recipe
 from varifocal.reports.card_scores import ScoreLine, former_scores, read_scores
 from varifocal.reports.notebook import run_html
 from varifocal.run import RunDirectory
-from varifocal.trained import scores_folder
+from varifocal.trained_weights import scores_folder
 
 _LOGGER = logging.getLogger("varifocal")
 

@@ -8,7 +8,7 @@ is one verb.
 import sys
 
 from varifocal.cli.interrupted import INTERRUPTED, how_to_go_on
-from varifocal.stopping import sigterm_interrupts
+from varifocal.sigterm import sigterm_interrupts
 
 
 def main() -> None:

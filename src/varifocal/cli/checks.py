@@ -72,7 +72,7 @@ def check_run(root: str | Path, checkpoint: int | None = None) -> None:
     """
     from varifocal.recipe import load_recipe
     from varifocal.run import RunDirectory
-    from varifocal.trained import check_trained
+    from varifocal.trained_weights import check_trained
 
     run = RunDirectory.open(Path(root).expanduser())
     recipe = load_recipe(run.recipe, check_paths=False)

@@ -32,7 +32,7 @@ from varifocal.cli.report import add_run_verbs
 from varifocal.cli.retention import add_retention_verb
 from varifocal.cli.serve import add_serve_verb
 from varifocal.errors import Stopped, VarifocalError, nearest
-from varifocal.stopping import Terminated, sigterm_interrupts
+from varifocal.sigterm import Terminated, sigterm_interrupts
 
 if TYPE_CHECKING:
     from varifocal.cli.chat import Conversation
@@ -177,7 +177,7 @@ def train(
     from varifocal.cli.tables import print_left_out, stage_bars
     from varifocal.models.distributed import is_main_process
     from varifocal.planning.devices import slow_format
-    from varifocal.planning.record import foresee
+    from varifocal.planning.plan import foresee
     from varifocal.reports.card import renew_card
     from varifocal.training.train import run_training as run_training
 

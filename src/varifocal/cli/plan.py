@@ -60,7 +60,7 @@ def plan(
     Ends with 0 if it fits, with 1 if it does not, or if `train` would refuse it.
     """
     from varifocal.cli.checks import check_models
-    from varifocal.models.published import PUBLISHED
+    from varifocal.models.published_configs import PUBLISHED
     from varifocal.planning.devices import find_device
     from varifocal.recipe import load_recipe
 
@@ -69,7 +69,7 @@ def plan(
         find_device(device)
     check_models(page.model, PUBLISHED)
     ready()
-    from varifocal.planning.record import plan_recipe
+    from varifocal.planning.plan import plan_recipe
 
     planned = plan_recipe(page, device, num_devices=num_devices, price=price, calibrates=calibrate)
     if as_json:

@@ -43,7 +43,7 @@ def report(
     from varifocal.reports.card_scores import former_scores
     from varifocal.reports.runs_table import tabulate_runs
     from varifocal.run import RunDirectory
-    from varifocal.trained import scores_folder
+    from varifocal.trained_weights import scores_folder
     from varifocal.writing import claim_folder
 
     if out is not None:

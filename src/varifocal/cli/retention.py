@@ -81,7 +81,7 @@ def read_retention(run: Path, name: str = "retention.json") -> dict[str, Any]:
         RunError: there is no such file, or it is damaged.
     """
     from varifocal.run import RunDirectory
-    from varifocal.trained import scores_folder
+    from varifocal.trained_weights import scores_folder
 
     file = scores_folder(RunDirectory(run)) / name
     try:

@@ -12,7 +12,7 @@ import typer
 
 from varifocal.cli.options import StrengthOption, ready
 from varifocal.errors import VarifocalError
-from varifocal.stopping import Terminated
+from varifocal.sigterm import Terminated
 
 _NEEDED = ("fastapi", "uvicorn", "prometheus_client")  # the extra `serve`
 

@@ -10,7 +10,7 @@ from varifocal.data.example import Example, Image
 from varifocal.data.formats.questions import AnswerAs
 from varifocal.data.formats.registry import FORMATS
 from varifocal.data.formats.scienceqa import PromptFormat
-from varifocal.data.reading import Examples, OnBadRecord, gather
+from varifocal.data.json_files import Examples, OnBadRecord, gather
 from varifocal.data.source import open_source
 from varifocal.errors import DataError, nearest
 from varifocal.recipe import DataSection, FileSection, SourceSection

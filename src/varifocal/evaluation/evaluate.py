@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from varifocal.data.reading import OnBadRecord
+from varifocal.data.json_files import OnBadRecord
 from varifocal.errors import RecipeError
 from varifocal.evaluation.benchmarks.registry import find_benchmarks, find_folders, load_items
 from varifocal.locking import alone
 from varifocal.progress import Progress
 from varifocal.recipe import FileSection, Recipe, SourceSection, load_recipe
 from varifocal.run import RunDirectory
-from varifocal.trained import find_trained
+from varifocal.trained_weights import find_trained
 from varifocal.writing import claim_folder
 
 if TYPE_CHECKING:

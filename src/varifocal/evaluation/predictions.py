@@ -19,7 +19,7 @@ from varifocal.evaluation.baselines import Baselines
 from varifocal.evaluation.benchmark import Answer, Prompt
 from varifocal.locking import alone
 from varifocal.run import RunDirectory
-from varifocal.trained import command_for, scores_folder
+from varifocal.trained_weights import command_for, scores_folder
 from varifocal.writing import write_text
 
 StoredLine = dict[str, Any]

@@ -24,7 +24,7 @@ from peft import PeftModel
 
 from varifocal.assemble import Assembly, assemble, open_run
 from varifocal.data.encoding.encoder import Encoder
-from varifocal.data.reading import OnBadRecord
+from varifocal.data.json_files import OnBadRecord
 from varifocal.evaluation.evaluated_model import without_images
 from varifocal.evaluation.generation import evaluation_mode
 from varifocal.evaluation.likelihood import (

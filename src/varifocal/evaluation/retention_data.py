@@ -13,10 +13,10 @@ import numpy as np
 
 from varifocal.data.encoding.encoder import Encoder, TooLongError
 from varifocal.data.example import Example, Image, Message
+from varifocal.data.json_files import OnBadRecord
 from varifocal.data.readers.base import Record, StreamedRecords, read_in_order
 from varifocal.data.readers.images import AbsentImage, missing_images_allowed
 from varifocal.data.readers.open import open_records
-from varifocal.data.reading import OnBadRecord
 from varifocal.data.source import open_source
 from varifocal.errors import DataError
 from varifocal.evaluation.likelihood import EncodedQuestion

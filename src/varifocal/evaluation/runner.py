@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from varifocal.data.reading import OnBadRecord
+from varifocal.data.json_files import OnBadRecord
 from varifocal.errors import DataError
 from varifocal.evaluation.baselines import Baselines
 from varifocal.evaluation.benchmark import (

@@ -9,10 +9,10 @@ from typing import Literal
 
 from varifocal.assemble import Assembly, weights_fingerprint
 from varifocal.data.example import Example
+from varifocal.data.json_files import Examples, OnBadRecord, gather
 from varifocal.data.loading import load_source
 from varifocal.data.metric import Gold, choose_metric, gold_answers
 from varifocal.data.readers.images import missing_images_allowed
-from varifocal.data.reading import Examples, OnBadRecord, gather
 from varifocal.errors import AnswerError, DataError, RecipeError, VarifocalError
 from varifocal.evaluation.benchmark import Benchmark, Method
 from varifocal.evaluation.benchmarks.scienceqa import choice_benchmark

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from varifocal.assemble import Assembly
 from varifocal.data.example import Example, Image, ImageLike, Message
 from varifocal.errors import ModelError
-from varifocal.exporting.plain import as_stored, language_model
+from varifocal.exporting.plain_tensors import as_stored, language_model
 from varifocal.models.decoding import pad_left
 from varifocal.tuners.mixlora.routed import route
 from varifocal.tuners.mma.folding import fold_maps, readers

@@ -23,17 +23,19 @@ from varifocal.assemble import Assembly
 from varifocal.data.example import Example
 from varifocal.exporting import gguf
 from varifocal.exporting.adapters import LoraFiles, own_lora, route_lora, routed_lora
+from varifocal.exporting.end_of_turn import Answered
 from varifocal.exporting.graft import (
     whole_graft,
     with_prompt_marks,
     write_adapter,
     write_graft_processor,
 )
+from varifocal.exporting.layer_check import check_layers, lora_probes, mma_probes
 from varifocal.exporting.llava import join_llava, through_pixels, write_processor
 from varifocal.exporting.merging import Produce, plain_tensors, shared_table_is_adapted, wide
 from varifocal.exporting.mmproj import MMPROJ, check_written_mmproj, write_mmproj
 from varifocal.exporting.parity import Case
-from varifocal.exporting.plain import (
+from varifocal.exporting.plain_tensors import (
     PlainModel,
     chat_template,
     fold_route,
@@ -41,15 +43,13 @@ from varifocal.exporting.plain import (
     plain_model,
     write_plain,
 )
-from varifocal.exporting.probing import check_layers, lora_probes, mma_probes
 from varifocal.exporting.request import Order, Target, is_pair, keeps_adapter, language_section
-from varifocal.exporting.stopping import Answered
 from varifocal.exporting.stored import Wanted, check_stored, check_stored_lora
 from varifocal.exporting.vllm import check_llava_folder, check_lora, name_for_llava
 from varifocal.models.decoding import stop_ids
 from varifocal.models.load import load_model, load_processor
-from varifocal.models.loading import load_every_tensor
 from varifocal.models.saved import load_adapter, shared_name
+from varifocal.models.strict_loading import load_every_tensor
 from varifocal.recipe import Recipe, leaves_text
 from varifocal.writing import write_text
 

@@ -7,11 +7,11 @@ from typing import Any, cast
 
 from varifocal.exporting.artifacts import Job
 from varifocal.exporting.mmproj import BUILD
-from varifocal.exporting.plain import language_model
+from varifocal.exporting.plain_tensors import language_model
 from varifocal.exporting.vllm import RANKS
 from varifocal.models.saved import shared_name
 from varifocal.recipe import leaves_text
-from varifocal.trained import find_trained
+from varifocal.trained_weights import find_trained
 
 _PLAIN = (
     "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"

@@ -18,6 +18,7 @@ from varifocal.data.example import Example
 from varifocal.errors import ModelError
 from varifocal.exporting.artifacts import Job, make
 from varifocal.exporting.cards import LIBRARIES, NARROW, export_notes, loading
+from varifocal.exporting.end_of_turn import Stops, answers_of_run, check_stops
 from varifocal.exporting.folders import (
     PARITY,
     check_replaceable,
@@ -35,9 +36,8 @@ from varifocal.exporting.parity import (
     references,
     rounding,
 )
-from varifocal.exporting.plain import language_model
+from varifocal.exporting.plain_tensors import language_model
 from varifocal.exporting.request import Order, check_possible
-from varifocal.exporting.stopping import Stops, answers_of_run, check_stops
 from varifocal.exporting.stored import put_unrounded
 from varifocal.locking import alone
 from varifocal.models.saved import shared_name

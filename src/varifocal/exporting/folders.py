@@ -15,8 +15,8 @@ from varifocal.run import RunDirectory
 from varifocal.writing import check_folder, listed
 
 if TYPE_CHECKING:
+    from varifocal.exporting.end_of_turn import Stops
     from varifocal.exporting.parity import Parity, Rounding
-    from varifocal.exporting.stopping import Stops
 
 ROUTES = {"text": 0, "image": 1}
 

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 from varifocal.data.encoding.encoder import Encoder
 from varifocal.errors import ModelError
 from varifocal.exporting.merging import Produce, rounded_to
-from varifocal.exporting.plain import PlainModel, chat_template
+from varifocal.exporting.plain_tensors import PlainModel, chat_template
 from varifocal.exporting.vocabulary import OTHERWISE, add_vocabulary, vocabulary_of
 from varifocal.writing import unwritable_is_an_error
 

@@ -21,7 +21,7 @@ from varifocal.assemble import Assembly
 from varifocal.data.example import Example
 from varifocal.errors import ModelError
 from varifocal.exporting.parity import Case
-from varifocal.exporting.plain import PlainModel, chat_template, plain_model
+from varifocal.exporting.plain_tensors import PlainModel, chat_template, plain_model
 from varifocal.models.grafted import GraftedForConditionalGeneration
 from varifocal.models.processor import with_image_parts
 from varifocal.models.saved import WEIGHTS

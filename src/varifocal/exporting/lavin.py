@@ -17,7 +17,7 @@ from varifocal.models.layouts.rule import Rule, write_all
 from varifocal.models.saved import WEIGHTS
 from varifocal.recipe import Recipe, load_recipe
 from varifocal.run import RunDirectory
-from varifocal.trained import find_trained
+from varifocal.trained_weights import find_trained
 from varifocal.writing import atomic_directory, write_json
 
 CHECKPOINT = "checkpoint.pth"

@@ -31,7 +31,7 @@ from varifocal.data.example import Example, Image
 from varifocal.errors import ModelError
 from varifocal.exporting.merging import Produce, plain_tensors
 from varifocal.exporting.parity import Case
-from varifocal.exporting.plain import PlainModel, chat_template, distinct
+from varifocal.exporting.plain_tensors import PlainModel, chat_template, distinct
 from varifocal.models.connector import PlainMLP
 from varifocal.models.grafted import GraftedForConditionalGeneration
 from varifocal.models.processor import GraftedProcessor, with_image_parts

@@ -13,7 +13,7 @@ from varifocal.exporting.gguf import check_gguf
 from varifocal.exporting.graft import INSIDE, check_graft
 from varifocal.exporting.llava import check_llava_export
 from varifocal.exporting.mmproj import check_mmproj
-from varifocal.exporting.plain import language_model
+from varifocal.exporting.plain_tensors import language_model
 from varifocal.exporting.vocabulary import vocabulary_of
 from varifocal.models.load import load_processor
 from varifocal.recipe import ModelSection, Recipe, leaves_text

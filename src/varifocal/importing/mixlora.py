@@ -9,7 +9,7 @@ from torch import Tensor
 from varifocal.cache import file_digest
 from varifocal.errors import ModelError
 from varifocal.importing.folder import write_run
-from varifocal.importing.frozen import FrozenModel, check_frozen
+from varifocal.importing.frozen_weights import FrozenModel, check_frozen
 from varifocal.importing.llava_config import LlavaFolder, read_folder
 from varifocal.importing.pickles import read_pickle, read_settings
 from varifocal.models.layouts.mixlora import (

@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 from torch import Tensor
 from transformers import Cache, GenerationMixin
 
-from varifocal.models.rows import (
+from varifocal.models.image_rows import (
     ROUTING_INPUTS,
     expand_images,
     fit_length,

@@ -24,7 +24,7 @@ from varifocal.errors import ModelError
 from varifocal.models.connector import Connector, build_connector
 from varifocal.models.distributed import in_world, is_sharded, touch
 from varifocal.models.generation import GraftedGenerationMixin, RowMemory
-from varifocal.models.rows import check_row_images
+from varifocal.models.image_rows import check_row_images
 from varifocal.models.vision import Selection, VisionTower, tower_from_config
 
 

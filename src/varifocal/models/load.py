@@ -31,7 +31,6 @@ from varifocal.models.families.base import (
 )
 from varifocal.models.families.grafted import FAMILY as GRAFTED
 from varifocal.models.grafted import GraftedForConditionalGeneration, graft
-from varifocal.models.loading import check_has_weights, keep_weights, load_weights, quantisation
 from varifocal.models.names import downloaded
 from varifocal.models.preprocessing import (
     check_words,
@@ -42,13 +41,19 @@ from varifocal.models.preprocessing import (
     load_tokenizer,
 )
 from varifocal.models.processor import GraftedProcessor
-from varifocal.models.published import PUBLISHED
+from varifocal.models.published_configs import PUBLISHED
 from varifocal.models.sources import (
     Checkpoint,
     check_attention,
     clear_loading_errors,
     find_checkpoint,
     weight_files,
+)
+from varifocal.models.strict_loading import (
+    check_has_weights,
+    keep_weights,
+    load_weights,
+    quantisation,
 )
 from varifocal.models.vision import VISION_MODELS, VisionTower, build_tower
 from varifocal.recipe import ConnectorSection, LlavaMLPSection, ModelSection, PatchMLPSection

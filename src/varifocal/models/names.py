@@ -42,7 +42,7 @@ def locate(name: str) -> str:
         ModelError: the name is neither packaged, nor a directory, nor shaped like a hub id.
     """
     if name in PACKAGED:
-        from varifocal.models.packaged import packaged_directory
+        from varifocal.models.packaged_weights import packaged_directory
 
         return str(packaged_directory(name))
     return _directory_or_id(name)
@@ -167,19 +167,19 @@ def hub_is_reachable() -> bool:
 
 
 def _convert_smollm2(file: Path, directory: Path) -> None:
-    from varifocal.models.packaged import convert_smollm2
+    from varifocal.models.packaged_weights import convert_smollm2
 
     convert_smollm2(file, directory)
 
 
 def _copy_checkpoint(file: Path, directory: Path) -> None:
-    from varifocal.models.packaged import copy_checkpoint
+    from varifocal.models.packaged_weights import copy_checkpoint
 
     copy_checkpoint(file, directory)
 
 
 def _convert_efficientnet(variant: str, file: Path, directory: Path) -> None:
-    from varifocal.models.packaged import convert_efficientnet
+    from varifocal.models.packaged_weights import convert_efficientnet
 
     convert_efficientnet(variant, file, directory)
 

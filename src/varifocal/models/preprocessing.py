@@ -22,7 +22,7 @@ from transformers import (
 
 from varifocal.errors import ModelError
 from varifocal.models.checkpoint_files import damaged_json
-from varifocal.models.packaged import efficientnet_processor
+from varifocal.models.packaged_weights import efficientnet_processor
 from varifocal.models.sources import Checkpoint, clear_loading_errors
 
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "*.model")

@@ -13,10 +13,10 @@ from transformers import PreTrainedModel
 
 from varifocal.errors import ModelError, RecipeError, RunError
 from varifocal.models.checkpoint_files import few, read_object
-from varifocal.models.shared_table import adapters_change_one
+from varifocal.models.tied_embeddings import adapters_change_one
 from varifocal.recipe import Recipe
 from varifocal.run import RunDirectory
-from varifocal.trained import TENSORS, find_trained
+from varifocal.trained_weights import TENSORS, find_trained
 from varifocal.writing import write_json, write_text
 
 

@@ -29,7 +29,7 @@ from transformers import PreTrainedModel
 
 from varifocal.errors import ModelError
 from varifocal.models.loss import supervised_loss
-from varifocal.planning.repeating import few_layers, growth, share_of_one
+from varifocal.planning.repeated_layers import few_layers, growth, share_of_one
 
 _NEEDS_NUMBERS = re.compile(r"on meta tensors|'Meta' backend|from the meta")
 GRADIENTS = "gradients"

@@ -4,8 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from varifocal.recipe.page import WrongKeyError
-from varifocal.recipe.section import Count, Rate, Section, Words
+from varifocal.recipe.base_section import Count, Rate, Section, Words
+from varifocal.recipe.strict_yaml import WrongKeyError
 
 FormatName = Literal[
     "auto",

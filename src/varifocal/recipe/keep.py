@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from varifocal.recipe.base_section import Count, Rate, Section
 from varifocal.recipe.data import SourceSections
-from varifocal.recipe.page import WrongKeyError
-from varifocal.recipe.section import Count, Rate, Section
+from varifocal.recipe.strict_yaml import WrongKeyError
 
 Portion = Annotated[float, Field(gt=0, lt=1)]
 

@@ -4,9 +4,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from varifocal.recipe.page import WrongKeyError
+from varifocal.recipe.base_section import Count, Section
 from varifocal.recipe.processor import has_bfloat16
-from varifocal.recipe.section import Count, Section
+from varifocal.recipe.strict_yaml import WrongKeyError
 
 
 class PatchMLPSection(Section):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from varifocal.errors import nearest
-from varifocal.recipe.page import WrongKeyError, unread_key
+from varifocal.recipe.strict_yaml import WrongKeyError, unread_key
 
 _BETAS = ("adam_beta1", "adam_beta2")
 _ADAM = (*_BETAS, "adam_epsilon")

@@ -14,9 +14,9 @@ from varifocal.errors import RecipeError, nearest
 from varifocal.recipe.data import SourceSection
 from varifocal.recipe.model import ConnectorSection
 from varifocal.recipe.optimizers import missing_package
-from varifocal.recipe.page import as_overrides, put, read_page, validate
 from varifocal.recipe.sections import Recipe, read_former_keys, refuse_former_keys
 from varifocal.recipe.services import missing_services
+from varifocal.recipe.strict_yaml import as_overrides, put, read_page, validate
 from varifocal.recipe.training import TrainingSection
 from varifocal.recipe.tuners import TunerSection
 

@@ -5,8 +5,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from varifocal.recipe.page import WrongKeyError, unread_key
-from varifocal.recipe.section import Count, Rate
+from varifocal.recipe.base_section import Count, Rate
+from varifocal.recipe.strict_yaml import WrongKeyError, unread_key
 
 Schedule = Literal[
     "linear",

@@ -6,10 +6,10 @@ import yaml
 from pydantic import Field, ValidationInfo, model_validator
 
 from varifocal.errors import RecipeError
+from varifocal.recipe.base_section import Count, Rate, RunName, Section
 from varifocal.recipe.data import DataSection
 from varifocal.recipe.model import ModelSection
-from varifocal.recipe.page import FLOAT, WrongKeyError
-from varifocal.recipe.section import Count, Rate, RunName, Section
+from varifocal.recipe.strict_yaml import FLOAT, WrongKeyError
 from varifocal.recipe.trainer_arguments import NEED_WORKERS
 from varifocal.recipe.training import TrainingSection
 from varifocal.recipe.tuners import MMASection, TunerSection

@@ -4,7 +4,7 @@ import importlib.util
 from collections.abc import Iterable
 
 from varifocal.errors import nearest
-from varifocal.recipe.page import WrongKeyError
+from varifocal.recipe.strict_yaml import WrongKeyError
 
 SERVICES: dict[str, tuple[str, ...]] = {
     "azure_ml": ("azureml",),

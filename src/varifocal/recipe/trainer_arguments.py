@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from varifocal.recipe.section import Count, Rate, Section
+from varifocal.recipe.base_section import Count, Rate, Section
 
 _LogLevel = Literal["detail", "debug", "info", "warning", "error", "critical", "passive"]
 

@@ -7,12 +7,12 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from varifocal.errors import RecipeError, nearest
+from varifocal.recipe.base_section import Count, Rate, Section, Share
 from varifocal.recipe.keep import KeepSection
 from varifocal.recipe.optimizers import check_optimizer
-from varifocal.recipe.page import WrongKeyError, validate
 from varifocal.recipe.schedules import NOT_OFFERED, Schedule, check_schedule
-from varifocal.recipe.section import Count, Rate, Section, Share
 from varifocal.recipe.services import check_services, services
+from varifocal.recipe.strict_yaml import WrongKeyError, validate
 from varifocal.recipe.trainer_arguments import NEED_REPORT_TO, REFUSED, PassedArguments
 
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from varifocal.recipe.section import Count, Rate, Section, Share
+from varifocal.recipe.base_section import Count, Rate, Section, Share
 
 TextRoute = Literal["trained", "base"]
 SEVEN_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

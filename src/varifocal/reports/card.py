@@ -38,7 +38,7 @@ from varifocal.reports.card_sections import in_short, limits, retention_blocks
 from varifocal.reports.runs import RunSummary, read_run
 from varifocal.reports.runs_table import COST_ROWS
 from varifocal.run import RunDirectory
-from varifocal.trained import scores_folder
+from varifocal.trained_weights import scores_folder
 from varifocal.writing import atomic_file, write_text
 
 if TYPE_CHECKING:

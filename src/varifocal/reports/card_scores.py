@@ -10,7 +10,7 @@ from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
-from varifocal.trained import command_for
+from varifocal.trained_weights import command_for
 
 _LINES_READ = 200  # of a predictions file; samples are taken from its beginning
 

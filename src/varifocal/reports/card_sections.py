@@ -9,7 +9,7 @@ from varifocal.reports.blocks import Block, Bullets, Grid, Heading
 from varifocal.reports.card_scores import ScoreLine, former_scores, read_object_if_any
 from varifocal.reports.runs import RunSummary
 from varifocal.run import RunDirectory
-from varifocal.trained import scores_folder
+from varifocal.trained_weights import scores_folder
 
 
 def in_short(scores: Sequence[ScoreLine], retention: Mapping[str, Any]) -> Iterator[Block]:

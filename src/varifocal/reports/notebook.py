@@ -16,7 +16,7 @@ from varifocal.reports.blocks import Block, Bullets, Grid, Heading, Paragraph
 from varifocal.reports.card_scores import Sample, former_scores, read_samples, read_scores
 from varifocal.reports.runs import RunSummary, read_run
 from varifocal.run import RunDirectory
-from varifocal.trained import scores_folder
+from varifocal.trained_weights import scores_folder
 
 SAMPLES = 4
 _SIDE = 160  # pixels of a sample image's longer side

@@ -14,9 +14,9 @@ from typing import Any
 
 from varifocal.errors import RecipeError
 from varifocal.recipe import load_recipe
-from varifocal.recipe.page import dotted, read_page
+from varifocal.recipe.strict_yaml import dotted, read_page
 from varifocal.run import UNLOGGED, RunDirectory, checkpoint_step
-from varifocal.trained import is_finished, scores_folder
+from varifocal.trained_weights import is_finished, scores_folder
 
 _NOT_KNOBS = ("name", "provenance")
 

@@ -29,11 +29,11 @@ from varifocal.serving import schema
 from varifocal.serving.answers import PendingAnswer, completion, stream_events
 from varifocal.serving.chat_request import ChatRequest
 from varifocal.serving.engine import Engine
-from varifocal.serving.guard import Guard
+from varifocal.serving.error_response import Refused
 from varifocal.serving.metrics import CONTENT_TYPE, ServerMetrics
-from varifocal.serving.reading import Reader
-from varifocal.serving.refusal import Refused
+from varifocal.serving.middleware import Guard
 from varifocal.serving.request import ContextLengthError, EngineClosed, QueueFull, Sampling
+from varifocal.serving.request_body import Reader
 from varifocal.serving.schema import Question
 from varifocal.serving.settings import ServeSettings
 

@@ -28,7 +28,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from varifocal.serving.unsupported import (
+from varifocal.serving.unsupported_fields import (
     OF_MESSAGES,
     OF_PARTS,
     UNSUPPORTED,

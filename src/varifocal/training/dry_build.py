@@ -12,9 +12,9 @@ from varifocal.errors import RecipeError
 from varifocal.models.distributed import num_processes
 from varifocal.recipe import Recipe, TrainingSection
 from varifocal.recipe.optimizers import missing_package
-from varifocal.recipe.page import WrongKeyError
 from varifocal.recipe.reading import check_again
 from varifocal.recipe.schedules import check_length
+from varifocal.recipe.strict_yaml import WrongKeyError
 
 _STEPS = 10**9  # more than any run's; the parts of a schedule are held against the real number
 

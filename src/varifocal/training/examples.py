@@ -9,8 +9,8 @@ from varifocal.cache import cache_root
 from varifocal.data.encoding.encoder import Encoder
 from varifocal.data.encoding.samples import NO_SOURCE, Samples, Tally, UsableSamples
 from varifocal.data.example import Image
+from varifocal.data.json_files import OnBadRecord
 from varifocal.data.mixture import BROKEN, MODALITY_NAMES, Draw, Part, draw_epoch, needs_scan
-from varifocal.data.reading import OnBadRecord
 from varifocal.data.rows.lazy import LazyRows, estimate_rows, shuffled_passes, streamed_passes
 from varifocal.data.rows.packing import PackedDataset
 from varifocal.data.rows.replay import Replay, WithReplay

@@ -42,7 +42,7 @@ from varifocal.training.examples import (
     fingerprint_sources,
     load_training_data,
 )
-from varifocal.training.full import save_full_model, saved_parameters
+from varifocal.training.full_tuning import save_full_model, saved_parameters
 from varifocal.training.keep import Prepared, prepare_references
 from varifocal.training.result import TrainingResult, result_of, with_measures
 from varifocal.training.resuming import (

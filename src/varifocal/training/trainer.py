@@ -24,7 +24,7 @@ from varifocal.models.loss import LossKernel, supervised_loss
 from varifocal.recipe import TrainingSection
 from varifocal.run import CHECKPOINT_PREFIX, UNLOGGED, RunDirectory
 from varifocal.staging import delete, process_staging_path
-from varifocal.trained import TENSORS
+from varifocal.trained_weights import TENSORS
 from varifocal.training.callbacks import RoutingWatch, anyone, is_finite, not_finite
 from varifocal.training.cost import Clock, Meter
 from varifocal.training.dry_build import check_fits
@@ -36,7 +36,7 @@ from varifocal.training.engines import (
     turn_on_fsdp2,
     wrap_present_layers,
 )
-from varifocal.training.full import saved_parameters, saved_tensors
+from varifocal.training.full_tuning import saved_parameters, saved_tensors
 from varifocal.training.resuming import take_rates
 from varifocal.training.tuner import decayed_names, part_of
 from varifocal.tuners import balance_loss

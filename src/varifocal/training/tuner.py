@@ -13,7 +13,7 @@ from varifocal.errors import RecipeError
 from varifocal.models import load_model
 from varifocal.models.families.base import connector_name, family_of
 from varifocal.models.families.llava import PROJECTOR
-from varifocal.models.shared_table import adapters_change_one
+from varifocal.models.tied_embeddings import adapters_change_one
 from varifocal.recipe import (
     FullSection,
     LoraSection,
@@ -23,7 +23,7 @@ from varifocal.recipe import (
     Recipe,
     TunerSection,
 )
-from varifocal.training.full import hold_in_float32, train_full_model
+from varifocal.training.full_tuning import hold_in_float32, train_full_model
 from varifocal.tuners import MixLoraConfig, MMAConfig
 from varifocal.tuners.image_lora import ImageLoraConfig
 from varifocal.tuners.targets import check_targets

@@ -35,7 +35,7 @@ from varifocal.recipe import (
 from varifocal.training.alignment import aligns
 from varifocal.training.dry_build import check_connector_is_saved, check_fits, check_libraries
 from varifocal.training.examples import check_mixture, check_streams
-from varifocal.training.full import refuse_quantised
+from varifocal.training.full_tuning import refuse_quantised
 
 NOTHING_TRAINED = "tuner: nothing is trained; set tuner.type or tuner.train_connector"
 

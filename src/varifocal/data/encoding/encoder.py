@@ -42,7 +42,7 @@ from varifocal.data.encoding.turns import (
 )
 from varifocal.data.encoding.written_answer import read_words
 from varifocal.data.example import Example, Message
-from varifocal.data.reading import OnBadRecord
+from varifocal.data.json_files import OnBadRecord
 from varifocal.errors import ChatTemplateError, DataError, ModelError
 from varifocal.progress import StepProgress
 

@@ -13,9 +13,9 @@ import numpy as np
 from varifocal.data.encoding.encoded import EncodedTable
 from varifocal.data.encoding.encoder import Encoded, Encoder, TooLongError
 from varifocal.data.example import Example
+from varifocal.data.json_files import OnBadRecord
 from varifocal.data.mixture import Draw
 from varifocal.data.parallel import CHUNK, map_in_order
-from varifocal.data.reading import OnBadRecord
 from varifocal.data.source import Source
 from varifocal.errors import DataError
 from varifocal.progress import StepProgress

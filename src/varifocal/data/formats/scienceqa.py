@@ -18,9 +18,9 @@ from varifocal.data.formats.questions import (
     question_text,
     user_turn,
 )
+from varifocal.data.json_files import read_json_object
 from varifocal.data.readers.base import Record
 from varifocal.data.readers.images import locate_image, resolve_image
-from varifocal.data.reading import read_json_object
 from varifocal.errors import DataError, nearest
 
 PromptFormat = Literal["QCM-A", "QCM-ALE", "caption"]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from varifocal.cache import file_digest
+from varifocal.data.json_files import as_row, parse_json
 from varifocal.data.readers.base import Record
 from varifocal.data.readers.index import (
     MAX_RECORD_BYTES,
@@ -15,7 +16,6 @@ from varifocal.data.readers.index import (
     index_container,
     values_of,
 )
-from varifocal.data.reading import as_row, parse_json
 from varifocal.errors import DataError
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from varifocal.cache import file_digest
+from varifocal.data.json_files import as_row, neighbour, parse_json
 from varifocal.data.readers.base import Record
 from varifocal.data.readers.compressed import UNREADABLE, is_packed, opened, unpacked
 from varifocal.data.readers.index import (
@@ -22,7 +23,6 @@ from varifocal.data.readers.index import (
     index_list,
     refuse_object,
 )
-from varifocal.data.reading import as_row, neighbour, parse_json
 from varifocal.errors import DataError
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}

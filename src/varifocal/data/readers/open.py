@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from varifocal.data.formats.scienceqa import ScienceQARecords
+from varifocal.data.json_files import neighbour
 from varifocal.data.readers.arrow import BUILDERS, open_files, open_hub, open_saved
 from varifocal.data.readers.base import (
     JoinedRecords,
@@ -22,7 +23,6 @@ from varifocal.data.readers.base import (
 from varifocal.data.readers.captions import CaptionedImages, CocoRecords, is_coco
 from varifocal.data.readers.files import TEXT_ENDINGS, FileRecords, stream_lines
 from varifocal.data.readers.tar import TAR_ENDINGS, TarRecords, stream_shard
-from varifocal.data.reading import neighbour
 from varifocal.errors import DataError, nearest
 
 if TYPE_CHECKING:

@@ -21,12 +21,12 @@ from typing import IO, Any
 import numpy as np
 
 from varifocal.cache import file_digest
+from varifocal.data.json_files import as_row, parse_json
 from varifocal.data.readers.base import Record
 from varifocal.data.readers.captions import IMAGE_ENDINGS
 from varifocal.data.readers.compressed import UNREADABLE, opened, unpacked
 from varifocal.data.readers.files import decode_text
 from varifocal.data.readers.index import Index, cached_index
-from varifocal.data.reading import as_row, parse_json
 from varifocal.errors import DataError
 
 _JSON = (".json", ".jsn")

@@ -19,7 +19,7 @@ from varifocal.data.encoding.samples import (
     refuse_or_pass,
 )
 from varifocal.data.example import Example
-from varifocal.data.reading import OnBadRecord
+from varifocal.data.json_files import OnBadRecord
 from varifocal.data.rows.packing import WINDOW, PackedDataset, pack
 from varifocal.errors import DataError
 

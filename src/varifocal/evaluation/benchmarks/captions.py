@@ -12,9 +12,9 @@ import numpy as np
 from varifocal.data.example import Image
 from varifocal.data.formats.base import short
 from varifocal.data.formats.questions import CAPTION_PROMPT
+from varifocal.data.json_files import read_json_object
 from varifocal.data.readers.base import Record
 from varifocal.data.readers.images import locate_image
-from varifocal.data.reading import read_json_object
 from varifocal.errors import DataError
 from varifocal.evaluation.benchmark import Answer, Answered, Benchmark, Item, Measure
 from varifocal.evaluation.benchmarks.loading import (

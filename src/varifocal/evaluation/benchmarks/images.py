@@ -9,9 +9,9 @@ from pathlib import Path
 from varifocal.data.example import Question
 from varifocal.data.formats.base import short
 from varifocal.data.formats.questions import LETTERS, question_text
+from varifocal.data.json_files import parse_json, read_json_object, read_text
 from varifocal.data.readers.base import Record
 from varifocal.data.readers.images import locate_image
-from varifocal.data.reading import parse_json, read_json_object, read_text
 from varifocal.errors import DataError
 from varifocal.evaluation.benchmark import Answered, Benchmark, Item, Measure, accuracy
 from varifocal.evaluation.benchmarks.loading import (

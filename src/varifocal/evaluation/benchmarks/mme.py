@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from varifocal.data.example import Image
-from varifocal.data.reading import read_text
+from varifocal.data.json_files import read_text
 from varifocal.errors import DataError, nearest
 from varifocal.evaluation.benchmark import Answered, Benchmark, Item, Measure, accuracy, exact
 from varifocal.evaluation.benchmarks.loading import (

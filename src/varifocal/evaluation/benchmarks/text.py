@@ -9,7 +9,7 @@ from typing import Any
 
 from varifocal.data.example import Question
 from varifocal.data.formats.questions import question_text
-from varifocal.data.reading import read_json_object
+from varifocal.data.json_files import read_json_object
 from varifocal.errors import DataError
 from varifocal.evaluation.benchmark import Answered, Benchmark, Item, Measure, accuracy
 from varifocal.evaluation.benchmarks.loading import (

@@ -23,8 +23,8 @@ from varifocal.models.distributed import in_world, is_sharded, touch
 from varifocal.models.families.base import ImageLoader, ImageTokens, MetaImages, ModelFamily
 from varifocal.models.families.flops import ImageFlops, sum_products
 from varifocal.models.features import FeatureStore
+from varifocal.models.image_rows import check_row_images
 from varifocal.models.preprocessing import check_words, load_image_processor
-from varifocal.models.rows import check_row_images
 from varifocal.models.sources import Checkpoint, clear_loading_errors
 from varifocal.recipe import MMASection, TunerSection
 

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features
 from torch import Tensor, nn
 
-from .choice import FactorChoice, Router, draw_factors, weigh_pairs
 from .config import MixLoraConfig
 from .groups import Groups, group_rows_whole
+from .router import FactorChoice, Router, draw_factors, weigh_pairs
 from .routing import CachedChoice, Chosen, Context
 
 NO_MERGE = (

@@ -24,9 +24,9 @@ from ..plugin import (
     remember_in_recomputation,
     token_shape,
 )
-from .choice import FactorChoice, balance_term
 from .config import MixLoraConfig
 from .groups import Groups, find_groups, leave_out, valid_tokens
+from .router import FactorChoice, balance_term
 
 ROUTING = "mixlora_routing"
 """Name under which a decoder holds its hooks."""

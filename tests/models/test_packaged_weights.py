@@ -12,7 +12,7 @@ from varifocal.cache import file_digest, fingerprint
 from varifocal.errors import ModelError
 from varifocal.models import EfficientNetLite
 from varifocal.models.names import PACKAGED, Packaged, find_source
-from varifocal.models.packaged import packaged_directory
+from varifocal.models.packaged_weights import packaged_directory
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from pydantic import ValidationError
 from varifocal.data.example import Image, Message
 from varifocal.errors import DataError
 from varifocal.serving.chat_request import Bounds, ChatMessage, ChatRequest, ImagePart, TextPart
-from varifocal.serving.refusal import Refused, first_mistake
+from varifocal.serving.error_response import Refused, first_mistake
 from varifocal.serving.settings import ServeSettings
 
 _THREADS = 4

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from varifocal.errors import ModelError
-from varifocal.models.rows import (
+from varifocal.models.image_rows import (
     expand_images,
     fit_length,
     images_within,

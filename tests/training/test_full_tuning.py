@@ -12,7 +12,7 @@ from varifocal.errors import RecipeError
 from varifocal.models.saved import load_connector
 from varifocal.recipe import FullSection, NoTunerSection
 from varifocal.run import RunDirectory
-from varifocal.training.full import save_full_model
+from varifocal.training.full_tuning import save_full_model
 from varifocal.training.train import run_training
 from varifocal.training.trainer import SupervisedTrainer
 from varifocal.training.tuner import attach_tuner, part_of

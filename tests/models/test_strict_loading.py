@@ -15,14 +15,14 @@ from transformers import (
 )
 
 from varifocal.errors import ModelError
-from varifocal.models.loading import (
+from varifocal.models.names import PACKAGED
+from varifocal.models.strict_loading import (
     keep_weights,
     load_every_tensor,
     quantisation,
     refuse_not_finite,
     refuse_other_tensors,
 )
-from varifocal.models.names import PACKAGED
 from varifocal.recipe import ModelSection
 
 SIDES = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
