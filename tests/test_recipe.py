@@ -29,6 +29,7 @@ from varifocal.recipe import (
     TrainingSection,
     load_recipe,
 )
+from varifocal.recipe.chat_templates import CHAT_TEMPLATES
 from varifocal.recipe.processor import has_bfloat16, processor_has_bfloat16
 from varifocal.recipe.reading import SHIPPED
 from varifocal.recipe.strict_yaml import parse_yaml, put, validate
@@ -342,6 +343,7 @@ def pages():
         sections(FileSection, **one_place, **of_a_score, weight=st.none()), max_size=2
     )
     letters = st.characters(categories=["L", "N"])
+    templates = st.sampled_from([None, *CHAT_TEMPLATES, "{% for m in messages %}\n{% endfor %}"])
     steps = st.integers(1, 10**6).map(float)
     training = {
         "lr_scheduler_type": st.sampled_from(["linear", "cosine", "inverse_sqrt"]),
@@ -354,7 +356,7 @@ def pages():
         name=st.none() | st.text(letters, min_size=1, max_size=40),
         model=sections(ModelSection, vision_tower=st.none()),
         tuner=st.one_of(sections(MMASection), sections(LoraSection, type=st.just("lora"))),
-        data=sections(DataSection, train=sources, **lengths),
+        data=sections(DataSection, train=sources, chat_template=templates, **lengths),
         training=sections(TrainingSection, **training),
         evaluation=sections(EvaluationSection),
     )

@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from varifocal.cache import file_digest
 from varifocal.data.encoding.chat_template import with_system
@@ -25,7 +25,7 @@ from varifocal.models import GraftedProcessor, distributed, load_model
 from varifocal.models.decoding import add_stop_ids
 from varifocal.models.families.base import family_of, family_with_side
 from varifocal.models.features import FeatureStore
-from varifocal.models.load import check_image_side, image_tokens, is_vision_language, load_processor
+from varifocal.models.load import check_image_side, is_vision_language, load_processor
 from varifocal.models.names import check_place
 from varifocal.models.processor import with_image_parts
 from varifocal.models.saved import (
@@ -35,6 +35,7 @@ from varifocal.models.saved import (
     start_connector,
 )
 from varifocal.models.sources import find_checkpoint
+from varifocal.prompts import make_encoder
 from varifocal.recipe import ModelSection, NoTunerSection, Recipe, load_recipe
 from varifocal.run import RunDirectory
 from varifocal.trained_weights import Trained, find_trained
@@ -90,7 +91,7 @@ def assemble(recipe: Recipe, device: torch.device | None = None) -> Assembly:
     device = device or distributed.own_device()  # bitsandbytes loads onto the process's current GPU
     loaded = load_model(recipe.model, seed=recipe.seed)
     cast(Any, loaded.model).to(device)
-    encoder = _encoder(loaded.processor, recipe)
+    encoder = make_encoder(loaded.processor, recipe)
     ends = cast(Any, encoder.tokenizer).eos_token_id, encoder.end_of_turn_id
     add_stop_ids(loaded.model, ends)  # for `generate`, and for what is saved whole or exported
     features, load_images = _image_loader(loaded.model, loaded.processor, loaded.fingerprint)
@@ -116,7 +117,7 @@ def load_encoder(recipe: Recipe) -> Encoder:
         ModelError: as `assemble`.
     """
     check_image_side(recipe.model)
-    return _encoder(load_processor(recipe.model), recipe)
+    return make_encoder(load_processor(recipe.model), recipe)
 
 
 def open_run(
@@ -178,7 +179,7 @@ def open_processor(root: str | Path) -> Any:
         recipe = _with_whole_model(recipe, trained.place)
     check_image_side(recipe.model)
     processor = load_processor(recipe.model)
-    encoder = _encoder(processor, recipe)
+    encoder = make_encoder(processor, recipe)
     template = with_system(encoder.template.jinja, encoder.system)
     if isinstance(processor, GraftedProcessor):
         template = with_image_parts(template, processor.image_token)
@@ -336,7 +337,7 @@ def _with_window(recipe: Recipe, parts: Assembly) -> tuple[Recipe, Assembly]:
     window = getattr(text, "max_position_embeddings", None) or recipe.data.max_length
     wider = {"max_length": window, "row_length": None, "overflow": "truncate_prompt"}
     recipe = recipe.model_copy(update={"data": recipe.data.model_copy(update=wider)})
-    return recipe, replace(parts, encoder=_encoder(parts.processor, recipe))
+    return recipe, replace(parts, encoder=make_encoder(parts.processor, recipe))
 
 
 def _with_whole_model(recipe: Recipe, directory: Path) -> Recipe:
@@ -376,18 +377,3 @@ def _trained_on(adapter: Path, recipe: Recipe) -> str | None:
         raise ModelError(f"'{file}' is damaged: {error}; bring it back from a copy") from error
     recorded = recipe.provenance.base_fingerprint if recipe.provenance else None
     return config.get("base_fingerprint") or recorded
-
-
-def _encoder(processor: Any, recipe: Recipe) -> Encoder:
-    options: dict[str, Any] = {
-        "max_length": recipe.data.max_length,
-        "overflow": recipe.data.overflow,
-        "system_prompt": recipe.data.system_prompt,
-        "train_on": recipe.data.train_on,
-    }
-    if isinstance(processor, PreTrainedTokenizerBase):
-        return Encoder(processor, **options)
-    image = image_tokens(processor, recipe.model)
-    tokens = image.token, image.token_id, image.count
-    options["chat_template"] = image.chat_template
-    return Encoder(processor.tokenizer, *tokens, **options)

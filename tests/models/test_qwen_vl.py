@@ -17,7 +17,7 @@ from varifocal.evaluation.generation import greedy_answers
 from varifocal.evaluation.likelihood import EncodedQuestion, score_options
 from varifocal.models import load_model
 from varifocal.models.families.qwen_vl import positions_of_rows
-from varifocal.recipe import ModelSection, Recipe
+from varifocal.recipe import DataSection, ModelSection, Recipe
 from varifocal.training.flops import image_flops
 from varifocal.tuners import MixLoraConfig, MMAConfig
 
@@ -248,6 +248,12 @@ def test_a_cache_does_not_go_on_with_images(parts, examples):
 
 def test_its_encoder_can_be_had_without_weights(qwen_vl, parts):
     assert load_encoder(recipe_for(qwen_vl)).fingerprint == parts.encoder.fingerprint
+
+
+def test_a_named_chat_template_is_refused_since_images_stand_in_a_frame(qwen_vl):
+    data = {"data": DataSection(chat_template="chatml")}
+    with pytest.raises(ModelError, match=r"chatml does not write the tokens around an image of a "):
+        load_encoder(recipe_for(qwen_vl).model_copy(update=data))
 
 
 def test_a_side_is_asked_for_and_has_to_fit(qwen_vl, llava):

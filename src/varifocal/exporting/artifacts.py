@@ -247,7 +247,7 @@ def _write_processor(job: Job, directory: Path) -> None:
         write_graft_processor(job.parts, directory)
         return
     processor = load_processor(language_section(job.recipe))
-    if isinstance(processor, PreTrainedTokenizerBase):
+    if isinstance(processor, PreTrainedTokenizerBase) or job.recipe.data.chat_template is not None:
         processor.chat_template = chat_template(job.parts.encoder)
     processor.save_pretrained(directory)
 

@@ -7,6 +7,7 @@ from transformers import AddedToken, AutoProcessor, PreTrainedTokenizerBase, Pro
 
 from varifocal.errors import ModelError
 from varifocal.models.grafted import GraftedConfig
+from varifocal.recipe.chat_templates import SETS_IMAGE_TOKEN
 
 IMAGE_TOKEN = "<|image|>"
 
@@ -30,8 +31,11 @@ def with_image_parts(template: str, image_token: str) -> str:
 
     The template of a text model joins `message.content` as a string. What is put before it turns
     `[{"type": "image"}, {"type": "text", "text": "What is it?"}]` into `"<|image|>What is it?"`,
-    so that a grafted model's prompt without images is the language model's, to the letter.
+    so that a grafted model's prompt without images is the language model's, to the letter. A
+    template that sets `image_token` takes parts by itself.
     """
+    if SETS_IMAGE_TOKEN in template:
+        return template
     preamble = _TEXT_OF_PARTS.replace("IMAGE", json.dumps(image_token))
     return template if template.startswith(preamble) else preamble + template
 

@@ -4,7 +4,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from varifocal.errors import nearest
 from varifocal.recipe.base_section import Count, Rate, Section, Words
+from varifocal.recipe.chat_templates import CHAT_TEMPLATES, is_jinja, is_template_file
 from varifocal.recipe.strict_yaml import WrongKeyError
 
 FormatName = Literal[
@@ -171,10 +173,22 @@ class DataSection(Section):
     """A record that cannot be read: stop, or skip and count it."""
     system_prompt: str | None = None
     """Text of a system message put before every conversation."""
+    chat_template: str | None = None
+    """How conversations are written: vicuna_v1 (LLaVA's v1), llava_plain, llama2, chatml, lavin or
+    lavin_chat; a .jinja file, whose text the run's recipe holds; by default the model's own."""
     lazy: bool | None = None
     """Encode while training instead of before it; by default from 20,000 examples on."""
     num_workers: Annotated[int, Field(ge=0)] = 0
     """Processes that prepare data next to the training process."""
+
+    @model_validator(mode="after")
+    def _chat_template_is_known(self) -> "DataSection":
+        choice = self.chat_template
+        if choice in (None, *CHAT_TEMPLATES) or is_jinja(choice) or is_template_file(choice):
+            return self
+        hint = nearest(choice, CHAT_TEMPLATES)
+        text = f"no template '{choice}'{hint}; known: {', '.join(CHAT_TEMPLATES)}, or a .jinja file"
+        raise WrongKeyError("chat_template", text)
 
     @model_validator(mode="after")
     def _metric_is_of_a_score(self) -> "DataSection":

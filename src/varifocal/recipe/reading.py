@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from varifocal.errors import RecipeError, nearest
+from varifocal.recipe.chat_templates import CHAT_TEMPLATES, is_jinja, is_template_file
 from varifocal.recipe.data import SourceSection
 from varifocal.recipe.model import ConnectorSection
 from varifocal.recipe.optimizers import missing_package
@@ -143,6 +144,7 @@ def _absolute(recipe: Recipe, base: Path) -> Recipe:
             "data": data.model_copy(
                 update={
                     "root": str(start) if data.root else None,
+                    "chat_template": _template_text(base, data.chat_template),
                     **{
                         side: tuple(_source_at(start, source) for source in getattr(data, side))
                         for side in _SIDES
@@ -160,6 +162,30 @@ def _absolute(recipe: Recipe, base: Path) -> Recipe:
             "training": _training_at(base, start, recipe.training),
         }
     )
+
+
+def _template_text(base: Path, choice: str | None) -> str | None:
+    """Read the file of a chat template, so that a run holds the text; names stay names.
+
+    Raises:
+        RecipeError: the file cannot be read, or holds no template.
+    """
+    if choice is None or not is_template_file(choice):
+        return choice
+    file = Path(_join(base, choice))
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        near = [other.name for other in file.parent.glob("*") if other.is_file()]
+        hint = nearest(file.name, near) or nearest(file.stem, CHAT_TEMPLATES)
+        reason = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
+        raise RecipeError(f"data.chat_template: cannot read '{file}': {reason}{hint}") from None
+    if not is_jinja(text):
+        raise RecipeError(
+            f"data.chat_template: '{file}' holds no Jinja, no {{{{ ... }}}} or {{% ... %}}; give a "
+            "chat template"
+        )
+    return text
 
 
 def _training_at(base: Path, start: Path, training: TrainingSection) -> TrainingSection:

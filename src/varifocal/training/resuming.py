@@ -17,7 +17,7 @@ from varifocal.run import UNLOGGED, RunDirectory, checkpoint_step
 from varifocal.training.examples import fingerprint_source
 
 _DECIDE_ROWS = ("train", "mixture", "max_length", "row_length", "packing", "lazy")
-_DECIDE_ROWS += ("train_on", "system_prompt")
+_DECIDE_ROWS += ("train_on", "system_prompt", "chat_template")
 """Keys of `data` by which a step's place in the data is known."""
 
 

@@ -8,15 +8,19 @@ the rendering of the answered conversation has from there on (see `encoding.answ
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast
 
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from varifocal.data.encoding.answer_span import PROBES, Frame, Turn, Written, frame_of, written
 from varifocal.errors import ChatTemplateError, ModelError
+from varifocal.recipe.chat_templates import SETS_IMAGE_TOKEN
 
 _PLAIN = (
     "{% for message in messages %}"
@@ -33,6 +37,7 @@ _SYSTEM_FIRST = (
     "{%- endif -%}{{- '' }}"
 )
 _PROBE = "Which one?"
+_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 def plain_template(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -86,8 +91,9 @@ class AnswerSpan:
             thought, a channel), the blanks in front of the words not counted to it.
         words_end: first character after its words.
         end: first character after its end-of-turn token.
-        closed: False where the template writes no special token after an answer; then `end` is
-            the end of its words, and an end-of-sequence token is owed.
+        closed: False where the template writes no special token after an answer and marks no end
+            (`{% generation %}`); then `end` is the end of its words, and an end-of-sequence token
+            is owed.
     """
 
     start: int
@@ -268,10 +274,11 @@ class ChatTemplate:
         )
 
     def _end_of_turn(self, after: str) -> tuple[int, bool]:
-        """Return how many characters after the words are the answer's, and if a token ends it.
+        """Return how many characters after the words are the answer's, and if they end it.
 
         The first special token ends it; where the end of sequence follows at once, that does: a
-        model that writes both has to be trained on both.
+        model that writes both has to be trained on both. Without one, the end of a chosen
+        template's `{% generation %}` block does.
         """
         ends = [
             (place, place + len(token))
@@ -279,12 +286,38 @@ class ChatTemplate:
             if (place := after.find(token)) >= 0
         ]
         if not ends:
-            return 0, False
+            closing = self._closing if after.startswith(self._closing) else ""
+            return len(closing), bool(closing)
         end = min(ends, key=lambda span: (span[0], -span[1]))[1]
         final = self.tokenizer.eos_token
         if isinstance(final, str) and final and after.startswith(final, end):
             end += len(final)
         return end, True
+
+    @cached_property
+    def _closing(self) -> str:
+        """What the `{% generation %}` block of a chosen template writes after an answer's words.
+
+        "" without a block, and for a tokenizer's own template: runs of earlier versions owe an
+        end-of-sequence token there.
+        """
+        if SETS_IMAGE_TOKEN not in self.jinja or _GENERATION.search(self.jinja) is None:
+            return ""
+        turns: list[Turn] = [
+            {"role": "user", "content": "a"},
+            {"role": "assistant", "content": PROBES[0]},
+        ]
+        contents = [self._parts(turn) for turn in turns] if self.takes_parts else turns
+        special = cast(dict[str, Any], self.tokenizer.special_tokens_map)
+        texts, spans = render_jinja_template(
+            cast(Any, [contents]),
+            chat_template=self.jinja,
+            return_assistant_tokens_mask=True,
+            **special,
+        )
+        start, end = cast(tuple[int, int], spans[0][-1])
+        block = texts[0][start:end]
+        return block[block.index(PROBES[0]) + 1 :]
 
     def _spell(self, number: int) -> str:
         token = self.tokenizer.convert_ids_to_tokens(number)
