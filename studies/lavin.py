@@ -23,7 +23,7 @@ from varifocal.errors import RunError
 from varifocal.evaluation.benchmarks.scienceqa import choice_benchmark
 from varifocal.evaluation.evaluated_model import EncodedAsker
 from varifocal.evaluation.open_answers import items_of
-from varifocal.evaluation.readings import measure_readings
+from varifocal.evaluation.readings import rate_texts
 from varifocal.evaluation.retention_data import gather_material
 from varifocal.evaluation.runner import AskOptions
 from varifocal.evaluation.runner import run as run_benchmark
@@ -179,8 +179,8 @@ class Study:
             return None
         texts = gather_material(recipe, parts.encoder, self.data, None, self.size.texts).texts
         parts.model.eval()
-        readings = measure_readings(parts.model, texts)
-        return sum(one.nats for one in readings) / sum(one.tokens for one in readings)
+        ratings = rate_texts(parts.model, texts)
+        return -sum(rating.score for rating in ratings) / sum(rating.tokens for rating in ratings)
 
 
 def _figures(run: Path) -> dict[str, Any]:

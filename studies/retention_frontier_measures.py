@@ -10,16 +10,11 @@ from varifocal.data.loading import load_source
 from varifocal.evaluation.benchmarks.scienceqa import choice_benchmark
 from varifocal.evaluation.evaluated_model import EncodedAsker, without_images
 from varifocal.evaluation.generation import evaluation_mode
-from varifocal.evaluation.likelihood import EncodedQuestion
+from varifocal.evaluation.likelihood import EncodedQuestion, Rating
 from varifocal.evaluation.open_answers import items_of
-from varifocal.evaluation.readings import (
-    Reading,
-    after_images,
-    greedy_continuations,
-    measure_readings,
-)
+from varifocal.evaluation.readings import TokenReader, after_images, rate_texts
 from varifocal.evaluation.retention_data import Material, gather_material
-from varifocal.evaluation.runner import AskOptions
+from varifocal.evaluation.runner import About, AskOptions
 from varifocal.evaluation.runner import run as run_benchmark
 from varifocal.models.decoding import stop_ids
 from varifocal.recipe import Recipe, SourceSection, load_recipe
@@ -60,10 +55,11 @@ def language_of_base(recipe: Recipe, data: Path | None, texts: int, folder: Path
     tuner = load_recipe(recipe, ["tuner={type: none}"]).tuner
     base = assemble(recipe.model_copy(update={"model": alone, "data": cut, "tuner": tuner}))
     material = gather_material(recipe, base.encoder, data, None, texts)
-    written = greedy_continuations(base.model, base.encoder, material.instructions, _quiet)
+    reader = TokenReader(base, base.encoder, folder, About())
+    written = reader.write("start-writes", material.instructions)
     about = [without_images(scene) for scene in material.scenes]
-    prompts = base.encoder.for_prompts(None)
-    described = greedy_continuations(base.model, prompts, about, _quiet)
+    reader = replace(reader, encoder=base.encoder.for_prompts(None))
+    described = reader.write("start-describes", about)
     found = Language(material, written, described, {})
     figures = {
         **asked_of(recipe.data.evaluate[0], base, folder, "start"),
@@ -99,19 +95,15 @@ def _read(parts: Assembly, language: Language, scenes: Sequence[EncodedQuestion]
     """Read prose, the base's answers, and its answers after an image."""
     ends = stop_ids(parts.model, parts.encoder.end_of_turn_id)
     with evaluation_mode(parts.model):
-        texts = measure_readings(parts.model, language.material.texts)
-        answers = measure_readings(parts.model, language.written, ends=ends)
-        after = measure_readings(parts.model, scenes, parts.load_images, ends=ends)
+        texts = rate_texts(parts.model, language.material.texts)
+        answers = rate_texts(parts.model, language.written, ends=ends)
+        after = rate_texts(parts.model, scenes, parts.load_images, ends=ends)
     return {
         "prose_nats": _nats(texts),
         "after_image_nats": _nats(after),
-        "answers_same": 100 * sum(one.hits == one.tokens for one in answers) / len(answers),
+        "answers_same": 100 * sum(one.greedy for one in answers) / len(answers),
     }
 
 
-def _nats(readings: Sequence[Reading]) -> float:
-    return sum(one.nats for one in readings) / sum(one.tokens for one in readings)
-
-
-def _quiet(*_: Any) -> None:
-    """Report to nobody."""
+def _nats(ratings: Sequence[Rating]) -> float:
+    return -sum(rating.score for rating in ratings) / sum(rating.tokens for rating in ratings)

@@ -51,7 +51,7 @@ def test_lost_language_is_what_retention_measures(tmp_path, monkeypatch):
         progress("on: text", 1, 4)
         return Retention(str(root), "toy", "mma", lines, {}, []), root / "retention.json"
 
-    monkeypatch.setattr("varifocal.demo.evaluate_retention", measure)
+    monkeypatch.setattr("varifocal.demo.measure_retention", measure)
     found = score_language(RunDirectory(tmp_path), 4, lambda *stage: told.append(stage))
     assert found == {"perplexity": 1.1, "perplexity_after_image": 0.8, "answers_same": 62.5}
     assert asked == {

@@ -19,10 +19,9 @@ from varifocal.data.example import Example
 from varifocal.data.loading import load_source
 from varifocal.errors import RunError
 from varifocal.evaluation.benchmarks.scienceqa import AVERAGE, choice_benchmark
-from varifocal.evaluation.evaluate import evaluate_retention
 from varifocal.evaluation.evaluated_model import EncodedAsker
 from varifocal.evaluation.open_answers import items_of
-from varifocal.evaluation.retention import FACTORS, SAME
+from varifocal.evaluation.retention import FACTORS, SAME, measure_retention
 from varifocal.evaluation.runner import About, AskOptions
 from varifocal.evaluation.runner import run as run_benchmark
 from varifocal.evaluation.sources import about_run
@@ -192,7 +191,7 @@ def score_language(run: RunDirectory, limit: int, tell: Progress) -> dict[str, f
         `answers_same`, the percentage of greedy answers to plain instructions that stay the base's.
     """
     command = shlex.join(["varifocal", "retention", str(run.root), "--limit", str(limit)])
-    measured, _ = evaluate_retention(
+    measured, _ = measure_retention(
         run.root,
         limit=limit,
         command=command,

@@ -116,6 +116,8 @@ def scores_folder(run: RunDirectory) -> Path:
 def command_for(file: Path) -> str:
     """Return the command that makes a file of a run's predictions or scores anew."""
     folder, words = file.parent, ["varifocal", "eval"]
+    if folder.name == "retention":
+        folder, words = folder.parent, ["varifocal", "retention"]
     step = checkpoint_step(folder) if folder.name.startswith("checkpoint-") else None
     words.append(str((folder if step is None else folder.parent).parent))
     words += [] if step is None else ["--checkpoint", str(step)]

@@ -14,6 +14,8 @@ from typer.testing import CliRunner
 
 from varifocal.cli.commands import app
 from varifocal.errors import RunError
+from varifocal.evaluation.retention import Retention, RetentionLine
+from varifocal.evaluation.statistics import Interval
 from varifocal.reports.card import make_card, renew_card, write_card
 
 INTERVAL = {"low": 40.0, "high": 61.0}
@@ -242,18 +244,13 @@ def test_scoring_and_retention_renew_the_card_of_a_run_and_of_no_model(
     assert scored.exit_code == 0, scored.exception
     assert "| average |" in (root / "README.md").read_text()
 
-    class Kept:
-        left_out = ()
+    def measure(*_, **__):
+        of_models = [Interval(1.0, 0.0, 2.0)] * 3
+        row = RetentionLine("right %", 3, *of_models, None)
+        kept = Retention(str(root), "toy", "lora", [row], {}, [])
+        return kept, kept.write(root / "eval")
 
-        def write(self, evaluations, command):
-            row = {"name": "right %", "count": 3, "p": None, "change": None}
-            row |= {key: {"value": 1.0, "low": 0.0, "high": 2.0} for key in ("base", "off", "on")}
-            page = {"run": str(root), "tuner": "lora", "rows": [row], "notes": [], "sources": {}}
-            file = evaluations / "retention.json"
-            file.write_text(json.dumps(page))
-            return file
-
-    monkeypatch.setattr("varifocal.evaluation.retention.measure_retention", lambda *_, **__: Kept())
+    monkeypatch.setattr("varifocal.evaluation.retention.measure_retention", measure)
     said = CliRunner().invoke(app, ["retention", str(root)])
     assert said.exit_code == 0, said.exception
     assert "| right % | 1.0 (0.0 to 2.0) |" in (root / "README.md").read_text()

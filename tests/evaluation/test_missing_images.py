@@ -11,7 +11,7 @@ from PIL import Image as Images
 
 from varifocal.data.example import Example
 from varifocal.errors import DataError, ImageError
-from varifocal.evaluation.benchmark import Prompt
+from varifocal.evaluation.benchmark import Answer, Prompt
 from varifocal.evaluation.benchmarks.registry import BENCHMARKS, load_items
 from varifocal.evaluation.compare import compare_predictions
 from varifocal.evaluation.predictions import read_predictions
@@ -32,11 +32,11 @@ class Yes:
 
     def score(self, prompts, normalisation):
         self.asked += len(prompts)
-        return [[-1.0, *[-2.0] * (len(one.option_lengths) - 1)] for one in prompts]
+        return [Answer(scores=(-1.0, *[-2.0] * (len(one.option_lengths) - 1))) for one in prompts]
 
     def write(self, prompts, max_new_tokens):
         self.asked += len(prompts)
-        return ["Yes."] * len(prompts)
+        return [Answer("Yes.")] * len(prompts)
 
 
 def pope(folder: Path, count: int = 4) -> Path:

@@ -132,17 +132,14 @@ def test_a_row_with_several_answers(tmp_path: Path, row: dict, trained: str, ans
 )
 def test_what_an_answer_earns(metric, text: str, references: list[str], earned: float) -> None:
     (item,) = items_of([asked(*references)])
-    answer = Answer(item.id, text=text, parsed=read_open_answer(text, item))
+    answer = Answer(text, parsed=read_open_answer(text, item))
     assert credit(metric, item, answer) == pytest.approx(earned)
 
 
 def test_a_letter_counts_where_a_question_has_choices() -> None:
     (item,) = items_of([asked("blue", choices=("red", "blue"))])
     for text, earned in (("(b)", 1.0), ("blue", 1.0), ("The answer is A.", 0.0), ("A or B", 0.0)):
-        assert (
-            credit("exact", item, Answer("q", text=text, parsed=read_open_answer(text, item)))
-            == earned
-        )
+        assert credit("exact", item, Answer(text, parsed=read_open_answer(text, item))) == earned
 
 
 def test_measures_on_paper() -> None:
@@ -150,8 +147,7 @@ def test_measures_on_paper() -> None:
     items = items_of([asked("red")] * 4)
     said = ["red", "it is red", "rod", ""]
     answered = [
-        (i, Answer(i.id, text=t, parsed=read_open_answer(t, i)))
-        for i, t in zip(items, said, strict=True)
+        (i, Answer(t, parsed=read_open_answer(t, i))) for i, t in zip(items, said, strict=True)
     ]
     found = {one.name: one for one in measure("exact", answered)}
     assert list(found) == ["exact match", "answer contained", "ANLS (x100)"]
@@ -212,8 +208,8 @@ class Said:
         assert example.messages[-1].role == "user"
         return self._asker.prepare(example, with_options=with_options)
 
-    def write(self, prompts, max_new_tokens: int) -> list[str]:
-        return [self._answers.pop(0) for _ in prompts]
+    def write(self, prompts, max_new_tokens: int) -> list[Answer]:
+        return [Answer(self._answers.pop(0)) for _ in prompts]
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from transformers import LlamaForCausalLM
 from varifocal.assemble import is_vlm, open_model
 from varifocal.data.example import Example, Image, Message
 from varifocal.errors import ModelError, RunError
+from varifocal.evaluation.benchmark import Answer
 from varifocal.evaluation.evaluated_model import EncodedAsker, VlmAsker, open_asker
 
 # peft 0.21 reads a name that transformers 5.23 has renamed
@@ -91,7 +92,7 @@ def test_a_language_model_is_asked_with_and_without_an_adapter(language_model, a
     bare, tuned = open_asker(str(language_model)), open_asker(str(language_model), adapter)
     example = Example((Message("user", ("Which?",)),), "q", choices=("red", "a box"))
     scores = [
-        one.asker.score([one.asker.prepare(example, with_options=True)], "sum")[0]
+        one.asker.score([one.asker.prepare(example, with_options=True)], "sum")[0].scores
         for one in (bare, tuned)
     ]
     assert abs(scores[0][0] - scores[1][0]) > 1e-3
@@ -113,7 +114,7 @@ def test_a_llava_goes_by_its_encoder(llava, pictured):
     asker = open_asker(str(llava)).asker
     assert isinstance(asker, EncodedAsker)
     scores = asker.score([asker.prepare(asked(pictured[0]), with_options=True)], "sum")
-    assert len(scores[0]) == 2
+    assert len(scores[0].scores) == 2
 
 
 def test_what_is_neither_run_nor_model_is_said(language_model, adapter, tmp_path):
@@ -143,9 +144,9 @@ def test_its_likelihoods_are_those_of_one_plain_row_an_option(llava_next, pictur
     processor = hf.AutoProcessor.from_pretrained(llava_next)
     model = hf.LlavaNextForConditionalGeneration.from_pretrained(llava_next)
     prompts = [opened.prepare(asked(one), with_options=True) for one in pictured]
-    for one, scores in zip(pictured, opened.score(prompts, "sum"), strict=True):
+    for one, answer in zip(pictured, opened.score(prompts, "sum"), strict=True):
         image = PIL.Image.open(one.images[0].path)
-        for option, score in zip(one.choices, scores, strict=True):
+        for option, score in zip(one.choices, answer.scores, strict=True):
             texts = ["USER: <image>\nWhat? ASSISTANT: "]
             texts.append(f"{texts[0]}{option}</s>")
             rows = [processor(text=[t], images=[image], return_tensors="pt") for t in texts]
@@ -171,7 +172,7 @@ def test_it_writes_what_its_own_generate_writes(llava_next, pictured):
         ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True
     )
     prompts = [asker.prepare(asked(pictured[0]), with_options=False)]
-    assert asker.write(prompts, 5) == [expected]
+    assert asker.write(prompts, 5) == [Answer(expected)]
 
 
 # The verb

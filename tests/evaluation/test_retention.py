@@ -10,8 +10,8 @@ import torch
 
 from varifocal.cli.retention import print_retention
 from varifocal.evaluation.generation import greedy_answers
-from varifocal.evaluation.likelihood import EncodedQuestion
-from varifocal.evaluation.readings import Reading, measure_readings
+from varifocal.evaluation.likelihood import EncodedQuestion, Rating
+from varifocal.evaluation.readings import rate_texts
 from varifocal.evaluation.retention import Retention, _Column, _rows
 
 STOP = {5, 6, 7, 8, 9, 10}
@@ -20,14 +20,14 @@ STOP = {5, 6, 7, 8, 9, 10}
 @pytest.mark.parametrize("token_budget", [1, 10_000])
 def test_readings_equal_plain_rows(llama, random_questions, token_budget: int) -> None:
     asked = [EncodedQuestion(one.prompt_ids, one.option_ids[:1]) for one in random_questions(6)]
-    found = measure_readings(llama, asked, token_budget=token_budget)
+    found = rate_texts(llama, asked, token_budget=token_budget)
     for one, reading in zip(asked, found, strict=True):
         option, start = one.option_ids[0], len(one.prompt_ids)
         ids = torch.tensor([[*one.prompt_ids.tolist(), *option.tolist()]])
         with torch.no_grad():
             logits = llama(input_ids=ids).logits[0, start - 1 : -1]
         told = logits.log_softmax(-1)[range(len(option)), option.tolist()]
-        assert reading.nats == pytest.approx(-float(told.sum()), abs=1e-4)
+        assert reading.score == pytest.approx(float(told.sum()), abs=1e-4)
         assert reading.tokens == len(option)
         assert reading.hits == int((logits.argmax(-1).numpy() == option).sum())
 
@@ -41,11 +41,9 @@ def test_what_a_model_wrote_agrees_with_it_to_the_end(llama, random_questions) -
         for one, ids in zip(asked, answers, strict=True)
     ]
     assert any(len(ids) < 6 for ids in answers)
-    for reading in measure_readings(llama, written, ends=STOP):
+    for reading in rate_texts(llama, written, ends=STOP):
         assert reading.hits == reading.tokens
-    for one, reading in zip(
-        written, measure_readings(llama, _changed(written), ends=STOP), strict=True
-    ):
+    for one, reading in zip(written, rate_texts(llama, _changed(written), ends=STOP), strict=True):
         assert reading.hits < reading.tokens == len(one.option_ids[0])
 
 
@@ -59,9 +57,9 @@ def _changed(written: list[EncodedQuestion]) -> list[EncodedQuestion]:
 
 
 def column(nats: tuple[float, ...], right: tuple[float, ...], hits: tuple[int, ...]) -> _Column:
-    texts = [Reading(one, 2, 0) for one in nats]
-    scenes = [Reading(nat, 4, hit) for nat, hit in zip(nats, hits, strict=True)]
-    return _Column(texts, right, [Reading(0.0, 4, one) for one in hits], scenes)
+    texts = [Rating(-one, 2, 0) for one in nats]
+    scenes = [Rating(-nat, 4, hit) for nat, hit in zip(nats, hits, strict=True)]
+    return _Column(texts, right, [Rating(0.0, 4, one) for one in hits], scenes)
 
 
 def test_a_table_on_paper(tmp_path, capsys) -> None:

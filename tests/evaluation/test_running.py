@@ -9,7 +9,7 @@ from varifocal.assemble import Assembly
 from varifocal.data.encoding.encoder import Encoder
 from varifocal.data.example import Example, Message
 from varifocal.errors import DataError, RunError
-from varifocal.evaluation.benchmark import Benchmark, Item, accuracy
+from varifocal.evaluation.benchmark import Answer, Benchmark, Item, accuracy
 from varifocal.evaluation.evaluated_model import EncodedAsker
 from varifocal.evaluation.runner import About, AskOptions, run
 
@@ -245,7 +245,7 @@ def test_odd_line_breaks_in_an_answer_survive(asker, tmp_path):
     class Odd(Watched):
         def write(self, prompts, max_new_tokens):
             self._count(prompts)
-            return ["a\u2028b\x85c\nd"] * len(prompts)
+            return [Answer("a\u2028b\x85c\nd")] * len(prompts)
 
     run(benchmark(method="generate"), items(), Odd(asker), tmp_path, about=ABOUT)
     again = Odd(asker)

@@ -14,8 +14,7 @@ from varifocal.data.example import Example, Image, Message
 from varifocal.errors import DataError
 from varifocal.evaluation.benchmark import Answer, Item
 from varifocal.evaluation.benchmarks.scienceqa import COLUMNS, by_column, columns_of
-from varifocal.evaluation.likelihood import score_options
-from varifocal.evaluation.retention_data import choice_question
+from varifocal.evaluation.likelihood import EncodedQuestion, score_options
 
 IMAGE = Image(data=b"never opened here")
 NATURAL, SOCIAL, LANGUAGE = "natural science", "social science", "language science"
@@ -73,9 +72,9 @@ def answered(columns: str, correct: bool, options: int = 2, read: bool = True):
         choices=tuple("abcd"[:options]),
     )
     assert columns_of(asked) == (*columns.split(), "average")
-    said = Answer("", text="", parsed=None)
+    said = Answer("", parsed=None)
     if read:
-        said = Answer("", choice=0 if correct else 1, parsed="a" if correct else "b")
+        said = Answer(choice=0 if correct else 1, parsed="a" if correct else "b")
     return Item("", asked, ("a",)), said
 
 
@@ -141,10 +140,15 @@ def examples() -> list[Example]:
     ]
 
 
+def encoded(encoder: Encoder, asked: Example) -> EncodedQuestion:
+    prompt, options = encoder.encode_options(asked)
+    return EncodedQuestion(prompt.input_ids, tuple(options), prompt.modality)
+
+
 def test_the_likeliest_option_is_taken(chat_llama, encoder, examples, score_choices) -> None:
     result = score_choices(chat_llama, encoder, examples)
     for (item, one), asked in zip(result.answered, examples, strict=True):
-        alone = score_options(chat_llama, [choice_question(encoder, asked)])[0]
+        alone = score_options(chat_llama, [encoded(encoder, asked)])[0]
         assert one.scores == pytest.approx(alone, abs=1e-9)
         assert one.choice == int(np.argmax(alone))
         assert (item.id, one.parsed, one.text) == (asked.id, asked.choices[one.choice], None)
@@ -265,8 +269,6 @@ def test_what_cannot_be_scored_is_refused(chat_llama, encoder, score_choices) ->
         score_choices(chat_llama, encoder, [])
     with pytest.raises(DataError, match="record '8'"):
         score_choices(chat_llama, encoder, [Example((Message("user", ("Hi",)),), id="8")])
-    with pytest.raises(DataError, match="record '7': no gold answer"):
-        choice_question(encoder, replace(example(), answer_index=None))
 
 
 @pytest.mark.parametrize("order", [(1, 0, 2, 3), (3, 2, 1, 0), (2, 3, 0, 1)])

@@ -12,6 +12,7 @@ from varifocal.evaluation.likelihood import (
     batch_by_length,
     best_option,
     plant,
+    rate_options,
     reads_tree_rows,
     score_options,
 )
@@ -82,7 +83,7 @@ def test_a_tree_row_on_paper() -> None:
     ]
     assert rows.columns.tolist() == [1, 2, 1, 2, 3, 4]
     assert rows.targets.tolist() == [1, 2, 3, 1, 2, 3]
-    assert rows.options.tolist() == [0, 0, 1, 2, 2, 2]
+    assert rows.num_tokens.tolist() == [2, 1, 3]
 
 
 def test_batches_hold_every_index_once_within_the_budget() -> None:
@@ -111,7 +112,7 @@ def test_windowed_attention_is_scored_row_by_row(random_questions) -> None:
 
 def test_progress_counts_to_the_total(llama, random_questions) -> None:
     seen: list[tuple[int, int]] = []
-    score_options(llama, random_questions(5), token_budget=60, progress=lambda *p: seen.append(p))
+    rate_options(llama, random_questions(5), token_budget=60, progress=lambda *p: seen.append(p))
     assert seen[-1] == (5, 5)
     assert seen == sorted(seen)
     assert len(seen) > 1

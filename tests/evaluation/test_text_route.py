@@ -8,7 +8,7 @@ from peft import get_peft_model
 
 from varifocal.evaluation.generation import greedy_answers
 from varifocal.evaluation.likelihood import score_options
-from varifocal.evaluation.readings import measure_readings
+from varifocal.evaluation.readings import rate_texts
 from varifocal.tuners import ImageLoraConfig, MixLoraConfig, MMAConfig
 
 TUNERS = {
@@ -34,7 +34,7 @@ def measured(model, questions):
     trees = [score_options(model, questions, tree=tree) for tree in (True, False)]
     one = [replace(each, option_ids=each.option_ids[:1]) for each in questions]
     written = greedy_answers(model, one, None, stop_ids={5}, max_new_tokens=6)
-    return trees, measure_readings(model, one), written
+    return trees, rate_texts(model, one), written
 
 
 def test_scores_readings_and_answers_of_text_are_the_bases(model, random_questions):

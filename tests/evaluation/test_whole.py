@@ -11,6 +11,7 @@ import transformers as hf
 from varifocal.assemble import OpenedVlm, is_vlm
 from varifocal.data.example import Example, Image, Message
 from varifocal.errors import DataError
+from varifocal.evaluation.benchmark import Answer
 from varifocal.evaluation.evaluated_model import VlmAsker, open_asker
 
 # PaliGemma's processor asks numpy for an array in the old way.
@@ -137,7 +138,7 @@ def test_likelihoods_are_those_of_one_row_an_option(made, question):
     model, processor = made
     asker = VlmAsker(OpenedVlm(model, processor, None))
     prompt = asker.prepare(question, with_options=True)
-    (scores,) = asker.score([prompt], "sum")
+    scores = asker.score([prompt], "sum")[0].scores
     image = question.images[0].open()
     start = asker._inputs(prompt.question)["input_ids"].shape[1]
     for option, score in zip(question.choices, scores, strict=True):
@@ -164,7 +165,7 @@ def test_the_image_counts_and_blind_works(made, question, tmp_path):
     else:
         prompts.append(asker.prepare(blind, with_options=True))
     first, *others = asker.score(prompts, "sum")
-    assert all(abs(first[0] - scores[0]) > 1e-6 for scores in others)
+    assert all(abs(first.scores[0] - other.scores[0]) > 1e-6 for other in others)
     assert len({prompt.sha for prompt in prompts}) == len(prompts)
 
 
@@ -177,7 +178,7 @@ def test_it_writes_what_generate_writes(made, question):
     written = processor.tokenizer.decode(
         ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True
     )
-    assert asker.write([prompt], 4) == [written]
+    assert asker.write([prompt], 4) == [Answer(written)]
 
 
 def test_it_opens_from_a_directory(tokenizer, question, tmp_path):
@@ -187,7 +188,7 @@ def test_it_opens_from_a_directory(tokenizer, question, tmp_path):
     assert is_vlm(tmp_path / "vlm")
     opened = open_asker(str(tmp_path / "vlm"))
     prompt = opened.asker.prepare(question, with_options=True)
-    assert len(opened.asker.score([prompt], "mean")[0]) == 2
+    assert len(opened.asker.score([prompt], "mean")[0].scores) == 2
     assert opened.fingerprint
 
 
@@ -207,7 +208,7 @@ def test_an_opened_thought_is_closed_before_the_options_and_left_out_of_what_is_
     assert asked.text.endswith("assistant: <think>\n")
     ids = processor.tokenizer("hm\n</think>\n\ntwo").input_ids
     model.generate = lambda **given: torch.cat([given["input_ids"], torch.tensor([ids])], dim=1)
-    assert asker.write([asker.prepare(question, with_options=False)], 4) == ["two"]
+    assert asker.write([asker.prepare(question, with_options=False)], 4) == [Answer("two")]
 
 
 def test_a_template_that_refuses_names_the_question(tokenizer, question):

@@ -1,12 +1,16 @@
 """`retention` and `compare --retention` on a tiny trained graft, whose base is known."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
 
+from varifocal.evaluation.predictions import find_predictions, read_predictions
+from varifocal.evaluation.readings import TokenAsker
 from varifocal.evaluation.retention_data import gather_material, scenes
 from varifocal.evaluation.retention_texts import PROMPTS, PROSE
+from varifocal.trained import command_for
 from varifocal.training.train import run_training
 
 # peft 0.21 reads a name that transformers 5.23 has renamed
@@ -74,6 +78,18 @@ def data(tmp_path):
     return tmp_path / "data"
 
 
+PARTS = ("text", "questions", "answers", "after-image")
+HELD = {
+    "perplexity": (1335.4105865290444, 1335.4105865290444, 1375.230278915991),
+    "questions right %": (0.0, 0.0, 0.0),
+    "answer tokens agreeing %": (100.0, 100.0, 88.88888888888889),
+    "answers the same %": (100.0, 100.0, 0.0),
+    "perplexity after an image": (9.332202045490936, 14.556640548875688, 14.701444645856826),
+    "answer tokens agreeing % after an image": (100.0, 60.416666666666664, 58.333333333333336),
+}
+"""What MMA after two steps has had since commit c330290, base, off and on."""
+
+
 def rows_of(root):
     page = json.loads((root / "eval" / "retention.json").read_text())
     return page, {row["name"]: row for row in page["rows"]}
@@ -93,6 +109,9 @@ def test_one_table_of_what_was_kept(run, trained, data):
         assert row["base"]["low"] <= row["base"]["value"] <= row["base"]["high"]
     assert rows["answers the same %"]["base"]["value"] == 100
     assert rows["perplexity"]["on"]["value"] != rows["perplexity"]["base"]["value"]
+    for name, held in HELD.items():
+        values = [rows[name][key]["value"] for key in ("base", "off", "on")]
+        assert values == pytest.approx(held, rel=1e-4)
     assert page["command"] == f"varifocal retention {root} --data {data} --limit 4"
     assert "scienceqa-text, split val" in page["sources"]["questions"]
     assert "some.json" in page["sources"]["text"]
@@ -101,6 +120,44 @@ def test_one_table_of_what_was_kept(run, trained, data):
     assert "mma, on: texts take its text route" in out
     assert "= base" in out
     assert "What was kept of the language model" in (root / "README.md").read_text()
+
+
+def test_a_stopped_call_goes_on_and_every_line_shows_what_was_read(run, trained, data, monkeypatch):
+    """The second call asks what the first did not; a third asks nothing, and gives the same."""
+    root, asked = trained("mma"), []
+    shutil.rmtree(root / "eval", ignore_errors=True)
+    options = ("retention", root, "--data", data, "--limit", 2)
+    score = TokenAsker.score
+
+    def counted(self, prompts, normalisation):
+        if len(asked) == 4:
+            asked.append("stopped")
+            raise KeyboardInterrupt
+        asked.append(len(prompts))
+        return score(self, prompts, normalisation)
+
+    monkeypatch.setattr(TokenAsker, "score", counted)
+    run(*options)
+    assert asked == [2, 2, 2, 2, "stopped"]  # all of the base's, and the texts of off
+    assert not (root / "eval" / "retention.json").exists()
+    assert run(*options)[0] == 0
+    assert asked[5:] == [2, 2, 2, 2, 2]
+    first = rows_of(root)
+    assert run(*options)[0] == 0
+    assert len(asked) == 10
+    assert rows_of(root) == first
+    suites = find_predictions(root / "eval" / "retention")
+    assert sorted(suites) == sorted(
+        ["base-writes", "base-describes"]
+        + [f"{n}-{p}" for n in ("base", "off", "on") for p in PARTS]
+    )
+    line = read_predictions(suites["off-answers"]).lines["2"]
+    assert "Say 1." in line.question
+    assert (line.credit, line.answer) == (1.0, line.gold)
+    assert command_for(suites["off-answers"]) == f"varifocal retention {root}"
+    code, out, _ = run("compare", *[root / "eval" / "retention"] * 2)
+    assert code == 0
+    assert "on-answers" in out
 
 
 def test_text_that_is_left_to_the_base_has_lost_nothing(run, trained, data):

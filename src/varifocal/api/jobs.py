@@ -16,10 +16,9 @@ from varifocal.evaluation.compare import compare_runs as compare_predictions
 from varifocal.evaluation.evaluate import (
     Named,
     evaluate_benchmarks,
-    evaluate_retention,
     evaluate_sources,
 )
-from varifocal.evaluation.retention import Retention
+from varifocal.evaluation.retention import LIMIT, Retention, measure_retention
 from varifocal.evaluation.runner import AskOptions
 from varifocal.evaluation.sources import ScoreBy
 from varifocal.exporting.adapters import prompt_example
@@ -252,11 +251,11 @@ def retention(
         DataError: there is nothing to measure on, or it cannot be read.
         RunError, ModelError: the run cannot be opened.
     """
-    measured, _ = evaluate_retention(
+    measured, _ = measure_retention(
         Path(run),
         data=_path(data),
         text=_path(text),
-        limit=limit,
+        limit=limit or LIMIT,
         on_bad_record=on_bad_record,
         strength=strength,
         progress=progress,

@@ -49,12 +49,12 @@ def retention(
     check_run(run)
     ready()
     from varifocal.cli.tables import print_left_out, stage_bars
-    from varifocal.evaluation.evaluate import evaluate_retention
+    from varifocal.evaluation.retention import measure_retention
     from varifocal.reports.card import renew_card
 
     run = run.expanduser()
     with stage_bars() as progress:
-        measured, file = evaluate_retention(
+        measured, file = measure_retention(
             run,
             data=data,
             text=text,

@@ -49,19 +49,22 @@ class Answer:
     """What a model answered.
 
     Attributes:
-        item_id: of the question.
         text: what it wrote; None by likelihood.
         choice: the likeliest of the example's choices; None when it wrote.
         parsed: the answer that its text names, in the words of the item's references; by
             likelihood the choice's text. None: the text names none.
         scores: [choices] log-probabilities in nats, by likelihood.
+        hits: [choices] tokens of each choice that the model would have written itself; empty where
+            the asker does not count them.
+        ids: the tokens it wrote, where the asker keeps them.
     """
 
-    item_id: str
     text: str | None = None
     choice: int | None = None
     parsed: str | None = None
     scores: tuple[float, ...] = ()
+    hits: tuple[int, ...] = ()
+    ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

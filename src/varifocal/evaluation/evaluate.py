@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from varifocal.data.json_files import OnBadRecord
 from varifocal.errors import RecipeError
 from varifocal.evaluation.benchmarks.registry import find_benchmarks, find_folders, load_items
-from varifocal.locking import alone
 from varifocal.progress import Progress
 from varifocal.recipe import FileSection, Recipe, SourceSection, load_recipe
 from varifocal.run import RunDirectory
@@ -19,7 +18,6 @@ from varifocal.trained_weights import find_trained
 from varifocal.writing import claim_folder
 
 if TYPE_CHECKING:
-    from varifocal.evaluation.retention import Retention
     from varifocal.evaluation.runner import AskOptions, Result
     from varifocal.evaluation.sources import ScoreBy
 
@@ -161,45 +159,6 @@ def evaluate_benchmarks(
             yield run(
                 benchmark, asked, opened.asker, where, way=how, about=about, progress=progress
             )
-
-
-def evaluate_retention(
-    root: Path,
-    *,
-    data: Path | None = None,
-    text: Path | None = None,
-    limit: int | None = None,
-    on_bad_record: OnBadRecord | None = None,
-    strength: float = 1.0,
-    command: str | None = None,
-    progress: Progress | None = None,
-) -> tuple[Retention, Path]:
-    """Measure a run's text skills against its base's, and write them into the run.
-
-    Arguments are those of `retention.retention`; `command` is what repeats it.
-
-    Returns:
-        The table, and its file.
-
-    Raises:
-        RunError: another process measures the same, or as `retention.retention`.
-        DataError, ModelError: as there.
-    """
-    from varifocal.evaluation.retention import LIMIT, measure_retention
-
-    run = RunDirectory.open(root)
-    scores = run.evaluations_at(find_trained(run).step)
-    with alone(scores, "retention"):
-        measured = measure_retention(
-            root,
-            data=data,
-            text=text,
-            limit=limit or LIMIT,
-            on_bad_record=on_bad_record,
-            strength=strength,
-            progress=progress,
-        )
-        return measured, measured.write(scores, command)
 
 
 def scores_of(named: Named) -> Path:

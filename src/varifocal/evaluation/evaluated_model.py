@@ -27,12 +27,13 @@ from varifocal.data.encoding.answer_span import PROBES, frame_of, written
 from varifocal.data.encoding.written_answer import read_words
 from varifocal.data.example import Example, Image, Message
 from varifocal.errors import ChatTemplateError, DataError, ModelError
-from varifocal.evaluation.benchmark import Prompt
+from varifocal.evaluation.benchmark import Answer, Prompt
 from varifocal.evaluation.generation import greedy_answers
 from varifocal.evaluation.likelihood import EncodedQuestion, Normalisation, score_options
 from varifocal.models.decoding import stop_ids
 
-_ONE_BATCH = 1 << 62  # tokens: whoever calls has made the batch
+ONE_BATCH = 1 << 62
+"""Token budget of an asker, whose prompts are one batch already."""
 
 
 class Asker(Protocol):
@@ -44,11 +45,11 @@ class Asker(Protocol):
         """Write the prompt; `example` has no gold answer."""
         ...
 
-    def score(self, prompts: Sequence[Prompt], normalisation: Normalisation) -> list[list[float]]:
+    def score(self, prompts: Sequence[Prompt], normalisation: Normalisation) -> list[Answer]:
         """Return each option's log-probability in nats, for one batch."""
         ...
 
-    def write(self, prompts: Sequence[Prompt], max_new_tokens: int) -> list[str]:
+    def write(self, prompts: Sequence[Prompt], max_new_tokens: int) -> list[Answer]:
         """Write the likeliest answer to each prompt, for one batch."""
         ...
 
@@ -88,17 +89,18 @@ class EncodedAsker:
         lengths = tuple(map(len, options)) if with_options else ()
         return Prompt(key, question.length, encoded.was_cut, question, lengths)
 
-    def score(self, prompts: Sequence[Prompt], normalisation: Normalisation) -> list[list[float]]:
+    def score(self, prompts: Sequence[Prompt], normalisation: Normalisation) -> list[Answer]:
         """Return each option's log-probability in nats."""
-        return score_options(
+        scored = score_options(
             self.model,
             [prompt.question for prompt in prompts],
             self._load_images,
             normalisation=normalisation,
-            token_budget=_ONE_BATCH,
+            token_budget=ONE_BATCH,
         )
+        return [Answer(scores=tuple(scores)) for scores in scored]
 
-    def write(self, prompts: Sequence[Prompt], max_new_tokens: int) -> list[str]:
+    def write(self, prompts: Sequence[Prompt], max_new_tokens: int) -> list[Answer]:
         """Write the likeliest answer to each prompt."""
         written = greedy_answers(
             self.model,
@@ -106,9 +108,9 @@ class EncodedAsker:
             self._load_images,
             stop_ids=stop_ids(self.model, self._end_of_turn),
             max_new_tokens=max_new_tokens,
-            token_budget=_ONE_BATCH,
+            token_budget=ONE_BATCH,
         )
-        return [self._encoder.read_answer(ids) for ids in written]
+        return [Answer(self._encoder.read_answer(ids)) for ids in written]
 
 
 def without_images(example: Example) -> Example:
@@ -219,14 +221,15 @@ class VlmAsker:
         return Prompt(key, length, False, question, tuple(map(len, options)))
 
     @torch.inference_mode()
-    def score(self, prompts: Sequence[Prompt], normalisation: Normalisation) -> list[list[float]]:
+    def score(self, prompts: Sequence[Prompt], normalisation: Normalisation) -> list[Answer]:
         """Return each option's log-probability in nats."""
-        return [self._score(prompt.question, normalisation) for prompt in prompts]
+        scored = (self._score(prompt.question, normalisation) for prompt in prompts)
+        return [Answer(scores=tuple(scores)) for scores in scored]
 
     @torch.inference_mode()
-    def write(self, prompts: Sequence[Prompt], max_new_tokens: int) -> list[str]:
+    def write(self, prompts: Sequence[Prompt], max_new_tokens: int) -> list[Answer]:
         """Write the likeliest answer to each prompt."""
-        return [self._write(prompt.question, max_new_tokens) for prompt in prompts]
+        return [Answer(self._write(prompt.question, max_new_tokens)) for prompt in prompts]
 
     def _render(self, turns: Sequence[dict[str, Any]], *, prompt: bool) -> str:
         options = {"add_generation_prompt": prompt, "tokenize": False}

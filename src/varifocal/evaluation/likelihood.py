@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -74,11 +74,18 @@ class Rating:
 
     Attributes:
         score: its log-probability given the prompt, in nats, or the mean over its tokens.
-        greedy: whether each of its tokens is the likeliest one at its place.
+        tokens: how many it has.
+        hits: of them, those that are the likeliest at their place.
     """
 
     score: float
-    greedy: bool
+    tokens: int
+    hits: int
+
+    @property
+    def greedy(self) -> bool:
+        """Whether greedy decoding would write it."""
+        return self.hits == self.tokens
 
 
 @dataclass(frozen=True)
@@ -90,8 +97,8 @@ class TreeRows:
         prompt_mask: [B, T], bool, True at prompt tokens.
         visible: [B, T, T], bool, whether the token of axis 1 sees the one of axis 2. Padding sees
             itself alone, so that no softmax is empty.
-        rows, columns, targets, options: [M], one entry a token to score: its row, the column whose
-            logits predict it, its id, and the running number of its option in the batch.
+        rows, columns, targets: [M], one entry a token to score, option by option: its row, the
+            column whose logits predict it, and its id.
         num_tokens: [number of options], tokens of each option.
     """
 
@@ -104,7 +111,6 @@ class TreeRows:
     rows: Tensor
     columns: Tensor
     targets: Tensor
-    options: Tensor
     num_tokens: Tensor
 
 
@@ -114,7 +120,7 @@ def plant(questions: Sequence[EncodedQuestion]) -> TreeRows:
     input_ids, position_ids = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
     modality_ids, segment_ids = np.zeros(shape, np.int64), np.ones(shape, np.int64)
     branch = np.full(shape, -1, np.int64)  # -1 padding, 0 prompt, 1.. options
-    rows, columns, targets, options, num_tokens = [], [], [], [], []
+    rows, columns, targets, num_tokens = [], [], [], []
     for row, question in enumerate(questions):
         prompt = len(question.prompt_ids)
         input_ids[row, :prompt], position_ids[row, :prompt] = question.prompt_ids, range(prompt)
@@ -127,12 +133,11 @@ def plant(questions: Sequence[EncodedQuestion]) -> TreeRows:
             rows += [row] * len(ids)
             columns += [prompt - 1, *range(start, end - 1)]
             targets += ids.tolist()
-            options += [len(num_tokens)] * len(ids)
             num_tokens.append(len(ids))
             start = end
         modality_ids[row, :start], segment_ids[row, :start] = question.modality, 0
     marks = (input_ids, position_ids, segment_ids, modality_ids, branch == 0, _visible(branch))
-    lists = (rows, columns, targets, options, num_tokens)
+    lists = (rows, columns, targets, num_tokens)
     return TreeRows(*map(torch.from_numpy, marks), *map(torch.tensor, lists))
 
 
@@ -153,7 +158,6 @@ def score_options(
     normalisation: Normalisation = "sum",
     token_budget: int = 4096,
     tree: bool | None = None,
-    progress: StepProgress | None = None,
 ) -> list[list[float]]:
     """Return each option's log-probability given its prompt, in nats.
 
@@ -166,7 +170,6 @@ def score_options(
         normalisation=normalisation,
         token_budget=token_budget,
         tree=tree,
-        progress=progress,
     )
     return [[reading.score for reading in of_question] for of_question in rated]
 
@@ -179,6 +182,8 @@ def rate_options(
     normalisation: Normalisation = "sum",
     token_budget: int = 4096,
     tree: bool | None = None,
+    ends: Collection[int] = (),
+    exact: bool = False,
     progress: StepProgress | None = None,
 ) -> list[list[Rating]]:
     """Rate each option given its prompt.
@@ -192,6 +197,8 @@ def rate_options(
         token_budget: most tokens of a batch, padding included; a longer question runs alone.
         tree: score all options in one row. None decides by the model: attention with a window, a
             recurrent state or a fused kernel cannot, and gets one row an option.
+        ends: ids that end an answer: where an option has one of them, any of them is a hit.
+        exact: take the log-probabilities of the logits in double precision.
         progress: called with (questions done, questions in all) after every batch.
 
     Raises:
@@ -205,7 +212,7 @@ def rate_options(
     for batch in batch_by_length([question.length for question in questions], token_budget):
         chosen = [questions[index] for index in batch]
         planted = chosen if tree else [part for question in chosen for part in question.branches()]
-        flat = iter(_rate(model, planted, load_images, normalisation, tree))
+        flat = iter(_rate(model, planted, load_images, normalisation, tree, ends, exact))
         for index, question in zip(batch, chosen, strict=True):
             ratings[index] = [next(flat) for _ in question.option_ids]
         done += len(batch)
@@ -274,6 +281,8 @@ def _rate(
     load_images: ImageLoader | None,
     normalisation: Normalisation,
     tree: bool,
+    ends: Collection[int],
+    exact: bool,
 ) -> list[Rating]:
     """Run one batch: one rating an option, in the order of `questions`."""
     device = next(model.parameters()).device
@@ -286,16 +295,18 @@ def _rate(
     inputs = {name: value.to(device) for name, value in inputs.items()}
     logits = model(**inputs, logits_to_keep=keep.to(device), use_cache=False).logits  # [B, L, V]
     logits = logits[planted.rows.to(device), columns.to(device)]  # [M, V]
-    logits = logits if logits.dtype == torch.float64 else logits.float()
+    least = torch.float64 if exact else torch.float32
+    logits = logits.to(torch.promote_types(logits.dtype, least))
     picked = logits.gather(1, planted.targets.to(device)[:, None])[:, 0]
     log_probs = (picked - logits.logsumexp(dim=1)).to("cpu", torch.float64)
-    scores = torch.zeros(len(planted.num_tokens), dtype=torch.float64)
-    scores.index_add_(0, planted.options, log_probs)
-    if normalisation == "mean":
-        scores /= planted.num_tokens
-    missed = (logits.argmax(dim=1).cpu() != planted.targets).to(torch.int64)
-    misses = torch.zeros(len(scores), dtype=torch.int64).index_add_(0, planted.options, missed)
-    return [Rating(*pair) for pair in zip(scores.tolist(), (misses == 0).tolist(), strict=True)]
+    likeliest, ending = logits.argmax(dim=1).cpu(), torch.tensor(sorted(ends), dtype=torch.long)
+    both_end = torch.isin(likeliest, ending) & torch.isin(planted.targets, ending)
+    hits, lengths = (likeliest == planted.targets) | both_end, planted.num_tokens.tolist()
+    total = torch.mean if normalisation == "mean" else torch.sum
+    return [
+        Rating(float(total(own)), len(own), int(hit.sum()))
+        for own, hit in zip(log_probs.split(lengths), hits.split(lengths), strict=True)
+    ]
 
 
 def _inputs(model: nn.Module, planted: TreeRows, tree: bool) -> dict[str, Tensor]:

@@ -16,13 +16,15 @@ from typing import Any
 
 from varifocal.errors import DataError, RunError
 from varifocal.evaluation.baselines import Baselines
-from varifocal.evaluation.benchmark import Answer, Prompt
+from varifocal.evaluation.benchmark import Answer, Benchmark, Item, Prompt
 from varifocal.locking import alone
 from varifocal.run import RunDirectory
 from varifocal.trained_weights import command_for, scores_folder
 from varifocal.writing import write_text
 
 StoredLine = dict[str, Any]
+
+_NUMBERS = ("scores", "hits", "ids")
 
 
 class Ledger:
@@ -54,8 +56,8 @@ class Ledger:
             asked = prompt is not None and line.get("prompt_sha") == prompt.sha
             if asked and line.get("made_by") == self._identity and name not in answers:
                 self._kept.append(line)
-                scores = tuple(line.get("scores") or ())
-                answers[name] = Answer(name, text=line.get("text"), scores=scores)
+                scores, hits, ids = (tuple(line.get(key) or ()) for key in _NUMBERS)
+                answers[name] = Answer(line.get("text"), scores=scores, hits=hits, ids=ids)
         return answers
 
     @contextmanager
@@ -95,6 +97,35 @@ class Ledger:
 
     def _text(self, line: StoredLine) -> str:
         return json.dumps({**line, "made_by": self._identity}, ensure_ascii=False) + "\n"
+
+
+def line_of(benchmark: Benchmark, item: Item, prompt: Prompt, answer: Answer) -> StoredLine:
+    """Return a line of the predictions: what was asked, what is right, and what was answered."""
+    example = item.example
+    asked = next(message for message in reversed(example.messages) if message.role == "user")
+    output: dict[str, Any] = {"text": answer.text}
+    if answer.text is None:
+        output = {"choice": answer.choice, "scores": list(answer.scores)}
+        output["num_tokens"] = list(prompt.option_lengths)
+    shown = {
+        "hits": list(answer.hits),
+        "ids": list(answer.ids),
+        "options": list(example.choices),
+        "images": [str(image.path) for image in example.images if image.path is not None],
+        "tags": dict(item.tags),
+        "columns": list(benchmark.columns(example)),
+        "group": item.group,
+    }
+    return {
+        "id": item.id,
+        "prompt_sha": prompt.sha,
+        "question": asked.text,
+        "gold": list(item.references),
+        **output,
+        "parsed": answer.parsed,
+        "correct": benchmark.credit(item, answer),
+        **{key: value for key, value in shown.items() if value},
+    }
 
 
 def _line_or_none(text: str) -> StoredLine | None:

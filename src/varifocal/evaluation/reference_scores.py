@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from varifocal.evaluation import baselines
 from varifocal.evaluation.baselines import Baselines
@@ -18,7 +19,7 @@ def baselines_of(benchmark: Benchmark, items: Sequence[Item]) -> Baselines:
         return baselines.of_choices(known)
     return baselines.of_open(
         items,
-        lambda text, item: Answer(item.id, text=text, parsed=benchmark.parse(text, item)),
+        lambda text, item: Answer(text, parsed=benchmark.parse(text, item)),
         benchmark.credit,
         lambda answered: _main_of(benchmark, answered),
     )
@@ -41,8 +42,12 @@ def by_normalisation(
         again = [
             (
                 item,
-                answer_of_scores(
-                    item, _as(own, rule, answer.scores, prompts[item.id].option_lengths)
+                likeliest_answer(
+                    item,
+                    replace(
+                        answer,
+                        scores=_as(own, rule, answer.scores, prompts[item.id].option_lengths),
+                    ),
                 ),
             )
             for item, answer in answered
@@ -61,7 +66,7 @@ def _as(
     return [score * length for score, length in zip(scores, lengths, strict=True)]
 
 
-def answer_of_scores(item: Item, scores: Sequence[float]) -> Answer:
-    """Return the answer that the best score names."""
-    choice = best_option(scores)
-    return Answer(item.id, choice=choice, parsed=item.example.choices[choice], scores=tuple(scores))
+def likeliest_answer(item: Item, answer: Answer) -> Answer:
+    """Add to an answer's scores the choice that the best of them names."""
+    choice = best_option(answer.scores)
+    return replace(answer, choice=choice, parsed=item.example.choices[choice])

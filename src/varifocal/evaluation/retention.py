@@ -15,31 +15,22 @@ from __future__ import annotations
 
 import gc
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from peft import PeftModel
 
-from varifocal.assemble import Assembly, assemble, open_run
+from varifocal.assemble import assemble, open_run
 from varifocal.data.encoding.encoder import Encoder
 from varifocal.data.json_files import OnBadRecord
 from varifocal.evaluation.evaluated_model import without_images
-from varifocal.evaluation.generation import evaluation_mode
-from varifocal.evaluation.likelihood import (
-    EncodedQuestion,
-    best_option,
-    score_options,
-)
-from varifocal.evaluation.readings import (
-    Reading,
-    after_images,
-    greedy_continuations,
-    measure_readings,
-)
-from varifocal.evaluation.retention_data import Material, choice_question, gather_material
-from varifocal.evaluation.runner import MOST_NAMED
+from varifocal.evaluation.likelihood import EncodedQuestion, Rating
+from varifocal.evaluation.readings import TokenReader, after_images
+from varifocal.evaluation.retention_data import Material, gather_material
+from varifocal.evaluation.runner import MOST_NAMED, About
+from varifocal.evaluation.sources import about_run
 from varifocal.evaluation.statistics import (
     Interval,
     bootstrap_ratio,
@@ -47,10 +38,11 @@ from varifocal.evaluation.statistics import (
     paired_bootstrap,
     wilson,
 )
-from varifocal.models.decoding import stop_ids
-from varifocal.progress import Progress, silent
+from varifocal.locking import alone
+from varifocal.progress import Progress
 from varifocal.recipe import Recipe, leaves_text, load_recipe
 from varifocal.run import RunDirectory
+from varifocal.trained import find_trained
 from varifocal.writing import write_json
 
 LIMIT = 100
@@ -145,10 +137,20 @@ class Retention:
 class _Column:
     """One model's results, in the order of the material."""
 
-    texts: Sequence[Reading]
+    texts: Sequence[Rating]
     right: Sequence[float]
-    answers: Sequence[Reading]
-    scenes: Sequence[Reading]
+    answers: Sequence[Rating]
+    scenes: Sequence[Rating]
+
+
+@dataclass(frozen=True)
+class _Given:
+    """What every model is asked: the base's encoder, the material, and what the base said to it."""
+
+    encoder: Encoder
+    material: Material
+    written: Sequence[EncodedQuestion]
+    described: Sequence[EncodedQuestion]
 
 
 def measure_retention(
@@ -159,11 +161,13 @@ def measure_retention(
     limit: int = LIMIT,
     on_bad_record: OnBadRecord | None = None,
     strength: float = 1.0,
+    command: str | None = None,
     progress: Progress | None = None,
-) -> Retention:
-    """Measure a run's text skills against those of its base.
+) -> tuple[Retention, Path]:
+    """Measure a run's text skills against those of its base, and write them into the run.
 
-    The models are held in float32, loaded one after the other, and take the same token ids.
+    The models are held in float32, loaded one after the other, and take the same token ids. What
+    they answered lies in `eval/retention`, where a stopped call goes on.
 
     Args:
         root: the run.
@@ -172,45 +176,77 @@ def measure_retention(
         limit: of each kind.
         on_bad_record: another rule than the recipe's for records that cannot be read or asked.
         strength: factor on what the adapter changes.
+        command: what repeats it.
         progress: called with (stage, done, total).
 
+    Returns:
+        The table, and its file.
+
     Raises:
-        RunError: the run has neither weights nor a checkpoint yet.
+        RunError: the run has neither weights nor a checkpoint yet, or another process measures it.
         DataError: there is nothing to measure on, it cannot be read, or a record is bad and is not
             to be left out.
         ModelError: the base has changed since.
     """
-    tell = progress or silent
-    recipe = load_recipe(RunDirectory.open(root).recipe, check_paths=False)
-    base = assemble(_without_tower(recipe))
-    encoder, rule = base.encoder, on_bad_record or recipe.data.on_bad_record
-    material = gather_material(recipe, encoder, data, text, limit, rule)
-    write = partial(greedy_continuations, base.model)
-    written = write(encoder, material.instructions, partial(tell, "base writes"))
-    about = [without_images(scene) for scene in material.scenes]
-    described = write(encoder.for_prompts(None), about, partial(tell, "base describes"))
-    measure = partial(_measure, encoder=encoder, material=material, written=written, tell=tell)
-    columns = {"base": measure(base, scenes=described, stage="base")}
-    del base, write
-    gc.collect()
-    _, parts = open_run(root, dtype="float32", strength=strength)
-    scenes = after_images(parts.encoder, material.scenes, described)
-    columns["off"], has_adapter = columns["base"], isinstance(parts.model, PeftModel)
-    if isinstance(parts.model, PeftModel):
-        with parts.model.disable_adapter():
-            columns["off"] = measure(parts, scenes=scenes, stage="off")
-    columns["on"] = measure(parts, scenes=scenes, stage="on")
-    return Retention(
-        str(root),
-        recipe.model.language_model,
-        recipe.tuner.type,
-        _rows(columns, recipe.seed),
-        material.sources,
-        [*_notes(recipe, encoder, has_adapter, strength), *material.notes],
-        recipe.seed,
-        material.left_out,
-        strength,
+    run = RunDirectory.open(root)
+    recipe = load_recipe(run.recipe, check_paths=False)
+    scores, rule = run.evaluations_at(find_trained(run).step), recipe.data.on_bad_record
+    gather = partial(
+        gather_material, data=data, text=text, limit=limit, on_bad_record=on_bad_record or rule
     )
+    with alone(scores, "retention"):
+        given, base = _of_base(recipe, scores / "retention", gather, progress)
+        gc.collect()
+        columns = _of_run(root, recipe, scores / "retention", given, strength, progress)
+        notes = _notes(recipe, given.encoder, "off" in columns, strength)
+        measured = Retention(
+            str(root),
+            recipe.model.language_model,
+            recipe.tuner.type,
+            _rows({"base": base, "off": base, **columns}, recipe.seed),
+            given.material.sources,
+            [*notes, *given.material.notes],
+            recipe.seed,
+            given.material.left_out,
+            strength,
+        )
+        return measured, measured.write(scores, command)
+
+
+def _of_base(
+    recipe: Recipe, folder: Path, gather: Callable[..., Material], progress: Progress | None
+) -> tuple[_Given, _Column]:
+    """Let the base write its answers, and measure it."""
+    parts = assemble(_without_tower(recipe))
+    material, prompts = gather(recipe, parts.encoder), parts.encoder.for_prompts(None)
+    about = About(recipe.model.language_model, None, parts.fingerprint, recipe.seed, "float32")
+    reader = TokenReader(parts, parts.encoder, folder, about, progress)
+    written = reader.write("base-writes", material.instructions)
+    described = replace(reader, encoder=prompts).write(
+        "base-describes", [without_images(scene) for scene in material.scenes]
+    )
+    given = _Given(parts.encoder, material, written, described)
+    return given, _measure(reader, "base", given, described)
+
+
+def _of_run(
+    root: str | Path,
+    recipe: Recipe,
+    folder: Path,
+    given: _Given,
+    strength: float,
+    progress: Progress | None,
+) -> dict[str, _Column]:
+    """Measure the run, its adapter on and, where it has any, off."""
+    _, parts = open_run(root, dtype="float32", strength=strength)
+    about = replace(about_run(root, recipe, parts, strength=strength), dtype="float32")
+    reader = TokenReader(parts, given.encoder, folder, about, progress)
+    scenes, columns = after_images(parts.encoder, given.material.scenes, given.described), {}
+    if isinstance(parts.model, PeftModel):
+        off = replace(reader, about=replace(about, strength=1.0))
+        with parts.model.disable_adapter():
+            columns["off"] = _measure(off, "off", given, scenes)
+    return {**columns, "on": _measure(reader, "on", given, scenes)}
 
 
 def _notes(recipe: Recipe, encoder: Encoder, has_adapter: bool, strength: float) -> Iterator[str]:
@@ -239,39 +275,15 @@ def _without_tower(recipe: Recipe) -> Recipe:
 
 
 def _measure(
-    parts: Assembly,
-    *,
-    encoder: Encoder,
-    material: Material,
-    written: Sequence[EncodedQuestion],
-    scenes: Sequence[EncodedQuestion],
-    tell: Progress,
-    stage: str,
+    reader: TokenReader, name: str, given: _Given, scenes: Sequence[EncodedQuestion]
 ) -> _Column:
-    """Measure one model on everything."""
-    model = parts.model
-    right: list[float] = []
-    ends = stop_ids(model, encoder.end_of_turn_id)
-    with evaluation_mode(model):
-        texts = measure_readings(model, material.texts, progress=partial(tell, f"{stage}: text"))
-        if material.questions:
-            asked = [choice_question(encoder, question) for question in material.questions]
-            scores = score_options(model, asked, progress=partial(tell, f"{stage}: questions"))
-            pairs = zip(material.questions, scores, strict=True)
-            right = [
-                float(best_option(of_one) == question.answer_index) for question, of_one in pairs
-            ]
-        answers = measure_readings(
-            model, written, ends=ends, progress=partial(tell, f"{stage}: answers")
-        )
-        after = measure_readings(
-            model,
-            scenes,
-            parts.load_images,
-            ends=ends,
-            progress=partial(tell, f"{stage}: after an image"),
-        )
-    return _Column(texts, right, answers, after)
+    """Measure one model on everything there is."""
+    return _Column(
+        reader.read(f"{name}-text", given.material.texts),
+        reader.choose(f"{name}-questions", given.material.questions),
+        reader.read(f"{name}-answers", given.written),
+        reader.read(f"{name}-after-image", scenes),
+    )
 
 
 def _rows(columns: Mapping[str, _Column], seed: int) -> list[RetentionLine]:
@@ -289,10 +301,7 @@ def _rows(columns: Mapping[str, _Column], seed: int) -> list[RetentionLine]:
         rows.append(_line(RIGHT, len(base.right), shares, change, mcnemar(won, lost)))
     if base.answers:
         answers = [column.answers for column in (base, off, on)]
-        same = [
-            _share([float(reading.hits == reading.tokens) for reading in column])
-            for column in answers
-        ]
+        same = [_share([float(rating.greedy) for rating in column]) for column in answers]
         rows.append(_agreement(TOKENS, answers, seed))
         rows.append(_line(SAME, len(base.answers), same))
     if base.scenes:
@@ -302,21 +311,21 @@ def _rows(columns: Mapping[str, _Column], seed: int) -> list[RetentionLine]:
     return rows
 
 
-def _agreement(name: str, columns: Sequence[Sequence[Reading]], seed: int) -> RetentionLine:
+def _agreement(name: str, columns: Sequence[Sequence[Rating]], seed: int) -> RetentionLine:
     """Percent of the base's tokens that each model would have written."""
     shares = [
         bootstrap_ratio(
-            [reading.hits for reading in column], [reading.tokens for reading in column], seed=seed
+            [rating.hits for rating in column], [rating.tokens for rating in column], seed=seed
         )
         for column in columns
     ]
     return _line(name, len(columns[0]), [_times(share, 100) for share in shares])
 
 
-def _perplexities(name: str, columns: Sequence[Sequence[Reading]], seed: int) -> RetentionLine:
+def _perplexities(name: str, columns: Sequence[Sequence[Rating]], seed: int) -> RetentionLine:
     """Perplexities a token, and the factor between the first and the last."""
-    tokens = [reading.tokens for reading in columns[0]]
-    nats = [[reading.nats for reading in column] for column in columns]
+    tokens = [rating.tokens for rating in columns[0]]
+    nats = [[-rating.score for rating in column] for column in columns]
     each = [_exp(bootstrap_ratio(column, tokens, seed=seed)) for column in nats]
     more = [after - before for before, after in zip(nats[0], nats[2], strict=True)]
     return _line(name, len(tokens), each, _exp(bootstrap_ratio(more, tokens, seed=seed)))

@@ -139,18 +139,6 @@ def _counted(sentences: Sequence[str]) -> str:
     return f"{count:,} record{'' if count == 1 else 's'}, the first {sentences[0]}"
 
 
-def choice_question(encoder: Encoder, example: Example) -> EncodedQuestion:
-    """Encode a multiple-choice question and each of its choices.
-
-    Raises:
-        DataError: it has no choices or no gold answer.
-    """
-    if example.answer_index is None:
-        raise DataError(f"{example.name}: no gold answer to compare with")
-    prompt, options = encoder.encode_options(example)
-    return EncodedQuestion(prompt.input_ids, tuple(options), prompt.modality, tuple(prompt.images))
-
-
 def gather_material(
     recipe: Recipe,
     encoder: Encoder,
@@ -197,7 +185,7 @@ def _gather(
         )
     own = [] if files[0] else list(islice(_held_out(recipe, records), 4 * limit))
     sources: dict[str, str] = {}
-    can_ask = partial(choice_question, encoder)
+    can_ask = partial(_check_question, encoder)
     if section := files[0]:
         asked = list(islice(records.usable(records.text_only(section), can_ask), limit))
         sources["questions"] = f"{section.place}, split {section.split}, questions without images"
@@ -229,6 +217,12 @@ def _gather(
     if any(_OWN in place for place in sources.values()):
         notes.append(_OF_ITS_TASK)
     return Material(texts, asked, instructions, sources, notes, records.left_out, shown)
+
+
+def _check_question(encoder: Encoder, example: Example) -> None:
+    if example.answer_index is None:
+        raise DataError(f"{example.name}: no gold answer to compare with")
+    encoder.encode_options(example)
 
 
 def scenes(count: int) -> list[Example]:

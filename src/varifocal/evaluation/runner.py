@@ -1,4 +1,4 @@
-"""Ask a benchmark's items, keep every answer as it comes, and measure them.
+"""Ask items, store every answer as it comes, and measure them: benchmarks, sources, retention.
 
 Answers are appended to `NAME.predictions.jsonl` batch by batch, so that a killed run has lost one
 batch; the same call goes on with what is left. At the end the lines are put into the items' order,
@@ -14,7 +14,7 @@ import platform
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,8 @@ from varifocal.evaluation.benchmark import (
 from varifocal.evaluation.evaluated_model import Asker, without_images
 from varifocal.evaluation.generation import evaluation_mode
 from varifocal.evaluation.likelihood import Normalisation, batch_by_length
-from varifocal.evaluation.predictions import Ledger
-from varifocal.evaluation.reference_scores import answer_of_scores, baselines_of, by_normalisation
+from varifocal.evaluation.predictions import Ledger, line_of
+from varifocal.evaluation.reference_scores import baselines_of, by_normalisation, likeliest_answer
 from varifocal.progress import Progress, silent
 from varifocal.writing import write_json
 
@@ -103,6 +103,25 @@ class AskOptions:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """Items with their answers.
+
+    Attributes:
+        name: of their file.
+        answered: every item with its answer, in the items' order.
+        prompts: by the item's id.
+        kept: how many answers an earlier call had left.
+        left_out: one sentence for each item that could not be asked.
+    """
+
+    name: str
+    answered: Sequence[Answered]
+    prompts: Mapping[str, Prompt]
+    kept: int
+    left_out: Sequence[str]
+
+
+@dataclass(frozen=True)
 class Result:
     """A benchmark's scores.
 
@@ -143,13 +162,49 @@ def run(
     progress: Progress | None = None,
     left_out: Sequence[str] = (),
 ) -> Result:
-    """Ask what is not answered yet, and score everything.
+    """Ask what is not answered yet, score everything, and write `NAME.json`.
+
+    Arguments and errors are those of `ask_items`.
+    """
+    way, about = way or AskOptions(), about or About()
+    asked = ask_items(
+        benchmark, items, asker, directory,
+        way=way, about=about, progress=progress, left_out=left_out,
+    )  # fmt: skip
+    result = Result(
+        asked.name,
+        benchmark,
+        benchmark.measure(asked.answered),
+        asked.answered,
+        directory / f"{asked.name}.json",
+        asked.kept,
+        sum(prompt.was_cut for prompt in asked.prompts.values()),
+        asked.left_out,
+        baselines_of(benchmark, [item for item, _ in asked.answered]),
+        by_normalisation(benchmark, asked.answered, asked.prompts),
+    )
+    write_json(result.file, _page(result, way, about, asked.prompts))
+    return result
+
+
+def ask_items(
+    benchmark: Benchmark,
+    items: Iterable[Item],
+    asker: Asker,
+    directory: Path,
+    *,
+    way: AskOptions | None = None,
+    about: About | None = None,
+    progress: Progress | None = None,
+    left_out: Sequence[str] = (),
+) -> Asked:
+    """Ask what is not answered yet, and store every answer in `NAME.predictions.jsonl`.
 
     Args:
         benchmark: a row of the table.
         items: its questions; their gold answers never reach a prompt.
         asker: the model.
-        directory: where `NAME.json` and `NAME.predictions.jsonl` go.
+        directory: where the files go.
         way: how it is asked; the benchmark's own way by default.
         about: who is asked.
         progress: told of every batch, with the time that is left.
@@ -165,33 +220,23 @@ def run(
     _check(benchmark, items)
     session = _Session(name, benchmark, asker, way, progress or silent)
     prompts, not_asked = session.prepare(items)
-    items, left_out = _with_prompts(name, items, prompts, [*left_out, *not_asked])
+    left_out = [*left_out, *not_asked]
+    if not prompts:
+        raise DataError(f"{name}: all {len(left_out):,} items are left out; {left_out[0]}")
+    items = [item for item in items if item.id in prompts]
     ledger = Ledger(directory / f"{name}.predictions.jsonl", _identity(benchmark, way, about))
-    file = directory / f"{name}.json"
     with ledger.alone():
         answers = ledger.read(prompts, about.fingerprint is not None)
         num_answered = len(answers)
         with ledger.open() as write, evaluation_mode(asker.model):
             for item, answer in session.ask(items, prompts, answers):
                 answers[item.id] = answer
-                write(_line(benchmark, item, prompts[item.id], answer))
+                write(line_of(benchmark, item, prompts[item.id], answer))
         answered = [(item, _read(benchmark, item, answers[item.id])) for item in items]
-        ledger.finish([_line(benchmark, item, prompts[item.id], reply) for item, reply in answered])
-        cut = sum(prompt.was_cut for prompt in prompts.values())
-        result = Result(
-            name,
-            benchmark,
-            benchmark.measure(answered),
-            answered,
-            file,
-            num_answered,
-            cut,
-            left_out,
-            baselines_of(benchmark, items),
-            by_normalisation(benchmark, answered, prompts),
+        ledger.finish(
+            [line_of(benchmark, item, prompts[item.id], answer) for item, answer in answered]
         )
-        write_json(file, _page(result, way, about, prompts))
-    return result
+    return Asked(name, answered, prompts, num_answered, left_out)
 
 
 def batches(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
@@ -214,16 +259,6 @@ def _check(benchmark: Benchmark, items: Sequence[Item]) -> None:
             f"{benchmark.name}: {len(twice)} ids stand for more than one item, '{twice[0]}' first; "
             "answers are kept by id, so each needs its own"
         )
-
-
-def _with_prompts(
-    name: str, items: Sequence[Item], prompts: Mapping[str, Prompt], left_out: Sequence[str]
-) -> tuple[list[Item], Sequence[str]]:
-    """Return the items that have a prompt, and the sentences on those that have none."""
-    prompted = [item for item in items if item.id in prompts]
-    if not prompted:
-        raise DataError(f"{name}: all {len(left_out):,} items are left out; {left_out[0]}")
-    return prompted, left_out
 
 
 class _Session:
@@ -288,11 +323,9 @@ class _Session:
         """Ask one batch."""
         benchmark, chosen = self._benchmark, [prompts[item.id] for item in items]
         if self._by_likelihood:
-            scored = self._asker.score(chosen, benchmark.normalisation)
-            answers = [Answer("", scores=tuple(scores)) for scores in scored]
+            answers = self._asker.score(chosen, benchmark.normalisation)
         else:
-            written = self._asker.write(chosen, benchmark.max_new_tokens)
-            answers = [Answer("", text=text) for text in written]
+            answers = self._asker.write(chosen, benchmark.max_new_tokens)
         for item, answer in zip(items, answers, strict=True):
             yield item, _read(benchmark, item, answer)
 
@@ -317,35 +350,8 @@ def _span(seconds: float) -> str:
 def _read(benchmark: Benchmark, item: Item, answer: Answer) -> Answer:
     """Say what an answer names; a kept one is read anew, by the parser as it is now."""
     if answer.text is None:
-        return answer_of_scores(item, answer.scores)
-    return Answer(item.id, text=answer.text, parsed=benchmark.parse(answer.text, item))
-
-
-def _line(benchmark: Benchmark, item: Item, prompt: Prompt, answer: Answer) -> dict[str, Any]:
-    """Return a line of the predictions."""
-    example = item.example
-    asked = next(message for message in reversed(example.messages) if message.role == "user")
-    output: dict[str, Any] = {"text": answer.text}
-    if answer.text is None:
-        output = {"choice": answer.choice, "scores": list(answer.scores)}
-        output["num_tokens"] = list(prompt.option_lengths)
-    shown = {
-        "options": list(example.choices),
-        "images": [str(image.path) for image in example.images if image.path is not None],
-        "tags": dict(item.tags),
-        "columns": list(benchmark.columns(example)),
-        "group": item.group,
-    }
-    return {
-        "id": item.id,
-        "prompt_sha": prompt.sha,
-        "question": asked.text,
-        "gold": list(item.references),
-        **output,
-        "parsed": answer.parsed,
-        "correct": benchmark.credit(item, answer),
-        **{key: value for key, value in shown.items() if value},
-    }
+        return likeliest_answer(item, answer)
+    return replace(answer, parsed=benchmark.parse(answer.text, item))
 
 
 def _identity(benchmark: Benchmark, way: AskOptions, about: About) -> str:

@@ -82,7 +82,7 @@ def test_right_answers_earn_everything_and_unparsed_ones_nothing(row, load):
     right = [_right(row, item) for item in items]
     for item, answer in zip(items, right, strict=True):
         assert row.credit(item, answer) in (None, 1.0)
-    silent = [Answer(item.id, text="", parsed=None) for item in items]
+    silent = [Answer("", parsed=None) for item in items]
     for item, answer in zip(items, silent, strict=True):
         assert not row.credit(item, answer)
     good, bad = (
@@ -124,5 +124,5 @@ def test_blind_takes_the_images_alone(row, load):
 def _right(row, item):
     if row.method == "likelihood":
         choice = item.example.answer_index
-        return Answer(item.id, choice=choice, parsed=item.example.choices[choice])
-    return Answer(item.id, text=item.references[0], parsed=row.parse(item.references[0], item))
+        return Answer(choice=choice, parsed=item.example.choices[choice])
+    return Answer(item.references[0], parsed=row.parse(item.references[0], item))

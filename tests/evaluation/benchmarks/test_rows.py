@@ -34,7 +34,7 @@ def item(name, references, group="", choices=(), **tags):
 
 def said(pairs):
     """(item, parsed) -> answered."""
-    return [(one, Answer(one.id, text="", parsed=parsed)) for one, parsed in pairs]
+    return [(one, Answer(text="", parsed=parsed)) for one, parsed in pairs]
 
 
 def by_name(name, answered):
@@ -44,7 +44,7 @@ def by_name(name, answered):
 def test_race_is_scored_by_level_too(load):
     items = load("race")
     assert [one.tags["level"] for one in items] == ["middle"] * 2 + ["high"] * 2
-    answers = [Answer(one.id, choice=0, parsed=one.example.choices[0]) for one in items]
+    answers = [Answer(choice=0, parsed=one.example.choices[0]) for one in items]
     measures = by_name("race", list(zip(items, answers, strict=True)))
     assert {name: one.value for name, one in measures.items()} == {
         "accuracy": 50.0,
@@ -141,7 +141,7 @@ def test_pope_needs_all_three_files_or_one_named_split(load, tmp_path):
 )
 def test_gqa_matches_exactly(load, text, right):
     row, one = BENCHMARKS["gqa"], load("gqa")[0]
-    answer = Answer(one.id, text=text, parsed=row.parse(text, one))
+    answer = Answer(text, parsed=row.parse(text, one))
     assert row.credit(one, answer) == float(right)
 
 
@@ -157,7 +157,7 @@ def test_gqa_is_scored_by_kind(load):
 
 def test_textvqa_gives_part_of_a_credit(load):
     row, (one,) = BENCHMARKS["textvqa"], load("textvqa")
-    answer = Answer(one.id, text="A Toshiba!", parsed=row.parse("A Toshiba!", one))
+    answer = Answer(text="A Toshiba!", parsed=row.parse("A Toshiba!", one))
     assert row.credit(one, answer) == pytest.approx(0.6)
     assert row.measure([(one, answer)])[0].value == pytest.approx(60.0)
 
