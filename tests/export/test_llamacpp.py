@@ -3,50 +3,19 @@
 import json
 import shutil
 
-import PIL.Image
 import pytest
 import torch
 
-from languages import byte_level, save_language
 from varifocal.assemble import open_run
-from varifocal.data.example import Example, Image, Message
 from varifocal.errors import ModelError
 from varifocal.exporting import mmproj
 from varifocal.exporting.export import export_run
-from varifocal.exporting.parity import row_of
 from varifocal.exporting.request import Order
-from varifocal.models.decoding import reads_marks
-from varifocal.tuners.plugin import evaluating
 
 gguf = pytest.importorskip("gguf")
 
 MMA = {"type": "mma", "router_temperature": 1.0, "adapt_vision_tower": False}
 LORA = {"type": "lora", "adapt_vision_tower": True}
-QUESTION = "Which colour?"
-
-
-@pytest.fixture(scope="module")
-def save_ascii(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("ascii")
-    save_language(directory / "lm", tokenizer=byte_level(ascii_alone=True))
-    return directory / "lm"
-
-
-@pytest.fixture
-def images(tmp_path):
-    """Three images of the tower's size."""
-    files = []
-    for seed in range(3):
-        noise = torch.randint(
-            0, 256, (28, 28, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
-        )
-        files.append(tmp_path / f"{seed}.png")
-        PIL.Image.fromarray(noise.numpy()).save(files[-1])
-    return files
-
-
-def asked(image):
-    return Example((Message("user", (Image(path=image), QUESTION)),))
 
 
 @pytest.mark.parametrize(
@@ -131,46 +100,3 @@ def test_half_precision_rounds_matrices_alone(make_run, tmp_path):
     kinds = {tensor.name: tensor.tensor_type.name for tensor in tensors}
     assert kinds["mm.0.weight"] == kinds["v.blk.0.ffn_up.weight"] == "F16"
     assert kinds["v.position_embd.weight"] == kinds["mm.0.bias"] == "F32"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("tuner", "tower", "connector"),
-    [(MMA, "siglip", None), (LORA, "siglip", None), (LORA, "clip", IN_ITS_ORDER)],
-)
-def test_llama_cpp_answers_about_images_as_the_run(
-    make_run, save_ascii, images, tmp_path, ask_llama_cpp, tuner, tower, connector
-):
-    run = make_run(
-        tuner, tower, connector, language=save_ascii, data={"system_prompt": "Be brief."}
-    )
-    done = export_run(Order(run, "llamacpp", num_prompts=2), tmp_path / "out")[-1].directory
-    _, parts = open_run(run.root)
-    encoder = parts.encoder
-    turn = {"role": "user", "content": encoder.image_token + QUESTION}
-    text = encoder.template.render(
-        [{"role": "system", "content": encoder.system}, turn], add_generation_prompt=True
-    )
-    text = text.replace(encoder.image_token, "<__media__>")
-    files = {"model": str(done / "model.gguf"), "mmproj": str(done / "mmproj.gguf")}
-    (found,) = ask_llama_cpp([{**files, "text": text, "images": [str(one) for one in images]}])
-    for image, answer in zip(images, found["answers"], strict=True):
-        first = _next(parts, image)
-        names = [_as_llama_cpp_spells(encoder.tokenizer, token) for token in range(len(first))]
-        theirs = torch.tensor([answer["next"].get(name, 0.0) for name in names])
-        assert 0.5 * (first - theirs).abs().sum() < 2e-3  # its GELU is a float16 table
-
-
-def _as_llama_cpp_spells(tokenizer, token):
-    return tokenizer.convert_ids_to_tokens(token).replace("\u0120", " ").replace("\u010a", "\n")
-
-
-@torch.no_grad()
-def _next(parts, image):
-    """The run's distribution of the first token of an answer."""
-    row, shown, mask = row_of(parts, asked(image), None)
-    given = {"input_ids": row["input_ids"], **shown}
-    if reads_marks(parts.model):
-        given |= {"modality_ids": row["modality_ids"], "prompt_mask": mask}
-    with evaluating(parts.model):
-        return parts.model(**given, use_cache=False).logits[0, -1].softmax(-1)
