@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tiny import byte_tokenizer, llama_config
-from varifocal import assemble
+from varifocal import prompts
 from varifocal.cli.data_tables import bar
 from varifocal.data.encoding.encoder import Encoder
 from varifocal.models.vision import VisionTower
@@ -50,7 +50,7 @@ def light(monkeypatch, tmp_path):
         eyes = {"image_token": IMAGE_TOKEN, "tokens_per_image": 3}
         return Encoder(spell(), **eyes, max_length=data.max_length, overflow=data.overflow)
 
-    monkeypatch.setattr(assemble, "load_encoder", load)
+    monkeypatch.setattr(prompts, "load_encoder", load)
     monkeypatch.setenv("VARIFOCAL_CACHE", str(tmp_path / "cache"))
 
 
@@ -117,7 +117,7 @@ def test_what_is_not_read_is_told_before_and_by_a_run(run, recipe, tmp_path):
             )
         }
     )
-    assert load_training_data(data, assemble.load_encoder(load_recipe(page))).notes == [told]
+    assert load_training_data(data, prompts.load_encoder(load_recipe(page))).notes == [told]
 
 
 def test_unusable_data_end_with_1_and_the_mend(run, recipe):
@@ -248,7 +248,7 @@ def test_an_encoder_takes_no_weights(monkeypatch, name, tokens):
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", refuse)
     monkeypatch.setattr(VisionTower, "forward", refuse)
     page = load_recipe(name, check_paths=False)
-    encoder = assemble.load_encoder(page)
+    encoder = prompts.load_encoder(page)
     assert encoder.tokens_per_image == tokens
     assert (encoder.image_token is None) == (tokens == 0)
     assert (encoder.max_length, encoder.overflow) == (page.data.max_length, page.data.overflow)

@@ -43,7 +43,7 @@ ALLOWED = {
     "prompts": GROUND | STOCK,
     "assemble": GROUND | STOCK | {"prompts"},
     **dict.fromkeys(VERBS, GROUND | STOCK | {"assemble"}),
-    "planning": GROUND | STOCK | {"assemble", "training"},
+    "planning": GROUND | STOCK | {"assemble", "prompts", "training"},
     "reports": GROUND | STOCK | {"assemble"},
     "importing": GROUND | STOCK | {"assemble", "training"},
     "demo": GROUND | STOCK | VERBS | ABOUT | {"assemble"},
@@ -54,7 +54,7 @@ ALLOWED = {
     | STOCK
     | VERBS
     | ABOUT
-    | {"assemble", "demo", "sweep", "registration", "sigterm"},
+    | {"assemble", "prompts", "demo", "sweep", "registration", "sigterm"},
     "registration": {"errors", "models", "tuners"},
     "__init__": GROUND | STOCK | VERBS | ABOUT | {"api", "registration"},
 }

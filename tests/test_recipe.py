@@ -31,6 +31,7 @@ from varifocal.recipe import (
 )
 from varifocal.recipe.chat_templates import CHAT_TEMPLATES
 from varifocal.recipe.processor import has_bfloat16, processor_has_bfloat16
+from varifocal.recipe.prompt_formats import PROMPT_FORMATS
 from varifocal.recipe.reading import SHIPPED
 from varifocal.recipe.strict_yaml import parse_yaml, put, validate
 
@@ -338,9 +339,10 @@ def _is_required(section, name):
 def pages():
     lengths = {"max_length": st.integers(1, 64), "row_length": st.integers(64, 128)}
     one_place = {"path": st.just("a.json")}
+    prompts = {"prompt_format": st.sampled_from(PROMPT_FORMATS), "prompt_text": st.just("plain")}
     of_a_score = {"metric": st.none()}  # belongs to data.evaluate
     sources = st.lists(
-        sections(FileSection, **one_place, **of_a_score, weight=st.none()), max_size=2
+        sections(FileSection, **one_place, **of_a_score, **prompts, weight=st.none()), max_size=2
     )
     letters = st.characters(categories=["L", "N"])
     templates = st.sampled_from([None, *CHAT_TEMPLATES, "{% for m in messages %}\n{% endfor %}"])

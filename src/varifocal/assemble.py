@@ -110,16 +110,6 @@ def _image_loader(
     return family.image_loader(base, processor, fingerprint)
 
 
-def load_encoder(recipe: Recipe) -> Encoder:
-    """Make the encoder that `assemble` gives, without loading any weights.
-
-    Raises:
-        ModelError: as `assemble`.
-    """
-    check_image_side(recipe.model)
-    return make_encoder(load_processor(recipe.model), recipe)
-
-
 def open_run(
     root: str | Path,
     *,

@@ -8,7 +8,7 @@ from varifocal.data.encoding.encoder import Encoder
 from varifocal.data.encoding.named_template import choose_template
 from varifocal.errors import ModelError
 from varifocal.models.families.base import family_of
-from varifocal.models.load import image_tokens
+from varifocal.models.load import check_image_side, image_tokens, load_processor
 from varifocal.models.processor import with_image_parts
 from varifocal.models.sources import find_checkpoint
 from varifocal.recipe import ModelSection, Recipe
@@ -45,6 +45,16 @@ def make_encoder(processor: Any, recipe: Recipe) -> Encoder:
         options["chat_template"] = processor.tokenizer.chat_template = chosen
         processor.chat_template = with_image_parts(chosen, image.token)
     return Encoder(processor.tokenizer, *tokens, **options)
+
+
+def load_encoder(recipe: Recipe) -> Encoder:
+    """Make the encoder that `assemble` gives, without loading any weights.
+
+    Raises:
+        ModelError: as `assemble`.
+    """
+    check_image_side(recipe.model)
+    return make_encoder(load_processor(recipe.model), recipe)
 
 
 def _check_frame(section: ModelSection, choice: str) -> None:

@@ -6,6 +6,7 @@ import json
 import re
 import struct
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from varifocal.data.readers.base import Record
 from varifocal.data.source import open_source
 from varifocal.errors import DataError
 from varifocal.recipe import FileSection
+from varifocal.recipe.prompt_formats import PROMPT_FORMATS
 
 
 def pil_image(mode="RGB", kind="PNG", **saved):
@@ -432,15 +434,17 @@ quick = settings(
         st.sampled_from(["question", "answer", "image", "choices"]),
         st.sampled_from(["text", "{text} {input}", "{text", "a|b", "caption"]),
     ),
-    prompt_format=st.sampled_from(["QCM-A", "QCM-ALE", "caption"]),
+    prompt_format=st.sampled_from(PROMPT_FORMATS),
     answer_as=st.sampled_from(["text", "letter"]),
+    prompt_text=st.sampled_from(["plain", "published"]),
 )
 def test_any_row_gives_an_example_or_a_sentence_in_every_format(
-    pil_images, row, columns, prompt_format, answer_as
+    pil_images, row, columns, prompt_format, answer_as, prompt_text
 ):
     record = Record("/data/a.jsonl", "line 3", row)
     for name, one in FORMATS.items():
         asked = ParseOptions("/data/a.jsonl", name, pil_images, columns, answer_as, prompt_format)
+        asked = replace(asked, prompt_text=prompt_text, use_captions=prompt_text == "published")
         one.detect(record)
         if one.wants is not None and not one.wants(row, asked):
             continue

@@ -11,6 +11,7 @@ from varifocal.data.example import Example
 from varifocal.data.loading import check_images, load_scienceqa, load_source, load_table
 from varifocal.errors import DataError
 from varifocal.recipe import FileSection
+from varifocal.recipe.prompt_formats import PROMPT_FORMATS
 
 
 def answer_of(example):
@@ -148,7 +149,7 @@ def test_an_id_that_is_listed_but_absent_is_named_or_skipped(scienceqa):
         ({"split": "tran"}, r"no split 'tran' but train, val, test; did you mean 'train'\?"),
         ({"split": "test"}, r"pid_splits\.json': split 'test' is empty"),
         ({"skills": ["noun"]}, r"no skill 'noun'; did you mean 'nouns'\?"),
-        ({"prompt_format": "QCM-AL"}, "'QCM-AL' is none of QCM-A, QCM-ALE, caption"),
+        ({"prompt_format": "QCM-AX"}, "'QCM-AX' is not INPUT-OUTPUT, with INPUT one of CQM, QCM, "),
         ({"split": "val", "skills": ["nouns"]}, "no record in split 'val'"),
         (
             {"skills": ["nouns"], "prompt_format": "caption"},
@@ -352,7 +353,7 @@ def outcome(load):
 
 
 @quick
-@given(record=records | json_values, prompt_format=st.sampled_from(["QCM-A", "QCM-ALE", "caption"]))
+@given(record=records | json_values, prompt_format=st.sampled_from(PROMPT_FORMATS))
 def test_any_record_gives_an_example_or_a_sentence(scienceqa, record, prompt_format):
     (scienceqa / "problems.json").write_text(json.dumps({"1": record}))
     (scienceqa / "pid_splits.json").write_text('{"train": ["1"]}')

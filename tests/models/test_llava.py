@@ -9,11 +9,12 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from varifocal.assemble import assemble, load_encoder
+from varifocal.assemble import assemble
 from varifocal.data.example import Example, Image, Message
 from varifocal.data.rows.packing import Collator
 from varifocal.errors import ModelError
 from varifocal.models import connector_name, load_model
+from varifocal.prompts import load_encoder
 from varifocal.recipe import DataSection, ModelSection, Recipe
 from varifocal.tuners import MMAConfig
 

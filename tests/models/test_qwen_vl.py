@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
 
-from varifocal.assemble import assemble, load_encoder
+from varifocal.assemble import assemble
 from varifocal.data.example import Example, Image, Message
 from varifocal.data.rows.packing import Collator
 from varifocal.errors import ModelError
@@ -17,6 +17,7 @@ from varifocal.evaluation.generation import greedy_answers
 from varifocal.evaluation.likelihood import EncodedQuestion, score_options
 from varifocal.models import load_model
 from varifocal.models.families.qwen_vl import positions_of_rows
+from varifocal.prompts import load_encoder
 from varifocal.recipe import DataSection, ModelSection, Recipe
 from varifocal.training.flops import image_flops
 from varifocal.tuners import MixLoraConfig, MMAConfig

@@ -55,12 +55,12 @@ def check(
     if plots is not None:
         claim_folder(plots, place="another --plots")
     ready()
-    from varifocal.assemble import load_encoder
     from varifocal.cli.data_tables import print_check
     from varifocal.cli.tables import stage_bars
     from varifocal.data.inspect.check import check_data
     from varifocal.data.inspect.verdict import Verdict
     from varifocal.planning.lengths import num_steps
+    from varifocal.prompts import load_encoder
     from varifocal.training.usable import why_refused
 
     encoder = load_encoder(page)
@@ -122,10 +122,10 @@ def show(
     page = load_recipe(recipe, overrides or ())
     check_models(page.model)
     ready()
-    from varifocal.assemble import load_encoder
     from varifocal.cli.data_tables import print_row, write_page
     from varifocal.cli.tables import stage_bars
     from varifocal.data.inspect.rows import FirstRows
+    from varifocal.prompts import load_encoder
     from varifocal.training.examples import LAZY_FROM, open_samples
 
     samples = open_samples(

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import get_args
 
 from varifocal.data.example import Example, Image
 from varifocal.data.formats.questions import AnswerAs
 from varifocal.data.formats.registry import FORMATS
-from varifocal.data.formats.scienceqa import PromptFormat
 from varifocal.data.json_files import Examples, OnBadRecord, gather
 from varifocal.data.source import open_source
 from varifocal.errors import DataError, nearest
 from varifocal.recipe import DataSection, FileSection, SourceSection
+from varifocal.recipe.prompt_formats import ALLOWED, CAPTION, PROMPT_FORMATS
 
 __all__ = ["FORMATS", "check_images", "load_scienceqa", "load_source", "load_table"]
 
@@ -53,7 +52,7 @@ def load_scienceqa(
     directory: str | Path,
     split: str | None = None,
     *,
-    prompt_format: PromptFormat = "QCM-A",
+    prompt_format: str = "QCM-A",
     answer_as: AnswerAs = "text",
     skills: Iterable[str] | None = None,
     max_examples: int | None = None,
@@ -64,10 +63,9 @@ def load_scienceqa(
     Raises:
         DataError: as `load_source`.
     """
-    if prompt_format not in get_args(PromptFormat):
-        allowed = get_args(PromptFormat)
-        hint = nearest(prompt_format, allowed)
-        raise DataError(f"prompt format '{prompt_format}' is none of {', '.join(allowed)}{hint}")
+    if prompt_format not in PROMPT_FORMATS:
+        hint = nearest(prompt_format, PROMPT_FORMATS)
+        raise DataError(f"prompt format '{prompt_format}' is not {ALLOWED}{hint}")
     source = FileSection(
         path=str(directory),
         format="scienceqa",
@@ -172,7 +170,7 @@ def no_captions(data: DataSection) -> DataError:
 
 def _sections(data: DataSection) -> list[SourceSection]:
     sources = data.captions or [source for source in data.train if _may_have_captions(source)]
-    return [source.model_copy(update={"prompt_format": "caption"}) for source in sources]
+    return [source.model_copy(update={"prompt_format": CAPTION}) for source in sources]
 
 
 def _pairs(examples: Iterable[Example]) -> list[tuple[Image, str]]:

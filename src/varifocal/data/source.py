@@ -27,6 +27,7 @@ from varifocal.data.readers.base import Record, Records, StreamedRecords, read_i
 from varifocal.data.readers.open import open_records
 from varifocal.errors import DataError, RunError, nearest
 from varifocal.progress import StepProgress
+from varifocal.recipe.prompt_formats import CAPTION
 from varifocal.writing import atomic_file, write_text
 
 if TYPE_CHECKING:
@@ -213,6 +214,8 @@ class _Parser:
             answer_as=section.answer_as,
             prompt_format=section.prompt_format,
             answer_is=section.answer_is,
+            prompt_text=section.prompt_text,
+            use_captions=section.use_captions,
         )
         if format_name == "table" and section.answer_is == "auto":
             self.asked = replace(self.asked, integers=_integers_of(records, self.asked))
@@ -242,6 +245,9 @@ class _Parser:
                 },
             ),
         }
+        # keys that earlier versions did not have, where they say something
+        later = {"prompt_text": section.prompt_text, "use_captions": section.use_captions}
+        asked |= {key: value for key, value in later.items() if value not in ("plain", False)}
         return json.dumps(asked, sort_keys=True)
 
     def wants(self, record: Record) -> bool:
@@ -316,7 +322,7 @@ def _choose(
 ) -> npt.NDArray[np.int64] | None:
     """Return the numbers of the records that are asked for; None for all of them."""
     asks_split = section.split is not None and not records.is_split
-    filters = parser.format.wants is not None and section.prompt_format == "caption"
+    filters = parser.format.wants is not None and section.prompt_format == CAPTION
     if not asks_split and section.skills is None and not filters:
         return None
     chosen: list[int] = []

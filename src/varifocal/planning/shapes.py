@@ -9,11 +9,11 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
 
-from varifocal.assemble import load_encoder
 from varifocal.data.encoding.encoder import Encoder
 from varifocal.errors import ModelError
 from varifocal.models import load_model
 from varifocal.models.families.base import MetaImages, family_of
+from varifocal.prompts import load_encoder
 from varifocal.recipe import Recipe
 from varifocal.training.flops import DecoderShape, FlopFormula, decoder_shape
 from varifocal.training.tuner import attach_tuner

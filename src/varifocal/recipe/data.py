@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from varifocal.errors import nearest
 from varifocal.recipe.base_section import Count, Rate, Section, Words
 from varifocal.recipe.chat_templates import CHAT_TEMPLATES, is_jinja, is_template_file
+from varifocal.recipe.prompt_formats import ALLOWED, PROMPT_FORMATS
 from varifocal.recipe.strict_yaml import WrongKeyError
 
 FormatName = Literal[
@@ -39,8 +40,14 @@ class _ReadingSection(Section):
     """Only this split: of `pid_splits.json`, of a data set, or of a table's column `split`."""
     image_folder: str | None = None
     """The only place images are read from; by default the file's own folder."""
-    prompt_format: Literal["QCM-A", "QCM-ALE", "caption"] = "QCM-A"
-    """`scienceqa`: answer alone; answer, lecture and explanation; or describe the image."""
+    prompt_format: str = "QCM-A"
+    """`scienceqa`: what is asked and answered, such as QCM-A, QCM-ALE or QCML-A (Q question, C
+    context, M options, L lecture, E explanation, A answer); or `caption`: describe the image."""
+    prompt_text: Literal["plain", "published"] = "plain"
+    """`scienceqa`: `published` writes prompts and answers to the letter as the code of ScienceQA
+    and LaVIN does: `Context: N/A`, line breaks of lectures as two characters, AL and AE swapped."""
+    use_captions: bool = False
+    """`scienceqa`: put the image's caption into the context, as LaVIN's --use_caption."""
     answer_as: Literal["text", "letter"] = "text"
     """Answer with the choice's text or with its letter."""
     answer_is: Literal["auto", "index", "index_from_1", "value", "letter"] = "auto"
@@ -65,6 +72,17 @@ class _ReadingSection(Section):
     """How often each example is seen in an epoch of the mixture; fractions draw a part."""
     weight: Rate | None = None
     """Share of the mixture relative to the other weights, instead of the source's size."""
+
+    @model_validator(mode="after")
+    def _prompt_is_known(self) -> "_ReadingSection":
+        if self.prompt_format not in PROMPT_FORMATS:
+            hint = nearest(self.prompt_format, PROMPT_FORMATS)
+            raise WrongKeyError("prompt_format", f"'{self.prompt_format}' is not {ALLOWED}{hint}")
+        if self.prompt_text == "published" and self.answer_as != "letter":
+            raise WrongKeyError("answer_as", "prompt_text: published names choices by letter")
+        if self.prompt_text == "published" and self.instructions == "varied":
+            raise WrongKeyError("instructions", "would replace prompt_text: published; give one")
+        return self
 
     @model_validator(mode="after")
     def _has_one_count(self) -> "_ReadingSection":

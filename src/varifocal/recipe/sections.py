@@ -9,6 +9,7 @@ from varifocal.errors import RecipeError
 from varifocal.recipe.base_section import Count, Rate, RunName, Section
 from varifocal.recipe.data import DataSection
 from varifocal.recipe.model import ModelSection
+from varifocal.recipe.prompt_formats import gives_reasons_first
 from varifocal.recipe.strict_yaml import FLOAT, WrongKeyError
 from varifocal.recipe.trainer_arguments import NEED_WORKERS
 from varifocal.recipe.training import TrainingSection
@@ -106,6 +107,20 @@ class Recipe(Section):
                 "the noise is scaled by a row's length; set data.packing to false, so that a row "
                 "is an example",
             )
+        return self
+
+    @model_validator(mode="after")
+    def _score_fits_the_prompts(self, info: ValidationInfo) -> "Recipe":
+        """Refuse the likelihood of options that are written after their reasons."""
+        if (info.context or {}).get("is_trained") or self.evaluation.score == "generate":
+            return self
+        for source in self.data.evaluate:
+            if gives_reasons_first(source.prompt_format):
+                raise WrongKeyError(
+                    "evaluation.score",
+                    f"{source.prompt_format} gives its reasons before the answer, which options "
+                    "are scored without; set it to generate",
+                )
         return self
 
     def dump_yaml(self) -> str:

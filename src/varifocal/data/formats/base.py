@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from varifocal.data.example import Example
-from varifocal.data.formats.questions import AnswerAs, AnswerIs, Integers
+from varifocal.data.formats.questions import AnswerAs, AnswerIs, Integers, PromptText
 from varifocal.data.readers.base import Record
 from varifocal.errors import DataError
 
@@ -24,6 +24,8 @@ class ParseOptions:
         columns: our name of a column -> its name in the file.
         answer_as: how a choice is named.
         prompt_format: ScienceQA's.
+        prompt_text: whether ScienceQA's prompts are written as the published code does.
+        use_captions: whether a caption is part of ScienceQA's context.
         answer_is: what gold answers are.
         integers: what the integers among them are, found out of the whole source; None: unknown.
     """
@@ -36,6 +38,8 @@ class ParseOptions:
     prompt_format: str = "QCM-A"
     answer_is: AnswerIs = "auto"
     integers: Integers | None = None
+    prompt_text: PromptText = "plain"
+    use_captions: bool = False
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ from varifocal.errors import PlaceholderError
 AnswerAs = Literal["text", "letter"]
 AnswerIs = Literal["auto", "index", "index_from_1", "value", "letter"]
 """What the gold answers of a source are; see `gold.gold_index`."""
+PromptText = Literal["plain", "published"]
+"""How ScienceQA's prompts are written; see `scienceqa_prompts`."""
 Integers = Literal["index", "value"]
 """What the integers among them are; see `gold.settle_integers`."""
 

@@ -6,24 +6,18 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from varifocal.cache import file_digest
 from varifocal.data.example import Example, Image, Message, Question
 from varifocal.data.formats.base import ParseOptions, id_of, short, text_of
-from varifocal.data.formats.questions import (
-    CAPTION_PROMPT,
-    LETTERS,
-    option_texts,
-    question_text,
-    user_turn,
-)
+from varifocal.data.formats.questions import CAPTION_PROMPT, LETTERS, user_turn
+from varifocal.data.formats.scienceqa_prompts import ProblemTexts, write_answer, write_prompt
 from varifocal.data.json_files import read_json_object
 from varifocal.data.readers.base import Record
 from varifocal.data.readers.images import locate_image, resolve_image
 from varifocal.errors import DataError, nearest
-
-PromptFormat = Literal["QCM-A", "QCM-ALE", "caption"]
+from varifocal.recipe.prompt_formats import CAPTION
 
 _TAGS = ("subject", "grade", "topic", "category", "skill", "task", "split")
 
@@ -115,22 +109,21 @@ def is_scienceqa(record: Record) -> bool:
 
 def wants_scienceqa(row: Mapping[str, Any], asked: ParseOptions) -> bool:
     """Tell whether a row is asked for: captions are asked of images that have one."""
-    return asked.prompt_format != "caption" or bool(row.get("image") and row.get("caption"))
+    return asked.prompt_format != CAPTION or bool(row.get("image") and row.get("caption"))
 
 
 def parse_scienceqa(record: Record, asked: ParseOptions) -> Example:
     """Make an example of a record.
 
-    `asked.prompt_format` is "QCM-A" (question, context and choices; answer), "QCM-ALE" (answer,
-    then "BECAUSE:" with lecture and explanation), or "caption" (describe the image). `tags` holds
-    the record's subject, grade, topic, category, skill, task and split, and `hint`: "yes" where
-    there is a text context, else "no".
+    `asked.prompt_format` is one of `recipe.prompt_formats`, written as `scienceqa_prompts` says, or
+    "caption" (describe the image). `tags` holds the record's subject, grade, topic, category,
+    skill, task and split, and `hint`: "yes" where there is a text context, else "no".
 
     Raises:
         DataError: a value is missing or cannot be used.
     """
     problem = _check(record, asked)
-    make = _describe if asked.prompt_format == "caption" else _ask
+    make = _describe if asked.prompt_format == CAPTION else _ask
     return make(problem, record, asked)
 
 
@@ -221,17 +214,17 @@ def _find_image(row: Mapping[str, Any], pid: str, where: str, images: Path) -> I
 
 def _ask(problem: _Problem, record: Record, asked: ParseOptions) -> Example:
     """Build the multiple-choice conversation."""
-    options = option_texts(problem.choices, asked.answer_as)
-    reason = " ".join(filter(None, (problem.lecture, problem.solution)))
-    answer = options[problem.answer]
-    if asked.prompt_format == "QCM-ALE" and reason:
-        # A text may hold a full stop, so that only a new line ends it without doubt.
-        because = " BECAUSE:" if asked.answer_as == "letter" else "\nBECAUSE:"
-        options = tuple(option + because for option in options)
-        answer = f"{options[problem.answer]} {reason}"
-    prompt = question_text(problem.question, problem.hint, problem.choices)
+    is_published = asked.prompt_text == "published"
+    texts = _published_texts(record.row, asked) if is_published else _texts(problem, asked)
+    inputs, _, outputs = asked.prompt_format.partition("-")
+    prompt = write_prompt(texts, inputs, published=is_published)
+    answers, options = write_answer(texts, outputs, asked.answer_as, published=is_published)
+    is_plain = not is_published and not asked.use_captions and inputs == "QCM"
     return Example(
-        messages=(user_turn(prompt, problem.image), Message("assistant", (answer,))),
+        messages=(
+            user_turn(prompt, problem.image),
+            Message("assistant", (answers[problem.answer],)),
+        ),
         id=problem.id,
         source=record.source,
         task=asked.prompt_format,
@@ -239,8 +232,29 @@ def _ask(problem: _Problem, record: Record, asked: ParseOptions) -> Example:
         answer_index=problem.answer,
         options=options,
         tags=problem.tags,
-        question=Question(problem.question, problem.hint),
+        question=Question(problem.question, problem.hint) if is_plain else None,
     )
+
+
+def _texts(problem: _Problem, asked: ParseOptions) -> ProblemTexts:
+    context = [problem.hint, problem.caption if asked.use_captions else ""]
+    return ProblemTexts(
+        problem.question,
+        " ".join(filter(None, context)),
+        problem.choices,
+        problem.lecture,
+        problem.solution,
+    )
+
+
+def _published_texts(row: Mapping[str, Any], asked: ParseOptions) -> ProblemTexts:
+    """Take a checked record's texts as they are, blanks around them and all."""
+    captioned = asked.use_captions and row.get("caption")
+    context = " ".join([row.get("hint") or "", row["caption"] if captioned else ""])
+    lecture, solution = (
+        (row.get(key) or "").replace("\n", "\\n") for key in ("lecture", "solution")
+    )
+    return ProblemTexts(row["question"], context.strip(), row["choices"], lecture, solution)
 
 
 def _describe(problem: _Problem, record: Record, asked: ParseOptions) -> Example:
@@ -252,6 +266,6 @@ def _describe(problem: _Problem, record: Record, asked: ParseOptions) -> Example
         ),
         id=problem.id,
         source=record.source,
-        task="caption",
+        task=CAPTION,
         tags=problem.tags,
     )

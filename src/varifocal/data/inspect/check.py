@@ -29,6 +29,7 @@ from varifocal.data.source import Source, StreamedSource, open_source
 from varifocal.errors import VarifocalError
 from varifocal.progress import Progress
 from varifocal.recipe import DataSection, SourceSection
+from varifocal.recipe.prompt_formats import CAPTION
 from varifocal.writing import atomic_file
 
 MOST_WORKERS = 8
@@ -142,7 +143,7 @@ def _read(
 ) -> SourceCounts:
     """Read one source from its first to its last record."""
     if side == "captions":
-        section = section.model_copy(update={"prompt_format": "caption"})
+        section = section.model_copy(update={"prompt_format": CAPTION})
     source = open_source(section, seed)
     counts = SourceCounts(source.name, section.place, side, notes=source.notes())
     stage = f"{side}: {source.name}"
