@@ -10,7 +10,7 @@ import pytest
 from safetensors import SafetensorError
 
 from varifocal.errors import RunError
-from varifocal.run import RunDirectory, fingerprint_files
+from varifocal.run import RunDirectory
 from varifocal.staging import machine, process_staging_path, staging_path, sweep_abandoned
 from varifocal.writing import (
     atomic_directory,
@@ -250,12 +250,3 @@ def test_another_mistake_keeps_its_own_words(tmp_path):
 
     with pytest.raises(PermissionError):
         fail()
-
-
-def test_a_fingerprint_is_of_the_content_in_order(tmp_path):
-    one, two = tmp_path / "1", tmp_path / "2"
-    one.write_bytes(b"ab")
-    two.write_bytes(b"c")
-    abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    assert fingerprint_files([one, two]) == abc
-    assert fingerprint_files([two, one]) != abc

@@ -7,7 +7,6 @@ Every file is written whole or not at all (`varifocal.writing`). This file knows
 only; models, adapters and scores are written by those who make them.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -334,16 +333,6 @@ def checkpoint_step(path: Path) -> int:
     120
     """
     return int(path.name[len(CHECKPOINT_PREFIX) :])
-
-
-def fingerprint_files(paths: list[Path]) -> str:
-    """A sha256 over the content of files, in the order given."""
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 def _json_or_none(line: str) -> dict[str, Any] | None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from varifocal.data.encoding.encoder import Encoded
 from varifocal.data.example import Image
-from varifocal.data.rows.packing import Collator, PackedDataset, PaddedCollator, efficiency, pack
+from varifocal.data.rows.packing import Collator, PackedDataset, efficiency, pack
 from varifocal.errors import DataError
 
 quick = settings(max_examples=60, deadline=None)
@@ -229,21 +229,3 @@ def test_a_row_over_the_static_length_is_refused():
 def test_a_sample_alone_is_a_row():
     alone, row = Collator(0)([sample(0, 5)]), Collator(0)([[sample(0, 5)]])
     assert all(torch.equal(alone[name], row[name]) for name in row)
-
-
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_padded_batches_hold_one_sample_a_row(side):
-    samples = samples_of([3, 6, 4])
-    batch = PaddedCollator(9, side, load_names)(samples)
-    for number, expected in enumerate(samples):
-        inside = batch["attention_mask"][number].bool()
-        place = slice(6 - len(expected), 6) if side == "left" else slice(0, len(expected))
-        assert inside.nonzero()[:, 0].tolist() == list(range(6))[place]
-        assert batch["input_ids"][number][inside].tolist() == expected.input_ids.tolist()
-        assert batch["labels"][number][inside].tolist() == expected.labels.tolist()
-        assert batch["position_ids"][number][inside].tolist() == list(range(len(expected)))
-        assert batch["prompt_mask"][number][inside].tolist() == expected.prompt_mask.tolist()
-        assert (batch["input_ids"][number][~inside] == 9).all()
-        assert (batch["labels"][number][~inside] == -100).all()
-        assert set(batch["modality_ids"][number].tolist()) == {expected.modality}
-    assert batch["pixel_values"].shape[0] == sum(len(one.images) for one in samples)

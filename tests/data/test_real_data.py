@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from varifocal.data.encoding.encoder import Encoder
-from varifocal.data.loading import check_images, load_scienceqa, load_table
+from varifocal.data.loading import check_images, load_source
 from varifocal.data.source import open_source
 from varifocal.recipe import FileSection
 
@@ -28,9 +28,8 @@ def folder(name):
 @pytest.mark.parametrize("answer_as", ["text", "letter"])
 @pytest.mark.parametrize("prompt_format", ["QCM-A", "QCM-ALE"])
 def test_scienceqa_loads_and_trains_its_answers(tokenizers, prompt_format, answer_as):
-    examples = load_scienceqa(
-        folder("scienceqa-text"), "val", prompt_format=prompt_format, answer_as=answer_as
-    )
+    how = {"format": "scienceqa", "prompt_format": prompt_format, "answer_as": answer_as}
+    examples = load_source(FileSection(path=str(folder("scienceqa-text")), split="val", **how))
     assert len(examples) == 180
     encoded = Encoder(tokenizers["smollm2"]).encode_all(examples)
     for example, sample in zip(examples, encoded.samples, strict=True):
@@ -39,7 +38,8 @@ def test_scienceqa_loads_and_trains_its_answers(tokenizers, prompt_format, answe
 
 
 def test_nlvr_loads_with_its_images(tokenizers):
-    examples = load_table(folder("nlvr") / "dev.jsonl", NLVR)
+    file = folder("nlvr") / "dev.jsonl"
+    examples = load_source(FileSection(path=str(file), format="table", columns=NLVR))
     assert len(examples) == 989
     assert sum(example.answer_index == 0 for example in examples) == 547
     assert len(check_images(examples[:20])) == 20

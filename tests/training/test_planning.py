@@ -242,7 +242,8 @@ def test_the_parts_of_the_peak_add_up():
     step = Step(1000, {"activations": 600, "logits": 300, "gradients": 100})
     parts = parts_of_peak(weights, step, overhead=50, num_devices=1)
     full = max(1000, weights.gradients)
-    assert sum(parts.values()) == weights.standing + full + 50
+    standing = weights.frozen + weights.trained + weights.optimizer
+    assert sum(parts.values()) == standing + full + 50
     waste = parts_of_peak(weights, Step(10**6, {}), overhead=0, num_devices=1, waste=0.4)
     assert waste["allocator"] == 0.4 * 10**6
     several = parts_of_peak(weights, step, overhead=50, num_devices=2)

@@ -1,20 +1,16 @@
-"""The door to every data format, for what is wanted at once: examples in a list."""
+"""Read sources of any data format whole: examples in a list."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from varifocal.data.example import Example, Image
-from varifocal.data.formats.questions import AnswerAs
-from varifocal.data.formats.registry import FORMATS
 from varifocal.data.json_files import Examples, OnBadRecord, gather
 from varifocal.data.source import open_source
-from varifocal.errors import DataError, nearest
-from varifocal.recipe import DataSection, FileSection, SourceSection
-from varifocal.recipe.prompt_formats import ALLOWED, CAPTION, PROMPT_FORMATS
-
-__all__ = ["FORMATS", "check_images", "load_scienceqa", "load_source", "load_table"]
+from varifocal.errors import DataError
+from varifocal.recipe import DataSection, SourceSection
+from varifocal.recipe.prompt_formats import CAPTION
 
 
 def load_source(
@@ -22,7 +18,6 @@ def load_source(
     *,
     root: str | Path | None = None,
     on_bad_record: OnBadRecord = "fail",
-    seed: int = 0,
 ) -> Examples:
     """Load what one `data.train` or `data.evaluate` entry of a recipe names.
 
@@ -30,7 +25,6 @@ def load_source(
         source: path, format and how to ask.
         root: folder at which a relative path starts; by default the working directory.
         on_bad_record: "fail" raises at the first broken record, "skip" notes it in `skipped`.
-        seed: of the wording of instructions.
 
     Returns:
         The examples, `max_examples` usable ones at most, and the reasons of the skipped records.
@@ -38,7 +32,7 @@ def load_source(
     Raises:
         DataError: there is nothing at the path, its format is not known, or a record is broken.
     """
-    whole = open_source(source.model_copy(update={"max_examples": None}), seed, root=root)
+    whole = open_source(source.model_copy(update={"max_examples": None}), root=root)
     return gather(whole, _or_raise, on_bad_record, source.max_examples)
 
 
@@ -46,65 +40,6 @@ def _or_raise(result: Example | DataError) -> Example:
     if isinstance(result, DataError):
         raise result
     return result
-
-
-def load_scienceqa(
-    directory: str | Path,
-    split: str | None = None,
-    *,
-    prompt_format: str = "QCM-A",
-    answer_as: AnswerAs = "text",
-    skills: Iterable[str] | None = None,
-    max_examples: int | None = None,
-    on_bad_record: OnBadRecord = "fail",
-) -> Examples:
-    """Load questions in ScienceQA's layout; see `load_source` and `recipe.FileSection`.
-
-    Raises:
-        DataError: as `load_source`.
-    """
-    if prompt_format not in PROMPT_FORMATS:
-        hint = nearest(prompt_format, PROMPT_FORMATS)
-        raise DataError(f"prompt format '{prompt_format}' is not {ALLOWED}{hint}")
-    source = FileSection(
-        path=str(directory),
-        format="scienceqa",
-        split=split,
-        prompt_format=prompt_format,
-        answer_as=answer_as,
-        skills=None if skills is None else tuple(skills),
-        max_examples=max_examples,
-    )
-    return load_source(source, on_bad_record=on_bad_record)
-
-
-def load_table(
-    path: str | Path,
-    columns: Mapping[str, str] | None = None,
-    *,
-    image_folder: str | Path | None = None,
-    split: str | None = None,
-    skills: tuple[str, ...] | None = None,
-    answer_as: AnswerAs = "text",
-    max_examples: int | None = None,
-    on_bad_record: OnBadRecord = "fail",
-) -> Examples:
-    """Load a table of questions and answers; see `load_source` and `table.parse_table_row`.
-
-    Raises:
-        DataError: as `load_source`.
-    """
-    source = FileSection(
-        path=str(path),
-        format="table",
-        columns=dict(columns or {}),
-        image_folder=None if image_folder is None else str(image_folder),
-        split=split,
-        skills=skills,
-        answer_as=answer_as,
-        max_examples=max_examples,
-    )
-    return load_source(source, on_bad_record=on_bad_record)
 
 
 def check_images(examples: Examples, on_bad_record: OnBadRecord = "fail") -> Examples:

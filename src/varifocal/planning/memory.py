@@ -44,11 +44,6 @@ class Weights:
     optimizer: int
     dequantised: int
 
-    @property
-    def standing(self) -> int:
-        """Bytes that are there all the time; gradients come and go."""
-        return self.frozen + self.trained + self.optimizer
-
 
 def nf4_bytes(count: int) -> int:
     """Count the bytes of N numbers in NF4 with double quantisation, as bitsandbytes lays them out.

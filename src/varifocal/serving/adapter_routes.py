@@ -64,7 +64,6 @@ def _is_shared(value: Any) -> bool:
 
 Lane = str
 """MMA's "text" and "image"; "adapter" for any other adapter; "base"."""
-_SWITCHES = (BaseTunerLayer, AuxiliaryTrainingWrapper)
 
 
 @dataclass

@@ -361,15 +361,3 @@ def _add_request_schema(app: FastAPI) -> None:
         return plain()
 
     app.openapi = openapi  # type: ignore[method-assign]
-
-
-def parse_event(line: str) -> dict[str, Any] | None:
-    """Read one line of a stream back; None for the last and for empty ones.
-
-    >>> parse_event('data: {"id": "x"}')
-    {'id': 'x'}
-    >>> parse_event("data: [DONE]") is None
-    True
-    """
-    body = line.removeprefix("data: ").strip()
-    return json.loads(body) if body.startswith("{") else None

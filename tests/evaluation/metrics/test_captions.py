@@ -5,12 +5,16 @@ import random
 
 import pytest
 
-from varifocal.evaluation.metrics.captions import add_up, bleu, bleu_counts, cider, tokenise
+from varifocal.evaluation.metrics.captions import BleuCounts, bleu, bleu_counts, cider, tokenise
 
 
 def corpus_bleu(captions, references):
     pairs = zip(captions, references, strict=True)
-    return bleu(add_up([bleu_counts(caption, found) for caption, found in pairs]))
+    counts = [bleu_counts(caption, found) for caption, found in pairs]
+    lengths = (sum(row.length for row in counts), sum(row.reference_length for row in counts))
+    matches = zip(*(row.matches for row in counts), strict=True)
+    guesses = zip(*(row.guesses for row in counts), strict=True)
+    return bleu(BleuCounts(*lengths, tuple(map(sum, matches)), tuple(map(sum, guesses))))
 
 
 def test_bleu_on_paper():

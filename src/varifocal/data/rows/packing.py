@@ -8,7 +8,6 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -307,69 +306,6 @@ def _fill_row(row: dict[str, np.ndarray], samples: Sequence[Encoded]) -> None:
         start = place.stop
     row["position_ids"][start:] = np.arange(len(row["position_ids"]) - start)
     row["segment_ids"][start:] = len(samples)
-
-
-@dataclass(frozen=True)
-class PaddedCollator:
-    """Makes a batch of one sample a row with an `attention_mask`, for models that cannot pack.
-
-    Attributes:
-        pad_id: any id of the vocabulary.
-        side: where the padding goes.
-        load_images: makes the image tensors; called once a batch, and only if it has images.
-    """
-
-    pad_id: int
-    side: Literal["right", "left"] = "right"
-    load_images: ImageLoader | None = None
-
-    def __call__(self, samples: Sequence[Encoded]) -> dict[str, Tensor]:
-        """Build the tensors of a batch, padded to its longest sample.
-
-        Returns:
-            `input_ids`, `attention_mask`, `labels` (-100 where not trained), `position_ids`,
-            `modality_ids` (the sample's, padding included) and `prompt_mask` (bool), each [B, T];
-            and for batches with images what `load_images` makes of them.
-
-        Raises:
-            ValueError: there are images and no loader.
-
-        >>> one = Encoded(np.array([5, 6], np.int32), np.array([True, False]), modality=1)
-        >>> two = Encoded(np.array([7, 8, 9], np.int32), np.array([True, True, False]))
-        >>> batch = PaddedCollator(pad_id=0, side="left")([one, two])
-        >>> for name, tensor in batch.items():
-        ...     print(f"{name:14}", tensor[0].tolist())
-        input_ids      [0, 5, 6]
-        attention_mask [0, 1, 1]
-        labels         [-100, -100, 6]
-        position_ids   [0, 0, 1]
-        modality_ids   [1, 1, 1]
-        prompt_mask    [False, True, False]
-        """
-        length = max(map(len, samples), default=0)
-        batch = _empty_batch(len(samples), length, self.pad_id)
-        batch["attention_mask"] = batch.pop("segment_ids")
-        for number, sample in enumerate(samples):
-            start = length - len(sample) if self.side == "left" else 0
-            place = (number, slice(start, start + len(sample)))
-            batch["input_ids"][place] = sample.input_ids
-            batch["attention_mask"][place] = 1
-            batch["labels"][place] = sample.labels
-            batch["position_ids"][place] = np.arange(len(sample))
-            batch["modality_ids"][number] = sample.modality
-            batch["prompt_mask"][place] = sample.prompt_mask
-        tensors = {name: torch.from_numpy(batch[name]) for name in _PADDED}
-        return {**tensors, **_image_tensors([samples], self.load_images)}
-
-
-_PADDED = (
-    "input_ids",
-    "attention_mask",
-    "labels",
-    "position_ids",
-    "modality_ids",
-    "prompt_mask",
-)
 
 
 def _image_tensors(rows: Sequence[Row], load_images: ImageLoader | None) -> Mapping[str, Tensor]:

@@ -48,7 +48,7 @@ def columns_of(example: Example) -> tuple[str, ...]:
 
     Args:
         example: with the tags `subject`, `grade` ("grade3") and `hint` ("yes" or "no") of
-            `load_scienceqa`, and its images.
+            a `scienceqa` source, and its images.
     """
     tags = example.tags
     hint, image = tags.get("hint") == "yes", bool(example.images)

@@ -62,7 +62,7 @@ def _parts(token: str) -> tuple[str, ...]:
     return _JOINED.get(token, (token,))
 
 
-__all__ = ["BleuCounts", "add_up", "bleu", "bleu_counts", "cider", "tokenise"]
+__all__ = ["BleuCounts", "bleu", "bleu_counts", "cider", "tokenise"]
 
 NGRAMS = 4
 _SIGMA = 6.0  # CIDEr-D's width of the length penalty, in words
@@ -100,16 +100,6 @@ def bleu_counts(caption: Tokens, references: Sequence[Tokens]) -> BleuCounts:
     closest = min((abs(len(reference) - length), len(reference)) for reference in references)[1]
     guesses = (max(0, length - k + 1) for k in _orders())
     return BleuCounts(length, closest, tuple(matches), tuple(guesses))
-
-
-def add_up(counts: Sequence[BleuCounts]) -> BleuCounts:
-    """Sum the counts of a corpus' captions."""
-    return BleuCounts(
-        sum(row.length for row in counts),
-        sum(row.reference_length for row in counts),
-        tuple(sum(row.matches[k] for row in counts) for k in range(NGRAMS)),
-        tuple(sum(row.guesses[k] for row in counts) for k in range(NGRAMS)),
-    )
 
 
 def bleu(counts: BleuCounts) -> float:
