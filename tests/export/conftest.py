@@ -91,18 +91,24 @@ LLAMA_NODE = Path(__file__).parents[2] / ".venv" / "llama.cpp" / "node_modules"
 
 
 @pytest.fixture(scope="session")
-def ask_llama_cpp(tmp_path_factory):
-    """Ask llama.cpp about GGUF files; `llama_cpp.cjs` tells what goes in and comes out."""
+def llama_node():
+    """What `llama_node.cjs` needs in its environment: where llama.cpp from npm is."""
     modules = Path(os.environ.get("LLAMA_NODE", LLAMA_NODE))
     if not modules.is_dir() or not shutil.which("node"):
         pytest.skip("needs llama.cpp from npm, which `make test-all` installs")
+    return os.environ | {"LLAMA_NODE": str(modules)}
+
+
+@pytest.fixture(scope="session")
+def ask_llama_cpp(llama_node, tmp_path_factory):
+    """Ask llama.cpp about GGUF files; `llama_cpp.cjs` tells what goes in and comes out."""
     answers = tmp_path_factory.mktemp("llama") / "answers.json"
 
     def ask(jobs):
         done = subprocess.run(
             ["node", Path(__file__).with_name("llama_cpp.cjs")],
             input=json.dumps(jobs),
-            env=os.environ | {"LLAMA_NODE": str(modules), "LLAMA_ANSWERS": str(answers)},
+            env=llama_node | {"LLAMA_ANSWERS": str(answers)},
             capture_output=True,
             text=True,
         )
