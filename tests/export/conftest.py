@@ -67,6 +67,7 @@ def make_run(parts_directory, tmp_path_factory):
             "vision_tower": str(parts_directory / tower) if tower else None,
             "connector": (connector or {"type": "mlp2x_gelu"}) if tower else None,
             "dtype": page.pop("dtype", "float32"),
+            "image_preparation": page.pop("image_preparation", None),
         }
         recipe = Recipe.model_validate({"seed": 5, "model": model, "tuner": tuner, **page})
         parts = assemble(recipe)

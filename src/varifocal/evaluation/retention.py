@@ -42,7 +42,7 @@ from varifocal.locking import alone
 from varifocal.progress import Progress
 from varifocal.recipe import Recipe, leaves_text, load_recipe
 from varifocal.run import RunDirectory
-from varifocal.trained import find_trained
+from varifocal.trained_weights import find_trained
 from varifocal.writing import write_json
 
 LIMIT = 100
@@ -265,10 +265,9 @@ def _notes(recipe: Recipe, encoder: Encoder, has_adapter: bool, strength: float)
 
 def _without_tower(recipe: Recipe) -> Recipe:
     """The recipe of the language model alone, in float32; nothing too long for it is left out."""
-    alone = {"vision_tower": None, "connector": None, "dtype": "float32"}
     return recipe.model_copy(
         update={
-            "model": recipe.model.model_copy(update=alone),
+            "model": recipe.model.without_tower(dtype="float32"),
             "data": recipe.data.model_copy(update={"overflow": "truncate_prompt"}),
         }
     )

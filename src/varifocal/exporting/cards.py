@@ -153,9 +153,8 @@ def _llamacpp_notes(job: Job) -> Iterator[str]:
     )
     yield (
         f"llama.cpp fits an image whole into {side} x {side} pixels, pads it and scales it by a "
-        f"filter of its own, whatever a file says; the run fills the square with Pillow. Send "
-        f"images that are {side} x {side} already: `image.resize(({side}, {side}), "
-        f"{_filter(job)})`."
+        f"filter of its own, whatever a file says; the run {_preparation(job)}. Send images that "
+        f"are {side} x {side} already, made in this way with Pillow's {_filter(job)}."
     )
     if cast(Any, job.parts.base).select != "patches":
         yield (
@@ -164,6 +163,17 @@ def _llamacpp_notes(job: Job) -> Iterator[str]:
         )
     if job.route == "image":
         yield "Questions without an image belong to the text route's model.gguf next to it."
+
+
+def _preparation(job: Job) -> str:
+    """Say how the run makes squares of images."""
+    images = cast(Any, job.parts.processor).image_processor
+    if getattr(images, "do_pad", None):
+        colour = ", ".join(str(int(255 * mean)) for mean in images.image_mean)
+        return f"puts it into the middle of a square of the colour ({colour}) and scales that"
+    if getattr(images, "do_center_crop", False):
+        return "scales its shorter side to the square's and cuts the middle out"
+    return "presses both sides to the square's"
 
 
 def _filter(job: Job) -> str:

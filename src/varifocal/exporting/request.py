@@ -132,5 +132,4 @@ def _check_server(order: Order, recipe: Recipe) -> None:
 
 def language_section(recipe: Recipe) -> ModelSection:
     """Return a recipe's model section without its vision tower and its quantisation."""
-    changes = {"vision_tower": None, "connector": None, "quantization": None}
-    return recipe.model.model_copy(update=changes)
+    return recipe.model.without_tower(quantization=None)

@@ -39,6 +39,7 @@ from varifocal.models.preprocessing import (
     load_image_processor,
     load_own_processor,
     load_tokenizer,
+    prepare_as,
 )
 from varifocal.models.processor import GraftedProcessor
 from varifocal.models.published_configs import PUBLISHED
@@ -119,7 +120,8 @@ def load_processor(section: ModelSection) -> Any:
         return _whole_processor(section, language)
     tower = find_checkpoint(section.vision_tower)
     shapes = cast(GraftedForConditionalGeneration, _build_meta(section, language, tower))
-    return _processor(load_image_processor(tower), load_tokenizer(language), shapes.connector)
+    images = prepare_as(load_image_processor(tower), section.image_preparation)
+    return _processor(images, load_tokenizer(language), shapes.connector)
 
 
 def _freeze(model: PreTrainedModel) -> None:
@@ -176,14 +178,31 @@ def _check_image_side(section: ModelSection, checkpoint: Checkpoint) -> None:
     family.check_image_side(checkpoint, section.image_side)
 
 
+def _check_image_preparation(section: ModelSection, checkpoint: Checkpoint) -> None:
+    """Refuse another preparation of images for a model without images, or of their own size."""
+    if section.image_preparation is None:
+        return
+    family = family_of(checkpoint.config)
+    if family is None or family.needs_image_side:
+        raise ModelError(
+            f"model.image_preparation: {checkpoint.name} is of type "
+            f"{checkpoint.config.model_type}, and the key belongs to a vision_tower or a LLaVA; "
+            "leave it out"
+        )
+
+
 def _whole_processor(section: ModelSection, checkpoint: Checkpoint) -> Any:
     """Load a language model's tokenizer, or a vision-language model's processor."""
+    _check_image_preparation(section, checkpoint)
     if not is_vision_language(checkpoint):
         return load_tokenizer(checkpoint)
     _check_image_side(section, checkpoint)
     family = family_with_side(checkpoint.config, section.image_side)
     if family is not None:
-        return family.load_processor(checkpoint, section.image_side)
+        processor = family.load_processor(checkpoint, section.image_side)
+        if (wanted := section.image_preparation) is not None:
+            processor.image_processor = prepare_as(processor.image_processor, wanted)
+        return processor
     processor = load_own_processor(checkpoint)
     check_words(checkpoint, processor)
     return processor
@@ -235,7 +254,7 @@ def _load_grafted(
 ) -> tuple[PreTrainedModel, GraftedProcessor]:
     _build_meta(section, language, vision)  # what does not fit is said before gigabytes are read
     language_model, tokenizer = _load_language(section, language)
-    image_processor = load_image_processor(vision)
+    image_processor = prepare_as(load_image_processor(vision), section.image_preparation)
     tower = _load_tower(section, vision, image_side(image_processor))
     connector = _connector(section, tower, language_model, seed)
     processor = _processor(image_processor, tokenizer, connector)

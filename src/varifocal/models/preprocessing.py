@@ -15,6 +15,7 @@ from transformers import (
     AutoTokenizer,
     BitImageProcessorPil,
     CLIPImageProcessorPil,
+    LlavaImageProcessorPil,
     PreTrainedConfig,
     PreTrainedTokenizerBase,
     SiglipImageProcessorPil,
@@ -24,6 +25,7 @@ from varifocal.errors import ModelError
 from varifocal.models.checkpoint_files import damaged_json
 from varifocal.models.packaged_weights import efficientnet_processor
 from varifocal.models.sources import Checkpoint, clear_loading_errors
+from varifocal.recipe import ImagePreparationSection
 
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "*.model")
 
@@ -161,6 +163,39 @@ def image_side(image_processor: Any) -> int:
     if height is None or height != width:
         raise ModelError(f"the image processor gives no squares of one size: {dict(size)}")
     return height
+
+
+def prepare_as(image_processor: Any, section: ImagePreparationSection | None) -> Any:
+    """Return the image processor that a recipe asks for, with a tower's own size and filter.
+
+    Args:
+        image_processor: the tower's own.
+        section: the recipe's `model.image_preparation`; None changes nothing.
+
+    Returns:
+        One of transformers', which any program that reads its file prepares images with.
+
+    Raises:
+        ModelError: the tower's own makes no squares of one size.
+    """
+    if section is None:
+        return image_processor
+    side = image_side(image_processor)
+    square = {"height": side, "width": side}
+    shapes: dict[str, dict[str, Any]] = {
+        "crop": {"size": {"shortest_edge": side}, "crop_size": square},
+        "squash": {"size": square, "do_center_crop": False},
+        "pad": {"size": {"shortest_edge": side}, "crop_size": square, "do_pad": True},
+    }
+    own = image_processor.to_dict()
+    given = {"image_mean": section.mean, "image_std": section.std}
+    settings = {key: list(value) for key, value in given.items() if value is not None}
+    if section.fit is None:
+        return type(image_processor)(**{**own, **settings})
+    kept = ("resample", "rescale_factor", "image_mean", "image_std")
+    settings = {key: own[key] for key in kept} | shapes[section.fit] | settings
+    kind = LlavaImageProcessorPil if section.fit == "pad" else CLIPImageProcessorPil
+    return kind(**settings)
 
 
 def _has_file(folder: Path) -> bool:

@@ -21,6 +21,7 @@ from varifocal.recipe.keep import DistillSection, KeepSection, ReplaySection
 from varifocal.recipe.model import (
     ClsPyramidSection,
     ConnectorSection,
+    ImagePreparationSection,
     LinearSection,
     LlavaMLPSection,
     ModelSection,
@@ -49,6 +50,7 @@ __all__ = [
     "FileSection",
     "FullSection",
     "HubSection",
+    "ImagePreparationSection",
     "KeepSection",
     "LinearSection",
     "LlavaMLPSection",

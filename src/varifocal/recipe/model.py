@@ -62,6 +62,32 @@ ConnectorSection = Annotated[
 ]
 
 
+Channels = Annotated[tuple[float, float, float], Field(strict=False)]
+"""Red, green and blue."""
+
+
+class ImagePreparationSection(Section):
+    """How an image becomes the square of pixels that the vision tower reads."""
+
+    fit: Literal["crop", "squash", "pad"] | None = None
+    """`crop`: its shorter side fills the square, and the middle is cut out; `squash`: both sides
+    are pressed to the square's; `pad`: all of it, in a square of the mean colour. By default the
+    tower's own."""
+    mean: Channels | None = None
+    """Of red, green and blue between 0 and 1, subtracted; by default the tower's own."""
+    std: Channels | None = None
+    """Standard deviations of the same, divided by; by default the tower's own."""
+
+    @model_validator(mode="after")
+    def _divides(self) -> "ImagePreparationSection":
+        for key in ("mean", "std"):
+            given = getattr(self, key)
+            least = 0.0 if key == "mean" else 1e-3
+            if given is not None and not all(least <= number <= 1 for number in given):
+                raise WrongKeyError(key, f"{list(given)} are not three numbers of {least} to 1")
+        return self
+
+
 def _choose_dtype(value: Any) -> Any:
     """Turn `auto` into the number format that this machine is fast in."""
     if value == "auto":
@@ -93,6 +119,12 @@ class ModelSection(Section):
     """Side, in pixels, of the squares that images are put on for a Qwen-VL, whose images
     otherwise take as many tokens as they are large; a multiple of 28, which is one token. For a
     SmolVLM the side of its tiles, one to an image."""
+    image_preparation: Annotated[
+        ImagePreparationSection | None,
+        BeforeValidator(lambda page: {"fit": page} if isinstance(page, str) else page),
+    ] = None
+    """By default the image processor that comes with the tower; `pad`, `squash` or `crop` alone
+    means that `fit`."""
     dtype: Dtype = "bfloat16"
     """Number format of the frozen weights; `auto` is bfloat16 where this machine has products of
     it, else float32."""
@@ -113,8 +145,17 @@ class ModelSection(Section):
     def _parts_fit(self) -> "ModelSection":
         if self.connector and not self.vision_tower:
             raise WrongKeyError("connector", "there is no vision_tower for it to read")
+        if self.image_side and self.image_preparation:
+            raise WrongKeyError(
+                "image_preparation", "image_side puts images on squares by itself; give one"
+            )
         if self.image_side and self.vision_tower:
             raise WrongKeyError(
                 "image_side", "belongs to a Qwen-VL or SmolVLM; a vision_tower has its own"
             )
         return self
+
+    def without_tower(self, **changes: Any) -> "ModelSection":
+        """Return the section of the language model alone; a model with its own tower keeps it."""
+        parts = ("vision_tower", "connector", "image_preparation") if self.vision_tower else ()
+        return self.model_copy(update={**dict.fromkeys(parts), **changes})

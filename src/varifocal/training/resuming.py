@@ -92,6 +92,7 @@ def check_same(run: RunDirectory, recipe: Recipe, base_fingerprint: str | None) 
         "tuner": (before.tuner, recipe.tuner),
         "alignment": (before.alignment, recipe.alignment),
         "model.connector": (before.model.connector, recipe.model.connector),
+        "model.image_preparation": (before.model.image_preparation, recipe.model.image_preparation),
         "training.keep": (_keep(before), _keep(recipe)),
         **{f"data.{key}": (_data(before, key), _data(recipe, key)) for key in _DECIDE_ROWS},
     }
