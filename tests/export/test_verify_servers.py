@@ -1,7 +1,7 @@
 """`export --verify` asks real servers: ours as a process, and llama.cpp behind a small one.
 
-Five silent failures are served in the place of the right thing, and each is seen; `test_liveness.py`
-has all five at our server in the test's own process.
+Five silent failures are served in the place of the right thing, and each is seen;
+`test_liveness.py` has all five at our server in the test's own process.
 """
 
 import re

@@ -5,12 +5,12 @@ import shutil
 from types import SimpleNamespace
 
 import pytest
-from varifocal.trained import command_for
 
 from varifocal.evaluation.predictions import find_predictions, read_predictions
 from varifocal.evaluation.readings import TokenAsker
 from varifocal.evaluation.retention_data import gather_material, scenes
 from varifocal.evaluation.retention_texts import PROMPTS, PROSE
+from varifocal.trained_weights import command_for
 from varifocal.training.train import run_training
 
 # peft 0.21 reads a name that transformers 5.23 has renamed
