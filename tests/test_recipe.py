@@ -501,6 +501,42 @@ def test_a_shipped_recipe_reads_its_data_where_the_user_stands(monkeypatch, tmp_
     assert recipe.data.train[0].path == str(tmp_path / "data" / "scienceqa")
 
 
+def check_prepared_as_lavin(recipe):
+    images = recipe.model.image_preparation
+    assert images is not None
+    imagenet = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert (images.fit, (images.mean, images.std)) == ("squash", imagenet)
+
+
+@pytest.mark.parametrize("size", ["7b", "13b"])
+def test_lavins_other_recipes_have_its_prompts_and_images(size):
+    chat = load_recipe(f"chat-{size}", check_paths=False)
+    assert chat.data.chat_template == "lavin_chat"
+    check_prepared_as_lavin(chat)
+    small = load_recipe(f"lavin-{size}-scienceqa-4bit", check_paths=False)
+    whole = load_recipe(f"lavin-{size}-scienceqa", check_paths=False)
+    assert small.data == whole.data
+    assert small.model.image_preparation == whole.model.image_preparation
+
+
+@pytest.mark.parametrize(
+    ("names", "template", "fit"),
+    [
+        (("mlan-stage1-llama2-7b", "mlan-stage1-vicuna-7b"), "llava_plain", None),
+        (("mlan-stage2-llama2-7b", "mlan-stage2-llama2-7b-lora"), "vicuna_v1", "pad"),
+        (("mlan-stage2-vicuna-7b",), "vicuna_v1", "pad"),
+        (("mixlora-stage1-7b",), "llava_plain", None),
+        (("mixlora-vision-flan-7b",), "vicuna_v1", None),
+    ],
+)
+def test_llavas_descendants_have_its_prompts_and_images(names, template, fit):
+    for name in names:
+        recipe = load_recipe(name, check_paths=False)
+        images = recipe.model.image_preparation
+        found = (recipe.data.chat_template, images and images.fit)
+        assert found == (template, fit)
+
+
 @pytest.mark.parametrize(("size", "temperature"), [("7b", 10.0), ("13b", 5.0)])
 def test_lavin_recipes_carry_the_settings_of_the_paper(size, temperature):
     recipe = load_recipe(f"lavin-{size}-scienceqa", check_paths=False)
@@ -519,7 +555,11 @@ def test_lavin_recipes_carry_the_settings_of_the_paper(size, temperature):
     assert recipe.model.connector is not None
     assert recipe.model.connector.type == "cls_pyramid"
     assert recipe.data.max_length == 512
-    assert {s.prompt_format for s in recipe.data.train} == {"QCM-ALE"}
+    for source in (*recipe.data.train, *recipe.data.evaluate):
+        read = (source.prompt_format, source.prompt_text, source.answer_as)
+        assert read == ("QCM-ALE", "published", "letter")
+    assert recipe.data.chat_template == "lavin"
+    check_prepared_as_lavin(recipe)
 
 
 # Sections as a mapping
