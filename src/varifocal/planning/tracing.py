@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 import weakref
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -24,11 +24,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 from transformers import PreTrainedModel
 
 from varifocal.errors import ModelError
 from varifocal.models.loss import supervised_loss
+from varifocal.models.shape_cache import ShapeCache
 from varifocal.planning.repeated_layers import few_layers, growth, share_of_one
 
 _NEEDS_NUMBERS = re.compile(r"on meta tensors|'Meta' backend|from the meta")
@@ -172,6 +173,7 @@ class _Live(TorchDispatchMode):
         self.at_peak: Counter[str] = Counter()
         self._live: Counter[str] = Counter()
         self._total = 0
+        self._shapes = ShapeCache()
         self._known: weakref.WeakKeyDictionary[Any, list[Any]] = weakref.WeakKeyDictionary()
         for tensor in (*model.parameters(), *model.buffers()):
             self._known[tensor.untyped_storage()] = ["", 0]
@@ -181,13 +183,13 @@ class _Live(TorchDispatchMode):
     ) -> Any:
         """Run one operation on shapes, or on whole numbers."""
         kwargs = kwargs or {}
-        tensors = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)]
+        tensors = [*_tensors((*args, *kwargs.values()))]
         if any(each.is_meta for each in tensors):
             if not all(each.is_meta for each in tensors):
                 args, kwargs = tree_map(_to_meta, (args, kwargs))
         elif "device" in kwargs and _makes_whole_numbers(func, args, kwargs, tensors):
             kwargs = {**kwargs, "device": torch.device("cpu")}
-        result = func(*args, **kwargs)
+        result = self._shapes.run(func, args, kwargs)
         for each in result if isinstance(result, (tuple, list)) else (result,):
             if isinstance(each, Tensor):
                 self.enter(each, self.part)
@@ -224,6 +226,14 @@ class _Live(TorchDispatchMode):
         if self._total > self.peak:
             self.peak = self._total
             self.at_peak = self._live.copy()
+
+
+def _tensors(values: Sequence[Any]) -> Iterator[Tensor]:
+    for each in values:
+        if isinstance(each, Tensor):
+            yield each
+        elif isinstance(each, (tuple, list)):
+            yield from _tensors(each)
 
 
 def _to_meta(each: Any) -> Any:

@@ -20,6 +20,7 @@ from varifocal.models.families.flops import ImageFlops, is_trained
 from varifocal.models.features import FeatureStore
 from varifocal.models.grafted import GraftedForConditionalGeneration
 from varifocal.models.preprocessing import check_words, load_own_processor, pixel_loader
+from varifocal.models.shape_cache import ShapeCache
 from varifocal.models.sources import Checkpoint
 from varifocal.recipe import TunerSection
 
@@ -85,7 +86,7 @@ class GraftedFamily:
         pixels = torch.empty(1, 3, tower.image_size, tower.image_size, device="meta")
         features = torch.empty(1, tower.num_states(graft.select), tower.width, device="meta")
         tower_trains = is_trained(tower)
-        with FlopCounterMode(display=False) as counter:
+        with ShapeCache(), FlopCounterMode(display=False) as counter:
             with torch.set_grad_enabled(tower_trains):
                 states = _on_meta(tower, pixels.to(tower.model.dtype), select=graft.select)
             to_features = counter.get_total_flops()
