@@ -45,7 +45,7 @@ ALLOWED = {
     **dict.fromkeys(VERBS, GROUND | STOCK | {"assemble"}),
     "planning": GROUND | STOCK | {"assemble", "prompts", "training"},
     "reports": GROUND | STOCK | {"assemble"},
-    "importing": GROUND | STOCK | {"assemble", "training"},
+    "importing": GROUND | STOCK | {"assemble", "prompts", "training"},
     "demo": GROUND | STOCK | VERBS | ABOUT | {"assemble"},
     "sweep": GROUND | STOCK | VERBS | ABOUT | {"assemble"},
     "auto": GROUND | STOCK | {"assemble"},

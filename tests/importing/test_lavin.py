@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import CLIPVisionModel, LlamaForCausalLM
+from transformers import AutoProcessor, CLIPVisionModel, LlamaForCausalLM
 
 import varifocal as vf
 from varifocal.assemble import open_run
@@ -173,6 +173,23 @@ def test_the_recipe_has_the_checkpoints_settings(imported):
     origin = json.loads((imported.root / "imported.json").read_text())
     assert origin["num_tensors"] == len(lavin_tensors())
     assert origin["settings"]["output_dir"] == "out"
+
+
+def test_prompts_and_images_are_lavins(bases, tmp_path, imported):
+    images = imported.recipe.model.image_preparation
+    assert (images.fit, images.mean, images.std) == (
+        "squash",
+        (0.485, 0.456, 0.406),
+        (0.229, 0.224, 0.225),
+    )
+    turns = [{"role": "user", "content": "Who?"}]
+    asked = AutoProcessor.from_pretrained(imported.root / "processor").apply_chat_template(
+        turns, add_generation_prompt=True, tokenize=False
+    )
+    assert asked == "Image: N/A Who?\nResponse:"
+    file = save_checkpoint(tmp_path / "c.pth", lavin_tensors(), do_pretrain=True)
+    chat = do_import(bases, file, tmp_path / "run")
+    assert chat.recipe.data.chat_template == "lavin_chat"
 
 
 @pytest.mark.parametrize(("dtype", "prefix"), [(torch.float32, "module."), (torch.float16, "")])

@@ -89,9 +89,13 @@ def assert_equal_logits(bases: Path, root: Path, kind: str, weights: dict[str, T
 
 @pytest.mark.parametrize("kind", ["linear", "mlp2x_gelu"])
 def test_a_projector_becomes_a_run(bases, tmp_path, kind):
-    folder = save_config(tmp_path / "theirs", bases, kind)
+    more = {"image_aspect_ratio": "pad"} if kind == "mlp2x_gelu" else {}
+    folder = save_config(tmp_path / "theirs", bases, kind, **more)
     torch.save(projector(kind), folder / "mm_projector.bin")
     run = vf.import_checkpoint(folder, "llava", tmp_path / "run", dtype="float32")
+    assert run.recipe.data.chat_template == "vicuna_v1"
+    images = run.recipe.model.image_preparation
+    assert (images and images.fit) == more.get("image_aspect_ratio")
     assert (run.recipe.tuner.type, run.recipe.model.connector.type) == ("none", kind)
     assert_equal_logits(bases, run.root, kind, {})
 

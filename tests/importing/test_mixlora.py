@@ -127,6 +127,7 @@ def test_an_imported_run_computes_what_the_checkpoint_does(bases, tmp_path, cond
     folder = save_folder(tmp_path / "theirs", bases, t)
     save_settings(folder)
     run = vf.import_checkpoint(folder, "mixlora", tmp_path / "run", dtype="float32")
+    assert run.recipe.data.chat_template == "vicuna_v1"
     tuner = run.recipe.tuner
     assert (tuner.num_factors, tuner.rank, tuner.lora_alpha) == (E, R, ALPHA)
     assert tuner.conditional == ("reference" if conditional else False)

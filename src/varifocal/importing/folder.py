@@ -18,6 +18,7 @@ from varifocal.models import load_model
 from varifocal.models.load import find_config, load_processor
 from varifocal.models.saved import WEIGHTS
 from varifocal.models.sources import weight_files
+from varifocal.prompts import make_encoder
 from varifocal.recipe import Recipe
 from varifocal.run import RunDirectory
 from varifocal.training.result import TrainingResult
@@ -55,6 +56,7 @@ def write_run(recipe: Recipe, fill: Fill, out: Path, origin: Mapping[str, Any]) 
     shapes = get_peft_model_state_dict(cast(PeftModel, tuned), save_embedding_layers=False)
     tensors = fill(cast(dict[str, Tensor], shapes))
     processor = load_processor(recipe.model)
+    make_encoder(processor, recipe)  # the processor gets the recipe's chat template
     run = RunDirectory.create(out)
     with run.lock():
         with atomic_directory(run.adapter, noted="*.safetensors") as staging:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.utils.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from varifocal.cache import file_digest
 from varifocal.errors import ModelError
@@ -15,15 +16,25 @@ from varifocal.importing.folder import check_width, write_run
 from varifocal.importing.pickles import read_pickle
 from varifocal.models.layouts.lavin import LavinSizes, lavin_rules, read_lavin_sizes, strip_ddp
 from varifocal.models.layouts.rule import read_all
-from varifocal.recipe import ClsPyramidSection, MMASection, ModelSection, Recipe
+from varifocal.recipe import (
+    ClsPyramidSection,
+    DataSection,
+    ImagePreparationSection,
+    MMASection,
+    ModelSection,
+    Recipe,
+)
 from varifocal.run import RunDirectory
 
 LAYOUT = "lavin"
 _GROUPS = 2
 _NOTES = (
     "Each patch of an image routes itself (tuner.router: token), as in LaVIN's code for one image.",
-    "Images are prepared by the tower's own processor, and prompts by the language model's chat "
-    "template: LaVIN presses images to a square, takes ImageNet's mean and has its own prompts.",
+    "Images are prepared and prompts written as by LaVIN's code (model.image_preparation and "
+    "data.chat_template; of ScienceQA's questions, prompt_text: published).",
+)
+_IMAGES = ImagePreparationSection.model_validate(
+    {"fit": "squash", "mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
 )
 
 
@@ -134,10 +145,12 @@ def _recipe(
             "language_model": language_model,
             "vision_tower": vision_tower,
             "connector": ClsPyramidSection(hidden_dim=read.sizes.hidden_dim),
+            "image_preparation": _IMAGES,
             "dtype": dtype,
         }
     )
-    return Recipe(model=section, tuner=tuner)
+    template = "lavin_chat" if own.get("do_pretrain") else "lavin"
+    return Recipe(model=section, tuner=tuner, data=DataSection(chat_template=template))
 
 
 def _origin(read: LavinCheckpoint) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from varifocal.models.checkpoint_files import read_object
 from varifocal.models.layouts.llava import lora_rules, plain_names, projector_rules
 from varifocal.models.layouts.rule import read_all
 from varifocal.recipe import (
+    DataSection,
     LinearSection,
     LlavaMLPSection,
     LoraSection,
@@ -152,6 +153,8 @@ def _recipe(named: LlavaFolder, tuner: LoraSection | NoTunerSection, dtype: str)
         "language_model": named.language_model,
         "vision_tower": named.vision_tower,
         "connector": LinearSection() if named.num_linears == 1 else LlavaMLPSection(),
+        "image_preparation": "pad" if named.pads else None,
         "dtype": dtype,
     }
-    return Recipe(model=ModelSection.model_validate(model), tuner=tuner)
+    data = DataSection(chat_template="vicuna_v1")
+    return Recipe(model=ModelSection.model_validate(model), tuner=tuner, data=data)

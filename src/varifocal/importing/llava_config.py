@@ -19,12 +19,14 @@ class LlavaFolder:
         language_model: the name of the language model.
         vision_tower: the name of the image encoder.
         num_linears: of the projector: 1, or 2 with GELU between them.
+        pads: whether images were padded to a square of the mean colour.
         notes: what a user has to know of prompts and images.
     """
 
     language_model: str
     vision_tower: str
     num_linears: int
+    pads: bool
     notes: tuple[str, ...]
 
 
@@ -54,6 +56,7 @@ def read_folder(
         language_model or _name(file, page, "_name_or_path", "--language-model"),
         vision_tower or _name(file, page, "mm_vision_tower", "--vision-tower"),
         _num_linears(file, page),
+        page.get("image_aspect_ratio") == "pad",
         tuple(_notes(page)),
     )
 
@@ -92,12 +95,10 @@ def _num_linears(file: Path, page: dict[str, Any]) -> int:
 
 def _notes(page: dict[str, Any]) -> list[str]:
     notes = [
-        "Prompts are written by the language model's chat template, and not by LLaVA's "
-        "conversation templates."
+        "Prompts are written as LLaVA's v1 (data.chat_template: vicuna_v1), with which LLaVA 1.5, "
+        "MixLoRA and MLAN were tuned; a projector alone was trained with llava_plain, which leaves "
+        "questions out."
     ]
-    if page.get("image_aspect_ratio") == "pad":
-        notes.append(
-            "Images were padded to a square in training (image_aspect_ratio: pad); the tower's own "
-            "processor prepares them here, which crops."
-        )
+    if page.get("image_aspect_ratio") == "anyres":
+        notes.append("Images were cut into tiles (image_aspect_ratio: anyres); here each is one.")
     return notes

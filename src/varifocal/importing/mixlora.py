@@ -20,7 +20,7 @@ from varifocal.models.layouts.mixlora import (
     read_mixlora_sizes,
 )
 from varifocal.models.layouts.rule import read_all
-from varifocal.recipe import LinearSection, MixLoraSection, ModelSection, Recipe
+from varifocal.recipe import DataSection, LinearSection, MixLoraSection, ModelSection, Recipe
 from varifocal.run import RunDirectory
 
 WEIGHTS = "pytorch_model.bin"
@@ -140,6 +140,7 @@ def _recipe(
         "language_model": named.language_model,
         "vision_tower": named.vision_tower,
         "connector": LinearSection(),
+        "image_preparation": "pad" if named.pads else None,
         "dtype": dtype,
     }
     tuner = MixLoraSection(
@@ -151,4 +152,5 @@ def _recipe(
         lora_alpha=lora_alpha,
         target_modules=sizes.target_modules,
     )
-    return Recipe(model=ModelSection.model_validate(model), tuner=tuner)
+    data = DataSection(chat_template="vicuna_v1")
+    return Recipe(model=ModelSection.model_validate(model), tuner=tuner, data=data)
