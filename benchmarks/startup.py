@@ -3,9 +3,11 @@
     python benchmarks/startup.py [--repeats 3]
 
 Runs `python -c "import torch"` and then, in an empty folder, mistakes of every kind, verbs that
-need no model, and verbs that import everything and stop before a weight is read. Prints the CPU
-seconds (user and system, the least of the repeats) of each, and how many times those of torch they
-are. What a process has compiled to bytecode is kept, as it is after an installation.
+need no model, verbs that import everything and stop before a weight is read, and, without Python's
+garbage collector, the imports of other libraries that these verbs need, each added to the former
+ones. Prints the CPU seconds (user and system, the least of the repeats) of each, and how many times
+those of torch they are. What a process has compiled to bytecode is kept, as it is after an
+installation.
 """
 
 import argparse
@@ -73,12 +75,36 @@ def cases(port: int) -> list[Case]:
         Case("varifocal recipes", (*CLI, "recipes"), 0.3),
         Case("varifocal cache", (*CLI, "cache"), 0.3),
         Case("ask, before weights", (*CLI, "ask", "empty", "Why?"), 2.0, 2),
-        Case("import transformers' models and PEFT", ("-c", LIBRARIES)),
+        *imports(),
         Case("plan of LaVIN-7B", (*CLI, "plan", "lavin-7b-scienceqa", "--device", "a100-80g")),
     ]
 
 
-LIBRARIES = "import transformers.modeling_utils, transformers.generation.utils, peft"
+LIBRARIES = {
+    "torch": "torch",
+    "torch.distributed.tensor (transformers asks for it)": "torch.distributed.tensor",
+    "torch._dynamo (transformers)": "torch._dynamo",
+    "scipy.optimize (transformers)": "scipy.optimize",
+    "transformers' PreTrainedModel": "transformers.modeling_utils",
+    "the run's model class": "transformers.models.llama.modeling_llama",
+    "bitsandbytes (PEFT)": "bitsandbytes",
+    "PEFT": "peft",
+}
+"""What `ask` cannot do without, in the order in which each has the former ones in it: line of the
+table -> module."""
+
+
+def imports() -> list[Case]:
+    """List imports of other libraries, each with all before it, as a verb imports them."""
+    modules = list(LIBRARIES.values())
+    script = "import gc; gc.disable(); import {}; gc.freeze()"
+    return [
+        Case(
+            f"import {name}, no collector" if number == 0 else f"+ {name}",
+            ("-c", script.format(", ".join(modules[: number + 1]))),
+        )
+        for number, name in enumerate(LIBRARIES)
+    ]
 
 
 def cpu_seconds(words: tuple[str, ...], folder: Path, code: int) -> float:

@@ -40,16 +40,19 @@ def report(
     ] = None,
 ) -> None:
     """Write a run's model card (RUN/README.md); lay several runs side by side."""
-    from varifocal.reports.card_scores import former_scores
-    from varifocal.reports.runs_table import tabulate_runs
     from varifocal.run import RunDirectory
-    from varifocal.trained_weights import scores_folder
     from varifocal.writing import claim_folder
 
     if out is not None:
         claim_folder(out)
     if html is not None and len(runs) > 1:
         raise VarifocalError(f"--html is the card of one run; {len(runs)} are named")
+    if len(runs) == 1:
+        RunDirectory.open(runs[0])  # before templates and tables are imported
+    from varifocal.reports.card_scores import former_scores
+    from varifocal.reports.runs_table import tabulate_runs
+    from varifocal.trained_weights import scores_folder
+
     written: Sequence[Path] = ()
     if len(runs) == 1:
         from varifocal.reports.card import write_card
