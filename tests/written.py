@@ -5,10 +5,11 @@ from functools import partial
 import torch
 from torch import nn
 from transformers import CLIPVisionModel
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from varifocal.exporting.parity import row_of
-from varifocal.models.decoding import decode, greedy, stop_ids
+from varifocal.models.decoding import decode, greedy, pad_left, stop_ids
 from varifocal.tuners.plugin import evaluating
 
 
@@ -37,13 +38,14 @@ def log_probabilities_along(parts, examples, texts):
 
 
 def _write(parts, examples, tokens, choose):
-    """Decode all examples as one batch; they have prompts of one length."""
-    prompts, shown = [], []
+    """Decode all examples as one batch."""
+    prompts, modalities, shown = [], [], []
     for example in examples:
         row, images, _ = row_of(parts, example, None)
-        prompts.append(row)
+        prompts.append(row["input_ids"][0].tolist())
+        modalities.append(int(row["modality_ids"][0, 0]))
         shown.append(images)
-    rows = {name: torch.cat([row[name] for row in prompts]) for name in prompts[0]}
+    rows = pad_left(prompts, modalities)
     images = {name: torch.cat([one[name] for one in shown]) for name in shown[0]}
     steps = []
 
@@ -54,6 +56,42 @@ def _write(parts, examples, tokens, choose):
     with evaluating(parts.model):
         written = list(decode(parts.model, rows, images, max_new_tokens=tokens, choose=note))
     return torch.stack(written, 1), torch.stack(steps, 1)
+
+
+def first_difference(parts, own, pieces, ended):
+    """Return how far apart two tokens were where llama.cpp's answer parts from the run's, or 0.0.
+
+    Args:
+        parts: the run.
+        own: an answer of `greedy_answers`.
+        pieces: llama.cpp's answer, a text for each token.
+        ended: whether it came to its end of turn.
+    """
+    ids, steps, own_ended = own
+    ids = [*ids, *[parts.encoder.end_of_turn_id] * own_ended]
+    tokenizer = parts.encoder.tokenizer
+    expected = [piece(tokenizer, token) for token in ids]
+    found = [*pieces, *[expected[-1] if own_ended else ""] * ended]
+    if expected == found:
+        return 0.0
+    at = next(i for i, pair in enumerate(zip(expected, found, strict=False)) if len({*pair}) > 1)
+    near = steps[at].topk(20).indices.tolist()
+    other = [float(steps[at, token]) for token in near if piece(tokenizer, token) == found[at]]
+    return float(steps[at, ids[at]]) - max(other, default=-float("inf"))
+
+
+def piece(tokenizer, token):
+    """Spell a token as llama.cpp does: its text, or its byte."""
+    name = tokenizer.convert_ids_to_tokens(token)
+    if token in tokenizer.all_special_ids:
+        return name
+    raw = bytes(_BYTES[letter] for letter in name)
+    return (
+        f"byte: \\x{raw[0]:02x}" if len(raw) == 1 and raw[0] > 127 else raw.decode(errors="replace")
+    )
+
+
+_BYTES = {letter: byte for byte, letter in bytes_to_unicode().items()}
 
 
 class _Table(nn.Module):

@@ -3,7 +3,8 @@
 // WORK is a list of {"model": FILE, ...}; a JSON list comes out, one object for each. With
 //
 //   "turns": MESSAGES   "chat" is what the file's chat template writes, "chat_ids" its tokens
-//   "text": PROMPT      "ids" are its tokens, "answers" a list of one answer
+//   "text": PROMPT      "ids" are its tokens, "answers" a list of one answer; of several prompts the ids
+//                       are the first one's, and each has an answer
 //   "mmproj": FILE, "images": [FILE, ...]   as "text", and "answers" has one for each image, which
 //                       stands in the prompt as <__media__>
 //   "tokens": N, "sampled": N   the lengths of an answer's two texts; 24 and 1 if they are not given
@@ -36,9 +37,12 @@ async function ask(job) {
   }
   if (text) {
     const shown = images ? images.map((image) => ({ media_paths: [image] })) : [{}];
-    found.ids = images ? [] : Array.from((await context.tokenize(text)).tokens);
+    const prompts = [].concat(text);
+    found.ids = images ? [] : Array.from((await context.tokenize(prompts[0])).tokens);
     found.answers = [];
-    for (const one of shown) found.answers.push(await answer(complete, { prompt: text, ...one }, job));
+    for (const prompt of prompts) {
+      for (const one of shown) found.answers.push(await answer(complete, { prompt, ...one }, job));
+    }
   }
   return found;
 }

@@ -7,7 +7,6 @@ import pytest
 import torch
 from tokenizers import AddedToken, Tokenizer, normalizers
 from transformers import AutoModelForCausalLM
-from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from languages import OWN_END, VICUNA, byte_level, save_language, sentencepiece
 from tiny import TEMPLATE
@@ -19,6 +18,7 @@ from varifocal.exporting.vocabulary import vocabulary_of
 from varifocal.models.decoding import decode, pad_left, stop_ids
 from varifocal.models.load import load_processor
 from varifocal.tuners.plugin import evaluating
+from written import piece
 
 gguf = pytest.importorskip("gguf")
 
@@ -52,19 +52,6 @@ def test_a_folded_route_is_written_as_qwen2_and_a_merged_lora_as_llama(mma_run, 
         with torch.no_grad():
             found = model.eval()(input_ids=ids).logits[0]
         torch.testing.assert_close(found, run_logits(run, ids, modality), rtol=0, atol=2e-5)
-
-
-def piece(tokenizer, index):
-    """A token as llama.cpp names it: its text, or its byte."""
-    token = tokenizer.convert_ids_to_tokens(index)
-    if index in tokenizer.all_special_ids:
-        return token
-    raw = bytes(bytes_of_letters()[letter] for letter in token)
-    return raw.decode() if len(raw) > 1 or raw[0] < 128 else f"byte: \\x{raw[0]:02x}"
-
-
-def bytes_of_letters():
-    return {letter: byte for byte, letter in bytes_to_unicode().items()}
 
 
 @pytest.mark.slow

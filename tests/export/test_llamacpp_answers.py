@@ -15,7 +15,13 @@ from varifocal.assemble import open_run
 from varifocal.data.example import Example, Image, Message
 from varifocal.exporting.export import export_run
 from varifocal.exporting.request import Order
-from written import compute_as_llama_cpp, greedy_answers, log_probabilities_along
+from written import (
+    compute_as_llama_cpp,
+    first_difference,
+    greedy_answers,
+    log_probabilities_along,
+    piece,
+)
 
 pytest.importorskip("gguf")
 pytestmark = pytest.mark.slow
@@ -68,7 +74,7 @@ def test_llama_cpp_writes_about_images_what_the_run_writes(
     job |= {"text": prompt(parts.encoder), "images": [str(image) for image in images]}
     (found,) = ask_llama_cpp([job | {"tokens": TOKENS, "sampled": TOKENS}])
     theirs = [Theirs(answer, parts.encoder) for answer in found["answers"]]
-    assert len({tuple(answer.ids) for answer in theirs}) > IMAGES / 2  # it looks at the image
+    assert len({tuple(answer.pieces) for answer in theirs}) > IMAGES / 2  # it looks at the image
     assert any(answer.ended for answer in theirs)
     same, gap = compare_greedy(parts, images, theirs)
     assert same >= 0.8 * IMAGES
@@ -87,7 +93,7 @@ class Theirs:
     """An answer of llama.cpp's in the run's ids.
 
     Attributes:
-        ids: what it wrote greedily.
+        pieces: what it wrote greedily, a text for each token.
         ended: whether it came to its end of turn.
         sampled: the ids of another text, by chance, with its end of turn.
         given: probabilities [steps, V] at each token of that.
@@ -95,21 +101,16 @@ class Theirs:
 
     def __init__(self, answer, encoder):
         tokenizer = encoder.tokenizer
-        names = [spelled(tokenizer, token) for token in range(len(tokenizer))]
+        names = [piece(tokenizer, token) for token in range(len(tokenizer))]
         known = {name: token for token, name in enumerate(names)}
         assert len(known) == len(names)
-        self.ids = [known[name] for name in answer["greedy"]]
+        self.pieces = answer["greedy"]
         self.ended = answer["ended"]
         known[""] = encoder.end_of_turn_id
         self.sampled = [known[step["token"]] for step in answer["steps"]]
         self.given = torch.tensor(
             [[step["next"].get(name, 0.0) for name in names] for step in answer["steps"]]
         )
-
-
-def spelled(tokenizer, token):
-    """Spell a token as llama.cpp does."""
-    return tokenizer.convert_ids_to_tokens(token).replace("\u0120", " ").replace("\u010a", "\n")
 
 
 def prompt(encoder):
@@ -128,17 +129,12 @@ def asked(images):
 
 def compare_greedy(parts, images, theirs):
     """Return how many answers are the same, and how far apart two tokens were where one parts."""
-    same, gap = 0, 0.0
     own = greedy_answers(parts, asked(images), TOKENS)
-    for (ids, steps, ended), answer in zip(own, theirs, strict=True):
-        if (ids, ended) == (answer.ids, answer.ended):
-            same += 1
-            continue
-        end = parts.encoder.end_of_turn_id
-        left, right = [*ids, *[end] * ended], [*answer.ids, *[end] * answer.ended]
-        at = next(i for i, pair in enumerate(zip(left, right, strict=False)) if len({*pair}) > 1)
-        gap = max(gap, float(steps[at, left[at]] - steps[at, right[at]]))
-    return same, gap
+    gaps = [
+        first_difference(parts, one, answer.pieces, answer.ended)
+        for one, answer in zip(own, theirs, strict=True)
+    ]
+    return gaps.count(0.0), max(gaps)
 
 
 def log_probability_gap(parts, images, theirs):
