@@ -1,12 +1,12 @@
 """Does sight need the text route? Questions with an image, text route trained or the base's.
 
-    python -m studies.text_route OUT [--quick] [--seconds 100]
+    python -m studies.text_route OUT [--quick] [--seconds 300]
 
 Two data sets: sciencebook, over five seeds, and easy-VQA (PyPI `easy-vqa`, which must be installed)
 with sciencebook's text skills, over three, from connectors aligned to its own images. MMA trains
 with its text route and with `text_route: base` from a seed's aligned connector, for equally many
 steps, and is asked questions with an image alone. OUT may be the folder of
-studies.retention_frontier: what it has aligned, tuned and trained is not done again.
+studies.retention_frontier: what it has aligned and tuned is not done again.
 text-route.json and .md in OUT are written anew after each run.
 """
 
@@ -19,7 +19,7 @@ from typing import Any
 from studies.command import command_of, parser_of, read_options, run_study, take_out
 from studies.easy_vqa import installed, write_easy_vqa
 from studies.record import over_seeds, write_study
-from studies.retention_frontier import FULL, QUICK, QUICK_SECONDS, SECONDS, Size, Study
+from studies.retention_frontier import FULL, QUICK, QUICK_SECONDS, Size, Study
 from studies.retention_frontier_measures import asked_of
 from studies.retention_frontier_results import in_brackets, row
 from varifocal.assemble import open_run
@@ -29,6 +29,8 @@ from varifocal.writing import write_json, write_text
 
 ARMS = {"mma": "trained", "mma-base-text": "base"}
 """Arm of the frontier -> its text route."""
+SECONDS = 300.0
+"""CPU seconds of each run: three times the frontier's, after which both routes have learned."""
 SEEDS = {"sciencebook": (0, 1, 2, 3, 4), "easy-vqa": (0, 1, 2)}
 ASKED = {"sciencebook": 40, "easy-vqa": 200}
 """New questions with an image: of each skill, and in all."""
@@ -146,8 +148,8 @@ class Route:
 
 
 def _folder(name: str) -> str:
-    """Of a data set's runs; sciencebook's are the frontier's."""
-    return "runs" if name == "sciencebook" else f"runs-{name}"
+    """Name the folder of a data set's runs."""
+    return f"text-route-{name}"
 
 
 def gathered(done: dict[str, dict[str, dict[int, Any]]]) -> dict[str, Any]:

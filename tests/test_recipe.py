@@ -633,6 +633,17 @@ def test_dtype_auto_is_what_the_machine_is_fast_in(monkeypatch, products, format
     assert choices == ["auto", "float32", "bfloat16", "float16"]
 
 
+@pytest.mark.parametrize(
+    ("gpu", "dtype", "attention"),
+    [(True, "float32", "sdpa"), (False, "float32", "segments"), (False, "bfloat16", "eager")],
+)
+def test_attention_auto_is_what_trains_fastest_here(monkeypatch, gpu, dtype, attention):
+    monkeypatch.setattr("varifocal.recipe.processor.has_gpu", lambda: gpu)
+    demo = load_recipe("demo", [f"model.dtype={dtype}"], check_paths=False)
+    assert demo.model.attn_implementation == attention
+    assert f"attn_implementation: {attention}" in demo.dump_yaml()
+
+
 def test_bfloat16_is_found_as_torch_finds_it():
     assert processor_has_bfloat16() == torch.ops.mkldnn._is_mkldnn_bf16_supported()
 

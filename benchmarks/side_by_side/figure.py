@@ -7,6 +7,8 @@ STYLES = {
     "varifocal_plain": ("Varifocal", "-", 2.0),
     "paper_loop": ("the paper's loop", "--", 2.0),
     "trainer_peft": ("Trainer + PEFT", ":", 2.0),
+    "before": ("an earlier Varifocal, layers compiled", "-.", 2.0),
+    "before_plain": ("an earlier Varifocal", "-.", 1.0),
 }
 
 

@@ -181,3 +181,21 @@ def save_with(tmp_path):
         return tmp_path / change
 
     return save
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """What was asked of the hub, in order."""
+    import huggingface_hub
+
+    asked = []
+    monkeypatch.setattr(
+        huggingface_hub, "create_repo", lambda name, **how: asked.append((name, how["private"]))
+    )
+
+    def upload_folder(*, repo_id, folder_path, commit_message):
+        asked.append((repo_id, sorted(p.name for p in folder_path.iterdir())))
+        return f"https://hub/{repo_id}"
+
+    monkeypatch.setattr(huggingface_hub, "upload_folder", upload_folder)
+    return asked

@@ -170,24 +170,6 @@ def test_a_quantised_base_says_how_it_leaves(mma_run, tmp_path, monkeypatch):
         export_run(Order(mma_run, "merged"), tmp_path / "out")
 
 
-@pytest.fixture
-def hub(monkeypatch):
-    """What was asked of the hub, in order."""
-    import huggingface_hub
-
-    asked = []
-    monkeypatch.setattr(
-        huggingface_hub, "create_repo", lambda name, **how: asked.append((name, how["private"]))
-    )
-
-    def upload_folder(*, repo_id, folder_path, commit_message):
-        asked.append((repo_id, sorted(p.name for p in folder_path.iterdir())))
-        return f"https://hub/{repo_id}"
-
-    monkeypatch.setattr(huggingface_hub, "upload_folder", upload_folder)
-    return asked
-
-
 def test_what_passed_is_uploaded_in_private(mma_run, tmp_path, hub):
     export_run(Order(mma_run, "lora", num_prompts=2), tmp_path / "out")
     assert push(tmp_path / "out", "me/mine") == "https://hub/me/mine"

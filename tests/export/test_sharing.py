@@ -1,13 +1,19 @@
 """What is shared of a run names what others have: no path of this machine, no empty template."""
 
+import json
 import re
+import shutil
 
 import pytest
+import torch
 
 from varifocal.assemble import open_run
+from varifocal.errors import RunError
 from varifocal.exporting.export import export_run
 from varifocal.exporting.request import Order
 from varifocal.models.saved import describe_adapter
+from varifocal.reports.sharing import push_run
+from varifocal.trained_weights import Trained
 
 MMA = {"type": "mma", "adapt_vision_tower": False}
 
@@ -44,3 +50,46 @@ def test_an_export_names_no_path_of_here(make_run, tmp_path, form):
         f"varifocal export {run.root.name} --to {form}"
         in (done.directory / "README.md").read_text()
     )
+
+
+def test_a_run_is_uploaded_without_data_checkpoints_or_paths(
+    make_run, parts_directory, tmp_path, hub, monkeypatch
+):
+    import huggingface_hub
+
+    run = make_run({"type": "lora"})
+    (run.evaluations).mkdir()
+    score = {"suite": "mine", "path": str(run.root / "data"), "accuracy": {"IMG": 50.0}}
+    (run.evaluations / "mine.json").write_text(json.dumps(score))
+    (run.evaluations / "mine.predictions.jsonl").write_text("{}\n")
+    copy = tmp_path / "copy"
+    monkeypatch.setattr(
+        huggingface_hub,
+        "upload_folder",
+        lambda *, repo_id, folder_path, commit_message: shutil.copytree(folder_path, copy),
+    )
+    push_run(run.root, "me/mine")
+    assert hub == [("me/mine", True)]
+    assert paths_in(copy) == []
+    assert str(tmp_path) not in (copy / "recipe.yaml").read_text()
+    assert {path.name for path in copy.iterdir()} >= {"README.md", "recipe.yaml", "adapter"}
+    assert [path.name for path in (copy / "eval").iterdir()] == ["mine.json"]
+    assert not (copy / "checkpoints").exists()
+    recipe = (copy / "recipe.yaml").read_text()
+    for name, path in (
+        ("language", parts_directory / "language"),
+        ("clip", parts_directory / "clip"),
+    ):
+        recipe = recipe.replace(f": {name}\n", f": {path}\n")  # as a hub's id would be found
+    (copy / "recipe.yaml").write_text(recipe)
+    shared, mine = (open_run(root)[1].model for root in (copy, run.root))
+    assert all(map(torch.equal, shared.parameters(), mine.parameters()))
+
+
+def test_a_run_that_stopped_is_not_uploaded(make_run, hub, monkeypatch):
+    run = make_run({"type": "lora"})
+    stopped = Trained(run.adapter, step=1)
+    monkeypatch.setattr("varifocal.reports.sharing.find_trained", lambda run: stopped)
+    with pytest.raises(RunError, match=r"has not reached its end; go on with: varifocal train"):
+        push_run(run.root, "me/mine")
+    assert hub == []

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from varifocal.cli.options import StrengthOption, ready
+from varifocal.cli.options import PublicOption, PushOption, StrengthOption, ready
 from varifocal.errors import VarifocalError
 
 if TYPE_CHECKING:
@@ -50,11 +50,6 @@ MaxGapOption = Annotated[
     typer.Option(min=0, help="Largest difference of two logits before rounding, in float32."),
 ]
 ShardOption = Annotated[float, typer.Option(min=0.001, help="Most GiB a safetensors file.")]
-PushOption = Annotated[str | None, typer.Option(metavar="OWNER/NAME", help="Upload it, too.")]
-PublicOption = Annotated[
-    bool, typer.Option("--public", help="Of a hub repository made now: everybody may see it.")
-]
-
 VerifyOption = Annotated[
     str | None,
     typer.Option(

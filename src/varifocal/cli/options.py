@@ -67,6 +67,10 @@ StrengthOption = Annotated[
         "between lies less of what was learned for more of the base's language.",
     ),
 ]
+PushOption = Annotated[str | None, typer.Option(metavar="OWNER/NAME", help="Upload it, too.")]
+PublicOption = Annotated[
+    bool, typer.Option("--public", help="Of a hub repository made now: everybody may see it.")
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from varifocal.cli.options import ready
+from varifocal.cli.options import PublicOption, PushOption, ready
 from varifocal.errors import VarifocalError
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ def report(
         Path | None,
         typer.Option(metavar="FILE", help="Of one run: write its card as one page, too."),
     ] = None,
+    push_to_hub: PushOption = None,
+    public: PublicOption = False,
 ) -> None:
     """Write a run's model card (RUN/README.md); lay several runs side by side."""
     from varifocal.run import RunDirectory
@@ -47,6 +49,8 @@ def report(
         claim_folder(out)
     if html is not None and len(runs) > 1:
         raise VarifocalError(f"--html is the card of one run; {len(runs)} are named")
+    if push_to_hub is not None and len(runs) > 1:
+        raise VarifocalError(f"--push-to-hub uploads one run; {len(runs)} are named")
     if len(runs) == 1:
         RunDirectory.open(runs[0])  # before templates and tables are imported
     from varifocal.reports.card_scores import former_scores
@@ -68,6 +72,10 @@ def report(
     if out is not None:
         for file in table.write(out):
             print(file)
+    if push_to_hub is not None:
+        from varifocal.reports.sharing import push_run
+
+        print(push_run(runs[0], push_to_hub, private=not public))
 
 
 def sweep(

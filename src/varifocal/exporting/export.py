@@ -39,6 +39,7 @@ from varifocal.exporting.parity import (
 from varifocal.exporting.plain_tensors import language_model
 from varifocal.exporting.request import Order, check_possible
 from varifocal.exporting.stored import put_unrounded
+from varifocal.hub import upload
 from varifocal.locking import alone
 from varifocal.models.saved import shared_name
 from varifocal.progress import Progress, silent
@@ -216,24 +217,11 @@ def push(directory: Path, repo_id: str, *, private: bool = True) -> str:
         RunError: the folder is no export.
         ModelError: it did not pass the gate, or the hub refuses.
     """
-    from huggingface_hub import create_repo, upload_folder
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
     routes = [part for part in sorted(directory.iterdir()) if (part / PARITY).is_file()]
     for part in routes or [directory]:
         if not read_parity(part)["passed"]:
             raise ModelError(f"{part} did not pass the parity gate, so it is not pushed")
-    try:
-        create_repo(repo_id, private=private, exist_ok=True)
-        url = upload_folder(
-            repo_id=repo_id, folder_path=directory, commit_message="varifocal export"
-        )
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
-        raise ModelError(
-            f"the hub did not take {directory} as {repo_id}: {str(error).splitlines()[0]}; log in "
-            "with `hf auth login`, and name a repository of your own"
-        ) from error
-    return str(url)
+    return upload(directory, repo_id, message="varifocal export", private=private)
 
 
 _BYTES = 4

@@ -7,13 +7,28 @@ _X86 = {"avx512bw", "avx512vl", "avx512dq"}
 """What oneDNN needs for bfloat16 products on an x86 processor."""
 
 
+def has_gpu() -> bool:
+    """Whether the system has a GPU's driver; `train` finds out whether torch can use it."""
+    return any(Path(device).exists() for device in ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg"))
+
+
 def has_bfloat16() -> bool:
     """Whether this machine has bfloat16 products: its processor, or a GPU, which is assumed to.
 
     `train` refuses a GPU that has none.
     """
-    devices = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
-    return any(Path(device).exists() for device in devices) or processor_has_bfloat16()
+    return has_gpu() or processor_has_bfloat16()
+
+
+def fastest_attention(dtype: str) -> str:
+    """Name the attention code that trains packed rows fastest here, as docs/speed.md measured it.
+
+    Args:
+        dtype: number format of the frozen weights.
+    """
+    if has_gpu():
+        return "sdpa"
+    return "segments" if dtype == "float32" else "eager"
 
 
 @functools.cache
