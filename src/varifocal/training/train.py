@@ -84,7 +84,7 @@ def run_training(
         resume: go on from its newest whole checkpoint; from the start when there is none.
         progress: told of every stage.
         predict: gives, from the recipe and its opened data, what the run will take; it is written
-            to `plan.json`, in the end with what it took. `planning.record.foresee` is one.
+            to `plan.json`, in the end with what it took. `planning.plan.foresee` is one.
 
     Raises:
         RunError: the directory holds another run or somebody's files, another process writes it,
