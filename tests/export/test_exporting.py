@@ -116,7 +116,7 @@ def test_where_the_second_route_fails_the_first_does_not_leave_either(
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     assert {"text", "image"} <= {path.name for path in before}
     maps = folding.fold_maps
-    for room in ("plain", "adapters"):  # the image route gets the text route's weights
+    for room in ("plain_tensors", "adapters"):  # the image route gets the text route's weights
         monkeypatch.setattr(
             f"varifocal.exporting.{room}.fold_maps", lambda model, _: maps(model, 0)
         )
