@@ -1,6 +1,6 @@
 """Projectors and LoRAs of LLaVA's code, and of code that was made of it, as runs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,7 @@ from varifocal.importing.folder import write_run
 from varifocal.importing.llava_config import LlavaFolder, read_folder
 from varifocal.importing.pickles import read_pickle
 from varifocal.models.checkpoint_files import read_object
-from varifocal.models.layouts.llava import lora_rules, plain_names, projector_rules
-from varifocal.models.layouts.rule import read_all
+from varifocal.models.layouts.rule import Rule, read_all
 from varifocal.recipe import (
     DataSection,
     LinearSection,
@@ -29,6 +28,7 @@ from varifocal.run import RunDirectory
 PROJECTOR = "mm_projector.bin"
 NOT_LORA = "non_lora_trainables.bin"
 LORA_CONFIG = "adapter_config.json"
+_PEFT = "base_model.model."
 LORA = ("adapter_model.safetensors", "adapter_model.bin")
 _PLAIN_LORA = {
     "bias": "none",
@@ -70,9 +70,9 @@ def import_llava(
     files = _files(folder)
     tensors: dict[str, Tensor] = {}
     for file in files:
-        tensors |= plain_names(_read(file), str(file))
+        tensors |= _plain_names(_read(file), str(file))
     tuner = _lora(folder) if (folder / LORA_CONFIG).is_file() else NoTunerSection()
-    rules = [*projector_rules(named.num_linears), *lora_rules(tensors)]
+    rules = [*_projector_rules(named.num_linears), *_lora_rules(tensors)]
 
     def fill(shapes: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return read_all(rules, tensors, shapes, str(folder))
@@ -158,3 +158,41 @@ def _recipe(named: LlavaFolder, tuner: LoraSection | NoTunerSection, dtype: str)
     }
     data = DataSection(chat_template="vicuna_v1")
     return Recipe(model=ModelSection.model_validate(model), tuner=tuner, data=data)
+
+
+def _plain_names(tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    """Name tensors as LLaVA's model has them: `model.mm_projector.0.weight`.
+
+    PEFT's and, in old files, one more `model.` stand before names that were saved with a LoRA.
+
+    Raises:
+        ModelError: two names become the same.
+    """
+    named: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        short = name.removeprefix(_PEFT)
+        if short.startswith("model.model."):
+            short = short.removeprefix("model.")
+        if short in named:
+            raise ModelError(f"{source} holds {short} twice")
+        named[short] = tensor
+    return named
+
+
+def _projector_rules(num_linears: int) -> list[Rule]:
+    """Name a projector's tensors: one linear, or linears 0 and 2 of a sequence."""
+    places = {"": "0."} if num_linears == 1 else {"0.": "0.", "2.": "2."}
+    return [
+        Rule(f"{_PEFT}connector.local.{ours}{kind}", (f"model.mm_projector.{theirs}{kind}",))
+        for theirs, ours in places.items()
+        for kind in ("weight", "bias")
+    ]
+
+
+def _lora_rules(names: Iterable[str]) -> list[Rule]:
+    """Name a LoRA's tensors: those of the language model, whose names it has."""
+    return [
+        Rule(f"{_PEFT}language_model.{name}", (name,))
+        for name in names
+        if name.endswith((".lora_A.weight", ".lora_B.weight"))
+    ]
