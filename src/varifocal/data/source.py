@@ -18,6 +18,7 @@ import numpy.typing as npt
 from varifocal.cache import cache_root
 from varifocal.data.example import Example
 from varifocal.data.formats.base import Format, ParseOptions, unread_columns
+from varifocal.data.formats.cells import cell_or_none
 from varifocal.data.formats.questions import Integers
 from varifocal.data.formats.registry import FORMATS, detect
 from varifocal.data.formats.scienceqa import ScienceQARecords
@@ -266,7 +267,7 @@ class _Parser:
 
     def _needed(self, record: Record, name: str) -> str:
         column = self.asked.columns.get(name, name)
-        value = record.row.get(column)
+        value = cell_or_none(record.row, column)
         if value is None or value == "":
             raise DataError(f"{record.where} has no {name}: column '{column}' is empty or missing")
         return str(value)
@@ -329,7 +330,7 @@ def _choose(
     skills: set[str] = set()
     for number, record in enumerate(read_in_order(records)):
         if isinstance(record, Record):
-            skills.add(str(record.row.get(parser.asked.columns.get("skill", "skill"))))
+            skills.add(str(cell_or_none(record.row, parser.asked.columns.get("skill", "skill"))))
         try:
             if isinstance(record, DataError) or parser.wants(record):
                 chosen.append(number)

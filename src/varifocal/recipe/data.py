@@ -61,7 +61,8 @@ class _ReadingSection(Section):
     skills: Words | None = None
     """Only these skills; null takes all."""
     columns: dict[str, str] | None = None
-    """`table`: our name of a column -> its name in the file."""
+    """`table`: our name of a column -> its name in the file, a path into a cell (`answers.text.0`),
+    or for `question`, `image` and `choices` a template (`val2014_{image_id:012d}.jpg`)."""
     streaming: bool = False
     """Read records in their order as they come, never the whole; needs training.max_steps."""
     max_examples: Count | None = None

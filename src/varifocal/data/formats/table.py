@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-import re
-import string
 from collections import ChainMap, Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from varifocal.data.example import Example, Image, Message, Question
-from varifocal.data.formats.base import ParseOptions, short
+from varifocal.data.formats.base import ParseOptions
+from varifocal.data.formats.cells import (
+    cell_or_none,
+    columns_of,
+    fill_template,
+    is_empty,
+    needed_cell,
+    raw_cell,
+    text_cell,
+)
 from varifocal.data.formats.choices import Choices, list_in_cell, read_choices
 from varifocal.data.formats.gold import choice_text, gold_index, settle_integers
 from varifocal.data.formats.questions import (
@@ -23,7 +30,7 @@ from varifocal.data.formats.questions import (
 )
 from varifocal.data.readers.base import Record
 from varifocal.data.readers.images import image_cells, images_in, locate_image
-from varifocal.errors import AnswerError, DataError, PlaceholderError, nearest
+from varifocal.errors import DataError, PlaceholderError, nearest
 
 
 def right_answers(cell: Any) -> tuple[str, ...]:
@@ -55,101 +62,13 @@ def most_given(answers: Sequence[str]) -> str:
     return Counter(answers).most_common(1)[0][0]
 
 
-_WIDE = re.compile(r"[1-9]\d{2,}")
-
-
-def raw_cell(row: Mapping[str, Any], name: str, asked: ParseOptions, where: str) -> Any:
-    """Return a cell as it is; None where its column is neither mapped nor there.
-
-    Raises:
-        DataError: the mapped column is not there.
-    """
-    column = asked.columns.get(name, name)
-    if column not in row and name in asked.columns:
-        raise DataError(
-            f"{where} has no column '{column}' for {name} but {', '.join(row)}"
-            f"{nearest(column, row)}"
-        )
-    return row.get(column)
-
-
-def text_cell(row: Mapping[str, Any], name: str, asked: ParseOptions, where: str) -> str:
-    """Return a cell as text, "" where there is none.
-
-    Raises:
-        DataError: it is neither a text nor a number.
-    """
-    return as_text(raw_cell(row, name, asked, where), name, where)
-
-
-def needed_cell(row: Mapping[str, Any], name: str, asked: ParseOptions, where: str) -> str:
-    """Return a cell that must hold something, as text.
-
-    Raises:
-        AnswerError: it is the answer's and empty.
-        DataError: it is another's and empty, or no text.
-    """
-    value = text_cell(row, name, asked, where)
-    if not value:
-        error = AnswerError if name == "answer" else DataError
-        raise error(f"{where} has no {name}: column '{asked.columns.get(name, name)}' is empty")
-    return value
-
-
-def as_text(value: Any, name: str, where: str) -> str:
-    """Write a cell as text; JSON's true and false as they stand in the file.
-
-    >>> as_text(True, "answer", ""), as_text(3, "answer", ""), as_text(None, "answer", "")
-    ('true', '3', '')
-    """
-    if value is None:
-        return ""
-    if not isinstance(value, (str, int, float)):
-        raise DataError(f"{where}: {name} must be a text or a number, not {short(value)}")
-    return choice_text(value)
-
-
-def fill_template(
-    template: str, row: Mapping[str, Any], name: str, asked: ParseOptions, where: str
-) -> str:
-    """Fill a template with columns in braces; `{image_id:012}` pads a number with zeros.
-
-    Raises:
-        DataError: it is no template, or a column is missing or empty.
-
-    >>> fill_template("{a:04}.jpg", {"a": 7}, "image", ParseOptions("", "table", None), "")
-    '0007.jpg'
-    """
-    parts: list[str] = []
-    try:
-        for text, column, width, _ in string.Formatter().parse(template):
-            parts.append(text)
-            if column is not None:
-                parts.append(
-                    _field(row, name, replace(asked, columns={name: column}), where, width)
-                )
-    except ValueError as error:
-        raise DataError(f"'{asked.source}': {name} template '{template}': {error}") from error
-    return "".join(parts)
-
-
-def _field(
-    row: Mapping[str, Any], name: str, asked: ParseOptions, where: str, width: str | None
-) -> str:
-    value = needed_cell(row, name, asked, where)
-    if not width:
-        return value
-    if _WIDE.search(width):
-        raise ValueError(f"'{width}' is wider than 99 characters")
-    return format(int(value) if value.isdecimal() else value, width)
-
-
 COLUMNS = (
-    *("question", "answer", "answers", "context", "choices"),
+    *("question", "answer", "answers", "context", "choices", "choice_labels"),
     *("image", "id", "task", "split", "skill"),
 )
 """What a table can be asked for; `question` and `answer` are needed, the others optional. `answers`
-holds all right answers of a question that has several; then `answer` may be left out."""
+holds all right answers of a question that has several; then `answer` may be left out.
+`choice_labels` holds the names of the choices that an answer may be, as ARC's "A" or "1"."""
 
 
 def check_columns(columns: Mapping[str, str], place: str) -> None:
@@ -201,11 +120,11 @@ def parse_table_row(record: Record, asked: ParseOptions) -> Example:
     """Make an example of a row.
 
     `asked.columns` maps our names of `COLUMNS` to the file's; one that is not mapped has the same
-    name there, or is absent. `question` and `image` may be templates with columns in braces ("True
-    or false? {sentence}", "coco/{image_id:012}.jpg"); `choices` may be the choices themselves
-    ("true|false"), or several columns ("{option1}|{option2}"). With choices, `answer` names one of
-    them as `gold.gold_index` says. `<image>` in a question is the place of its image; without it
-    the images come first.
+    name there, or is absent. A dotted name leads into a cell ("answers.text.0"). `question` and
+    `image` may be templates with columns in braces ("True or false? {sentence}",
+    "coco/{image_id:012}.jpg"); `choices` may be the choices themselves ("true|false"), or several
+    columns ("{option1}|{option2}"). With choices, `answer` names one of them as `gold.gold_index`
+    says. `<image>` in a question is the place of its image; without it the images come first.
 
     Raises:
         DataError: a mapped column is not there, or a value cannot be used.
@@ -245,7 +164,7 @@ def parse_table_row(record: Record, asked: ParseOptions) -> Example:
 def _answers(row: Mapping[str, Any], asked: ParseOptions, where: str) -> tuple[str, ...]:
     """Return all right answers of a row, of its column `answers` or of a list in `answer`."""
     right = right_answers(raw_cell(row, "answers", asked, where))
-    answer = row.get(asked.columns.get("answer", "answer"))
+    answer = cell_or_none(row, asked.columns.get("answer", "answer"))
     return right or (right_answers(answer) if not isinstance(answer, str) else ())
 
 
@@ -254,10 +173,12 @@ def _with_one_answer(
 ) -> Mapping[str, Any]:
     """Take one of several answers: the only element of a list, or the one that most gave."""
     column = asked.columns.get("answer", "answer")
-    answer = row.get(column)
+    answer = cell_or_none(row, column)
     if isinstance(answer, list) and len(answer) == 1:
         answer = answer[0]  # as Super-NaturalInstructions has it
-    elif answers and (column not in row or isinstance(answer, list | Mapping)):
+    elif answers and (
+        isinstance(answer, list | Mapping) or (answer is None and "answer" not in asked.columns)
+    ):
         answer = most_given(answers)
     else:
         return row
@@ -279,10 +200,10 @@ def _images(row: Mapping[str, Any], asked: ParseOptions, where: str) -> list[Ima
 
 def _image_cell(part: str, row: Mapping[str, Any], asked: ParseOptions, where: str) -> Any:
     """Return a column's cell, or a template's text; None where all of its columns are empty."""
-    if part in row:
-        return row[part]
-    names = [name for name in row if f"{{{name}" in part]
-    if names and all(row[name] in (None, "") for name in names):
+    names = [] if part in row else columns_of(part)
+    if not names:
+        return raw_cell(row, "image", replace(asked, columns={"image": part}), where)
+    if all(is_empty(row, name) for name in names):
         return None
     return fill_template(part, row, "image", asked, where)
 
@@ -299,12 +220,23 @@ def _choices(row: Mapping[str, Any], asked: ParseOptions, where: str) -> Choices
     fixed = asked.columns.get("choices", "")
     if fixed in row or "|" not in fixed:
         value = raw_cell(row, "choices", asked, where)
+        labels = raw_cell(row, "choice_labels", asked, where)
+        if labels is not None:
+            value = {"text": value, "label": labels}
         return Choices() if value in (None, "") else read_choices(value, where)
-    parts = [
-        fill_template(part, row, "choices", asked, where) if "{" in part else part
-        for part in fixed.split("|")
+    parts = fixed.split("|")
+    while len(parts) > 2 and _is_empty_column(parts[-1], row):
+        del parts[-1]
+    texts = [
+        fill_template(part, row, "choices", asked, where) if "{" in part else part for part in parts
     ]
-    return read_choices(parts, where)
+    return read_choices(texts, where)
+
+
+def _is_empty_column(part: str, row: Mapping[str, Any]) -> bool:
+    """Tell whether a template is one column that holds nothing, as the last of few choices."""
+    names = columns_of(part)
+    return [f"{{{name}}}" for name in names] == [part] and is_empty(row, names[0])
 
 
 def _gold(row: Mapping[str, Any], choices: Choices, asked: ParseOptions, where: str) -> int:
