@@ -149,14 +149,21 @@ def _kind(value: Any) -> str:
     return names.get(type(value), "number")
 
 
-def as_row(row: Any, where: str) -> Mapping[str, Any]:
-    """Return a row that is an object.
+def as_row(row: Any, where: str, names: Sequence[str] | None = None) -> Mapping[str, Any]:
+    """Return a row that is an object, or with `names` one of a list of as many values.
 
     Raises:
         DataError: it is something else.
+
+    >>> as_row(["Red?", "no", 0], "a.json: row 0", ["question", "answer", "image_id"])
+    {'question': 'Red?', 'answer': 'no', 'image_id': 0}
     """
+    if names is not None and isinstance(row, list):
+        if len(row) != len(names):
+            raise DataError(f"{where} has {len(row)} values, but column_names has {len(names)}")
+        return dict(zip(names, row, strict=True))
     if not isinstance(row, dict):
-        names = '; give its values names, as {"question": ..., "answer": ...}'
-        fix = names if isinstance(row, list) else ""
+        fix = "; give its values names, as column_names: [question, answer, ...]"
+        fix = fix if isinstance(row, list) else ""
         raise DataError(f"{where} holds a {_kind(row)}, an object {{...}} is needed{fix}")
     return row

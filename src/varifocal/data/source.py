@@ -247,8 +247,10 @@ class _Parser:
             ),
         }
         # keys that earlier versions did not have, where they say something
-        later = {"prompt_text": section.prompt_text, "use_captions": section.use_captions}
-        asked |= {key: value for key, value in later.items() if value not in ("plain", False)}
+        keys = {"prompt_text", "use_captions", "record_path", "join", "column_names"}
+        later = section.model_dump(mode="json", include=keys)
+        unsaid = ("plain", False, None)
+        asked |= {key: value for key, value in later.items() if value not in unsaid}
         return json.dumps(asked, sort_keys=True)
 
     def wants(self, record: Record) -> bool:

@@ -29,6 +29,19 @@ MetricName = Literal["exact", "vqa", "anls", "contains", "likelihood"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
+class JoinSection(Section):
+    """Another file whose columns are added to a source's rows, found by a key."""
+
+    path: str
+    """The file; a relative path starts where the source's own does."""
+    key: str
+    """The column that both files have, such as `question_id`; its values stand once in this one."""
+    key_there: str | None = None
+    """The column's name in this file, where it is another one."""
+    field: str | None = None
+    """Of a .json file that holds an object: the key of its list of rows."""
+
+
 class _ReadingSection(Section):
     """How a source is read, and how much of it a mixture takes."""
 
@@ -63,6 +76,11 @@ class _ReadingSection(Section):
     columns: dict[str, str] | None = None
     """`table`: our name of a column -> its name in the file, a path into a cell (`answers.text.0`),
     or for `question`, `image` and `choices` a template (`val2014_{image_id:012d}.jpg`)."""
+    record_path: str | None = None
+    """Where rows lie in lists inside of rows: the dotted path to them (`paragraphs.qas`), as
+    pandas names it; each row has its parents' other values, too."""
+    join: JoinSection | None = None
+    """Another file, whose row with the same key adds its columns to each row."""
     streaming: bool = False
     """Read records in their order as they come, never the whole; needs training.max_steps."""
     max_examples: Count | None = None
@@ -100,6 +118,8 @@ class FileSection(_ReadingSection):
     """A file, a folder, a `save_to_disk` folder, or a pattern of tar shards (`shards/*.tar`)."""
     field: str | None = None
     """Of a .json file that holds an object: the key of its list of rows, as in `datasets`."""
+    column_names: Words | None = None
+    """Names of a row's values where the file has none: JSON lists, CSV without a header."""
 
     @model_validator(mode="after")
     def _field_is_of_json(self) -> "FileSection":

@@ -118,6 +118,16 @@ def detect(rows: Iterable[Record | DataError], place: str) -> str:
     )
 
 
+def _path_to_rows(row: Mapping[str, Any], name: str) -> list[str]:
+    """Follow the first list of objects inwards to where a question stands."""
+    inner = row[name][0]
+    deeper = (key for key, cell in inner.items() if isinstance(cell, list) and cell)
+    deeper = (key for key in deeper if isinstance(cell := inner[key][0], dict) and cell)
+    if "question" in inner or (key := next(deeper, None)) is None:
+        return [name]
+    return [name, *_path_to_rows(inner, key)]
+
+
 def _fix(row: Mapping[str, Any]) -> str:
     """Say what to add to the recipe, or to do with the file."""
     nested = [
@@ -126,5 +136,6 @@ def _fix(row: Mapping[str, Any]) -> str:
         if isinstance(cell, list) and cell and isinstance(cell[0], dict)
     ]
     if nested and not any(isinstance(cell, str) and len(cell.split()) > 1 for cell in row.values()):
-        return f"its questions lie deeper, in {', '.join(nested)}: write a row for each of them"
+        path = ".".join(_path_to_rows(row, nested[0]))
+        return f"its questions lie deeper, in {', '.join(nested)}: say record_path: {path}"
     return f"map its columns, for example columns: {{{suggest_columns(row)}}}"

@@ -119,6 +119,13 @@ class StreamedRecords:
         return self._rows()
 
 
+def replace_rows(
+    records: StreamedRecords, rows: Callable[[], Iterator[Record | DataError]]
+) -> StreamedRecords:
+    """Return a stream of other rows from the same place."""
+    return StreamedRecords(rows, records.folder, records.place, records.is_split, records.notes)
+
+
 def read_in_order(records: Records) -> Iterator[Record | DataError]:
     """Yield every row, a broken one as its error."""
     for number in range(len(records)):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import codecs
 import csv
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from varifocal.cache import file_digest
 from varifocal.data.json_files import as_row, neighbour, parse_json
@@ -39,6 +41,8 @@ class FileRecords:
         path: the file; its ending says how it is read.
         is_split: as in `Records`.
         field: of a JSON file that holds an object, the key of its list of rows.
+        names: of the columns, where the file has none.
+        is_row: a JSON object is one row, not lines.
 
     Attributes:
         notes: how a table's cells are separated, where its ending says something else; what an
@@ -48,9 +52,17 @@ class FileRecords:
         DataError: the file is missing, has another ending, or no rows can be told apart in it.
     """
 
-    def __init__(self, path: Path, is_split: bool = False, field: str | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        is_split: bool = False,
+        field: str | None = None,
+        names: Sequence[str] | None = None,
+        is_row: bool = False,
+    ) -> None:
         self.path, self.folder, self.place = path, path.parent, str(path)
         self.is_split = is_split
+        self._given_names, self._is_row = names, is_row
         self.notes: tuple[str, ...] = ()
         self._ending = _ending_of(path)
         try:
@@ -77,6 +89,9 @@ class FileRecords:
             self._open_csv(separator)
         elif field is not None:
             self._index, self.notes = index_field(file, field)
+        elif self._is_row and self._ending == ".json" and _holds_one_object(file):
+            begin = after_byte_order_mark(file)
+            self._index = np.array([[begin, file.stat().st_size, 0]], np.int64)
         elif self._ending == ".jsonl" or _holds_lines(file):
             self._index, self._word = cached_index(file, "lines", index_lines), "line"
         else:
@@ -107,6 +122,9 @@ class FileRecords:
         self._word, self._separator = "line", separator
         if not len(self._index):
             raise DataError(f"'{self.path}' has no row")
+        if self._given_names is not None:
+            self._names = list(self._given_names)
+            return
         start, end, count = (int(value) for value in self._index[0])
         header = self._text(start, end, f"{self.path}: line {count}")
         self._names = next(csv.reader([header], delimiter=separator, strict=True), [])
@@ -125,15 +143,14 @@ class FileRecords:
 
     def _parse(self, text: str, where: str) -> Mapping[str, Any]:
         if self._word == "row" or self._ending not in _SEPARATORS:
-            return as_row(parse_json(text, where), where)
+            return as_row(parse_json(text, where), where, self._given_names)
         try:
             cells = next(csv.reader([text], delimiter=self._separator, strict=True), [])
         except csv.Error as error:
             raise DataError(f"{where} is not CSV: {error}") from error
         if len(cells) != len(self._names):
-            raise DataError(
-                f"{where} has not the header's {len(self._names)} columns but {len(cells)}"
-            )
+            what = "the header's" if self._given_names is None else "column_names'"
+            raise DataError(f"{where} has not {what} {len(self._names)} columns but {len(cells)}")
         return dict(zip(self._names, cells, strict=True))
 
 
@@ -191,7 +208,19 @@ def _holds_lines(path: Path) -> bool:
     raise refuse_object(path)
 
 
-def stream_lines(path: Path) -> Iterator[Record | DataError]:
+def _holds_one_object(path: Path) -> bool:
+    """Tell whether a JSON file holds an object that is not one of several lines."""
+    with path.open("rb") as stream:
+        stream.seek(after_byte_order_mark(path))
+        if not stream.read(_HEAD).lstrip().startswith(b"{"):
+            return False
+    try:
+        return not _holds_lines(path)
+    except DataError:
+        return True
+
+
+def stream_lines(path: Path, names: Sequence[str] | None = None) -> Iterator[Record | DataError]:
     """Read a JSON Lines file in its order, one line of at most 64 MB in memory.
 
     Raises:
@@ -206,18 +235,20 @@ def stream_lines(path: Path) -> Iterator[Record | DataError]:
                 number += 1
                 line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
                 if line.strip():
-                    yield _record_of(line, f"line {number}", path)
+                    yield _record_of(line, f"line {number}", path, names)
                 while len(line) > MAX_RECORD_BYTES and not line.endswith(b"\n"):
                     line = stream.readline(MAX_RECORD_BYTES + 1)
     except UNREADABLE as error:
         raise DataError(_why_unreadable(path, error)) from error
 
 
-def _record_of(line: bytes, place: str, path: Path) -> Record | DataError:
+def _record_of(
+    line: bytes, place: str, path: Path, names: Sequence[str] | None
+) -> Record | DataError:
     where = f"{path}: {place}"
     try:
         text = decode_text(line, where)
-        return Record(str(path), place, as_row(parse_json(text, where), where))
+        return Record(str(path), place, as_row(parse_json(text, where), where, names))
     except DataError as error:
         return error
 

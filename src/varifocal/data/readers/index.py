@@ -339,11 +339,14 @@ def refuse_object(path: Path) -> DataError:
         return DataError(text)
     if {"questions", "annotations"} & set(lists):
         return DataError(
-            f"{text}; VQA has its questions and its answers in two files: join them by question_id "
-            "into rows of image, question and answer"
+            f"{text}; VQA has its questions and its answers in two files: name the first by field: "
+            "questions and the second by join: {path: ..., field: annotations, key: question_id}"
         )
     fields = " or ".join(f"field: {name}" for name in lists[:4])
-    return DataError(f"{text}; if one of its lists holds the rows, name it: {fields}")
+    return DataError(
+        f"{text}; if one of its lists holds the rows, name it: {fields}, or record_path: "
+        f"{lists[0]} where each row needs the object's other values, too"
+    )
 
 
 def values_of(path: Path) -> dict[str, int]:

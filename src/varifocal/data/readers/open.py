@@ -19,14 +19,23 @@ from varifocal.data.readers.base import (
     Records,
     StreamedRecords,
     read_in_order,
+    replace_rows,
 )
 from varifocal.data.readers.captions import CaptionedImages, CocoRecords, is_coco
 from varifocal.data.readers.files import TEXT_ENDINGS, FileRecords, stream_lines
+from varifocal.data.readers.nested import (
+    Lookup,
+    NestedRecords,
+    RecordsWithLookup,
+    stream_nested,
+    stream_with_lookup,
+)
 from varifocal.data.readers.tar import TAR_ENDINGS, TarRecords, stream_shard
 from varifocal.errors import DataError, nearest
 
 if TYPE_CHECKING:
     from varifocal.recipe import FileSection, SourceSection
+    from varifocal.recipe.data import JoinSection
 
 __all__ = ["Record", "Records", "StreamedRecords", "open_records", "read_in_order"]
 
@@ -46,6 +55,35 @@ def open_records(
     Raises:
         DataError: there is nothing at the path, or it cannot be read as rows.
     """
+    records = _open_place(section, root)
+    if section.record_path is not None:
+        path = section.record_path
+        records = (
+            replace_rows(records, partial(stream_nested, records, path))
+            if isinstance(records, StreamedRecords)
+            else NestedRecords(records, path)
+        )
+    return records if section.join is None else _joined(records, section.join, root)
+
+
+def _joined(
+    records: Records | StreamedRecords, join: JoinSection, root: str | Path | None
+) -> Records | StreamedRecords:
+    """Add another file's columns to rows."""
+    from varifocal.recipe import FileSection
+
+    there = open_records(FileSection(path=join.path, field=join.field), root)
+    assert not isinstance(there, StreamedRecords)
+    lookup = Lookup(there, join.key_there or join.key)
+    if isinstance(records, StreamedRecords):
+        return replace_rows(records, partial(stream_with_lookup, records, lookup, join.key))
+    return RecordsWithLookup(records, lookup, join.key)
+
+
+def _open_place(
+    section: SourceSection, root: str | Path | None = None
+) -> Records | StreamedRecords:
+    """Open what a recipe's source names, its rows as they lie there."""
     if section.type == "hub":
         return open_hub(section.hub, section.subset, section.split, section.streaming)
     path = Path(root or ".") / Path(section.place).expanduser()
@@ -152,15 +190,18 @@ def _join(
 
 
 def _open_text(file: Path, ending: str, section: FileSection) -> Records | StreamedRecords:
-    if ending == ".json" and section.field is None and is_coco(file):
+    is_plain = section.field is None and section.record_path is None
+    if ending == ".json" and is_plain and is_coco(file):
         return CocoRecords(file)
     if ending in (".jsonl", ".jsonl.gz") and section.streaming:
-        return StreamedRecords(partial(stream_lines, file), file.parent, str(file))
+        rows = partial(stream_lines, file, section.column_names)
+        return StreamedRecords(rows, file.parent, str(file))
     if not ending:
         raise DataError(
             f"'{file}' cannot be read as rows: a file's name ends with {', '.join(ENDINGS)}"
         )
-    return FileRecords(file, field=section.field)
+    is_row = section.record_path is not None
+    return FileRecords(file, field=section.field, names=section.column_names, is_row=is_row)
 
 
 def _open_shard(file: Path, streaming: bool) -> Records | StreamedRecords:
