@@ -147,7 +147,8 @@ WITH_A_WORD = {
             "correct_choice_idx": 1,
             "direct_answers": ["blue"] * 10,
         },
-        "columns: {question: question, answer: correct_choice_idx, choices: choices}",
+        "columns: {question: question, answer: correct_choice_idx, choices: choices, "
+        "image: '{image_id:012d}.jpg'}",
         {"columns": {"answer": "correct_choice_idx", "image": "train_{image_id:06}.png"}},
         ["*Question: Colour?\nOptions: (A) red (B) blue", "blue"],
     ),
@@ -192,7 +193,10 @@ def test_a_layout_says_what_to_add_and_then_loads(place, name):
     assert said(example) == expected
 
 
-SQUAD = {"version": "1.1", "data": [{"title": "Ice", "paragraphs": [{"context": "", "qas": []}]}]}
+SQUAD = {
+    "version": "1.1",
+    "data": [{"title": "Ice", "paragraphs": [{"context": "", "qas": [{"question": "a"}]}]}],
+}
 
 
 @pytest.mark.parametrize(

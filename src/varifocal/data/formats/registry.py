@@ -44,6 +44,8 @@ def suggest_columns(row: Mapping[str, Any]) -> str:
 
     >>> suggest_columns({"question": "?", "choices": ["a", "b"], "correct_choice_idx": 1})
     'question: question, answer: correct_choice_idx, choices: choices'
+    >>> suggest_columns({"question": "?", "answer": "a", "image_id": 42})
+    "question: question, answer: answer, image: '{image_id:012d}.jpg'"
     >>> suggest_columns({"text": "?", "option1": "a", "option2": "b", "label": 1})
     "question: text, answer: label, choices: '{option1}|{option2}'"
     """
@@ -53,6 +55,8 @@ def suggest_columns(row: Mapping[str, Any]) -> str:
     columns = {ours: _first(single, words, row) for ours, words in _NAMES.items()}
     if len(numbered) > 1:
         columns["choices"] = "'" + "|".join(f"{{{name}}}" for name in numbered) + "'"
+    if "image_id" in row and not {"image", "images"} & row.keys():
+        columns["image"] = "'{image_id:012d}.jpg'"
     needed = {"question": "...", "answer": "..."}
     return ", ".join(
         f"{ours}: {name or needed[ours]}"

@@ -40,6 +40,8 @@ def right_answers(cell: Any) -> tuple[str, ...]:
     (('red', 'Red'), ('2',))
     >>> right_answers({"text": ["a dog"], "answer_start": [3]}), right_answers("red")
     (('a dog',), ())
+    >>> right_answers([{"text": "a dog", "answer_start": 3}])
+    ('a dog',)
     """
     if isinstance(cell, Mapping):
         cell = cell.get("text")
@@ -47,7 +49,10 @@ def right_answers(cell: Any) -> tuple[str, ...]:
         cell = list_in_cell(cell)
     if not isinstance(cell, list):
         return ()
-    texts = [answer.get("answer") if isinstance(answer, Mapping) else answer for answer in cell]
+    texts = [
+        answer.get("answer", answer.get("text")) if isinstance(answer, Mapping) else answer
+        for answer in cell
+    ]
     if not all(isinstance(text, (str, int, float)) for text in texts):
         return ()
     return tuple(filter(None, map(choice_text, texts)))
