@@ -132,11 +132,11 @@ def as_text(value: Any, name: str, where: str) -> str:
     return choice_text(value)
 
 
-def columns_of(template: str) -> list[str]:
+def template_columns(template: str) -> list[str]:
     """Return the columns that a template has in braces; none of a text that is no template.
 
-    >>> columns_of("{folder}/{image_id:012}.jpg"), columns_of("a.jpg"), columns_of("{")
-    (['folder', 'image_id'], [], [])
+    >>> template_columns("{folder}/{image_id:012}.jpg"), template_columns("{")
+    (['folder', 'image_id'], [])
     """
     try:
         return [column for _, column, _, _ in string.Formatter().parse(template) if column]

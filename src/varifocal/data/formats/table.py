@@ -11,11 +11,11 @@ from varifocal.data.example import Example, Image, Message, Question
 from varifocal.data.formats.base import ParseOptions
 from varifocal.data.formats.cells import (
     cell_or_none,
-    columns_of,
     fill_template,
     is_empty,
     needed_cell,
     raw_cell,
+    template_columns,
     text_cell,
 )
 from varifocal.data.formats.choices import Choices, list_in_cell, read_choices
@@ -205,7 +205,7 @@ def _images(row: Mapping[str, Any], asked: ParseOptions, where: str) -> list[Ima
 
 def _image_cell(part: str, row: Mapping[str, Any], asked: ParseOptions, where: str) -> Any:
     """Return a column's cell, or a template's text; None where all of its columns are empty."""
-    names = [] if part in row else columns_of(part)
+    names = [] if part in row else template_columns(part)
     if not names:
         return raw_cell(row, "image", replace(asked, columns={"image": part}), where)
     if all(is_empty(row, name) for name in names):
@@ -240,7 +240,7 @@ def _choices(row: Mapping[str, Any], asked: ParseOptions, where: str) -> Choices
 
 def _is_empty_column(part: str, row: Mapping[str, Any]) -> bool:
     """Tell whether a template is one column that holds nothing, as the last of few choices."""
-    names = columns_of(part)
+    names = template_columns(part)
     return [f"{{{name}}}" for name in names] == [part] and is_empty(row, names[0])
 
 

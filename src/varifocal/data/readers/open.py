@@ -15,21 +15,19 @@ from varifocal.data.json_files import neighbour
 from varifocal.data.readers.arrow import BUILDERS, open_files, open_hub, open_saved
 from varifocal.data.readers.base import (
     JoinedRecords,
+    Lookup,
+    NestedRecords,
     Record,
     Records,
+    RecordsWithLookup,
     StreamedRecords,
     read_in_order,
     replace_rows,
-)
-from varifocal.data.readers.captions import CaptionedImages, CocoRecords, is_coco
-from varifocal.data.readers.files import TEXT_ENDINGS, FileRecords, stream_lines
-from varifocal.data.readers.nested import (
-    Lookup,
-    NestedRecords,
-    RecordsWithLookup,
     stream_nested,
     stream_with_lookup,
 )
+from varifocal.data.readers.captions import CaptionedImages, CocoRecords, is_coco
+from varifocal.data.readers.files import TEXT_ENDINGS, FileRecords, stream_lines
 from varifocal.data.readers.tar import TAR_ENDINGS, TarRecords, stream_shard
 from varifocal.errors import DataError, nearest
 
