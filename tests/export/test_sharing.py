@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from varifocal.assemble import open_run
-from varifocal.errors import RunError
+from varifocal.errors import ModelError, RunError
 from varifocal.exporting.export import export_run
 from varifocal.exporting.request import Order
+from varifocal.hub import upload
 from varifocal.models.saved import describe_adapter
 from varifocal.reports.sharing import push_run
 from varifocal.trained_weights import Trained
@@ -59,7 +60,12 @@ def test_a_run_is_uploaded_without_data_checkpoints_or_paths(
 
     run = make_run({"type": "lora"})
     (run.evaluations).mkdir()
-    score = {"suite": "mine", "path": str(run.root / "data"), "accuracy": {"IMG": 50.0}}
+    data = tmp_path / "my data" / "a.jsonl"
+    score = {
+        "path": str(data),
+        "command": f"varifocal eval {run.root} --data '{data.parent}'",
+        "left_out": [f"{tmp_path}/rows/b.jsonl: line 3 has no answer"],
+    }
     (run.evaluations / "mine.json").write_text(json.dumps(score))
     (run.evaluations / "mine.predictions.jsonl").write_text("{}\n")
     copy = tmp_path / "copy"
@@ -74,16 +80,28 @@ def test_a_run_is_uploaded_without_data_checkpoints_or_paths(
     assert str(tmp_path) not in (copy / "recipe.yaml").read_text()
     assert {path.name for path in copy.iterdir()} >= {"README.md", "recipe.yaml", "adapter"}
     assert [path.name for path in (copy / "eval").iterdir()] == ["mine.json"]
+    assert json.loads((copy / "eval" / "mine.json").read_text()) == {
+        "path": "a.jsonl",
+        "command": "varifocal eval run --data 'my data'",
+        "left_out": ["b.jsonl: line 3 has no answer"],
+    }
     assert not (copy / "checkpoints").exists()
     recipe = (copy / "recipe.yaml").read_text()
-    for name, path in (
-        ("language", parts_directory / "language"),
-        ("clip", parts_directory / "clip"),
-    ):
-        recipe = recipe.replace(f": {name}\n", f": {path}\n")  # as a hub's id would be found
+    for name in ("language", "clip"):  # found as a hub's id would be
+        recipe = recipe.replace(f": {name}\n", f": {parts_directory / name}\n")
     (copy / "recipe.yaml").write_text(recipe)
     shared, mine = (open_run(root)[1].model for root in (copy, run.root))
     assert all(map(torch.equal, shared.parameters(), mine.parameters()))
+
+
+def test_a_hub_that_cannot_be_reached_ends_in_a_sentence(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    nobody = huggingface_hub.HfApi(endpoint="http://127.0.0.1:9", token="hf_x")
+    monkeypatch.setattr(huggingface_hub, "create_repo", nobody.create_repo)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with pytest.raises(ModelError, match=r"did not take .* as me/mine: .*refused.*can be reached"):
+        upload(tmp_path, "me/mine", message="a test")
 
 
 def test_a_run_that_stopped_is_not_uploaded(make_run, hub, monkeypatch):

@@ -39,7 +39,7 @@ from varifocal.exporting.parity import (
 from varifocal.exporting.plain_tensors import language_model
 from varifocal.exporting.request import Order, check_possible
 from varifocal.exporting.stored import put_unrounded
-from varifocal.hub import upload
+from varifocal.hub import cut_paths, upload
 from varifocal.locking import alone
 from varifocal.models.saved import shared_name
 from varifocal.progress import Progress, silent
@@ -189,17 +189,11 @@ def _write_papers(job: Job, done: Exported, directory: Path) -> None:
         rounding=done.rounding,
         stops=done.stops,
         notes=done.notes,
-        command=_without_paths(command),
+        command=cut_paths(command),
     )
     write_text(directory / "README.md", card)
     files = sorted({*files_of(directory), PARITY})
     write_json(directory / PARITY, {**done.as_json(), "files": files})
-
-
-def _without_paths(command: str) -> str:
-    """Name a command's absolute paths by their last part: a card is read elsewhere."""
-    parts = [Path(part).name if Path(part).is_absolute() else part for part in shlex.split(command)]
-    return shlex.join(parts)
 
 
 def push(directory: Path, repo_id: str, *, private: bool = True) -> str:

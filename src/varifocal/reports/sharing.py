@@ -3,14 +3,14 @@
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from varifocal.errors import RunError
-from varifocal.hub import upload
+from varifocal.hub import cut_paths, upload
 from varifocal.reports.card import CARD, write_card
 from varifocal.run import RunDirectory
 from varifocal.trained_weights import find_trained
@@ -23,9 +23,9 @@ _FOLDERS = ("adapter", "model", "processor", "plots")
 def push_run(root: Path, repo_id: str, *, private: bool = True) -> str:
     """Upload a finished run: card, recipe, trained weights, processor, losses and scores.
 
-    Checkpoints stay here, and so do predictions, which hold the questions of the data. What is
-    downloaded is a run again: `varifocal ask`, `eval` and the Auto classes open it where its
-    language model is a packaged name or a hub id.
+    Checkpoints stay here, and so do the data and the predictions, but for the few sample answers
+    that the card shows, with small images. What is downloaded is a run again: `varifocal ask`,
+    `eval` and the Auto classes open it where its language model is a packaged name or a hub id.
 
     Args:
         root: the run directory.
@@ -55,25 +55,22 @@ def copy_shared(run: RunDirectory, folder: Path) -> None:
     for name in _FOLDERS:
         if (run.root / name).is_dir():
             shutil.copytree(run.root / name, folder / name)
+    recipe = yaml.safe_load(run.recipe.read_text())
+    known = {run.root, run.root.resolve(), Path.cwd(), *_paths(recipe)}
     scores = [f"{run.evaluations.name}/{file.name}" for file in run.evaluations.glob("*.json")]
     for name in (*_PAGES, *scores):
         if (run.root / name).is_file():
             (folder / name).parent.mkdir(exist_ok=True)
-            page = _without_paths(json.loads((run.root / name).read_text()))
-            write_json(folder / name, page)
-    recipe = yaml.safe_load(run.recipe.read_text())
-    text = yaml.safe_dump(_without_paths(recipe), sort_keys=False, allow_unicode=True)
+            write_json(folder / name, _cut(json.loads((run.root / name).read_text()), known))
+    text = yaml.safe_dump(_cut(recipe, known), sort_keys=False, allow_unicode=True)
     write_text(folder / run.recipe.name, text)
-    card = (run.root / CARD).read_text()
-    for path in sorted({str(run.root), *_paths(recipe)}, key=len, reverse=True):
-        card = card.replace(path, Path(path).name)
-    write_text(folder / CARD, card)
-    if run.metrics.is_file():
-        shutil.copyfile(run.metrics, folder / run.metrics.name)
+    for name in (CARD, run.metrics.name):
+        if (run.root / name).is_file():
+            write_text(folder / name, cut_paths((run.root / name).read_text(), known))
 
 
 def _paths(value: Any) -> Iterator[str]:
-    """Yield the absolute paths in a page, keys too."""
+    """Yield the absolute paths among the texts of a page, keys too."""
     if isinstance(value, dict):
         value = [*value, *value.values()]
     if isinstance(value, list):
@@ -83,14 +80,16 @@ def _paths(value: Any) -> Iterator[str]:
         yield value
 
 
-def _without_paths(value: Any) -> Any:
-    """Cut each absolute path in a page, keys too, to its last part.
+def _cut(value: Any, known: Iterable[str | Path]) -> Any:
+    """Cut the paths in all texts of a page, keys too.
 
-    >>> _without_paths({"/home/me/data": ["/home/me/a.png", "b/c", 1]})
+    >>> _cut({"/home/me/data": ["/home/me/a.png", "b/c", 1]}, ["/home/me"])
     {'data': ['a.png', 'b/c', 1]}
     """
     if isinstance(value, dict):
-        return {_without_paths(key): _without_paths(each) for key, each in value.items()}
+        return {_cut(key, known): _cut(each, known) for key, each in value.items()}
     if isinstance(value, list):
-        return [_without_paths(each) for each in value]
-    return Path(value).name if [*_paths(value)] == [value] else value
+        return [_cut(each, known) for each in value]
+    if not isinstance(value, str):
+        return value
+    return cut_paths(value, [*known, *_paths(value)])
