@@ -339,11 +339,23 @@ def _is_required(section, name):
 def pages():
     lengths = {"max_length": st.integers(1, 64), "row_length": st.integers(64, 128)}
     one_place = {"path": st.just("a.json")}
-    prompts = {"prompt_format": st.sampled_from(PROMPT_FORMATS), "prompt_text": st.just("plain")}
     of_a_score = {"metric": st.none()}  # belongs to data.evaluate
-    sources = st.lists(
-        sections(FileSection, **one_place, **of_a_score, **prompts, weight=st.none()), max_size=2
-    )
+    any_prompt = {
+        "prompt_format": st.sampled_from(PROMPT_FORMATS),
+        "prompt_text": st.just("plain"),
+        "instructions": st.just("plain"),
+    }
+    worded = {
+        "prompt_format": st.sampled_from(["QCM-A", "QCM-ALE"]),
+        "prompt_text": st.just("plain"),
+        "instructions": st.just("varied"),
+        "use_captions": st.just(False),
+    }
+    drawn = [
+        sections(FileSection, **one_place, **of_a_score, **prompts, weight=st.none())
+        for prompts in (any_prompt, worded)
+    ]
+    sources = st.lists(st.one_of(drawn), max_size=2)
     letters = st.characters(categories=["L", "N"])
     templates = st.sampled_from([None, *CHAT_TEMPLATES, "{% for m in messages %}\n{% endfor %}"])
     steps = st.integers(1, 10**6).map(float)

@@ -375,3 +375,44 @@ def test_null_beside_a_filled_column(place, name):
     text = "\n".join(map(json.dumps, rows)) if name == "a.jsonl" else json.dumps(rows)
     first, second = load_source(place(text, name))
     assert (said(first), said(second)) == (["Name a bird.", "Wren."], ["Fish?", "Carp."])
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "formats"),
+    [
+        ("prompt_format", "QCM-ALE", "scienceqa"),
+        ("use_captions", True, "scienceqa"),
+        ("answer_as", "letter", "scienceqa or table"),
+        ("instructions", "varied", "scienceqa or table"),
+        ("answer_is", "index", "table"),
+        ("columns", {"question": "human", "split": "part"}, "table"),
+    ],
+)
+def test_a_key_that_the_format_would_pass_over_is_refused(tmp_path, key, value, formats):
+    turns = [{"role": "user", "content": "Red?"}, {"role": "assistant", "content": "No."}]
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"messages": turns, "part": "train"}) + "\n")
+    said = rf"rows.jsonl' is read as openai, and {key} belongs to the format {formats}; leave it"
+    with pytest.raises(DataError, match=said):
+        open_source(FileSection.model_validate({"path": str(file), "format": "openai", key: value}))
+    columns = {"split": "part"}
+    source = open_source(FileSection(path=str(file), columns=columns, split="train"))
+    assert len(source) == 1
+
+
+def test_names_are_for_rows_that_have_none(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('["Red?", "no"]\n{"question": "Red?", "answer": "no"}\n')
+    names = ["question", "answer"]
+    source = open_source(FileSection(path=str(tmp_path / "rows.jsonl"), column_names=names))
+    assert source.example(0).messages[1].text == "no"
+    with pytest.raises(DataError, match="line 2 has names of its own; leave column_names out"):
+        source.example(1)
+    table = datasets.Dataset.from_list([{"question": "Red?", "answer": "no"}])
+    table.to_parquet(tmp_path / "rows.parquet")
+    table.save_to_disk(tmp_path / "saved")
+    (tmp_path / "images").mkdir()
+    for place in ("rows.parquet", "saved", "images"):
+        with pytest.raises(DataError, match=f"{place}' has names of its own; leave column_names"):
+            open_source(FileSection(path=str(tmp_path / place), column_names=names))
+    with pytest.raises(ValueError, match="names 'a' twice"):
+        FileSection(path="rows.csv", column_names=["a", "b", "a"])

@@ -144,6 +144,14 @@ def page(score="options", **source):
             "data.evaluate[0].instructions: would replace prompt_text: published; give one",
         ),
         (
+            page(use_captions=True, instructions="varied"),
+            "data.evaluate[0].instructions: would replace use_captions and other prompts than QCM",
+        ),
+        (
+            page(prompt_format="QCML-A", instructions="varied"),
+            "data.evaluate[0].instructions: would replace use_captions and other prompts than QCM",
+        ),
+        (
             page(prompt_format="QCM-LEA"),
             "evaluation.score: QCM-LEA gives its reasons before the answer, which options are "
             "scored without; set it to generate",

@@ -162,6 +162,8 @@ def as_row(row: Any, where: str, names: Sequence[str] | None = None) -> Mapping[
         if len(row) != len(names):
             raise DataError(f"{where} has {len(row)} values, but column_names has {len(names)}")
         return dict(zip(names, row, strict=True))
+    if names is not None and isinstance(row, dict):
+        raise DataError(f"{where} has names of its own; leave column_names out")
     if not isinstance(row, dict):
         fix = "; give its values names, as column_names: [question, answer, ...]"
         fix = fix if isinstance(row, list) else ""

@@ -101,6 +101,11 @@ class _ReadingSection(Section):
             raise WrongKeyError("answer_as", "prompt_text: published names choices by letter")
         if self.prompt_text == "published" and self.instructions == "varied":
             raise WrongKeyError("instructions", "would replace prompt_text: published; give one")
+        plain = not self.use_captions and self.prompt_format.startswith("QCM-")
+        if self.instructions == "varied" and not plain:
+            raise WrongKeyError(
+                "instructions", "would replace use_captions and other prompts than QCM; give one"
+            )
         return self
 
     @model_validator(mode="after")
@@ -125,6 +130,9 @@ class FileSection(_ReadingSection):
     def _field_is_of_json(self) -> "FileSection":
         if self.field is not None and not self.path.lower().endswith(".json"):
             raise WrongKeyError("field", "belongs to a path that ends with .json")
+        for name in self.column_names or ():
+            if (self.column_names or ()).count(name) > 1:
+                raise WrongKeyError("column_names", f"names '{name}' twice")
         return self
 
     @property

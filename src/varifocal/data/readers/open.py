@@ -110,11 +110,14 @@ def _streamed(records: Records | StreamedRecords) -> StreamedRecords:
 def _open_folder(folder: Path, section: FileSection) -> Records | StreamedRecords:
     """Open a folder: ScienceQA's, a saved data set, files of records, or images with captions."""
     if (folder / "problems.json").is_file() or section.format == "scienceqa":
+        _refuse_names(section, folder)
         return ScienceQARecords(folder, section.split)
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+        _refuse_names(section, folder)
         return open_saved(folder, section.split)
     files = _files_of(folder)
     if not files:
+        _refuse_names(section, folder)
         return CaptionedImages(folder)
     by_split = {name: list(group) for name, group in groupby(sorted(files, key=_key), _split_of)}
     named = {name: group for name, group in by_split.items() if name}
@@ -169,6 +172,8 @@ def _join(
     parts: list[Any] = []
     for ending, group in groupby(files, _ending):
         same = list(group)
+        if ending in (*BUILDERS, *TAR_ENDINGS):
+            _refuse_names(section, place)
         if ending in BUILDERS:
             parts.append(open_files(same, same[0].parent, place, streaming))
         elif ending in TAR_ENDINGS:
@@ -190,6 +195,7 @@ def _join(
 def _open_text(file: Path, ending: str, section: FileSection) -> Records | StreamedRecords:
     is_plain = section.field is None and section.record_path is None
     if ending == ".json" and is_plain and is_coco(file):
+        _refuse_names(section, file)
         return CocoRecords(file)
     if ending in (".jsonl", ".jsonl.gz") and section.streaming:
         rows = partial(stream_lines, file, section.column_names)
@@ -200,6 +206,11 @@ def _open_text(file: Path, ending: str, section: FileSection) -> Records | Strea
         )
     is_row = section.record_path is not None
     return FileRecords(file, field=section.field, names=section.column_names, is_row=is_row)
+
+
+def _refuse_names(section: FileSection, place: str | Path) -> None:
+    if section.column_names is not None:
+        raise DataError(f"'{place}' has names of its own; leave column_names out")
 
 
 def _open_shard(file: Path, streaming: bool) -> Records | StreamedRecords:
