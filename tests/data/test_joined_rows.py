@@ -7,8 +7,8 @@ from PIL import Image as Pillow
 
 from varifocal.data.example import Image
 from varifocal.data.source import open_source
-from varifocal.errors import DataError
-from varifocal.recipe import FileSection
+from varifocal.errors import DataError, RecipeError
+from varifocal.recipe import FileSection, load_recipe
 
 
 @pytest.fixture
@@ -195,3 +195,23 @@ def test_the_digest_knows_both_files_and_what_was_asked(source):
     names = ["answer", "question", "image_id"]
     digests.append(source({"a.json": EASY}, **{**NAMED, "column_names": names}).fingerprint)
     assert len(set(digests)) == 4
+
+
+def test_a_joined_file_starts_where_its_source_does(tmp_path, source):
+    files = {"a.csv": "question,answer,n\nRed?,no,1\n", "b.jsonl": '{"n": 1, "more": "x"}\n'}
+    joined = {"path": "a.csv", "join": {"path": "b.jsonl", "key": "n"}}
+    source(files, join=joined["join"])
+    page = {
+        "model": {"language_model": "lm"},
+        "data": {"root": str(tmp_path), "train": [joined], "evaluate": []},
+    }
+    (section,) = load_recipe(page).data.train
+    assert section.join.path == str(tmp_path / "b.jsonl")
+    before = open_source(section).fingerprint
+    (tmp_path / "b.jsonl").rename(tmp_path / "c.jsonl")
+    moved = section.model_copy(
+        update={"join": section.join.model_copy(update={"path": str(tmp_path / "c.jsonl")})}
+    )
+    assert open_source(moved).fingerprint == before
+    with pytest.raises(RecipeError, match=r"data.train\[0\].join.path: no file 'b.jsonl'"):
+        load_recipe(page)

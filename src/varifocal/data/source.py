@@ -276,6 +276,8 @@ class _Parser:
         # keys that earlier versions did not have, where they say something
         keys = {"prompt_text", "use_captions", "record_path", "join", "column_names"}
         later = section.model_dump(mode="json", include=keys)
+        if section.join is not None:
+            later["join"] = section.join.model_dump(mode="json", exclude={"path"})
         unsaid = ("plain", False, None)
         asked |= {key: value for key, value in later.items() if value not in unsaid}
         return json.dumps(asked, sort_keys=True)

@@ -4,7 +4,7 @@ import glob
 import importlib.util
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -219,12 +219,19 @@ def _tuner_at(base: Path, tuner: TunerSection) -> TunerSection:
 
 
 def _source_at(start: Path, source: SourceSection) -> SourceSection:
-    places = {
-        key: _join(start, value)
-        for key in ("path", "image_folder")
-        if (value := getattr(source, key, None)) is not None
-    }
+    places: dict[str, Any] = {key: _join(start, value) for key, value in _places(source)}
+    if source.join is not None:
+        places["join"] = source.join.model_copy(update={"path": places.pop("join.path")})
     return source.model_copy(update=places)
+
+
+def _places(source: SourceSection) -> Iterator[tuple[str, str]]:
+    """Yield the keys of a source that name places, with these."""
+    for key in ("path", "image_folder"):
+        if (value := getattr(source, key, None)) is not None:
+            yield key, value
+    if source.join is not None:
+        yield "join.path", source.join.path
 
 
 def _join(base: Path, path: str) -> str:
@@ -247,8 +254,8 @@ def _check_sources(recipe: Recipe, start: Path) -> None:
         _missing_path(f"{where}[{index}].{key}", Path(value), starts)
         for where, sources in lists.items()
         for index, source in enumerate(sources)
-        for key in ("path", "image_folder")
-        if (value := getattr(source, key, None)) is not None and not glob.glob(value)
+        for key, value in _places(source)
+        if not glob.glob(value)
     ]
     if findings:
         raise RecipeError("\n".join(findings))
