@@ -6,7 +6,7 @@ from transformers import PreTrainedTokenizerBase
 
 from varifocal.data.encoding.encoder import Encoder
 from varifocal.data.encoding.named_template import choose_template
-from varifocal.errors import ModelError
+from varifocal.errors import ChatTemplateError
 from varifocal.models.families.base import family_of
 from varifocal.models.load import check_image_side, image_tokens, load_processor
 from varifocal.models.processor import with_image_parts
@@ -23,7 +23,7 @@ def make_encoder(processor: Any, recipe: Recipe) -> Encoder:
         recipe: its data and model sections say what.
 
     Raises:
-        ModelError: the model or its tokenizer cannot be used with the recipe's chat template.
+        ChatTemplateError: model or tokenizer cannot be used with the recipe's chat template.
     """
     options: dict[str, Any] = {
         "max_length": recipe.data.max_length,
@@ -62,7 +62,7 @@ def _check_frame(section: ModelSection, choice: str) -> None:
     config = find_checkpoint(section.language_model).config
     family = family_of(config)
     if choice in CHAT_TEMPLATES and family is not None and family.needs_image_side:
-        raise ModelError(
+        raise ChatTemplateError(
             f"data.chat_template: {choice} does not write the tokens around an image of a "
             f"{config.model_type}; leave it out, or give a file of Jinja that does"
         )

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from varifocal.errors import DataError, RecipeError, RunError
+from varifocal.errors import DataError, ModelError, RecipeError, RunError
 from varifocal.models.loss import supervised_loss
 from varifocal.planning.calibration import Calibration, find_calibration, write_calibration
 from varifocal.planning.devices import GPUS, find_device, judge_memory, slow_format, this_cpu
@@ -461,3 +461,15 @@ def test_the_paper_stands_beside_its_own_recipe_alone():
     assert beside["hours_of_their_loop"] == pytest.approx(hours, abs=0.01)
     other = load_recipe("lavin-7b-scienceqa", ["tuner={type: lora}"], check_paths=False)
     assert compare_with_paper(other, build_shapes(other)) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"data.chat_template": "{{ messages"}, "chat template refuses the turns"),
+        ({"model.attn_implementation": "spda"}, "'spda' is no attention code .* mean 'sdpa'"),
+    ],
+)
+def test_a_plan_refuses_what_training_would(recipe, change, sentence):
+    with pytest.raises(ModelError, match=sentence):
+        estimate(recipe(change), this_cpu())

@@ -93,11 +93,11 @@ def load_model(section: ModelSection, *, meta: bool = False, seed: int = 0) -> L
     base_ids = {"language_model": section.language_model}
     if section.vision_tower is not None:
         base_ids["vision_tower"] = section.vision_tower
+    check_attention(section.attn_implementation)
     if meta:
         tower = None if section.vision_tower is None else find_config(section.vision_tower)
         model = _build_meta(section, find_config(section.language_model), tower)
         return LoadedModel(model, None, base_ids, None)
-    check_attention(section.attn_implementation)
     language = find_checkpoint(section.language_model)
     if section.vision_tower is None:
         model, processor = _load_whole(section, language)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from varifocal.data.encoding.encoder import Encoded, Encoder
 from varifocal.data.rows.packing import Collator, PackedDataset
-from varifocal.errors import ModelError
+from varifocal.errors import ChatTemplateError, ModelError
 from varifocal.models.families.base import MetaImages
 from varifocal.planning.shapes import Shapes, encoder_of
 from varifocal.recipe import HubSection, Recipe, leaves_text
@@ -107,6 +107,8 @@ def work_of(
         return count_work(recipe, data, shapes, num_devices)
     try:
         encoder = encoder_of(recipe)
+    except ChatTemplateError:  # `train` would refuse it, too
+        raise
     except ModelError:
         reason = "the tokenizer cannot be had"
         return assume_work(recipe, shapes.formula, shapes.images, num_devices, reason)

@@ -14,7 +14,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from varifocal.data.encoding.chat_template import ChatTemplate
-from varifocal.errors import ModelError
+from varifocal.errors import ChatTemplateError
 from varifocal.recipe.chat_templates import CHAT_TEMPLATES, SETS_IMAGE_TOKEN
 
 FOLDER = Path(__file__).parent / "chat_templates"
@@ -37,7 +37,7 @@ def choose_template(
         image_token: the model's placeholder of an image; None for a model that takes none.
 
     Raises:
-        ModelError: the tokenizer lacks a token that the template ends answers with.
+        ChatTemplateError: the tokenizer lacks a token that the template ends answers with.
     """
     placeholder = f"{SETS_IMAGE_TOKEN}{json.dumps(image_token or '')} -%}}"
     if choice not in CHAT_TEMPLATES:
@@ -62,14 +62,14 @@ def _read(name: str) -> str:
 
 def _check_tokens(choice: str, tokenizer: PreTrainedTokenizerBase) -> None:
     if tokenizer.eos_token is None:
-        raise ModelError(
+        raise ChatTemplateError(
             f"data.chat_template: {choice} ends answers with an end-of-sequence token, and the "
             "tokenizer has none; take another template"
         )
     vocabulary = tokenizer.get_vocab()
     missing = [token for token in _NEEDED_TOKENS.get(choice, ()) if token not in vocabulary]
     if missing:
-        raise ModelError(
+        raise ChatTemplateError(
             f"data.chat_template: {choice} writes {' and '.join(missing)}, which the tokenizer "
             "does not have as tokens; take another template, such as vicuna_v1"
         )
