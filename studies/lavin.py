@@ -164,7 +164,7 @@ class Study:
             items_of(list(load_source(recipe.data.evaluate[0]))),
             EncodedAsker(parts),
             run.evaluations,
-            way=AskOptions(blind=parts.load_images is None, token_budget=4096),
+            options=AskOptions(blind=parts.load_images is None, token_budget=4096),
         )
         return {
             "accuracy": {one.name: one.value for one in result.measures},

@@ -83,7 +83,7 @@ def asked_of(source: SourceSection, parts: Assembly, folder: Path, name: str) ->
         items_of(list(load_source(source))),
         EncodedAsker(parts),
         folder,
-        way=AskOptions(blind=parts.load_images is None, token_budget=4096),
+        options=AskOptions(blind=parts.load_images is None, token_budget=4096),
     )
     return {
         "accuracy": {one.name: one.value for one in result.measures},

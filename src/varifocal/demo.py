@@ -107,31 +107,31 @@ def run_demo(
         RunError: the directory holds a demo of the other size.
         Stopped: Ctrl-C; call again to go on.
     """
-    tell = progress or silent
+    progress = progress or silent
     stored = Path(root) / "demo.json"
     if stored.is_file():
         return _read_back(stored, quick)
     run = RunDirectory.create(root, resume=True)
     with run.lock():
-        result = _do(run, quick, tell)
+        result = _do(run, quick, progress)
         write_json(stored, result)
     return result
 
 
-def _do(run: RunDirectory, quick: bool, tell: Progress) -> dict[str, Any]:
+def _do(run: RunDirectory, quick: bool, progress: Progress) -> dict[str, Any]:
     """Do what is left of a demo."""
     started = time.monotonic()
     size = QUICK if quick else FULL
-    recipe = prepare_demo(run, size, tell)
+    recipe = prepare_demo(run, size, progress)
     examples = list(load_source(recipe.data.evaluate[0]))
-    before = score_start(run, recipe, examples, tell)
-    training = run_training(recipe, run.root, resume=run.recipe.is_file(), progress=tell)
+    before = score_start(run, recipe, examples, progress)
+    training = run_training(recipe, run.root, resume=run.recipe.is_file(), progress=progress)
     _, parts = open_run(run.root)
     about = about_run(run.root, recipe, parts)
-    after = _score(run, parts, examples, "after", tell, about=about)
+    after = _score(run, parts, examples, "after", progress, about=about)
     draw_sheet(run, parts, examples, after["predictions"])
     del parts
-    language = score_language(run, size.language, tell)
+    language = score_language(run, size.language, progress)
     return {
         "quick": quick,
         "before": _columns(before["start"]),
@@ -152,7 +152,7 @@ def _do(run: RunDirectory, quick: bool, tell: Progress) -> dict[str, Any]:
     }
 
 
-def prepare_demo(run: RunDirectory, size: Size, tell: Progress) -> Recipe:
+def prepare_demo(run: RunDirectory, size: Size, progress: Progress) -> Recipe:
     """Make the data, if it is not there yet, and read the recipe for it."""
     book = run.root / "sciencebook"
     if not (book / "problems.json").is_file():
@@ -163,13 +163,13 @@ def prepare_demo(run: RunDirectory, size: Size, tell: Progress) -> Recipe:
             test=size.test,
             seed=0,
             skills=[*IMAGE_SKILLS, *TEXT_SKILLS],
-            progress=lambda done, total: tell("draw", done, total, "questions"),
+            progress=lambda done, total: progress("draw", done, total, "questions"),
         )
     return load_recipe("demo", {"data.root": str(run.root.resolve()), **size.overrides})
 
 
 def score_start(
-    run: RunDirectory, recipe: Recipe, examples: Sequence[Example], tell: Progress
+    run: RunDirectory, recipe: Recipe, examples: Sequence[Example], progress: Progress
 ) -> dict[str, dict[str, Any]]:
     """Score the frozen language model without images, and with an untrained connector."""
     parts: Assembly | None = None
@@ -178,12 +178,12 @@ def score_start(
         scores_of_run = _read_scores(run, "start-blind" if blind else "start")
         if scores_of_run is None:
             parts = parts or assemble(recipe)
-            scores_of_run = _score(run, parts, examples, "start", tell, blind=blind)
+            scores_of_run = _score(run, parts, examples, "start", progress, blind=blind)
         scores[name] = scores_of_run
     return scores
 
 
-def score_language(run: RunDirectory, limit: int, tell: Progress) -> dict[str, float]:
+def score_language(run: RunDirectory, limit: int, progress: Progress) -> dict[str, float]:
     """Measure what plain language has lost, against the base; `varifocal retention` has it all.
 
     Returns:
@@ -195,7 +195,7 @@ def score_language(run: RunDirectory, limit: int, tell: Progress) -> dict[str, f
         run.root,
         limit=limit,
         command=command,
-        progress=lambda stage, done, total, note="": tell(f"language, {stage}", done, total),
+        progress=lambda stage, done, total, note="": progress(f"language, {stage}", done, total),
     )
     lines = {line.name: line for line in measured.rows}
     factors = [lines[name].change for name in FACTORS]
@@ -213,7 +213,7 @@ def _score(
     parts: Assembly,
     examples: Sequence[Example],
     name: str,
-    tell: Progress,
+    progress: Progress,
     blind: bool = False,
     about: About | None = None,
 ) -> dict[str, Any]:
@@ -222,9 +222,9 @@ def _score(
         items_of(examples),
         EncodedAsker(parts),
         run.evaluations,
-        way=AskOptions(blind=blind, token_budget=4096),
+        options=AskOptions(blind=blind, token_budget=4096),
         about=about,
-        progress=lambda stage, done, total, note="": tell(f"score {stage}", done, total, note),
+        progress=lambda stage, done, total, note="": progress(f"score {stage}", done, total, note),
     )
     scores_of_run = _read_scores(run, result.name)
     assert scores_of_run is not None  # it has just been written

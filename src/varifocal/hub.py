@@ -46,7 +46,11 @@ def upload(directory: Path, repo_id: str, *, message: str, private: bool = True)
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     # The hub's own error is an OSError, too; that of a connection is its HTTP library's alone.
-    connection = next(kind for kind in HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError")
+    connection = next(
+        kind
+        for kind in HfHubHTTPError.__mro__
+        if issubclass(kind, Exception) and kind.__name__ == "HTTPError"
+    )
     try:
         create_repo(repo_id, private=private, exist_ok=True)
         return str(upload_folder(repo_id=repo_id, folder_path=directory, commit_message=message))

@@ -264,30 +264,30 @@ def run_sweep(sweep: Sweep, out: str | Path, progress: Progress | None = None) -
     from varifocal.reports.runs_table import tabulate_runs
 
     out = Path(out)
-    tell = progress or silent
+    progress = progress or silent
     claim_folder(out, known={*(point.label for point in sweep.points), *REPORT_FILES})
     for point in sweep.points:
         check_same_point(point, RunDirectory(out / point.label))
     for number, point in enumerate(sweep.points):
-        tell("sweep", number, len(sweep.points), point.label)
+        progress("sweep", number, len(sweep.points), point.label)
         run = RunDirectory(out / point.label)
         if not (run.root / DONE).is_file():
             run = RunDirectory.create(run.root, resume=True)
             with run.lock():
-                _do(sweep.page, point, run, tell)
+                _do(sweep.page, point, run, progress)
             gc.collect()  # one point's model has to go before the next one comes
-    tell("sweep", len(sweep.points), len(sweep.points))
+    progress("sweep", len(sweep.points), len(sweep.points))
     report = tabulate_runs([out / point.label for point in sweep.points], sweep.groups)
     report.write(out)
     return report
 
 
-def _do(page: SweepSection, point: Point, run: RunDirectory, tell: Progress) -> None:
+def _do(page: SweepSection, point: Point, run: RunDirectory, progress: Progress) -> None:
     """Train a point, or what is left of it, score it, and say that it is done."""
     from varifocal.training.train import run_training
 
     try:
-        run_training(point.recipe, run.root, resume=run.recipe.exists(), progress=tell)
+        run_training(point.recipe, run.root, resume=run.recipe.exists(), progress=progress)
     except Stopped as stop:
         raise Stopped(
             f"stopped in point '{point.label}'; what is done is saved. Go on with the same command"
@@ -295,9 +295,9 @@ def _do(page: SweepSection, point: Point, run: RunDirectory, tell: Progress) -> 
     if page.evaluate:
         steps = run.steps() if page.checkpoints else []
         for step in filter(_planned(point.recipe, steps), steps[:-1]):
-            _score(page, run, tell, step)
+            _score(page, run, progress, step)
             gc.collect()
-        _score(page, run, tell)
+        _score(page, run, progress)
         if steps:  # the last one is written at the end, which is scored already
             _same_scores(run, steps[-1])
     write_json(run.root / DONE, {"label": point.label, "setting": point.setting})
@@ -310,7 +310,9 @@ def _planned(recipe: Recipe, steps: Sequence[int]) -> Callable[[int], bool]:
     return lambda step: step % every == 0
 
 
-def _score(page: SweepSection, run: RunDirectory, tell: Progress, step: int | None = None) -> None:
+def _score(
+    page: SweepSection, run: RunDirectory, progress: Progress, step: int | None = None
+) -> None:
     """Score a run's end, or one of its checkpoints."""
     from varifocal.assemble import open_run
     from varifocal.evaluation.sources import about_run, evaluate_recipe
@@ -320,7 +322,7 @@ def _score(page: SweepSection, run: RunDirectory, tell: Progress, step: int | No
     place = run.evaluations_at(step)
     about = about_run(run.root, recipe, parts, checkpoint=step)
     for _ in evaluate_recipe(
-        recipe, parts, place, about, sources=sources, blind=None, progress=tell
+        recipe, parts, place, about, sources=sources, blind=None, progress=progress
     ):
         pass  # each score is written as it comes
 

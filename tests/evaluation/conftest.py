@@ -85,6 +85,6 @@ def score_choices(tmp_path_factory):
         benchmark = choice_benchmark("scienceqa", "here", method, most)
         folder = tmp_path_factory.mktemp("scores")
         how = AskOptions(**{"token_budget": 4096, **way})
-        return run(benchmark, items_of(examples), EncodedAsker(parts), folder, way=how)
+        return run(benchmark, items_of(examples), EncodedAsker(parts), folder, options=how)
 
     return score

@@ -74,7 +74,9 @@ MADE = {"pope": (pope, "random"), "nlvr": (nlvr, None)}
 
 def score(name: str, folder: Path, asker: Yes, out: Path, **way) -> Result:
     items = load_items(BENCHMARKS[name], folder, MADE[name][1])
-    return run(BENCHMARKS[name], items, asker, out, way=AskOptions(split=None, **way), about=ABOUT)
+    return run(
+        BENCHMARKS[name], items, asker, out, options=AskOptions(split=None, **way), about=ABOUT
+    )
 
 
 def damage(image: Path, how: str) -> None:
@@ -111,7 +113,7 @@ def test_an_image_that_is_put_back_is_asked_by_the_next_call(name: str, tmp_path
     (place / "1.png").write_bytes(kept)
     asker = Yes()
     found = score(name, tmp_path / name, asker, tmp_path / "eval", on_bad_record="skip")
-    assert (asker.asked, found.kept, len(found.answered)) == (1, 3, 4)
+    assert (asker.asked, found.num_stored, len(found.answered)) == (1, 3, 4)
     lines = found.file.with_name(f"{found.name}.predictions.jsonl").read_text().splitlines()
     assert [json.loads(line)["id"][-1] for line in lines] == list("0123")
 

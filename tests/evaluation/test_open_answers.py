@@ -300,9 +300,9 @@ def test_a_stopped_call_goes_on_with_the_questions_that_are_left(parts, tmp_path
     assert len(Killed.asked) == 2
     monkeypatch.setattr(Killed, "lives", 9)
     (result,) = score(About(fingerprint="w1"))
-    assert (result.kept, len(Killed.asked)) == (2, 3)
+    assert (result.num_stored, len(Killed.asked)) == (2, 3)
     (whole,) = score(About(fingerprint="w2"))
-    assert (whole.kept, len(Killed.asked)) == (0, 5)
+    assert (whole.num_stored, len(Killed.asked)) == (0, 5)
     assert whole.measures == result.measures
 
 

@@ -80,8 +80,10 @@ methods = pytest.mark.parametrize("method", ["likelihood", "generate"])
 def test_batch_size_and_order_change_no_answer(asker, tmp_path, method):
     row, seen = benchmark(method=method), []
     for number, (size, order) in enumerate([(1, 1), (4, 1), (9, -1), (2, -1)]):
-        way = AskOptions(batch_size=size)
-        result = run(row, items()[::order], asker, tmp_path / str(number), way=way, about=ABOUT)
+        options = AskOptions(batch_size=size)
+        result = run(
+            row, items()[::order], asker, tmp_path / str(number), options=options, about=ABOUT
+        )
         found = {line.pop("id"): line for line in lines(tmp_path / str(number))}
         scores = [found[name].pop("scores", ()) for name in sorted(found)]
         seen.append((result.measures, found, scores))
@@ -94,18 +96,18 @@ def test_batch_size_and_order_change_no_answer(asker, tmp_path, method):
 
 @methods
 def test_a_killed_run_goes_on_where_it_was(asker, tmp_path, method):
-    row, way = benchmark(method=method), AskOptions(batch_size=2)
-    run(row, items(), asker, tmp_path / "whole", way=way, about=ABOUT)
+    row, options = benchmark(method=method), AskOptions(batch_size=2)
+    run(row, items(), asker, tmp_path / "whole", options=options, about=ABOUT)
     dying = Watched(asker, dies_at=2)
     with pytest.raises(KeyboardInterrupt):
-        run(row, items(), dying, tmp_path / "cut", way=way, about=ABOUT)
+        run(row, items(), dying, tmp_path / "cut", options=options, about=ABOUT)
     assert len(lines(tmp_path / "cut")) == 4
     assert not (tmp_path / "cut" / "fruit.json").exists()
     file = tmp_path / "cut" / "fruit.predictions.jsonl"
     file.write_bytes(file.read_bytes()[:-7])  # the kill came inside the fourth line
     rest = Watched(asker)
-    result = run(row, items(), rest, tmp_path / "cut", way=way, about=ABOUT)
-    assert result.kept == 3
+    result = run(row, items(), rest, tmp_path / "cut", options=options, about=ABOUT)
+    assert result.num_stored == 3
     assert len(rest.asked) == 6
     names = ("fruit.json", "fruit.predictions.jsonl")
     assert [(tmp_path / "cut" / name).read_text() for name in names] == [
@@ -117,10 +119,10 @@ def test_a_finished_run_asks_nothing_and_other_weights_ask_everything(asker, tmp
     first = run(benchmark(), items(), asker, tmp_path, about=ABOUT)
     again = Watched(asker)
     second = run(benchmark(), items(), again, tmp_path, about=ABOUT)
-    assert (again.asked, second.kept, second.measures) == ([], 9, first.measures)
+    assert (again.asked, second.num_stored, second.measures) == ([], 9, first.measures)
     for about in (About(fingerprint="w2"), About(fingerprint=None), About(fingerprint=None)):
         other = Watched(asker)
-        assert run(benchmark(), items(), other, tmp_path, about=about).kept == 0
+        assert run(benchmark(), items(), other, tmp_path, about=about).num_stored == 0
         assert len(other.asked) == 9
 
 
@@ -134,7 +136,7 @@ def test_answers_of_another_strength_are_neither_continued_nor_overwritten(asker
     for about, kept in ((half, 9), (less, 0)):
         file = tmp_path / f"fruit-strength-{about.strength}.predictions.jsonl"
         file.write_text(predictions)
-        assert run(benchmark(), items(), asker, tmp_path, about=about).kept == kept
+        assert run(benchmark(), items(), asker, tmp_path, about=about).num_stored == kept
 
 
 def test_a_changed_question_is_asked_again_alone(asker, tmp_path):
@@ -143,7 +145,7 @@ def test_a_changed_question_is_asked_again_alone(asker, tmp_path):
     example = Example((Message("user", ("Other?",)),), "q4", choices=changed[4].example.choices)
     changed[4] = Item("q4", example, ("plum",))
     watched = Watched(asker)
-    assert run(benchmark(), changed, watched, tmp_path, about=ABOUT).kept == 8
+    assert run(benchmark(), changed, watched, tmp_path, about=ABOUT).num_stored == 8
     assert len(watched.asked) == 1
 
 
@@ -186,14 +188,17 @@ def test_ways_have_files_of_their_own(asker, tmp_path):
         (AskOptions(method="generate", blind=True), "fruit-generate-blind"),
         (AskOptions(split="val", limit=5), "fruit-val-first5"),
     ]
-    for way, name in ways:
-        assert run(benchmark(), items(), asker, tmp_path, way=way).file == tmp_path / f"{name}.json"
+    for options, name in ways:
+        assert (
+            run(benchmark(), items(), asker, tmp_path, options=options).file
+            == tmp_path / f"{name}.json"
+        )
 
 
 def test_progress_has_the_time_that_is_left(asker, tmp_path):
     told = []
     tell = lambda *step: told.append(step)  # noqa: E731
-    run(benchmark(), items(), asker, tmp_path, way=AskOptions(batch_size=4), progress=tell)
+    run(benchmark(), items(), asker, tmp_path, options=AskOptions(batch_size=4), progress=tell)
     told = [step for step in told if step[0] == "fruit"]
     assert [step[1:3] for step in told] == [(0, 9), (4, 9), (8, 9), (9, 9)]
     assert told[1][3].endswith(" left")
@@ -236,9 +241,16 @@ def test_a_second_call_keeps_off_the_file_of_the_first(asker, tmp_path):
                     run(benchmark(), items(), Watched(asker), tmp_path, about=ABOUT)
             return super().score(prompts, normalisation)
 
-    run(benchmark(), items(), Impatient(asker), tmp_path, way=AskOptions(batch_size=4), about=ABOUT)
+    run(
+        benchmark(),
+        items(),
+        Impatient(asker),
+        tmp_path,
+        options=AskOptions(batch_size=4),
+        about=ABOUT,
+    )
     assert len(lines(tmp_path)) == 9
-    assert run(benchmark(), items(), asker, tmp_path, about=ABOUT).kept == 9
+    assert run(benchmark(), items(), asker, tmp_path, about=ABOUT).num_stored == 9
 
 
 def test_odd_line_breaks_in_an_answer_survive(asker, tmp_path):
@@ -249,4 +261,4 @@ def test_odd_line_breaks_in_an_answer_survive(asker, tmp_path):
 
     run(benchmark(method="generate"), items(), Odd(asker), tmp_path, about=ABOUT)
     again = Odd(asker)
-    assert run(benchmark(method="generate"), items(), again, tmp_path, about=ABOUT).kept == 9
+    assert run(benchmark(method="generate"), items(), again, tmp_path, about=ABOUT).num_stored == 9

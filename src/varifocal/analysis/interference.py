@@ -345,9 +345,9 @@ def measure_interference(
     started = time.monotonic()
     passes = 2 if estimator == "mean_of_ratios" else 1
     total = passes * sum(map(len, samples.values()))
-    tell = _counting(progress, total)
+    count_up = _counting(progress, total)
     effects: StepEffects | None = None
-    for task, half, flat in _gradients(samples, gradient, tell):
+    for task, half, flat in _gradients(samples, gradient, count_up):
         if effects is None:
             effects = StepEffects(len(samples), len(flat), blocks, flat.dtype, flat.device)
         effects.add(task, half, flat)
@@ -356,7 +356,7 @@ def measure_interference(
     ratios = None
     if estimator == "mean_of_ratios":
         ratios = ExampleRatios(effects)
-        for task, _, flat in _gradients(samples, gradient, tell):
+        for task, _, flat in _gradients(samples, gradient, count_up):
             ratios.add(task, flat)
     return Interference(
         tasks=list(samples),
@@ -374,25 +374,25 @@ def measure_interference(
 def _gradients(
     samples: Mapping[str, Sequence[SampleT]],
     gradient: Callable[[SampleT], Tensor],
-    tell: Callable[[], None],
+    count_up: Callable[[], None],
 ) -> Iterator[tuple[int, int, Tensor]]:
     """Yield (task, half, gradient); every other sample of a task is in the other half."""
     for task, own in enumerate(samples.values()):
         for number, sample in enumerate(own):
             yield task, number % 2, gradient(sample)
-            tell()
+            count_up()
 
 
 def _counting(progress: StepProgress | None, total: int) -> Callable[[], None]:
     done = 0
 
-    def tell() -> None:
+    def count_up() -> None:
         nonlocal done
         done += 1
         if progress is not None:
             progress(done, total)
 
-    return tell
+    return count_up
 
 
 def _plain(matrix: Tensor) -> list[list[float | None]]:

@@ -154,8 +154,8 @@ def _fill_features(drawn: TaskExamples, parts: Assembly, progress: Progress | No
         images = [
             image for own in drawn.by_task.values() for example in own for image in example.images
         ]
-        tell = (lambda done, total: progress("images", done, total)) if progress else None
-        parts.features.fill(images, tell)
+        of_images = (lambda done, total: progress("images", done, total)) if progress else None
+        parts.features.fill(images, of_images)
 
 
 def _draw(interference: Interference, whole: Path, layers: Path) -> None:

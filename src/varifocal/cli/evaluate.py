@@ -114,9 +114,9 @@ def benchmark(
     from varifocal.evaluation.evaluate import Named
     from varifocal.evaluation.runner import AskOptions
 
-    way = AskOptions(None, blind, split, limit, batch_size)
+    options = AskOptions(None, blind, split, limit, batch_size)
     named = Named(model, adapter, dtype, strength)
-    _score_benchmarks(named, ",".join(names), data, way, score, out, on_bad_record)
+    _score_benchmarks(named, ",".join(names), data, options, score, out, on_bad_record)
 
 
 def _score_sources(
@@ -158,7 +158,7 @@ def _score_benchmarks(
     named: Named,
     names: str,
     data: Path | None,
-    way: AskOptions,
+    options: AskOptions,
     score: ScoreBy | None,
     out: Path | None,
     on_bad_record: OnBadRecord | None,
@@ -172,7 +172,7 @@ def _score_benchmarks(
         for result in evaluate_benchmarks(
             named,
             names,
-            way,
+            options,
             data=data,
             score=score,
             out=out,

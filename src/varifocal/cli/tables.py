@@ -183,8 +183,8 @@ def print_result(result: "Result") -> None:
     Console().print(table)
     if result.num_cut:
         print(f"{result.num_cut} prompts were shortened to fit into the model's window")
-    if result.kept:
-        print(f"{result.kept} of {len(result.answered)} answers were there already")
+    if result.num_stored:
+        print(f"{result.num_stored} of {len(result.answered)} answers were there already")
     _print_of_how_many(len(result.answered), len(result.left_out))
     print_left_out(result.left_out)
     print(result.file)

@@ -20,7 +20,7 @@ from varifocal.data.example import Example
 from varifocal.data.formats.base import Format, ParseOptions, unread_columns
 from varifocal.data.formats.cells import cell_or_none
 from varifocal.data.formats.questions import Integers
-from varifocal.data.formats.registry import FORMATS, detect
+from varifocal.data.formats.registry import FORMATS, check_keys, detect
 from varifocal.data.formats.scienceqa import ScienceQARecords
 from varifocal.data.formats.table import check_columns, find_integers
 from varifocal.data.parallel import map_in_order
@@ -193,32 +193,6 @@ class StreamedSource:
             return error
 
 
-READ_BY = {
-    **dict.fromkeys(("prompt_format", "prompt_text", "use_captions"), ("scienceqa",)),
-    **dict.fromkeys(("answer_as", "instructions"), ("scienceqa", "table")),
-    **dict.fromkeys(("answer_is", "columns"), ("table",)),
-}
-"""Keys of a source that some formats alone read. `columns` may name `split` and `skill` in all."""
-
-
-def _check_keys(section: SourceSection, format_name: str, place: str) -> None:
-    """Refuse keys that a source's format would pass over.
-
-    Raises:
-        DataError: with the formats that read the key.
-    """
-    fields = type(section).model_fields
-    for key, formats in READ_BY.items():
-        value = getattr(section, key)
-        if key == "columns":
-            value = {name for name in value or () if name not in ("split", "skill")} or None
-        if format_name not in formats and value != fields[key].default:
-            raise DataError(
-                f"'{place}' is read as {format_name}, and {key} belongs to the format "
-                f"{' or '.join(formats)}; leave it out"
-            )
-
-
 class _Parser:
     """Makes examples of records as a recipe's source asks."""
 
@@ -230,7 +204,7 @@ class _Parser:
         seed: int,
     ) -> None:
         self.format: Format = FORMATS[format_name]
-        _check_keys(section, format_name, records.place)
+        check_keys(section, format_name, records.place)
         columns = dict(section.columns or {})
         check_columns(columns, records.place)
         folder = section.image_folder

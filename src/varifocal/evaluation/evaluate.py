@@ -18,7 +18,8 @@ from varifocal.trained_weights import find_trained
 from varifocal.writing import claim_folder
 
 if TYPE_CHECKING:
-    from varifocal.evaluation.runner import AskOptions, Result
+    from varifocal.evaluation.evaluated_model import Opened
+    from varifocal.evaluation.runner import About, AskOptions, Result
     from varifocal.evaluation.sources import ScoreBy
 
 _DATA = Path("data")
@@ -102,7 +103,7 @@ def evaluate_sources(
 def evaluate_benchmarks(
     named: Named,
     suites: str,
-    way: AskOptions,
+    options: AskOptions,
     *,
     data: Path | None = None,
     score: ScoreBy | None = None,
@@ -116,7 +117,7 @@ def evaluate_benchmarks(
     Args:
         named: what is scored.
         suites: names of suites or benchmarks, with commas between them.
-        way: how the items are asked.
+        options: how the items are asked.
         data: the folder that holds one folder a benchmark; by default the run's `data.root`, or
             `data`.
         score: another method than the benchmarks' own.
@@ -133,15 +134,38 @@ def evaluate_benchmarks(
     benchmarks = find_benchmarks(suites)
     root = recipe.data.root if recipe is not None else None
     folders = find_folders(benchmarks, data or (Path(root) if root else _DATA))
-    items = [(row, load_items(row, folders[row.name], way.split, way.limit)) for row in benchmarks]
+    items = [
+        (row, load_items(row, folders[row.name], options.split, options.limit))
+        for row in benchmarks
+    ]
     if out is not None:
         claim_folder(out)
     from varifocal.evaluation.evaluated_model import open_asker
-    from varifocal.evaluation.runner import About, run
+    from varifocal.evaluation.runner import run
     from varifocal.evaluation.sources import METHODS
 
     opened = open_asker(named.model, named.adapter, named.dtype, named.strength)
-    about = About(
+    about = _about(named, opened, command)
+    if on_bad_record is None:
+        on_bad_record = "fail" if recipe is None else recipe.data.on_bad_record
+    options = replace(options, on_bad_record=on_bad_record)
+    for benchmark, asked in items:
+        for method in (None,) if score is None else METHODS[score]:
+            yield run(
+                benchmark,
+                asked,
+                opened.asker,
+                out or scores_of(named),
+                options=replace(options, method=method),
+                about=about,
+                progress=progress,
+            )
+
+
+def _about(named: Named, opened: Opened, command: str) -> About:
+    from varifocal.evaluation.runner import About
+
+    return About(
         model=named.model,
         adapter=None if named.adapter is None else str(named.adapter),
         fingerprint=opened.fingerprint,
@@ -150,15 +174,6 @@ def evaluate_benchmarks(
         command=command,
         strength=named.strength,
     )
-    rule = on_bad_record or (recipe.data.on_bad_record if recipe is not None else "fail")
-    chosen = replace(way, on_bad_record=rule)
-    where = out or scores_of(named)
-    for benchmark, asked in items:
-        for method in (None,) if score is None else METHODS[score]:
-            how = replace(chosen, method=method)
-            yield run(
-                benchmark, asked, opened.asker, where, way=how, about=about, progress=progress
-            )
 
 
 def scores_of(named: Named) -> Path:

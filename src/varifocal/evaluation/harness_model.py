@@ -185,10 +185,10 @@ class HarnessModel:
 def _progress_of(bar: Any) -> StepProgress:
     """Let a bar show how many are done."""
 
-    def tell(done: int, _: int) -> None:
+    def count_up(done: int, _: int) -> None:
         bar.update(done - bar.n)
 
-    return tell
+    return count_up
 
 
 def images_of(visual: Any) -> list[Image]:

@@ -108,7 +108,7 @@ class TokenReader:
             items_of(examples),
             EncodedAsker(replace(self.parts, encoder=self.encoder)),
             self.directory,
-            way=AskOptions(token_budget=_CHOICE_BUDGET),
+            options=AskOptions(token_budget=_CHOICE_BUDGET),
             about=self.about,
             progress=self.progress,
         )
@@ -126,7 +126,7 @@ class TokenReader:
             _items(self.encoder, questions),
             TokenAsker(self.parts, self.encoder, questions),
             self.directory,
-            way=AskOptions(token_budget=_BUDGETS[method]),
+            options=AskOptions(token_budget=_BUDGETS[method]),
             about=self.about,
             progress=self.progress,
         )

@@ -110,14 +110,14 @@ class Asked:
         name: of their file.
         answered: every item with its answer, in the items' order.
         prompts: by the item's id.
-        kept: how many answers an earlier call had left.
+        num_stored: how many answers an earlier call had left.
         left_out: one sentence for each item that could not be asked.
     """
 
     name: str
     answered: Sequence[Answered]
     prompts: Mapping[str, Prompt]
-    kept: int
+    num_stored: int
     left_out: Sequence[str]
 
 
@@ -131,7 +131,7 @@ class Result:
         measures: its numbers.
         answered: every item with its answer, in the items' order.
         file: where the scores stand.
-        kept: how many answers an earlier call had left.
+        num_stored: how many answers an earlier call had left.
         num_cut: prompts that were shortened to fit into the model's window.
         left_out: one sentence for each item that could not be asked; the measures are without it.
         baselines: what blind rules would score, in the unit of the main measure.
@@ -144,7 +144,7 @@ class Result:
     measures: Sequence[Measure]
     answered: Sequence[Answered]
     file: Path
-    kept: int
+    num_stored: int
     num_cut: int
     left_out: Sequence[str] = ()
     baselines: Baselines = field(default_factory=Baselines)
@@ -157,7 +157,7 @@ def run(
     asker: Asker,
     directory: Path,
     *,
-    way: AskOptions | None = None,
+    options: AskOptions | None = None,
     about: About | None = None,
     progress: Progress | None = None,
     left_out: Sequence[str] = (),
@@ -166,10 +166,10 @@ def run(
 
     Arguments and errors are those of `ask_items`.
     """
-    way, about = way or AskOptions(), about or About()
+    options, about = options or AskOptions(), about or About()
     asked = ask_items(
         benchmark, items, asker, directory,
-        way=way, about=about, progress=progress, left_out=left_out,
+        options=options, about=about, progress=progress, left_out=left_out,
     )  # fmt: skip
     result = Result(
         asked.name,
@@ -177,13 +177,13 @@ def run(
         benchmark.measure(asked.answered),
         asked.answered,
         directory / f"{asked.name}.json",
-        asked.kept,
+        asked.num_stored,
         sum(prompt.was_cut for prompt in asked.prompts.values()),
         asked.left_out,
         baselines_of(benchmark, [item for item, _ in asked.answered]),
         by_normalisation(benchmark, asked.answered, asked.prompts),
     )
-    write_json(result.file, _page(result, way, about, asked.prompts))
+    write_json(result.file, _page(result, options, about, asked.prompts))
     return result
 
 
@@ -193,7 +193,7 @@ def ask_items(
     asker: Asker,
     directory: Path,
     *,
-    way: AskOptions | None = None,
+    options: AskOptions | None = None,
     about: About | None = None,
     progress: Progress | None = None,
     left_out: Sequence[str] = (),
@@ -205,26 +205,26 @@ def ask_items(
         items: its questions; their gold answers never reach a prompt.
         asker: the model.
         directory: where the files go.
-        way: how it is asked; the benchmark's own way by default.
+        options: how it is asked; as the benchmark's own row says by default.
         about: who is asked.
         progress: told of every batch, with the time that is left.
         left_out: sentences on records of which no item could be made; they are counted as well.
 
     Raises:
-        DataError: there are no items, two have one id, or one cannot be asked and `way` does not
+        DataError: there are no items, two have one id, or one cannot be asked and `options` do not
             say that such ones are left out.
         RunError: the predictions cannot be written, or another call writes them.
     """
-    way, about, items = way or AskOptions(), about or About(), list(items)
-    name = way.stem(benchmark, about.strength)
+    options, about, items = options or AskOptions(), about or About(), list(items)
+    name = options.stem(benchmark, about.strength)
     _check(benchmark, items)
-    session = _Session(name, benchmark, asker, way, progress or silent)
+    session = _Session(name, benchmark, asker, options, progress or silent)
     prompts, not_asked = session.prepare(items)
     left_out = [*left_out, *not_asked]
     if not prompts:
         raise DataError(f"{name}: all {len(left_out):,} items are left out; {left_out[0]}")
     items = [item for item in items if item.id in prompts]
-    ledger = Ledger(directory / f"{name}.predictions.jsonl", _identity(benchmark, way, about))
+    ledger = Ledger(directory / f"{name}.predictions.jsonl", _identity(benchmark, options, about))
     with ledger.alone():
         answers = ledger.read(prompts, about.fingerprint is not None)
         num_answered = len(answers)
@@ -265,11 +265,11 @@ class _Session:
     """A benchmark put to a model."""
 
     def __init__(
-        self, name: str, benchmark: Benchmark, asker: Asker, way: AskOptions, tell: Progress
+        self, name: str, benchmark: Benchmark, asker: Asker, options: AskOptions, progress: Progress
     ) -> None:
         self._name, self._benchmark, self._asker = name, benchmark, asker
-        self._way, self._tell = way, tell
-        self._by_likelihood = (way.method or benchmark.method) == "likelihood"
+        self._options, self._progress = options, progress
+        self._by_likelihood = (options.method or benchmark.method) == "likelihood"
 
     def prepare(self, items: Sequence[Item]) -> tuple[dict[str, Prompt], list[str]]:
         """Write every prompt, by the item's id; and a sentence for each item that is left out."""
@@ -279,15 +279,15 @@ class _Session:
             try:
                 prompts[item.id] = self._prepare(item)
             except DataError as error:
-                if self._way.on_bad_record == "fail":
+                if self._options.on_bad_record == "fail":
                     raise DataError(f"{self._name}, item '{item.id}': {error}; {_FIX}") from error
                 left_out.append(f"item '{item.id}': {error}")
-            self._tell(f"{self._name}: prompts", number, len(items))
+            self._progress(f"{self._name}: prompts", number, len(items))
         return prompts, left_out
 
     def _prepare(self, item: Item) -> Prompt:
         """Write a prompt; its images are decoded, so that a damaged one is found here."""
-        asked = without_images(item.asked) if self._way.blind else item.asked
+        asked = without_images(item.asked) if self._options.blind else item.asked
         if self._by_likelihood and not asked.choices:
             raise DataError(f"{asked.name}: no choices; their likelihood cannot be compared")
         for image in asked.images:
@@ -304,18 +304,18 @@ class _Session:
         left = [item for item in items if item.id not in known]
         lengths = [prompts[item.id].length for item in left]
         started, tokens, done = time.monotonic(), 0, len(items) - len(left)
-        self._tell(self._name, done, len(items))
+        self._progress(self._name, done, len(items))
         for batch in self._batches(lengths):
             yield from self._answer([left[index] for index in batch], prompts)
             tokens, done = tokens + sum(lengths[index] for index in batch), done + len(batch)
             seconds = (time.monotonic() - started) * (sum(lengths) - tokens) / tokens
             note = f"{_span(seconds)} left" if done < len(items) else ""
-            self._tell(self._name, done, len(items), note)
+            self._progress(self._name, done, len(items), note)
 
     def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
-        budget = self._way.token_budget
+        budget = self._options.token_budget
         if budget is None:
-            return batches(lengths, self._way.batch_size)
+            return batches(lengths, self._options.batch_size)
         written = 0 if self._by_likelihood else self._benchmark.max_new_tokens
         return batch_by_length([length + written for length in lengths], budget)
 
@@ -354,12 +354,12 @@ def _read(benchmark: Benchmark, item: Item, answer: Answer) -> Answer:
     return replace(answer, parsed=benchmark.parse(answer.text, item))
 
 
-def _identity(benchmark: Benchmark, way: AskOptions, about: About) -> str:
+def _identity(benchmark: Benchmark, options: AskOptions, about: About) -> str:
     """Digest what decides an answer next to its prompt."""
     identity = {
         "weights": about.fingerprint,
         "dtype": about.dtype,
-        "method": way.method or benchmark.method,
+        "method": options.method or benchmark.method,
         "normalisation": benchmark.normalisation,
         "max_new_tokens": benchmark.max_new_tokens,
     }
@@ -369,7 +369,7 @@ def _identity(benchmark: Benchmark, way: AskOptions, about: About) -> str:
 
 
 def _page(
-    result: Result, way: AskOptions, about: About, prompts: Mapping[str, Prompt]
+    result: Result, options: AskOptions, about: About, prompts: Mapping[str, Prompt]
 ) -> dict[str, Any]:
     """Return what `NAME.json` holds."""
     benchmark, answered = result.benchmark, result.answered
@@ -387,10 +387,10 @@ def _page(
         "left_out": list(result.left_out[:MOST_NAMED]),
         "unparsed": sum(answer.parsed is None for _, answer in answered),
         "shortened_prompts": result.num_cut,
-        "method": way.method or benchmark.method,
-        "blind": way.blind,
-        "split": way.split,
-        "limit": way.limit,
+        "method": options.method or benchmark.method,
+        "blind": options.blind,
+        "split": options.split,
+        "limit": options.limit,
         "protocol": benchmark.protocol,
         "source": benchmark.source,
         "data": hashlib.sha256(shas.encode()).hexdigest(),

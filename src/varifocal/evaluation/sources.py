@@ -101,10 +101,10 @@ def evaluate_recipe(
         items, left_out = items_of(examples), examples.skipped
         for benchmark, token_budget in _benchmarks(recipe, source, examples, score):
             batch_size = recipe.evaluation.batch_size
-            way = AskOptions(None, is_blind, None, None, batch_size, token_budget, rule)
+            options = AskOptions(None, is_blind, None, None, batch_size, token_budget, rule)
             yield run(
                 benchmark, items, asker, directory,
-                way=way, about=about, progress=progress, left_out=left_out,
+                options=options, about=about, progress=progress, left_out=left_out,
             )  # fmt: skip
 
 

@@ -163,7 +163,7 @@ def _write_probe(job: Job, staging: Path) -> str:
         job.parts,
         staging,
         modality=job.modality if job.route else None,
-        sees=job.is_pair or job.form in ("llava", "llamacpp", "model"),
+        takes_images=job.is_pair or job.form in ("llava", "llamacpp", "model"),
         text_is_base=job.is_pair or (job.form == "model" and leaves_text(job.recipe.tuner)),
     )
     if not lines:

@@ -73,7 +73,12 @@ def _probability(table: Next, token: str) -> float:
 
 
 def write_probe(
-    parts: Assembly, directory: Path, *, modality: int | None, sees: bool, text_is_base: bool
+    parts: Assembly,
+    directory: Path,
+    *,
+    modality: int | None,
+    takes_images: bool,
+    text_is_base: bool,
 ) -> bool:
     """Write the questions that tell an adapter from its base.
 
@@ -81,15 +86,15 @@ def write_probe(
         parts: the trained model, with an adapter.
         directory: the export's.
         modality: the route that the export holds, 0 text or 1 image; None where rows differ.
-        sees: whether the export takes images; else its route is asked by text.
+        takes_images: whether the export takes images; else its route is asked by text.
         text_is_base: whether the server has to answer text as the base model.
 
     Returns:
         Whether a question tells them apart.
     """
-    images = sees and modality != 0
+    images = takes_images and modality != 0
     examples = _candidates(parts, images=images)
-    route = None if sees and images else modality
+    route = None if takes_images and images else modality
     with_adapter = [_next(parts, example, route) for example in examples]
     with _adapter_off(parts):
         without = [_next(parts, example, route) for example in examples]

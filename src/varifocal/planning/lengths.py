@@ -349,8 +349,7 @@ def assume_work(
     examples = recipe.data.mixture.total
     if not examples:
         notes.append(
-            "tokens and hours need the data; or say how many examples an epoch has, with "
-            "--set data.mixture.total=N"
+            "tokens and hours need the data, or an epoch's examples: --set data.mixture.total=N"
         )
         return Workload(batch=batch, notes=notes)
     num_rows = math.ceil(examples / per_row)

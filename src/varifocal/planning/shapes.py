@@ -37,9 +37,9 @@ class Shapes:
     decoder: DecoderShape
     images: MetaImages
 
-    def in_step(self, beside_others: bool) -> Shapes:
+    def in_step(self, with_others: bool) -> Shapes:
         """The same, trained by one process alone or next to others."""
-        return replace(self, formula=replace(self.formula, in_step=beside_others))
+        return replace(self, formula=replace(self.formula, in_step=with_others))
 
 
 def build_shapes(recipe: Recipe) -> Shapes:

@@ -235,7 +235,7 @@ def _scores(scores: Sequence[ScoreLine]) -> Iterator[Block]:
         for score in scores
     ]  # fmt: skip
     yield Grid(["suite", "measure", "score", "95 % interval", "items", "unparsed"], lines)
-    figures = [[score.suite, score.beside] for score in scores if score.main and score.beside]
+    figures = [[score.suite, score.next_to] for score in scores if score.main and score.next_to]
     if figures:
         yield Grid(["suite", "next to its main score: blind rules, likelihood both ways"], figures)
     protocols = {score.suite: score.protocol for score in scores}

@@ -41,7 +41,7 @@ class ScoreLine:
     unparsed: int
     protocol: str
     main: bool
-    beside: str = ""
+    next_to: str = ""
     left_out: int = 0
 
     @property

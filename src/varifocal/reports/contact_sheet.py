@@ -141,22 +141,22 @@ def _verdict(card: SheetCard) -> list[str]:
     return [f"\N{HEAVY BALLOT X} {answer}", f"right: {card.gold}"]
 
 
-def _body(figure: Figure, card: SheetCard, width: float, room: int) -> list[_Line]:
-    """Return the question's and the options' lines, at most `room` of them.
+def _body(figure: Figure, card: SheetCard, width: float, max_lines: int) -> list[_Line]:
+    """Return the question's and the options' lines, at most `max_lines` of them.
 
     Where they do not all fit, options are cut to one line each, then the question is cut, and
     the last of very many options are left out.
     """
     plain, bold = _measure(figure, "normal"), _measure(figure, "bold")
-    question = _wrap(card.question, width, bold, room)
+    question = _wrap(card.question, width, bold, max_lines)
     for most in (3, 2, 1):
         options = [
-            _wrap(option, width - INDENT, plain, most) for option in card.options[: room - 1]
+            _wrap(option, width - INDENT, plain, most) for option in card.options[: max_lines - 1]
         ]
         used = sum(len(lines) for lines in options)
-        if len(question) + used <= room:
+        if len(question) + used <= max_lines:
             break
-    question = _wrap(card.question, width, bold, max(1, room - used))
+    question = _wrap(card.question, width, bold, max(1, max_lines - used))
     body = [_Line(text, weight="bold") for text in question]
     for letter, lines in zip(string.ascii_uppercase, options, strict=False):
         body.append(_Line(f"{letter}", space=OPTION_SPACE))

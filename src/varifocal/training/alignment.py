@@ -52,7 +52,7 @@ class Aligned:
     num_words: int
 
 
-def align(recipe: Recipe, parts: Assembly, tell: Progress, clock: Clock) -> Aligned:
+def align(recipe: Recipe, parts: Assembly, progress: Progress, clock: Clock) -> Aligned:
     """Fit the connector to the words of its images; the language model is not run.
 
     Raises:
@@ -67,7 +67,7 @@ def align(recipe: Recipe, parts: Assembly, tell: Progress, clock: Clock) -> Alig
     with clock.stage("vision_features"):
         keys = parts.features.fill(
             [image for image, _ in pairs],
-            lambda done, total: tell("features", done, total, "images"),
+            lambda done, total: progress("features", done, total, "images"),
         )
     store, device = parts.features, next(model.connector.parameters()).device
     tokenizer = parts.encoder.tokenizer
@@ -86,7 +86,7 @@ def align(recipe: Recipe, parts: Assembly, tell: Progress, clock: Clock) -> Alig
             learning_rate=section.learning_rate,
             scale=section.scale,
             seed=recipe.seed,
-            progress=tell,
+            progress=progress,
         )
     if isinstance(model.connector, PlainMLP):  # a cosine leaves the tokens' size to chance
         shown = store.lookup(keys[: section.batch_size]).to(device)

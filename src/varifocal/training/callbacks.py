@@ -158,13 +158,13 @@ class RoutingWatch:
 class RunMetrics(TrainerCallback):
     """Writes `metrics.jsonl` and tells of every step."""
 
-    def __init__(self, run: RunDirectory, tell: Progress) -> None:
-        self.run, self.tell = run, tell
+    def __init__(self, run: RunDirectory, progress: Progress) -> None:
+        self.run, self.progress = run, progress
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Show where a training begins."""
         if state.is_world_process_zero:
-            self.tell("train", state.global_step, state.max_steps)
+            self.progress("train", state.global_step, state.max_steps)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Write what the Trainer logs."""
@@ -172,7 +172,7 @@ class RunMetrics(TrainerCallback):
             speed = logs.get("tokens_per_second", 0.0)
             note = f"loss {logs['loss']:.3f}, {speed:.0f} tokens/s"
             self.run.append_metrics({"step": state.global_step, **logs})
-            self.tell("train", state.global_step, state.max_steps, note)
+            self.progress("train", state.global_step, state.max_steps, note)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Show a step that is not logged."""
@@ -180,7 +180,7 @@ class RunMetrics(TrainerCallback):
         if state.global_step == state.max_steps:
             control.should_log = True
         if state.is_world_process_zero and not control.should_log:  # `on_log` tells of the others
-            self.tell("train", state.global_step, state.max_steps)
+            self.progress("train", state.global_step, state.max_steps)
 
 
 def _ignore_sigterm(former: Callable[[int], None] | None, worker: int) -> None:

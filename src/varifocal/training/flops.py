@@ -36,7 +36,7 @@ class DecoderShape:
         trained: of them, with a trained weight.
         again: of them, those that gradient checkpointing runs a second time.
         num_layers: the layers.
-        num_behind: the layers that `after` counts.
+        num_after: the layers that `after` counts.
         attention_width: heads times their width.
         head: of the logits of one position.
         head_trains: whether the head's weight is trained.
@@ -48,11 +48,11 @@ class DecoderShape:
     """
 
     weights: int
-    behind: int
+    after: int
     trained: int
     again: int
     num_layers: int
-    num_behind: int
+    num_after: int
     attention_width: int
     head: int
     head_trains: bool
@@ -123,14 +123,14 @@ class FlopFormula:
         # A trained connector is reached through every layer.
         to_input = shape.input_trains or (self.image.trains and (num_images > 0 or self.in_step))
         weights, layers = (
-            (shape.weights, shape.num_layers) if to_input else (shape.behind, shape.num_behind)
+            (shape.weights, shape.num_layers) if to_input else (shape.after, shape.num_after)
         )
         again = shape.again if self.checkpointing else 0
         products = (tokens + own) * (shape.weights + again + shape.trained)
         products += tokens * weights + own * shape.weights
         runs = shape.num_layers * (2 if self.checkpointing else 1)
         attention = 2 * pairs * shape.attention_width * (runs + shape.attention_backward * layers)
-        trains = to_input or shape.num_behind > 0
+        trains = to_input or shape.num_after > 0
         logits = positions * shape.head * (1 + int(trains) + int(shape.head_trains))
         logits += positions_again * shape.head * int(trains)
         return 2 * (products + round(attention) + logits)
@@ -161,13 +161,13 @@ def decoder_shape(base: PreTrainedModel) -> DecoderShape:
     routes = any(isinstance(part, MMALayer) and part.mma_router for part in decoder.modules())
     return DecoderShape(
         weights=sum(count for layer in products for count, _ in layer),
-        behind=sum(count for layer in products[first:] for count, _ in layer),
+        after=sum(count for layer in products[first:] for count, _ in layer),
         trained=sum(count for layer in products for count, trained in layer if trained),
         again=sum(
             sum(count for count, _ in matrix_products(layer)) - _spared(layer) for layer in layers
         ),
         num_layers=len(layers),
-        num_behind=len(layers) - first,
+        num_after=len(layers) - first,
         attention_width=config.num_attention_heads * width,
         head=sum(count for count, _ in matrix_products(head)),
         head_trains=any(trained for _, trained in matrix_products(head)),

@@ -101,24 +101,24 @@ def run_training(
 
 
 def _train(
-    recipe: Recipe, run: RunDirectory, resume: bool, tell: Progress, predict: Prediction | None
+    recipe: Recipe, run: RunDirectory, resume: bool, progress: Progress, predict: Prediction | None
 ) -> TrainingResult:
     """Train into a run directory that no other process writes."""
     clock = Clock()
     start = find_start(run, resume)
     _check_nothing_is_lost(recipe, run, start)
     for note in start.notes():
-        tell("resume", 1, 1, note)
+        progress("resume", 1, 1, note)
     if start.checkpoint is not None:
         check_same_optimizer(run, start.checkpoint, recipe)
     set_seed(recipe.seed)
-    parts, data, prepared = _open(recipe, run, start, tell, clock)
+    parts, data, prepared = _open(recipe, run, start, progress, clock)
     predicted = predict(recipe, data) if predict and is_main_process() else None
-    tuned, aligned = _tune(recipe, parts, start, tell, clock)
+    tuned, aligned = _tune(recipe, parts, start, progress, clock)
     if recipe.training.max_steps != 0:
         with clock.stage("vision_features"):
-            _fill_features(tuned, data, tell)
-    trainer = build_trainer(recipe, run, tuned, data, tell, clock)
+            _fill_features(tuned, data, progress)
+    trainer = build_trainer(recipe, run, tuned, data, progress, clock)
     if aligned is not None:
         trainer.meter.add_alignment(aligned.num_images, aligned.num_words)
     if prepared is not None and start.checkpoint is None:
@@ -140,20 +140,20 @@ def _train(
 
 
 def _open(
-    recipe: Recipe, run: RunDirectory, start: Start, tell: Progress, clock: Clock
+    recipe: Recipe, run: RunDirectory, start: Start, progress: Progress, clock: Clock
 ) -> tuple[Assembly, TrainingData, Prepared | None]:
     """Load the models and encode the data; refuse to go on from a checkpoint of other ones."""
     names = filter(None, (recipe.model.language_model, recipe.model.vision_tower))
-    tell("load", 0, 1, ", ".join(names))
+    progress("load", 0, 1, ", ".join(names))
     with clock.stage("loading"):
         # An engine that spreads the weights places them itself.
         parts = assemble(recipe, torch.device("cpu") if spreads_weights(recipe) else None)
-    tell("load", 1, 1)
+    progress("load", 1, 1)
     if start.checkpoint is not None:
         check_same(run, recipe, parts.fingerprint)
         check_pace(start.checkpoint, recipe, num_processes())
     with clock.stage("keep"):
-        prepared = prepare_references(recipe, parts, lambda *at: tell("keep", *at))
+        prepared = prepare_references(recipe, parts, lambda *at: progress("keep", *at))
     if start.checkpoint is not None and prepared is not None:
         check_same_answers(run, prepared.replay.facts)
     with clock.stage("encoding"):
@@ -162,22 +162,22 @@ def _open(
             parts.encoder,
             seed=recipe.seed,
             num_rows=_num_rows(recipe),
-            progress=lambda *at: tell("encode", *at),
+            progress=lambda *at: progress("encode", *at),
             replay=prepared.replay if prepared else None,
             images_only=leaves_text(recipe.tuner),
         )
     if data.notes:
-        tell("data", 1, 1, "; ".join(data.notes))
+        progress("data", 1, 1, "; ".join(data.notes))
     return parts, data, prepared
 
 
 def _tune(
-    recipe: Recipe, parts: Assembly, start: Start, tell: Progress, clock: Clock
+    recipe: Recipe, parts: Assembly, start: Start, progress: Progress, clock: Clock
 ) -> tuple[Assembly, Aligned | None]:
     """Put the connector's weights in, or fit it to words in a fresh run; then attach the tuner."""
     start_connector(parts.base, recipe, start.checkpoint)
     fresh = start.checkpoint is None
-    aligned = align(recipe, parts, tell, clock) if aligns(recipe) and fresh else None
+    aligned = align(recipe, parts, progress, clock) if aligns(recipe) and fresh else None
     set_seed(recipe.seed)  # a tuner starts alike, whether there was an alignment or not
     model = attach_tuner(parts.base, recipe.tuner, base_fingerprint=parts.fingerprint)
     if fresh:
@@ -215,7 +215,7 @@ def build_trainer(
     run: RunDirectory,
     parts: Assembly,
     data: TrainingData,
-    tell: Progress,
+    progress: Progress,
     clock: Clock | None = None,
 ) -> SupervisedTrainer:
     """Join a tuned model and encoded samples into a Trainer.
@@ -241,7 +241,7 @@ def build_trainer(
         loss_chunk=recipe.training.loss_chunk,
         loss_kernel=recipe.training.loss_kernel,
         reference_weight=getattr(recipe.training.keep, "weight", 1.0),
-        callbacks=[RunMetrics(run, tell)],
+        callbacks=[RunMetrics(run, progress)],
         clock=clock,
         schedule=recipe.training,
     )
@@ -312,11 +312,11 @@ def _pad_id(parts: Assembly) -> int:
     return next(number for number in known if isinstance(number, int))
 
 
-def _fill_features(parts: Assembly, data: TrainingData, tell: Progress) -> None:
+def _fill_features(parts: Assembly, data: TrainingData, progress: Progress) -> None:
     """Look at every image once, before the first step."""
     if parts.features is not None:
         parts.features.fill(
-            list(data.images()), lambda done, total: tell("features", done, total, "images")
+            list(data.images()), lambda done, total: progress("features", done, total, "images")
         )
 
 

@@ -190,9 +190,9 @@ def test_what_the_limit_would_do(section, encoder, overflow, cut, left_out):
     (counts,) = report.sources
     assert report.findings.count("too_long") == 2
     assert (counts.num_cut, counts.num_left_out) == (cut, left_out)
-    assert all(kept <= 200 for kept in counts.kept)
-    assert counts.num_lost_tokens == sum(counts.lengths) - sum(counts.kept)
-    assert counts.kept[4] == 0 < counts.lengths[4]
+    assert all(kept <= 200 for kept in counts.left)
+    assert counts.num_lost_tokens == sum(counts.lengths) - sum(counts.left)
+    assert counts.left[4] == 0 < counts.lengths[4]
 
 
 def test_old_turns_that_are_left_out_are_counted(section, encoder):
@@ -204,7 +204,7 @@ def test_old_turns_that_are_left_out_are_counted(section, encoder):
     data = section([{"conversations": turns}], overflow="drop_oldest_turns", max_length=300)
     (counts,) = check(data, encoder).sources
     assert counts.num_shortened == 1
-    assert 0 < counts.kept[0] <= 300 < counts.lengths[0]
+    assert 0 < counts.left[0] <= 300 < counts.lengths[0]
 
 
 # The epoch

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from varifocal.data.formats.alpaca import is_alpaca, parse_alpaca
 from varifocal.data.formats.base import Format
@@ -29,6 +29,9 @@ from varifocal.data.formats.scienceqa import is_scienceqa, parse_scienceqa, want
 from varifocal.data.formats.table import is_table_row, parse_table_row
 from varifocal.data.readers.base import Record
 from varifocal.errors import DataError
+
+if TYPE_CHECKING:
+    from varifocal.recipe import SourceSection
 
 _NAMES = {
     "question": ("question", "query", "prompt", "instruction", "input", "sentence", "text", "stem"),
@@ -93,6 +96,37 @@ FORMATS: dict[str, Format] = {
     "captions": Format("file_name or image, and caption or text", is_caption, parse_caption),
 }
 """Every format by its name; the first that a record fits is taken."""
+
+READ_BY = {
+    **dict.fromkeys(("prompt_format", "prompt_text", "use_captions"), ("scienceqa",)),
+    **dict.fromkeys(("answer_as", "instructions"), ("scienceqa", "table")),
+    **dict.fromkeys(("answer_is", "columns"), ("table",)),
+}
+"""Keys of a source that some formats alone read. `columns` may name `split` and `skill` in all."""
+
+
+def check_keys(section: SourceSection, format_name: str, place: str) -> None:
+    """Refuse keys that a source's format would pass over.
+
+    Args:
+        section: of the recipe.
+        format_name: a name of `FORMATS`.
+        place: for the error text.
+
+    Raises:
+        DataError: with the formats that read the key.
+    """
+    fields = type(section).model_fields
+    for key, formats in READ_BY.items():
+        value = getattr(section, key)
+        if key == "columns":
+            value = {name for name in value or () if name not in ("split", "skill")} or None
+        if format_name not in formats and value != fields[key].default:
+            raise DataError(
+                f"'{place}' is read as {format_name}, and {key} belongs to the format "
+                f"{' or '.join(formats)}; leave it out"
+            )
+
 
 _LOOKED_AT = 8
 

@@ -127,7 +127,7 @@ def check_data(
     if images_only:
         for counts in trained:
             counts.leave_out_text()
-    has_samples = any(num_kept for counts in trained for num_kept in counts.kept)
+    has_samples = any(num_left for counts in trained for num_left in counts.left)
     epoch = first_epoch(data, data.train, trained, seed) if has_samples else None
     return DataReport(data, sources, findings, epoch, judge_data(data, sources, findings))
 
@@ -311,7 +311,7 @@ def first_epoch(
     row_length = data.row_length or data.max_length
     streamed = any(section.streaming for section in sections)
     drawn = None if streamed else _draw(data, sections, trained, seed)
-    lengths = _of_epoch([counts.kept for counts in trained], drawn)  # [n]
+    lengths = _of_epoch([counts.left for counts in trained], drawn)  # [n]
     learned = _of_epoch([counts.trained for counts in trained], drawn)[lengths > 0]
     lengths = lengths[lengths > 0]
     window = WINDOW if data.packing else 1

@@ -82,7 +82,7 @@ class SourceCounts:
         modalities: of each record; -1 for one that cannot be read.
         task_codes: of each record, what `task_names` lists; -1 as above.
         lengths: tokens of each record without a limit; 0 where it cannot be encoded.
-        kept: of those, what the recipe's limit leaves; 0 for one that gives no sample.
+        left: of those, what the recipe's limit leaves; 0 for one that gives no sample.
         trained: of those kept, how many train.
         image_tokens: records by their number of image tokens.
         num_cut: records whose prompt is cut.
@@ -102,7 +102,7 @@ class SourceCounts:
     modalities: array[int] = field(default_factory=lambda: array("b"))
     task_codes: array[int] = field(default_factory=_numbers)
     lengths: array[int] = field(default_factory=_numbers)
-    kept: array[int] = field(default_factory=_numbers)
+    left: array[int] = field(default_factory=_numbers)
     trained: array[int] = field(default_factory=_numbers)
     image_tokens: Counter[int] = field(default_factory=Counter)
     num_cut: int = 0
@@ -125,7 +125,7 @@ class SourceCounts:
         for kind, text in scan.findings:
             findings.add(Finding(kind, self.side, self.name, self.file, len(self), text))
         self.lengths.append(scan.num_tokens)
-        self.kept.append(scan.num_kept)
+        self.left.append(scan.num_left)
         self.trained.append(scan.num_trained)
         self.content.append(scan.content)
         self.question.append(scan.question)
@@ -138,8 +138,8 @@ class SourceCounts:
     def leave_out_text(self) -> None:
         """Let records without an image give no sample."""
         for number, modality in enumerate(self.modalities):
-            if modality == 0 and self.kept[number]:
-                self.kept[number] = self.trained[number] = 0
+            if modality == 0 and self.left[number]:
+                self.left[number] = self.trained[number] = 0
                 self.num_text += 1
 
     def _count(self, scan: RecordScan) -> None:
@@ -149,7 +149,7 @@ class SourceCounts:
         self.image_tokens[scan.num_image_tokens] += 1
         self.num_cut += scan.was_cut
         self.num_shortened += scan.lost_turns
-        self.num_left_out += self.side != "captions" and scan.num_kept == 0
+        self.num_left_out += self.side != "captions" and scan.num_left == 0
 
     def _code(self, task: str) -> int:
         return self._codes.setdefault(task, len(self._codes))
@@ -172,7 +172,7 @@ class SourceCounts:
     @property
     def num_tokens_in_limit(self) -> int:
         """Count the tokens that the limit leaves."""
-        return int(as_numbers(self.kept).sum())
+        return int(as_numbers(self.left).sum())
 
     @property
     def num_lost_tokens(self) -> int:

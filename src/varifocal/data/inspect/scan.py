@@ -38,7 +38,7 @@ class RecordScan:
         task: the example's.
         modality: 0 text, 1 image, -1 for a record that cannot be read.
         num_tokens: what it takes without a limit; 0 if it cannot be encoded.
-        num_kept: what is left of that under the recipe's `overflow`; 0 if it gives no sample.
+        num_left: what is left of that under the recipe's `overflow`; 0 if it gives no sample.
         num_trained: of those kept.
         num_image_tokens: of all, without a limit.
         was_cut: text of its prompt is taken out.
@@ -54,7 +54,7 @@ class RecordScan:
     task: str = ""
     modality: int = -1
     num_tokens: int = 0
-    num_kept: int = 0
+    num_left: int = 0
     num_trained: int = 0
     num_image_tokens: int = 0
     was_cut: bool = False
@@ -168,20 +168,20 @@ class Looker:
         findings = _lost_parts(whole, example)
         limit = self.encoder.max_length
         if limit is None or length <= limit:
-            return replace(scanned, num_kept=length, num_trained=_trained(whole)), findings
+            return replace(scanned, num_left=length, num_trained=_trained(whole)), findings
         size = f"{example.name} takes {length:,} tokens, max_length is {limit:,}"
         try:
-            short, num_kept = self._encode(self.encoder, example)
+            short, num_left = self._encode(self.encoder, example)
         except TooLongError as error:
             return scanned, [*findings, ("too_long", f"{size}: {self._fate(error)}")]
         scanned = replace(
             scanned,
-            num_kept=num_kept,
+            num_left=num_left,
             num_trained=_trained(short),
             was_cut=short.was_cut,
             lost_turns=short.dropped_turns > 0,
         )
-        return scanned, [*findings, ("too_long", f"{size}: shortened to {num_kept:,}")]
+        return scanned, [*findings, ("too_long", f"{size}: shortened to {num_left:,}")]
 
     def _encode(self, encoder: Encoder, example: Example) -> tuple[Encoded, int]:
         """Encode as the run does; the length is that of the longest option's answer.

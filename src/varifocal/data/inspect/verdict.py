@@ -106,14 +106,14 @@ def _no_metric(data: DataSection, all_counts: Sequence[SourceCounts]) -> str:
 
 
 def _nothing_left(all_counts: Sequence[SourceCounts]) -> str:
-    if any(num_kept for counts in all_counts if counts.side == "train" for num_kept in counts.kept):
+    if any(num_left for counts in all_counts if counts.side == "train" for num_left in counts.left):
         return ""
     return NO_IMAGE if _num_text(all_counts) else NO_EXAMPLE
 
 
 def _usable(data: DataSection, all_counts: Sequence[SourceCounts], findings: Findings) -> str:
     trained = sum(
-        num_kept > 0 for counts in all_counts if counts.side == "train" for num_kept in counts.kept
+        num_left > 0 for counts in all_counts if counts.side == "train" for num_left in counts.left
     )
     words = [f"usable: {trained:,} of {_held(all_counts):,} records train"]
     if text := _num_text(all_counts):

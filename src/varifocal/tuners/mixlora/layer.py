@@ -148,7 +148,7 @@ class MixLoraLayer(nn.Module, BaseTunerLayer):
             valid = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
             context = Context(adapter, group_rows_whole(valid), listeners=self.listeners)
         groups = context.groups
-        cached = None if context.kept is None else context.kept[self.name]
+        cached = None if context.cached is None else context.cached[self.name]
         if groups is None:
             assert cached is not None
             return cached.choice, None

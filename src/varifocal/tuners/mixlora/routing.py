@@ -60,11 +60,11 @@ class Memory:
     """What a cache object remembers: the adapter that filled it, and what its linears keep."""
 
     adapter: str
-    kept: dict[str, CachedChoice]
+    cached: dict[str, CachedChoice]
 
     def take(self, index: Tensor) -> None:
         """Follow a reordering, selection or repetition of the cache's rows."""
-        self.kept = {name: cached.rows(index) for name, cached in self.kept.items()}
+        self.cached = {name: cached.rows(index) for name, cached in self.cached.items()}
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Context:
     Attributes:
         adapter: name of the adapter that runs.
         groups: the batch's routing groups; None: each row goes on with what it has.
-        kept: by linear, what the cache's memory holds; None where there is no cache yet.
+        cached: by linear, what the cache's memory holds; None where there is no cache yet.
         keeping: whether to write into `memory`.
         memory: by linear, what to go on with.
         listeners: are told of every choice.
@@ -101,7 +101,7 @@ class Context:
 
     adapter: str
     groups: Groups | None
-    kept: dict[str, CachedChoice] | None = None
+    cached: dict[str, CachedChoice] | None = None
     keeping: bool = False
     memory: dict[str, CachedChoice] = field(default_factory=dict)
     listeners: list[Callable[[Chosen], None]] = field(default_factory=list)
@@ -262,7 +262,7 @@ def _recall(cache: Any, adapter: str, past: int) -> dict[str, CachedChoice]:
             f"the cache holds {past} tokens and was filled with {filled}, so there is no choice of "
             f"factors that '{adapter}' could go on with; run the prompt again with that adapter"
         )
-    return memory.kept
+    return memory.cached
 
 
 def _remember(cache: Any, memory: Memory) -> None:
@@ -287,7 +287,7 @@ def _batch_select_indices(cache: Any, indices: Tensor) -> None:
 def _batch_repeat_interleave(cache: Any, repeats: int) -> None:
     type(cache).batch_repeat_interleave(cache, repeats)
     memory: Memory = getattr(cache, _REMEMBERED)
-    rows = len(next(iter(memory.kept.values())).count)
+    rows = len(next(iter(memory.cached.values())).count)
     memory.take(torch.arange(rows).repeat_interleave(repeats))
 
 
