@@ -12,6 +12,7 @@ from languages import OWN_END, VICUNA, byte_level, save_language, sentencepiece
 from tiny import TEMPLATE
 from varifocal.assemble import open_run
 from varifocal.errors import ModelError
+from varifocal.exporting import plain_tensors
 from varifocal.exporting.export import export_run
 from varifocal.exporting.request import Order, check_possible, language_section
 from varifocal.exporting.vocabulary import vocabulary_of
@@ -52,6 +53,20 @@ def test_a_folded_route_is_written_as_qwen2_and_a_merged_lora_as_llama(mma_run, 
         with torch.no_grad():
             found = model.eval()(input_ids=ids).logits[0]
         torch.testing.assert_close(found, run_logits(run, ids, modality), rtol=0, atol=2e-5)
+
+
+@pytest.mark.slow
+def test_llama_cpp_reads_q8_0_as_the_gate_does(make_run, tmp_path, ask_llama_cpp):
+    run = make_run({"type": "lora"})
+    (done,) = export_run(Order(run, "gguf", dtype="q8_0", num_prompts=2), tmp_path / "out")
+    (found,) = ask_llama_cpp([{"model": str(done.directory / "model.gguf"), "text": TEXT}])
+    model = AutoModelForCausalLM.from_pretrained(done.directory, gguf_file="model.gguf").eval()
+    tokenizer = open_run(run.root)[1].encoder.tokenizer
+    with torch.no_grad():
+        logits = model(input_ids=tokenizer(TEXT, return_tensors="pt").input_ids).logits[0, -1]
+    (answer,) = found["answers"]  # llama.cpp rounds what it multiplies by to 8 bits, too
+    for index, probability in enumerate(logits.softmax(-1).tolist()):
+        assert answer["next"][piece(tokenizer, index)] == pytest.approx(probability, abs=0.02)
 
 
 @pytest.mark.slow
@@ -216,6 +231,50 @@ def test_half_precision_is_written_as_such(mma_run, tmp_path, dtype):
     kinds = {tensor.name: tensor.tensor_type.name for tensor in read(done.directory).tensors}
     assert kinds["blk.0.attn_q.weight"] == {"bfloat16": "BF16", "float16": "F16"}[dtype]
     assert kinds["blk.0.attn_q.bias"] == "F32"
+
+
+@pytest.mark.parametrize("to", ["gguf", "llamacpp"])
+def test_q8_0_is_near_the_run_by_its_own_bound(make_run, tmp_path, to):
+    run = make_run({"type": "lora"}, "siglip")
+    wide, narrow = (
+        export_run(Order(run, to, dtype=dtype, num_prompts=4), tmp_path / dtype)[0]
+        for dtype in ("float32", "q8_0")
+    )
+    assert narrow.rounding is not None
+    assert narrow.rounding.dtype == "q8_0"
+    assert narrow.rounding.agreement > 0.9
+    assert narrow.stops.same == narrow.stops.answers  # before rounding
+    expected = {tensor.name: tensor.data for tensor in read(wide.directory).tensors}
+    for tensor in read(narrow.directory).tensors:
+        exact = expected.pop(tensor.name)
+        blocks = exact.ndim == 2 and exact.shape[-1] % 32 == 0
+        kind = "Q8_0" if blocks else {2: "F16", 1: "F32"}[exact.ndim]
+        assert tensor.tensor_type.name == kind
+        if blocks:  # half a step of a 127th, and the scale's own rounding to float16
+            found = gguf.dequantize(tensor.data, tensor.tensor_type).reshape(-1, 32)
+            largest = abs(exact.reshape(-1, 32)).max(-1, keepdims=True)
+            assert (abs(found - exact.reshape(-1, 32)) <= largest * (1 / 254 + 2**-11)).all()
+            assert (found != exact.reshape(-1, 32)).any()
+    assert not expected
+    header = read(narrow.directory).get_field("general.file_type").contents()
+    assert header == gguf.LlamaFileType.MOSTLY_Q8_0
+
+
+def test_q8_0_refuses_what_its_scales_cannot_hold(make_run, tmp_path, monkeypatch):
+    run = make_run({"type": "none"}, tower=None)
+    produce = plain_tensors.plain_tensors
+
+    def with_a_large_number(model, *, merge=True):
+        return produce(model, merge=merge) | {
+            "lm_head.weight": lambda: 1e7 * produce(model)["lm_head.weight"]().sign()
+        }
+
+    monkeypatch.setattr(plain_tensors, "plain_tensors", with_a_large_number)
+    with pytest.raises(ModelError, match=r"lm_head\.weight holds numbers up to 1e\+07, which q8_0"):
+        export_run(Order(run, "gguf", dtype="q8_0", num_prompts=2), tmp_path / "out")
+    with pytest.raises(ModelError, match="use --to gguf or --to llamacpp"):
+        export_run(Order(run, "merged", dtype="q8_0", num_prompts=2), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("change", ["rope", "tokenizer", "kind"])

@@ -33,8 +33,11 @@ ToOption = Annotated[
 ]
 OutOption = Annotated[Path | None, typer.Option(metavar="DIR", help="By default RUN/export/KIND.")]
 DtypeOption = Annotated[
-    Literal["float32", "bfloat16", "float16"] | None,
-    typer.Option(help="Number format of the weights; by default the run's."),
+    Literal["float32", "bfloat16", "float16", "q8_0"] | None,
+    typer.Option(
+        help="Number format of the weights; by default the run's. q8_0 (8 bits) is for gguf and "
+        "llamacpp."
+    ),
 ]
 PromptOption = Annotated[
     str | None, typer.Option(metavar="TEXT", help="For --to route: the prompt.")

@@ -114,9 +114,15 @@ class Job:
         return keeps_adapter(self.order, self.recipe)
 
     @property
+    def number_format(self) -> str:
+        """Name of the number format of what is written, as `--dtype` takes it."""
+        return self.order.dtype or self.recipe.model.dtype
+
+    @property
     def dtype(self) -> torch.dtype:
-        """Number format of what is written."""
-        return getattr(torch, self.order.dtype or self.recipe.model.dtype)
+        """Number format of what is written; with Q8_0, that of what is not in its blocks."""
+        quantized = self.number_format == gguf.Q8_0
+        return torch.float16 if quantized else getattr(torch, self.number_format)
 
     @property
     def end_of_turn(self) -> str:
@@ -190,7 +196,7 @@ def _written_model(job: Job, directory: Path) -> Artifact:
         kind = AutoModelForImageTextToText if job.form == "model" else content.kind
         model = _opened(kind, directory, job.parts)
         ends = _stops_at(model)
-    wanted = _wanted(content, job.form)
+    wanted = _wanted(job, content)
     check_stored(model, wanted, job.what)
     return Artifact(model, cases, answered, ends, layers, wanted, notes)
 
@@ -231,10 +237,15 @@ def _held_layers(job: Job, tensors: Mapping[str, Produce]) -> int:
     return held
 
 
-def _wanted(content: PlainModel, form: Target) -> dict[str, Wanted]:
-    dtype_of = gguf.stored_dtype if form in ("gguf", "llamacpp") else lambda shape: shape.dtype
+def _wanted(job: Job, content: PlainModel) -> dict[str, Wanted]:
+    def as_read(tensor: Tensor, name: str) -> Tensor:
+        shape = content.shapes[name]
+        if job.form in ("gguf", "llamacpp"):
+            return gguf.as_read(tensor, shape, quantized=job.number_format == gguf.Q8_0)
+        return tensor.to(shape.dtype)
+
     return {
-        content.inside.get(name, name): Wanted(produce, dtype_of(content.shapes[name]))
+        content.inside.get(name, name): Wanted(produce, partial(as_read, name=name))
         for name, produce in content.tensors.items()
     }
 
@@ -266,7 +277,13 @@ def _through_pixels(job: Job, directory: Path) -> tuple[list[Case], list[Answere
 
 def _write_gguf(job: Job, content: PlainModel, directory: Path) -> tuple[str, ...]:
     tokenizer = load_processor(language_section(job.recipe))
-    notes = gguf.write_gguf(content, tokenizer, directory / gguf.FILE, job.parts.encoder)
+    notes = gguf.write_gguf(
+        content,
+        tokenizer,
+        directory / gguf.FILE,
+        job.parts.encoder,
+        quantized=job.number_format == gguf.Q8_0,
+    )
     if job.form == "llamacpp":
         file = directory / MMPROJ
         write_mmproj(job.parts, file, job.dtype)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 from varifocal.exporting.artifacts import Job
+from varifocal.exporting.gguf import Q8_0
 from varifocal.exporting.mmproj import BUILD
 from varifocal.exporting.plain_tensors import language_model
 from varifocal.exporting.vllm import RANKS
@@ -110,6 +111,11 @@ def export_notes(job: Job) -> Iterator[str]:
         yield "PEFT runs it and does not merge it, since it has a bias; --to merged writes that."
     if job.form in ("gguf", "llamacpp"):
         yield "The gate read the file back with transformers, not with llama.cpp."
+    if job.number_format == Q8_0:
+        yield (
+            "model.gguf holds matrices as Q8_0, embedding and head included, and norms and biases "
+            "as float32; matrices of a tower and its projector (mmproj.gguf) are float16."
+        )
 
 
 def _model_notes(job: Job) -> Iterator[str]:

@@ -143,7 +143,7 @@ def _write(job: Job, target: Path, staging: Path, *, is_wide: bool) -> Exported:
     notes = (*export_notes(job), *artifact.notes, *(() if is_wide else (NARROW,)))
     lost = None
     if artifact.wanted and is_wide and job.dtype.itemsize < torch.float32.itemsize:
-        lost = rounding(artifact.cases, artifact.model, job.dtype)
+        lost = rounding(artifact.cases, artifact.model, job.number_format)
         put_unrounded(artifact.model, artifact.wanted)
     held = torch.float32 if is_wide else language_model(job.parts.base)[0].dtype
     parity = compare_logits(artifact.cases, artifact.model, held, job.order.max_gap)

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from gguf import GGUFWriter
 
 FILE = "model.gguf"
+Q8_0 = "q8_0"
+"""The number format that GGUF files alone have: whole numbers, a float16 scale for each 32."""
+
 _KINDS = ("llama", "qwen2")
 _BIASES = ("q_proj.bias", "k_proj.bias", "v_proj.bias")
 
@@ -68,6 +71,8 @@ def write_gguf(
     tokenizer: PreTrainedTokenizerBase,
     file: Path,
     encoder: Encoder,
+    *,
+    quantized: bool = False,
 ) -> tuple[str, ...]:
     """Write a language model and its tokenizer, one tensor in memory at a time.
 
@@ -76,37 +81,39 @@ def write_gguf(
         tokenizer: its own.
         file: is made.
         encoder: the run's, for its chat template and the token that ends an answer.
+        quantized: whether matrices are written as Q8_0.
 
     Returns:
         What texts llama.cpp reads otherwise than the run, a sentence each.
 
     Raises:
-        ModelError: a tensor has no place in such a file.
+        ModelError: a tensor has no place in such a file, or a number is too large for its format.
         RunError: the disk is full.
     """
-    from gguf import GGUFWriter
+    from gguf import GGML_QUANT_SIZES, GGUFWriter
 
     entries = _entries(model)
     biased = any(name.endswith("attn_q.bias") for name in entries)
     writer = GGUFWriter(file, "qwen2" if biased else "llama")
     _add_sizes(writer, model.config, pairs=not biased)
+    _add_file_type(writer, model.config.dtype, quantized=quantized)
     vocabulary = vocabulary_of(tokenizer, encoder)
     add_vocabulary(writer, vocabulary, tokenizer, model.config.vocab_size)
     writer.add_eot_token_id(encoder.end_of_turn_id)
     writer.add_chat_template(chat_template(encoder))
+    kinds = {own: _kind_of(model.shapes[own], quantized=quantized) for own, _ in entries.values()}
     for name, (own, _) in entries.items():
         shape = model.shapes[own]
-        kind = stored_as(stored_dtype(shape))
-        size = shape.numel() * (4 if kind.name == "F32" else 2)
-        writer.add_tensor_info(name, tuple(shape.shape), cast(Any, None), size, kind)
+        block, block_bytes = GGML_QUANT_SIZES[kinds[own]]
+        size = shape.numel() // block * block_bytes
+        writer.add_tensor_info(name, tuple(shape.shape), cast(Any, None), size, kinds[own])
     with unwritable_is_an_error(file.parent), closing(writer):
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for own, produce in entries.values():
-            tensor = rounded_to(produce(), stored_dtype(model.shapes[own]), own)
-            tensor = _in_pairs(tensor, own, model.config) if not biased else tensor
-            writer.write_tensor_data(as_numpy(tensor))
+            tensor = _in_pairs(produce(), own, model.config) if not biased else produce()
+            writer.write_tensor_data(_encoded(tensor, kinds[own], own))
     return vocabulary.notes
 
 
@@ -132,9 +139,6 @@ def _head_dim(config: Any) -> int:
 
 
 def _add_sizes(writer: GGUFWriter, config: Any, *, pairs: bool) -> None:
-    from gguf import LlamaFileType
-
-    kinds = {torch.float32: "ALL_F32", torch.float16: "MOSTLY_F16", torch.bfloat16: "MOSTLY_BF16"}
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
@@ -144,9 +148,17 @@ def _add_sizes(writer: GGUFWriter, config: Any, *, pairs: bool) -> None:
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_vocab_size(config.vocab_size)
-    writer.add_file_type(LlamaFileType[kinds[config.dtype]])
     if pairs:
         writer.add_rope_dimension_count(_head_dim(config))
+
+
+def _add_file_type(writer: GGUFWriter, dtype: torch.dtype, *, quantized: bool) -> None:
+    from gguf import GGML_QUANT_VERSION, LlamaFileType
+
+    kinds = {torch.float32: "ALL_F32", torch.float16: "MOSTLY_F16", torch.bfloat16: "MOSTLY_BF16"}
+    writer.add_file_type(LlamaFileType["MOSTLY_Q8_0" if quantized else kinds[dtype]])
+    if quantized:
+        writer.add_quantization_version(GGML_QUANT_VERSION)
 
 
 def _in_pairs(tensor: Tensor, name: str, config: Any) -> Tensor:
@@ -166,6 +178,57 @@ def stored_dtype(shape: Tensor) -> torch.dtype:
     return shape.dtype if shape.dim() > 1 else torch.float32
 
 
+def _kind_of(shape: Tensor, *, quantized: bool) -> Any:
+    """Return GGUF's number format of a tensor.
+
+    Args:
+        shape: a meta tensor in the number format of the model.
+        quantized: whether matrices are Q8_0. As in llama.cpp's own converter, embedding and head
+            are too, vectors (norms and biases) are float32, and a matrix whose rows do not divide
+            into blocks keeps the model's number format.
+    """
+    from gguf import GGML_QUANT_SIZES
+    from gguf import GGMLQuantizationType as Kind
+
+    if quantized and shape.dim() > 1 and shape.shape[-1] % GGML_QUANT_SIZES[Kind.Q8_0][0] == 0:
+        return Kind.Q8_0
+    return stored_as(stored_dtype(shape))
+
+
+def as_read(tensor: Tensor, shape: Tensor, *, quantized: bool) -> Tensor:
+    """Return a tensor's numbers as a reader finds them in the file.
+
+    Args:
+        tensor: as it was trained.
+        shape: as `_kind_of` takes it.
+        quantized: likewise.
+    """
+    from gguf.quants import dequantize
+
+    kind = _kind_of(shape, quantized=quantized)
+    if kind.name == "Q8_0":
+        return torch.from_numpy(dequantize(_encoded(tensor, kind, ""), kind))
+    return tensor.to(stored_dtype(shape))
+
+
+def _encoded(tensor: Tensor, kind: Any, name: str) -> Any:
+    """Return a tensor's numbers, or its blocks' bytes, as they are written."""
+    if kind.name != "Q8_0":
+        return as_numpy(rounded_to(tensor, getattr(torch, _DTYPES[kind.name]), name))
+    from gguf.quants import quantize
+
+    largest = float(tensor.abs().max())
+    if largest / 127 > torch.finfo(torch.float16).max:  # a block's scale
+        raise ModelError(
+            f"{name} holds numbers up to {largest:.3g}, which q8_0 cannot hold; export with "
+            "--dtype bfloat16 or float32; nothing was written"
+        )
+    return quantize(tensor.detach().cpu().float().numpy(), kind)
+
+
+_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
 def stop_ids_of(file: Path) -> list[int]:
     """Read the ids at which llama.cpp ends an answer."""
     from gguf import GGUFReader
@@ -179,7 +242,7 @@ def stored_as(dtype: torch.dtype) -> Any:
     """Return GGUF's name of a number format."""
     from gguf import GGMLQuantizationType as Kind
 
-    return {torch.float32: Kind.F32, torch.float16: Kind.F16, torch.bfloat16: Kind.BF16}[dtype]
+    return {getattr(torch, name): Kind[kind] for kind, name in _DTYPES.items()}[dtype]
 
 
 def as_numpy(tensor: Tensor) -> Any:

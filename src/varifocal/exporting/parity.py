@@ -159,15 +159,15 @@ def compare_logits(
     )
 
 
-def rounding(cases: Sequence[Case], model: nn.Module, dtype: torch.dtype) -> Rounding:
+def rounding(cases: Sequence[Case], model: nn.Module, dtype: str) -> Rounding:
     """Measure what the written weights lose to the model they were made of.
 
     Args:
         cases: what the trained model said.
         model: the export as it was read, its rounded weights held in float32.
-        dtype: the weights' number format on disk.
+        dtype: name of the weights' number format on disk.
     """
-    return Rounding(**vars(gaps(cases, model)), dtype=named(dtype))
+    return Rounding(**vars(gaps(cases, model)), dtype=dtype)
 
 
 def named(dtype: torch.dtype) -> str:

@@ -9,7 +9,7 @@ from typing import Literal
 from varifocal.assemble import Assembly
 from varifocal.data.example import Example
 from varifocal.errors import ModelError
-from varifocal.exporting.gguf import check_gguf
+from varifocal.exporting.gguf import Q8_0, check_gguf
 from varifocal.exporting.graft import INSIDE, check_graft
 from varifocal.exporting.llava import check_llava_export
 from varifocal.exporting.mmproj import check_mmproj
@@ -29,7 +29,7 @@ class Order:
     Attributes:
         run: the run directory.
         to: the artifact's kind.
-        dtype: number format of the weights; by default the run's.
+        dtype: number format of the weights; by default the run's. `q8_0` is for GGUF alone.
         num_prompts: prompts of the parity gate.
         max_gap: largest difference of two logits that passes; by default as rounding allows.
         shard_gib: most GiB a safetensors file.
@@ -67,6 +67,11 @@ def check_possible(order: Order, recipe: Recipe, parts: Assembly) -> None:
     Raises:
         ModelError: this tuner, base or connector has no such form; the fix is said.
     """
+    if order.dtype == Q8_0 and order.to not in ("gguf", "llamacpp"):
+        raise ModelError(
+            f"{Q8_0} is a number format of GGUF files: use --to gguf or --to llamacpp, or another "
+            "--dtype"
+        )
     _check_prompt(order, recipe.tuner.type)
     _check_tuner(order, recipe.tuner.type)
     _check_server(order, recipe)

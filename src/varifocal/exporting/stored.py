@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -22,11 +22,11 @@ class Wanted:
 
     Attributes:
         produce: it, not rounded.
-        dtype: its number format on disk.
+        as_read: rounds it as its number format on disk does.
     """
 
     produce: Produce
-    dtype: torch.dtype
+    as_read: Callable[[Tensor], Tensor]
 
 
 def check_stored(model: nn.Module, wanted: Mapping[str, Wanted], what: str) -> None:
@@ -45,7 +45,7 @@ def check_stored(model: nn.Module, wanted: Mapping[str, Wanted], what: str) -> N
         raise ModelError(f"{what}: a tensor {name} was read that the trained model does not have")
     for name, entry in wanted.items():
         exact = entry.produce()
-        expected = exact.to(entry.dtype) if exact.is_floating_point() else exact
+        expected = entry.as_read(exact) if exact.is_floating_point() else exact
         if name not in tensors and not exact.any():
             continue  # a bias of zeros that this kind of file leaves out
         _check_equal(name, tensors.get(name), expected, what)
