@@ -355,7 +355,7 @@ def test_no_example_is_kept(encoder, monkeypatch):
     assert not alive
     held = sum(
         getattr(report.sources[0], name).itemsize
-        for name in ("lengths", "kept", "trained", "task_codes", "modalities")
+        for name in ("lengths", "left", "trained", "task_codes", "modalities")
     )
     assert held + 3 * 8 <= 50
 

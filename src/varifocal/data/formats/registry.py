@@ -29,6 +29,7 @@ from varifocal.data.formats.scienceqa import is_scienceqa, parse_scienceqa, want
 from varifocal.data.formats.table import is_table_row, parse_table_row
 from varifocal.data.readers.base import Record
 from varifocal.errors import DataError
+from varifocal.recipe.prompt_formats import CAPTION
 
 if TYPE_CHECKING:
     from varifocal.recipe import SourceSection
@@ -119,6 +120,8 @@ def check_keys(section: SourceSection, format_name: str, place: str) -> None:
     fields = type(section).model_fields
     for key, formats in READ_BY.items():
         value = getattr(section, key)
+        if value == CAPTION:  # what `data.captions` asks of every format; most are captions anyway
+            continue
         if key == "columns":
             value = {name for name in value or () if name not in ("split", "skill")} or None
         if format_name not in formats and value != fields[key].default:
