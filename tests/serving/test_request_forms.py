@@ -155,7 +155,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
     "five stop texts": ({"stop": list("abcde")}, "stop", "at most 4 items, not 5"),
     "a stop that is a number": ({"stop": 5}, "stop", "a text or a list of texts"),
     "tools": ({"tools": [{"type": "function"}]}, "tools", "calls no tools"),
-    "a form": ({"response_format": {"type": "json_object"}}, "response_format", "plain text"),
+    "a form": ({"response_format": {"type": "xml"}}, "response_format.type", "'json_schema'"),
     "two answers": ({"n": 2}, "n", "one answer"),
     "true answers": ({"n": True}, "n", "one answer"),
     "a penalty": ({"presence_penalty": 0.1}, "presence_penalty", "no penalties"),

@@ -129,7 +129,8 @@ def _check_installed() -> None:
     missing = [each for each in _NEEDED if importlib.util.find_spec(each) is None]
     if missing:
         raise VarifocalError(
-            f"serving needs {missing[0]}; run: pip install fastapi uvicorn prometheus-client"
+            f"serving needs {missing[0]}; run: "
+            "pip install fastapi uvicorn prometheus-client llguidance"
         )
 
 

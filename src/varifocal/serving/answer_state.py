@@ -176,6 +176,7 @@ class Writing:
         self.tokenizer = tokenizer
         self.stop_ids = stop_ids
         self.max_tokens = max_tokens
+        self._parser = request.parser
         self._choose = request.sampling.chooser()
         self._opening = Opening(opening)
         self._text = TextStream(tokenizer)
@@ -190,7 +191,7 @@ class Writing:
 
         Args:
             logits: [1, V], the model's own.
-            allowed: [1, V], the same with minus infinity for what cannot be written.
+            allowed: [1, V], the same with minus infinity for what may not be written.
             likeliest: the id of the largest of them.
 
         Returns:
@@ -199,6 +200,7 @@ class Writing:
         sampling = self.request.sampling
         token = likeliest if sampling.temperature == 0 else int(self._choose(allowed)[0])
         self.request.completion_tokens += 1
+        is_complete = self._parser is not None and self._parser.push(token)
         if token in self.stop_ids:
             self._end()
             return token, "stop"
@@ -211,9 +213,10 @@ class Writing:
             self._told.clear()
         if self._stop.found:
             return token, "stop"
-        if self.request.completion_tokens >= self.max_tokens:
+        is_cut = self.request.completion_tokens >= self.max_tokens
+        if is_cut or is_complete:
             self._end()
-            return token, "stop" if self._stop.found else "length"
+            return token, "stop" if self._stop.found or is_complete else "length"
         return token, None
 
     def _hand_on(self, text: str, *, is_last: bool = False) -> None:

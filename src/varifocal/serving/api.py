@@ -36,6 +36,7 @@ from varifocal.serving.request import ContextLengthError, EngineClosed, QueueFul
 from varifocal.serving.request_body import Reader
 from varifocal.serving.schema import Question
 from varifocal.serving.settings import ServeSettings
+from varifocal.serving.structured_output import SchemaError
 
 _SEED = 7
 
@@ -193,6 +194,7 @@ class _Server:
             seed=asked.seed,
             stop=asked.stops(),
             logprobs=(asked.top_logprobs or 0) if asked.logprobs else None,
+            json_schema=asked.response_format.schema_text() if asked.response_format else None,
         )
 
 
@@ -232,6 +234,8 @@ async def _begin(server: _Server, request: Request) -> tuple[ChatRequest, Pendin
         raise Refused(503, "shutting_down", str(error)) from error
     except ContextLengthError as error:
         raise Refused(400, "context_length_exceeded", str(error), "messages") from error
+    except SchemaError as error:
+        raise _bad_schema(error) from error
     except (DataError, ModelError) as error:  # a template that refuses turns is a ModelError
         raise Refused(400, "invalid_messages", str(error), "messages") from error
     except VarifocalError as error:
@@ -253,6 +257,9 @@ async def _whole(request: Request, answer: PendingAnswer, left: float, ended: An
             return Response(status_code=status)
         status = 504
         raise Refused(504, "timeout", f"the answer took more than {left:g} s; ask for fewer tokens")
+    except SchemaError as error:
+        status = 400
+        raise _bad_schema(error) from error
     except DataError as error:
         status = 400
         raise Refused(400, "invalid_messages", str(error), "messages") from error
@@ -265,6 +272,10 @@ async def _whole(request: Request, answer: PendingAnswer, left: float, ended: An
             task.cancel()
         await asyncio.gather(work, gone, return_exceptions=True)
         ended(status)
+
+
+def _bad_schema(error: SchemaError) -> Refused:
+    return Refused(400, "invalid_schema", str(error), "response_format.json_schema.schema")
 
 
 async def _left(request: Request) -> None:

@@ -11,6 +11,7 @@ or character too many: a body that is all parts is not built in memory to be ref
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
@@ -28,6 +29,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from varifocal.serving.structured_output import ANY_OBJECT
 from varifocal.serving.unsupported_fields import (
     OF_MESSAGES,
     OF_PARTS,
@@ -233,6 +235,34 @@ class ChatMessage(_Form):
         return self
 
 
+class JsonSchemaForm(_Form):
+    """A JSON schema and its name; an answer follows it whether it is `strict` or not."""
+
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    description: Annotated[str, AfterValidator(_count_text)] | None = None
+    json_schema: Annotated[dict[str, Any], Field(alias="schema")]
+    strict: _Flag | None = None
+
+
+class ResponseFormat(_Form):
+    """What an answer is: text, any JSON object, or JSON that follows a schema."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchemaForm | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> ResponseFormat:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise misfit("json_schema", "json_schema goes with type: json_schema, and only with it")
+        return self
+
+    def schema_text(self) -> str | None:
+        """Return the JSON schema as text; None where an answer is text."""
+        if self.json_schema is not None:
+            return json.dumps(self.json_schema.json_schema)
+        return ANY_OBJECT if self.type == "json_object" else None
+
+
 class StreamOptions(_Form):
     """What a stream has besides text."""
 
@@ -273,6 +303,7 @@ class ChatRequest(_Form):
     top_logprobs: Annotated[_Int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     user: Annotated[str, Field(max_length=512)] | None = None
     metadata: dict[str, Any] | None = None
+    response_format: ResponseFormat | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> ChatRequest:

@@ -39,6 +39,7 @@ from varifocal.serving.request import (
     Sampling,
 )
 from varifocal.serving.scheduler import EngineFault, LoadImages, Scheduler, fault
+from varifocal.serving.structured_output import SchemaCompiler
 from varifocal.tuners import routing_table
 
 __all__ = [
@@ -140,6 +141,7 @@ class Engine:
         text: Any = self.model.config.get_text_config(decoder=True)
         self._window: int | None = getattr(text, "max_position_embeddings", None)
         self.encoder = encoder.for_prompts(self._window)
+        self._schemas = SchemaCompiler(encoder.tokenizer, self.stop_ids)
         prefixes_fit = family is None or family.prefixes_fit
         self._prefixes = PrefixCache(int(prefix_cache_gib * GIB) if prefixes_fit else 0)
         self._scheduler = Scheduler(
@@ -187,6 +189,7 @@ class Engine:
         Raises:
             ContextLengthError: the conversation is longer than the model's window.
             DataError: it cannot be encoded, or there is no adapter to leave out.
+            SchemaError: no answer can follow `sampling.json_schema`.
             QueueFull: too many wait.
             EngineClosed: the engine is closed.
         """
@@ -258,7 +261,9 @@ class Engine:
             messages = _without_images(messages)
         encoded = self._encode(Example(messages=tuple(messages), is_prompt=True))
         route: Route = "base" if not adapter else "image" if encoded.modality else "text"
-        return Request(encoded, sampling, route, client)
+        schema = sampling.json_schema
+        parser = None if schema is None else self._schemas.compile(schema)
+        return Request(encoded, sampling, route, client, parser)
 
     def _encode(self, example: Example) -> Encoded:
         try:

@@ -17,6 +17,7 @@ import torch
 from varifocal.data.encoding.encoded import Encoded
 from varifocal.errors import DataError, VarifocalError
 from varifocal.models.decoding import Choose, greedy, sampler
+from varifocal.serving.structured_output import AnswerParser
 
 Route = Literal["text", "image", "base"]
 """What answers: the adapter as it treats text or images, or the model without its adapter."""
@@ -63,7 +64,8 @@ class Sampling:
         seed: with a temperature: the same seed gives the same answer; None is different every time.
         stop: texts before which the answer ends; they are not part of it.
         logprobs: None tells no log-probabilities; n tells each token's, and the n likeliest
-            tokens' next to it. They are the model's own, before temperature and top_p.
+            tokens' next to it. They are the model's own, before temperature, top_p and schema.
+        json_schema: a JSON schema, as text, that the answer follows; None writes freely.
     """
 
     max_new_tokens: int = 256
@@ -72,6 +74,7 @@ class Sampling:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
+    json_schema: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be sampled."""
@@ -148,18 +151,25 @@ class Request:
         continued_tokens: those of them that are a whole earlier exchange, prompt and answer. Who
             sends these knows them already; a shared beginning alone would tell of other prompts.
         client: whose request it is; only the same client's prompts are gone on from.
+        parser: says which tokens may come next; None where any may.
         finish_reason: None until it is done; "stop" is an end of turn or a stop word.
         error: what went wrong, where finish_reason is "error".
     """
 
     def __init__(
-        self, encoded: Encoded, sampling: Sampling, route: Route, client: str = ""
+        self,
+        encoded: Encoded,
+        sampling: Sampling,
+        route: Route,
+        client: str = "",
+        parser: AnswerParser | None = None,
     ) -> None:
         self.id = next(_numbers)
         self.encoded = encoded
         self.sampling = sampling
         self.route: Route = route
         self.client = client
+        self.parser = parser
         self.prompt_tokens = len(encoded)
         self.completion_tokens = 0
         self.cached_tokens = 0

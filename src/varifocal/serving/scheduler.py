@@ -26,6 +26,7 @@ from varifocal.serving.adapter_routes import Lanes
 from varifocal.serving.answer_state import Writing
 from varifocal.serving.kv_cache import PrefixCache, Seen
 from varifocal.serving.request import FinishReason, Request
+from varifocal.serving.structured_output import forbid_tokens
 
 LoadImages = Callable[[Sequence[Image]], Mapping[str, Tensor]]
 
@@ -206,7 +207,7 @@ class Scheduler:
 
     def _write(self, batch: Batch, logits: Tensor) -> bool:
         """Choose every row's next token; the rows that are done leave. False if none is left."""
-        allowed = self._without_placeholder(logits)
+        allowed = self._allowed(batch, logits)
         likeliest = allowed.argmax(dim=-1).tolist()
         done = []
         for index, row in enumerate(batch.rows):
@@ -216,20 +217,31 @@ class Scheduler:
                     logits[here], allowed[here], likeliest[index]
                 )
             except Exception as raised:
-                reason, error = "error", fault(raised)
+                reason = "error"
+                error = raised if isinstance(raised, VarifocalError) else fault(raised)
             if reason is not None:
                 self.finished(row.request, reason, error)
                 done.append(row)
         self._leave(batch, done)
         return bool(batch.rows)
 
-    def _without_placeholder(self, logits: Tensor) -> Tensor:
-        """Forbid the image placeholder where it has logits: nobody can write an image."""
+    def _allowed(self, batch: Batch, logits: Tensor) -> Tensor:
+        """Forbid what may not be written: the image placeholder, and what a row's schema forbids.
+
+        Args:
+            batch: B rows.
+            logits: [B, V], left as they are.
+        """
         token = self.image_token_id
-        if token is None or token >= logits.shape[-1]:
+        has_placeholder = token is not None and token < logits.shape[-1]
+        parsers = [row.request.parser for row in batch.rows]
+        if not has_placeholder and not any(parsers):
             return logits
         logits = logits.clone()
-        logits[:, token] = -torch.inf
+        if has_placeholder:
+            logits[:, token] = -torch.inf
+        if any(parsers):
+            forbid_tokens(logits, parsers)
         return logits
 
     def _join(self, batch: Batch) -> None:

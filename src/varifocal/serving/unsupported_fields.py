@@ -40,7 +40,6 @@ UNSUPPORTED: Known = {
     "functions": (_one_of([]), "it calls no functions"),
     "function_call": (_one_of("none", "auto"), "it calls no functions"),
     "parallel_tool_calls": (_one_of(True, False), "it calls no tools"),
-    "response_format": (_one_of({"type": "text"}), "it writes plain text"),
     "logit_bias": (_one_of({}), "it biases no tokens"),
     "presence_penalty": (_one_of(0), "it has no penalties"),
     "frequency_penalty": (_one_of(0), "it has no penalties"),
