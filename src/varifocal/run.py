@@ -147,6 +147,11 @@ class RunDirectory:
         return self.root / "imported.json"
 
     @property
+    def base(self) -> Path:
+        """The language model, where an imported checkpoint brought its own."""
+        return self.root / "base"
+
+    @property
     def metrics(self) -> Path:
         """One JSON line per logged step."""
         return self.root / "metrics.jsonl"

@@ -1,12 +1,13 @@
 """Projectors and LoRAs in the layout of LLaVA's code, written and computed here by hand."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPVisionModel, LlamaForCausalLM
 
@@ -125,6 +126,100 @@ def test_a_lora_becomes_a_run(bases, tmp_path, kind, prefix):
     }
     assert len(updates) == 2 * len(TARGETS)
     assert_equal_logits(bases, run.root, kind, updates)
+
+
+def save_whole(
+    folder: Path, bases: Path, kind: str, *, pickled=True, inside=True, **more: Tensor
+) -> dict[str, Tensor]:
+    """Write a model that was tuned whole, in two files with an index; return what it had learnt."""
+    config = LlamaForCausalLM.from_pretrained(bases / "llama").config.to_dict()
+    ours = json.loads(save_config(folder, bases, kind).joinpath("config.json").read_text())
+    theirs = {"architectures": ["LlavaLlamaForCausalLM"], "_name_or_path": "./checkpoints/none"}
+    (folder / "config.json").write_text(json.dumps(config | ours | theirs))
+    for file in (bases / "llama").glob("*token*"):
+        shutil.copy(file, folder)
+    random = torch.Generator().manual_seed(3)
+    trained = load_file(bases / "llama" / "model.safetensors")
+    updates = {n: 0.2 * torch.randn(t.shape, generator=random) for n, t in trained.items()}
+    tensors = {name: tensor + updates[name] for name, tensor in trained.items()}
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
+    tensors |= (projector(kind) if inside else {}) | more
+    names = sorted(tensors)
+    suffix, single = ("bin", "pytorch_model") if pickled else ("safetensors", "model")
+    places = {}
+    for number, part in enumerate((names[::2], names[1::2]), start=1):
+        file = f"{single}-0000{number}-of-00002.{suffix}"
+        held = {name: tensors[name] for name in part}
+        torch.save(held, folder / file) if pickled else save_file(held, folder / file)
+        places |= dict.fromkeys(part, file)
+    index = folder / f"{single}.{suffix}.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    return updates
+
+
+@pytest.mark.parametrize(
+    ("kind", "pickled", "inside"),
+    [("linear", True, True), ("mlp2x_gelu", False, True), ("mlp2x_gelu", True, False)],
+)
+def test_a_whole_model_becomes_a_run(bases, tmp_path, kind, pickled, inside):
+    folder = tmp_path / "theirs"
+    updates = save_whole(folder, bases, kind, pickled=pickled, inside=inside)
+    if not inside:
+        torch.save(projector(kind), folder / "mm_projector.bin")
+    run = vf.import_checkpoint(folder, "llava", tmp_path / "run", dtype="float32")
+    shutil.rmtree(folder)
+    assert run.recipe.model.language_model == str(tmp_path / "run" / "base")
+    origin = json.loads((run.root / "imported.json").read_text())
+    assert origin["num_tensors"] == len(updates) + 1 + (len(projector(kind)) if inside else 0)
+    assert_equal_logits(bases, run.root, kind, updates)
+
+
+def test_a_whole_models_tower_has_to_be_the_one_that_is_named(bases, tmp_path):
+    tower = load_file(bases / "clip" / "model.safetensors")
+    before = "" if any(name.startswith("vision_model.") for name in tower) else "vision_model."
+    held = {f"model.vision_tower.vision_tower.{before}{n}": t for n, t in tower.items()}
+    save_whole(tmp_path / "same", bases, "linear", **held)
+    torch.save({}, tmp_path / "same" / "mm_projector.bin")
+    run = vf.import_checkpoint(tmp_path / "same", "llava", tmp_path / "run", dtype="float32")
+    assert json.loads((run.root / "imported.json").read_text())["num_tensors"] > len(held)
+    name, tensor = next(iter(held.items()))
+    save_whole(tmp_path / "other", bases, "linear", **held | {name: tensor + 1})
+    with pytest.raises(ModelError, match="has other numbers than"):
+        vf.import_checkpoint(tmp_path / "other", "llava", tmp_path / "run2", dtype="float32")
+    assert not (tmp_path / "run2").exists()
+
+
+NORM = "model.norm.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"model.memory.weight": torch.ones(2)}, r"1 tensor is unknown \(model\.memory\.weight\)"),
+        ({NORM: torch.ones(3)}, r"model\.norm\.weight has the shape \[3\], and its config\.json"),
+        ({NORM: None}, r"lacks 1 tensors of its language model \(model\.norm\.weight\)"),
+        ({"model.mm_projector.bias": None}, r"1 tensor is missing \(model\.mm_projector\.bias\)"),
+    ],
+)
+def test_a_whole_model_with_other_tensors_is_refused(bases, tmp_path, change, words):
+    folder = tmp_path / "theirs"
+    save_whole(folder, bases, "linear")
+    for file in folder.glob("*.bin"):
+        held = torch.load(file)
+        more = set(change) if file.name.endswith("1-of-00002.bin") else set(held)
+        held |= {name: tensor for name, tensor in change.items() if name in more}
+        torch.save({name: tensor for name, tensor in held.items() if tensor is not None}, file)
+    with pytest.raises(ModelError, match=words):
+        vf.import_checkpoint(folder, "llava", tmp_path / "run", dtype="float32")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_whole_model_brings_its_own_language_model(bases, tmp_path):
+    save_whole(tmp_path / "theirs", bases, "linear")
+    with pytest.raises(ModelError, match="leave --language-model out"):
+        vf.import_checkpoint(
+            tmp_path / "theirs", "llava", tmp_path / "run", language_model=str(bases / "llama")
+        )
 
 
 @pytest.mark.parametrize(

@@ -135,7 +135,7 @@ def llava(
         Path,
         typer.Argument(
             metavar="FOLDER",
-            help="With config.json and mm_projector.bin, or with a LoRA.",
+            help="With config.json, and mm_projector.bin, a LoRA, or a model that was tuned whole.",
         ),
     ],
     out: OutOption,
@@ -143,7 +143,7 @@ def llava(
     vision_tower: NamedVisionTowerOption = None,
     dtype: DtypeOption = "auto",
 ) -> None:
-    """Make a run of a projector, or of a LoRA, that LLaVA's code has trained."""
+    """Make a run of a projector, a LoRA, or a whole model that LLaVA's code has trained."""
     _check(out, language_model, vision_tower)
     ready()
     from varifocal.importing.llava import import_llava

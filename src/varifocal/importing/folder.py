@@ -1,20 +1,22 @@
 """Writing a run directory around tensors that were trained elsewhere."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from peft import PeftModel
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from varifocal.cache import fingerprint
 from varifocal.errors import ModelError
 from varifocal.models import load_model
+from varifocal.models.checkpoint_files import INDEX, few
 from varifocal.models.load import find_config, load_processor
 from varifocal.models.saved import WEIGHTS
 from varifocal.models.sources import weight_files
@@ -67,6 +69,53 @@ def write_run(recipe: Recipe, fill: Fill, out: Path, origin: Mapping[str, Any]) 
         write_json(run.imported, dict(origin))
         run.write_recipe(with_provenance(recipe, digest).dump_yaml())
     return run.root
+
+
+def write_base(
+    config: PreTrainedConfig, files: Iterable[Mapping[str, Tensor]], out: Path, source: str
+) -> dict[str, Tensor]:
+    """Write the language model that a whole checkpoint holds, one of its files in memory at a time.
+
+    Args:
+        config: of the language model.
+        files: the tensors of each file, by the names of the language model.
+        out: an empty directory.
+        source: the checkpoint, for error messages.
+
+    Returns:
+        The tensors that are not the language model's.
+
+    Raises:
+        ModelError: a tensor is missing, is there twice, or has another shape than the config says.
+    """
+    with torch.device("meta"):
+        shapes = AutoModelForCausalLM.from_config(config).state_dict()
+    places: dict[str, str] = {}
+    others: dict[str, Tensor] = {}
+    for number, tensors in enumerate(files, start=1):
+        if twice := sorted(tensors.keys() & (places.keys() | others.keys())):
+            raise ModelError(f"{source} holds {len(twice)} tensors twice ({few(twice)})")
+        own = {name: tensor for name, tensor in tensors.items() if name in shapes}
+        for name, tensor in own.items():
+            if tensor.shape != shapes[name].shape:
+                raise ModelError(
+                    f"{source}: {name} has the shape {list(tensor.shape)}, and its config.json "
+                    f"says {list(shapes[name].shape)}"
+                )
+        if own:
+            file = f"model-{number:05d}.safetensors"
+            copies = {name: tensor.contiguous().clone() for name, tensor in own.items()}
+            save_file(copies, out / file, metadata={"format": "pt"})
+            places |= dict.fromkeys(own, file)
+        others |= {name: tensor for name, tensor in tensors.items() if name not in own}
+    tied = {"lm_head.weight"} if getattr(config, "tie_word_embeddings", False) else set()
+    if missing := sorted(shapes.keys() - places.keys() - tied):
+        raise ModelError(
+            f"{source} lacks {len(missing)} tensors of its language model ({few(missing)})"
+        )
+    config.save_pretrained(out)
+    write_json(out / INDEX, {"metadata": {}, "weight_map": places})
+    return others
 
 
 def _absolute(recipe: Recipe) -> Recipe:

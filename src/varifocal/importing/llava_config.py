@@ -4,8 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from transformers import LlamaConfig
+
 from varifocal.errors import ModelError
-from varifocal.models.checkpoint_files import CONFIG, read_object
+from varifocal.models.checkpoint_files import CONFIG, check_config_file, read_object
 from varifocal.models.vision import LLAVA_FEATURE_LAYER
 
 _MODEL_TYPES = {"llava", "llava_llama", "llava_cmoa"}
@@ -59,6 +61,25 @@ def read_folder(
         page.get("image_aspect_ratio") == "pad",
         tuple(_notes(page)),
     )
+
+
+_FORMER_KEYS = {"rope_theta", "rope_scaling", "torch_dtype"}
+_NOT_ITS_OWN = {"model_type", "architectures", "transformers_version", "_name_or_path"}
+
+
+def language_config(folder: Path) -> LlamaConfig:
+    """Read the language model's own part of a whole checkpoint's config.
+
+    Raises:
+        ModelError: a size is none that a model can have.
+    """
+    file = folder / CONFIG
+    check_config_file(file)
+    known = {*LlamaConfig().to_dict(), *_FORMER_KEYS} - _NOT_ITS_OWN
+    page = {key: value for key, value in read_object(file).items() if key in known}
+    config = LlamaConfig.from_dict(page)
+    config.architectures = ["LlamaForCausalLM"]
+    return config
 
 
 def _name(file: Path, page: dict[str, Any], key: str, option: str) -> str:

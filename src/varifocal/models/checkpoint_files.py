@@ -170,22 +170,27 @@ def _sizes(page: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]
             yield f"{above}{key}", value
 
 
-def weight_paths(folder: Path) -> list[Path]:
-    """Return the safetensors files that `from_pretrained` reads from a folder; none if it has none.
+def weight_paths(folder: Path, weights: str = WEIGHTS) -> list[Path]:
+    """Return the weight files that `from_pretrained` reads from a folder; none if it has none.
+
+    Args:
+        folder: of a checkpoint.
+        weights: the name of its one file; that of an index of several is made of it.
 
     Raises:
         ModelError: the index is damaged, or names a file that is not there.
     """
-    if (folder / WEIGHTS).exists():
-        return [folder / WEIGHTS]
-    if not (folder / INDEX).exists():
+    if (folder / weights).exists():
+        return [folder / weights]
+    index = folder / f"{weights}.index.json"
+    if not index.exists():
         return []
-    places = read_object(folder / INDEX).get("weight_map")
+    places = read_object(index).get("weight_map")
     if not isinstance(places, dict) or not places:
-        raise ModelError(f"{folder / INDEX} is damaged: it has no weight_map; {RESTORE}")
+        raise ModelError(f"{index} is damaged: it has no weight_map; {RESTORE}")
     odd = [place for place in places.values() if not _is_inside(place)]
     if odd:
-        raise ModelError(f"{folder / INDEX} is damaged: {odd[0]!r:.60} is no file name; {RESTORE}")
+        raise ModelError(f"{index} is damaged: {odd[0]!r:.60} is no file name; {RESTORE}")
     shards = sorted(set(places.values()))
     missing = [shard for shard in shards if not (folder / shard).exists()]
     if missing:
