@@ -51,6 +51,32 @@ def test_rows_are_over_95_percent_full_on_lengths_like_scienceqas():
         assert efficiency(pack(lengths, row_length), lengths, row_length) > 0.95
 
 
+def drawn_lengths(kind):
+    """Tokens of 20,000 samples, and of a row."""
+    random = np.random.default_rng(0)
+    texts = random.lognormal(5.2, 1.0, 10_000)
+    images = 576 + random.lognormal(4.6, 0.8, 10_000)
+    drawn, row_length = {
+        "short questions": (random.lognormal(4.4, 0.45, 20_000), 512),
+        "any length up to a row": (random.integers(1, 513, 20_000), 512),
+        "images of 576 tokens among texts": (np.concatenate([images, texts]), 2048),
+        "few long ones": ((random.pareto(1.3, 20_000) + 1) * 40, 2048),
+    }[kind]
+    return np.clip(drawn, 8, row_length).astype(int).tolist(), row_length
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("short questions", "any length up to a row"),
+        *("images of 576 tokens among texts", "few long ones"),
+    ],
+)
+def test_rows_are_over_98_percent_full(kind):
+    lengths, row_length = drawn_lengths(kind)
+    assert efficiency(pack(lengths, row_length), lengths, row_length) > 0.98
+
+
 def test_the_same_seed_gives_the_same_rows_and_another_others():
     lengths = scienceqa_like(300)
     assert pack(lengths, 512, seed=3) == pack(lengths, 512, seed=3)
