@@ -35,8 +35,9 @@ def pack(
     """Put samples into rows of limited length, in an order that is random but repeatable.
 
     The samples are shuffled; in windows of the shuffled order, from long to short, each goes into
-    the row where it leaves the least room. The rows of a window are shuffled again, and so are the
-    samples of a row.
+    the row where it leaves the least room. Where such rows are under 98 % full, as those of long
+    images are, the window is packed row by row, too (`_fill_rows`), and the fewer rows are taken.
+    The rows of a window are shuffled again, and so are the samples of a row.
 
     Args:
         lengths: tokens of each sample.
@@ -59,10 +60,20 @@ def pack(
     order = random.permutation(len(lengths))
     rows: list[list[int]] = []
     for start in range(0, len(order), window):
-        packed = _best_fit(order[start : start + window].tolist(), lengths, row_length)
+        packed = _pack_window(order[start : start + window].tolist(), lengths, row_length)
         for number in random.permutation(len(packed)):
             rows.append(random.permutation(packed[number]).tolist())
     return rows
+
+
+_FULL = 0.98  # rows as full as this are not packed a second time
+
+
+def _pack_window(indices: list[int], lengths: Sequence[int], row_length: int) -> list[list[int]]:
+    rows = _best_fit(indices, lengths, row_length)
+    if efficiency(rows, lengths, row_length) >= _FULL or len(rows) == len(indices):
+        return rows
+    return min(rows, _fill_rows(indices, lengths, row_length), key=len)
 
 
 def _best_fit(indices: list[int], lengths: Sequence[int], row_length: int) -> list[list[int]]:
@@ -79,6 +90,47 @@ def _best_fit(indices: list[int], lengths: Sequence[int], row_length: int) -> li
         rows[number].append(index)
         insort(rooms, (room - lengths[index], number))
     return rows
+
+
+def _fill_rows(indices: list[int], lengths: Sequence[int], row_length: int) -> list[list[int]]:
+    """Pack one window row by row: the longest sample left, then what fills its row best.
+
+    That is one sample or a pair, again and again while any fits. Of samples of which a row holds
+    two or three, the longest come together with short ones; by `_best_fit` two of a middle length
+    would meet and leave a room that is too short for any.
+    """
+    left = np.array(sorted(indices, key=lambda index: lengths[index]))
+    sizes = np.array([lengths[index] for index in left])
+    rows: list[list[int]] = []
+    while len(left):
+        row, room = [left[-1]], row_length - sizes[-1]
+        left, sizes = left[:-1], sizes[:-1]
+        while len(left) and sizes[0] <= room:
+            taken = _fullest(sizes, room)
+            row += left[taken].tolist()
+            room -= sizes[taken].sum()
+            left, sizes = np.delete(left, taken), np.delete(sizes, taken)
+        rows.append([int(index) for index in row])
+    return rows
+
+
+def _fullest(sizes: np.ndarray, limit: int) -> list[int]:
+    """Return the place of the sample, or the two places, with most tokens within a limit.
+
+    Args:
+        sizes: ascending; the first fits.
+        limit: in tokens.
+    """
+    last = int(np.searchsorted(sizes, limit, "right")) - 1
+    if sizes[last] == limit:
+        return [last]
+    firsts = np.arange(last)
+    seconds = np.searchsorted(sizes[: last + 1], limit - sizes[:last], "right") - 1
+    pairs = np.where(seconds > firsts, sizes[:last] + sizes[seconds], 0)
+    if not len(pairs) or pairs.max() <= sizes[last]:
+        return [last]
+    first = int(pairs.argmax())
+    return [first, int(seconds[first])]
 
 
 def efficiency(rows: Sequence[Sequence[int]], lengths: Sequence[int], row_length: int) -> float:
