@@ -10,13 +10,13 @@ from varifocal.data.loading import load_source
 from varifocal.evaluation.benchmarks.scienceqa import choice_benchmark
 from varifocal.evaluation.evaluated_model import EncodedAsker, without_images
 from varifocal.evaluation.generation import evaluation_mode
-from varifocal.evaluation.likelihood import EncodedQuestion, Rating
 from varifocal.evaluation.open_answers import items_of
 from varifocal.evaluation.readings import TokenReader, after_images, rate_texts
 from varifocal.evaluation.retention_data import Material, gather_material
 from varifocal.evaluation.runner import About, AskOptions
 from varifocal.evaluation.runner import run as run_benchmark
 from varifocal.models.decoding import stop_ids
+from varifocal.models.likelihood import EncodedQuestion, Rating
 from varifocal.recipe import Recipe, SourceSection, load_recipe
 
 

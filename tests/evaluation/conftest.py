@@ -13,9 +13,9 @@ from tiny import byte_tokenizer, llama_config
 from varifocal.assemble import Assembly
 from varifocal.evaluation.benchmarks.scienceqa import choice_benchmark
 from varifocal.evaluation.evaluated_model import EncodedAsker
-from varifocal.evaluation.likelihood import EncodedQuestion
 from varifocal.evaluation.open_answers import items_of
 from varifocal.evaluation.runner import AskOptions, run
+from varifocal.models.likelihood import EncodedQuestion
 
 VOCABULARY = 61
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from varifocal.evaluation import generation
 from varifocal.evaluation.generation import greedy_answers, parse_answer
-from varifocal.evaluation.likelihood import EncodedQuestion
+from varifocal.models.likelihood import EncodedQuestion
 
 CHOICES = ["attract", "repel", "A magnet does nothing"]
 

@@ -11,9 +11,9 @@ from peft import get_peft_model
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from varifocal.evaluation.generation import greedy_answers
-from varifocal.evaluation.likelihood import EncodedQuestion, score_options
 from varifocal.models.connector import PatchMLP
 from varifocal.models.grafted import graft
+from varifocal.models.likelihood import EncodedQuestion, score_options
 from varifocal.models.vision import TransformersTower
 from varifocal.tuners import MMAConfig
 

@@ -20,7 +20,7 @@ from varifocal.errors import DataError, ModelError
 from varifocal.evaluation import harness
 from varifocal.evaluation.generation import greedy_answers
 from varifocal.evaluation.harness_model import HarnessModel, images_of
-from varifocal.evaluation.likelihood import score_options
+from varifocal.models.likelihood import score_options
 
 ROWS = [
     ("Which is a metal?", ["iron", "wood", "wool"], 0),

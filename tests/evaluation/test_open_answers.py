@@ -18,7 +18,6 @@ from varifocal.errors import DataError, ModelError, RecipeError
 from varifocal.evaluation import evaluated_model
 from varifocal.evaluation.baselines import of_choices
 from varifocal.evaluation.benchmark import Answer
-from varifocal.evaluation.likelihood import best_option
 from varifocal.evaluation.open_answers import (
     benchmark_of,
     credit,
@@ -29,6 +28,7 @@ from varifocal.evaluation.open_answers import (
 from varifocal.evaluation.predictions import read_predictions
 from varifocal.evaluation.runner import About, run
 from varifocal.evaluation.sources import evaluate_recipe
+from varifocal.models.likelihood import best_option
 from varifocal.recipe import (
     DataSection,
     EvaluationSection,

@@ -10,9 +10,9 @@ import torch
 
 from varifocal.cli.retention import print_retention
 from varifocal.evaluation.generation import greedy_answers
-from varifocal.evaluation.likelihood import EncodedQuestion, Rating
 from varifocal.evaluation.readings import rate_texts
 from varifocal.evaluation.retention import Retention, _Column, _rows
+from varifocal.models.likelihood import EncodedQuestion, Rating
 
 STOP = {5, 6, 7, 8, 9, 10}
 

@@ -14,7 +14,7 @@ from varifocal.data.example import Example, Image, Message
 from varifocal.errors import DataError
 from varifocal.evaluation.benchmark import Answer, Item
 from varifocal.evaluation.benchmarks.scienceqa import COLUMNS, by_column, columns_of
-from varifocal.evaluation.likelihood import EncodedQuestion, score_options
+from varifocal.models.likelihood import EncodedQuestion, score_options
 
 IMAGE = Image(data=b"never opened here")
 NATURAL, SOCIAL, LANGUAGE = "natural science", "social science", "language science"

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import MistralConfig, MistralForCausalLM
 
-from varifocal.evaluation.likelihood import (
+from varifocal.models.likelihood import (
     EncodedQuestion,
     batch_by_length,
     best_option,

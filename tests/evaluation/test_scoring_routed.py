@@ -4,7 +4,7 @@ import pytest
 import torch
 from peft import get_peft_model
 
-from varifocal.evaluation.likelihood import score_options
+from varifocal.models.likelihood import score_options
 from varifocal.tuners import MixLoraConfig
 
 

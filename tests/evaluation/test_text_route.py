@@ -7,8 +7,8 @@ import torch
 from peft import get_peft_model
 
 from varifocal.evaluation.generation import greedy_answers
-from varifocal.evaluation.likelihood import score_options
 from varifocal.evaluation.readings import rate_texts
+from varifocal.models.likelihood import score_options
 from varifocal.tuners import ImageLoraConfig, MixLoraConfig, MMAConfig
 
 TUNERS = {

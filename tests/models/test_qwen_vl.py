@@ -14,9 +14,9 @@ from varifocal.data.example import Example, Image, Message
 from varifocal.data.rows.packing import Collator
 from varifocal.errors import ModelError
 from varifocal.evaluation.generation import greedy_answers
-from varifocal.evaluation.likelihood import EncodedQuestion, score_options
 from varifocal.models import load_model
 from varifocal.models.families.qwen_vl import positions_of_rows
+from varifocal.models.likelihood import EncodedQuestion, score_options
 from varifocal.prompts import load_encoder
 from varifocal.recipe import DataSection, ModelSection, Recipe
 from varifocal.training.flops import image_flops

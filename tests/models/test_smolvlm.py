@@ -11,7 +11,7 @@ from varifocal.data.example import Example, Image, Message
 from varifocal.data.rows.packing import Collator
 from varifocal.errors import ModelError
 from varifocal.evaluation.generation import greedy_answers
-from varifocal.evaluation.likelihood import EncodedQuestion
+from varifocal.models.likelihood import EncodedQuestion
 from varifocal.recipe import ModelSection, Recipe
 from varifocal.training.flops import image_flops
 

@@ -95,9 +95,9 @@ def serving():
     from varifocal.serving.settings import ServeSettings
 
     @contextmanager
-    def serve(engine, **bounds) -> Iterator[str]:
+    def serve(engine, name="tiny", others=None, **bounds) -> Iterator[str]:
         settings = ServeSettings(**{"port": 0, "drain_s": 5, **bounds})
-        app = create_app(engine, name="tiny", settings=settings)
+        app = create_app(engine, name=name, settings=settings, others=others)
         server = uvicorn.Server(server_config(app, settings))
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()

@@ -5,7 +5,7 @@ import torch
 
 from varifocal.assemble import assemble
 from varifocal.data.example import Example, Image, Message
-from varifocal.evaluation.likelihood import EncodedQuestion, score_options
+from varifocal.models.likelihood import EncodedQuestion, score_options
 from varifocal.training.train import run_training
 
 

@@ -6,7 +6,7 @@ import importlib.util
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,11 +14,18 @@ from varifocal.cli.options import StrengthOption, ready
 from varifocal.errors import VarifocalError
 from varifocal.sigterm import Terminated
 
+if TYPE_CHECKING:
+    from varifocal.serving.settings import ServeSettings
+
 _NEEDED = ("fastapi", "uvicorn", "prometheus_client")  # the extra `serve`
 
 
-ModelArgument = Annotated[
-    str, typer.Argument(metavar="RUN_OR_MODEL", help="A run directory, or a model's name.")
+ModelsArgument = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="RUN_OR_MODEL...",
+        help="Run directories, or a model's name; equal weights are held once.",
+    ),
 ]
 HostOption = Annotated[
     str, typer.Option(help="Address to listen on; another than this machine's asks for a key.")
@@ -31,7 +38,7 @@ ApiKeyOption = Annotated[
     ),
 ]
 NameOption = Annotated[
-    str | None, typer.Option(help="What clients call the model; by default the run's name.")
+    str | None, typer.Option(help="What clients call a single model; by default the run's name.")
 ]
 MaxBatchOption = Annotated[int, typer.Option(min=1, help="Requests answered at a time.")]
 MaxQueueOption = Annotated[
@@ -64,7 +71,7 @@ def add_serve_verb(app: typer.Typer) -> None:
 
 
 def serve(
-    model: ModelArgument,
+    models: ModelsArgument,
     host: HostOption = "127.0.0.1",
     port: PortOption = 8000,
     api_key: ApiKeyOption = None,
@@ -108,21 +115,51 @@ def serve(
         allow_origins=tuple(each.rstrip("/") for each in allow_origin or ()),
         image_hosts=tuple(each.lower() for each in image_host or ()),
     )
-    check_run_or_model(model)
+    sources = _sources(models, name)
+    for source in models:
+        check_run_or_model(source)
     check_port(host, port)
     ready()
-    print(f"loading {model}", file=sys.stderr, flush=True)
+    _run(_app(sources, strength, settings), settings, ", ".join(sources))
+
+
+def _sources(models: list[str], name: str | None) -> dict[str, str]:
+    """Map what clients call each model to where it is."""
+    names = [Path(model).resolve().name if Path(model).is_dir() else model for model in models]
+    if name is not None:
+        if len(models) > 1:
+            raise VarifocalError(
+                "--name is for a single model; several are called as their folders are"
+            )
+        names = [name]
+    twice = next((each for each in names if names.count(each) > 1), None)
+    if twice is not None:
+        raise VarifocalError(f"two models would be called {twice}; rename the folder of one")
+    return dict(zip(names, models, strict=True))
+
+
+def _app(sources: dict[str, str], strength: float, settings: ServeSettings) -> Any:
+    """Open the models, one engine each, and make the server's app."""
     from varifocal.assemble import open_model
+    from varifocal.serving.adapter_routes import share_equal_weights
     from varifocal.serving.api import create_app
     from varifocal.serving.engine import Engine
 
-    _, parts = open_model(model, strength=strength)
-    engine = Engine(
-        parts.model, parts.encoder, parts.load_images, max_batch=max_batch, max_queue=max_queue
-    )
-    called = name or (Path(model).name if Path(model).is_dir() else model)
-    app = create_app(engine, name=called, settings=settings)
-    _run(app, settings, called)
+    engines: dict[str, Engine] = {}
+    for name, source in sources.items():
+        print(f"loading {source}", file=sys.stderr, flush=True)
+        _, parts = open_model(source, strength=strength)
+        share_equal_weights(parts.model, [engine.model for engine in engines.values()])
+        engines[name] = Engine(
+            parts.model,
+            parts.encoder,
+            parts.load_images,
+            max_batch=settings.max_batch,
+            max_queue=settings.max_queue,
+        )
+    first, *others = engines
+    rest = {name: engines[name] for name in others}
+    return create_app(engines[first], name=first, settings=settings, others=rest)
 
 
 def _check_installed() -> None:

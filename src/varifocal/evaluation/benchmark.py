@@ -13,7 +13,7 @@ from varifocal.evaluation.choice_parser import parse_answer
 from varifocal.evaluation.statistics import wilson
 
 if TYPE_CHECKING:
-    from varifocal.evaluation.likelihood import Normalisation
+    from varifocal.models.likelihood import Normalisation
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,8 @@ from varifocal.data.example import Example, Image, Message
 from varifocal.errors import ChatTemplateError, DataError, ModelError
 from varifocal.evaluation.benchmark import Answer, Prompt
 from varifocal.evaluation.generation import greedy_answers
-from varifocal.evaluation.likelihood import EncodedQuestion, Normalisation, score_options
 from varifocal.models.decoding import stop_ids
+from varifocal.models.likelihood import EncodedQuestion, Normalisation, score_options
 
 ONE_BATCH = 1 << 62
 """Token budget of an asker, whose prompts are one batch already."""

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from varifocal.evaluation.choice_parser import parse_answer as parse_answer
-from varifocal.evaluation.likelihood import EncodedQuestion, ImageLoader, batch_by_length
 from varifocal.models.decoding import decode, pad_left
+from varifocal.models.likelihood import EncodedQuestion, ImageLoader, batch_by_length
 from varifocal.progress import StepProgress
 
 

@@ -34,7 +34,7 @@ from varifocal.assemble import Assembly
 from varifocal.data.example import Image
 from varifocal.errors import ModelError, VarifocalError
 from varifocal.evaluation.harness_model import IMAGE, HarnessModel, images_of
-from varifocal.evaluation.likelihood import EncodedQuestion
+from varifocal.models.likelihood import EncodedQuestion
 
 _INSTALL = {"lm-eval": "'lm-eval>=0.4.13'", "lmms-eval": "'lmms-eval>=0.7'"}
 

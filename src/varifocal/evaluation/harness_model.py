@@ -20,8 +20,8 @@ from varifocal.assemble import Assembly, open_model
 from varifocal.data.example import Example, Image, Message
 from varifocal.errors import DataError, ModelError
 from varifocal.evaluation.generation import greedy_answers
-from varifocal.evaluation.likelihood import EncodedQuestion, Rating, rate_options
 from varifocal.models.decoding import stop_ids
+from varifocal.models.likelihood import EncodedQuestion, Rating, rate_options
 from varifocal.progress import StepProgress
 
 IMAGE = "<image>"

@@ -20,16 +20,16 @@ from varifocal.evaluation.benchmark import Answer, Item, Method, Prompt, exact
 from varifocal.evaluation.benchmarks.scienceqa import choice_benchmark
 from varifocal.evaluation.evaluated_model import ONE_BATCH, EncodedAsker, key_of
 from varifocal.evaluation.generation import greedy_answers
-from varifocal.evaluation.likelihood import (
+from varifocal.evaluation.open_answers import benchmark_of, items_of
+from varifocal.evaluation.runner import About, Asked, AskOptions, ask_items
+from varifocal.models.decoding import stop_ids
+from varifocal.models.likelihood import (
     EncodedQuestion,
     ImageLoader,
     Normalisation,
     Rating,
     rate_options,
 )
-from varifocal.evaluation.open_answers import benchmark_of, items_of
-from varifocal.evaluation.runner import About, Asked, AskOptions, ask_items
-from varifocal.models.decoding import stop_ids
 from varifocal.progress import Progress
 
 MAX_NEW_TOKENS = 48

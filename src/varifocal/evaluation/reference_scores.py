@@ -8,7 +8,7 @@ from dataclasses import replace
 from varifocal.evaluation import baselines
 from varifocal.evaluation.baselines import Baselines
 from varifocal.evaluation.benchmark import Answer, Answered, Benchmark, Item, Prompt
-from varifocal.evaluation.likelihood import NORMALISATIONS, Normalisation, best_option, by_mean
+from varifocal.models.likelihood import NORMALISATIONS, Normalisation, best_option, by_mean
 
 
 def baselines_of(benchmark: Benchmark, items: Sequence[Item]) -> Baselines:

@@ -26,7 +26,6 @@ from varifocal.assemble import assemble, open_run
 from varifocal.data.encoding.encoder import Encoder
 from varifocal.data.json_files import OnBadRecord
 from varifocal.evaluation.evaluated_model import without_images
-from varifocal.evaluation.likelihood import EncodedQuestion, Rating
 from varifocal.evaluation.readings import TokenReader, after_images
 from varifocal.evaluation.retention_data import Material, gather_material
 from varifocal.evaluation.runner import MOST_NAMED, About
@@ -39,6 +38,7 @@ from varifocal.evaluation.statistics import (
     wilson,
 )
 from varifocal.locking import alone
+from varifocal.models.likelihood import EncodedQuestion, Rating
 from varifocal.progress import Progress
 from varifocal.recipe import Recipe, leaves_text, load_recipe
 from varifocal.run import RunDirectory

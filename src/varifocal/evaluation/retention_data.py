@@ -19,8 +19,8 @@ from varifocal.data.readers.images import AbsentImage, missing_images_allowed
 from varifocal.data.readers.open import open_records
 from varifocal.data.source import open_source
 from varifocal.errors import DataError
-from varifocal.evaluation.likelihood import EncodedQuestion
 from varifocal.evaluation.retention_texts import PROMPTS, PROSE
+from varifocal.models.likelihood import EncodedQuestion
 from varifocal.recipe import FileSection, Recipe, SourceSection
 from varifocal.sciencebook import SKILLS, compose, draw_image
 

@@ -32,9 +32,9 @@ from varifocal.evaluation.benchmark import (
 )
 from varifocal.evaluation.evaluated_model import Asker, without_images
 from varifocal.evaluation.generation import evaluation_mode
-from varifocal.evaluation.likelihood import Normalisation, batch_by_length
 from varifocal.evaluation.predictions import Ledger, line_of
 from varifocal.evaluation.reference_scores import baselines_of, by_normalisation, likeliest_answer
+from varifocal.models.likelihood import Normalisation, batch_by_length
 from varifocal.progress import Progress, silent
 from varifocal.writing import write_json
 

@@ -15,7 +15,7 @@ Letters: B rows, T tokens, D width, O a linear's outputs.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -55,6 +55,39 @@ def copy_sharing_weights(model: Model) -> Model:
         own = [*part._parameters.values(), *part._buffers.values(), *vars(part).values()]
         memo |= {id(value): value for value in own if _is_shared(value)}
     return copy.deepcopy(model, memo)
+
+
+def share_equal_weights(model: nn.Module, others: Iterable[nn.Module]) -> None:
+    """Let a model hold the tensors of other models in place of its own where they are equal.
+
+    Two runs over one base then take the memory of one base. A weight that is changed in place
+    changes in all of them; quantised weights stay each model's own.
+
+    Args:
+        model: whose parameters and buffers are replaced.
+        others: models on the same device, of the same number format.
+    """
+    known: dict[tuple[Any, ...], list[Tensor]] = {}
+    for tensor in (tensor for other in others for tensor in _tensors(other)):
+        known.setdefault(_sample(tensor), []).append(tensor)
+    for tensor in _tensors(model):
+        alike = known.get(_sample(tensor), ())
+        equal = next((each for each in alike if torch.equal(each, tensor)), None)
+        if equal is not None:
+            tensor.data = equal.data
+
+
+def _tensors(model: nn.Module) -> Iterator[Tensor]:
+    for tensor in (*model.parameters(), *model.buffers()):
+        if type(tensor) in (nn.Parameter, Tensor) and tensor.numel():
+            yield tensor
+
+
+def _sample(tensor: Tensor) -> tuple[Any, ...]:
+    """Return what equal tensors have in common and few others do: form and some of the numbers."""
+    numbers = tensor.detach().reshape(-1)
+    some = numbers[:: max(1, len(numbers) // 16)].tolist()
+    return (tensor.shape, tensor.dtype, str(tensor.device), *some)
 
 
 def _is_shared(value: Any) -> bool:

@@ -51,7 +51,7 @@ async def completion(answer: PendingAnswer) -> schema.ChatCompletion:
         model=answer.model,
         choices=[choice],
         usage=_usage(answer.request),
-        varifocal=schema.Varifocal(route=answer.request.route),
+        varifocal=_ours(answer.request),
     )
 
 
@@ -115,7 +115,7 @@ def _event(
     if usage:
         event["usage"] = None
     if reason is not None:
-        event["varifocal"] = {"route": answer.request.route}
+        event["varifocal"] = _ours(answer.request).model_dump()
     return _line(event)
 
 
@@ -148,6 +148,14 @@ def _usage(request: Request) -> schema.Usage:
         total_tokens=request.prompt_tokens + request.completion_tokens,
         prompt_tokens_details=schema.PromptDetails(cached_tokens=request.continued_tokens),
     )
+
+
+def _ours(request: Request) -> schema.Varifocal:
+    """Say what OpenAI's form has no place for."""
+    if not request.answer_scores:
+        return schema.Varifocal(route=request.route)
+    answers = [schema.AllowedAnswer(**vars(score)) for score in request.answer_scores]
+    return schema.ScoredVarifocal(route=request.route, answers=answers)
 
 
 def _logprobs(pieces: Sequence[Piece]) -> list[schema.TokenLogprob]:

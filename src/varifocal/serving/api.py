@@ -6,7 +6,7 @@ import asyncio
 import base64
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from io import BytesIO
 from pathlib import Path
@@ -89,6 +89,7 @@ def create_app(
     *,
     name: str,
     settings: ServeSettings | None = None,
+    others: Mapping[str, Engine] | None = None,
 ) -> FastAPI:
     """Make the server's app.
 
@@ -96,18 +97,21 @@ def create_app(
         engine: answers; the app closes it when it ends.
         name: the model's, for clients; `NAME:base` is the model without its adapter, if it has one.
         settings: its bounds.
+        others: further engines by their names, which a request's `model` chooses as well; the page
+            talks to the first.
 
     Returns:
         An ASGI app: `/v1/chat/completions`, `/v1/models`, `/health`, `/metrics`, and the page.
     """
     bounds = settings or ServeSettings()
-    server = _Server(engine, name, bounds)
+    server = _Server({name: engine, **(others or {})}, bounds)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
         server.draining = True
-        await run_in_threadpool(engine.close, drain=False)
+        for each in server.engines.values():
+            await run_in_threadpool(each.close, drain=False)
         server.reader.close()
 
     app = FastAPI(
@@ -138,9 +142,9 @@ def create_app(
 class _Server:
     """What the handlers share."""
 
-    def __init__(self, engine: Engine, name: str, settings: ServeSettings) -> None:
-        self.engine, self.name, self.settings = engine, name, settings
-        self.metrics = ServerMetrics(engine)
+    def __init__(self, engines: Mapping[str, Engine], settings: ServeSettings) -> None:
+        self.engines, self.settings = engines, settings
+        self.metrics = ServerMetrics([*engines.values()])
         self.reader = Reader(settings)
         self.started = int(time.time())
         self.draining = False
@@ -148,19 +152,25 @@ class _Server:
     @property
     def models(self) -> tuple[str, ...]:
         """The names that can be asked."""
-        return (self.name, f"{self.name}:base") if self.engine.has_adapter else (self.name,)
+        return tuple(
+            each
+            for name, engine in self.engines.items()
+            for each in ((name, f"{name}:base") if engine.has_adapter else (name,))
+        )
 
-    def uses_adapter(self, model: str) -> bool:
-        """Tell whether a model is the trained one or the one without its adapter.
+    def choose(self, model: str) -> tuple[Engine, bool]:
+        """Return a model's engine, and whether its adapter answers.
 
         Raises:
-            Refused: it is none of them.
+            Refused: it is none of `models`.
         """
         if model not in self.models:
             hint = nearest(model, self.models)
             message = f"there is no model {model!r} here, only {' and '.join(self.models)}{hint}"
             raise Refused(404, "model_not_found", message, "model")
-        return model == self.name
+        if model in self.engines:
+            return self.engines[model], True
+        return self.engines[model.removesuffix(":base")], False
 
     def submit(self, body: bytes, address: str) -> tuple[ChatRequest, PendingAnswer]:
         """Read a body and put it into the engine's queue; takes its time, in a thread.
@@ -170,14 +180,14 @@ class _Server:
             VarifocalError: as `Engine.submit`.
         """
         asked = self.reader.parse(body)
-        adapter = self.uses_adapter(asked.model)
+        engine, adapter = self.choose(asked.model)
         sampling = self.sampling(asked)
-        if self.engine.load_images is None and asked.has_images:
+        if engine.load_images is None and asked.has_images:
             message = "this model has no vision tower; it cannot see an image"
             raise Refused(400, "no_vision", message, "messages")
         client = json.dumps([address, asked.user])
         messages = self.reader.messages(asked)
-        request = self.engine.submit(messages, sampling, adapter=adapter, client=client)
+        request = engine.submit(messages, sampling, adapter=adapter, client=client)
         return asked, PendingAnswer(request, asked.model)
 
     def sampling(self, asked: ChatRequest) -> Sampling:
@@ -195,6 +205,7 @@ class _Server:
             stop=asked.stops(),
             logprobs=(asked.top_logprobs or 0) if asked.logprobs else None,
             json_schema=asked.response_format.schema_text() if asked.response_format else None,
+            allowed_answers=tuple(asked.allowed_answers or ()),
         )
 
 
@@ -287,14 +298,14 @@ async def _left(request: Request) -> None:
 def _add_models(app: FastAPI, server: _Server) -> None:
     @app.get("/v1/models")
     async def models() -> schema.ModelList:
-        """List the run, and the same model without its adapter."""
+        """List the runs, and each without its adapter."""
         cards = [schema.ModelCard(id=name, created=server.started) for name in server.models]
         return schema.ModelList(data=cards)
 
     @app.get("/v1/models/{model:path}")
     async def model(model: str) -> schema.ModelCard:
         """Describe one model."""
-        server.uses_adapter(model)
+        server.choose(model)
         return schema.ModelCard(id=model, created=server.started)
 
 
@@ -302,10 +313,12 @@ def _add_state(app: FastAPI, server: _Server) -> None:
     @app.get("/health")
     async def health() -> schema.Health:
         """Say that the server answers."""
-        stats = server.engine.stats()
-        status = "draining" if server.draining else "ok"
+        stats = [engine.stats() for engine in server.engines.values()]
         return schema.Health(
-            status=status, model=server.name, running=stats.running, waiting=stats.waiting
+            status="draining" if server.draining else "ok",
+            model=next(iter(server.engines)),
+            running=sum(each.running for each in stats),
+            waiting=sum(each.waiting for each in stats),
         )
 
     @app.get("/metrics", response_class=Response)

@@ -41,6 +41,8 @@ from varifocal.serving.unsupported_fields import (
 
 MAX_STOPS = 4
 MAX_TOP_LOGPROBS = 20
+MAX_ANSWERS = 100
+_MAX_ANSWER_CHARS = 500
 _MAX_STOP_CHARS = 200
 _MAX_LIST = 1024
 """Longest list of parts in one message; `Bounds` counts those of all messages."""
@@ -151,6 +153,14 @@ def _check_part(value: Any) -> Any:
             error += f"; {given} is of the Responses API, here it is {here}"
         raise misfit("type", error)
     return value
+
+
+def _check_answers(answers: list[str], info: ValidationInfo) -> list[str]:
+    if len({*answers}) < len(answers):
+        raise PydanticCustomError("same_answers", "an answer is listed twice; list each once")
+    for answer in answers:
+        _count_text(answer, info)
+    return answers
 
 
 _Text = Annotated[str, AfterValidator(_count_text)]
@@ -304,6 +314,14 @@ class ChatRequest(_Form):
     user: Annotated[str, Field(max_length=512)] | None = None
     metadata: dict[str, Any] | None = None
     response_format: ResponseFormat | None = None
+    allowed_answers: (
+        Annotated[
+            list[Annotated[str, Field(min_length=1, max_length=_MAX_ANSWER_CHARS)]],
+            Field(fail_fast=True, max_length=MAX_ANSWERS),
+            AfterValidator(_check_answers),
+        ]
+        | None
+    ) = None
 
     @model_validator(mode="after")
     def _fits(self) -> ChatRequest:
@@ -311,12 +329,27 @@ class ChatRequest(_Form):
             raise misfit("top_logprobs", "top_logprobs needs logprobs: true")
         if self.stream_options is not None and not self.stream:
             raise misfit("stream_options", "stream_options needs stream: true")
+        if self.allowed_answers:
+            self._check_likeliest()
         if self.messages[-1].role != "user":
             raise misfit(
                 f"messages.{len(self.messages) - 1}.role",
                 "the last message must be the user's; an answer that was begun is not continued",
             )
         return self
+
+    def _check_likeliest(self) -> None:
+        """Refuse what an answer that is the likeliest of a list cannot obey."""
+        schema = self.response_format.schema_text() if self.response_format else None
+        given = {
+            "temperature": self.temperature,
+            "stop": self.stop,
+            "logprobs": self.logprobs,
+            "response_format": schema,
+        }
+        for name, value in given.items():
+            if value:
+                raise misfit(name, f"allowed_answers takes the likeliest of them; leave {name} out")
 
     @property
     def has_images(self) -> bool:

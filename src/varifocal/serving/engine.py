@@ -24,6 +24,7 @@ from varifocal.data.example import Example, Message
 from varifocal.errors import DataError, VarifocalError
 from varifocal.models.decoding import stop_ids
 from varifocal.models.families.base import family_of
+from varifocal.models.likelihood import Ids
 from varifocal.serving.adapter_routes import Lanes, copy_sharing_weights
 from varifocal.serving.answer_state import TextStream, Writing
 from varifocal.serving.kv_cache import PrefixCache
@@ -259,20 +260,26 @@ class Engine:
             raise DataError("this model has no adapter that could be left out")
         if not adapter and self._base_takes_no_images:
             messages = _without_images(messages)
-        encoded = self._encode(Example(messages=tuple(messages), is_prompt=True))
+        answers = sampling.allowed_answers
+        example = Example(messages=tuple(messages), choices=answers, is_prompt=True)
+        encoded, options = self._encode(example)
         route: Route = "base" if not adapter else "image" if encoded.modality else "text"
         schema = sampling.json_schema
         parser = None if schema is None else self._schemas.compile(schema)
-        return Request(encoded, sampling, route, client, parser)
+        return Request(encoded, sampling, route, client, parser, options)
 
-    def _encode(self, example: Example) -> Encoded:
+    def _encode(self, example: Example) -> tuple[Encoded, list[Ids]]:
+        """Encode a prompt, and the answers that it allows."""
         try:
             with self._encoding:
-                encoded = self.encoder.encode(example, with_answer=False)
+                if example.choices:
+                    encoded, options = self.encoder.encode_options(example)
+                else:
+                    encoded, options = self.encoder.encode(example, with_answer=False), []
                 if encoded.lost_system and not self._told_system:
                     self._told_system = True
                     _LOG.warning("the chat template leaves a system message out; told once")
-                return encoded
+                return encoded, options
         except TooLongError as error:
             window = self._window or error.tokens
             raise ContextLengthError(error.tokens, window, at_least=error.at_least) from error

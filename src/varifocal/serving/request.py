@@ -7,7 +7,7 @@ import itertools
 import math
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
@@ -17,6 +17,7 @@ import torch
 from varifocal.data.encoding.encoded import Encoded
 from varifocal.errors import DataError, VarifocalError
 from varifocal.models.decoding import Choose, greedy, sampler
+from varifocal.models.likelihood import Ids
 from varifocal.serving.structured_output import AnswerParser
 
 Route = Literal["text", "image", "base"]
@@ -66,6 +67,8 @@ class Sampling:
         logprobs: None tells no log-probabilities; n tells each token's, and the n likeliest
             tokens' next to it. They are the model's own, before temperature, top_p and schema.
         json_schema: a JSON schema, as text, that the answer follows; None writes freely.
+        allowed_answers: the answer is the likeliest of these, and each one's probability comes with
+            it (`Request.answer_scores`); none allows any. It takes no temperature and no schema.
     """
 
     max_new_tokens: int = 256
@@ -75,6 +78,7 @@ class Sampling:
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
     json_schema: str | None = None
+    allowed_answers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse what cannot be sampled."""
@@ -88,6 +92,11 @@ class Sampling:
             raise ValueError(f"stop must be a tuple of texts, none empty, not {self.stop!r}")
         if self.logprobs is not None and not 0 <= self.logprobs <= MAX_LOGPROBS:
             raise ValueError(f"logprobs must be from 0 to {MAX_LOGPROBS}, not {self.logprobs}")
+        answers = self.allowed_answers
+        if isinstance(answers, str) or not all(answers) or len({*answers}) < len(answers):
+            raise ValueError(f"allowed_answers must be different texts, none empty, not {answers}")
+        if answers and (self.temperature or self.json_schema is not None):
+            raise ValueError("allowed_answers goes without temperature and json_schema")
 
     def chooser(self) -> Choose:
         """Return the function from logits to ids, with a chance of its own."""
@@ -116,6 +125,22 @@ class SampledToken:
     logprob: float
     bytes: bytes
     top: tuple[tuple[str, float, bytes], ...] = ()
+
+
+@dataclass(frozen=True)
+class AnswerScore:
+    """How likely an allowed answer is.
+
+    Attributes:
+        text: the answer.
+        logprob: the sum of its tokens' natural log-probabilities after the prompt, with the end of
+            turn.
+        probability: among the allowed answers; theirs add up to 1.
+    """
+
+    text: str
+    logprob: float
+    probability: float
 
 
 @dataclass(frozen=True)
@@ -152,6 +177,8 @@ class Request:
             sends these knows them already; a shared beginning alone would tell of other prompts.
         client: whose request it is; only the same client's prompts are gone on from.
         parser: says which tokens may come next; None where any may.
+        options: token ids of each of `sampling.allowed_answers`.
+        answer_scores: of each of them, in that order, once they are scored.
         finish_reason: None until it is done; "stop" is an end of turn or a stop word.
         error: what went wrong, where finish_reason is "error".
     """
@@ -163,6 +190,7 @@ class Request:
         route: Route,
         client: str = "",
         parser: AnswerParser | None = None,
+        options: Sequence[Ids] = (),
     ) -> None:
         self.id = next(_numbers)
         self.encoded = encoded
@@ -170,6 +198,8 @@ class Request:
         self.route: Route = route
         self.client = client
         self.parser = parser
+        self.options = tuple(options)
+        self.answer_scores: tuple[AnswerScore, ...] = ()
         self.prompt_tokens = len(encoded)
         self.completion_tokens = 0
         self.cached_tokens = 0

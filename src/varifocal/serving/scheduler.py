@@ -21,14 +21,18 @@ from torch import Tensor, nn
 from varifocal.data.example import Image
 from varifocal.errors import VarifocalError
 from varifocal.models.decoding import reads_marks
+from varifocal.models.likelihood import EncodedQuestion, Ids, best_option, score_options
 from varifocal.serving import kv_cache
 from varifocal.serving.adapter_routes import Lanes
 from varifocal.serving.answer_state import Writing
 from varifocal.serving.kv_cache import PrefixCache, Seen
-from varifocal.serving.request import FinishReason, Request
+from varifocal.serving.request import AnswerScore, FinishReason, Piece, Request
 from varifocal.serving.structured_output import forbid_tokens
 
 LoadImages = Callable[[Sequence[Image]], Mapping[str, Tensor]]
+
+_MOST_OPTION_TOKENS = 256
+"""Of allowed answers that are scored in one row, after the prompt."""
 
 
 class EngineFault(VarifocalError):  # noqa: N818 - the name says what is wrong
@@ -115,6 +119,8 @@ class Scheduler:
         if request.is_cancelled:
             return self.finished(request, "cancelled", None)
         try:
+            if request.options:
+                return self._score(request)
             row = RequestRow(
                 request, self.make_writing(request), request.encoded.input_ids.tolist()
             )
@@ -126,6 +132,25 @@ class Scheduler:
             self.finished(request, "error", error)
         except Exception as error:
             self.finished(request, "error", fault(error))
+
+    def _score(self, request: Request) -> None:
+        """Write the likeliest of the allowed answers, and score each."""
+        encoded = request.encoded
+        images = tuple(encoded.images)
+        questions = [
+            EncodedQuestion(encoded.input_ids, group, encoded.modality, images)
+            for group in _groups(request.options, _MOST_OPTION_TOKENS)
+        ]
+        with self.lanes.running([request.route]):
+            scored = score_options(self.model, questions, self.load_images)
+        logprobs = [logprob for scores in scored for logprob in scores]
+        best = best_option(logprobs)
+        shares = torch.tensor(logprobs, dtype=torch.float64).softmax(dim=0).tolist()
+        texts = request.sampling.allowed_answers
+        request.answer_scores = tuple(map(AnswerScore, texts, logprobs, shares))
+        request.completion_tokens = len(request.options[best])
+        request.give(Piece(texts[best]))
+        self.finished(request, "stop", None)
 
     def step(self) -> None:
         """Write one token of every row."""
@@ -296,6 +321,20 @@ class Scheduler:
 
     def _ones(self, length: int) -> Tensor:
         return torch.ones(1, length, dtype=torch.long, device=self._device)
+
+
+def _groups(options: Sequence[Ids], most: int) -> list[tuple[Ids, ...]]:
+    """Split options, in their order, into groups of at most so many tokens, or a longer one.
+
+    >>> [len(group) for group in _groups([np.zeros(n, np.int32) for n in (3, 2, 9, 1)], 5)]
+    [2, 1, 1]
+    """
+    groups: list[list[Ids]] = [[]]
+    for ids in options:
+        if groups[-1] and sum(map(len, groups[-1])) + len(ids) > most:
+            groups.append([])
+        groups[-1].append(ids)
+    return [tuple(group) for group in groups]
 
 
 def fault(error: Exception) -> EngineFault:

@@ -71,6 +71,20 @@ class Varifocal(BaseModel):
     """Which weights answered: of rows without an image, with one, or the model without adapter."""
 
 
+class AllowedAnswer(BaseModel):
+    """How likely one of `allowed_answers` is."""
+
+    text: str
+    logprob: float
+    probability: float
+
+
+class ScoredVarifocal(Varifocal):
+    """The same, of a request with `allowed_answers`."""
+
+    answers: list[AllowedAnswer]
+
+
 class ChatCompletion(BaseModel):
     """An answer."""
 
@@ -80,7 +94,7 @@ class ChatCompletion(BaseModel):
     model: str
     choices: list[Choice]
     usage: Usage
-    varifocal: Varifocal
+    varifocal: ScoredVarifocal | Varifocal
 
 
 class ModelCard(BaseModel):
