@@ -7,7 +7,8 @@
 //                       are the first one's, and each has an answer
 //   "mmproj": FILE, "images": [FILE, ...]   as "text", and "answers" has one for each image, which
 //                       stands in the prompt as <__media__>
-//   "tokens": N, "sampled": N   the lengths of an answer's two texts; 24 and 1 if they are not given
+//   "tokens": N, "sampled": N   the lengths of an answer's two texts; 24 and 1 if they are not given, and
+//                       no text is sampled where N is 0
 //
 // An answer is {"greedy": TOKENS, "text": the same as one string, "ended": whether it stopped at an
 // end of turn, "steps": [{"token": TOKEN, "next": {TOKEN: PROBABILITY}}] of a text that was sampled,
@@ -17,13 +18,13 @@ const { open, GREEDY, NEUTRAL } = require("./llama_node.cjs");
 
 async function answer(complete, asked, { tokens = 24, sampled = 1 }) {
   const greedy = await complete({ ...asked, ...GREEDY, n_predict: tokens });
-  const other = await complete({ ...asked, ...NEUTRAL, n_predict: sampled });
+  const other = sampled ? await complete({ ...asked, ...NEUTRAL, n_predict: sampled }) : { steps: [] };
   const steps = other.steps.map(({ content, probs }) => ({
     token: content, next: Object.fromEntries(probs.map((one) => [one.tok_str, one.prob])),
   }));
   return {
     greedy: greedy.steps.map((one) => one.content).filter(Boolean),
-    text: greedy.text, ended: greedy.stopped_eos, steps, next: steps[0].next,
+    text: greedy.text, ended: greedy.stopped_eos, steps, next: steps[0]?.next,
   };
 }
 

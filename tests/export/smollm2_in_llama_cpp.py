@@ -2,8 +2,8 @@
 
 The ViT is `sciencebook-vit`, which is DINOv2's form. llama.cpp knows SigLIP's, so its weights stand
 in one: layer scales go into the matrices in front of them, the class token is left out.
-It takes minutes, so no suite collects this file:
-`pytest tests/export/smollm2_in_llama_cpp.py`.
+It takes minutes, so no suite collects this file; `-s` shows what it found:
+`pytest -s tests/export/smollm2_in_llama_cpp.py`.
 """
 
 import json
@@ -24,7 +24,7 @@ from written import first_difference, greedy_answers
 
 pytest.importorskip("gguf")
 
-TOKENS = 64
+IMAGES, TOKENS = 20, 64
 QUESTIONS = ["What is the capital of France?", "Why is the sky blue?"]
 _NAMES = {
     "norm1": "layer_norm1",
@@ -88,12 +88,12 @@ def test_llama_cpp_writes_with_trained_weights_what_the_run_writes(
     run = make_run(tuner, siglip, language="smollm2-135m-instruct")
     (done,) = export_run(Order(run, "llamacpp", num_prompts=2), tmp_path / "out")
     _, parts = open_run(run.root)
-    shown = [example.messages[0] for example in prompts(len(QUESTIONS), images=True)]
+    shown = [example.messages[0] for example in prompts(IMAGES, images=True)]
     images = [saved(message.content[0], tmp_path / f"{i}.png") for i, message in enumerate(shown)]
     texts = [Example((Message("user", (question,)),)) for question in QUESTIONS]
     asked = "What does the image show?"
     seen = [Example((Message("user", (Image(path=image), asked)),)) for image in images]
-    job = {"model": str(done.directory / "model.gguf"), "tokens": TOKENS}
+    job = {"model": str(done.directory / "model.gguf"), "tokens": TOKENS, "sampled": 0, "size": 512}
     mmproj = {"mmproj": str(done.directory / "mmproj.gguf"), "images": [str(i) for i in images]}
     image_token = parts.encoder.image_token
     of_text, of_images = ask_llama_cpp(
@@ -108,6 +108,9 @@ def test_llama_cpp_writes_with_trained_weights_what_the_run_writes(
             first_difference(parts, one, answer["greedy"], answer["ended"])
             for one, answer in zip(own, found["answers"], strict=True)
         ]
+        near = [f"{gap:.2g}" for gap in gaps if gap]
+        same, words = gaps.count(0.0), sum(len(ids) for ids, _, _ in own)
+        print(f"{same} of {len(own)} answers ({words} tokens) are the same; parted by nats: {near}")
         assert max(gaps) < 0.01  # nearer tokens may change places
 
 

@@ -233,6 +233,17 @@ def test_half_precision_is_written_as_such(mma_run, tmp_path, dtype):
     assert kinds["blk.0.attn_q.bias"] == "F32"
 
 
+@pytest.mark.parametrize("tuner", ["full", "none"])
+def test_a_run_without_adapters_is_written_as_its_language_model(make_run, tmp_path, tuner):
+    run = make_run({"type": tuner})
+    (done,) = export_run(Order(run, "gguf", num_prompts=2), tmp_path / "out")
+    model = AutoModelForCausalLM.from_pretrained(done.directory, gguf_file="model.gguf").eval()
+    ids = torch.arange(40, 60)[None]
+    with torch.no_grad():
+        found = model(input_ids=ids).logits[0]
+    torch.testing.assert_close(found, run_logits(run, ids, None), rtol=0, atol=2e-5)
+
+
 @pytest.mark.parametrize("to", ["gguf", "llamacpp"])
 def test_q8_0_is_near_the_run_by_its_own_bound(make_run, tmp_path, to):
     run = make_run({"type": "lora"}, "siglip")

@@ -258,12 +258,14 @@ def refused(trial: Trial) -> None:
     """What sbatch refuses is one sentence and leaves no file."""
     wrong = {
         "invalid partition specified": ("--partition", "gpus"),
-        "Requested node configuration": ("--cpus-per-node", 99),
         "unrecognized option": ("--sbatch", "no-such-option"),
         "Invalid generic resource": ("--sbatch", "gres=tpu:1"),
     }
     for expected, words in wrong.items():
         _assert_refused(trial, expected, *words)
+    number, _, _ = trial.submit("large", "--num-processes", 1, "--cpus-per-node", 99)
+    assert trial.slurm.job(number)["Reason"] == "PartitionConfig"  # taken, and never started
+    trial.slurm.run("scancel", number)
     run = trial.folder / "twice"
     number, _, _ = trial.submit("twice", "--num-processes", 1, "--sbatch", "hold")
     before = sorted(run.rglob("*"))

@@ -57,6 +57,17 @@ def test_a_job_is_submitted_with_its_options_on_the_command_line(slurm, tmp_path
     assert "wckey" not in told.read_text()
 
 
+@pytest.mark.parametrize(
+    ("reason", "end"),
+    [("PartitionConfig", "end it with scancel 12, and ask for less"), ("Resources", "0_log.out")],
+)
+def test_a_job_that_slurm_takes_and_never_starts_is_said(slurm, tmp_path, reason, end):
+    slurm(scontrol=f"echo JobId=12 JobState=PENDING Reason={reason} Requeue=1")
+    sentence = submit(asked(tmp_path), SlurmOptions(cpus_per_node=99))
+    assert sentence.startswith("submitted job 12; its output: ")
+    assert sentence.endswith(end)
+
+
 @pytest.mark.parametrize("place", ["absent", "empty", "ours"])
 def test_a_refusal_is_one_sentence_and_leaves_nothing(slurm, tmp_path, place, capfd):
     slurm(sbatch=WRONG_PARTITION)

@@ -29,6 +29,8 @@ _DECIDED = {
     *("time", "array", "chdir", "parsable", "quiet", "test-only", "wait", "wrap"),
 }
 _UNSUBMITTED = ("?" * 32 + ".pkl", ".submission_file_*.sh")  # submitit's, without a job's number
+_TOO_LARGE = {"PartitionConfig", "PartitionNodeLimit", "PartitionTimeLimit", "BadConstraints"}
+"""Why jobs wait for ever that a cluster without EnforcePartLimits, Slurm's default, takes."""
 _LIKE_THEM = {"gpus"}  # options whose names begin others'
 _ENDED = {
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY"),
@@ -77,7 +79,18 @@ def submit(launch: Launch, options: SlurmOptions) -> str:
         with alone(root, "submission"):
             _check_no_other_job(root)
             job = _submitted(executor, launch)
-    return f"submitted job {job.job_id}; its output: {job.paths.stdout}"
+    return f"submitted job {job.job_id}; its output: {job.paths.stdout}{_held_back(job.job_id)}"
+
+
+def _held_back(number: str) -> str:
+    """Say why a job will not start, if Slurm knows; it takes too large a job, and holds it."""
+    reason = job_state(number).get("Reason")
+    if reason not in _TOO_LARGE:
+        return ""
+    return (
+        f"; Slurm holds it back ({reason}), since it asks for more than its partition has: end it "
+        f"with scancel {number}, and ask for less"
+    )
 
 
 def _submitted(executor: Any, launch: Launch) -> Any:
