@@ -9,7 +9,7 @@ import pytest
 
 from languages import byte_level, sentencepiece
 from varifocal.data.encoding.encoder import Encoder
-from varifocal.data.encoding.named_template import FOLDER, choose_template
+from varifocal.data.encoding.named_template import FOLDER, SCORING_TEMPLATES, choose_template
 from varifocal.data.example import Example, Image, Message
 from varifocal.errors import ModelError, RecipeError
 from varifocal.recipe import load_recipe
@@ -105,7 +105,8 @@ def told(text):
 def test_every_name_has_its_texts_and_every_file_its_name():
     assert set(TEXTS) == set(CHAT_TEMPLATES)
     files = {file.stem for file in FOLDER.glob("*.jinja")} - {"_content"}
-    assert files == set(CHAT_TEMPLATES) - {"lavin_chat"}
+    asked_alone = set(SCORING_TEMPLATES) - {"vicuna_v1_untrimmed"}
+    assert files == set(CHAT_TEMPLATES) - {"lavin_chat"} | asked_alone
 
 
 @pytest.mark.parametrize("name", CHAT_TEMPLATES)

@@ -15,6 +15,7 @@ from varifocal.evaluation.compare import Comparison
 from varifocal.evaluation.compare import compare_runs as compare_predictions
 from varifocal.evaluation.evaluate import (
     Named,
+    ProtocolName,
     evaluate_benchmarks,
     evaluate_sources,
 )
@@ -170,6 +171,7 @@ def benchmark(
     data: Place | None = None,
     split: str | None = None,
     score: ScoreBy | None = None,
+    protocol: ProtocolName | None = None,
     blind: bool = False,
     limit: int | None = None,
     batch_size: int = 8,
@@ -182,14 +184,13 @@ def benchmark(
 ) -> list[ScoreLine]:
     """Score a run or any model on named benchmarks, as `varifocal benchmark` does.
 
-    Scores and predictions are written, and a call that was stopped goes on.
-
     Args:
         model: a run, a packaged model, a directory, or a hub id.
         suites: names of suites or benchmarks.
         data: the folder that holds one folder a benchmark; by default the run's, or `data`.
         split: another split than the usual one.
         score: by likelihood (`options`), by what is written (`generate`), or `both`.
+        protocol: ask and read as a paper's code does (`mlan`, `lavin`, `mixlora`).
         blind: leave the images out of the prompts.
         limit: only the first so many items.
         batch_size: questions of a forward pass.
@@ -213,6 +214,7 @@ def benchmark(
         AskOptions(None, blind, split, limit, batch_size),
         data=_path(data),
         score=score,
+        protocol=protocol,
         out=_path(out),
         on_bad_record=on_bad_record,
         progress=progress,

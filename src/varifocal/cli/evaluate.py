@@ -18,11 +18,18 @@ if TYPE_CHECKING:
 
 ScoreBy = Literal["options", "generate", "both"]
 OnBadRecord = Literal["fail", "skip"]
+ProtocolName = Literal["mlan", "lavin", "mixlora"]
 
 _SplitOption = Annotated[str | None, typer.Option(help="Another split than the usual one.")]
 _ScoreOption = Annotated[
     ScoreBy | None,
     typer.Option(help="By likelihood, by what is written, or both; the usual way by default."),
+]
+_ProtocolOption = Annotated[
+    ProtocolName | None,
+    typer.Option(
+        help="Ask and read as a paper's code does: mlan for its suite, lavin or mixlora for mme."
+    ),
 ]
 _BlindOption = Annotated[bool, typer.Option("--blind", help="Leave the images out.")]
 _OnBadOption = Annotated[
@@ -84,6 +91,7 @@ def benchmark(
     ] = None,
     split: _SplitOption = None,
     score: _ScoreOption = None,
+    protocol: _ProtocolOption = None,
     blind: _BlindOption = False,
     limit: Annotated[
         int | None, typer.Option(min=1, help="Only the first so many items of each.")
@@ -116,7 +124,8 @@ def benchmark(
 
     options = AskOptions(None, blind, split, limit, batch_size)
     named = Named(model, adapter, dtype, strength)
-    _score_benchmarks(named, ",".join(names), data, options, score, out, on_bad_record)
+    place = ",".join(names), data, options
+    _score_benchmarks(named, *place, score, protocol, out, on_bad_record)
 
 
 def _score_sources(
@@ -160,6 +169,7 @@ def _score_benchmarks(
     data: Path | None,
     options: AskOptions,
     score: ScoreBy | None,
+    protocol: ProtocolName | None,
     out: Path | None,
     on_bad_record: OnBadRecord | None,
 ) -> None:
@@ -175,6 +185,7 @@ def _score_benchmarks(
             options,
             data=data,
             score=score,
+            protocol=protocol,
             out=out,
             on_bad_record=on_bad_record,
             command=shlex.join(["varifocal", *sys.argv[1:]]),

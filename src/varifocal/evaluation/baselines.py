@@ -103,7 +103,7 @@ def of_open(
     items: Sequence[Item],
     answer_of: Callable[[str, Item], Answer],
     credit: Callable[[Item, Answer], float | None],
-    measure: Callable[[Sequence[tuple[Item, Answer]]], float],
+    measure: Callable[[Sequence[tuple[Item, Answer]]], float | None],
 ) -> Baselines:
     """Score the best constant answer to items that are answered in words.
 

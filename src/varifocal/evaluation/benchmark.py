@@ -134,6 +134,21 @@ def exact(item: Item, answer: Answer) -> float:
 
 
 @dataclass(frozen=True)
+class PromptStyle:
+    """How a paper's code writes a benchmark's prompts, whatever the model's own chat template is.
+
+    Attributes:
+        name: as `--protocol` takes it.
+        chat_template: a name of `choose_template`.
+        answer_start: what each answer begins with; the model goes on after it.
+    """
+
+    name: str
+    chat_template: str
+    answer_start: str = ""
+
+
+@dataclass(frozen=True)
 class Benchmark:
     """A row of the table.
 
@@ -153,6 +168,7 @@ class Benchmark:
         max_new_tokens: of a written answer.
         normalisation: of the likelihood, "sum" or "mean" over a choice's tokens.
         columns: names the columns that a question counts in, for measures and comparisons.
+        prompts: None takes the model's own chat template.
     """
 
     name: str
@@ -168,6 +184,7 @@ class Benchmark:
     max_new_tokens: int = 16
     normalisation: Normalisation = "sum"
     columns: Callable[[Example], tuple[str, ...]] = lambda example: ()
+    prompts: PromptStyle | None = None
 
 
 def accuracy(answered: Sequence[Answered], name: str = "accuracy") -> Measure:

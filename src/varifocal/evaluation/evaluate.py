@@ -6,11 +6,17 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from varifocal.data.json_files import OnBadRecord
 from varifocal.errors import RecipeError
-from varifocal.evaluation.benchmarks.registry import find_benchmarks, find_folders, load_items
+from varifocal.evaluation.benchmark import Benchmark, Item
+from varifocal.evaluation.benchmarks.registry import (
+    choose_protocol,
+    find_benchmarks,
+    find_folders,
+    load_items,
+)
 from varifocal.progress import Progress
 from varifocal.recipe import FileSection, Recipe, SourceSection, load_recipe
 from varifocal.run import RunDirectory
@@ -21,6 +27,8 @@ if TYPE_CHECKING:
     from varifocal.evaluation.evaluated_model import Opened
     from varifocal.evaluation.runner import About, AskOptions, Result
     from varifocal.evaluation.sources import ScoreBy
+
+ProtocolName = Literal["mlan", "lavin", "mixlora"]
 
 _DATA = Path("data")
 _RUNS = Path("runs")
@@ -107,6 +115,7 @@ def evaluate_benchmarks(
     *,
     data: Path | None = None,
     score: ScoreBy | None = None,
+    protocol: ProtocolName | None = None,
     out: Path | None = None,
     on_bad_record: OnBadRecord | None = None,
     command: str = "",
@@ -121,6 +130,7 @@ def evaluate_benchmarks(
         data: the folder that holds one folder a benchmark; by default the run's `data.root`, or
             `data`.
         score: another method than the benchmarks' own.
+        protocol: ask and read as this paper's code does, in its prompts.
         out: where scores go; by default into the run, or `runs/MODEL/eval`.
         on_bad_record: by default as the run's recipe says, and `fail` for a model.
         command: what repeats it, for the score files.
@@ -128,16 +138,13 @@ def evaluate_benchmarks(
 
     Raises:
         DataError: a benchmark is not known, or its files are missing or broken.
+        RecipeError: the protocol is not known for a benchmark, or a score is asked for next to it.
         RunError, ModelError: the model cannot be had, or another process writes the same scores.
     """
     recipe = _recipe_of(named)
-    benchmarks = find_benchmarks(suites)
-    root = recipe.data.root if recipe is not None else None
-    folders = find_folders(benchmarks, data or (Path(root) if root else _DATA))
-    items = [
-        (row, load_items(row, folders[row.name], options.split, options.limit))
-        for row in benchmarks
-    ]
+    if protocol is not None and score is not None:
+        raise RecipeError(f"--protocol {protocol} reads what is written; leave --score {score} out")
+    items = _items_of(suites, protocol, data, recipe, options)
     if out is not None:
         claim_folder(out)
     from varifocal.evaluation.evaluated_model import open_asker
@@ -146,20 +153,40 @@ def evaluate_benchmarks(
 
     opened = open_asker(named.model, named.adapter, named.dtype, named.strength)
     about = _about(named, opened, command)
-    if on_bad_record is None:
-        on_bad_record = "fail" if recipe is None else recipe.data.on_bad_record
-    options = replace(options, on_bad_record=on_bad_record)
+    rule = on_bad_record or ("fail" if recipe is None else recipe.data.on_bad_record)
+    options = replace(options, on_bad_record=rule)
     for benchmark, asked in items:
+        style = benchmark.prompts
+        asker = opened.asker if style is None else opened.asker.with_prompts(style)
         for method in (None,) if score is None else METHODS[score]:
             yield run(
                 benchmark,
                 asked,
-                opened.asker,
+                asker,
                 out or scores_of(named),
                 options=replace(options, method=method),
                 about=about,
                 progress=progress,
             )
+
+
+def _items_of(
+    suites: str,
+    protocol: ProtocolName | None,
+    data: Path | None,
+    recipe: Recipe | None,
+    options: AskOptions,
+) -> list[tuple[Benchmark, list[Item]]]:
+    """Load what benchmarks ask, in a protocol's words where one is named."""
+    benchmarks = find_benchmarks(suites)
+    if protocol is not None:
+        benchmarks = choose_protocol(protocol, benchmarks)
+    root = recipe.data.root if recipe is not None else None
+    folders = find_folders(benchmarks, data or (Path(root) if root else _DATA))
+    return [
+        (row, load_items(row, folders[row.name], options.split, options.limit))
+        for row in benchmarks
+    ]
 
 
 def _about(named: Named, opened: Opened, command: str) -> About:

@@ -24,12 +24,16 @@ from varifocal.assemble import (
     weights_fingerprint,
 )
 from varifocal.data.encoding.answer_span import PROBES, frame_of, written
+from varifocal.data.encoding.encoded import Encoded
+from varifocal.data.encoding.encoder import Encoder
+from varifocal.data.encoding.named_template import choose_template
 from varifocal.data.encoding.written_answer import read_words
 from varifocal.data.example import Example, Image, Message
 from varifocal.errors import ChatTemplateError, DataError, ModelError
-from varifocal.evaluation.benchmark import Answer, Prompt
+from varifocal.evaluation.benchmark import Answer, Prompt, PromptStyle
 from varifocal.evaluation.generation import greedy_answers
 from varifocal.models.decoding import stop_ids
+from varifocal.models.families.base import family_of
 from varifocal.models.likelihood import EncodedQuestion, Normalisation, score_options
 
 ONE_BATCH = 1 << 62
@@ -58,13 +62,33 @@ class EncodedAsker:
     """Asks a language model, a graft or a LLaVA, with or without a tuner.
 
     Args:
-        parts: the model with its encoder and its images' way in.
+        parts: the model with its encoder and its image loader.
+        answer_start: what each written answer begins with, given to the model.
     """
 
-    def __init__(self, parts: Assembly) -> None:
+    def __init__(self, parts: Assembly, answer_start: str = "") -> None:
         self.model = parts.model
+        self._parts, self._answer_start = parts, answer_start
         self._encoder, self._load_images = parts.encoder, parts.load_images
         self._end_of_turn = parts.encoder.end_of_turn_id
+
+    def with_prompts(self, style: PromptStyle) -> EncodedAsker:
+        """Return an asker of the same model that writes its prompts in another style.
+
+        Raises:
+            ModelError: the model's images need tokens around them.
+            ChatTemplateError: its tokenizer has no end of a sequence.
+        """
+        base, own = self._parts.base, self._encoder
+        family = family_of(base.config)
+        if family is not None and family.needs_image_side:
+            raise _own_frame(base, style)
+        encoder = Encoder(
+            own.tokenizer, own.image_token, own.image_token_id, own.tokens_per_image,
+            own.max_length, own.overflow, train_on=own.train_on,
+            chat_template=choose_template(style.chat_template, own.tokenizer, own.image_token),
+        )  # fmt: skip
+        return EncodedAsker(replace(self._parts, encoder=encoder), style.answer_start)
 
     def prepare(self, example: Example, *, with_options: bool) -> Prompt:
         """Encode a question, its options after it when they are to be scored.
@@ -80,7 +104,7 @@ class EncodedAsker:
         if with_options:
             encoded, options = self._encoder.encode_options(example)
         else:
-            encoded = self._encoder.encode(example, with_answer=False)
+            encoded = self._prompt(example)
             options = [np.array([self._end_of_turn], np.int32)]
         question = EncodedQuestion(
             encoded.input_ids, tuple(options), encoded.modality, tuple(encoded.images)
@@ -88,6 +112,18 @@ class EncodedAsker:
         key = key_of([encoded.input_ids, *options], encoded.images, example)
         lengths = tuple(map(len, options)) if with_options else ()
         return Prompt(key, question.length, encoded.was_cut, question, lengths)
+
+    def _prompt(self, example: Example) -> Encoded:
+        """Encode a question, and what its answer begins with."""
+        if not self._answer_start:
+            return self._encoder.encode(example, with_answer=False)
+        encoded, (start,) = self._encoder.encode_options(_begun(example, self._answer_start))
+        mask = np.ones(len(start), np.bool_)
+        return replace(
+            encoded,
+            input_ids=np.concatenate([encoded.input_ids, start]),
+            prompt_mask=np.concatenate([encoded.prompt_mask, mask]),
+        )
 
     def score(self, prompts: Sequence[Prompt], normalisation: Normalisation) -> list[Answer]:
         """Return each option's log-probability in nats."""
@@ -110,7 +146,27 @@ class EncodedAsker:
             max_new_tokens=max_new_tokens,
             token_budget=ONE_BATCH,
         )
-        return [Answer(self._encoder.read_answer(ids)) for ids in written]
+        return [Answer(self._read(ids)) for ids in written]
+
+    def _read(self, ids: Sequence[int]) -> str:
+        """Return the words that were written; an answer that was begun has no thought before it."""
+        if not self._answer_start:
+            return self._encoder.read_answer(ids)
+        return str(self._encoder.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+
+def _begun(example: Example, start: str) -> Example:
+    """Answer a question with a start that is not all of the answer, so that no turn ends there."""
+    answer = Message("assistant", (f"{start}...",))
+    messages = (*example.messages, answer)
+    return replace(example, messages=messages, choices=(start,), options=(start,), answer_index=0)
+
+
+def _own_frame(model: Any, style: PromptStyle) -> ModelError:
+    return ModelError(
+        f"--protocol {style.name} does not write the tokens around an image of a "
+        f"{model.config.model_type}; leave --protocol out for this model"
+    )
 
 
 def without_images(example: Example) -> Example:
@@ -142,7 +198,7 @@ class Opened:
         seed: of the run's recipe; 0 for a model.
     """
 
-    asker: Asker
+    asker: EncodedAsker | VlmAsker
     fingerprint: str | None
     seed: int
 
@@ -195,6 +251,14 @@ class VlmAsker:
         self._answer_type = int(kind == "paligemma")
         if not (getattr(whole.processor, "chat_template", None) or self._tokenizer.chat_template):
             raise ModelError("this model's processor has no chat template; it cannot be asked")
+
+    def with_prompts(self, style: PromptStyle) -> VlmAsker:
+        """Refuse another style of prompts: these models' images stand in frames of their own.
+
+        Raises:
+            ModelError: always.
+        """
+        raise _own_frame(self.model, style)
 
     def prepare(self, example: Example, *, with_options: bool) -> Prompt:
         """Render a question, and its options when they are to be scored.

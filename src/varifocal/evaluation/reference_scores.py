@@ -25,10 +25,10 @@ def baselines_of(benchmark: Benchmark, items: Sequence[Item]) -> Baselines:
     )
 
 
-def _main_of(benchmark: Benchmark, answered: Sequence[Answered]) -> float:
-    return next(
-        measure.value for measure in benchmark.measure(answered) if measure.name == benchmark.main
-    )
+def _main_of(benchmark: Benchmark, answered: Sequence[Answered]) -> float | None:
+    """Return the headline measure; None where too few items make none, as one subtask of MME."""
+    measures = benchmark.measure(answered)
+    return next((measure.value for measure in measures if measure.name == benchmark.main), None)
 
 
 def by_normalisation(
@@ -52,7 +52,9 @@ def by_normalisation(
             )
             for item, answer in answered
         ]
-        scores[rule] = _main_of(benchmark, again)
+        score = _main_of(benchmark, again)
+        if score is not None:
+            scores[rule] = score
     return scores
 
 

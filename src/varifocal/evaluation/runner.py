@@ -94,7 +94,7 @@ class AskOptions:
 
     def stem(self, benchmark: Benchmark, strength: float = 1.0) -> str:
         """Name the files of the scores: everything that is not the benchmark's own is in it."""
-        words = [benchmark.name, self.split]
+        words = [benchmark.name, benchmark.prompts and benchmark.prompts.name, self.split]
         words.append(self.method if self.method not in (None, benchmark.method) else None)
         words.append("blind" if self.blind else None)
         words.append(f"first{self.limit}" if self.limit is not None else None)
@@ -391,6 +391,7 @@ def _page(
         "blind": options.blind,
         "split": options.split,
         "limit": options.limit,
+        "prompts": None if benchmark.prompts is None else asdict(benchmark.prompts),
         "protocol": benchmark.protocol,
         "source": benchmark.source,
         "data": hashlib.sha256(shas.encode()).hexdigest(),

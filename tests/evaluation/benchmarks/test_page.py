@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from varifocal.evaluation.benchmarks.protocols import PROTOCOLS
 from varifocal.evaluation.benchmarks.registry import BENCHMARKS, SUITES
 
 PAGE = Path(__file__).parents[3] / "docs" / "evaluation.md"
@@ -15,6 +16,11 @@ ROWS = {
         (f"`{one.name}`", one.method, one.main, one.protocol) for one in BENCHMARKS.values()
     ],
     "benchmark | files": [(f"`{one.name}`", one.files, one.source) for one in BENCHMARKS.values()],
+    "protocol | benchmark": [
+        (f"`{name}`", f"`{row}`", protocol.sentence)
+        for name, rows in PROTOCOLS.items()
+        for row, protocol in rows.items()
+    ],
 }
 
 

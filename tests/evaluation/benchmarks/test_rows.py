@@ -14,6 +14,7 @@ from varifocal.errors import DataError
 from varifocal.evaluation.benchmark import Answer, Item
 from varifocal.evaluation.benchmarks.classes import CIFAR_10, CIFAR_100, FASHION, read_idx
 from varifocal.evaluation.benchmarks.registry import BENCHMARKS
+from varifocal.evaluation.reference_scores import baselines_of
 
 WRITTEN = [name for name, row in BENCHMARKS.items() if row.method == "generate"]
 
@@ -39,6 +40,11 @@ def said(pairs):
 
 def by_name(name, answered):
     return {measure.name: measure for measure in BENCHMARKS[name].measure(answered)}
+
+
+def test_a_part_of_mme_without_its_headline_has_no_baseline(load):
+    items = [item for item in load("mme") if item.tags["subtask"] == "OCR"][:1]
+    assert baselines_of(BENCHMARKS["mme"], items).majority is None
 
 
 def test_race_is_scored_by_level_too(load):

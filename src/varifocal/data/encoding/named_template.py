@@ -19,7 +19,10 @@ from varifocal.recipe.chat_templates import CHAT_TEMPLATES, SETS_IMAGE_TOKEN
 
 FOLDER = Path(__file__).parent / "chat_templates"
 
-_FILES = {"lavin_chat": "lavin"}
+SCORING_TEMPLATES = ("user_assistant", "vicuna_v1_image_first", "vicuna_v1_untrimmed")
+"""Names that only benchmarks take: MLAN's code asks in prompts that nothing was trained on."""
+
+_FILES = {"lavin_chat": "lavin", "vicuna_v1_untrimmed": "vicuna_v1_image_first"}
 _OPENINGS = {"lavin_chat": "Instruction: "}
 _NEEDED_TOKENS = {"chatml": ("<|im_start|>", "<|im_end|>")}
 _PROBE = "Question"
@@ -31,8 +34,8 @@ def choose_template(
     """Return the Jinja text of a recipe's `data.chat_template`.
 
     Args:
-        choice: a name, or a template's own text. The variable `image_token` is the model's
-            placeholder there.
+        choice: a name, one of `SCORING_TEMPLATES` too, or a template's own text. The variable
+            `image_token` is the model's placeholder there.
         tokenizer: of the model that reads the prompts.
         image_token: the model's placeholder of an image; None for a model that takes none.
 
@@ -40,7 +43,7 @@ def choose_template(
         ChatTemplateError: the tokenizer lacks a token that the template ends answers with.
     """
     placeholder = f"{SETS_IMAGE_TOKEN}{json.dumps(image_token or '')} -%}}"
-    if choice not in CHAT_TEMPLATES:
+    if choice not in (*CHAT_TEMPLATES, *SCORING_TEMPLATES):
         reads = "image_token" in choice or ChatTemplate(tokenizer, image_token, choice).takes_parts
         return placeholder + choice if reads else choice
     _check_tokens(choice, tokenizer)
@@ -50,6 +53,7 @@ def choose_template(
         "bos": "bos_token" if starts else '""',
         "start": "bos_token + gap" if starts else '""',
         "opening": json.dumps(_OPENINGS.get(choice, "")),
+        "is_image_first": json.dumps(choice == "vicuna_v1_image_first"),
     }
     settings = [f"{{%- set {name} = {value} -%}}" for name, value in variables.items()]
     files = [_read("_content"), _read(_FILES.get(choice, choice))]

@@ -210,11 +210,15 @@ def _real_world(record: Record, folder: Path) -> Item:
     image = image_of(row, "image", folder, where)
     if not choices:
         references = (_as_digit(answer),)
-        return make_item(record.place, where, asked, image, references=references)
+        question = Question(asked)
+        return make_item(
+            record.place, where, asked, image, question=question, references=references
+        )
     gold = letter_index(answer, len(choices), where, "answer")
     return make_item(
-        record.place, where, asked, image, choices=choices, gold=gold, references=(LETTERS[gold],)
-    )
+        record.place, where, asked, image,
+        question=Question(asked), choices=choices, gold=gold, references=(LETTERS[gold],),
+    )  # fmt: skip
 
 
 def _listed_options(question: str) -> tuple[str, ...]:

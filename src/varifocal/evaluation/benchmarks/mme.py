@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from varifocal.data.example import Image
+from varifocal.data.example import Image, Question
 from varifocal.data.json_files import read_text
 from varifocal.errors import DataError, nearest
 from varifocal.evaluation.benchmark import Answered, Benchmark, Item, Measure, accuracy, exact
@@ -160,9 +160,11 @@ def _item(
     gold = gold.strip().lower().rstrip(".")
     if gold not in ("yes", "no"):
         raise DataError(f"{where}: the answer must be Yes or No, not {gold!r}")
+    tags = {"subtask": subtask}
     return make_item(
-        name, where, asked, image, references=(gold,), group=group, tags={"subtask": subtask}
-    )
+        name, where, asked, image,
+        question=Question(asked), references=(gold,), group=group, tags=tags,
+    )  # fmt: skip
 
 
 def measure_mme(answered: Sequence[Answered]) -> list[Measure]:

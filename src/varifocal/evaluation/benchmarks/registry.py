@@ -10,6 +10,7 @@ from varifocal.data.readers.images import missing_images_allowed
 from varifocal.errors import DataError, RecipeError, nearest
 from varifocal.evaluation.benchmark import Benchmark, Item
 from varifocal.evaluation.benchmarks import captions, classes, images, mme, scienceqa, text, vision
+from varifocal.evaluation.benchmarks.protocols import choose_protocol as choose_protocol
 
 
 def find_folders(benchmarks: Sequence[Benchmark], root: Path) -> dict[str, Path]:

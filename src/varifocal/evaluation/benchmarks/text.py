@@ -180,6 +180,7 @@ def load_hellaswag(folder: Path, split: str | None) -> Iterator[Item]:
             f"{row.get('source_id', '')} {record.place}".strip(),
             where,
             f"Go on with this text.\n{_without_marks(start)}",
+            question=Question(_without_marks(start)),
             choices=endings,
             gold=index_of(value_of(row, "label", where), len(endings), where, "label"),
             tags={"source": str(row.get("source_id", "")).split("~")[0]},

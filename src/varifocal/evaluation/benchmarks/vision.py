@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from varifocal.data.example import Image
+from varifocal.data.example import Image, Question
 from varifocal.data.formats.base import short
 from varifocal.data.json_files import read_json_object
 from varifocal.data.readers.images import locate_image
@@ -102,8 +103,8 @@ def _pope_item(name: str, where: str, asked: str, image: Image, gold: str, split
     gold = gold.lower()
     if gold not in ("yes", "no"):
         raise DataError(f"{where}: the answer must be yes or no, not {gold!r}")
-    prompt = f"{asked} Answer yes or no."
-    return make_item(name, where, prompt, image, references=(gold,), group=split)
+    prompt, question = f"{asked} Answer yes or no.", Question(asked)
+    return make_item(name, where, prompt, image, question=question, references=(gold,), group=split)
 
 
 def measure_pope(answered: Sequence[Answered]) -> list[Measure]:
@@ -149,6 +150,25 @@ def _mean_f1(answered: Sequence[Answered]) -> Measure:
     return _measure_of(bootstrap(len(answered), value), "f1", answered)
 
 
+def measure_pope_pooled(answered: Sequence[Answered]) -> list[Measure]:
+    """Score all splits as one set, as MLAN's code does.
+
+    A question whose answer is yes, and that got neither yes nor no, is wrong, but no miss.
+    """
+    counted = [
+        (item, answer)
+        for item, answer in answered
+        if item.references[0] == "no" or answer.parsed in ("yes", "no")
+    ]
+    unparsed = sum(answer.parsed is None for _, answer in answered)
+    measures = (
+        _pope_measure(counted or answered, name, _POPE_SCORES[name])
+        for name in ("f1", "precision", "recall")
+    )
+    scores = [replace(each, count=len(answered), unparsed=unparsed) for each in measures]
+    return [*scores, accuracy(answered)]
+
+
 def _cells(answered: Sequence[Answered]) -> Any:
     """[N, 5], for each question the one cell of `Confusion` that it counts in."""
     counts = [confusion([(item.references[0], answer.parsed)]) for item, answer in answered]
@@ -163,7 +183,9 @@ def _added(cells: Any) -> Confusion:
 
 
 def load_gqa(folder: Path, split: str | None) -> Iterator[Item]:
-    """Yield GQA's balanced test-dev questions; tag `kind` is "binary" or "open".
+    """Yield GQA's balanced test-dev questions.
+
+    Tag `kind` is "binary" or "open"; `structure` is GQA's own, such as "verify".
 
     Raises:
         DataError: a file is missing or malformed.
@@ -192,12 +214,16 @@ def load_gqa(folder: Path, split: str | None) -> Iterator[Item]:
             if pil_image in images
             else find_image([folder / "images", folder], pil_image, where)
         )
-        prompt = f"{needed_text(row, 'question', where)} Answer with one word or a short phrase."
+        question = Question(needed_text(row, "question", where))
+        prompt = f"{question.text} Answer with one word or a short phrase."
         gold = normalise_short(needed_text(row, "answer", where))
         types = row.get("types")
         structure = types.get("structural") if isinstance(types, dict) else None
-        tags = {"kind": "open" if structure == "query" else "binary"} if structure else {}
-        yield make_item(name, where, prompt, image, references=(gold,), tags=tags)
+        kind = "open" if structure == "query" else "binary"
+        tags = {"kind": kind, "structure": structure} if structure else {}
+        yield make_item(
+            name, where, prompt, image, question=question, references=(gold,), tags=tags
+        )
 
 
 def measure_gqa(answered: Sequence[Answered]) -> list[Measure]:
