@@ -21,7 +21,9 @@ data_app = typer.Typer(
     help="Check data, look at them, make them.", callback=show_help, invoke_without_command=True
 )
 make_app = typer.Typer(
-    help="Make a procedural data set.", callback=show_help, invoke_without_command=True
+    help="Make a data set.",
+    callback=show_help,
+    invoke_without_command=True,
 )
 data_app.add_typer(make_app, name="make")
 
@@ -181,3 +183,35 @@ def sciencebook(
         f"{len(summary.skills)} skills, {summary.num_images} with an image; a blind guess is "
         f"right {summary.chance:.0%} of the time"
     )
+
+
+@make_app.command(
+    epilog="Example: varifocal data make mlan data/mlan --data data --text-share 0.5",
+)
+def mlan(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where to write; made if new.")],
+    data: Annotated[
+        Path, typer.Option(metavar="DIR", help="Where the public sets lie, a folder each.")
+    ] = Path("data"),
+    text_share: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the examples without an image.")
+    ] = 1.0,
+    total: Annotated[int, typer.Option(min=1, help="Examples in all.")] = 80_000,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same examples.")] = 0,
+) -> None:
+    """Mix public sets of questions as MLAN does: language, and images by the share you want."""
+    ready()
+    from varifocal.cli.data_tables import print_mixture
+    from varifocal.cli.tables import stage_bars
+    from varifocal.data.mlan import make_mlan
+
+    with stage_bars() as progress:
+        mixture = make_mlan(
+            directory,
+            data,
+            text_share=text_share,
+            total=total,
+            seed=seed,
+            progress=lambda done, total: progress("mix", done, total),
+        )
+    print_mixture(mixture, data)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from varifocal.data.inspect.check import DataReport
     from varifocal.data.inspect.counts import SourceCounts
     from varifocal.data.inspect.rows import Segment, ShownRow
+    from varifocal.data.mlan import Mixture
 
 _BAR = 40
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
@@ -61,6 +62,20 @@ def print_check(report: DataReport) -> None:
     _print_findings(console, report)
     notes = dict.fromkeys(note for source in report.sources for note in source.notes)
     for line in (*_limit(report, trained), *_epoch(report), *(f"note: {note}" for note in notes)):
+        console.print(Text(line), soft_wrap=True)
+
+
+def print_mixture(mixture: Mixture, data: Path) -> None:
+    """Print how many examples a mixture has of each set, what is absent, and how it is read."""
+    console = screen()
+    table = _table(console, str(mixture.file), "set", "examples", "of")
+    for name, (taken, of) in mixture.counts.items():
+        table.add_row(name, f"{taken:,}", f"{of:,}")
+    table.add_row("all", *(f"{sum(part):,}" for part in zip(*mixture.counts.values(), strict=True)))
+    console.print(table)
+    lines = [f"absent: {each.name}, from {each.place}" for each in mixture.absent]
+    lines.append(f"next: a source {{path: {mixture.file}, image_folder: {data}, format: mlan}}")
+    for line in lines:
         console.print(Text(line), soft_wrap=True)
 
 
