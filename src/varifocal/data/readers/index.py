@@ -342,11 +342,24 @@ def refuse_object(path: Path) -> DataError:
             f"{text}; VQA has its questions and its answers in two files: name the first by field: "
             "questions and the second by join: {path: ..., field: annotations, key: question_id}"
         )
+    if "data" in lists and _holds(path, "data", b'"paragraphs":', b'"qas":'):
+        return DataError(
+            f"{text}; SQuAD has its questions in the paragraphs of its articles: say record_path: "
+            "data.paragraphs.qas"
+        )
     fields = " or ".join(f"field: {name}" for name in lists[:4])
     return DataError(
         f"{text}; if one of its lists holds the rows, name it: {fields}, or record_path: "
         f"{lists[0]} where each row needs the object's other values, too"
     )
+
+
+def _holds(path: Path, key: str, *marks: bytes) -> bool:
+    """Tell whether the beginning of a value of an object holds all marks, blanks left out."""
+    with path.open("rb") as stream:
+        stream.seek(values_of(path)[key])
+        head = b"".join(stream.read(1 << 16).split())
+    return all(mark in head for mark in marks)
 
 
 def values_of(path: Path) -> dict[str, int]:
