@@ -195,7 +195,8 @@ def test_trainer_arguments_pass_through_under_their_own_names(tmp_path):
         ("training.warmup_ratio=0.1", "training.warmup_ratio: not set here; set warmup_steps to"),
         (
             "tuner.type=loora",
-            "tuner.type: 'loora' is not allowed; one of 'mma', 'mixlora', 'lora', 'full', 'none'",
+            "tuner.type: 'loora' is not allowed; one of 'mma', 'mixlora', 'lora_experts', 'lora', "
+            "'full', 'none'",
         ),
         (
             "model.dtype=bfloat61",
@@ -405,7 +406,7 @@ def test_a_key_of_another_type_names_its_type():
         load_recipe({"model": page, "tuner": {"type": "mma", "rank": 4}}, check_paths=False)
     assert str(caught.value).splitlines() == [
         "model.connector.num_tokens: belongs to type patch_mlp, and this is mlp2x_gelu",
-        "tuner.rank: belongs to type mixlora or lora, and this is mma",
+        "tuner.rank: belongs to type mixlora or lora_experts or lora, and this is mma",
     ]
 
 

@@ -1,7 +1,8 @@
 """Varifocal: give a frozen language model eyes.
 
-Importing it registers `MMAConfig` and `MixLoraConfig` with PEFT and the grafted model with
-transformers' Auto classes; torch is imported only when one of them, or a name below, is first used.
+Importing it registers `MMAConfig`, `MixLoraConfig` and `LoraExpertsConfig` with PEFT and the
+grafted model with transformers' Auto classes; torch is imported only when one of them, or a name
+below, is first used.
 """
 
 import importlib
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     )
     from varifocal.recipe import Recipe, load_recipe
     from varifocal.training.tuner import count_parameters
-    from varifocal.tuners import MixLoraConfig, MMAConfig
+    from varifocal.tuners import LoraExpertsConfig, MixLoraConfig, MMAConfig
 
 _HOMES = {
     "Dataset": "varifocal.api.datasets",
@@ -44,6 +45,7 @@ _HOMES = {
     "retention": "varifocal.api.jobs",
     "train": "varifocal.api.jobs",
     "MMAConfig": "varifocal.tuners",
+    "LoraExpertsConfig": "varifocal.tuners",
     "MixLoraConfig": "varifocal.tuners",
     "GraftedConfig": "varifocal.models",
     "GraftedForConditionalGeneration": "varifocal.models",
@@ -61,6 +63,7 @@ __all__ = [
     "GraftedConfig",
     "GraftedForConditionalGeneration",
     "GraftedProcessor",
+    "LoraExpertsConfig",
     "MMAConfig",
     "MixLoraConfig",
     "Model",

@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from tiny import byte_tokenizer, llama_config
-from varifocal.tuners import MixLoraConfig, MMAConfig
+from varifocal.tuners import LoraExpertsConfig, MixLoraConfig, MMAConfig
 from varifocal.writing import MARK
 
 SKILLS = {"opposites": ("not {}?", "ab"), "sums": ("1 + {}?", "23"), "echoes": ("say {}", "xy")}
@@ -24,6 +24,7 @@ ADAPTERS = {
     "mma": lambda: MMAConfig(bottleneck_dim=2, router_temperature=0.5),
     "mma-unrouted": lambda: MMAConfig(bottleneck_dim=2, router=False),
     "mixlora": lambda: MixLoraConfig(num_factors=4, rank=2, target_modules=["q_proj", "up_proj"]),
+    "lora_experts": lambda: LoraExpertsConfig(num_experts=3, target_modules=["q_proj", "up_proj"]),
 }
 
 

@@ -70,7 +70,7 @@ def test_interference_repeats_and_takes_options(run, make_run, tmp_path):
     assert third["all"]["interference"] != first["all"]["interference"]
 
 
-@pytest.mark.parametrize(("kind", "factors"), [("mma", 2), ("mixlora", 4)])
+@pytest.mark.parametrize(("kind", "factors"), [("mma", 2), ("mixlora", 4), ("lora_experts", 3)])
 def test_routing_of_a_run(run, make_run, kind, factors):
     root = make_run(kind)
     code, out, err = run("analyze", "routing", root, "--examples", 3)
@@ -80,7 +80,7 @@ def test_routing_of_a_run(run, make_run, kind, factors):
     assert page["examples"] == dict.fromkeys(page["tasks"], 3)
     assert len(page["modules"]) == (3 if kind == "mma" else 6)
     for pools in page["modules"].values():
-        assert list(pools) == (["branches"] if kind == "mma" else ["A", "B"])
+        assert list(pools) == {"mma": ["branches"], "mixlora": ["A", "B"]}.get(kind, ["experts"])
         for pool in pools.values():
             assert set(pool) == {"usage", "load", "entropy", "overlap", "mean_overlap"}
             assert [len(row) for row in pool["usage"]] == [factors] * 3

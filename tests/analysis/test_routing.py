@@ -77,6 +77,26 @@ def test_mixlora_is_counted_choice_by_choice(make_run):
     assert [len(routers) for routers in by_layer.values()] == [4, 4, 4]
 
 
+def test_experts_are_counted_by_the_mean_weight_of_a_tasks_tokens(make_run):
+    parts, samples = opened(make_run("lora_experts"))
+    found = measure_routing(parts.model, samples)
+    weights = {}
+    for task, own in enumerate(samples.values()):
+        for sample in own:
+            ids = torch.tensor([sample.input_ids[:-1].tolist()])  # a line break ends the template
+            with torch.no_grad(), record_routing(parts.model) as records:
+                parts.model(input_ids=ids)
+            for record in records:
+                assert len(record.rows) == ids.shape[1]
+                weights.setdefault((record.layer, task), []).append(record.scores_a)
+    assert {pool for _, pool in found.routers} == {"experts"}
+    assert len(found.routers) == 3 * 2  # layers, linears
+    for (layer, _), usage in found.routers.items():
+        for task in range(3):
+            expected = torch.cat(weights[layer, task]).mean(dim=0)
+            torch.testing.assert_close(usage.shares[task], expected, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("method", ["mma", "mixlora"])
 def test_text_that_is_left_to_the_base_is_not_routed(make_run, method):
     parts, samples = opened(make_run(method))

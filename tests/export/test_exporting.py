@@ -148,6 +148,8 @@ def test_the_card_tells_how_near_it_is(mma_run, tmp_path):
     [
         ({"type": "mixlora"}, "merged", "--to route --prompt"),
         ({"type": "mixlora"}, "gguf", "--to route --prompt"),
+        ({"type": "lora_experts"}, "lora", "every token weighs this run's LoRA experts anew"),
+        ({"type": "lora_experts", "router": "instance"}, "merged", "(--to route --prompt '...')"),
         ({"type": "none"}, "lora", "use --to merged"),
         ({"type": "full"}, "lora", "use --to merged"),
         ({"type": "lora"}, "route", "give --prompt with it"),

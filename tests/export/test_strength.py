@@ -14,6 +14,7 @@ from varifocal.exporting.request import Order
 TUNERS = {
     "mma": {"type": "mma", "router_temperature": 1.0},
     "mixlora": {"type": "mixlora", "num_factors": 4, "rank": 2, "train_connector": False},
+    "lora_experts": {"type": "lora_experts", "train_connector": False},
     "lora": {"type": "lora", "adapt_vision_tower": True},
     "lora that text does not take": {"type": "lora", "text_route": "base"},
 }

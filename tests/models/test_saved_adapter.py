@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 
 from varifocal.errors import ModelError
 from varifocal.models.saved import load_adapter
-from varifocal.tuners import MixLoraConfig, MMAConfig
+from varifocal.tuners import LoraExpertsConfig, MixLoraConfig, MMAConfig
 
 FILE = "adapter_model.safetensors"
 LORA_B = "base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight"
@@ -72,8 +72,9 @@ def test_an_adapter_of_other_tensors_is_refused(saved, make_llama, do, sentence)
     [
         MMAConfig(bottleneck_dim=2),
         MixLoraConfig(target_modules=["q_proj"], num_factors=4, rank=2),
+        LoraExpertsConfig(target_modules=["q_proj"], num_experts=2, rank=2),
     ],
-    ids=["mma", "mixlora"],
+    ids=["mma", "mixlora", "lora_experts"],
 )
 def test_our_own_tuners_are_held_to_it_too(tmp_path, make_llama, config):
     get_peft_model(make_llama(), config).save_pretrained(tmp_path)

@@ -162,7 +162,10 @@ def test_mixlora_keeps_each_prompts_routing(llama, tokenizer) -> None:
     config = MixLoraConfig(num_factors=8, rank=2, target_modules=["q_proj", "up_proj"])
     model = adapted(llama, config)
     engine = Engine(copy.deepcopy(model), encoder)
-    assert engine.stats().unfolded_reason == "MixLoRA chooses its factors for each prompt"
+    assert (
+        engine.stats().unfolded_reason
+        == "its factors or experts are chosen anew by prompt or token"
+    )
     asked = [FIRST, turns(), (Message("user", ("Hm",)),)]
     requests = [engine.submit(messages, SHORT) for messages in asked]
     off = engine.submit(FIRST, SHORT, adapter=False)

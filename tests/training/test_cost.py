@@ -15,7 +15,13 @@ from varifocal.assemble import assemble
 from varifocal.data.encoding.encoder import Encoded
 from varifocal.data.rows.packing import Collator
 from varifocal.models.loss import supervised_loss
-from varifocal.recipe import LoraSection, MixLoraSection, MMASection, NoTunerSection
+from varifocal.recipe import (
+    LoraExpertsSection,
+    LoraSection,
+    MixLoraSection,
+    MMASection,
+    NoTunerSection,
+)
 from varifocal.run import RunDirectory
 from varifocal.training import cost
 from varifocal.training.cost import Clock, Meter, Spent
@@ -30,6 +36,7 @@ TUNERS = {
     "lora": LoraSection(),
     "lora-everywhere": LoraSection(target_modules=EVERYWHERE),
     "mixlora": MixLoraSection(num_factors=8, rank=2),
+    "lora_experts": LoraExpertsSection(num_experts=8),
 }
 
 
@@ -74,7 +81,7 @@ def test_the_formula_agrees_with_the_counter_on_text(tuner, checkpointing):
     meter = Meter(tuned.get_base_model(), checkpointing=checkpointing)
     meter.step(batch)
     marks = {"modality_ids", "segment_ids", "prompt_mask"}
-    marked = tuner in ("mma", "mixlora")
+    marked = tuner in ("mma", "mixlora", "lora_experts")
     known = batch if marked else {k: v for k, v in batch.items() if k not in marks}
     name = f"text, {tuner}{', checkpointing' * checkpointing}"
     assert_near(name, meter.spent, counted(tuned, known), 0.02)

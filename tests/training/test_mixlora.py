@@ -25,6 +25,21 @@ def test_a_run_logs_how_its_factors_are_used(tmp_path, recipe):
         assert 0 <= line["router_sharpness"] < 1
 
 
+@pytest.mark.parametrize("router", ["token", "instance"])
+def test_a_run_of_experts_logs_how_they_are_used_and_is_opened_again(tmp_path, recipe, router):
+    experts = {"type": "lora_experts", "router": router, "num_experts": 3, "balance": 0.1}
+    run_training(recipe({"tuner": experts, "training.max_steps": 2}), tmp_path / "run")
+    for line in logged(tmp_path / "run"):
+        assert 0 < line["factor_entropy"] <= 1
+        assert 1 / 3 <= line["factor_top_load"] < 1
+        assert 0 < line["router_sharpness"] < 1
+    _, parts = open_run(tmp_path / "run")
+    ids = torch.tensor([[5, 6, 7, 8]])
+    answer = parts.model(input_ids=ids).logits
+    with parts.model.disable_adapter():
+        assert not answer.equal(parts.model(input_ids=ids).logits)
+
+
 def test_other_methods_have_no_factors_to_log(tmp_path, recipe):
     run_training(recipe({"training.max_steps": 1}), tmp_path / "run")
     assert "factor_entropy" not in logged(tmp_path / "run")[0]

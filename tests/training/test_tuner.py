@@ -5,7 +5,7 @@ from peft import get_peft_model
 
 from varifocal.assemble import assemble
 from varifocal.errors import RecipeError
-from varifocal.recipe import LoraSection, MixLoraSection, MMASection
+from varifocal.recipe import LoraExpertsSection, LoraSection, MixLoraSection, MMASection
 from varifocal.training.tuner import attach_tuner, count_trained
 from varifocal.tuners import MixLoraConfig, MixLoraLayer, MMAConfig, text_is_base
 
@@ -48,9 +48,37 @@ def test_mixlora_takes_every_setting_of_the_recipe(whole):
     assert config.base_fingerprint == "abc"
 
 
-@pytest.mark.parametrize("section", [MMASection, MixLoraSection, LoraSection])
+def test_experts_take_every_setting_of_the_recipe(whole):
+    settings = {
+        "text_route": "base",
+        "num_experts": 3,
+        "rank": 2,
+        "router": "instance",
+        "top_k": 2,
+        "lora_alpha": 3.0,
+        "balance": 0.1,
+        "dropout": 0.2,
+    }
+    shared = {"type", "target_modules", "adapt_vision_tower", "train_connector", "weights"}
+    assert set(LoraExpertsSection.model_fields) == settings.keys() | shared
+    section = LoraExpertsSection(**settings, target_modules=("q_proj", "up_proj"))
+    model = attach_tuner(whole, section, base_fingerprint="abc")
+    config = model.peft_config["default"]
+    assert {name: getattr(config, name) for name in settings} == settings
+    assert config.base_fingerprint == "abc"
+    sizes = [part.base_layer for part in model.modules() if isinstance(part, MixLoraLayer)]
+    trained = sum(3 * 2 * (x.in_features + x.out_features) + 3 * x.in_features for x in sizes)
+    assert count_trained(model)["language_model"] == trained
+
+
+@pytest.mark.parametrize("section", [MMASection, MixLoraSection, LoraExpertsSection, LoraSection])
 def test_every_adapter_takes_the_text_route(section, whole):
-    name = {MMASection: "MMA", MixLoraSection: "MIXLORA", LoraSection: "IMAGE_LORA"}[section]
+    name = {
+        MMASection: "MMA",
+        MixLoraSection: "MIXLORA",
+        LoraExpertsSection: "LORA_EXPERTS",
+        LoraSection: "IMAGE_LORA",
+    }[section]
     model = attach_tuner(whole, section(text_route="base"))
     assert text_is_base(model)
     assert model.peft_config["default"].peft_type == name
@@ -72,7 +100,7 @@ def test_settings_that_mixlora_refuses_are_named_as_the_recipes(whole):
         attach_tuner(whole, MixLoraSection(num_factors=2, rank=4))
 
 
-@pytest.mark.parametrize("section", [LoraSection, MixLoraSection])
+@pytest.mark.parametrize("section", [LoraSection, MixLoraSection, LoraExpertsSection])
 def test_a_misspelt_target_among_right_ones_is_refused(whole, section):
     told = "tuner: target_modules: no module's name ends with 'v_porj'; did you mean 'v_proj'"
     with pytest.raises(RecipeError, match=told):

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
-from varifocal.tuners import ImageLoraConfig, MixLoraConfig, MMAConfig
+from varifocal.tuners import ImageLoraConfig, LoraExpertsConfig, MixLoraConfig, MMAConfig
 
 LANGUAGE, MIXED, VISION = "language model", "vision-language model", "vision tower"
 
@@ -36,8 +36,8 @@ class Row:
             "default", inside the base model.
         mergeable: whether the method claims that merging equals not merging.
         saved_too: regular expression of what is saved with the adapter and never trained.
-        routes: whether the prompt decides how later tokens are adapted. Then rounding may decide
-            between factors of nearly equal score, and bfloat16 is compared elsewhere.
+        routes: whether the prompt, or each token, decides how tokens are adapted. Then rounding may
+            decide between factors of nearly equal score, and bfloat16 is not compared here.
         gives_up: guarantees that the method says it does not keep: "batch mates", "packing",
             "answers" (a later token's edit changes no earlier logit), "cache" (decoding equals the
             full forward).
@@ -72,6 +72,7 @@ _SEVEN = r"(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
 _POOLS = r"\.mixlora_[ab]\.default\.weight"
 _INDEPENDENT = r"\.mixlora_router\.default\.independent_[ab]"
 _ROUTERS = r"\.mixlora_router\.default\.(independent_[ab]|conditional)"
+_EXPERTS = r"\.mixlora_(a|b|router)\.default\.weight"
 
 
 def unrouted() -> PeftConfig:
@@ -110,6 +111,24 @@ def mixlora_row(
 ) -> Row:
     config = mixlora(**settings)
     return Row(method, model, kind, config, places + trained, routes=True, **(row or {}))
+
+
+def experts_row(
+    model: str,
+    places: str = rf"model\.layers\.[01]\.{_SEVEN}",
+    kind: str = LANGUAGE,
+    method: str = "lora_experts",
+    **settings: Any,
+) -> Row:
+    sizes = {"num_experts": 3, "rank": 2, "lora_alpha": 2.0}
+    return Row(
+        method,
+        model,
+        kind,
+        lambda: LoraExpertsConfig(**sizes, **settings),
+        places + _EXPERTS,
+        routes=True,
+    )
 
 
 ROWS = [
@@ -211,6 +230,32 @@ ROWS = [
         method="mixlora_sequence",
         routing_scope="sequence",
         row={"gives_up": frozenset({"answers", "cache"})},
+    ),
+    *(experts_row(name) for name in ("llama", "gemma3")),
+    experts_row("gpt2", r"transformer\.h\.[01]\.(attn\.(c_attn|c_proj)|mlp\.(c_fc|c_proj))"),
+    experts_row("llama", method="lora_experts_top", top_k=2),
+    experts_row("llama", method="lora_experts_instance", router="instance"),
+    experts_row(
+        "llava",
+        rf"model\.language_model\.layers\.[01]\.{_SEVEN}",
+        MIXED,
+        method="lora_experts_base",
+        text_route="base",
+        router="instance",
+        top_k=2,
+    ),
+    experts_row(
+        "llava",
+        rf"model\.language_model\.layers\.[01]\.{_SEVEN}",
+        MIXED,
+        method="lora_experts_token_base",
+        text_route="base",
+    ),
+    experts_row(
+        "clip",
+        r"encoder\.layers\.[01]\.(self_attn\.q_proj|mlp\.fc1)",
+        VISION,
+        target_modules=["q_proj", "fc1"],
     ),
 ]
 LANGUAGE_ROWS = [row for row in ROWS if row.kind == LANGUAGE]

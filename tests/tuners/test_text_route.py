@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from varifocal.tuners import (
     ImageLoraConfig,
+    LoraExpertsConfig,
     MixLoraConfig,
     MMAConfig,
     balance_loss,
@@ -31,6 +32,7 @@ TUNERS: dict[str, Callable[..., PeftConfig]] = {
     "mixlora": lambda **kw: MixLoraConfig(
         **{"num_factors": 6, "rank": 2, "text_route": "base"} | kw
     ),
+    "lora_experts": lambda **kw: LoraExpertsConfig(**{"text_route": "base"} | kw),
     "lora": lambda **kw: ImageLoraConfig(**{"target_modules": LINEARS} | kw),
 }
 every_tuner = pytest.mark.parametrize("tuner", TUNERS)

@@ -96,7 +96,7 @@ class AdapterGradient:
         if not isinstance(model, PeftModel):
             raise ModelError(
                 "the model has no adapter; interference is measured on an adapter's parameters, "
-                "so train with tuner.type mma, mixlora or lora"
+                "so train with tuner.type mma, mixlora, lora_experts or lora"
             )
         named = [(block_of(name), parameter) for name, parameter in _adapter_parameters(model)]
         if not with_connector:

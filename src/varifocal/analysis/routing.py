@@ -1,8 +1,8 @@
-"""Which factors which task uses: MMA's branches, MixLoRA's pools.
+"""Which factors which task uses: MMA's branches, MixLoRA's pools, LoRA experts.
 
 A router spreads each example over E factors: MMA's two branches by softmax weights that depend on
-the modality alone, MixLoRA's pools by choosing r of E. `Usage` sums that up by task, in the same
-words for both.
+the modality alone, MixLoRA's pools by choosing r of E, LoRA experts by softmax weights of each
+token or prompt. `FactorUsage` sums that up by task, in the same words for all.
 
 Legend: n tasks, E factors of a router.
 """
@@ -10,7 +10,7 @@ Legend: n tasks, E factors of a router.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -24,10 +24,16 @@ from varifocal.data.encoding.encoder import Encoded
 from varifocal.data.rows.packing import Collator, ImageLoader
 from varifocal.errors import ModelError
 from varifocal.progress import StepProgress
-from varifocal.tuners import record_routing, routing_table, text_is_base
+from varifocal.tuners import (
+    LoraExpertsConfig,
+    RoutingRecord,
+    record_routing,
+    routing_table,
+    text_is_base,
+)
 from varifocal.tuners.plugin import evaluating
 
-BRANCHES, POOL_A, POOL_B = "branches", "A", "B"
+BRANCHES, POOL_A, POOL_B, EXPERTS = "branches", "A", "B", "experts"
 
 
 @dataclass(frozen=True)
@@ -35,8 +41,8 @@ class FactorUsage:
     """How the tasks' examples spread over one router's factors.
 
     Attributes:
-        shares: [n, E], each row adding up to 1: the mean weight (MMA), or the share of choices
-            (MixLoRA).
+        shares: [n, E], each row adding up to 1: the mean weight (MMA, LoRA experts), or the
+            share of choices (MixLoRA).
     """
 
     shares: Tensor
@@ -79,7 +85,7 @@ class TaskRouting:
     """How tasks are routed through an adapter.
 
     Attributes:
-        method: "mma" or "mixlora".
+        method: "mma", "mixlora" or "lora_experts".
         tasks: n names.
         counts: examples looked at, of each.
         routers: by the adapted module's name and the pool's, in the model's order.
@@ -132,7 +138,8 @@ def measure_routing(
     """Find out which factors the examples of each task use.
 
     Args:
-        model: with an MMA or MixLoRA adapter; MMA's is not run, its weights are a table.
+        model: with an adapter of MMA, MixLoRA or LoRA experts; MMA's is not run, its weights are a
+            table.
         samples: encoded examples by task, with their answers as in training. Where text is left to
             the base model, those without an image are passed over, and tasks of text alone.
         load_images: images -> the model's image tensors.
@@ -175,13 +182,15 @@ def _method(model: nn.Module) -> str:
         name = str(model.active_peft_config.peft_type.value).lower()  # type: ignore[union-attr]
         if not getattr(model.active_peft_config, "router", True):
             raise ModelError(f"this {name} adapter was made without a router (router: false)")
-        if name in ("mma", "mixlora"):
+        if name in ("mma", "mixlora", "lora_experts"):
             return name
         raise ModelError(
             f"a {name} adapter has no router: every example uses all of it; routing is that of "
-            "mma and mixlora"
+            "mma, mixlora and lora_experts"
         )
-    raise ModelError("the model has no adapter; routing is that of an mma or mixlora adapter")
+    raise ModelError(
+        "the model has no adapter; routing is that of an mma, mixlora or lora_experts adapter"
+    )
 
 
 def usage_of_tables(
@@ -212,7 +221,8 @@ def _usage_of_choices(
 ) -> dict[tuple[str, str], FactorUsage]:
     """Run every example and count the factors that it chooses at each linear."""
     collate = Collator(pad_id=0, load_images=load_images)
-    size = cast(Any, model.active_peft_config).num_factors
+    config = model.active_peft_config
+    size = cast(int, getattr(config, "num_factors", None) or getattr(config, "num_experts", None))
     counts: dict[tuple[str, str], Tensor] = {}
     total, done = sum(map(len, samples.values())), 0
     device = next(model.parameters()).device
@@ -224,13 +234,22 @@ def _usage_of_choices(
             with torch.no_grad(), evaluating(model), record_routing(model) as records:
                 model(**batch, logits_to_keep=1, use_cache=False)
             for record in records:
-                for pool, factors in ((POOL_A, record.factors_a), (POOL_B, record.factors_b)):
+                for pool, shares in _shares(record, size, isinstance(config, LoraExpertsConfig)):
                     place = counts.setdefault((record.layer, pool), torch.zeros(len(samples), size))
-                    place[task] += torch.bincount(factors.flatten().cpu(), minlength=size)
+                    place[task] += shares
             done += 1
             if progress is not None:
                 progress(done, total)
     return {key: FactorUsage(count / count.sum(1, keepdim=True)) for key, count in counts.items()}
+
+
+def _shares(record: RoutingRecord, size: int, are_experts: bool) -> Iterator[tuple[str, Tensor]]:
+    """Yield each pool's name and what a record adds to its factors, [E]."""
+    if are_experts:
+        yield EXPERTS, torch.bincount(record.factors_a.flatten(), record.weights.flatten(), size)
+        return
+    for pool, factors in ((POOL_A, record.factors_a), (POOL_B, record.factors_b)):
+        yield pool, torch.bincount(factors.flatten(), minlength=size)
 
 
 def _until_trained(sample: Encoded) -> Encoded:

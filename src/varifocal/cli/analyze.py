@@ -100,7 +100,7 @@ def routing(
     seed: SeedOption = 0,
     out: OutOption = None,
 ) -> None:
-    """Show which factors which task uses: MMA's branches, MixLoRA's pools."""
+    """Show which factors which task uses: MMA's branches, MixLoRA's pools, LoRA experts."""
     check_run(run)
     ready()
     from varifocal.analysis.run_analysis import routing_of_run

@@ -24,10 +24,10 @@ ToOption = Annotated[
     Literal["merged", "lora", "route", "llava", "gguf", "llamacpp", "model", "lavin"] | None,
     typer.Option(
         help="merged: plain transformers checkpoints; lora: PEFT LoRAs; route: the LoRA that "
-        "one prompt chooses (MixLoRA); llava: transformers' LLaVA, for a graft whose connector "
-        "is plain; gguf: the language model for llama.cpp; llamacpp: that and its tower and "
-        "projector (mmproj), for a graft with a SigLIP tower whose connector is plain; model: the "
-        "whole graft in one folder, for transformers with Varifocal; lavin: the adapters as "
+        "one prompt chooses (MixLoRA, LoRA experts); llava: transformers' LLaVA, for a graft whose "
+        "connector is plain; gguf: the language model for llama.cpp; llamacpp: that and its tower "
+        "and projector (mmproj), for a graft with a SigLIP tower whose connector is plain; model: "
+        "the whole graft in one folder, for transformers with Varifocal; lavin: the adapters as "
         "LaVIN's own code reads them."
     ),
 ]

@@ -170,7 +170,7 @@ def routed_lora(parts: Assembly, example: Example, base_name: str) -> LoraFiles:
     """Take the LoRA that a prompt chooses, for the language model alone.
 
     Args:
-        parts: a MixLoRA run.
+        parts: a run of MixLoRA, or of LoRA experts that are chosen by prompt.
         example: the prompt.
         base_name: the language model, for `adapter_config.json`.
 

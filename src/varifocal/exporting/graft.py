@@ -26,7 +26,7 @@ from varifocal.models.grafted import GraftedForConditionalGeneration
 from varifocal.models.processor import with_image_parts
 from varifocal.models.saved import WEIGHTS
 
-INSIDE = ("mma", "mixlora")
+INSIDE = ("mma", "mixlora", "lora_experts")
 """Tuners whose adapter stays an adapter; of others, those that leave text to the base model."""
 
 
@@ -96,7 +96,7 @@ def _is_equal(stored: Tensor, own: Tensor) -> bool:
 def with_prompt_marks(
     cases: Sequence[Case], examples: Sequence[Example], parts: Assembly
 ) -> list[Case]:
-    """Mark the prompt of answered conversations, by which MixLoRA routes.
+    """Mark the prompt of answered conversations, by which an adapter may route.
 
     A conversation without its answer needs no mark: all of it is prompt.
     """

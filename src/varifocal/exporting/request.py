@@ -16,7 +16,7 @@ from varifocal.exporting.mmproj import check_mmproj
 from varifocal.exporting.plain_tensors import language_model
 from varifocal.exporting.vocabulary import vocabulary_of
 from varifocal.models.load import load_processor
-from varifocal.recipe import ModelSection, Recipe, leaves_text
+from varifocal.recipe import LoraExpertsSection, ModelSection, Recipe, TunerSection, leaves_text
 from varifocal.run import RunDirectory
 
 Target = Literal["merged", "lora", "route", "llava", "gguf", "llamacpp", "model"]
@@ -73,7 +73,7 @@ def check_possible(order: Order, recipe: Recipe, parts: Assembly) -> None:
             "--dtype"
         )
     _check_prompt(order, recipe.tuner.type)
-    _check_tuner(order, recipe.tuner.type)
+    _check_tuner(order, recipe.tuner)
     _check_server(order, recipe)
     if order.to == "model":
         check_graft(parts.base)
@@ -100,13 +100,17 @@ def check_possible(order: Order, recipe: Recipe, parts: Assembly) -> None:
 def _check_prompt(order: Order, kind: str) -> None:
     if (order.to == "route") != (order.prompt is not None):
         raise ModelError("--to route takes the LoRA that one prompt chooses: give --prompt with it")
-    if order.to == "route" and kind != "mixlora":
+    if order.to == "route" and kind not in ("mixlora", "lora_experts"):
         raise ModelError(
-            f"--to route is for MixLoRA, and this run's tuner is {kind}: use --to lora or merged"
+            f"--to route is for MixLoRA and LoRA experts, and this run's tuner is {kind}: use --to "
+            "lora or merged"
         )
 
 
-def _check_tuner(order: Order, kind: str) -> None:
+def _check_tuner(order: Order, tuner: TunerSection) -> None:
+    kind = tuner.type
+    if isinstance(tuner, LoraExpertsSection):
+        _check_experts(order, tuner)
     if kind == "mixlora" and order.to not in ("route", "model"):
         raise ModelError(
             "MixLoRA picks other factors for every prompt, so no single set of weights equals it; "
@@ -120,6 +124,18 @@ def _check_tuner(order: Order, kind: str) -> None:
             f"this run trained {changed} the language model, so there is no LoRA of it; "
             "use --to merged"
         )
+
+
+def _check_experts(order: Order, tuner: LoraExpertsSection) -> None:
+    if order.to == "model" or (order.to == "route" and tuner.router == "instance"):
+        return
+    whose, instead = "prompt", " one prompt's LoRA (--to route --prompt '...'), or"
+    if tuner.router == "token":
+        whose, instead = "token", ""
+    raise ModelError(
+        f"every {whose} weighs this run's LoRA experts anew, so no single set of weights equals "
+        f"them; export{instead} the graft with its adapter (--to model)"
+    )
 
 
 def _check_server(order: Order, recipe: Recipe) -> None:

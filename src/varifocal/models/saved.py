@@ -214,6 +214,8 @@ def _scale(config: Any, strength: float) -> None:
         config.scale *= strength
     elif kind == "MIXLORA":
         config.lora_alpha = config.scaling * config.rank * strength
+    elif kind == "LORA_EXPERTS":
+        config.lora_alpha *= strength
     elif kind in ("LORA", "IMAGE_LORA") and config.target_modules != DUMMY_TARGET_MODULES:
         config.lora_alpha *= strength
         config.alpha_pattern = {name: a * strength for name, a in config.alpha_pattern.items()}
@@ -223,7 +225,7 @@ def _scale(config: Any, strength: float) -> None:
 
 NO_STRENGTH = (
     "strength scales what an adapter changes, and this model has none that could be scaled: leave "
-    "it out, or train with tuner.type mma, mixlora or lora"
+    "it out, or train with tuner.type mma, mixlora, lora_experts or lora"
 )
 
 
@@ -256,6 +258,7 @@ model = vf.load("RUN")  # the run's folder, in which this one lies as `adapter`
 _KINDS = {
     "mma": "An MMA adapter",
     "mixlora": "A MixLoRA adapter",
+    "lora_experts": "An adapter of LoRA experts",
     "lora": "A LoRA",
     "none": "A connector",
 }
@@ -294,7 +297,7 @@ def describe_adapter(directory: Path, recipe: Recipe) -> None:
         base=base,
         title=recipe.name or base.rpartition("/")[2],
         kind=kind,
-        alone=_OURS if recipe.tuner.type in ("mma", "mixlora") else _THEIRS,
+        alone=_OURS if recipe.tuner.type in ("mma", "mixlora", "lora_experts") else _THEIRS,
     )
     write_json(directory / "adapter_config.json", page)
     write_text(directory / "README.md", card)

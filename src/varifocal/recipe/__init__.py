@@ -32,6 +32,7 @@ from varifocal.recipe.sections import AlignmentSection, EvaluationSection, Recip
 from varifocal.recipe.training import TrainingSection
 from varifocal.recipe.tuners import (
     FullSection,
+    LoraExpertsSection,
     LoraSection,
     MixLoraSection,
     MMASection,
@@ -54,6 +55,7 @@ __all__ = [
     "KeepSection",
     "LinearSection",
     "LlavaMLPSection",
+    "LoraExpertsSection",
     "LoraSection",
     "MMASection",
     "MixLoraSection",

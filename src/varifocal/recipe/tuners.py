@@ -107,6 +107,36 @@ class MixLoraSection(Section):
     """A run whose trained adapter is the start, its connector too; by default a fresh one."""
 
 
+class LoraExpertsSection(Section):
+    """A mixture of whole LoRAs (LoRAMoE, arXiv 2312.09979; MoLA, arXiv 2402.08562)."""
+
+    type: Literal["lora_experts"] = "lora_experts"
+    num_experts: Count = 4
+    """E: LoRAs at each linear, 2 or more."""
+    rank: Count = 4
+    """r: rank of each expert."""
+    router: Literal["token", "instance"] = "token"
+    """What weighs the experts: each token's own state, or the mean state of the prompt."""
+    top_k: Count | None = None
+    """K: experts that count, from 2 to E, their weights divided by their sum; by default all."""
+    text_route: TextRoute = "trained"
+    """What samples without an image run through: trained experts, or the base model alone."""
+    lora_alpha: Rate = 16.0
+    """The update is scaled by lora_alpha / rank."""
+    balance: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the loss that spreads the load over the experts; 0 for none."""
+    dropout: Share = 0.05
+    """Share of the layer's input that is dropped in training, 0 to below 1."""
+    target_modules: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = SEVEN_LINEARS
+    """Ends of the names of the linear layers that are adapted."""
+    adapt_vision_tower: bool = False
+    """Also adapt the layers of these names inside the vision tower."""
+    train_connector: bool = True
+    """Train and save the connector with the adapters."""
+    weights: str | None = None
+    """A run whose trained adapter is the start, its connector too; by default a fresh one."""
+
+
 class FullSection(Section):
     """Full fine-tuning of the language model; the vision tower stays frozen."""
 
@@ -123,7 +153,7 @@ def leaves_text(tuner: Section) -> bool:
 
 
 TunerSection = Annotated[
-    MMASection | MixLoraSection | LoraSection | FullSection | NoTunerSection,
+    MMASection | MixLoraSection | LoraExpertsSection | LoraSection | FullSection | NoTunerSection,
     Field(discriminator="type"),
     BeforeValidator(lambda page: {"type": "mma", **page} if isinstance(page, dict) else page),
 ]

@@ -53,6 +53,7 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _METHODS = {
     "mma": "Mixture-of-Modality Adaptation (MMA, LaVIN)",
     "mixlora": "Conditional Mixture-of-LoRA (MixLoRA)",
+    "lora_experts": "a mixture of LoRA experts",
     "lora": "LoRA",
     "full": "full tuning",
     "none": "its connector alone",

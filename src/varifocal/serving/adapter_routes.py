@@ -7,7 +7,8 @@ of a lane by that lane's weights: with one lane at what the base model costs. Wi
 base` text has the base's lane.
 
 What has no such form is run as it is. Its rows share a batch where the adapter is on for all of
-them or off for all of them, and stay alone where each prompt has a routing of its own (MixLoRA).
+them or off for all of them, and stay alone where each prompt has a routing of its own (MixLoRA,
+LoRA experts).
 
 Letters: B rows, T tokens, D width, O a linear's outputs.
 """
@@ -188,7 +189,7 @@ class Lanes:
         if not fold:
             return "folding was not asked for"
         if self._by_prompt:
-            return "MixLoRA chooses its factors for each prompt"
+            return "its factors or experts are chosen anew by prompt or token"
         try:
             folded = self._fold_mma() if self._by_modality else self._fold_lora()
         except ValueError as error:

@@ -1,6 +1,7 @@
 """What is done around a training's steps: log, stop, refuse a loss that is no number.
 
-Of a MixLoRA the load of its factors is logged next to the loss: a collapse is seen early.
+Of an adapter that routes, the load of its factors or experts is logged next to the loss: a collapse
+is seen early.
 """
 
 import math
@@ -22,7 +23,7 @@ from varifocal.errors import RunError
 from varifocal.models.distributed import in_world
 from varifocal.progress import Progress
 from varifocal.run import RunDirectory
-from varifocal.tuners import MixLoraConfig, factor_load, record_routing
+from varifocal.tuners import LoraExpertsConfig, MixLoraConfig, factor_load, record_routing
 from varifocal.tuners.mixlora import Load, RoutingRecord
 
 
@@ -115,7 +116,7 @@ def not_finite(
 
 
 class RoutingWatch:
-    """Watches the steps that are logged; of a model without MixLoRA it sees nothing.
+    """Watches the steps that are logged; of MixLoRA and LoRA experts; of others nothing.
 
     Args:
         model: the model that is trained.
@@ -123,7 +124,12 @@ class RoutingWatch:
 
     def __init__(self, model: nn.Module) -> None:
         config = model.active_peft_config if isinstance(model, PeftModel) else None
-        self.num_factors = config.num_factors if isinstance(config, MixLoraConfig) else None
+        self.weighted = isinstance(config, LoraExpertsConfig)
+        self.num_factors: int | None = None
+        if isinstance(config, LoraExpertsConfig):
+            self.num_factors = config.num_experts
+        elif isinstance(config, MixLoraConfig):
+            self.num_factors = config.num_factors
         self._records: list[RoutingRecord] = []
 
     @contextmanager
@@ -145,7 +151,7 @@ class RoutingWatch:
         """
         if not self._records or self.num_factors is None:
             return {}
-        by_linear = factor_load(self._records, self.num_factors)
+        by_linear = factor_load(self._records, self.num_factors, weighted=self.weighted)
         loads: list[Load] = [load for pools in by_linear.values() for load in pools]
         sharpness = [load.sharpness for load in loads if load.sharpness is not None]
         return {

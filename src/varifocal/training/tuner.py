@@ -16,6 +16,7 @@ from varifocal.models.families.llava import PROJECTOR
 from varifocal.models.tied_embeddings import adapters_change_one
 from varifocal.recipe import (
     FullSection,
+    LoraExpertsSection,
     LoraSection,
     MixLoraSection,
     MMASection,
@@ -24,7 +25,7 @@ from varifocal.recipe import (
     TunerSection,
 )
 from varifocal.training.full_tuning import hold_in_float32, train_full_model
-from varifocal.tuners import MixLoraConfig, MMAConfig
+from varifocal.tuners import LoraExpertsConfig, MixLoraConfig, MMAConfig
 from varifocal.tuners.image_lora import ImageLoraConfig
 from varifocal.tuners.targets import check_targets
 
@@ -66,7 +67,7 @@ def attach_tuner(
             re.fullmatch(_INSIDE_A_TOWER, name) for name, _ in model.named_modules()
         )
         config = _config(tuner, saved, is_vision_language)
-        if isinstance(config, MMAConfig | MixLoraConfig):
+        if isinstance(config, MMAConfig | MixLoraConfig | LoraExpertsConfig):
             config.base_fingerprint = base_fingerprint
         if isinstance(tuner, LoraSection):  # our own methods look for themselves
             check_targets(model, tuner.target_modules, cast(Any, config).exclude_modules)
@@ -81,7 +82,7 @@ def attach_tuner(
 
 
 def _config(
-    tuner: MMASection | MixLoraSection | LoraSection | NoTunerSection,
+    tuner: MMASection | MixLoraSection | LoraExpertsSection | LoraSection | NoTunerSection,
     modules_to_save: list[str] | None,
     is_vision_language: bool,
 ) -> PeftConfig:
@@ -113,6 +114,11 @@ def _config(
         more = ("balance", "dropout", "text_route")
         options = {name: getattr(tuner, name) for name in (*own, *more)}
         return MixLoraConfig(**options, **shared)
+    if isinstance(tuner, LoraExpertsSection):
+        own = ("num_experts", "rank", "router", "top_k", "lora_alpha")
+        more = ("balance", "dropout", "text_route")
+        options = {name: getattr(tuner, name) for name in (*own, *more)}
+        return LoraExpertsConfig(**options, **shared)
     lora = ImageLoraConfig if tuner.text_route == "base" else LoraConfig
     return lora(
         r=tuner.rank,

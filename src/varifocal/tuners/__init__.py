@@ -1,9 +1,11 @@
 """Parameter-efficient methods as PEFT plugins; imports nothing else of Varifocal.
 
-Importing it registers `MMAConfig`, `MixLoraConfig` and `ImageLoraConfig` with PEFT.
+Importing it registers `MMAConfig`, `MixLoraConfig`, `LoraExpertsConfig` and `ImageLoraConfig` with
+PEFT.
 """
 
 from .image_lora import ImageLoraConfig, ImageLoraModel
+from .lora_experts import LoraExpertsConfig, LoraExpertsLayer
 from .mixlora import (
     Load,
     MixLoraConfig,
@@ -24,6 +26,8 @@ __all__ = [
     "ImageLoraConfig",
     "ImageLoraModel",
     "Load",
+    "LoraExpertsConfig",
+    "LoraExpertsLayer",
     "MMAConfig",
     "MMALayer",
     "MMAModel",

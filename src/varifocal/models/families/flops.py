@@ -36,7 +36,7 @@ class ImageFlops:
 
 @runtime_checkable
 class CountsItself(Protocol):
-    """A layer whose products are more than its weights show (MMA's)."""
+    """A layer whose products are not those its weights show (MMA's, a router of experts)."""
 
     def matrix_products(self) -> Iterator[tuple[int, bool]]:
         """Yield the multiply-adds a token of each product, and whether its weight is trained."""
@@ -47,13 +47,13 @@ def matrix_products(root: nn.Module) -> Iterator[tuple[int, bool]]:
     """Yield the multiply-adds a token of each matrix product, and whether its weight is trained."""
     inside: list[str] = []
     for name, module in root.named_modules():
-        if any(part in f".{name}." for part in _APART):
-            continue
         if any(name.startswith(prefix) for prefix in inside):
             continue
         if isinstance(module, CountsItself):
             inside.append(f"{name}.")
             yield from module.matrix_products()
+        elif any(part in f".{name}." for part in _APART):
+            continue
         elif isinstance(module, nn.Linear):
             yield module.in_features * module.out_features, is_trained(module)
         elif not isinstance(module, nn.Embedding):

@@ -1,7 +1,7 @@
 """The settings of Conditional Mixture-of-LoRA as PEFT keeps them in `adapter_config.json`."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 from peft import PeftConfig
 from peft.utils import PeftType
@@ -10,6 +10,27 @@ from ..modality import TextRoute, check_text_route
 
 SELECTIONS = ("hard", "weighted", "straight_through", "random")
 SCOPES = ("prompt", "sequence")
+
+
+class RoutedConfig(Protocol):
+    """What layers, hooks and groups read of the settings of a method that routes."""
+
+    inference_mode: bool
+    dropout: float
+    balance: float
+    text_route: TextRoute
+    target_modules: list[str] | str | None
+    modules_to_save: list[str] | None
+
+    @property
+    def routing_scope(self) -> str:
+        """What is read to choose: "prompt", "sequence" or "token"."""
+        ...
+
+    @property
+    def scaling(self) -> float:
+        """Factor on the update."""
+        ...
 
 
 @dataclass
@@ -96,8 +117,8 @@ class MixLoraConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PeftType("MIXLORA")
-        _check_one_of("selection", self.selection, SELECTIONS)
-        _check_one_of("routing_scope", self.routing_scope, SCOPES)
+        check_one_of("selection", self.selection, SELECTIONS)
+        check_one_of("routing_scope", self.routing_scope, SCOPES)
         if self.conditional not in (True, False, "reference"):
             raise ValueError(
                 f"conditional must be true, false or 'reference'; got {self.conditional!r}"
@@ -123,6 +144,11 @@ class MixLoraConfig(PeftConfig):
             )
 
 
-def _check_one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+def check_one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Refuse a value that is not allowed.
+
+    Raises:
+        ValueError: naming the setting, the values allowed and this one.
+    """
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(allowed)}; got '{value}'")

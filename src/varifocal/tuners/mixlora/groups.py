@@ -2,7 +2,8 @@
 
 A routing group is a turn: a run of prompt tokens and the answer after it, inside one segment. Its
 tokens follow the choice made from the prompt tokens of its segment up to and including its own. So
-no token's choice has read an answer, or anything after its own turn.
+no token's choice has read an answer, or anything after its own turn. With the scope "token" each
+token is a group of its own.
 
 Dimensions: B rows, T tokens, G groups of the row with the most.
 """
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .config import MixLoraConfig
+from .config import RoutedConfig
 
 
 @dataclass(frozen=True)
@@ -22,14 +23,15 @@ class Groups:
     """The routing groups of a batch.
 
     Attributes:
-        members: [B, G, T] bool, the tokens whose mean decides for a group.
-        of_token: [B, T], each token's group; None where G is 1.
+        members: [B, G, T] bool, the tokens whose mean decides for a group; None where each token
+            decides for itself, and G is T.
+        of_token: [B, T], each token's group; None where G is 1 or T.
         segments: [B, G], the segment a group lies in; -1 where a row has no such group, or its
             choice is of no account.
-        last: [B], the group of each row's last valid token; None where G is 1.
+        last: [B], the group of each row's last valid token; None where G is 1 or T.
     """
 
-    members: Tensor
+    members: Tensor | None
     of_token: Tensor | None
     segments: Tensor
     last: Tensor | None
@@ -37,6 +39,8 @@ class Groups:
     @property
     def counts(self) -> Tensor:
         """Count the members of each group, [B, G]."""
+        if self.members is None:
+            return torch.ones_like(self.segments)
         return self.members.sum(dim=-1)
 
     @property
@@ -46,6 +50,8 @@ class Groups:
 
     def per_token(self, values: Tensor) -> Tensor:
         """Look values of groups [B, G, R] up for their tokens, [B, T, R]."""
+        if self.members is None:
+            return values
         if self.of_token is None:
             return values.expand(-1, self.members.shape[-1], -1)
         return values.gather(1, self.of_token[..., None].expand(-1, -1, values.shape[-1]))
@@ -65,12 +71,14 @@ def group_rows_whole(valid: Tensor) -> Groups:
 
 def leave_out(groups: Groups, is_image: Tensor) -> Groups:
     """Take the groups without an image token [B, T] off the list: their choice is of no account."""
-    with_image = (groups.members & is_image[:, None]).any(dim=-1)  # [B, G]
+    with_image = is_image  # [B, G]
+    if groups.members is not None:
+        with_image = (groups.members & is_image[:, None]).any(dim=-1)
     return replace(groups, segments=groups.segments.masked_fill(~with_image, -1))
 
 
 def find_groups(
-    config: MixLoraConfig, marks: Mapping[str, Tensor], valid: Tensor, *, past: int
+    config: RoutedConfig, marks: Mapping[str, Tensor], valid: Tensor, *, past: int
 ) -> Groups | None:
     """Find the routing groups of a batch.
 
@@ -89,6 +97,9 @@ def find_groups(
     """
     fitted = {name: _fit(name, mark, valid, past) for name, mark in marks.items()}
     prompt, segments = fitted.get("prompt_mask"), fitted.get("segment_ids")
+    if config.routing_scope == "token":
+        segments = torch.zeros_like(valid, dtype=torch.long) if segments is None else segments
+        return Groups(None, None, segments.long().masked_fill(~valid, -1), None)
     if config.routing_scope == "sequence":
         if segments is None or past:
             return group_rows_whole(valid)

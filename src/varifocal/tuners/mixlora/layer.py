@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from peft.tuners.tuners_utils import BaseTunerLayer, _get_in_out_features
 from torch import Tensor, nn
 
-from .config import MixLoraConfig
-from .groups import Groups, group_rows_whole
-from .router import FactorChoice, Router, draw_factors, weigh_pairs
+from .config import MixLoraConfig, RoutedConfig
+from .groups import Groups, find_groups
+from .router import FactorChoice, Router, balance_term, draw_factors, weigh_pairs
 from .routing import CachedChoice, Chosen, Context
 
 NO_MERGE = (
@@ -59,6 +59,8 @@ class MixLoraLayer(nn.Module, BaseTunerLayer):
         name: the linear's name in the model.
     """
 
+    method = "MixLoRA"
+    no_merge = NO_MERGE
     adapter_layer_names = ("mixlora_a", "mixlora_b", "mixlora_router")
     other_param_names = ("mixlora_dropout", "mixlora_config")
 
@@ -72,19 +74,20 @@ class MixLoraLayer(nn.Module, BaseTunerLayer):
         self.mixlora_b = nn.ModuleDict()
         self.mixlora_router = nn.ModuleDict()
         self.mixlora_dropout = nn.ModuleDict()
-        self.mixlora_config: dict[str, MixLoraConfig] = {}
+        self.mixlora_config: dict[str, RoutedConfig] = {}
         self.context: Context | None = None
         self.listeners: list[Callable[[Chosen], None]] = []
         self.merged_adapters: list[str] = []
 
-    def update_layer(self, adapter_name: str, config: MixLoraConfig) -> None:
+    def update_layer(self, adapter_name: str, config: RoutedConfig) -> None:
         """Add a fresh adapter: device, dtype and training mode are the linear's."""
-        pool = Factors(config.num_factors, self.in_features)
+        size, router = self._size_and_router(config)
+        pool = Factors(size, self.in_features)
         nn.init.kaiming_uniform_(pool.weight, a=math.sqrt(5))
         self.mixlora_a[adapter_name] = pool
-        self.mixlora_b[adapter_name] = Factors(config.num_factors, self.out_features)
-        if config.selection != "random":
-            self.mixlora_router[adapter_name] = Router(self.in_features, config)
+        self.mixlora_b[adapter_name] = Factors(size, self.out_features)
+        if router is not None:
+            self.mixlora_router[adapter_name] = router
         self.mixlora_dropout[adapter_name] = nn.Dropout(config.dropout)
         self.mixlora_config[adapter_name] = config
         self._move_adapter_to_device_of_base_layer(adapter_name)
@@ -112,8 +115,8 @@ class MixLoraLayer(nn.Module, BaseTunerLayer):
             return y
         if x.dim() != 3:
             raise ValueError(
-                f"{self.name}: MixLoRA routes by rows and needs inputs [rows, tokens, width]; got "
-                f"{list(x.shape)}. Leave it out of target_modules"
+                f"{self.name}: {self.method} routes by rows and needs inputs [rows, tokens, "
+                f"width]; got {list(x.shape)}. Leave it out of target_modules"
             )
         choice, groups = self._choose(adapter, x)
         if self.context is not None and self.context.is_left:
@@ -122,7 +125,7 @@ class MixLoraLayer(nn.Module, BaseTunerLayer):
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Refuse to merge; see `MixLoraModel`."""
-        raise ValueError(NO_MERGE)
+        raise ValueError(self.no_merge)
 
     def adapter(self) -> str | None:
         """Name the adapter to run, None for none; in recomputation the one that ran."""
@@ -132,8 +135,23 @@ class MixLoraLayer(nn.Module, BaseTunerLayer):
             return None
         active = [name for name in self.active_adapters if name in self.mixlora_a]
         if len(active) > 1:
-            raise ValueError(f"MixLoRA runs one adapter at a time; got {active}")
+            raise ValueError(f"{self.method} runs one adapter at a time; got {active}")
         return active[0] if active else None
+
+    def lora_of(self, adapter: str, choice: FactorChoice, group: int) -> tuple[Tensor, Tensor]:
+        """Return the LoRA that a group of a single row chose: A [r, I] and B [O, r]."""
+        pool_a = cast(Factors, self.mixlora_a[adapter]).weight.detach()
+        pool_b = cast(Factors, self.mixlora_b[adapter]).weight.detach()
+        partners = pool_b[choice.factors_b[0, group]]  # [r, O]
+        if choice.weights is not None:
+            partners = partners * choice.weights[0, group, :, None].to(partners.dtype)
+        return pool_a[choice.factors_a[0, group]], partners.T.contiguous()
+
+    def _size_and_router(self, config: RoutedConfig) -> tuple[int, nn.Module | None]:
+        """Return the rows of a fresh adapter's pools, and its routers, if there are any."""
+        config = cast(MixLoraConfig, config)
+        router = None if config.selection == "random" else Router(self.in_features, config)
+        return config.num_factors, router
 
     def _choose(self, adapter: str, x: Tensor) -> tuple[FactorChoice, Groups | None]:
         """Choose for the groups of a batch; after a cache, go on with what is kept."""
@@ -146,17 +164,18 @@ class MixLoraLayer(nn.Module, BaseTunerLayer):
                     "and spread over devices with torchrun, not nn.DataParallel"
                 )
             valid = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-            context = Context(adapter, group_rows_whole(valid), listeners=self.listeners)
+            whole = find_groups(self.mixlora_config[adapter], {}, valid, past=0)
+            context = Context(adapter, whole, listeners=self.listeners)
         groups = context.groups
         cached = None if context.cached is None else context.cached[self.name]
         if groups is None:
             assert cached is not None
             return cached.choice, None
         choice, total, count = self._route(adapter, x, context, cached)
-        config = self.mixlora_config[adapter]
-        choice = weigh_pairs(choice, config.selection)
-        balance = bool(config.balance) and self.training and torch.is_grad_enabled()
-        context.publish(self.name, choice, balance=balance)
+        term = None
+        if self.mixlora_config[adapter].balance and self.training and torch.is_grad_enabled():
+            term = self._balance_term(choice, groups.decided)
+        context.publish(self.name, choice, term)
         if cached is not None:
             choice = _with_current(cached.choice, choice)
         if context.keeping:
@@ -167,7 +186,8 @@ class MixLoraLayer(nn.Module, BaseTunerLayer):
         self, adapter: str, x: Tensor, context: Context, cached: CachedChoice | None
     ) -> tuple[FactorChoice, Tensor | None, Tensor]:
         """Choose afresh for all groups; also return the sums and numbers of their members."""
-        groups, config = cast(Groups, context.groups), self.mixlora_config[adapter]
+        groups = cast(Groups, context.groups)
+        config = cast(MixLoraConfig, self.mixlora_config[adapter])
         count = groups.counts + (0 if cached is None else cached.count)  # [B, G]
         if config.selection == "random":
             shape = (x.shape[0], count.shape[1])
@@ -179,7 +199,10 @@ class MixLoraLayer(nn.Module, BaseTunerLayer):
             pool = cast(Factors, self.mixlora_a[adapter]).weight
             mean = total / count.clamp(min=1)[..., None].to(total.dtype)
             choice = self.mixlora_router[adapter](mean, pool, config.rank)
-        return choice, total, count
+        return weigh_pairs(choice, config.selection), total, count
+
+    def _balance_term(self, choice: FactorChoice, decided: Tensor) -> Tensor:
+        return balance_term(choice, decided)
 
     def _update(
         self, adapter: str, x: Tensor, y: Tensor, choice: FactorChoice, groups: Groups | None

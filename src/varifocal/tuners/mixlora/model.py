@@ -12,8 +12,8 @@ from transformers.pytorch_utils import Conv1D
 from ..modality import check_reads_images_only, check_text_is_untouched, reader_of
 from ..sites import site_of
 from ..targets import check_config
-from .config import MixLoraConfig
-from .layer import NO_MERGE, MixLoraLayer
+from .config import RoutedConfig
+from .layer import MixLoraLayer
 from .routing import ROUTING, DecoderRouting
 
 
@@ -31,6 +31,7 @@ class MixLoraModel(BaseTuner):
 
     prefix = "mixlora_"
     tuner_layer_cls = MixLoraLayer
+    layer_cls: type[MixLoraLayer] = MixLoraLayer
 
     def unload(self) -> nn.Module:
         """Return the base model without adapters or hooks."""
@@ -43,16 +44,16 @@ class MixLoraModel(BaseTuner):
     def _prepare_adapter_config(
         self, peft_config: PeftConfig, model_config: dict[str, Any]
     ) -> PeftConfig:
-        config = cast(MixLoraConfig, peft_config)
+        config = cast(RoutedConfig, peft_config)
         if config.target_modules is None:
             config.target_modules = _linears_of_blocks(self.model)
         check_config(self.model, config)
         if config.text_route == "base":
             check_text_is_untouched(self.model, config.modules_to_save)
-        return config
+        return peft_config
 
     def _check_merge_allowed(self) -> None:
-        raise ValueError(NO_MERGE)
+        raise ValueError(self.layer_cls.no_merge)
 
     def _create_and_replace(
         self,
@@ -64,7 +65,7 @@ class MixLoraModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        config = cast(MixLoraConfig, peft_config)
+        config = cast(RoutedConfig, peft_config)
         site = site_of(self.model, current_key)
         in_decoder = site is not None and site.router == "modality"
         if config.text_route == "base" and not in_decoder:
@@ -76,7 +77,7 @@ class MixLoraModel(BaseTuner):
                     f"{current_key} is the output head, which sees only the tokens whose logits "
                     "are asked for, not the prompt; leave it out of target_modules"
                 )
-            layer = MixLoraLayer(target, in_decoder, current_key)
+            layer = self.layer_cls(target, in_decoder, current_key)
             layer.set_adapter(self.active_adapters)
             setattr(parent, target_name, layer)
             if site is not None and in_decoder:

@@ -98,12 +98,15 @@ def listening(model: nn.Module, listener: Callable[[Chosen], None]) -> Iterator[
             place.listeners.remove(listener)
 
 
-def factor_load(records: Sequence[RoutingRecord], num_factors: int) -> dict[str, tuple[Load, Load]]:
+def factor_load(
+    records: Sequence[RoutingRecord], num_factors: int, *, weighted: bool = False
+) -> dict[str, tuple[Load, Load]]:
     """Sum records up by linear.
 
     Args:
         records: of one or more forward passes.
         num_factors: E.
+        weighted: count a choice by its weight, as of whole LoRAs, which all may be chosen.
 
     Returns:
         For each linear, in order, the load of A's pool and of B's.
@@ -113,10 +116,11 @@ def factor_load(records: Sequence[RoutingRecord], num_factors: int) -> dict[str,
         layers.setdefault(record.layer, []).append(record)
     return {
         layer: (
-            _load([r.factors_a for r in own], [r.scores_a for r in own], num_factors),
-            _load([r.factors_b for r in own], [r.scores_b for r in own], num_factors),
+            _load([r.factors_a for r in own], [r.scores_a for r in own], weights, num_factors),
+            _load([r.factors_b for r in own], [r.scores_b for r in own], weights, num_factors),
         )
         for layer, own in layers.items()
+        for weights in (torch.cat([r.weights for r in own]).flatten() if weighted else None,)
     }
 
 
@@ -142,8 +146,10 @@ def _record(chosen: Chosen) -> RoutingRecord:
     )
 
 
-def _load(factors: list[Tensor], scores: list[Tensor | None], num_factors: int) -> Load:
-    counts = torch.bincount(torch.cat(factors).flatten(), minlength=num_factors).double()
+def _load(
+    factors: list[Tensor], scores: list[Tensor | None], weights: Tensor | None, num_factors: int
+) -> Load:
+    counts = torch.bincount(torch.cat(factors).flatten(), weights, num_factors).double()
     shares = counts / counts.sum().clamp(min=1)
     known = [score.double() for score in scores if score is not None]
     sharpness = None

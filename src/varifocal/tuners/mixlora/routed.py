@@ -12,14 +12,16 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ..plugin import evaluating
-from .layer import Factors, MixLoraLayer
+from .layer import MixLoraLayer
 from .record import listening
 from .routing import Chosen
 
 
 @dataclass(frozen=True)
 class RoutedLora:
-    """A LoRA with the rank, scaling and linears of the MixLoRA adapter it was taken from.
+    """A LoRA with the scaling and linears of the adapter it was taken from.
+
+    Its rank is the number of chosen factors; of chosen experts, the sum of their ranks.
 
     Attributes:
         config: for `get_peft_model` or a file.
@@ -42,12 +44,13 @@ class RoutedLora:
 def route(model: nn.Module, prompt: Tensor | Mapping[str, Any]) -> RoutedLora:
     """Take the ordinary LoRA that a prompt chooses.
 
-    On the prompt and whatever follows it, that LoRA gives the logits of the MixLoRA adapter: A's
-    rows are the chosen factors, B's columns their partners times the pair's weight. In a
+    On the prompt and whatever follows it, that LoRA gives the logits of the adapter: A's rows are
+    the chosen factors, B's columns their partners times the pair's weight. In a
     conversation it is the choice of the last turn, which differs from what earlier turns used.
 
     Args:
-        model: a model with an active MixLoRA adapter, as a `PeftModel` or not.
+        model: a model with an active adapter, MixLoRA or LoRA experts with `router="instance"`, as
+            a `PeftModel` or not.
         prompt: `input_ids` [T] or [1, T], or the model's arguments for one row, such as
             `input_ids`, `pixel_values`, `prompt_mask`.
 
@@ -56,7 +59,7 @@ def route(model: nn.Module, prompt: Tensor | Mapping[str, Any]) -> RoutedLora:
 
     Raises:
         ValueError: if the prompt is not one row, or a linear made no choice or several (a vision
-            tower's, with several images), or no adapter is active.
+            tower's, with several images; one for each token), or no adapter is active.
     """
     arguments = {"input_ids": prompt} if isinstance(prompt, Tensor) else dict(prompt)
     ids = arguments.get("input_ids")
@@ -84,7 +87,8 @@ def route(model: nn.Module, prompt: Tensor | Mapping[str, Any]) -> RoutedLora:
     weights: dict[str, Tensor] = {}
     for name, layer in layers.items():
         weights |= _lora_weights(name, layer, chosen[name])
-    return RoutedLora(_lora_config(model, layers), weights | _trained_whole(model, layers))
+    rank = len(next(iter(weights.values())))
+    return RoutedLora(_lora_config(layers, rank), weights | _trained_whole(model, layers))
 
 
 def save_routed(
@@ -100,6 +104,11 @@ def _leaves(layer: MixLoraLayer, chosen: Chosen) -> bool:
 
 
 def _add(chosen: dict[str, Chosen], choice: Chosen) -> None:
+    if choice.groups.members is None:
+        raise ValueError(
+            f"{choice.layer} weighs its experts for every token (router='token'), so a prompt "
+            "chooses no ordinary LoRA; train with router='instance'"
+        )
     if choice.layer in chosen or len(choice.groups.segments) != 1:
         raise ValueError(
             f"{choice.layer} chose factors several times for one prompt; an ordinary LoRA has room "
@@ -112,24 +121,19 @@ def _lora_weights(name: str, layer: MixLoraLayer, chosen: Chosen) -> dict[str, T
     adapter = cast(str, layer.adapter())
     groups = torch.nonzero(chosen.groups.decided[0])
     last = int(groups[-1]) if len(groups) else 0
-    choice = chosen.choice
-    pool_a = cast(Factors, layer.mixlora_a[adapter]).weight.detach()
-    pool_b = cast(Factors, layer.mixlora_b[adapter]).weight.detach()
-    partners = pool_b[choice.factors_b[0, last]]  # [r, outputs]
-    if choice.weights is not None:
-        partners = partners * choice.weights[0, last, :, None].to(partners.dtype)
+    down, up = layer.lora_of(adapter, chosen.choice, last)
     return {
-        f"base_model.model.{name}.lora_A.weight": pool_a[choice.factors_a[0, last]],
-        f"base_model.model.{name}.lora_B.weight": partners.T.contiguous(),
+        f"base_model.model.{name}.lora_A.weight": down,
+        f"base_model.model.{name}.lora_B.weight": up,
     }
 
 
-def _lora_config(model: nn.Module, layers: dict[str, MixLoraLayer]) -> LoraConfig:
+def _lora_config(layers: dict[str, MixLoraLayer], rank: int) -> LoraConfig:
     layer = next(iter(layers.values()))
-    config = layer.mixlora_config[cast(str, layer.adapter())]
+    config = cast(Any, layer.mixlora_config[cast(str, layer.adapter())])
     return LoraConfig(
-        r=config.rank,
-        lora_alpha=cast(int, config.scaling * config.rank),
+        r=rank,
+        lora_alpha=cast(int, config.scaling * rank),
         lora_dropout=0.0,
         target_modules=sorted(layers),
         modules_to_save=config.modules_to_save,

@@ -24,9 +24,9 @@ from ..plugin import (
     remember_in_recomputation,
     token_shape,
 )
-from .config import MixLoraConfig
+from .config import RoutedConfig
 from .groups import Groups, find_groups, leave_out, valid_tokens
-from .router import FactorChoice, balance_term
+from .router import FactorChoice
 
 ROUTING = "mixlora_routing"
 """Name under which a decoder holds its hooks."""
@@ -114,15 +114,16 @@ class Context:
     def totals(self, x: Tensor) -> Tensor:
         """Sum the members of each group, [B, G, D]; linears that share an input share the sum."""
         assert self.groups is not None
+        assert self.groups.members is not None
         if self._totals is None or self._totals[0] is not x:
             self._totals = (x, torch.bmm(self.groups.members.to(x.dtype), x))
         return self._totals[1]
 
-    def publish(self, layer: str, choice: FactorChoice, *, balance: bool) -> None:
+    def publish(self, layer: str, choice: FactorChoice, balance: Tensor | None) -> None:
         """Hand a fresh choice to those who ask; a recomputation tells nothing new."""
         assert self.groups is not None
-        if balance:
-            self.balance[layer] = balance_term(choice, self.groups.decided)
+        if balance is not None:
+            self.balance[layer] = balance
         if self.listeners and layer not in self.published:
             self.published.add(layer)
             for listener in self.listeners:
@@ -194,14 +195,14 @@ class DecoderRouting(nn.Module):
             ids = torch.zeros(token_shape(args, kwargs), dtype=torch.long)
         context.is_image = ids.bool()
         if context.groups is not None:
-            context.is_image = context.is_image.to(context.groups.members.device)
+            context.is_image = context.is_image.to(context.groups.segments.device)
             context.groups = leave_out(context.groups, context.is_image)
         context.is_left = not torch.is_grad_enabled() and has_no_image(ids)
 
     def _context_of(
         self,
         adapter: str,
-        config: MixLoraConfig,
+        config: RoutedConfig,
         marks: dict[str, Tensor],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
@@ -257,7 +258,7 @@ def _caches(decoder: nn.Module, kwargs: dict[str, Any]) -> bool:
 def _recall(cache: Any, adapter: str, past: int) -> dict[str, CachedChoice]:
     memory = getattr(cache, _REMEMBERED, None)
     if memory is None or memory.adapter != adapter:
-        filled = "no MixLoRA adapter" if memory is None else f"the adapter '{memory.adapter}'"
+        filled = "no adapter that routes" if memory is None else f"the adapter '{memory.adapter}'"
         raise RuntimeError(
             f"the cache holds {past} tokens and was filled with {filled}, so there is no choice of "
             f"factors that '{adapter}' could go on with; run the prompt again with that adapter"
