@@ -1,13 +1,14 @@
 """LaVIN's ablation on sciencebook: what images, adapters in the image encoder and the router add.
 
-    python -m studies.lavin runs/lavin --data DIR [--quick] [--seeds 0,1,2]
+    python -m studies.lavin runs/lavin --data DIR [--quick] [--seeds 0,1,2] [--settings LABEL,...]
 
-Six settings (studies/lavin.yaml) are trained for the same steps with three seeds and asked the same
-new questions. DIR holds `alpaca`, whose answers are the plain text on which is measured what was
-kept of the language; without it that column is left out. Finished points are kept, and
+Seven settings (studies/lavin.yaml) are trained for the same steps with three seeds and asked the
+same new questions. DIR holds `alpaca`, whose answers are the plain text on which is measured what
+was kept of the language; without it that column is left out. Finished points are kept, and
 OUT/lavin.json, .png and .md (the tables) are written anew after each of them.
 """
 
+import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -76,13 +77,20 @@ class Study:
         seeds: of those in the sweep files.
         data: folder with `alpaca`, or None.
         command: what is told to have made the figures.
+        settings: labels of those to train; by default all.
     """
 
     def __init__(
-        self, out: Path, size: Size, seeds: Sequence[int], data: Path | None, command: str = ""
+        self,
+        out: Path,
+        size: Size,
+        seeds: Sequence[int],
+        data: Path | None,
+        command: str = "",
+        settings: Sequence[str] = tuple(SETTINGS),
     ) -> None:
         self.out, self.size, self.seeds, self.data = out.resolve(), size, seeds, data
-        self.command = command
+        self.command, self.settings = command, settings
 
     def run(self) -> None:
         """Run whatever is missing, seed after seed."""
@@ -95,6 +103,8 @@ class Study:
         for seed in self.seeds:
             run_sweep(_of_seed(starts, seed), self.out / "start")
             sweep = _of_seed(points, seed)
+            wanted = tuple(point for point in sweep.points if point.setting in self.settings)
+            sweep = replace(sweep, points=wanted)
             run_sweep(sweep, self.out / "runs", lambda *told, s=sweep: self._tell(s, *told))
 
     def write(self) -> None:
@@ -196,13 +206,30 @@ def _of_seed(sweep: Sweep, seed: int) -> Sweep:
     return replace(sweep, points=tuple(p for p in sweep.points if p.recipe.seed == seed))
 
 
+def _settings_of(labels: str) -> tuple[str, ...]:
+    """Read labels of settings, in the study's order.
+
+    >>> _settings_of("router,images")
+    ('images', 'router')
+    """
+    wanted = labels.split(",")
+    if unknown := [label for label in wanted if label not in SETTINGS]:
+        raise argparse.ArgumentTypeError(
+            f"no setting '{unknown[0]}'; there are {', '.join(SETTINGS)}"
+        )
+    return tuple(label for label in SETTINGS if label in wanted)
+
+
 def main() -> None:
     """Run the study, or what is left of it."""
     parser = parser_of(__doc__, quick="every setting, one step, one seed", data="holds alpaca")
+    parser.add_argument("--settings", type=_settings_of, help="labels; all by default")
     options = read_options(parser)
-    size, command = QUICK if options.quick else FULL, command_of("lavin", options)
+    settings = options.settings or tuple(SETTINGS)
+    more = [] if options.settings is None else [f"--settings {','.join(settings)}"]
+    size, command = QUICK if options.quick else FULL, command_of("lavin", options, *more)
     take_out(options.out)
-    study = Study(options.out, size, options.seeds, options.data, command)
+    study = Study(options.out, size, options.seeds, options.data, command, settings)
     study.run()
     study.write()
 

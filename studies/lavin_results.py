@@ -13,6 +13,7 @@ SETTINGS = {
     "images": "+ images",
     "tower-adapters": "+ adapters in the encoder",
     "router": "+ router (MMA)",
+    "router-token": "+ router, by patch",
     "lora": "LoRA",
     "connector": "connector alone",
 }
@@ -22,6 +23,7 @@ STEPS = (
     ("images", "text-only"),
     ("tower-adapters", "images"),
     ("router", "tower-adapters"),
+    ("router-token", "router"),
     ("lora", "images"),
     ("connector", "images"),
 )
