@@ -444,7 +444,8 @@ def test_whatever_is_sent_gets_an_answer_of_the_schema(address) -> None:
     checks = schemathesis.checks
     schema = schemathesis.openapi.from_url(f"{address}/openapi.json")
     operations = [each.ok() for each in schema.get_all_operations()]
-    assert {each.path for each in operations} >= {"/v1/chat/completions", "/v1/models", "/metrics"}
+    paths = {"/v1/chat/completions", "/v1/responses", "/v1/models", "/metrics"}
+    assert {each.path for each in operations} >= paths
     quick = settings(
         max_examples=10, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
     )

@@ -14,6 +14,7 @@ import pytest
 from tiny_server import seeing_engine
 from varifocal.data.encoding.encoder import Encoder
 from varifocal.data.example import Message
+from varifocal.serving.chat_request import ChatRequest
 from varifocal.serving.engine import Engine, Sampling
 from varifocal.serving.error_response import Refused
 from varifocal.serving.request_body import Reader
@@ -196,7 +197,7 @@ def reader():
 
 
 def asked(reader: Reader, change: dict[str, Any]) -> list[Message]:
-    return reader.messages(reader.parse(json.dumps({**GOOD, **change}).encode()))
+    return reader.messages(reader.parse(json.dumps({**GOOD, **change}).encode(), ChatRequest))
 
 
 @pytest.mark.parametrize("name", IMAGES)
@@ -277,7 +278,7 @@ def test_turns_that_the_template_refuses_are_a_400(llama, tokenizer, turns, reas
 def test_a_body_that_is_no_request_is_told(reader, name) -> None:
     body, param = RAW[name]
     with pytest.raises(Refused) as refused:
-        reader.parse(body)
+        reader.parse(body, ChatRequest)
     assert refused.value.status == 400
     if param is None:
         assert "JSON" in refused.value.message or "object" in refused.value.message

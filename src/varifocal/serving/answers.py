@@ -5,14 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
 
-from varifocal.errors import VarifocalError
+from fastapi import Request as HttpRequest
+from fastapi import Response
+
+from varifocal.errors import DataError, VarifocalError
 from varifocal.serving import schema
+from varifocal.serving.error_response import Refused
 from varifocal.serving.request import Piece, Request, SampledToken
+from varifocal.serving.structured_output import SchemaError
 
 
 @dataclass
@@ -55,6 +60,67 @@ async def completion(answer: PendingAnswer) -> schema.ChatCompletion:
     )
 
 
+async def whole(
+    client: HttpRequest,
+    answer: PendingAnswer,
+    result: Coroutine[Any, Any, Any],
+    max_time_s: float,
+    ended: Callable[[int], None],
+) -> Any:
+    """Wait for a whole answer, as long as somebody waits for it.
+
+    Args:
+        client: who waits.
+        answer: the request; cancelled in the end.
+        result: gathers it.
+        max_time_s: most seconds it may take.
+        ended: told the status in the end.
+
+    Raises:
+        Refused: the model failed, it took too long, or the conversation is at fault.
+    """
+    work = asyncio.ensure_future(result)
+    gone = asyncio.ensure_future(_left(client))
+    status = 499  # nginx's number for a client that has left
+    try:
+        await asyncio.wait({work, gone}, timeout=max_time_s, return_when=asyncio.FIRST_COMPLETED)
+        if work.done():
+            gathered = work.result()
+            status = 200
+            return gathered
+        if gone.done():
+            return Response(status_code=status)
+        status = 504
+        message = f"the answer took more than {max_time_s:g} s; ask for fewer tokens"
+        raise Refused(504, "timeout", message)
+    except SchemaError as error:
+        status = 400
+        raise bad_schema(error) from error
+    except DataError as error:
+        status = 400
+        raise Refused(400, "invalid_messages", str(error), "messages") from error
+    except VarifocalError as error:
+        status = 500
+        raise Refused(500, "engine_error", str(error)) from error
+    finally:
+        answer.request.cancel()
+        for task in (work, gone):
+            task.cancel()
+        await asyncio.gather(work, gone, return_exceptions=True)
+        ended(status)
+
+
+def bad_schema(error: SchemaError) -> Refused:
+    """Refuse a schema that no answer can be held to."""
+    return Refused(400, "invalid_schema", str(error), "response_format.json_schema.schema")
+
+
+async def _left(client: HttpRequest) -> None:
+    """Wait until the client has left."""
+    while (await client.receive())["type"] != "http.disconnect":
+        pass
+
+
 async def stream_events(
     answer: PendingAnswer, max_time_s: float, *, usage: bool, ended: Callable[[int], None]
 ) -> AsyncIterator[str]:
@@ -69,7 +135,7 @@ async def stream_events(
     status = 499
     try:
         yield _event(answer, {"role": "assistant", "content": ""}, usage=usage)
-        async for piece in _in_time(answer.request.pieces(), max_time_s):
+        async for piece in in_time(answer.request.pieces(), max_time_s):
             yield _event(answer, {"content": piece.text}, piece=piece, usage=usage)
         yield _event(answer, {}, reason=_reason(answer.request), usage=usage)
         if usage:
@@ -88,7 +154,7 @@ async def stream_events(
     yield "data: [DONE]\n\n"
 
 
-async def _in_time(pieces: AsyncIterator[Piece], max_time_s: float) -> AsyncIterator[Piece]:
+async def in_time(pieces: AsyncIterator[Piece], max_time_s: float) -> AsyncIterator[Piece]:
     """Give pieces until the time is over; raises asyncio's TimeoutError then."""
     end = time.monotonic() + max_time_s
     while True:

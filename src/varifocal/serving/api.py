@@ -1,16 +1,15 @@
-"""A trained run served by OpenAI's chat completions API."""
+"""A trained run served by OpenAI's APIs of chat completions and responses."""
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.concurrency import run_in_threadpool
@@ -26,19 +25,28 @@ from varifocal import __version__
 from varifocal.errors import DataError, ModelError, VarifocalError, nearest
 from varifocal.sciencebook import compose, draw_image
 from varifocal.serving import schema
-from varifocal.serving.answers import PendingAnswer, completion, stream_events
+from varifocal.serving.answers import (
+    PendingAnswer,
+    bad_schema,
+    completion,
+    stream_events,
+    whole,
+)
 from varifocal.serving.chat_request import ChatRequest
 from varifocal.serving.engine import Engine
-from varifocal.serving.error_response import Refused
+from varifocal.serving.error_response import Refused, fields_renamed
 from varifocal.serving.metrics import CONTENT_TYPE, ServerMetrics
 from varifocal.serving.middleware import Guard
 from varifocal.serving.request import ContextLengthError, EngineClosed, QueueFull, Sampling
 from varifocal.serving.request_body import Reader
+from varifocal.serving.responses_answer import response_events, response_object
+from varifocal.serving.responses_request import PLACES, ResponsesRequest
 from varifocal.serving.schema import Question
 from varifocal.serving.settings import ServeSettings
 from varifocal.serving.structured_output import SchemaError
 
 _SEED = 7
+_Asked = TypeVar("_Asked", ChatRequest, ResponsesRequest)
 
 
 def example_questions(*, images: bool) -> list[Question]:
@@ -101,7 +109,8 @@ def create_app(
             talks to the first.
 
     Returns:
-        An ASGI app: `/v1/chat/completions`, `/v1/models`, `/health`, `/metrics`, and the page.
+        An ASGI app: `/v1/chat/completions`, `/v1/responses`, `/v1/models`, `/health`, `/metrics`,
+        and the page.
     """
     bounds = settings or ServeSettings()
     server = _Server({name: engine, **(others or {})}, bounds)
@@ -125,6 +134,7 @@ def create_app(
     _add_refusals(app)
     _add_models(app, server)
     _add_chat(app, server)
+    _add_responses(app, server)
     _add_state(app, server)
     _add_page(app, engine)
     _add_request_schema(app)
@@ -172,23 +182,38 @@ class _Server:
             return self.engines[model], True
         return self.engines[model.removesuffix(":base")], False
 
-    def submit(self, body: bytes, address: str) -> tuple[ChatRequest, PendingAnswer]:
+    def submit(self, body: bytes, address: str, form: type[_Asked]) -> tuple[_Asked, PendingAnswer]:
         """Read a body and put it into the engine's queue; takes its time, in a thread.
+
+        Args:
+            body: JSON of that form.
+            address: the client's.
+            form: of chat completions or of responses.
 
         Raises:
             Refused: it cannot be read, or asks for what is not here.
             VarifocalError: as `Engine.submit`.
         """
-        asked = self.reader.parse(body)
+        given = self.reader.parse(body, form)
+        asked, first = given.chat() if isinstance(given, ResponsesRequest) else (given, 0)
         engine, adapter = self.choose(asked.model)
         sampling = self.sampling(asked)
         if engine.load_images is None and asked.has_images:
             message = "this model has no vision tower; it cannot see an image"
             raise Refused(400, "no_vision", message, "messages")
         client = json.dumps([address, asked.user])
-        messages = self.reader.messages(asked)
+        messages = self.reader.messages(asked, first)
         request = engine.submit(messages, sampling, adapter=adapter, client=client)
-        return asked, PendingAnswer(request, asked.model)
+        return given, PendingAnswer(request, asked.model)
+
+    def counting(self, started: float) -> Callable[[int], None]:
+        """Return what counts a request once its status is known."""
+
+        def ended(status: int) -> None:
+            self.metrics.requests.labels(str(status)).inc()
+            self.metrics.seconds.observe(time.monotonic() - started)
+
+        return ended
 
     def sampling(self, asked: ChatRequest) -> Sampling:
         limit = self.settings.max_new_tokens
@@ -217,28 +242,43 @@ def _add_chat(app: FastAPI, server: _Server) -> None:
     async def chat_completions(request: Request) -> Any:
         """Answer a conversation of text and images, whole or as server-sent events."""
         started = time.monotonic()
-        asked, answer = await _begin(server, request)
-
-        def ended(status: int) -> None:
-            server.metrics.requests.labels(str(status)).inc()
-            server.metrics.seconds.observe(time.monotonic() - started)
-
+        asked, answer = await _begin(server, request, ChatRequest)
+        ended = server.counting(started)
         left = server.settings.max_time_s
         if asked.stream:
             usage = bool(asked.stream_options and asked.stream_options.include_usage)
             events = stream_events(answer, left, usage=usage, ended=ended)
             return StreamingResponse(events, media_type="text/event-stream")
-        return await _whole(request, answer, left, ended)
+        return await whole(request, answer, completion(answer), left, ended)
 
 
-async def _begin(server: _Server, request: Request) -> tuple[ChatRequest, PendingAnswer]:
+def _add_responses(app: FastAPI, server: _Server) -> None:
+    body = {"schema": {"$ref": "#/components/schemas/ResponsesRequest"}}
+    described = {"requestBody": {"required": True, "content": {"application/json": body}}}
+
+    @app.post("/v1/responses", response_model=schema.ResponseObject, openapi_extra=described)
+    async def responses(request: Request) -> Any:
+        """Answer a conversation that is sent whole, whole or as server-sent events."""
+        started = time.monotonic()
+        with fields_renamed(PLACES):
+            asked, answer = await _begin(server, request, ResponsesRequest)
+            ended, left = server.counting(started), server.settings.max_time_s
+            if asked.stream:
+                events = response_events(answer, asked, left, ended=ended)
+                return StreamingResponse(events, media_type="text/event-stream")
+            return await whole(request, answer, response_object(answer, asked), left, ended)
+
+
+async def _begin(
+    server: _Server, request: Request, form: type[_Asked]
+) -> tuple[_Asked, PendingAnswer]:
     """Read a request and put it into the engine's queue."""
     if server.draining:
         raise Refused(503, "shutting_down", "the server is shutting down")
     body = await request.body()
     address = request.client.host if request.client is not None else ""
     try:
-        return await server.reader.run(lambda: server.submit(body, address))
+        return await server.reader.run(lambda: server.submit(body, address, form))
     except QueueFull as error:
         raise Refused(429, "queue_full", str(error)) from error
     except EngineClosed as error:
@@ -246,53 +286,11 @@ async def _begin(server: _Server, request: Request) -> tuple[ChatRequest, Pendin
     except ContextLengthError as error:
         raise Refused(400, "context_length_exceeded", str(error), "messages") from error
     except SchemaError as error:
-        raise _bad_schema(error) from error
+        raise bad_schema(error) from error
     except (DataError, ModelError) as error:  # a template that refuses turns is a ModelError
         raise Refused(400, "invalid_messages", str(error), "messages") from error
     except VarifocalError as error:
         raise Refused(500, "engine_error", str(error)) from error
-
-
-async def _whole(request: Request, answer: PendingAnswer, left: float, ended: Any) -> Any:
-    """Wait for the whole answer, as long as somebody waits for it."""
-    work = asyncio.ensure_future(completion(answer))
-    gone = asyncio.ensure_future(_left(request))
-    status = 499  # nginx's number for a client that has left
-    try:
-        await asyncio.wait({work, gone}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-        if work.done():
-            result = work.result()
-            status = 200
-            return result
-        if gone.done():
-            return Response(status_code=status)
-        status = 504
-        raise Refused(504, "timeout", f"the answer took more than {left:g} s; ask for fewer tokens")
-    except SchemaError as error:
-        status = 400
-        raise _bad_schema(error) from error
-    except DataError as error:
-        status = 400
-        raise Refused(400, "invalid_messages", str(error), "messages") from error
-    except VarifocalError as error:
-        status = 500
-        raise Refused(500, "engine_error", str(error)) from error
-    finally:
-        answer.request.cancel()
-        for task in (work, gone):
-            task.cancel()
-        await asyncio.gather(work, gone, return_exceptions=True)
-        ended(status)
-
-
-def _bad_schema(error: SchemaError) -> Refused:
-    return Refused(400, "invalid_schema", str(error), "response_format.json_schema.schema")
-
-
-async def _left(request: Request) -> None:
-    """Wait until the client has left."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 def _add_models(app: FastAPI, server: _Server) -> None:
@@ -379,7 +377,8 @@ def _add_request_schema(app: FastAPI) -> None:
         if app.openapi_schema is None:
             page = plain()
             _, definitions = models_json_schema(
-                [(ChatRequest, "validation")], ref_template="#/components/schemas/{model}"
+                [(ChatRequest, "validation"), (ResponsesRequest, "validation")],
+                ref_template="#/components/schemas/{model}",
             )
             page["components"]["schemas"].update(definitions["$defs"])
         return plain()

@@ -44,10 +44,13 @@ MAX_TOP_LOGPROBS = 20
 MAX_ANSWERS = 100
 _MAX_ANSWER_CHARS = 500
 _MAX_STOP_CHARS = 200
-_MAX_LIST = 1024
+MAX_LIST = 1024
 """Longest list of parts in one message; `Bounds` counts those of all messages."""
 
-TAGS = frozenset({"<text>", "<list>", "<null>", "<part:text>", "<part:image_url>"})
+TAGS = frozenset(
+    {"<text>", "<list>", "<null>", "<part:text>", "<part:image_url>"}
+    | {"<part:input_text>", "<part:output_text>", "<part:input_image>"}
+)
 """What pydantic puts into an error's path for the branch of a union; no field is called so."""
 
 
@@ -88,17 +91,19 @@ def _count_text(text: str, info: ValidationInfo) -> str:
     return text
 
 
-def _count_part(part: Any, info: ValidationInfo) -> Any:
+def count_part(part: Any, info: ValidationInfo) -> Any:
+    """Count a part, and an image, of a request."""
     bounds: Bounds | None = info.context
     if bounds is not None:
         bounds.add("parts", 1, bounds.max_parts, "a request may have {most} parts; join its texts")
-        if isinstance(part, ImagePart):
+        if part.type in ("image_url", "input_image"):
             error = "a request may have {most} images; send fewer"
             bounds.add("images", 1, bounds.max_images, error)
     return part
 
 
-def _count_message(message: Any, info: ValidationInfo) -> Any:
+def count_message(message: Any, info: ValidationInfo) -> Any:
+    """Count a turn of a request."""
     bounds: Bounds | None = info.context
     if bounds is not None:
         error = "a conversation may have {most} messages; leave the oldest out"
@@ -123,7 +128,7 @@ def _kind(value: Any) -> str | None:
     return "<null>" if value is None else None
 
 
-def _by_kind(error: str, message: str) -> Discriminator:
+def by_kind(error: str, message: str) -> Discriminator:
     """Choose by `_kind`, and say what a value that is none of the three should be."""
     return Discriminator(_kind, custom_error_type=error, custom_error_message=message)
 
@@ -137,13 +142,14 @@ def _check_image_url(value: Any) -> Any:
     return value
 
 
-def _part_type(value: Any) -> Any:
+def part_type(value: Any) -> Any:
+    """Return the type of a part, read or not."""
     return value.get("type") if isinstance(value, Mapping) else getattr(value, "type", None)
 
 
 def _check_part(value: Any) -> Any:
     """Say which parts there are."""
-    given = _part_type(value)
+    given = part_type(value)
     if not isinstance(value, Mapping | TextPart | ImagePart):
         raise PydanticCustomError("part_form", 'a part must be an object with a "type"')
     if given not in ("text", "image_url"):
@@ -163,40 +169,40 @@ def _check_answers(answers: list[str], info: ValidationInfo) -> list[str]:
     return answers
 
 
-_Text = Annotated[str, AfterValidator(_count_text)]
-_Flag = Annotated[bool, Field(strict=True)]
-_Int = Annotated[int, BeforeValidator(_check_number)]
-_Number = Annotated[float, BeforeValidator(_check_number), Field(allow_inf_nan=False)]
+CountedText = Annotated[str, AfterValidator(_count_text)]
+StrictFlag = Annotated[bool, Field(strict=True)]
+PlainInt = Annotated[int, BeforeValidator(_check_number)]
+PlainNumber = Annotated[float, BeforeValidator(_check_number), Field(allow_inf_nan=False)]
 
 
-class _Form(BaseModel):
+class RequestForm(BaseModel):
     """An object of a request; what it does not know may come as null, or as `KNOWN` says."""
 
     model_config = ConfigDict(extra="allow")
     KNOWN: ClassVar[Known] = {}
 
     @model_validator(mode="after")
-    def _knows_its_fields(self) -> _Form:
+    def _knows_its_fields(self) -> RequestForm:
         refuse_extras(self.model_extra or {}, self.KNOWN, type(self))
         return self
 
 
-class TextPart(_Form):
+class TextPart(RequestForm):
     """A piece of a message's text."""
 
     KNOWN = OF_PARTS
     type: Literal["text"]
-    text: _Text
+    text: CountedText
 
 
-class ImageUrl(_Form):
+class ImageUrl(RequestForm):
     """Where an image is: a `data:` URI, or an address that the server allows."""
 
     url: Annotated[str, Field(min_length=1)]
     detail: Literal["auto", "low", "high"] | None = None
 
 
-class ImagePart(_Form):
+class ImagePart(RequestForm):
     """An image in a message."""
 
     KNOWN = OF_PARTS
@@ -206,24 +212,24 @@ class ImagePart(_Form):
 
 Part = Annotated[
     Annotated[TextPart, Tag("<part:text>")] | Annotated[ImagePart, Tag("<part:image_url>")],
-    Discriminator(lambda value: f"<part:{_part_type(value)}>"),
+    Discriminator(lambda value: f"<part:{part_type(value)}>"),
     BeforeValidator(_check_part),
-    AfterValidator(_count_part),
+    AfterValidator(count_part),
 ]
-_Content = Annotated[
-    Annotated[_Text, Tag("<text>")]
-    | Annotated[list[Part], Field(fail_fast=True, max_length=_MAX_LIST), Tag("<list>")]
+Content = Annotated[
+    Annotated[CountedText, Tag("<text>")]
+    | Annotated[list[Part], Field(fail_fast=True, max_length=MAX_LIST), Tag("<list>")]
     | Annotated[None, Tag("<null>")],
-    _by_kind("content_form", "content must be a text or a list of parts"),
+    by_kind("content_form", "content must be a text or a list of parts"),
 ]
 
 
-class ChatMessage(_Form):
+class ChatMessage(RequestForm):
     """A turn of a conversation; content may be null where an assistant has said nothing."""
 
     KNOWN = OF_MESSAGES
     role: Literal["system", "developer", "user", "assistant"]
-    content: _Content = None
+    content: Content = None
     name: str | None = None
 
     @model_validator(mode="after")
@@ -245,16 +251,16 @@ class ChatMessage(_Form):
         return self
 
 
-class JsonSchemaForm(_Form):
+class JsonSchemaForm(RequestForm):
     """A JSON schema and its name; an answer follows it whether it is `strict` or not."""
 
     name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
     description: Annotated[str, AfterValidator(_count_text)] | None = None
     json_schema: Annotated[dict[str, Any], Field(alias="schema")]
-    strict: _Flag | None = None
+    strict: StrictFlag | None = None
 
 
-class ResponseFormat(_Form):
+class ResponseFormat(RequestForm):
     """What an answer is: text, any JSON object, or JSON that follows a schema."""
 
     type: Literal["text", "json_object", "json_schema"]
@@ -273,17 +279,17 @@ class ResponseFormat(_Form):
         return ANY_OBJECT if self.type == "json_object" else None
 
 
-class StreamOptions(_Form):
+class StreamOptions(RequestForm):
     """What a stream has besides text."""
 
-    include_usage: _Flag | None = None
-    include_obfuscation: _Flag | None = None
+    include_usage: StrictFlag | None = None
+    include_obfuscation: StrictFlag | None = None
 
 
 _Stop = Annotated[str, Field(min_length=1, max_length=_MAX_STOP_CHARS)]
 
 
-class ChatRequest(_Form):
+class ChatRequest(RequestForm):
     """A request for an answer.
 
     Besides the fields of this list, those of `UNSUPPORTED` may come with values that change
@@ -293,24 +299,24 @@ class ChatRequest(_Form):
     KNOWN = UNSUPPORTED
     model: Annotated[str, Field(max_length=512)]
     messages: Annotated[
-        list[Annotated[ChatMessage, AfterValidator(_count_message)]],
+        list[Annotated[ChatMessage, AfterValidator(count_message)]],
         Field(fail_fast=True, min_length=1),
     ]
-    stream: _Flag | None = None
+    stream: StrictFlag | None = None
     stream_options: StreamOptions | None = None
-    max_tokens: Annotated[_Int, Field(ge=1)] | None = None
-    max_completion_tokens: Annotated[_Int, Field(ge=1)] | None = None
-    temperature: Annotated[_Number, Field(ge=0, le=2)] | None = None
-    top_p: Annotated[_Number, Field(gt=0, le=1)] | None = None
-    seed: Annotated[_Int, Field(ge=-(2**63), lt=2**63)] | None = None
+    max_tokens: Annotated[PlainInt, Field(ge=1)] | None = None
+    max_completion_tokens: Annotated[PlainInt, Field(ge=1)] | None = None
+    temperature: Annotated[PlainNumber, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[PlainNumber, Field(gt=0, le=1)] | None = None
+    seed: Annotated[PlainInt, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: Annotated[
         Annotated[_Stop, Tag("<text>")]
         | Annotated[list[_Stop], Field(fail_fast=True, max_length=MAX_STOPS), Tag("<list>")]
         | Annotated[None, Tag("<null>")],
-        _by_kind("stop_form", "stop must be a text or a list of texts"),
+        by_kind("stop_form", "stop must be a text or a list of texts"),
     ] = None
-    logprobs: _Flag | None = None
-    top_logprobs: Annotated[_Int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
+    logprobs: StrictFlag | None = None
+    top_logprobs: Annotated[PlainInt, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     user: Annotated[str, Field(max_length=512)] | None = None
     metadata: dict[str, Any] | None = None
     response_format: ResponseFormat | None = None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from fastapi.responses import JSONResponse
@@ -33,6 +34,22 @@ class Refused(Exception):  # noqa: N818 - the name says what happens
         extra = {"Retry-After": "1"} if self.status == 429 else {}
         answer = schema.ErrorAnswer(error=body)
         return JSONResponse(answer.model_dump(), self.status, headers={**(headers or {}), **extra})
+
+
+@contextmanager
+def fields_renamed(names: Mapping[str, str]) -> Iterator[None]:
+    """Let refusals name fields as another form of request does.
+
+    Args:
+        names: fields, whole or the beginning of a path, and what they are called there.
+    """
+    try:
+        yield
+    except Refused as error:
+        for name, other in names.items():
+            if error.param is not None and f"{error.param}.".startswith(f"{name}."):
+                error.param = other + error.param.removeprefix(name)
+        raise
 
 
 def first_mistake(error: ValidationError) -> Refused:

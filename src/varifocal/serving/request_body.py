@@ -23,7 +23,14 @@ from pydantic import ValidationError
 
 from varifocal.data.example import Image, Message
 from varifocal.errors import DataError
-from varifocal.serving.chat_request import Bounds, ChatMessage, ChatRequest, ImagePart, TextPart
+from varifocal.serving.chat_request import (
+    Bounds,
+    ChatMessage,
+    ChatRequest,
+    ImagePart,
+    RequestForm,
+    TextPart,
+)
 from varifocal.serving.error_response import Refused, first_mistake
 from varifocal.serving.settings import ServeSettings
 
@@ -32,6 +39,7 @@ _MOST_OPENED = 20_000
 """Objects and lists of a body, besides one for every tenth character that its texts may have."""
 
 _T = TypeVar("_T")
+_Form = TypeVar("_Form", bound=RequestForm)
 
 
 class Reader:
@@ -54,8 +62,12 @@ class Reader:
         """End the threads when they are done."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def parse(self, body: bytes) -> ChatRequest:
+    def parse(self, body: bytes, form: type[_Form]) -> _Form:
         """Validate a body.
+
+        Args:
+            body: JSON.
+            form: what it is to be.
 
         Raises:
             Refused: it is no JSON, not of the form, or beyond the bounds.
@@ -69,17 +81,21 @@ class Reader:
             max_images=settings.max_images,
         )
         try:
-            return ChatRequest.model_validate_json(body, context=bounds)
+            return form.model_validate_json(body, context=bounds)
         except ValidationError as error:
             raise first_mistake(error) from error
 
-    def messages(self, asked: ChatRequest) -> list[Message]:
+    def messages(self, asked: ChatRequest, first: int = 0) -> list[Message]:
         """Read a request's turns and images.
+
+        Args:
+            asked: the request.
+            first: what a refusal numbers its first turn.
 
         Raises:
             Refused: an image is none, or too large; the field is named.
         """
-        return [self._message(number, turn) for number, turn in enumerate(asked.messages)]
+        return [self._message(number, turn) for number, turn in enumerate(asked.messages, first)]
 
     def _check_structure(self, body: bytes) -> None:
         """Refuse a body of so many objects or values that parsing it would hold up everybody."""

@@ -71,6 +71,28 @@ UNSUPPORTED: Known = {
 }
 """Fields that are known, the values of theirs that change nothing, and why others are refused."""
 
+OF_RESPONSES: Known = {
+    "previous_response_id": (_one_of(), "it stores no answers; send the whole conversation"),
+    "conversation": (_one_of(), "it stores no conversations; send the whole of it"),
+    "store": (_one_of(False), "it stores nothing"),
+    "background": (_one_of(False), "it stores no answers to come back for"),
+    "prompt": (_one_of(), "it stores no prompts"),
+    "tools": (_one_of([]), "it calls no tools"),
+    "tool_choice": (_one_of("none", "auto"), "it calls no tools"),
+    "parallel_tool_calls": (_one_of(True, False), "it calls no tools"),
+    "max_tool_calls": (_anything, ""),
+    "include": (_one_of([]), "an answer is its text and its usage"),
+    "reasoning": (_one_of({}), "its models have no such setting"),
+    "truncation": (_one_of("disabled"), "it cuts no conversation"),
+    "top_logprobs": (_one_of(0), "chat completions tell log-probabilities"),
+    "stream_options": (_anything, ""),
+    "service_tier": (_anything, ""),
+    "prompt_cache_key": (_anything, ""),
+    "prompt_cache_retention": (_anything, ""),
+    "safety_identifier": (_anything, ""),
+}
+"""The same of the Responses API."""
+
 OF_MESSAGES: Known = {
     "refusal": (_one_of(), "it takes no refusals"),
     "tool_calls": (_one_of([]), "it calls no tools"),
@@ -81,6 +103,17 @@ OF_MESSAGES: Known = {
 
 
 OF_PARTS: Known = {"cache_control": (_anything, "")}
+
+OF_ITEMS: Known = {"id": (_anything, ""), "status": (_anything, ""), "phase": (_anything, "")}
+
+OF_INPUT_PARTS: Known = {
+    "annotations": (_anything, ""),
+    "logprobs": (_anything, ""),
+    "file_id": (_one_of(), "it stores no files"),
+    "prompt_cache_breakpoint": (_anything, ""),
+}
+
+OF_TEXT: Known = {"verbosity": (_one_of("medium"), "its models have no such setting")}
 
 
 def refuse_extras(extras: Mapping[str, Any], known: Known, model: type[BaseModel]) -> None:
