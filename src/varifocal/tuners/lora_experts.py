@@ -175,9 +175,12 @@ class LoraExpertsLayer(MixLoraLayer):
         weights = cast(Tensor, choice.weights)[0, group, :, None, None].to(pool_b.dtype)
         return pool_a.flatten(0, 1), (pool_b * weights).flatten(0, 1).T.contiguous()
 
-    def _size_and_router(self, config: RoutedConfig) -> tuple[int, nn.Module | None]:
+    def _pool_size(self, config: RoutedConfig) -> int:
         config = cast(LoraExpertsConfig, config)
-        return config.num_experts * config.rank, ExpertRouter(self.in_features, config)
+        return config.num_experts * config.rank
+
+    def _router(self, config: RoutedConfig) -> nn.Module | None:
+        return ExpertRouter(self.in_features, cast(LoraExpertsConfig, config))
 
     def _route(
         self, adapter: str, x: Tensor, context: Context, cached: CachedChoice | None

@@ -81,12 +81,13 @@ class MixLoraLayer(nn.Module, BaseTunerLayer):
 
     def update_layer(self, adapter_name: str, config: RoutedConfig) -> None:
         """Add a fresh adapter: device, dtype and training mode are the linear's."""
-        size, router = self._size_and_router(config)
+        size = self._pool_size(config)
         pool = Factors(size, self.in_features)
         nn.init.kaiming_uniform_(pool.weight, a=math.sqrt(5))
         self.mixlora_a[adapter_name] = pool
         self.mixlora_b[adapter_name] = Factors(size, self.out_features)
-        if router is not None:
+        # after the pools: a seed draws what it drew before there were other kinds of routers
+        if (router := self._router(config)) is not None:
             self.mixlora_router[adapter_name] = router
         self.mixlora_dropout[adapter_name] = nn.Dropout(config.dropout)
         self.mixlora_config[adapter_name] = config
@@ -147,11 +148,14 @@ class MixLoraLayer(nn.Module, BaseTunerLayer):
             partners = partners * choice.weights[0, group, :, None].to(partners.dtype)
         return pool_a[choice.factors_a[0, group]], partners.T.contiguous()
 
-    def _size_and_router(self, config: RoutedConfig) -> tuple[int, nn.Module | None]:
-        """Return the rows of a fresh adapter's pools, and its routers, if there are any."""
+    def _pool_size(self, config: RoutedConfig) -> int:
+        """Return the rows of a fresh adapter's pools."""
+        return cast(MixLoraConfig, config).num_factors
+
+    def _router(self, config: RoutedConfig) -> nn.Module | None:
+        """Return a fresh adapter's routers, if there are any."""
         config = cast(MixLoraConfig, config)
-        router = None if config.selection == "random" else Router(self.in_features, config)
-        return config.num_factors, router
+        return None if config.selection == "random" else Router(self.in_features, config)
 
     def _choose(self, adapter: str, x: Tensor) -> tuple[FactorChoice, Groups | None]:
         """Choose for the groups of a batch; after a cache, go on with what is kept."""
