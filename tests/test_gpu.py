@@ -86,11 +86,8 @@ MMA = {"alignment.type": "words", "alignment.steps": 3}
 MIXLORA = {"tuner": {"type": "mixlora", "rank": 2, "num_factors": 4, "lora_alpha": 4.0}}
 
 
-@pytest.mark.parametrize(
-    "tuner",
-    [MMA, pytest.param(MIXLORA, marks=pytest.mark.slow)],
-    ids=["mma", "mixlora"],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("tuner", [MMA, MIXLORA], ids=["mma", "mixlora"])
 def test_every_verb_computes_on_the_gpu_what_it_does_on_the_cpu(
     recipe, recipe_file, run, tmp_path, book, tuner
 ):

@@ -73,6 +73,7 @@ def ends():
     return dict(zip(ORDERS, json.loads(done.stdout), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ORDERS)
 def test_methods_and_models_are_registered_whoever_imports_first(ends, order):
     assert ends[order] == 0

@@ -74,6 +74,7 @@ def run_page(shop, page):
             shop.run(block, folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", [page for page in BLOCKS if any(b.runs for b in BLOCKS[page])])
 def test_a_page_runs(workshop, page):
     run_page(workshop, page)
@@ -94,6 +95,7 @@ for cell in json.loads(open(sys.argv[1]).read()):
 """
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(workshop):
     page = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
     cells = [cell for cell in page["cells"] if cell["cell_type"] == "code"]

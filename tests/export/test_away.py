@@ -78,6 +78,7 @@ def _job(case, run, directory, parts_directory):
     }, reference.logits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_an_export_says_what_the_run_says(answers, name):
     expected, found = answers[name]
@@ -86,6 +87,7 @@ def test_an_export_says_what_the_run_says(answers, name):
     torch.testing.assert_close(found, expected, rtol=0, atol=gap)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mma merged text", "lora merged"])
 def test_a_tuned_models_answers_are_not_the_bases(answers, name):
     """Else the test above could not tell an adapter from none."""

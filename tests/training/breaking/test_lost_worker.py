@@ -65,6 +65,7 @@ def test_a_broken_connection_to_a_worker_is_a_lost_worker():
         elsewhere()
 
 
+@pytest.mark.slow
 def test_a_killed_worker_that_encodes_is_a_sentence_and_begun_again(
     recipe, tmp_path, killed_worker
 ):
