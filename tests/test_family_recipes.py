@@ -162,6 +162,23 @@ def test_llava_trains_by_formula():
     assert all(f"{count:,}" in text for count in parts.values())
 
 
+def test_lora_experts_train_by_formula_and_otherwise_as_the_lora():
+    mixture, single = read("lora-experts-llava-1.5-7b"), read("llava-1.5-lora")
+    parts = count_parameters(mixture)["trained_parameters_by_part"]
+    routers = 32 * 4 * (6 * 4096 + 11008)
+    pools, projector = lora(4096, 11008, 4096, 32), 1024 * 4096 + 4096 + 4096 * 4096 + 4096
+    assert parts == {"language_model": pools + routers, "connector": projector}
+    text = (SHIPPED / "lora-experts-llava-1.5-7b.yaml").read_text()
+    counts = (pools, routers, projector)
+    assert all(f"{count:,}" in text for count in counts)
+    tuner = mixture.tuner
+    assert (tuner.num_experts, tuner.router, tuner.top_k) == (4, "token", None)
+    assert tuner.lora_alpha / tuner.rank == single.tuner.lora_alpha / single.tuner.rank
+    assert tuner.target_modules == single.tuner.target_modules
+    others = {"name", "tuner"}
+    assert mixture.model_dump(exclude=others) == single.model_dump(exclude=others)
+
+
 def test_a_plan_of_a_qwen_vl_says_that_it_fits_24_gb():
     recipe = read("qwen-vl-lora", **{"data.mixture.total": 1000})
     planned = estimate(recipe, GPUS["rtx3090"], quick=True)
@@ -182,7 +199,8 @@ def test_every_recipe_is_planned_for_a_card(name, model):
     recipe = read(name, model, **{"data.mixture.total": 1000})
     planned = estimate(recipe, GPUS["rtx3090"], quick=True)
     assert planned.hours > 0
-    for_one_card = model is not None or name in ("llava-1.5-lora", "qwen-vl-lora")
+    one_card = ("llava-1.5-lora", "lora-experts-llava-1.5-7b", "qwen-vl-lora")
+    for_one_card = model is not None or name in one_card
     assert planned.fits or not (for_one_card or "4bit" in name or "demo" in name)
 
 
