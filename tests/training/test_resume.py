@@ -6,6 +6,7 @@ that a busy machine cannot let them end first.
 
 import random
 import re
+import shutil
 import signal
 
 import pytest
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 from transformers import get_scheduler
 
 from varifocal.data.rows.packing import PackedDataset
+from varifocal.data.source import open_source
 from varifocal.errors import ModelError, RunError
 from varifocal.recipe import load_recipe
 from varifocal.run import RunDirectory
@@ -309,3 +311,24 @@ def test_longer_training_is_resumed(recipe, tmp_path, steps_taken):
     assert steps_taken == [1, 2, 3]
     metrics = RunDirectory(tmp_path / "run").read_metrics()
     assert [record["step"] for record in metrics] == [1, 2, 3]
+
+
+def test_a_holdout_is_scored_and_resumed_and_another_is_refused(recipe, run, tmp_path):
+    pace = {"training.max_steps": 2, "training.save_steps": 1}
+    page = recipe({**pace, "data.holdout": 0.4})
+    trained = RunDirectory(tmp_path / "run")
+    run_training(page, trained.root)
+    trained_on, held_out = (
+        {example.name for section in side for example in open_source(section)}
+        for side in (page.data.train, page.data.evaluate)
+    )
+    assert len(trained_on) + len(held_out) == 15
+    assert trained_on.isdisjoint(held_out)
+    shutil.rmtree(trained.checkpoints / "checkpoint-2")
+    shutil.rmtree(trained.adapter)
+    with pytest.raises(RunError, match="data"):
+        run_training(recipe({**pace, "data.holdout": 0.5}), trained.root, resume=True)
+    assert run_training(page, trained.root, resume=True).steps == 2
+    assert run("eval", trained.root)[0] == 0
+    scored = next(trained.evaluations.glob("*.predictions.jsonl")).read_text().splitlines()
+    assert len(scored) == len(held_out)

@@ -23,6 +23,7 @@ from varifocal.data.formats.questions import Integers
 from varifocal.data.formats.registry import FORMATS, check_keys, detect
 from varifocal.data.formats.scienceqa import ScienceQARecords
 from varifocal.data.formats.table import check_columns, find_integers
+from varifocal.data.holdout import choose_side
 from varifocal.data.parallel import map_in_order
 from varifocal.data.readers.base import Record, Records, StreamedRecords, read_in_order
 from varifocal.data.readers.open import open_records
@@ -72,6 +73,10 @@ class Source:
         self.name = name_of(section)
         self._parser = _Parser(section, records, format_name, seed)
         self._chosen = _choose(section, records, self._parser)
+        if section.holdout is not None:
+            self._chosen = choose_side(
+                section.holdout, records, self._parser.plain, self._parser.identity, self._chosen
+            )
 
     def __len__(self) -> int:
         """Count the records, broken ones included."""
@@ -248,7 +253,7 @@ class _Parser:
             ),
         }
         # keys that earlier versions did not have, where they say something
-        keys = {"prompt_text", "use_captions", "record_path", "join", "column_names"}
+        keys = {"prompt_text", "use_captions", "record_path", "join", "column_names", "holdout"}
         later = section.model_dump(mode="json", include=keys)
         if section.join is not None:
             later["join"] = section.join.model_dump(mode="json", exclude={"path"})
@@ -277,6 +282,10 @@ class _Parser:
             raise DataError(f"{record.where} has no {name}: column '{column}' is empty or missing")
         return str(value)
 
+    def plain(self, record: Record) -> Example:
+        """Make an example of a record, its question not worded anew."""
+        return self.format.parse(record, self.asked)
+
     def parse(self, record: Record) -> Example:
         """Make an example of a record.
 
@@ -284,7 +293,7 @@ class _Parser:
             DataError: it is broken.
         """
         self.wants(record)
-        example = self.format.parse(record, self.asked)
+        example = self.plain(record)
         if self.section.instructions == "varied":
             from varifocal.data.formats.instructions import vary
 

@@ -257,7 +257,8 @@ def _held_out(recipe: Recipe, records: _Records) -> Iterator[Example]:
     """Yield what `data.evaluate` has without an image, sources that are trained on left out."""
     trained = {(section.place, section.split) for section in recipe.data.train}
     for section in recipe.data.evaluate:
-        if (section.place, section.split) not in trained and not section.streaming:
+        is_trained = section.holdout is None and (section.place, section.split) in trained
+        if not is_trained and not section.streaming:
             yield from records.text_only(section)
 
 

@@ -42,6 +42,28 @@ class JoinSection(Section):
     """Of a .json file that holds an object: the key of its list of rows."""
 
 
+class HoldoutSection(Section):
+    """A share of the images that is scored on and never trained on."""
+
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of the images, and of the rows without one. All rows of an image are on one side."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Other images for another seed; rows that are added later move none of them."""
+    metric: MetricName | None = None
+    """How the answers to the held-out questions are scored; see a source's `metric`."""
+
+
+class HoldoutSideSection(Section):
+    """One side of a source's rows, as `data.holdout` writes it into both."""
+
+    side: Literal["train", "evaluate"]
+    """`evaluate`: the rows of the held-out images; `train`: all others."""
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """As in `data.holdout`."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """As in `data.holdout`."""
+
+
 class _ReadingSection(Section):
     """How a source is read, and how much of it a mixture takes."""
 
@@ -81,6 +103,8 @@ class _ReadingSection(Section):
     pandas names it; each row has its parents' other values, too."""
     join: JoinSection | None = None
     """Another file, whose row with the same key adds its columns to each row."""
+    holdout: HoldoutSideSection | None = None
+    """Only the rows on this side; `data.holdout` sets it."""
     streaming: bool = False
     """Read records in their order as they come, never the whole; needs training.max_steps."""
     max_examples: Count | None = None
@@ -105,6 +129,14 @@ class _ReadingSection(Section):
         if self.instructions == "varied" and not plain:
             raise WrongKeyError(
                 "instructions", "would replace use_captions and other prompts than QCM; give one"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _holdout_is_counted(self) -> "_ReadingSection":
+        if self.holdout is not None and self.streaming:
+            raise WrongKeyError(
+                "streaming", "reads no row ahead, which a holdout needs; set it to false"
             )
         return self
 
@@ -142,7 +174,7 @@ class FileSection(_ReadingSection):
 
     def at(self, path: str) -> "FileSection":
         """Return another file that is read in the same way."""
-        return self.model_copy(update={"path": path})
+        return self.model_copy(update={"path": path, "holdout": None})
 
 
 class HubSection(_ReadingSection):
@@ -161,7 +193,9 @@ class HubSection(_ReadingSection):
 
     def at(self, path: str) -> FileSection:
         """Return a file that is read in the same way."""
-        return FileSection(path=path, **self.model_dump(exclude={"type", "hub", "subset"}))
+        return FileSection(
+            path=path, **self.model_dump(exclude={"type", "hub", "subset", "holdout"})
+        )
 
 
 def _with_type(page: Any) -> Any:
@@ -192,6 +226,11 @@ class MixtureSection(Section):
     """At most so many examples of each task of every source (Vision-Flan: 1,000)."""
 
 
+def _with_share(given: Any) -> Any:
+    is_number = isinstance(given, int | float) and not isinstance(given, bool)
+    return {"share": float(given)} if is_number else given
+
+
 class DataSection(Section):
     """What is learned from, what is scored on, and how examples become rows of tokens."""
 
@@ -204,6 +243,9 @@ class DataSection(Section):
     """Shares of the sources in an epoch."""
     captions: SourceSections = ()
     """Described images for `alignment`; by default the captions of `train`."""
+    holdout: Annotated[HoldoutSection | None, BeforeValidator(_with_share)] = None
+    """Score on a share of `train`'s images instead of on `evaluate`: a number, such as 0.1, or a
+    section with its seed. Written into the sources, where a run's recipe shows it."""
     evaluate: SourceSections = ()
     """Sources to score on."""
     max_length: Count = 512
@@ -247,8 +289,51 @@ class DataSection(Section):
         return self
 
     @model_validator(mode="after")
+    def _holdout_is_written_out(self) -> "DataSection":
+        """Write `holdout` into the sources, so that all who read these have its two sides."""
+        if self.holdout is None:
+            return self
+        if self.evaluate:
+            raise WrongKeyError("holdout", "data.evaluate has what is scored on; give one of them")
+        if not self.train:
+            raise WrongKeyError("holdout", "data.train names no source to hold rows out of")
+        for key in ("train", "captions"):
+            for number, source in enumerate(getattr(self, key)):
+                if source.holdout is not None or source.streaming:
+                    what = "holdout" if source.holdout is not None else "streaming"
+                    text = "data.holdout divides this source, too; leave it out here"
+                    raise WrongKeyError(f"{key}[{number}].{what}", text)
+        sides = {
+            "train": tuple(_train_side(source, self.holdout) for source in self.train),
+            "captions": tuple(_train_side(source, self.holdout) for source in self.captions),
+            "evaluate": tuple(_held_out_side(source, self.holdout) for source in self.train),
+        }
+        for key, value in {**sides, "holdout": None}.items():
+            object.__setattr__(self, key, value)  # the section is frozen from here on
+        return self
+
+    @model_validator(mode="after")
     def _row_holds_example(self) -> "DataSection":
         if self.row_length is not None and self.row_length < self.max_length:
             text = f"{self.row_length} is below max_length {self.max_length}"
             raise WrongKeyError("row_length", text)
         return self
+
+
+def _train_side(source: SourceSection, holdout: HoldoutSection) -> SourceSection:
+    side = HoldoutSideSection(side="train", share=holdout.share, seed=holdout.seed)
+    return source.model_copy(update={"holdout": side})
+
+
+def _held_out_side(source: SourceSection, holdout: HoldoutSection) -> SourceSection:
+    """Return what is scored of a source: each row once, as many as the share is of its limit."""
+    side = HoldoutSideSection(side="evaluate", share=holdout.share, seed=holdout.seed)
+    most = source.max_examples
+    return source.model_copy(
+        update={
+            "holdout": side,
+            "metric": holdout.metric,
+            "max_examples": None if most is None else max(1, round(most * holdout.share)),
+            **dict.fromkeys(("epochs", "weight", "max_per_task")),
+        }
+    )
