@@ -120,8 +120,9 @@ def test_answers_are_valid_by_openais_own_types(address) -> None:
     assert_valid(ErrorObject, refusal["error"])
 
 
-def test_the_models_are_the_run_and_its_base(client) -> None:
-    assert [model.id for model in client.models.list()] == ["tiny", "tiny:base"]
+def test_the_models_are_the_run_its_base_and_its_text_route(client) -> None:
+    names = ["tiny", "tiny:base", "tiny:text"]
+    assert [model.id for model in client.models.list()] == names
     assert client.models.retrieve("tiny:base").object == "model"
 
 
@@ -149,6 +150,21 @@ def test_the_base_answers_without_eyes(client) -> None:
     )
     assert one.choices[0].message.content == other.choices[0].message.content
     assert one.varifocal == {"route": "base"}
+
+
+def test_the_text_route_answers_an_image_as_if_it_were_not_there(client) -> None:
+    image = data_uri(png("red"))
+    texts = {
+        (name, bool(images)): ask(client, "Colour?", *images, model=name)
+        for name in ("tiny", "tiny:text", "tiny:base")
+        for images in ((), (image,))
+    }
+    forced = texts["tiny:text", True]
+    assert forced.varifocal == {"route": "text"}
+    answers = {asked: answer.choices[0].message.content for asked, answer in texts.items()}
+    assert answers["tiny:text", True] == answers["tiny", False] == answers["tiny:text", False]
+    assert len({answers["tiny", True], answers["tiny", False], answers["tiny:base", True]}) == 3
+    assert forced.usage.prompt_tokens == texts["tiny", False].usage.prompt_tokens
 
 
 def test_a_stream_is_the_whole_answer(client) -> None:

@@ -88,7 +88,7 @@ def test_each_run_answers_as_alone_in_one_server(models, graft_of, load_images, 
         ThreadPoolExecutor(12) as pool,
     ):
         names = [model.id for model in client.models.list()]
-        assert names == [each for name in models for each in (name, f"{name}:base")]
+        assert names == [each for name in models for each in (name, f"{name}:base", f"{name}:text")]
 
         def ask(asked: tuple[str, str]) -> str:
             model, text = asked

@@ -37,7 +37,13 @@ from varifocal.serving.engine import Engine
 from varifocal.serving.error_response import Refused, fields_renamed
 from varifocal.serving.metrics import CONTENT_TYPE, ServerMetrics
 from varifocal.serving.middleware import Guard
-from varifocal.serving.request import ContextLengthError, EngineClosed, QueueFull, Sampling
+from varifocal.serving.request import (
+    ContextLengthError,
+    EngineClosed,
+    QueueFull,
+    Route,
+    Sampling,
+)
 from varifocal.serving.request_body import Reader
 from varifocal.serving.responses_answer import response_events, response_object
 from varifocal.serving.responses_request import PLACES, ResponsesRequest
@@ -103,7 +109,8 @@ def create_app(
 
     Args:
         engine: answers; the app closes it when it ends.
-        name: the model's, for clients; `NAME:base` is the model without its adapter, if it has one.
+        name: the model's, for clients; `NAME:base` is the model without its adapter, if it has one,
+            and `NAME:text` the adapter's text route, to which images are not shown.
         settings: its bounds.
         others: further engines by their names, which a request's `model` chooses as well; the page
             talks to the first.
@@ -154,33 +161,26 @@ class _Server:
 
     def __init__(self, engines: Mapping[str, Engine], settings: ServeSettings) -> None:
         self.engines, self.settings = engines, settings
+        self.models: dict[str, tuple[Engine, Route | None]] = {}
+        for name, engine in engines.items():
+            self.models[name] = engine, None
+            self.models.update({f"{name}:{route}": (engine, route) for route in engine.routes})
         self.metrics = ServerMetrics([*engines.values()])
         self.reader = Reader(settings)
         self.started = int(time.time())
         self.draining = False
 
-    @property
-    def models(self) -> tuple[str, ...]:
-        """The names that can be asked."""
-        return tuple(
-            each
-            for name, engine in self.engines.items()
-            for each in ((name, f"{name}:base") if engine.has_adapter else (name,))
-        )
-
-    def choose(self, model: str) -> tuple[Engine, bool]:
-        """Return a model's engine, and whether its adapter answers.
+    def choose(self, model: str) -> tuple[Engine, Route | None]:
+        """Return a model's engine, and which weights answer; None lets the images decide.
 
         Raises:
             Refused: it is none of `models`.
         """
         if model not in self.models:
-            hint = nearest(model, self.models)
+            hint = nearest(model, [*self.models])
             message = f"there is no model {model!r} here, only {' and '.join(self.models)}{hint}"
             raise Refused(404, "model_not_found", message, "model")
-        if model in self.engines:
-            return self.engines[model], True
-        return self.engines[model.removesuffix(":base")], False
+        return self.models[model]
 
     def submit(self, body: bytes, address: str, form: type[_Asked]) -> tuple[_Asked, PendingAnswer]:
         """Read a body and put it into the engine's queue; takes its time, in a thread.
@@ -196,14 +196,16 @@ class _Server:
         """
         given = self.reader.parse(body, form)
         asked, first = given.chat() if isinstance(given, ResponsesRequest) else (given, 0)
-        engine, adapter = self.choose(asked.model)
+        engine, route = self.choose(asked.model)
         sampling = self.sampling(asked)
         if engine.load_images is None and asked.has_images:
             message = "this model has no vision tower; it cannot see an image"
             raise Refused(400, "no_vision", message, "messages")
         client = json.dumps([address, asked.user])
         messages = self.reader.messages(asked, first)
-        request = engine.submit(messages, sampling, adapter=adapter, client=client)
+        request = engine.submit(
+            messages, sampling, adapter=route != "base", images=route != "text", client=client
+        )
         return given, PendingAnswer(request, asked.model)
 
     def counting(self, started: float) -> Callable[[int], None]:

@@ -109,6 +109,8 @@ class Engine:
     Attributes:
         model: the engine's copy.
         has_adapter: whether a request may leave an adapter out.
+        routes: which weights a request may ask for, whatever images it has: "base" and, of a model
+            that takes images, "text".
         routing: MMA's branch weights, text and image, by norm (`routing_table`); None for others.
     """
 
@@ -135,6 +137,9 @@ class Engine:
         self.routing = _routing(model)
         self._lanes = Lanes(model, fold=fold)
         self.has_adapter = self._lanes.has_adapter
+        self.routes: tuple[Route, ...] = ("base", "text") if self.has_adapter else ()
+        if load_images is None:
+            self.routes = self.routes[:1]
         base: Any = cast(Any, model).get_base_model() if self.has_adapter else model
         family = family_of(base.config)
         # without its adapter a graft's language model takes no images
@@ -173,6 +178,7 @@ class Engine:
         sampling: Sampling | None = None,
         *,
         adapter: bool = True,
+        images: bool = True,
         client: str = "",
     ) -> Request:
         """Encode a conversation and put it into the queue; any thread may call it.
@@ -182,6 +188,7 @@ class Engine:
             sampling: greedy and 256 tokens by default.
             adapter: False answers with the model as it was before training. A grafted model is
                 then a language model without a vision tower: images are left out of the prompt.
+            images: False leaves images out of the prompt, so that the text route answers.
             client: whose conversation it is; what others have sent is not gone on from.
 
         Returns:
@@ -194,6 +201,8 @@ class Engine:
             QueueFull: too many wait.
             EngineClosed: the engine is closed.
         """
+        if not images:
+            messages = _without_images(messages)
         request = self._request(messages, sampling or Sampling(), adapter, client)
         self._enqueue(request)
         return request
