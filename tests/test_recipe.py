@@ -196,7 +196,7 @@ def test_trainer_arguments_pass_through_under_their_own_names(tmp_path):
         (
             "tuner.type=loora",
             "tuner.type: 'loora' is not allowed; one of 'mma', 'mixlora', 'lora_experts', 'lora', "
-            "'full', 'none'",
+            "'peft', 'full', 'none'",
         ),
         (
             "model.dtype=bfloat61",

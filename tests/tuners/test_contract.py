@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
@@ -41,6 +42,7 @@ class Row:
         gives_up: guarantees that the method says it does not keep: "batch mates", "packing",
             "answers" (a later token's edit changes no earlier logit), "cache" (decoding equals the
             full forward).
+        marks: of the row's tests.
     """
 
     method: str
@@ -52,6 +54,7 @@ class Row:
     saved_too: str = r"(?!)"
     routes: bool = False
     gives_up: frozenset[str] = frozenset()
+    marks: tuple[pytest.MarkDecorator, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.method}-{self.model}"
@@ -131,7 +134,36 @@ def experts_row(
     )
 
 
+PEFT_METHODS: dict[str, tuple[type[PeftConfig], dict[str, Any], str]] = {
+    "ia3": (peft.IA3Config, {"feedforward_modules": []}, r"ia3_l\.default"),
+    "loha": (peft.LoHaConfig, {}, r"hada_w[12]_[ab]\.default"),
+    "lokr": (peft.LoKrConfig, {}, r"lokr_w\d(_[ab])?\.default"),
+    "hira": (peft.HiraConfig, {"r": 4}, r"hira_[AB]\.default"),
+    "gralora": (peft.GraloraConfig, {"r": 4, "gralora_k": 2}, r"gralora_[AB]\.default"),
+    "miss": (peft.MissConfig, {"r": 4}, r"miss_block\.default"),
+    "oft": (peft.OFTConfig, {"oft_block_size": 4}, r"oft_R\.default\.weight"),
+    "road": (peft.RoadConfig, {"group_size": 4}, r"road_(theta|alpha)\.default"),
+    "waveft": (peft.WaveFTConfig, {"n_frequency": 10}, r"waveft_spectrum\.default"),
+    "rslora": (peft.LoraConfig, {"use_rslora": True}, r"lora_[AB]\.default\.weight"),
+}
+"""Method -> its config, options and trained parameters; the recipe's `tuner.type: peft`."""
+
+
+def peft_row(method: str) -> Row:
+    config, options, declared = PEFT_METHODS[method]
+    return Row(
+        method,
+        "llama",
+        LANGUAGE,
+        lambda: config(target_modules=["q_proj", "v_proj"], **options),
+        rf"model\.layers\.[01]\.self_attn\.[qv]_proj\.{declared}",
+        mergeable=True,
+        marks=(pytest.mark.slow,),
+    )
+
+
 ROWS = [
+    *map(peft_row, PEFT_METHODS),
     *(
         Row("mma", name, LANGUAGE, MMAConfig, _LLAMA_LIKE)
         for name in ("llama", "qwen2", "qwen3", "gemma3")
@@ -261,9 +293,16 @@ ROWS = [
 LANGUAGE_ROWS = [row for row in ROWS if row.kind == LANGUAGE]
 TOKEN_ROWS = [row for row in ROWS if row.kind != VISION]
 
-every_row = pytest.mark.parametrize("row", ROWS, ids=str)
-every_language_model = pytest.mark.parametrize("row", LANGUAGE_ROWS, ids=str)
-every_token_model = pytest.mark.parametrize("row", TOKEN_ROWS, ids=str)
+
+def each_of(rows: list[Row]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize(
+        "row", [pytest.param(row, marks=row.marks) for row in rows], ids=str
+    )
+
+
+every_row = each_of(ROWS)
+every_language_model = each_of(LANGUAGE_ROWS)
+every_token_model = each_of(TOKEN_ROWS)
 
 
 def run(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:

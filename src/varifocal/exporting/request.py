@@ -16,7 +16,14 @@ from varifocal.exporting.mmproj import check_mmproj
 from varifocal.exporting.plain_tensors import language_model
 from varifocal.exporting.vocabulary import vocabulary_of
 from varifocal.models.load import load_processor
-from varifocal.recipe import LoraExpertsSection, ModelSection, Recipe, TunerSection, leaves_text
+from varifocal.recipe import (
+    LoraExpertsSection,
+    ModelSection,
+    PeftSection,
+    Recipe,
+    TunerSection,
+    leaves_text,
+)
 from varifocal.run import RunDirectory
 
 Target = Literal["merged", "lora", "route", "llava", "gguf", "llamacpp", "model"]
@@ -89,9 +96,9 @@ def check_possible(order: Order, recipe: Recipe, parts: Assembly) -> None:
             "the parity gate will compare with that"
         )
     if order.to == "llava":
-        check_llava_export(parts.base, merges=recipe.tuner.type == "lora")
+        check_llava_export(parts.base, merges=recipe.tuner.type in ("lora", "peft"))
     if order.to == "llamacpp":
-        check_mmproj(parts.base, merges=recipe.tuner.type == "lora")
+        check_mmproj(parts.base, merges=recipe.tuner.type in ("lora", "peft"))
     if order.to in ("gguf", "llamacpp"):
         check_gguf(language_model(parts.base)[0].config)
         vocabulary_of(load_processor(language_section(recipe)), parts.encoder)
@@ -117,6 +124,11 @@ def _check_tuner(order: Order, tuner: TunerSection) -> None:
             "one prompt's LoRA can leave: "
             f"varifocal export {shlex.quote(str(order.run.root))} --to route --prompt '...'; "
             "--to model writes the graft with its adapter"
+        )
+    if isinstance(tuner, PeftSection) and tuner.method != "lora":
+        raise ModelError(
+            f"export merges or writes a LoRA, and this run's tuner is PEFT's {tuner.method}: serve "
+            "the run itself, or train it with tuner.method: lora"
         )
     if order.to == "lora" and kind in ("none", "full"):
         changed = "no weight of" if kind == "none" else "every weight of"

@@ -216,7 +216,11 @@ def _scale(config: Any, strength: float) -> None:
         config.lora_alpha = config.scaling * config.rank * strength
     elif kind == "LORA_EXPERTS":
         config.lora_alpha *= strength
-    elif kind in ("LORA", "IMAGE_LORA") and config.target_modules != DUMMY_TARGET_MODULES:
+    elif (
+        kind in ("LORA", "IMAGE_LORA")
+        and config.target_modules != DUMMY_TARGET_MODULES
+        and not config.use_dora  # the change of a direction is no multiple of anything
+    ):
         config.lora_alpha *= strength
         config.alpha_pattern = {name: a * strength for name, a in config.alpha_pattern.items()}
     else:
@@ -260,6 +264,7 @@ _KINDS = {
     "mixlora": "A MixLoRA adapter",
     "lora_experts": "An adapter of LoRA experts",
     "lora": "A LoRA",
+    "peft": "An adapter of PEFT",
     "none": "A connector",
 }
 _OURS = (

@@ -37,6 +37,7 @@ from varifocal.recipe.tuners import (
     MixLoraSection,
     MMASection,
     NoTunerSection,
+    PeftSection,
     TunerSection,
     leaves_text,
 )
@@ -63,6 +64,7 @@ __all__ = [
     "ModelSection",
     "NoTunerSection",
     "PatchMLPSection",
+    "PeftSection",
     "Recipe",
     "ReplaySection",
     "SourceSection",

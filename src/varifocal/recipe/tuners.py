@@ -1,6 +1,6 @@
 """What is trained inside the frozen parts."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -137,6 +137,35 @@ class LoraExpertsSection(Section):
     """A run whose trained adapter is the start, its connector too; by default a fresh one."""
 
 
+PeftMethod = Literal[
+    "lora", "ia3", "vera", "randlora", "loha", "lokr", "hira", "gralora", "miss", "oft", "hra",
+    "road", "delora", "fourierft", "c3a", "waveft",
+]  # fmt: skip
+
+
+class PeftSection(Section):
+    """Another of PEFT's methods, by its name there: (IA)3, VeRA, OFT; DoRA and rsLoRA of `lora`."""
+
+    type: Literal["peft"] = "peft"
+    method: PeftMethod
+    """Name of the method in PEFT, in small letters."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Fields of the method's config in PEFT, such as {r: 16, use_dora: true} of `lora`."""
+    target_modules: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+    )
+    """Ends of the names of the linear layers that are adapted."""
+    adapt_vision_tower: bool = False
+    """Also adapt the layers of these names inside the vision tower."""
+    train_connector: bool = True
+    """Train and save the connector with the adapters."""
+    weights: str | None = None
+    """A run whose trained adapter is the start, its connector too; by default a fresh one."""
+
+
 class FullSection(Section):
     """Full fine-tuning of the language model; the vision tower stays frozen."""
 
@@ -153,7 +182,13 @@ def leaves_text(tuner: Section) -> bool:
 
 
 TunerSection = Annotated[
-    MMASection | MixLoraSection | LoraExpertsSection | LoraSection | FullSection | NoTunerSection,
+    MMASection
+    | MixLoraSection
+    | LoraExpertsSection
+    | LoraSection
+    | PeftSection
+    | FullSection
+    | NoTunerSection,
     Field(discriminator="type"),
     BeforeValidator(lambda page: {"type": "mma", **page} if isinstance(page, dict) else page),
 ]

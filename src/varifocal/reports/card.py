@@ -55,6 +55,7 @@ _METHODS = {
     "mixlora": "Conditional Mixture-of-LoRA (MixLoRA)",
     "lora_experts": "a mixture of LoRA experts",
     "lora": "LoRA",
+    "peft": "a method of PEFT",
     "full": "full tuning",
     "none": "its connector alone",
 }
@@ -187,7 +188,10 @@ def _result(score: ScoreLine) -> EvalResult:
 def _head(run: RunSummary) -> Iterator[Block]:
     yield Heading(run.name, 1)
     language, tower = (run.knobs.get(key) for key in _PART_KEYS)
-    method = _METHODS.get(str(run.knobs.get("tuner.type")), str(run.knobs.get("tuner.type")))
+    kind = str(run.knobs.get("tuner.type"))
+    method = _METHODS.get(kind, kind)
+    if kind == "peft":
+        method += f" ({run.knobs.get('tuner.method')})"
     is_vision_language = f", seeing through {tower}" if tower else ""
     count = run.trained_parameters
     trained = "" if count is None else f"{count:,} parameters were trained."

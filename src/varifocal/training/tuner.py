@@ -2,14 +2,16 @@
 
 import re
 from collections import Counter
+from dataclasses import fields
 from typing import Any, cast
 
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, PeftType, get_peft_model
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import nn
 from transformers import PreTrainedModel
 
-from varifocal.errors import RecipeError
+from varifocal.errors import RecipeError, nearest
 from varifocal.models import load_model
 from varifocal.models.families.base import connector_name, family_of
 from varifocal.models.families.llava import PROJECTOR
@@ -21,6 +23,7 @@ from varifocal.recipe import (
     MixLoraSection,
     MMASection,
     NoTunerSection,
+    PeftSection,
     Recipe,
     TunerSection,
 )
@@ -63,14 +66,12 @@ def attach_tuner(
     connector = connector_name(model) if tuner.train_connector else None
     saved = None if connector is None else [connector.rpartition(".")[2]]
     try:
-        is_vision_language = any(
-            re.fullmatch(_INSIDE_A_TOWER, name) for name, _ in model.named_modules()
-        )
-        config = _config(tuner, saved, is_vision_language)
+        excluded = _excluded(model, tuner)
+        config = _config(tuner, saved, excluded)
         if isinstance(config, MMAConfig | MixLoraConfig | LoraExpertsConfig):
             config.base_fingerprint = base_fingerprint
-        if isinstance(tuner, LoraSection):  # our own methods look for themselves
-            check_targets(model, tuner.target_modules, cast(Any, config).exclude_modules)
+        if isinstance(tuner, LoraSection | PeftSection):  # our own methods check them themselves
+            check_targets(model, tuner.target_modules, excluded)
         with adapters_change_one():
             tuned = cast(PeftModel, get_peft_model(model, config))
     except ValueError as error:
@@ -81,10 +82,23 @@ def attach_tuner(
     return tuned
 
 
+def _excluded(model: nn.Module, tuner: TunerSection) -> str | None:
+    """Return the pattern of the modules to leave alone; PEFT warns of one that finds nothing."""
+    if getattr(tuner, "adapt_vision_tower", True):
+        return None
+    inside = (re.fullmatch(_INSIDE_A_TOWER, name) for name, _ in model.named_modules())
+    return _INSIDE_A_TOWER if any(inside) else None
+
+
 def _config(
-    tuner: MMASection | MixLoraSection | LoraExpertsSection | LoraSection | NoTunerSection,
+    tuner: MMASection
+    | MixLoraSection
+    | LoraExpertsSection
+    | LoraSection
+    | PeftSection
+    | NoTunerSection,
     modules_to_save: list[str] | None,
-    is_vision_language: bool,
+    excluded: str | None,
 ) -> PeftConfig:
     if isinstance(tuner, MMASection):
         return MMAConfig(
@@ -103,10 +117,7 @@ def _config(
         return LoraConfig(target_modules=DUMMY_TARGET_MODULES, modules_to_save=modules_to_save)
     shared: dict[str, Any] = {
         "target_modules": list(tuner.target_modules),
-        # PEFT warns of an exclusion that excludes nothing.
-        "exclude_modules": _INSIDE_A_TOWER
-        if is_vision_language and not tuner.adapt_vision_tower
-        else None,
+        "exclude_modules": excluded,
         "modules_to_save": modules_to_save,
     }
     if isinstance(tuner, MixLoraSection):
@@ -119,6 +130,8 @@ def _config(
         more = ("balance", "dropout", "text_route")
         options = {name: getattr(tuner, name) for name in (*own, *more)}
         return LoraExpertsConfig(**options, **shared)
+    if isinstance(tuner, PeftSection):
+        return _peft_config(tuner, shared)
     lora = ImageLoraConfig if tuner.text_route == "base" else LoraConfig
     return lora(
         r=tuner.rank,
@@ -126,6 +139,56 @@ def _config(
         lora_dropout=tuner.dropout,
         **shared,
     )
+
+
+_NO_OPTIONS = frozenset({
+    "auto_mapping", "base_model_name_or_path", "bias", "exclude_modules",
+    "inference_mode", "layer_replication", "modules_to_save", "peft_type",
+    "peft_version", "revision", "runtime_config", "target_modules",
+    "target_parameters", "task_type", "trainable_token_indices", "alora_invocation_tokens",
+    "arrow_config",
+})  # fmt: skip
+"""Fields that the recipe sets itself, or that change more than the linears of `target_modules`."""
+_SAFE_STARTS = (True, False, "gaussian", "orthogonal", "lycoris", "uniform")
+"""Values of `init_weights` or `init_lora_weights` that leave the frozen weights as they are."""
+
+
+def _peft_config(tuner: PeftSection, shared: dict[str, Any]) -> PeftConfig:
+    """Make the config of a method of PEFT.
+
+    Raises:
+        RecipeError: an option is none of the method, or is not the recipe's to set.
+    """
+    kind = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[tuner.method.upper()]]
+    names = {each.name for each in fields(kind)} - _NO_OPTIONS
+    options = dict(tuner.options)
+    for name, value in options.items():
+        if name not in names:
+            hint = "" if name in _NO_OPTIONS else nearest(name, names)
+            raise RecipeError(f"tuner.options.{name}: no option of method {tuner.method}{hint}")
+        if name.startswith("init_") and value not in _SAFE_STARTS:
+            raise RecipeError(
+                f"tuner.options.{name}: {value!r} changes the frozen weights, and without its "
+                "adapter the model would not be the base any more; leave it out"
+            )
+    if tuner.method == "ia3":
+        own = [name for name in tuner.target_modules if name in ("down_proj", "fc2")]
+        options.setdefault("feedforward_modules", own)
+    if "exclude_modules" not in {each.name for each in fields(kind)}:
+        shared = _excluded_by_pattern(shared)
+    try:
+        return cast(Any, kind)(**options, **shared)
+    except TypeError as error:  # of a value of another type
+        raise RecipeError(f"tuner.options: {tuner.method} refuses them: {error}") from error
+
+
+def _excluded_by_pattern(shared: dict[str, Any]) -> dict[str, Any]:
+    """Say by `target_modules` alone what is adapted: some methods have no `exclude_modules`."""
+    left = {name: value for name, value in shared.items() if name != "exclude_modules"}
+    if shared["exclude_modules"] is not None:
+        ends = "|".join(map(re.escape, shared["target_modules"]))
+        left["target_modules"] = rf"(?!{shared['exclude_modules']})(.*\.)?({ends})"
+    return left
 
 
 _PARTS = {
