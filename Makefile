@@ -21,7 +21,7 @@ ALL     = $(VENV)/installed-for-test-all
 PYTEST  = OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist worksteal
 MARKS   = not gpu
 
-.PHONY: demo test test-all lint docs bench install clean
+.PHONY: demo test test-all lint docs bench install vendor clean
 
 demo: $(STAMP)
 	$(BIN)/varifocal demo
@@ -70,6 +70,20 @@ $(ALL): $(STAMP)
 	npm install --silent --no-audit --no-fund --ignore-scripts --omit=optional --prefix $(VENV)/llama.cpp \
 	    @fugood/llama.node@1.7.15 @fugood/node-llama-linux-x64@1.7.15
 	touch $@
+
+# The chat page's libraries, as their authors built them; put the sums that it prints into VENDORED.md.
+VENDOR = src/varifocal/serving/page/vendor
+vendor:
+	from=$$(mktemp -d) && cd $$from && for each in marked@18.2.1 dompurify@3.5.0 katex@0.19.1 \
+	        @highlightjs/cdn-assets@11.12.0; do \
+	    npm pack --silent $$each | xargs tar xzf && mv package $$(echo $${each#@} | cut -d/ -f1 | cut -d@ -f1) || exit 1; \
+	done; cd $(CURDIR)/$(VENDOR) && mkdir -p marked dompurify katex/fonts highlight && \
+	cp $$from/marked/lib/marked.esm.js $$from/marked/LICENSE marked && \
+	cp $$from/dompurify/dist/purify.min.js $$from/dompurify/LICENSE dompurify && \
+	cp $$from/highlightjs/es/highlight.min.js $$from/highlightjs/LICENSE highlight && \
+	cp $$from/katex/dist/katex.min.js $$from/katex/dist/katex.min.css $$from/katex/LICENSE katex && \
+	cp $$from/katex/dist/fonts/*.woff2 katex/fonts && rm -r $$from && \
+	find * -mindepth 1 -type f | LC_ALL=C sort | xargs sha256sum
 
 clean:
 	rm -rf $(VENV)

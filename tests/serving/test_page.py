@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -25,12 +26,38 @@ pytestmark = [
 ]
 
 CODE = "So <b>it</b> is:\n\n```python\nprint('a < b')\n```\nand `one` more."
+MARKDOWN = r"""# Head
+| a | b |
+|:--|--:|
+| 1 | **2** |
+
+- one
+  - [x] two
+
+7. seven
+
+Euler: $e^{i\pi} + 1 = 0$, \(x^2\), prices of $5 and $6.
+
+$$
+\frac{1}{2} \href{https://elsewhere.example}{x}
+$$
+
+[good](https://example.org/a?b=1&c=2) [bad](javascript:alert(1)) [data](data:text/html,x)
+![a cat](https://elsewhere.example/cat.png) ![x](data:image/svg+xml,x)
+<img src=x onerror="document.title='broken'"><script>document.title = "broken"</script>
+
+```html
+<script>document.title = "broken"</script>
+```
+"""
+SCRIPTS = {"code": [CODE], "markdown": [*re.split(r"(?<=\n)", MARKDOWN)]}
 
 
 class Scripted:
     """Answers by a script: `say X` says X, `slowly` waits for `go`, `busy` is refused twice."""
 
     has_adapter, load_images = True, True
+    routes = ("base", "text")
     routing = {  # noqa: RUF012
         f"model.layers.{at}.input_layernorm": torch.tensor([[0.25, 0.75], [0.5, 0.5]])
         for at in range(4)
@@ -42,7 +69,7 @@ class Scripted:
         self.go = threading.Event()
         self.refusals = 2
 
-    def submit(self, messages, sampling, *, adapter=True, client="") -> Request:
+    def submit(self, messages, sampling, *, adapter=True, images=True, client="") -> Request:
         words = " ".join(part for part in messages[-1].content if isinstance(part, str))
         if words == "busy" and self.refusals:
             self.refusals -= 1
@@ -56,7 +83,7 @@ class Scripted:
         return request
 
     def work(self, request: Request, words: str, adapter: bool) -> None:
-        pieces = [CODE] if words == "code" else ["It ", f"answers {words}"]
+        pieces = SCRIPTS.get(words) or ["It ", f"answers {words}"]
         if not adapter:
             pieces = ["Base ", f"answers {words}"]
         for index, piece in enumerate(pieces):
@@ -183,6 +210,52 @@ def test_what_a_model_writes_is_text_with_code_set_apart(page) -> None:
     assert page.locator(".body pre").get_attribute("data-language") == "python"
     assert page.locator(".body p code").inner_text() == "one"
     assert "```" not in page.locator(".body").inner_text()
+
+
+def test_markdown_tables_lists_formulas_and_links_are_rendered_and_nothing_else(page) -> None:
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    ask(page, "markdown")
+    answered(page, "broken")
+    body = page.locator(".body")
+    assert body.locator("h3").inner_text() == "Head"
+    assert body.locator("td strong").inner_text() == "2"
+    assert body.locator("td").nth(1).get_attribute("align") == "right"
+    assert body.locator("li li").inner_text() == "☑ two"
+    assert body.locator("ol").get_attribute("start") == "7"
+    assert body.locator(".katex").count() == 3
+    assert body.locator(".katex-display .mfrac").count() == 1
+    assert "prices of $5 and $6." in body.inner_text()
+    links = body.locator("a[href]")
+    assert [link.get_attribute("href") for link in links.all()] == [
+        "https://example.org/a?b=1&c=2",
+        "https://elsewhere.example/cat.png",
+    ]
+    assert {link.get_attribute("rel") for link in links.all()} == {"noopener noreferrer nofollow"}
+    assert {link.get_attribute("target") for link in links.all()} == {"_blank"}
+    assert links.nth(1).inner_text() == "[image: a cat]"
+    assert body.locator("img, script, [onerror], [style*=url]").count() == 0
+    assert page.title() == "tiny · Varifocal"
+    assert body.locator(".hljs-tag").count() > 0
+    assert not [url for url in asked if "127.0.0.1" not in url]
+
+
+def test_an_answer_that_grows_keeps_the_blocks_that_are_whole(page) -> None:
+    page.evaluate(r"""async () => {
+        const { show } = await import("/page/markdown.js");
+        const body = document.createElement("div");
+        const copied = [];
+        const text = "a\n\n```js\nlet x = 1;\n```\n\n[b][l]";
+        show(body, text, (code) => copied.push(code));
+        const [first, code] = body.children;
+        show(body, `${text} and\n\nmore`, (code) => copied.push(code));
+        if (body.children[0] !== first || body.children[1] !== code) throw new Error("drawn anew");
+        if (body.children.length !== 4) throw new Error(body.textContent);
+        show(body, `${text} and\n\nmore\n\n[l]: https://example.org`, null);
+        if (!body.querySelector("a[href]")) throw new Error("a late definition is lost");
+        code.querySelector("button").click();
+        if (copied.join() !== "let x = 1;") throw new Error(copied);
+    }""")
 
 
 def test_a_large_photograph_is_made_smaller_and_a_small_image_is_sent_as_it_is(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -11,7 +12,11 @@ from fastapi.testclient import TestClient
 
 from varifocal.serving.api import PAGE, create_app
 
-FILES = sorted(file.name for file in PAGE.iterdir())
+FILES = sorted(file.name for file in PAGE.iterdir() if file.is_file())
+VENDOR = PAGE / "vendor"
+VENDORED = sorted(
+    str(file.relative_to(VENDOR)) for file in VENDOR.rglob("*") if file.is_file()
+)  # files of others, with VENDORED.md
 SCRIPTS = [name for name in FILES if name.endswith(".js")]
 VOID = {"meta", "link", "input", "img"}
 
@@ -45,6 +50,7 @@ class Silent:
     """An engine that is only asked what it is."""
 
     has_adapter, load_images, routing = True, None, None
+    routes = ("base", "text")
 
     def close(self, drain: bool = False) -> None:
         pass
@@ -88,8 +94,29 @@ def test_index_and_imports_reach_every_file_and_no_other(page) -> None:
     sources = [attrs.get("src") for attrs, _ in page.named("script")]
     asked = {str(path).removeprefix("page/") for path in links + sources}
     for name in SCRIPTS:
-        asked |= set(re.findall(r'from "\./([\w.]+)"', text(name)))
-    assert asked | {"index.html"} == set(FILES)
+        asked |= set(re.findall(r'(?:from|import) "\./([\w./]+)"', text(name)))
+    vendored = {name for name in VENDORED if name.endswith((".js", ".css"))}
+    assert asked | {"index.html"} == {*FILES, *(f"vendor/{name}" for name in vendored)}
+
+
+def test_vendored_files_are_those_of_the_table_each_with_its_licence(client) -> None:
+    table = (VENDOR / "VENDORED.md").read_text()
+    sums = dict(re.findall(r"\| `([^`]+)` \| `(\w{64})` \|", table))
+    files = {
+        name: hashlib.sha256((VENDOR / name).read_bytes()).hexdigest()
+        for name in VENDORED
+        if name != "VENDORED.md"
+    }
+    assert files == sums
+    assert {f"{name.partition('/')[0]}/LICENSE" for name in files} <= set(files)
+    versions = re.findall(r"(\d+\.\d+\.\d+) \|", table)
+    makefile = (PAGE.parents[3] / "Makefile").read_text()
+    assert versions
+    assert re.findall(r"\w@(\d+\.\d+\.\d+)", makefile.partition("\nvendor:")[2]) == versions
+    for name in ("katex/katex.min.js", "katex/fonts/KaTeX_Main-Regular.woff2"):
+        answer = client.get(f"/page/vendor/{name}")
+        assert answer.status_code == 200
+        assert "font-src 'self';" in answer.headers["content-security-policy"]
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -166,4 +193,5 @@ def test_the_wheel_holds_the_page() -> None:
     packed = {
         file.distribution_path for file in wheel.WheelBuilder(str(root)).recurse_included_files()
     }
-    assert {f"varifocal/serving/page/{name}" for name in FILES} <= packed
+    names = [*FILES, *(f"vendor/{name}" for name in VENDORED)]
+    assert {f"varifocal/serving/page/{name}" for name in names} <= packed

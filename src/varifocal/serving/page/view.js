@@ -1,7 +1,8 @@
 // Shows turns: a question with its images, and one or two answers.
 
+import { show } from "./markdown.js";
 import { routingChart } from "./routing.js";
-import { make, show } from "./text.js";
+import { make } from "./text.js";
 
 const ROUTES = { text: "text route", image: "image route", base: "base model" };
 const OPEN = new Set(); // turns whose routing is open, so that it stays so when drawn anew
@@ -142,7 +143,7 @@ export class View {
     const writing = answer.state === "writing";
     place.body.setAttribute("aria-busy", String(writing)); // read out when it is whole
     place.body.classList.toggle("writing", writing);
-    show(place.body, answer.text);
+    show(place.body, answer.text, this.actions.copy);
     if (answer.state === "failed") place.body.append(make("p", { className: "failure" }, answer.told));
     place.small.textContent = smallPrint(answer);
   }
