@@ -1,11 +1,11 @@
 """What the number formats of a GGUF file cost: the same questions to llama.cpp in each of them.
 
-    python tests/export/number_formats_in_llama_cpp.py RUN BOOK [--quantizer FOLDER]
+    python tests/export/number_formats_in_llama_cpp.py RUN BOOK NODE_MODULES
 
 RUN is a trained run, BOOK a folder in ScienceQA's layout whose questions without an image are asked
-as the run's recipe asks; the text route answers, greedily. Q4_K_M is made where FOLDER has the
-libraries of npm's `@node-llama-cpp/linux-x64` (`bins/linux-x64`), whose libllama quantises files.
-Needs llama.cpp from npm, too, which `make test-all` installs. Minutes; no suite collects this file.
+as the run's recipe asks; the text route answers, greedily. NODE_MODULES has npm's `node-llama-cpp`
+and `@node-llama-cpp/linux-x64`, whose build computes with AVX2, and whose libllama writes the
+Q4_K_M file. Minutes; no suite collects this file.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -30,7 +29,6 @@ from varifocal.exporting.request import Order
 from varifocal.run import RunDirectory
 
 HERE = Path(__file__).parent
-LLAMA_NODE = HERE.parents[1] / ".venv" / "llama.cpp" / "node_modules"
 TOKENS = 16
 Q4_K_M = 15  # of llama.h's llama_ftype
 
@@ -59,36 +57,38 @@ def quantize(libraries: Path, source: Path, target: Path) -> None:
         raise SystemExit(f"llama.cpp did not quantise {source}")
 
 
-def answers(file: Path, prompts: Sequence[str], folder: Path) -> list[str]:
+def answers(file: Path, prompts: Sequence[str], modules: Path) -> list[str]:
     """Ask llama.cpp; return what it writes to each prompt."""
-    job = {"model": str(file), "text": list(prompts), "tokens": TOKENS, "sampled": 0}
-    out = folder / "answers.json"
-    env = os.environ | {"LLAMA_ANSWERS": str(out)}
-    subprocess.run(
-        ["node", HERE / "llama_cpp.cjs"],
-        input=json.dumps([job]).encode(),
-        env={"LLAMA_NODE": str(LLAMA_NODE)} | env,
+    job = {
+        "package": str((modules / "node-llama-cpp").resolve()),
+        "model": str(file),
+        "prompts": list(prompts),
+        "tokens": TOKENS,
+    }
+    answered = subprocess.run(
+        ["node", HERE / "node_llama_cpp.mjs"],
+        input=json.dumps(job).encode(),
         check=True,
-        stdout=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
     )
-    return [one["text"].strip() for one in json.loads(out.read_text())[0]["answers"]]
+    return [text.strip() for text in json.loads(answered.stdout)]
 
 
-def files(root: Path, folder: Path, libraries: Path | None) -> dict[str, Path]:
+def files(root: Path, folder: Path, modules: Path) -> dict[str, Path]:
     """Write a run's text route in each number format."""
     found = {}
     for dtype in ("float32", "q8_0"):
         order = Order(RunDirectory.open(root), "gguf", dtype=dtype, num_prompts=2)
         found[dtype] = export_run(order, folder / dtype)[0].directory / "model.gguf"
-    if libraries is not None:
-        found["q4_k_m"] = folder / "q4_k_m.gguf"
-        quantize(libraries, found["float32"], found["q4_k_m"])
+    found["q4_k_m"] = folder / "q4_k_m.gguf"
+    libraries = modules / "@node-llama-cpp" / "linux-x64" / "bins" / "linux-x64"
+    quantize(libraries, found["float32"], found["q4_k_m"])
     return found
 
 
 def prompt_of(example: Example, encoder: Any) -> str:
     """Write a question as the run asks it."""
-    turns = [{"role": "system", "content": encoder.system}] if encoder.system else []
+    turns = [{"role": "system", "content": encoder.system}] if encoder.system is not None else []
     turns.append({"role": "user", "content": example.messages[0].text})
     return encoder.template.render(turns, add_generation_prompt=True)
 
@@ -98,7 +98,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
     parser.add_argument("book", type=Path)
-    parser.add_argument("--quantizer", type=Path, metavar="FOLDER")
+    parser.add_argument("modules", type=Path, metavar="NODE_MODULES")
     parser.add_argument("--limit", type=int)
     asked = parser.parse_args()
     recipe, parts = open_run(asked.run)
@@ -112,8 +112,8 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as name:
         first: list[str] = []
-        for dtype, file in files(asked.run, Path(name), asked.quantizer).items():
-            written = answers(file, prompts, Path(name))
+        for dtype, file in files(asked.run, Path(name), asked.modules).items():
+            written = answers(file, prompts, asked.modules)
             first = first or written
             right = [float(a == gold) for a, gold in zip(written, golds, strict=True)]
             before = [float(a == gold) for a, gold in zip(first, golds, strict=True)]
