@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +10,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from varifocal.assemble import open_run
-from varifocal.data.example import Image
+from varifocal.data.example import Example, Image, Message
+from varifocal.data.loading import answer_words, describes_by_answers, find_captions
 from varifocal.errors import DataError, RecipeError
 from varifocal.models.connector import embedding_scale
 from varifocal.models.words import build_vocabulary, word_log_probabilities
@@ -330,4 +332,32 @@ def test_a_connector_that_would_not_be_saved_is_not_fitted(recipe, tmp_path, key
 def test_alignment_without_described_images_names_the_key(recipe, tmp_path, rewrite):
     rewrite(lambda problems, _: [problem.pop("caption", None) for problem in problems.values()])
     with pytest.raises(DataError, match="caption"):
-        run_training(recipe(ALIGNED), tmp_path / "run")
+        run_training(recipe({**ALIGNED, "alignment.text": "captions"}), tmp_path / "run")
+
+
+def asked(image, question, answer):
+    images = () if image is None else (Image(path=Path(image)),)
+    return Example((Message("user", (*images, question)), Message("assistant", (answer,))))
+
+
+def test_answers_and_questions_say_what_an_image_shows():
+    examples = [
+        asked("a.png", "What is the colour of the ball?", "Red."),
+        asked("a.png", "Is there a table?", "Yes."),
+        asked("a.png", "Is there a dog in the photo?", "no"),
+        asked("b.png", "Is a cat shown?", "No"),
+        asked(None, "What is the capital of France?", "Paris"),
+    ]
+    words = [(image.path.name, text) for image, text in answer_words(examples)]
+    assert words == [("a.png", "red colour ball table")]
+
+
+def test_without_captions_the_words_of_answers_are_spoken(recipe, tmp_path, rewrite):
+    described = recipe({**ALIGNED, **steps_of(2)})
+    assert not describes_by_answers(described.data, "auto")
+    rewrite(lambda problems, _: [problem.pop("caption", None) for problem in problems.values()])
+    page, notes = recipe({**ALIGNED, **steps_of(2), "training.max_steps": 0}), []
+    pairs = find_captions(page.data)
+    assert {text for _, text in pairs} == {f"{name} colour" for name in ("red", "green", "blue")}
+    run_training(page, tmp_path / "run", progress=lambda *at: notes.append(at[3:]))
+    assert ("alignment: by the words of answers and questions, not of captions",) in notes

@@ -82,7 +82,7 @@ def a_stream_that_is_to_be_counted(place, rewrite, book):
 
 def an_alignment_without_captions(place, rewrite, book):
     rewrite(forget_captions)
-    return WORDS
+    return {**WORDS, "alignment.text": "captions"}
 
 
 def an_alignment_on_text(place, rewrite, book):
@@ -177,7 +177,7 @@ REFUSED = [
     (a_stream_without_an_end, "has no end; set training.max_steps"),
     (a_stream_that_is_to_be_counted, "data.mixture counts records"),
     (an_alignment_without_captions, "needs described images, and data.train has none"),
-    (an_alignment_on_text, "needs described images, and data.train has none"),
+    (an_alignment_on_text, "and data.train has no caption and no answer about an image that"),
     (an_alignment_on_captions_without_images, "data.captions has none that can be read"),
     (an_alignment_on_damaged_images, "data.captions has none that can be read"),
     (an_alignment_on_an_empty_file, "questions.jsonl' has no row"),

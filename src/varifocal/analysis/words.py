@@ -24,6 +24,7 @@ from varifocal.models.words import build_vocabulary, embed_words, token_log_prob
 from varifocal.plotting import INK, new_figure, save_figure
 from varifocal.progress import Progress, silent
 from varifocal.recipe import AlignmentSection, Recipe
+from varifocal.recipe.data import AlignmentText
 from varifocal.tuners.plugin import evaluating
 from varifocal.writing import write_json
 
@@ -282,8 +283,12 @@ def _vocabulary(recipe: Recipe, parts: Assembly, words: Sequence[str] | None) ->
         if not words:
             raise RecipeError("--words names no word; give some, as in --words red,green,blue")
         return ScaledVocabulary(words, embed_words(words, *given), scale)
-    vocabulary = build_vocabulary([text for _, text in load_captions(recipe.data)], *given)
+    vocabulary = build_vocabulary([text for _, text in load_captions(recipe.data, _text_of(recipe))], *given)
     return ScaledVocabulary(vocabulary.words, vocabulary.embeddings, scale)
+
+
+def _text_of(recipe: Recipe) -> AlignmentText:
+    return (recipe.alignment or AlignmentSection()).text
 
 
 def _some(recipe: Recipe, number: int) -> list[Image]:
@@ -293,6 +298,6 @@ def _some(recipe: Recipe, number: int) -> list[Image]:
         for source in recipe.data.evaluate
         for example in check_images(load_source(source), recipe.data.on_bad_record)
         for image in example.images[:1]
-    ] or [image for image, _ in load_captions(recipe.data)]
+    ] or [image for image, _ in load_captions(recipe.data, _text_of(recipe))]
     number = min(number, len(images))
     return [images[place * len(images) // number] for place in range(number)]

@@ -26,6 +26,7 @@ FormatName = Literal[
     "captions",
 ]
 MetricName = Literal["exact", "vqa", "anls", "contains", "likelihood"]
+AlignmentText = Literal["auto", "captions", "answers"]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -242,7 +243,7 @@ class DataSection(Section):
     mixture: MixtureSection = MixtureSection()
     """Shares of the sources in an epoch."""
     captions: SourceSections = ()
-    """Described images for `alignment`; by default the captions of `train`."""
+    """Described images for `alignment`; by default the captions, or answers, of `train`."""
     holdout: Annotated[HoldoutSection | None, BeforeValidator(_with_share)] = None
     """Score on a share of `train`'s images instead of on `evaluate`: a number, such as 0.1, or a
     section with its seed. Written into the sources, where a run's recipe shows it."""

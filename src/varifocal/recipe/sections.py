@@ -7,7 +7,7 @@ from pydantic import Field, ValidationInfo, model_validator
 
 from varifocal.errors import RecipeError
 from varifocal.recipe.base_section import Count, Rate, RunName, Section
-from varifocal.recipe.data import DataSection
+from varifocal.recipe.data import AlignmentText, DataSection
 from varifocal.recipe.model import ModelSection
 from varifocal.recipe.prompt_formats import gives_reasons_first
 from varifocal.recipe.strict_yaml import FLOAT, WrongKeyError
@@ -31,7 +31,10 @@ class AlignmentSection(Section):
     """The connector is fitted before the training, the language model not run."""
 
     type: Literal["words"] = "words"
-    """`words`: fit the visual tokens to the embeddings of the words of an image's caption."""
+    """`words`: fit the visual tokens to the embeddings of words that describe an image."""
+    text: AlignmentText = "auto"
+    """Where the words stand: in captions, or in the answers and questions of `data.train`; `auto`:
+    in captions where there are any."""
     steps: Count = 2500
     """Steps of the alignment."""
     batch_size: Count = 64
@@ -62,7 +65,7 @@ class Recipe(Section):
     """Seed of everything random in the run."""
     model: ModelSection
     alignment: AlignmentSection | None = None
-    """Before the training, on `data.captions`; null for none."""
+    """Before the training, on `data.captions` or on answers; null for none."""
     tuner: TunerSection = MMASection()
     data: DataSection = DataSection()
     training: TrainingSection = TrainingSection()

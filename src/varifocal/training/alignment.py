@@ -4,7 +4,8 @@ For an image with a true description, the loss is the mean of `-log p(word)` ove
 description, with `p` of `varifocal.models.words`. Only the connector learns, on features that are
 computed once, so thousands of steps cost a minute or two on a CPU.
 
-`align` is the stage of a run, on the recipe's captions before the first step.
+`align` is the stage of a run, on the recipe's captions before the first step, or on the words of
+its answers and questions.
 
 Relatives: VLAP (visual features assigned to word embeddings), LangBridge (arXiv 2503.19404).
 
@@ -20,7 +21,7 @@ import torch
 from torch import nn
 
 from varifocal.assemble import Assembly
-from varifocal.data.loading import load_captions
+from varifocal.data.loading import describes_by_answers, load_captions
 from varifocal.errors import RecipeError, RunError
 from varifocal.models.connector import PlainMLP, embedding_scale
 from varifocal.models.words import Vocabulary, build_vocabulary, word_log_probabilities
@@ -63,7 +64,9 @@ def align(recipe: Recipe, parts: Assembly, progress: Progress, clock: Clock) -> 
     model: Any = parts.base
     if section is None or parts.features is None:
         raise RecipeError("alignment needs a vision tower that is frozen before training")
-    pairs = load_captions(recipe.data)
+    if describes_by_answers(recipe.data, section.text):
+        progress("data", 1, 1, "alignment: by the words of answers and questions, not of captions")
+    pairs = load_captions(recipe.data, section.text)
     with clock.stage("vision_features"):
         keys = parts.features.fill(
             [image for image, _ in pairs],

@@ -168,9 +168,10 @@ def _check_alignment(recipe: Recipe, skip_absent: bool) -> None:
     data = recipe.data
     if not all(_can_be_read(section, skip_absent) for section in data.captions or data.train):
         return
-    pairs = find_captions(data)
+    text = recipe.alignment.text if recipe.alignment else "auto"
+    pairs = find_captions(data, text)
     if not any(_opens(image) for image, _ in pairs):
-        raise no_captions(data)
+        raise no_captions(data, text)
     check_descriptions([caption for _, caption in pairs])
 
 
