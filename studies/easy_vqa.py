@@ -1,5 +1,6 @@
 """easy-VQA's questions (PyPI `easy-vqa`, MIT) in ScienceQA's layout, its answers as choices."""
 
+import argparse
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -98,3 +99,17 @@ def _record(kind: str, text: str, answer: str) -> dict[str, Any]:
         "lecture": "",
         "solution": "",
     }
+
+
+def main() -> None:
+    """Write the data set: `python -m studies.easy_vqa DIR --train 600 --test 120`."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path, help="folder of the data set")
+    parser.add_argument("--train", type=int, default=600, help="questions to train on")
+    parser.add_argument("--test", type=int, default=120, help="questions to score on")
+    given = parser.parse_args()
+    write_easy_vqa(installed(), given.out, {"train": given.train, "test": given.test})
+
+
+if __name__ == "__main__":
+    main()

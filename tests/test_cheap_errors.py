@@ -12,6 +12,10 @@ import pytest
 CASES = {
     "unknown option": ("train demo --wrong 1", "No such option: --wrong"),
     "unknown verb": ("trian demo", "No such command 'trian'"),
+    "init folder": ("init nosuch", "no folder 'nosuch'"),
+    "init questions": ("init strange", "'strange' holds neither images nor questions"),
+    "init columns": ("init strange --columns a=b", "--columns a=b: 'a' is none of image, question"),
+    "init out": ("init strange --out book.yaml", "book.yaml is there already; name another with"),
     "recipe path": ("train nosuch.yaml", "no recipe 'nosuch.yaml'"),
     "recipe key": ("train demo --set training.max_stps=3", "training.max_stps: unknown key"),
     "recipe value": ("plan demo --set tuner.bottleneck_dim=x", "tuner.bottleneck_dim: 'x' was"),

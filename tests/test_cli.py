@@ -17,6 +17,7 @@ from varifocal.errors import DataError, Stopped
 from varifocal.serving.request import Sampling
 
 VERBS = (
+    "init",
     "demo",
     "train",
     "eval",
@@ -69,7 +70,7 @@ def test_the_verbs_stand_in_groups_in_the_order_of_the_work(run):
     words = [line.split()[1] for line in out.splitlines() if line[:2] in ("╭─", "│ ")]
     groups = ("Prepare", "Train", "Measure", "Use", "Study", "Disk")
     assert [word for word in words if word in (*groups, *verbs)] == [
-        *("Prepare", "recipes", "data", "plan"),
+        *("Prepare", "init", "recipes", "data", "plan"),
         *("Train", "train", "launch", "sweep", "demo"),
         *("Measure", "eval", "benchmark", "retention", "compare", "report"),
         *("Use", "ask", "chat", "serve", "export", "import"),

@@ -283,7 +283,9 @@ def _vocabulary(recipe: Recipe, parts: Assembly, words: Sequence[str] | None) ->
         if not words:
             raise RecipeError("--words names no word; give some, as in --words red,green,blue")
         return ScaledVocabulary(words, embed_words(words, *given), scale)
-    vocabulary = build_vocabulary([text for _, text in load_captions(recipe.data, _text_of(recipe))], *given)
+    vocabulary = build_vocabulary(
+        [text for _, text in load_captions(recipe.data, _text_of(recipe))], *given
+    )
     return ScaledVocabulary(vocabulary.words, vocabulary.embeddings, scale)
 
 

@@ -23,6 +23,7 @@ from varifocal.cli.data import data_app
 from varifocal.cli.evaluate import add_eval_verbs
 from varifocal.cli.export import add_export_verb
 from varifocal.cli.importing import import_app
+from varifocal.cli.init import add_init_verb
 from varifocal.cli.interrupted import INTERRUPTED, how_to_go_on
 from varifocal.cli.launch import add_launch_verb
 from varifocal.cli.options import RecipeArgument, SetOption, StrengthOption, ready, show_help
@@ -45,7 +46,7 @@ RUNS = Path("runs")
 _UsageError = cast(type[Exception], typer.BadParameter.__mro__[1])
 
 _PANELS = {
-    "Prepare": ("recipes", "data", "plan"),
+    "Prepare": ("init", "recipes", "data", "plan"),
     "Train": ("train", "launch", "sweep", "demo"),
     "Measure": ("eval", "benchmark", "retention", "compare", "report"),
     "Use": ("ask", "chat", "serve", "export", "import"),
@@ -73,6 +74,7 @@ app.add_typer(data_app, name="data")
 add_words_verb(analyze_app)
 app.add_typer(analyze_app, name="analyze")
 app.add_typer(import_app, name="import")
+add_init_verb(app)
 add_eval_verbs(app)
 add_retention_verb(app)
 add_compare_verb(app)

@@ -129,12 +129,13 @@ def no_captions(data: DataSection, text: AlignmentText = "auto") -> DataError:
 
 
 _YES, _NO = ("yes", "true"), ("no", "false")
-_TELLS_NOTHING = frozenset(
+_FUNCTION_WORDS = (
     "a about an and are as at be been being but by can could did do does done for from had has "
     "have he her his how if image in into is it its many more most much of on or photo picture "
     "question she shown should some than that the their them there these they this those to was "
-    "were what when where which who whom whose why will with would you your".split()
+    "were what when where which who whom whose why will with would you your"
 )
+_TELLS_NOTHING = frozenset(_FUNCTION_WORDS.split())
 
 
 def answer_words(examples: Iterable[Example]) -> list[tuple[Image, str]]:

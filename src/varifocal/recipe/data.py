@@ -98,7 +98,8 @@ class _ReadingSection(Section):
     """Only these skills; null takes all."""
     columns: dict[str, str] | None = None
     """`table`: our name of a column -> its name in the file, a path into a cell (`answers.text.0`),
-    or for `question`, `image` and `choices` a template (`val2014_{image_id:012d}.jpg`)."""
+    or for `question`, `image` and `choices` a template (`val2014_{image_id:012d}.jpg`); `question`
+    may be that of all rows (`What is shown?`)."""
     record_path: str | None = None
     """Where rows lie in lists inside of rows: the dotted path to them (`paragraphs.qas`), as
     pandas names it; each row has its parents' other values, too."""

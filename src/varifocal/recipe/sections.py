@@ -34,7 +34,7 @@ class AlignmentSection(Section):
     """`words`: fit the visual tokens to the embeddings of words that describe an image."""
     text: AlignmentText = "auto"
     """Where the words stand: in captions, or in the answers and questions of `data.train`; `auto`:
-    in captions where there are any."""
+    in captions where there are any (docs/studies/alignment.md compares them)."""
     steps: Count = 2500
     """Steps of the alignment."""
     batch_size: Count = 64

@@ -127,9 +127,10 @@ def parse_table_row(record: Record, asked: ParseOptions) -> Example:
     `asked.columns` maps our names of `COLUMNS` to the file's; one that is not mapped has the same
     name there, or is absent. A dotted name leads into a cell ("answers.text.0"). `question` and
     `image` may be templates with columns in braces ("True or false? {sentence}",
-    "coco/{image_id:012}.jpg"); `choices` may be the choices themselves ("true|false"), or several
-    columns ("{option1}|{option2}"). With choices, `answer` names one of them as `gold.gold_index`
-    says. `<image>` in a question is the place of its image; without it the images come first.
+    "coco/{image_id:012}.jpg"), and `question` the question of all rows ("What is shown?");
+    `choices` may be the choices themselves ("true|false"), or several columns
+    ("{option1}|{option2}"). With choices, `answer` names one of them as `gold.gold_index` says.
+    `<image>` in a question is the place of its image; without it the images come first.
 
     Raises:
         DataError: a mapped column is not there, or a value cannot be used.
@@ -215,9 +216,16 @@ def _image_cell(part: str, row: Mapping[str, Any], asked: ParseOptions, where: s
 
 def _question(row: Mapping[str, Any], asked: ParseOptions, where: str) -> str:
     template = asked.columns.get("question", "")
+    if _is_question(template) and template not in row:
+        return template
     if "{" not in template:
         return needed_cell(row, "question", asked, where)
     return fill_template(template, row, "question", asked, where)
+
+
+def _is_question(text: str) -> bool:
+    """Tell a question of all rows ("What is shown?") from a column's name."""
+    return " " in text and text.endswith(("?", ".")) and "{" not in text
 
 
 def _choices(row: Mapping[str, Any], asked: ParseOptions, where: str) -> Choices:
