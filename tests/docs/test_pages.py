@@ -20,7 +20,7 @@ from stand_ins import Workshop
 import varifocal
 from varifocal.recipe import Recipe
 from varifocal.recipe.reading import SHIPPED
-from varifocal.recipe.strict_yaml import put, read_page, validate
+from varifocal.recipe.strict_yaml import parse_yaml, put, read_page, validate
 from varifocal.sweep import SweepSection, load_sweep
 
 ROOT = Path(__file__).parents[2]
@@ -193,7 +193,9 @@ def test_every_part_of_a_recipe_is_one(page):
     for block in BLOCKS[page]:
         if block.language == "yaml":
             part = yaml.safe_load(block.text)
-            if set(part) <= set(Recipe.model_fields):
+            if "model" in part and "data" in part:
+                validate(Recipe, parse_yaml(block.text, block.where))
+            elif set(part) <= set(Recipe.model_fields):
                 whole = read_page(SHIPPED / "demo.yaml")
                 for section, keys in part.items():
                     for key, value in keys.items():

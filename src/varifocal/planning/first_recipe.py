@@ -169,6 +169,8 @@ def _sources(contents: FolderContents, examples: list[Example]) -> dict[str, Any
     }
     if groups > 1:
         page["holdout"] = {"share": share, "seed": min(misses, key=lambda seed: misses[seed])}
+        if contents.kind == "captions":
+            page["holdout"]["metric"] = "anls"
     return page
 
 
