@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import re
 import shutil
 import threading
@@ -331,7 +332,7 @@ def test_a_conversation_outlives_a_reload_with_its_images(page, engine) -> None:
     ask(page, "one")
     answered(page, "It answers one")
     page.reload()
-    assert page.locator(".bubble").inner_text() == "one"
+    page.locator(".bubble", has_text="one").wait_for()
     assert page.locator(".images img").count() == 1
     ask(page, "two")
     answered(page, "It answers two")
@@ -349,7 +350,7 @@ def test_a_reload_in_the_midst_keeps_what_was_written(page) -> None:
     assert page.locator(".body").inner_text().strip() == "It"
 
 
-def test_the_last_question_is_edited_and_a_new_conversation_is_empty(page, engine) -> None:
+def test_a_question_is_edited_and_a_new_conversation_is_empty(page, engine) -> None:
     choose(page, ("dot.png", "image/png", png()))
     ask(page, "frist")
     answered(page, "It answers frist")
@@ -364,11 +365,89 @@ def test_the_last_question_is_edited_and_a_new_conversation_is_empty(page, engin
     assert page.locator(".turn").count() == 1
     assert len(engine.asked[-1][0]) == 1
     assert len(images(engine)) == 1
+    ask(page, "second")
+    answered(page, "It answers second")
+    page.get_by_role("button", name="Show the version before").click()  # with what followed it
+    assert page.locator(".bubble").all_inner_texts() == ["frist"]
+    assert page.locator(".versions").inner_text() == "1 of 2"
+    ask(page, "third")
+    answered(page, "It answers third")
+    assert [turn.content[-1] for turn in engine.asked[-1][0]][::2] == ["frist", "third"]
+    page.reload()
+    page.get_by_role("button", name="Show the version after").click()
+    assert page.locator(".bubble").all_inner_texts() == ["first", "second"]
+    page.get_by_role("button", name="Edit this question").first.click()
+    ask(page, "anew")
+    answered(page, "It answers anew")
+    assert page.locator(".versions").inner_text() == "3 of 3"
     page.get_by_role("button", name="New conversation").click()
     page.locator("#welcome").wait_for()
     page.reload()
     page.locator("#welcome").wait_for()
     assert page.locator(".turn").count() == 0
+
+
+def test_conversations_are_listed_searched_named_exported_and_imported(page, tmp_path) -> None:
+    choose(page, ("dot.png", "image/png", png()))
+    ask(page, "apples")
+    answered(page, "It answers apples")
+    page.get_by_role("button", name="New conversation").click()
+    ask(page, "pears")
+    answered(page, "It answers pears")
+    listed = page.locator("#conversations .name")
+    page.get_by_role("button", name="Conversations").click()
+    assert listed.all_inner_texts() == ["pears", "apples"]
+    page.get_by_label("Search in conversations").fill("ANSWERS APPLES")
+    page.locator("#conversations li").nth(1).wait_for(state="detached")
+    page.get_by_label("More for: apples").click()
+    page.once("dialog", lambda dialog: dialog.accept("Fruit"))
+    page.get_by_role("button", name="Rename: apples").click()
+    page.locator("#conversations .name", has_text="Fruit").wait_for()
+    saved = {}
+    for kind in ("Markdown", "JSON"):
+        page.get_by_label("More for: Fruit").click()
+        with page.expect_download() as download:
+            page.get_by_role("button", name=f"Export as {kind}: Fruit").click()
+        saved[kind] = tmp_path / download.value.suggested_filename
+        download.value.save_as(saved[kind])
+        page.get_by_label("More for: Fruit").click()
+    text = saved["Markdown"].read_text()
+    uri = f"data:image/png;base64,{base64.b64encode(png()).decode()}"
+    wanted = ["# Fruit", "## Question", f"![image 1]({uri})", "apples", "## tiny"]
+    assert text == "\n\n".join([*wanted, "It answers apples\n"])
+    assert json.loads(saved["JSON"].read_text())["conversation"]["turns"][0]["images"] == [uri]
+    page.get_by_label("More for: Fruit").click()
+    page.once("dialog", lambda dialog: dialog.accept())
+    page.get_by_role("button", name="Delete: Fruit").click()
+    page.locator("#none-found", has_text="Nothing found").wait_for()
+    (tmp_path / "other.json").write_text('{"turns": []}')
+    page.locator("#import-file").set_input_files(tmp_path / "other.json")
+    page.locator("#history-notice", has_text="holds no conversation").wait_for()
+    page.locator("#import-file").set_input_files(saved["JSON"])
+    page.locator("#conversation-name", has_text="Fruit").wait_for()
+    assert page.locator(".images img").get_attribute("src") == uri
+    assert page.locator(".body").inner_text() == "It answers apples"
+
+
+def test_what_is_set_is_sent(page, engine) -> None:
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_label("System prompt of this conversation").fill("Be brief.")
+    page.get_by_text("More about how words are chosen").click()
+    page.get_by_label("Top-p").fill("0.9")
+    page.get_by_label("Seed").fill("7")
+    page.get_by_label("Stop at, one text a line").fill("END\n\n##")
+    page.get_by_role("button", name="Done").click()
+    ask(page, "one")
+    answered(page, "It answers one")
+    messages, sampling, _ = engine.asked[-1]
+    assert (messages[0].role, messages[0].content) == ("system", ("Be brief.",))
+    assert (sampling.top_p, sampling.seed, sampling.stop) == (0.9, 7, ("END", "##"))
+    page.reload()
+    page.locator(".bubble").wait_for()
+    assert page.locator("#system").input_value() == "Be brief."
+    page.get_by_role("button", name="New conversation").click()
+    assert page.locator("#system").input_value() == ""
+    assert page.locator("#seed").input_value() == "7"
 
 
 def test_an_example_is_asked_with_its_image(page, engine) -> None:

@@ -1,68 +1,115 @@
-// The chat: asks the server, shows what it writes, and keeps the conversation over a reload.
+// The chat: asks the server, shows what it writes, and keeps every conversation in the browser.
 
 import { getJson, setKey, stream } from "./api.js";
 import { Composer } from "./composer.js";
-import { COLUMNS, messagesFor, newAnswer, newTurn, restore, save } from "./conversation.js";
+import {
+  addTurn, branch, choose, COLUMNS, messagesFor, nameOf, newAnswer, newConversation, versions,
+} from "./conversation.js";
+import { History } from "./history.js";
 import { bindSettings } from "./settings.js";
+import { load, recover, save, saveAtOnce } from "./store.js";
 import { make } from "./text.js";
 import { View } from "./view.js";
 
 const at = (id) => document.getElementById(id);
 const NEAR = 80; // pixels from the end within which the page goes along with an answer
 
-const state = { turns: restore(), columns: ["adapted"], running: null, editing: false };
+const CURRENT = "varifocal.current"; // which conversation this tab shows
+
+const state = { conversation: newConversation(), columns: ["adapted"], running: null, editing: null };
 const names = {};
 let wantsEnd = true;
 let examples = [];
 
 const sampling = bindSettings();
 const composer = new Composer({ tell: notice, onSend: ask });
-const view = new View(at("turns"), { edit, retry, copy, look });
+const view = new View(at("turns"), { edit, retry, step, copy, look });
+
+const turns = () => branch(state.conversation);
 
 function draw() {
-  at("welcome").hidden = state.turns.length > 0;
+  const shown = turns();
+  const { conversation } = state;
+  at("welcome").hidden = shown.length > 0;
   at("editing").hidden = !state.editing;
-  at("new").disabled = !state.turns.length;
+  at("new").disabled = !shown.length;
+  at("conversation-name").textContent = shown.length ? nameOf(conversation) : "";
   composer.setBusy(Boolean(state.running));
-  view.draw({ ...state, running: Boolean(state.running) });
+  const ofTurn = (turn) => versions(conversation, turn);
+  view.draw({ ...state, turns: shown, versions: ofTurn, running: Boolean(state.running) });
   follow();
+}
+
+async function keep(conversation) {
+  conversation.updated = Date.now();
+  try {
+    await save(conversation);
+  } catch {
+    notice("The browser has no room left: export or delete conversations to keep this one.");
+  }
 }
 
 function ask(text, images) {
   if (state.running) return;
-  if (state.editing) state.turns.pop();
-  state.editing = false;
-  const turn = newTurn(text, images);
-  state.turns.push(turn);
+  const parent = state.editing ? state.editing.parent : turns().at(-1)?.id ?? 0;
+  state.editing = null;
+  askAt(parent, text, images);
+}
+
+function askAt(parent, text, images) {
+  const { conversation } = state;
+  if (!conversation.turns.length) {
+    conversation.system = system.value.trim();
+    sessionStorage.setItem(CURRENT, conversation.id);
+  }
+  const turn = addTurn(conversation, parent, text, images);
   wantsEnd = true;
   answer(turn, state.columns);
 }
 
+/** Have a question answered again; a whole answer stays, as another version of the turn. */
 function retry(turn, column) {
-  answer(turn, [column]);
+  if (turn.answers[column].state === "done") askAt(turn.parent, turn.text, turn.images);
+  else answer(turn, [column]);
   at("question").focus({ preventScroll: true });
 }
 
-/** Have some columns of the newest turn answered; the page is busy until all are done. */
+/** Show the version of a turn that is `by` further. */
+function step(turn, by) {
+  const all = versions(state.conversation, turn);
+  const other = all[all.indexOf(turn) + by];
+  choose(state.conversation, other);
+  wantsEnd = false;
+  keep(state.conversation);
+  draw();
+  view.focusStepper(other, by);
+}
+
+/** Have some columns of a turn answered; the page is busy until all are done. */
 async function answer(turn, columns) {
   if (state.running) return;
   notice("");
-  state.running = new AbortController();
+  const { conversation } = state;
+  const running = new AbortController();
+  state.running = running;
   for (const column of columns) turn.answers[column] = newAnswer();
   draw();
+  keep(conversation);
   say("The answer is being written");
-  const { signal } = state.running;
-  await Promise.all(columns.map((column) => write(turn, column, signal)));
+  const { signal } = running;
+  await Promise.all(columns.map((column) => write(conversation, turn, column, signal)));
+  keep(conversation);
+  if (state.running !== running) return; // another conversation is shown by now
   state.running = null;
-  save(state.turns);
   draw();
   const failed = columns.map((column) => turn.answers[column]).find((one) => one.state === "failed");
   say(failed ? "" : signal.aborted ? "Stopped" : "The answer is complete");
   if (failed?.status === 401) askForKey(() => answer(turn, columns));
 }
 
-async function write(turn, column, signal) {
+async function write(conversation, turn, column, signal) {
   const written = turn.answers[column];
+  const shown = branch(conversation);
   const started = performance.now();
   const since = () => (performance.now() - started) / 1000;
   const onWait = (seconds) => {
@@ -71,7 +118,7 @@ async function write(turn, column, signal) {
   };
   try {
     await ready();
-    const messages = messagesFor(state.turns, state.turns.indexOf(turn), column);
+    const messages = messagesFor(shown, shown.indexOf(turn), column, conversation.system);
     const body = { model: names[column], messages, ...sampling() };
     for await (const event of stream(body, signal, onWait)) {
       take(event, written, since);
@@ -121,14 +168,14 @@ function stop() {
 }
 
 function edit(turn) {
-  state.editing = true;
-  composer.fill(turn.text, turn.images.filter(Boolean));
+  state.editing = turn;
+  composer.fill(turn.text, turn.images);
   draw();
 }
 
 function cancelEdit() {
   if (!state.editing) return;
-  state.editing = false;
+  state.editing = null;
   composer.fill("", []);
   draw();
 }
@@ -152,14 +199,22 @@ function look(image, alt) {
   at("viewer").showModal();
 }
 
-function startAnew() {
+/** Show a conversation; the one that was shown stays in the list, with what is written of it. */
+function show(conversation) {
   state.running?.abort();
-  state.turns = [];
-  state.editing = false;
-  save(state.turns);
+  Object.assign(state, { conversation, running: null, editing: null });
+  sessionStorage.setItem(CURRENT, conversation.id);
+  system.value = conversation.system;
   composer.fill("", []);
   notice("");
+  say("");
+  wantsEnd = true;
   draw();
+}
+
+async function open(id) {
+  const conversation = await load(id);
+  if (conversation) show(conversation);
 }
 
 /** Show the base model's column too, and have it answer the newest question if it has not. */
@@ -167,7 +222,7 @@ function compare(isOn) {
   state.columns = isOn ? COLUMNS : ["adapted"];
   sessionStorage.setItem("varifocal.compare", isOn ? "yes" : "");
   draw();
-  const newest = state.turns.at(-1);
+  const newest = turns().at(-1);
   if (isOn && newest && !newest.answers.base && !state.running) answer(newest, ["base"]);
 }
 
@@ -213,13 +268,14 @@ const fromEnd = () =>
   document.documentElement.scrollHeight - window.innerHeight - window.scrollY;
 
 function follow() {
-  if (wantsEnd && state.turns.length) window.scrollTo({ top: document.documentElement.scrollHeight });
-  at("to-end").hidden = wantsEnd || !state.turns.length;
+  const isEmpty = !state.conversation.turns.length;
+  if (wantsEnd && !isEmpty) window.scrollTo({ top: document.documentElement.scrollHeight });
+  at("to-end").hidden = wantsEnd || isEmpty;
 }
 
 window.addEventListener("scroll", () => {
   wantsEnd = fromEnd() < NEAR;
-  at("to-end").hidden = wantsEnd || !state.turns.length;
+  at("to-end").hidden = wantsEnd || !state.conversation.turns.length;
 }, { passive: true });
 
 let beginning = null;
@@ -272,7 +328,7 @@ async function start() {
 }
 
 at("stop").addEventListener("click", stop);
-at("new").addEventListener("click", startAnew);
+at("new").addEventListener("click", () => show(newConversation()));
 at("cancel-edit").addEventListener("click", cancelEdit);
 at("no-key").addEventListener("click", () => at("key-dialog").close());
 at("compare").addEventListener("change", (event) => compare(event.target.checked));
@@ -287,8 +343,31 @@ document.addEventListener("keydown", (event) => {
 });
 // Else the answer that a reload cuts off looks like one that a lost connection cut off.
 window.addEventListener("beforeunload", () => state.running?.abort());
-window.addEventListener("pagehide", () => save(state.turns));
+window.addEventListener("pagehide", () => {
+  if (state.conversation.turns.length) saveAtOnce(state.conversation);
+});
+
+const system = at("system");
+system.addEventListener("change", () => {
+  state.conversation.system = system.value.trim();
+  if (state.conversation.turns.length) keep(state.conversation);
+});
+
+new History({
+  current: () => state.conversation,
+  names: () => names,
+  open,
+  renamed: (id, name) => {
+    if (state.conversation.id !== id) return;
+    state.conversation.name = name;
+    draw();
+  },
+  removed: (id) => { if (state.conversation.id === id) show(newConversation()); },
+});
 
 draw();
+await recover();
+const former = sessionStorage.getItem(CURRENT);
+if (former) await open(former);
 start();
 if (!matchMedia("(pointer: coarse)").matches) at("question").focus();

@@ -1,16 +1,50 @@
-// The conversation: what was asked, what was answered, what is sent, and how it outlives a reload.
-
-const PLACE = "varifocal.turns";
-const MOST_KEPT = 4_000_000; // characters; browsers give a tab about five million
+// A conversation: a tree of turns, of which one branch is shown, and what is sent of it.
 
 /** The columns: the adapted model, and the same model without its adapter. */
 export const COLUMNS = ["adapted", "base"];
 
-let last = 0;
+const LONGEST_NAME = 60; // characters
 
-export function newTurn(text, images) {
-  last += 1;
-  return { id: last, text, images, answers: {} };
+export function newConversation() {
+  const now = Date.now();
+  const id = `${now.toString(36)}-${Math.random().toString(36).slice(2)}`; // http has no randomUUID
+  return { id, name: "", created: now, updated: now, system: "", turns: [], chosen: {} };
+}
+
+/** Add a turn after `parent` (a turn's id, 0 at the beginning) and show it. */
+export function addTurn(conversation, parent, text, images) {
+  const id = Math.max(0, ...conversation.turns.map((turn) => turn.id)) + 1;
+  const turn = { id, parent, text, images, answers: {} };
+  conversation.turns.push(turn);
+  choose(conversation, turn);
+  return turn;
+}
+
+/** The turns that are shown, from the first to the newest. */
+export function branch(conversation) {
+  const shown = [];
+  for (let parent = 0; ; parent = shown.at(-1).id) {
+    const next = conversation.turns.filter((turn) => turn.parent === parent);
+    if (!next.length) return shown;
+    shown.push(next.find((turn) => turn.id === conversation.chosen[parent]) ?? next.at(-1));
+  }
+}
+
+/** The versions of a turn: those that were asked at the same place. */
+export function versions(conversation, turn) {
+  return conversation.turns.filter((other) => other.parent === turn.parent);
+}
+
+export function choose(conversation, turn) {
+  conversation.chosen[turn.parent] = turn.id;
+}
+
+/** What a conversation is called: as a person named it, or by its first question. */
+export function nameOf(conversation) {
+  const first = conversation.turns[0];
+  const words = conversation.name || first?.text || (first ? "An image" : "New conversation");
+  const line = words.replace(/\s+/g, " ").trim();
+  return line.length > LONGEST_NAME ? `${line.slice(0, LONGEST_NAME - 1)}…` : line;
 }
 
 export function newAnswer() {
@@ -23,8 +57,8 @@ export function newAnswer() {
  * A column remembers its own answers, and the adapted model's where it was not asked. Turns without
  * an answer are left out: a model is not asked two things in a row.
  */
-export function messagesFor(turns, upTo, column) {
-  const messages = [];
+export function messagesFor(turns, upTo, column, system) {
+  const messages = system ? [{ role: "system", content: system }] : [];
   for (const turn of turns.slice(0, upTo)) {
     const said = turn.answers[column]?.text || turn.answers.adapted?.text;
     if (!said) continue;
@@ -36,47 +70,7 @@ export function messagesFor(turns, upTo, column) {
 }
 
 function content(turn) {
-  const kept = turn.images.filter(Boolean);
-  if (!kept.length) return turn.text;
-  const parts = kept.map((url) => ({ type: "image_url", image_url: { url } }));
+  if (!turn.images.length) return turn.text;
+  const parts = turn.images.map((url) => ({ type: "image_url", image_url: { url } }));
   return turn.text ? [...parts, { type: "text", text: turn.text }] : parts;
-}
-
-/** Keep the conversation; where it is too large, the oldest images go first (as null). */
-export function save(turns) {
-  const kept = turns.map((turn) => ({ ...turn, images: [...turn.images] }));
-  const places = kept.flatMap((turn) => turn.images.map((_, index) => [turn, index]));
-  for (;;) {
-    const packed = JSON.stringify(kept);
-    if (packed.length <= MOST_KEPT && store(packed)) return;
-    const place = places.shift();
-    if (!place) return;
-    place[0].images[place[1]] = null;
-  }
-}
-
-function store(packed) {
-  try {
-    sessionStorage.setItem(PLACE, packed);
-    return true;
-  } catch {
-    return false; // full
-  }
-}
-
-/** Bring a conversation back; an answer that was being written then is marked as cut off. */
-export function restore() {
-  let turns;
-  try {
-    turns = JSON.parse(sessionStorage.getItem(PLACE)) ?? [];
-  } catch {
-    turns = [];
-  }
-  for (const turn of turns) {
-    last = Math.max(last, turn.id);
-    for (const answer of Object.values(turn.answers)) {
-      if (answer.state === "writing") answer.state = "stopped";
-    }
-  }
-  return turns;
 }

@@ -1,6 +1,7 @@
 // What a person sets: how answers are chosen, how long they may be, and the colours.
 
 const at = (id) => document.getElementById(id);
+const MOST_STOPS = 4; // as OpenAI's API has it
 const DARK = matchMedia("(prefers-color-scheme: dark)");
 
 function kept(name, otherwise) {
@@ -25,6 +26,12 @@ export function bindSettings() {
   const [temperature, tokens, colours] = [at("temperature"), at("max-tokens"), at("colours")];
   temperature.value = kept("temperature", "0");
   tokens.value = kept("tokens", "256");
+  const [topP, seed, stop] = [["top-p", "1"], ["seed", ""], ["stops", ""]].map(([name, otherwise]) => {
+    const field = at(name);
+    field.value = kept(name, otherwise);
+    field.addEventListener("change", () => { if (field.checkValidity()) keep(name, field.value); });
+    return field;
+  });
   colours.value = kept("colours", "system");
   const tellTemperature = () => { at("temperature-value").value = Number(temperature.value).toFixed(1); };
   tellTemperature();
@@ -42,6 +49,9 @@ export function bindSettings() {
   return () => ({
     temperature: Number(temperature.value),
     max_tokens: tokens.checkValidity() ? Number(tokens.value) : 256,
+    ...(topP.value && topP.checkValidity() ? { top_p: Number(topP.value) } : {}),
+    ...(seed.value && seed.checkValidity() ? { seed: Number(seed.value) } : {}),
+    ...(stop.value.trim() ? { stop: stop.value.split("\n").filter((line) => line.trim()).slice(0, MOST_STOPS) } : {}),
   });
 }
 

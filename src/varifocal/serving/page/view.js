@@ -10,7 +10,7 @@ const OPEN = new Set(); // turns whose routing is open, so that it stays so when
 /**
  * Makes and renews the elements of turns.
  *
- * `actions` are called with a turn: edit, retry, copy(text), look(image).
+ * `actions` are called with a turn: edit, retry, step(turn, by), copy(text), look(image).
  */
 export class View {
   constructor(list, actions) {
@@ -22,7 +22,8 @@ export class View {
   }
 
   /**
-   * Show all turns. `state`: {turns, columns, running, editing}.
+   * Show all turns. `state`: {turns, versions, columns, running, editing}; `versions` gives a turn's,
+   * `editing` is the turn that is edited.
    *
    * What is there already stays the same element, so that focus is kept and a screen reader reads
    * an answer out once.
@@ -57,18 +58,37 @@ export class View {
   /** Bring a turn's words and buttons up to date. */
   arrange(turn, state, isNewest) {
     const item = this.items.get(turn.id);
-    item.element.classList.toggle("faded", isNewest && state.editing);
-    const isFree = isNewest && !state.running && !state.editing;
-    const key = JSON.stringify([isNewest, isFree, this.layers.length, turn.answers]);
+    const versions = state.versions(turn);
+    const place = versions.indexOf(turn);
+    item.element.classList.toggle("faded", Boolean(state.editing) && turn.id >= state.editing.id);
+    const isFree = !state.running && !state.editing;
+    const key = JSON.stringify([isNewest, isFree, this.layers.length, turn.answers, place, versions.length]);
     if (item.arranged === key) return;
     item.arranged = key;
-    item.deeds.replaceChildren(...(isFree
-      ? [button("Edit", "Edit this question", () => this.actions.edit(turn))]
-      : []));
+    item.deeds.replaceChildren(...(isFree ? this.deeds(turn, place, versions.length) : []));
     for (const column of item.shown) {
       this.renew(turn, column);
       item.places[column].after.replaceChildren(...this.after(turn, column, isNewest, isFree));
     }
+  }
+
+  /** What stands below a question: editing it, and its other versions. */
+  deeds(turn, place, count) {
+    const edit = button("Edit", "Edit this question", () => this.actions.edit(turn));
+    if (count < 2) return [edit];
+    const earlier = button("‹", "Show the version before", () => this.actions.step(turn, -1));
+    const later = button("›", "Show the version after", () => this.actions.step(turn, 1));
+    [earlier.disabled, later.disabled] = [place === 0, place === count - 1];
+    const told = make("span", { className: "versions" }, `${place + 1} of ${count}`);
+    return [make("div", { className: "stepper", role: "group", "aria-label": "Versions of this question" },
+      earlier, told, later), edit];
+  }
+
+  /** Keep the keyboard on the button that was pressed, or on the other one at the end. */
+  focusStepper(turn, by) {
+    const buttons = [...this.items.get(turn.id).deeds.querySelectorAll(".stepper button")];
+    const pressed = by < 0 ? buttons[0] : buttons[1];
+    (pressed.disabled ? buttons.find((one) => one !== pressed) : pressed).focus();
   }
 
   question({ turn, deeds }) {
@@ -83,7 +103,6 @@ export class View {
   }
 
   image(image, index, turn) {
-    if (!image) return make("p", { className: "lost" }, "The image was too large to keep");
     const alt = `Image ${index + 1} of your question: ${turn.text || "without words"}`;
     const shown = make("img", { src: image, alt });
     return make("button", {
