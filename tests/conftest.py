@@ -35,6 +35,11 @@ def pytest_configure(config):
         config.pluginmanager.register(SkipGuard.of_file(allowed))
 
 
+def pytest_collection_modifyitems(items):
+    """Start with the studies: the longest tests would run alone at the end, on one worker."""
+    items.sort(key=lambda item: item.path.parent.name != "studies")
+
+
 def pytest_collection_finish(session):
     """Take what is imported and collected out of the garbage collector's sight.
 

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from varifocal.demo import run_demo, score_language, score_start
+from varifocal.demo import OncePerPrompt, run_demo, score_language, score_start
 from varifocal.errors import RunError
+from varifocal.evaluation.benchmark import Answer, Prompt
 from varifocal.evaluation.retention import Retention, RetentionLine
 from varifocal.evaluation.statistics import Interval
 from varifocal.run import RunDirectory
@@ -60,3 +61,32 @@ def test_lost_language_is_what_retention_measures(tmp_path, monkeypatch):
         "command": f"varifocal retention {tmp_path} --limit 4",
     }
     assert told == [("language, on: text", 1, 4)]
+
+
+class CountingAsker:
+    """Scores a prompt by its length, and notes what it was asked."""
+
+    model = None
+    prepare = write = None
+
+    def __init__(self):
+        self.asked = []
+
+    def score(self, prompts, normalisation):
+        self.asked.append([prompt.key for prompt in prompts])
+        return [Answer(scores=(float(prompt.length),)) for prompt in prompts]
+
+
+def test_a_frozen_model_scores_equal_prompts_once():
+    """Within a batch, in a later one and in another pass; the mean is another score."""
+    inner = CountingAsker()
+    asker = OncePerPrompt(inner)
+    a, b, c = (
+        Prompt(key, length, False, None) for key, length in ((b"a", 1), (b"b", 2), (b"c", 3))
+    )
+    assert [answer.scores for answer in asker.score([a, b, a], "sum")] == [(1.0,), (2.0,), (1.0,)]
+    assert [answer.scores for answer in asker.score([c, b], "sum")] == [(3.0,), (2.0,)]
+    assert asker.score([a, b, c], "sum")[2].scores == (3.0,)
+    assert inner.asked == [[b"a", b"b"], [b"c"]]
+    asker.score([a], "mean")
+    assert inner.asked[-1] == [b"a"]

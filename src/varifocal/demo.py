@@ -18,13 +18,15 @@ from varifocal.assemble import Assembly, assemble, open_run
 from varifocal.data.example import Example
 from varifocal.data.loading import load_source
 from varifocal.errors import RunError
+from varifocal.evaluation.benchmark import Answer, Prompt
 from varifocal.evaluation.benchmarks.scienceqa import AVERAGE, choice_benchmark
-from varifocal.evaluation.evaluated_model import EncodedAsker
+from varifocal.evaluation.evaluated_model import Asker, EncodedAsker
 from varifocal.evaluation.open_answers import items_of
 from varifocal.evaluation.retention import FACTORS, SAME, measure_retention
 from varifocal.evaluation.runner import About, AskOptions
 from varifocal.evaluation.runner import run as run_benchmark
 from varifocal.evaluation.sources import about_run
+from varifocal.models.likelihood import Normalisation
 from varifocal.plotting import loss_curve, routing_plot
 from varifocal.progress import Progress, silent
 from varifocal.recipe import Recipe, load_recipe
@@ -128,7 +130,7 @@ def _do(run: RunDirectory, quick: bool, progress: Progress) -> dict[str, Any]:
     training = run_training(recipe, run.root, resume=run.recipe.is_file(), progress=progress)
     _, parts = open_run(run.root)
     about = about_run(run.root, recipe, parts)
-    after = _score(run, parts, examples, "after", progress, about=about)
+    after = _score(run, EncodedAsker(parts), examples, "after", progress, about=about)
     draw_sheet(run, parts, examples, after["predictions"])
     del parts
     language = score_language(run, size.language, progress)
@@ -172,15 +174,40 @@ def score_start(
     run: RunDirectory, recipe: Recipe, examples: Sequence[Example], progress: Progress
 ) -> dict[str, dict[str, Any]]:
     """Score the frozen language model without images, and with an untrained connector."""
-    parts: Assembly | None = None
+    asker: Asker | None = None
     scores = {}
     for name, blind in (("blind", True), ("start", False)):
         scores_of_run = _read_scores(run, "start-blind" if blind else "start")
         if scores_of_run is None:
-            parts = parts or assemble(recipe)
-            scores_of_run = _score(run, parts, examples, "start", progress, blind=blind)
+            asker = asker or OncePerPrompt(EncodedAsker(assemble(recipe)))
+            scores_of_run = _score(run, asker, examples, "start", progress, blind=blind)
         scores[name] = scores_of_run
     return scores
+
+
+class OncePerPrompt:
+    """Scores equal prompts of a frozen model once: without their images, many questions are alike.
+
+    Args:
+        asker: of a model whose weights stay as they are.
+    """
+
+    def __init__(self, asker: Asker) -> None:
+        self.model, self._asker = asker.model, asker
+        self._known: dict[tuple[bytes, Normalisation], Answer] = {}
+        self.prepare, self.write = asker.prepare, asker.write
+
+    def score(self, prompts: Sequence[Prompt], normalisation: Normalisation) -> list[Answer]:
+        """Return each option's log-probability in nats, for one batch."""
+        new = {
+            prompt.key: prompt
+            for prompt in prompts
+            if (prompt.key, normalisation) not in self._known
+        }
+        answers = self._asker.score(list(new.values()), normalisation) if new else []
+        for key, answer in zip(new, answers, strict=True):
+            self._known[key, normalisation] = answer
+        return [self._known[prompt.key, normalisation] for prompt in prompts]
 
 
 def score_language(run: RunDirectory, limit: int, progress: Progress) -> dict[str, float]:
@@ -210,7 +237,7 @@ def score_language(run: RunDirectory, limit: int, progress: Progress) -> dict[st
 
 def _score(
     run: RunDirectory,
-    parts: Assembly,
+    asker: Asker,
     examples: Sequence[Example],
     name: str,
     progress: Progress,
@@ -220,7 +247,7 @@ def _score(
     result = run_benchmark(
         choice_benchmark(name, "sciencebook", "likelihood", 64),
         items_of(examples),
-        EncodedAsker(parts),
+        asker,
         run.evaluations,
         options=AskOptions(blind=blind, token_budget=4096),
         about=about,
