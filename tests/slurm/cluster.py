@@ -164,13 +164,14 @@ class Cluster:
         Raises:
             RuntimeError: one cannot.
         """
-        end = time.monotonic() + _SECONDS_TO_START
+        end, states = time.monotonic() + _SECONDS_TO_START, list[str]()
         while time.monotonic() < end:
             states = self.run("sinfo", "-h", "-N", "-p", "low", "-o", "%t", check=False).split()
             if states == ["idle"] * len(NODES):
                 return
             time.sleep(0.5)
-        raise RuntimeError(f"the nodes did not come up, see the logs in {self.folder}")
+        said = (self.folder / "slurmctld.log").read_text().splitlines()[-8:]
+        raise RuntimeError("\n".join([f"the nodes are {states} and not idle; slurmctld:", *said]))
 
     def stop(self) -> None:
         """End every job, every daemon, and what a killed daemon may have left."""
