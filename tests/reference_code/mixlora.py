@@ -3,8 +3,9 @@
     python tests/reference_code/mixlora.py REPOSITORY
 
 REPOSITORY is a git repository of VT-NLP/MixLoRA that holds the commit below. Its linears are put
-into transformers' LLaMA; of the rest of its model, which is LLaMA's and LLaVA's, nothing runs. It
-needs `einops`; what it imports of an old PEFT and these checks do not need is replaced.
+into transformers' LLaMA, whose logits, in a forward pass and in decoding, and gradients are
+compared; of the rest of its model, which is LLaMA's and LLaVA's, nothing runs. It needs `einops`;
+what it imports of an old PEFT and these checks do not need is replaced.
 
 Dimensions: E factors, r chosen ones.
 """
@@ -25,15 +26,16 @@ from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionMode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from repository import compute_in_float64, stand_in, unpack
+from repository import compute_in_float64, gradient_gap, stand_in, unpack
 
 import varifocal as vf
 from tiny import byte_tokenizer, llama_config
 from varifocal.assemble import open_run
+from varifocal.models.layouts.mixlora import mixlora_rules, read_mixlora_sizes
 
 COMMIT = "af5cc3f4b42eada1e41691022a500e5711ab58e1"
 E, R, ALPHA = 6, 3, 12
-BOUNDS = {torch.float32: 1e-5, torch.float64: 1e-12}
+BOUNDS = {torch.float32: (1e-5, 1e-4), torch.float64: (1e-12, 1e-12)}  # of logits, of gradients
 SIDE, PATCH, C = 28, 14, 16
 PREFIX = "base_model.model."
 
@@ -118,24 +120,57 @@ def embed(llama: Any, projector: nn.Linear, clip: Any, row: dict[str, Tensor]) -
     return torch.cat([words[:, :1], tokens, words[:, 1 + tokens.shape[1] :]], dim=1)
 
 
+def decode(model: Any, prompt: dict[str, Tensor], later: dict[str, Tensor]) -> Tensor:
+    """Return the logits of a prompt's last token and of later tokens, read one at a time."""
+    result = model(**prompt, use_cache=True)
+    logits = [result.logits[:, -1:]]
+    for token in range(next(iter(later.values())).shape[1]):
+        step = {name: tensor[:, token : token + 1] for name, tensor in later.items()}
+        result = model(**step, past_key_values=result.past_key_values, use_cache=True)
+        logits.append(result.logits)
+    return torch.cat(logits, dim=1)
+
+
+def distance(found: Tensor, expected: Tensor) -> float:
+    """Return the largest gap by the largest number; ours may have logits of more words."""
+    return float((found[..., : expected.shape[-1]] - expected).abs().max() / expected.abs().max())
+
+
 def compare(run: vf.Run, llama: Any, projector: nn.Linear, clip: Any, condition: str) -> bool:
-    """Print the largest gap of two logits in each row, by the largest logit."""
+    """Print the largest gaps of logits, in a forward pass and in decoding, and of gradients."""
     _, parts = open_run(run.root)
+    trained = {f"{PREFIX}{n}": p for n, p in llama.named_parameters() if "lora" in n or "cmoa" in n}
+    trained |= {f"{PREFIX}model.mm_projector.{n}": p for n, p in projector.named_parameters()}
+    rules = mixlora_rules(read_mixlora_sizes(trained, "their model"), R)
+    for name, parameter in parts.model.named_parameters():
+        parameter.requires_grad_("mixlora_" in name or "modules_to_save" in name)
     fine = True
-    for dtype, bound in BOUNDS.items():
+    for dtype, (bound, of_gradients) in BOUNDS.items():
         if dtype == torch.float64:
             for model in (parts.model, llama):
                 compute_in_float64(model)
             projector.double()
             clip.double()
         for name, row in rows(parts.processor.image_token_id).items():
-            expected = llama(inputs_embeds=embed(llama, projector, clip, row)).logits
             given = {key: t.to(dtype) if t.is_floating_point() else t for key, t in row.items()}
-            found = parts.model(**given).logits[..., : expected.shape[-1]]
-            gap = ((found - expected).abs().max() / expected.abs().max()).item()
-            verdict = "passed" if gap < bound else "FAILED"
-            fine = fine and gap < bound
-            print(f"{condition}, {name} row, {dtype}: gap {gap:.1e}, {verdict}")  # noqa: T201
+            with torch.enable_grad():
+                words = embed(llama, projector, clip, row)
+                expected = llama(inputs_embeds=words).logits
+                found = parts.model(**given).logits[..., : expected.shape[-1]]
+                apart, number = gradient_gap(trained, parts.model, (expected, found), rules)
+            ids = given.pop("input_ids")
+            prompt, later = {"input_ids": ids[:, :-3], **given}, {"input_ids": ids[:, -3:]}
+            steps = decode(parts.model, prompt, later)
+            of_words = [{"inputs_embeds": part} for part in (words[:, :-3], words[:, -3:])]
+            gap = distance(found, expected)
+            decoded = distance(steps, decode(llama, *of_words))
+            passed = max(gap, decoded) < bound and apart < of_gradients
+            fine = fine and passed
+            told = (
+                f"gap {gap:.1e}, decoding {decoded:.1e}, gradients of {number} tensors {apart:.1e}"
+            )
+            verdict = "passed" if passed else "FAILED"
+            print(f"{condition}, {name} row, {dtype}: {told}, {verdict}")  # noqa: T201
     return fine
 
 
