@@ -64,6 +64,11 @@ def test_version(run):
     assert run("--version") == (0, f"{version('varifocal')}\n", "")
 
 
+def test_the_list_of_recipes_fits_a_terminal(run):
+    _, out, _ = run("recipes")
+    assert max(map(len, out.splitlines())) <= 80
+
+
 def test_the_verbs_stand_in_groups_in_the_order_of_the_work(run):
     _, out, _ = run("--help")
     verbs = typer.main.get_command(app).commands

@@ -152,7 +152,9 @@ def test_a_pipe_gets_plain_text(run, recipe):
     assert row.endswith("%")
     assert "longer than max_length 1" in lines
     assert any(line.startswith("train 2 ") and "as record 1" in line for line in lines)
-    assert any(line.startswith("limit: 1 examples take more than max_length 120") for line in lines)
+    assert any(
+        line.startswith("limit: 1 example takes more than data.max_length 120") for line in lines
+    )
     assert any(line.startswith("rows: ") and line.endswith("% full") for line in lines)
     assert not set("│─━█▏\x1b") & set(out)
 

@@ -185,6 +185,18 @@ def test_trainer_arguments_pass_through_under_their_own_names(tmp_path):
         ),
         ("data.train[0].spilt=val", "data.train[0].spilt: unknown key; did you mean 'split'?"),
         ("tunar=1", "tunar: unknown key; did you mean 'tuner'?"),
+        (
+            "max_steps=3",
+            "max_steps: unknown key; it belongs to another section: training.max_steps",
+        ),
+        (
+            "training.max_length=3",
+            "training.max_length: unknown key, here and in TrainingArguments",
+        ),
+        (
+            "model.max_length=3",
+            "model.max_length: unknown key; it belongs to another section: data.max_length",
+        ),
         ("tuner.zzz=1", "tuner.zzz: unknown key; allowed: type, bottleneck_dim, router"),
         (
             "training.learning_rat=1e-3",

@@ -50,10 +50,18 @@ def loss_curve(metrics: Sequence[Mapping[str, Any]], path: Path, *, title: str =
         ha="center", color=TEXT_COLOUR, fontsize=9,
     )  # fmt: skip
     axes.set(xlabel="step", ylabel="nats per supervised token")
+    whole_steps(axes)
     axes.set_ylim(bottom=0)
     axes.set_title(title, loc="left", color=INK)
     axes.legend(frameon=False, fontsize=9)
     save_figure(figure, path)
+
+
+def whole_steps(axes: Axes) -> None:
+    """Label the horizontal axis with whole numbers alone: there is no half of a step or a layer."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 def smoothed(values: npt.NDArray[np.float64], span: float = 0.05) -> npt.NDArray[np.float64]:
@@ -104,6 +112,7 @@ def routing_plot(table: Mapping[str, Any], path: Path, *, title: str = "Routing 
     heat.set_yticks([0, 1], ["text", "image"])
     heat.grid(visible=False)
     heat.set_xlabel("adapted decoder layer")
+    whole_steps(heat)
     figure.colorbar(image, ax=[lines, heat], pad=0.02, aspect=30)
     save_figure(figure, path)
 

@@ -31,6 +31,7 @@ def give_results(root):
     )
     (root / "cost.json").write_text(json.dumps({"tokens": 3000, "flops": 2.5e12}))
     predicted = {"tokens": 2900, "flops": 2.0e12, "dollars": 0.125, "parts": {"a": 1}}
+    predicted |= {"flops_masked": 5.0e11, "pad_share": 0.25}
     plan = {"predicted": predicted, "measured": {"tokens": 1, "dollars": 0.25, "seconds_total": 60}}
     (root / "plan.json").write_text(json.dumps(plan))
     realised = {"source": "book", "modality": "text", "samples": 14, "tokens": 700}
@@ -84,6 +85,11 @@ def test_every_number_stands_with_its_interval_and_protocol(make_run):
     assert "| minutes | 1.0 | - |" in page
     assert "| dollars | 0.25 | 0.125 |" in page
     assert "| TFLOP | 2.5 | 2 |" in page
+    assert "| TFLOP on padding | - | 0.5 |" in page
+    assert "| padding % | - | 25 |" in page
+    assert (
+        page.index("## Sample answers") < page.index("## How to use it") < page.index("## Scores")
+    )
     assert "| book | text | 14 | 700 | 70 |" in page
     assert "| book | abc123 |" in page
     assert "| data.max\\_length | 160 |" in page
@@ -161,6 +167,7 @@ def test_the_page_is_one_file(make_run, tmp_path):
     assert len(reader.found) == 3  # the loss, and the image of two answers
     assert all(one.startswith("data:image/png;base64,") for one in reader.found)
     assert "b" not in reader.tags  # what a question says is no markup
+    assert "@media (prefers-color-scheme:dark)" in page.read_text()
     assert "Is it \\<b\\>grey" in readme.read_text()
     places = re.findall(r"!\[.*?\]\((.*?)\)", readme.read_text())
     assert len(places) == 3

@@ -10,7 +10,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from varifocal.plotting import loss_curve, routing_plot, smoothed
+from varifocal.plotting import loss_curve, panels, routing_plot, smoothed, whole_steps
 from varifocal.reports.contact_sheet import SheetCard, _wrap, contact_sheet
 
 GREEN, RED = (0x2E, 0x7D, 0x43), (0xB9, 0x3A, 0x32)
@@ -47,6 +47,14 @@ def test_loss_curve_draws_rows_that_have_a_loss(tmp_path: Path) -> None:
     assert np.array_equal(pixels(tmp_path / "a.png"), pixels(tmp_path / "b.png"))
     assert not np.array_equal(pixels(tmp_path / "a.png"), pixels(tmp_path / "c.png"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.png", "b.png", "c.png"]
+
+
+def test_steps_are_whole_numbers() -> None:
+    _, (axes,) = panels(3.0, 2.0, [1])
+    axes.plot([1, 2], [0.5, 0.25])
+    assert any(step % 1 for step in axes.get_xticks())
+    whole_steps(axes)
+    assert not any(step % 1 for step in axes.get_xticks())
 
 
 def test_a_loss_curve_needs_losses(tmp_path: Path) -> None:

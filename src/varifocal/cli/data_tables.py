@@ -140,7 +140,7 @@ def _print_lengths(console: Console, trained: Sequence[SourceCounts], limit: int
         (f"{bin.low:,}-{bin.high:,}", bin.counts, "over max_length" if bin.low > limit else "")
         for bin in binned(series)
     ]
-    _print_bars(console, f"Tokens of an example to train on (max_length {limit:,})", rows)
+    _print_bars(console, f"Tokens of an example to train on (data.max_length {limit:,})", rows)
 
 
 def _print_image_tokens(console: Console, trained: Sequence[SourceCounts]) -> None:
@@ -227,7 +227,7 @@ def _print_findings(console: Console, report: DataReport) -> None:
 def _limit(report: DataReport, trained: Sequence[SourceCounts]) -> Iterator[str]:
     over = report.findings.count("too_long", side="train")
     if not over:
-        yield f"limit: every example to train on fits max_length {report.data.max_length:,}"
+        yield f"limit: every example to train on fits data.max_length {report.data.max_length:,}"
         return
     cut, turns, out = (
         sum(getattr(source, name) for source in trained)
@@ -235,9 +235,10 @@ def _limit(report: DataReport, trained: Sequence[SourceCounts]) -> Iterator[str]
     )
     lost = sum(source.num_lost_tokens for source in trained)
     held = lost + sum(source.num_tokens_in_limit for source in trained)
+    examples = "1 example takes" if over == 1 else f"{over:,} examples take"
     fate = "stop the run" if report.data.overflow == "error" else "are left out"
     yield (
-        f"limit: {over:,} examples take more than max_length {report.data.max_length:,} "
+        f"limit: {examples} more than data.max_length {report.data.max_length:,} "
         f"(overflow: {report.data.overflow}): {cut:,} are cut, {turns:,} lose their oldest turns, "
         f"{out:,} {fate}; {lost:,} of {held:,} tokens ({lost / max(held, 1):.1%}) are lost"
     )
@@ -253,7 +254,7 @@ def _epoch(report: DataReport) -> Iterator[str]:
     )
     how = "packed" if report.data.packing else "one sample a row"
     yield (
-        f"rows: {epoch.num_rows:,} of row_length {epoch.row_length:,} ({how}), "
+        f"rows: {epoch.num_rows:,} of data.row_length {epoch.row_length:,} ({how}), "
         f"{epoch.efficiency:.1%} full"
     )
     yield from (f"note: {note}" for note in epoch.notes)

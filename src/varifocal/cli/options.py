@@ -76,6 +76,8 @@ SetOption = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Override a knob of the recipe by its dotted name; may be given several times.",
+        help="Override a key of the recipe by its section and name: training.max_steps=100, a list "
+        "as 'tuner.target_modules=[q_proj,v_proj]', one of a list as data.train[0].epochs=2. May "
+        "be given several times; a wrong key is answered with the right section.",
     ),
 ]

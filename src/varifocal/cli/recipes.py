@@ -38,7 +38,11 @@ def recipes(
         for line in textwrap.wrap(first_sentence(file), _COLUMNS - 2):
             print(f"  {line}")
         for what, needed in needs(recipe).items():
-            print(f"    {what:<7}{needed}")
+            indent = " " * 11
+            for line in textwrap.wrap(
+                f"{what:<7}{needed}", _COLUMNS, initial_indent="    ", subsequent_indent=indent
+            ):
+                print(line)
     print("\nvarifocal recipes NAME prints one; varifocal plan NAME says what it takes.")
 
 

@@ -7,7 +7,7 @@ sentences that name the dotted path, what was given, what is allowed and the nea
 
 import re
 import typing
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -256,6 +256,8 @@ def _sentence(model: type[BaseModel], finding: dict[str, Any]) -> str:
         if section and owners:
             return f"{where}: belongs to type {' or '.join(owners)}, and this is {_tag(section)}"
         allowed = list(section.model_fields) if section else []
+        if homes := list(dict.fromkeys(_homes_of(model, str(location[-1])))):
+            return f"{where}: unknown key; it belongs to another section: {' or '.join(homes)}"
         hint = nearest(str(location[-1]), allowed) or f"; allowed: {', '.join(allowed)}"
         return f"{where}: unknown key{hint}"
     if kind == "missing":
@@ -274,6 +276,15 @@ def _sentence(model: type[BaseModel], finding: dict[str, Any]) -> str:
         return f"{where}{inner}: {word!r} is not allowed; one of {expected}{hint}"
     wanted = finding["msg"].replace("Input should be ", "").replace("tuple", "list")
     return f"{where}: {given!r:.80} was given; it should be {wanted}"
+
+
+def _homes_of(model: type[BaseModel], key: str) -> Iterator[str]:
+    """Yield where a recipe's sections have a key, dotted."""
+    for name, field in model.model_fields.items():
+        if "tuple" not in str(field.annotation):
+            for section in _sections_in(field.annotation):
+                if key in section.model_fields:
+                    yield f"{name}.{key}"
 
 
 def _walk(

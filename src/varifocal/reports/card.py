@@ -123,10 +123,10 @@ def make_card(root: str | Path) -> Card:
     blocks = [
         *_head(summary),
         *in_short(scores, retention),
+        *_samples(run, scores),
         *_how_to_load(run, summary),
         *_scores(scores),
         *retention_blocks(retention),
-        *_samples(run, scores),
         *_cost(run, summary),
         *_data(run),
         *_recipe(summary),
@@ -296,17 +296,39 @@ def _cost(run: RunDirectory, summary: RunSummary) -> Iterator[Block]:
         if key in measured or key in planned
     ]
     known_rows = {key for _, key, _ in COST_ROWS}
-    lines += [
-        [key.replace("_", " "), _number(measured.get(key)), _number(planned[key])]
-        for key in planned
-        if key not in known_rows and _number(planned[key]) != "-"
-    ]
+    for key in planned:
+        label, factor = _ONLY_PLANNED.get(key, (key.replace("_", " "), 1))
+        if key not in known_rows and _number(planned[key]) != "-":
+            cells = [_number(_times(part.get(key), factor)) for part in (measured, planned)]
+            lines.append([label, *cells])
     if not lines:
         return
     yield Heading("Cost")
     known = any(cells[2] != "-" for cells in lines)
     head = ["", "measured", "predicted"] if known else ["", "measured"]
     yield Grid(head, [cells[: len(head)] for cells in lines])
+
+
+_ONLY_PLANNED = {
+    "examples": ("examples an epoch", 1),
+    "tokens_padding": ("padding tokens", 1),
+    "pad_share": ("padding %", 100),
+    "flops_masked": ("TFLOP on padding", 1e-12),
+    "flops_keep": ("TFLOP of the base's answers", 1e-12),
+    "micro_batch": ("rows at once", 1),
+    "largest_micro_batch": ("most rows that fit", 1),
+    "num_devices": ("devices", 1),
+    "num_dropped": ("examples left out", 1),
+    "num_cut": ("examples cut", 1),
+    "device_memory_gib": ("memory of a device GiB", 1),
+    "usd": ("price USD", 1),
+}
+"""What a plan knows next to `COST_ROWS`: what a reader calls it, and its factor to that unit."""
+
+
+def _times(value: Any, factor: float) -> Any:
+    known = isinstance(value, int | float) and not isinstance(value, bool)
+    return value * factor if known and factor != 1 else value
 
 
 def _part(page: Mapping[str, Any], key: str) -> Mapping[str, Any]:

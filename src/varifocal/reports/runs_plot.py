@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from varifocal.plotting import FAINT, INK, new_figure, save_figure, smoothed
+from varifocal.plotting import FAINT, INK, new_figure, save_figure, smoothed, whole_steps
 from varifocal.reports.runs import RunSummary
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ def report_plot(
             steps, losses = _losses(run)
             panel.plot(steps, smoothed(losses), color=colours[run.name], label=run.name)
         panel.set(xlabel="step", ylabel="loss, nats a trained token")
+        whole_steps(panel)
         if len(curves) <= _MAX_LEGEND:
             panel.legend(frameon=False, fontsize=8, ncols=1 + len(curves) // 8)
     save_figure(figure, path)
