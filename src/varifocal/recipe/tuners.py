@@ -7,6 +7,8 @@ from pydantic import BeforeValidator, Field
 from varifocal.recipe.base_section import Count, Rate, Section, Share
 
 TextRoute = Literal["trained", "base"]
+ModuleNames = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 SEVEN_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -51,12 +53,7 @@ class LoraSection(Section):
     """The update is scaled by lora_alpha / rank."""
     dropout: Share = 0.05
     """Share of the layer's input that is dropped in training, 0 to below 1."""
-    target_modules: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = (
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "o_proj",
-    )
+    target_modules: ModuleNames = ATTENTION
     """Ends of the names of the linear layers that are adapted."""
     adapt_vision_tower: bool = False
     """Also adapt the layers of these names inside the vision tower."""
@@ -97,7 +94,7 @@ class MixLoraSection(Section):
     """Weight of the loss that spreads the load over the factors; 0 for none."""
     dropout: Share = 0.05
     """Share of the layer's input that is dropped in training, 0 to below 1."""
-    target_modules: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = SEVEN_LINEARS
+    target_modules: ModuleNames = SEVEN_LINEARS
     """Ends of the names of the linear layers that are adapted."""
     adapt_vision_tower: bool = False
     """Also adapt the layers of these names inside the vision tower."""
@@ -127,7 +124,7 @@ class LoraExpertsSection(Section):
     """Weight of the loss that spreads the load over the experts; 0 for none."""
     dropout: Share = 0.05
     """Share of the layer's input that is dropped in training, 0 to below 1."""
-    target_modules: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = SEVEN_LINEARS
+    target_modules: ModuleNames = SEVEN_LINEARS
     """Ends of the names of the linear layers that are adapted."""
     adapt_vision_tower: bool = False
     """Also adapt the layers of these names inside the vision tower."""
@@ -151,12 +148,7 @@ class PeftSection(Section):
     """Name of the method in PEFT, in small letters."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Fields of the method's config in PEFT, such as {r: 16, use_dora: true} of `lora`."""
-    target_modules: Annotated[tuple[str, ...], Field(strict=False, min_length=1)] = (
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "o_proj",
-    )
+    target_modules: ModuleNames = ATTENTION
     """Ends of the names of the linear layers that are adapted."""
     adapt_vision_tower: bool = False
     """Also adapt the layers of these names inside the vision tower."""
