@@ -286,6 +286,7 @@ TABLES = {
     "e.csv": ('"question";"answer, short"\na;c\n', "a", "semicolons"),
     "f.tsv": ("question\tanswer\na\tc\n\n", "a", ""),
     "g.csv.gz": ("question;answer\na;c\n", "a", "semicolons"),
+    "h.csv": ('\n"the\nlong one";question;answer\nx;a;c\n', "a", "semicolons"),
 }
 
 

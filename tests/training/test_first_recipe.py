@@ -11,13 +11,16 @@ from varifocal.recipe import load_recipe
 
 @pytest.fixture
 def photos(tmp_path, parts, monkeypatch):
-    """Ten images, two questions to each, and tiny models under the names of those that ship."""
+    """Ten images, two questions to each, and tiny models under the names of those that ship.
+
+    A column's name has a line break, as spreadsheets write them.
+    """
     monkeypatch.setattr(first_recipe, "SMALL", str(parts / "language"))
     monkeypatch.setattr(first_recipe, "_TOWERS", ("nosuch", str(parts / "clip")))
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "photos"
     folder.mkdir()
-    lines = ["Datei;Frage;Antwort"]
+    lines = ['Datei;Frage;"Antwort\n(kurz)"']
     for number in range(10):
         PIL.Image.new("RGB", (28, 28), (25 * number, 0, 0)).save(folder / f"{number}.png")
         shape = "square" if number % 2 else "circle"

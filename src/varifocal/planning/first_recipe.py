@@ -215,7 +215,6 @@ def _pace(page: Mapping[str, Any], batch: int, count: int, longest: int) -> dict
 
 def _as_text(page: dict[str, Any], contents: FolderContents, plan: Plan, most: int) -> str:
     """Write the page with a comment above each section."""
-    said = [f"# {note}" for note in contents.notes]
     comments = {
         "model": ["Models that are on this machine; both stay frozen."],
         "alignment": [
@@ -232,9 +231,19 @@ def _as_text(page: dict[str, Any], contents: FolderContents, plan: Plan, most: i
     }
     if "holdout" in page["data"]:
         comments["data"].append("holdout: this share of the images is scored on, never trained on.")
-    lines = [f"# Made by `varifocal init {contents.folder}`; change what you like.", *said]
+    head = [f"Made by `varifocal init {contents.folder}`; change what you like.", *contents.notes]
+    lines = [_comment(line) for line in head]
     for key, section in page.items():
-        lines += ["", *(f"# {comment}" for comment in comments.get(key, ()))]
+        lines += ["", *map(_comment, comments.get(key, ()))]
         text = yaml.safe_dump({key: section}, sort_keys=False, allow_unicode=True, width=100)
         lines.append(text.rstrip())
     return "\n".join(lines) + "\n"
+
+
+def _comment(text: str) -> str:
+    r"""Write a comment; a column's name may have line breaks.
+
+    >>> _comment("column 'Antwort\n(kurz)'")
+    "# column 'Antwort (kurz)'"
+    """
+    return f"# {' '.join(text.split())}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -167,17 +168,19 @@ def _separator_of(path: Path, usual: str) -> tuple[str, str]:
     """
     with path.open("rb") as stream:
         stream.seek(after_byte_order_mark(path))
-        header = stream.readline(_HEAD).decode("utf-8", "replace").strip("\r\n")
-    counts = {candidate: _count_cells(header, candidate) for candidate in (usual, *_NAMES)}
+        head = stream.read(_HEAD).decode("utf-8", "replace")
+    counts = {candidate: _count_cells(head, candidate) for candidate in (usual, *_NAMES)}
     separator = max(counts, key=lambda candidate: counts[candidate])
     if counts[separator] == counts[usual]:
         return usual, ""
     return separator, f"its cells are separated by {_NAMES[separator]}, found out from its header"
 
 
-def _count_cells(header: str, separator: str) -> int:
+def _count_cells(head: str, separator: str) -> int:
+    """Count the cells of the header; quotation marks may hold new lines."""
+    rows = csv.reader(io.StringIO(head, newline=""), delimiter=separator, strict=True)
     try:
-        return len(next(csv.reader([header], delimiter=separator, strict=True), []))
+        return len(next(filter(None, rows), []))
     except csv.Error:
         return 0
 
