@@ -44,6 +44,7 @@ ALLOWED = {
     "prompts": GROUND | STOCK,
     "assemble": GROUND | STOCK | {"prompts"},
     **dict.fromkeys(VERBS, GROUND | STOCK | {"assemble"}),
+    "training": GROUND | STOCK | {"assemble", "evaluation"},
     "planning": GROUND | STOCK | {"assemble", "prompts", "training"},
     "reports": GROUND | STOCK | {"assemble"},
     "importing": GROUND | STOCK | {"assemble", "prompts", "training"},

@@ -377,6 +377,9 @@ def pages():
         "logging_steps": st.one_of(steps, st.floats(0, 1, exclude_min=True)),
         "save_steps": steps,
         "fp16": st.just(False),
+        "eval_steps": st.integers(1, 9).map(float),
+        "eval_questions": st.integers(1, 9),
+        "early_stopping_patience": st.integers(1, 9),
     }
     return sections(
         Recipe,

@@ -196,6 +196,20 @@ class RunDirectory:
         """Scores and predictions, one pair of files per suite."""
         return self.root / "eval"
 
+    @property
+    def best(self) -> Path:
+        """Which evaluation of `training.eval_steps` was the best, whose checkpoint is kept."""
+        return self.root / "best.json"
+
+    @property
+    def validation(self) -> Path:
+        """Sample answers of `training.eval_steps`, one folder a step, and their images."""
+        return self.root / "validation"
+
+    def validation_at(self, step: int) -> Path:
+        """Where the sample answers of a step go."""
+        return self.validation / f"step-{step}"
+
     def evaluations_at(self, step: int | None) -> Path:
         """Where the scores of a step's checkpoint go; None means the end."""
         return self.evaluations if step is None else self.evaluations / f"{CHECKPOINT_PREFIX}{step}"
@@ -267,12 +281,14 @@ class RunDirectory:
         ]
         return sorted(checkpoints, key=checkpoint_step, reverse=True)
 
-    def keep_newest(self, number: int | None) -> None:
-        """Delete all checkpoints but the newest; None keeps all.
+    def keep_newest(self, number: int | None, spared: Path | None = None) -> None:
+        """Delete all checkpoints but the newest, and one that is spared; None keeps all.
 
         Each loses its name first: one that a kill leaves half deleted is no checkpoint any more.
         """
         for path in self._checkpoints()[number:] if number else []:
+            if path == spared:
+                continue
             if away := put_away(path):
                 delete(away)
 

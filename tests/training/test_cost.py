@@ -23,8 +23,9 @@ from varifocal.recipe import (
     NoTunerSection,
 )
 from varifocal.run import RunDirectory
-from varifocal.training import cost
-from varifocal.training.cost import Clock, Meter, Spent
+from varifocal.training import clock as clock_module
+from varifocal.training.clock import Clock
+from varifocal.training.cost import Meter, Spent
 from varifocal.training.train import run_training
 from varifocal.training.trainer import SupervisedTrainer
 from varifocal.training.tuner import attach_tuner
@@ -196,8 +197,8 @@ def test_a_clock_goes_on_where_another_stopped():
 
 def test_a_clock_counts_the_processor_apart_from_the_wall(monkeypatch):
     wall, cpu = iter(range(0, 1000, 10)), iter(range(100))
-    monkeypatch.setattr(cost.time, "monotonic", lambda: float(next(wall)))
-    monkeypatch.setattr(cost.time, "process_time", lambda: float(next(cpu)))
+    monkeypatch.setattr(clock_module.time, "monotonic", lambda: float(next(wall)))
+    monkeypatch.setattr(clock_module.time, "process_time", lambda: float(next(cpu)))
     clock = Clock(before={"training": 5.0, "cpu_training": 2.0}, _started=0.0, _cpu_started=0.0)
     for _ in range(2):
         with clock.stage("training"):

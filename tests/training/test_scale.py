@@ -145,6 +145,9 @@ BY_TABLE = ["tuner={type: none, train_connector: true}"]  # so the tower's featu
 ENGINES = ("one", "ddp", "fsdp2")
 KEEP = ["data.max_length=200", "data.row_length=400",
         "training.keep={num_examples: 6, max_new_tokens: 8, share: 0.4, weight: 2.0}"]
+EVALUATED = ["training.eval_steps=3", "training.eval_questions=2", "data.evaluate="
+             + json.dumps([{"path": load_recipe(PAGE).data.train[0].path, "format": "scienceqa",
+                            "split": "train"}])]
 RUNS = {  # processes, engine, the run and step of the checkpoint to go on from, other knobs
     "one": (1, "ddp", None, []),
     "ddp": (2, "ddp", None, []),
@@ -155,6 +158,7 @@ RUNS = {  # processes, engine, the run and step of the checkpoint to go on from,
     "after": (2, "ddp", ("died", 4), []),
     "one by table": (1, "ddp", None, BY_TABLE),
     "ddp by table": (2, "ddp", None, BY_TABLE),
+    **{f"{name} evaluated": (int(name != "one") + 1, name, None, EVALUATED) for name in ENGINES},
     **{f"{name} keep": (int(name != "one") + 1, name, None, KEEP) for name in ENGINES},
     **{
         f"{engine} of other rates": (int(engine != "one") + 1, engine, ("one", 4), OTHER_RATES)
@@ -187,7 +191,8 @@ def run(name):
         process.join()
     exits = [process.exitcode for process in each]
     records = RunDirectory(out).read_metrics()
-    curve = [[r["loss"], r["grad_norm"], r["learning_rate"]] for r in records]
+    curve = [[r["loss"], r["grad_norm"], r["learning_rate"]] for r in records if "loss" in r]
+    found["evaluations"] = [r for r in records if "eval_loss" in r]
     plan = json.loads((out / "plan.json").read_text())
     return {**found, "curve": curve, "exits": exits, "plan": plan, **files(out)}
 
@@ -297,6 +302,24 @@ def test_two_processes_are_held_to_the_base_as_one_is(launch, engine):
     assert spent[0] != spent[1]
     # One process has written the answers; the run before left them in the cache.
     assert [each["flops_keep"] for each in two["unlogged"]["spent"]] == [0, 0]
+
+
+@pytest.mark.slow
+def test_two_processes_score_what_one_does(launch):
+    alone, one, two = launch("one", "one evaluated", "ddp evaluated")
+    assert one["curve"] == alone["curve"]
+    assert_same_curve(two["curve"], alone["curve"])
+    assert [each["step"] for each in two["evaluations"]] == [3, 6]
+    for mine, theirs in zip(two["evaluations"], one["evaluations"], strict=True):
+        assert mine["eval_loss"] == pytest.approx(theirs["eval_loss"], rel=1e-5)
+        assert mine["eval_score"] == theirs["eval_score"]
+    spent = [each["tokens_evaluated"] for each in two["unlogged"]["spent"]]
+    assert sum(spent) == one["unlogged"]["spent"][0]["tokens_evaluated"]
+    assert min(spent) > 0
+    plan = one["plan"]
+    assert plan["predicted"]["num_evaluations"] == 2
+    measured = plan["measured"]["tokens_evaluated"]
+    assert plan["predicted"]["tokens_evaluated"] == pytest.approx(measured, rel=0.2)
 
 
 def assert_takes_rates(run, one, alone):

@@ -148,6 +148,9 @@ def _work(plan: Plan) -> Iterator[str]:
     if plan.num_dropped or plan.num_cut:
         over = f"{plan.num_dropped:,} out, {plan.num_cut:,} cut"
         yield _row("examples over the limit", over)
+    if plan.num_evaluations:
+        yield _row("evaluations", f"{plan.num_evaluations:,}")
+        yield _row("  tokens of them, next to the above", f"about {plan.tokens_evaluated:,}")
     yield _row("operations", f"{plan.flops + (plan.flops_masked or 0):.3g}")
     yield _row("time", _time(plan.hours))
     if plan.usd is not None:

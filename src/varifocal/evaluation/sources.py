@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from random import Random
 from typing import Literal
 
 from varifocal.assemble import Assembly, weights_fingerprint
@@ -14,7 +15,7 @@ from varifocal.data.loading import load_source
 from varifocal.data.metric import Gold, choose_metric, gold_answers
 from varifocal.data.readers.images import missing_images_allowed
 from varifocal.errors import AnswerError, DataError, RecipeError, VarifocalError
-from varifocal.evaluation.benchmark import Benchmark, Method
+from varifocal.evaluation.benchmark import Benchmark, Item, Method
 from varifocal.evaluation.benchmarks.scienceqa import choice_benchmark
 from varifocal.evaluation.evaluated_model import EncodedAsker
 from varifocal.evaluation.open_answers import benchmark_of, items_of
@@ -106,6 +107,33 @@ def evaluate_recipe(
                 benchmark, items, asker, directory,
                 options=options, about=about, progress=progress, left_out=left_out,
             )  # fmt: skip
+
+
+def sample_questions(
+    recipe: Recipe, parts: Assembly, number: int
+) -> Iterator[tuple[Benchmark, list[Item], AskOptions]]:
+    """Draw a few questions of each source of `data.evaluate` by the recipe's seed.
+
+    A source is asked by the first of its methods, and blind where the model takes no images.
+
+    Args:
+        recipe: as `evaluate_recipe` takes it.
+        parts: the model that will be asked.
+        number: most questions of a source.
+
+    Yields:
+        What `runner.run` takes of each source.
+    """
+    _check_names(recipe.data.evaluate)
+    rule = recipe.data.on_bad_record
+    for source in recipe.data.evaluate:
+        examples, is_blind = _questions(source, parts, None, rule)
+        benchmark, token_budget = next(_benchmarks(recipe, source, examples, None))
+        items = items_of(examples)
+        chosen = Random(recipe.seed).sample(range(len(items)), min(number, len(items)))
+        batch_size = recipe.evaluation.batch_size
+        options = AskOptions(None, is_blind, None, None, batch_size, token_budget, rule)
+        yield benchmark, [items[place] for place in sorted(chosen)], options
 
 
 def _benchmarks(

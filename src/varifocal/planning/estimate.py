@@ -12,7 +12,12 @@ from varifocal.planning.devices import CPU_FIRST_STEP_GIB, GIB, Device, judge_me
 from varifocal.planning.lengths import Workload, work_of
 from varifocal.planning.memory import Weights, count_weights, parts_of_peak
 from varifocal.planning.paper import compare_with_paper
-from varifocal.planning.shapes import Shapes, build_shapes
+from varifocal.planning.shapes import (
+    EvaluationWork,
+    Shapes,
+    build_shapes,
+    evaluation_work,
+)
 from varifocal.planning.tracing import Step, switch_checkpointing, trace_step
 from varifocal.recipe import Recipe
 from varifocal.training.examples import TrainingData
@@ -38,6 +43,7 @@ class Plan:
         examples, steps, tokens, tokens_trained, tokens_padding, pad_share: of the whole run, all
             devices together; None where the data are unknown.
         vision_passes, vision_lookups, flops, flops_keep, flops_masked: the same.
+        num_evaluations, tokens_evaluated, flops_evaluation: what `training.eval_steps` adds.
         tokens_exact: whether every token was counted.
         num_dropped, num_cut: examples over the limit, left out or cut.
         seconds: by stage.
@@ -73,6 +79,9 @@ class Plan:
     flops: int | None
     flops_keep: int | None
     flops_masked: int | None
+    num_evaluations: int | None
+    tokens_evaluated: int | None
+    flops_evaluation: int | None
     num_dropped: int
     num_cut: int
     seconds: dict[str, float] | None
@@ -98,12 +107,14 @@ class Traced:
         work: what is read.
         weights: what stands before any step.
         steps: whether checkpointing -> what a step holds.
+        evaluation: what is scored while it trains.
     """
 
     shapes: Shapes
     work: Workload
     weights: Weights
     steps: dict[bool, Step]
+    evaluation: EvaluationWork
 
 
 def trace(
@@ -117,7 +128,10 @@ def trace(
     shapes = build_shapes(recipe).in_step(num_devices > 1)
     work = work_of(recipe, shapes, data, num_devices)
     weights = count_weights(shapes.model, shapes.base, recipe)
-    return Traced(shapes, work, weights, _steps(recipe, shapes, work, quick))
+    evaluation = evaluation_work(
+        recipe, shapes.formula, work.steps, looks_up=bool(work.vision_lookups)
+    )
+    return Traced(shapes, work, weights, _steps(recipe, shapes, work, quick), evaluation)
 
 
 def estimate(
@@ -170,7 +184,7 @@ def estimate(
         micro_batch=recipe.training.per_device_train_batch_size,
         largest_micro_batch=largest,
         **_of_work(work),
-        **_of_time(recipe, machine, work, price),
+        **_of_time(recipe, machine, traced, price),
         calibrated=calibration is not None,
         fits=fits,
         verdict=verdict,
@@ -197,6 +211,12 @@ class _Machine:
     def room(self) -> float:
         """Bytes of a device that may be held."""
         return self.device.memory_gib * (1 - FREE_SHARE) * GIB
+
+    def rate(self, recipe: Recipe) -> float:
+        """Operations of a second, all devices together."""
+        if self.calibration is not None:
+            return self.calibration.flops_per_second
+        return self.device.flops_per_second(compute_format(recipe)) * self.num_devices
 
     def parts_of_peak(self, weights: Weights, step: Step) -> dict[str, float]:
         """Lay out a device's memory at its fullest moment: bytes by part."""
@@ -285,13 +305,18 @@ def _largest(recipe: Recipe, machine: _Machine, weights: Weights, step: Step) ->
 
 
 def _of_time(
-    recipe: Recipe, machine: _Machine, work: Workload, price: float | None
+    recipe: Recipe, machine: _Machine, traced: Traced, price: float | None
 ) -> dict[str, Any]:
-    seconds = _seconds(recipe, machine, work)
+    evaluation = traced.evaluation
+    seconds = _seconds(recipe, machine, traced.work)
+    scored = asdict(evaluation)
     if seconds is None:
-        return {"seconds": None, "hours": None, "usd": None}
+        return {**scored, "seconds": None, "hours": None, "usd": None}
+    if evaluation.flops_evaluation:
+        seconds["evaluation"] = evaluation.flops_evaluation / machine.rate(recipe)
     hours = sum(seconds.values()) / 3600
     return {
+        **scored,
         "seconds": {name: round(value, 2) for name, value in seconds.items()},
         "hours": hours,
         "usd": None if price is None else hours * price * machine.num_devices,
@@ -304,7 +329,7 @@ def _seconds(recipe: Recipe, machine: _Machine, work: Workload) -> dict[str, flo
         return None
     calibration, answers = machine.calibration, work.flops_keep or 0
     if calibration is None:
-        rate = machine.device.flops_per_second(compute_format(recipe)) * machine.num_devices
+        rate = machine.rate(recipe)
         seconds = {"training": (work.flops - answers + work.flops_masked) / rate}
         return {"keep": answers / rate, **seconds} if answers else seconds
     images = (work.vision_passes or 0) if calibration.seconds_per_picture else 0

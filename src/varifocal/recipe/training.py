@@ -1,6 +1,7 @@
 """How it is trained."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -77,6 +78,23 @@ class TrainingSection(Section):
     """Our own: logits of so many supervised tokens at once, the rest in turn; null: all at once."""
     loss_kernel: Literal["liger"] | None = None
     """Our own: `liger` fuses head and loss into one kernel without logits (CUDA, liger-kernel)."""
+    eval_steps: Rate | None = None
+    """Score `data.evaluate` every so many steps, or below 1 every such share of the run, and after
+    the last; the best checkpoint is kept next to the newest. Null: only after training."""
+    eval_samples: Count | None = 256
+    """Our own: held-out examples whose loss is scored, drawn by seed; null: all of them."""
+    eval_questions: Annotated[int, Field(ge=0)] = 16
+    """Our own: questions of each held-out source that are answered and scored as `varifocal eval`
+    does, drawn by seed; 0: none, and no sample answers."""
+    metric_for_best_model: Literal["loss", "score"] = "loss"
+    """What decides which checkpoint is the best: the lowest held-out loss, or the highest mean of
+    the sources' own metrics."""
+    load_best_model_at_end: bool = False
+    """Save the best checkpoint's weights as the run's adapter, instead of the last step's."""
+    early_stopping_patience: Count | None = None
+    """Stop after so many evaluations in a row without a better one; null: never."""
+    early_stopping_threshold: Annotated[float, Field(ge=0)] = 0.0
+    """How much better an evaluation must be for early_stopping_patience to count it as better."""
     keep: KeepSection | None = None
     """Our own: preserve the base's language by rows of plain text; null: no such rows."""
 
@@ -103,6 +121,13 @@ class TrainingSection(Section):
         value = (self.model_extra or {}).get(key, getattr(self, key, None))
         return default if value is None else value
 
+    def eval_interval(self, max_steps: int) -> int | None:
+        """Return the steps from one evaluation to the next in a run of `max_steps`, or None."""
+        if self.eval_steps is None:
+            return None
+        share = self.eval_steps * max_steps if self.eval_steps < 1 else self.eval_steps
+        return max(math.ceil(share), 1)
+
     @property
     def optimizer(self) -> str:
         """The optimiser, by transformers' name."""
@@ -121,7 +146,17 @@ class TrainingSection(Section):
 DEFAULT_OPTIMIZER = "adamw_torch_fused"
 """transformers' optimiser where `optim` is not set."""
 
+_EVALUATION_KNOBS = {"eval_steps", "eval_samples", "eval_questions", "metric_for_best_model"}
+_EVALUATION_KNOBS |= {
+    *("load_best_model_at_end", "early_stopping_patience", "early_stopping_threshold"),
+}
 _OWN_KNOBS = {"connector_learning_rate", "compile_layers", "loss_chunk", "loss_kernel", "keep"}
+_OWN_KNOBS |= _EVALUATION_KNOBS
+
+SPREAD_WEIGHTS = (
+    "needs the weights whole in every process, and fsdp and deepspeed spread them; leave it out, "
+    "or train with ddp"
+)
 
 
 def _trainer_argument_names() -> set[str]:
@@ -148,9 +183,9 @@ def _check_passed(extras: Mapping[str, Any], declared: list[str]) -> None:
 
 def _check_combinations(training: TrainingSection) -> None:
     """Refuse keys that need others, exclude others, or are neither a count nor a share."""
-    for key in ("logging_steps", "save_steps"):
+    for key in ("logging_steps", "save_steps", "eval_steps"):
         value = getattr(training, key)
-        if value > 1 and value != int(value):
+        if value is not None and value > 1 and value != int(value):
             raise WrongKeyError(
                 key, f"{value} was given; give whole steps, or a share of the run below 1"
             )
@@ -160,6 +195,24 @@ def _check_combinations(training: TrainingSection) -> None:
         raise WrongKeyError("fsdp_config", "does nothing without training.fsdp: true")
     if training.get("fsdp") and training.get("deepspeed") is not None:
         raise WrongKeyError("deepspeed", "fsdp is set as well; set one of them")
+    _check_evaluation(training)
     for key in NEED_REPORT_TO:
         if training.get(key) is not None and not services(training.get("report_to")):
             raise WrongKeyError(key, "does nothing without training.report_to")
+
+
+def _check_evaluation(training: TrainingSection) -> None:
+    """Refuse what no evaluation would read, and evaluations that cannot run."""
+    if training.eval_steps is None:
+        given = training.early_stopping_patience is not None and "early_stopping_patience"
+        given = (training.load_best_model_at_end and "load_best_model_at_end") or given
+        if given:
+            raise WrongKeyError(given, "does nothing without training.eval_steps")
+        return
+    if training.get("fsdp") or training.get("deepspeed") is not None:
+        raise WrongKeyError("eval_steps", SPREAD_WEIGHTS)
+    if training.metric_for_best_model == "score" and not training.eval_questions:
+        raise WrongKeyError("eval_questions", "0 gives metric_for_best_model: score no score")
+    if training.early_stopping_threshold and training.early_stopping_patience is None:
+        text = "does nothing without training.early_stopping_patience"
+        raise WrongKeyError("early_stopping_threshold", text)

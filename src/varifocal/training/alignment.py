@@ -28,7 +28,7 @@ from varifocal.models.words import Vocabulary, build_vocabulary, word_log_probab
 from varifocal.progress import Progress, silent
 from varifocal.recipe import Recipe
 from varifocal.training.callbacks import is_finite, not_finite
-from varifocal.training.cost import Clock
+from varifocal.training.clock import Clock
 
 
 def aligns(recipe: Recipe) -> bool:

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from statistics import fmean
 from types import FrameType
 from typing import Any
@@ -115,6 +116,43 @@ def not_finite(
     return RunError(f"{what}, on {where}{of}; it was not learned from. {'; or '.join(fixes)}{end}")
 
 
+def rows_in_hand(trainer: Any) -> tuple[int, list[int]]:
+    """The epoch, from 0, and the rows of it that this process's step in hand is made from."""
+    args, size = trainer.args, trainer._train_batch_size
+    num_rows = len(trainer.train_dataset)
+    batches = -(-num_rows // (size * args.world_size))
+    epoch, step = divmod(trainer.state.global_step, -(-batches // args.gradient_accumulation_steps))
+    first = step * args.gradient_accumulation_steps
+    rows = [
+        (batch * args.world_size + args.process_index) * size + place
+        for batch in range(first, min(first + args.gradient_accumulation_steps, batches))
+        for place in range(size)
+    ]
+    return epoch, [row for row in rows if row < num_rows]
+
+
+def step_not_finite(trainer: Any, loss: float, norm: float) -> RunError:
+    """Say which step, from which rows, and what would help."""
+    args, epoch, rows = trainer.args, *rows_in_hand(trainer)
+    newest = RunDirectory(Path(str(args.output_dir)).parent).newest_checkpoint()
+    names = getattr(trainer.train_dataset, "names", lambda row: [])
+    fixes = [f"lower training.learning_rate (it is {args.learning_rate:g})"]
+    if not 0 < args.max_grad_norm <= 1:
+        fixes.append(f"set training.max_grad_norm to 1 (it is {args.max_grad_norm:g})")
+    if args.fp16:
+        fixes.append("set training.bf16 in place of training.fp16")
+    if getattr(trainer.meter.base, "is_quantized", False):
+        fixes.append("leave out model.quantization")
+    return not_finite(
+        f"step {trainer.state.global_step + 1} of {trainer.state.max_steps}: the loss is {loss:g} "
+        f"and the norm of its gradient {norm:g}",
+        f"row{'s' if len(rows) > 1 else ''} {', '.join(map(str, rows))} of epoch {epoch + 1}",
+        fixes,
+        [name for row in rows for name in names(row)],
+        f"{newest.name} is kept, and --resume goes on from it" if newest else "",
+    )
+
+
 class RoutingWatch:
     """Watches the steps that are logged; of MixLoRA and LoRA experts; of others nothing.
 
@@ -179,6 +217,8 @@ class RunMetrics(TrainerCallback):
             note = f"loss {logs['loss']:.3f}, {speed:.0f} tokens/s"
             self.run.append_metrics({"step": state.global_step, **logs})
             self.progress("train", state.global_step, state.max_steps, note)
+        elif state.is_world_process_zero and logs and "eval_loss" in logs:
+            self.run.append_metrics({"step": state.global_step, **logs})
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Show a step that is not logged."""

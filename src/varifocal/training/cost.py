@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import resource
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from varifocal.models.distributed import in_world
+from varifocal.training.clock import Clock
 from varifocal.training.flops import FlopFormula
 
 _STATUS = Path("/proc/self/status")
@@ -77,6 +77,9 @@ class Spent:
         flops_vision: of them, those of tower and connector.
         flops_keep: of them, those of the base's answers that `training.keep` asks for.
         flops_masked: further ones, on padding and on attention between samples of a row.
+        tokens_evaluated: further tokens, of `training.eval_steps`: held-out rows, and questions
+            with their answers.
+        flops_evaluation: further operations of them, forward alone; of images, the tower's.
     """
 
     tokens: int = 0
@@ -92,6 +95,8 @@ class Spent:
     flops_vision: int = 0
     flops_keep: int = 0
     flops_masked: int = 0
+    tokens_evaluated: int = 0
+    flops_evaluation: int = 0
 
     def add(
         self,
@@ -178,6 +183,13 @@ class Spent:
         self.flops += flops
         self.flops_keep += flops
 
+    def add_evaluated(self, tokens: int, pairs: int, positions: int, formula: FlopFormula) -> None:
+        """Count a forward pass of an evaluation; see `DecoderShape.forward`."""
+        self.tokens_evaluated += tokens
+        self.flops_evaluation += formula.decoder.forward(
+            tokens=tokens, pairs=pairs, positions=positions
+        )
+
     def __add__(self, other: Spent) -> Spent:
         """Sum two processes'."""
         mine, theirs = asdict(self), asdict(other)
@@ -223,57 +235,6 @@ def _pairs(real: Tensor, segments: Tensor | None) -> int:
     place = segments + widest * torch.arange(rows)[:, None]
     lengths = torch.bincount(place[real], minlength=1)
     return int(lengths.square().sum())
-
-
-@dataclass
-class Clock:
-    """Seconds by stage, those before a resumption too.
-
-    `cpu_NAME` is the time of this process on all its cores during stage NAME: unlike the wall's,
-    it does not grow when others use the machine.
-
-    Attributes:
-        before: seconds of the processes that this one goes on from.
-    """
-
-    before: dict[str, float] = field(default_factory=dict)
-    _done: dict[str, float] = field(default_factory=dict)
-    _running: dict[str, tuple[float, float]] = field(default_factory=dict)
-    _started: float = field(default_factory=time.monotonic)
-    _cpu_started: float = field(default_factory=time.process_time)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Count the block's time to a stage."""
-        self._running[name] = time.monotonic(), time.process_time()
-        try:
-            yield
-        finally:
-            for key, spent in self._since(name, *self._running.pop(name)).items():
-                self._done[key] = self._done.get(key, 0.0) + spent
-
-    @staticmethod
-    def _since(name: str, wall: float, cpu: float) -> dict[str, float]:
-        """What has gone by of both clocks, under the names that a stage has for them."""
-        return {name: time.monotonic() - wall, f"cpu_{name}": time.process_time() - cpu}
-
-    def own_seconds(self) -> float:
-        """Seconds since this process started, those before a resumption left out."""
-        return time.monotonic() - self._started
-
-    def seconds(self) -> dict[str, float]:
-        """Seconds of every stage so far and in `total`, by the wall and of the processor."""
-        running: dict[str, float] = {}
-        for name, since in self._running.items():
-            running |= self._since(name, *since)
-        own = {"total": self.own_seconds(), "cpu_total": time.process_time() - self._cpu_started}
-        stages = (*STAGES, "total")
-        names = dict.fromkeys((*stages, *(f"cpu_{name}" for name in stages), *self.before))
-        parts = (self.before, self._done, running, own)
-        return {name: sum(part.get(name, 0.0) for part in parts) for name in names}
-
-
-STAGES = ("loading", "keep", "encoding", "vision_features", "alignment", "training")
 
 
 class Meter:
@@ -333,6 +294,31 @@ class Meter:
     def add_keep(self, flops: int) -> None:
         """Count the base's answers; of several processes on a machine one has written them."""
         self._spent.add_keep(flops)
+
+    @contextmanager
+    def evaluation(self) -> Iterator[None]:
+        """Count the block's time and images to the evaluation, and not to the training."""
+        _ = self.spent
+        with self.clock.stage("evaluation", inside="training"):
+            yield
+        passes = getattr(self.base, "vision_passes", 0)
+        self._spent.flops_evaluation += (passes - self._passes) * self.formula.image.tower
+        self._passes = passes
+
+    def add_evaluated(self, batch: Mapping[str, Any]) -> None:
+        """Count a batch of held-out rows, as a collator makes it."""
+        trained = batch["labels"] != IGNORED
+        real = trained | batch["prompt_mask"]
+        counts = int(real.sum()), _pairs(real, batch["segment_ids"]), int(trained.sum())
+        self._spent.add_evaluated(*counts, self.formula)
+        if not hasattr(self.base, "vision_passes"):
+            images = _num_from_pixels(batch) * self.formula.image.tower
+            self._spent.flops_evaluation += images
+
+    def add_asked(self, lengths: Sequence[int], positions: Sequence[int]) -> None:
+        """Count questions, or tokens that were written; what these attend to is left out."""
+        pairs = sum(length**2 for length in lengths)
+        self._spent.add_evaluated(sum(lengths), pairs, sum(positions), self.formula)
 
     def page(self, **more: Any) -> dict[str, Any]:
         """What `cost.json` holds; all processes must call it.

@@ -12,7 +12,7 @@ from varifocal.training.resuming import Start
 from varifocal.training.trainer import SupervisedTrainer
 from varifocal.training.tuner import count_trained
 
-PLANNED_STAGES = ("loading", "keep", "vision_features", "training")
+PLANNED_STAGES = ("loading", "keep", "vision_features", "training", "evaluation")
 """Those that a calibrated plan has seconds for."""
 MEASURED = (
     "peak_memory_gib",
@@ -24,6 +24,8 @@ MEASURED = (
     "vision_lookups",
     "flops",
     "flops_masked",
+    "tokens_evaluated",
+    "flops_evaluation",
 )
 
 

@@ -14,6 +14,7 @@ from varifocal.manifest import MANIFEST
 from varifocal.recipe import Recipe, load_recipe
 from varifocal.recipe.optimizers import same_state
 from varifocal.run import UNLOGGED, RunDirectory, checkpoint_step
+from varifocal.staging import delete
 from varifocal.training.examples import fingerprint_source
 
 _DECIDE_ROWS = ("train", "mixture", "max_length", "row_length", "packing", "lazy")
@@ -76,6 +77,9 @@ def remove_later_checkpoints(run: RunDirectory, start: Start) -> None:
     for path in start.passed_over:
         run.set_aside(path)
     run.cut_metrics(start.step)
+    for folder in run.validation.glob("step-*"):
+        if int(folder.name.removeprefix("step-")) > start.step:
+            delete(folder)
 
 
 def check_same(run: RunDirectory, recipe: Recipe, base_fingerprint: str | None) -> None:

@@ -34,7 +34,7 @@ from varifocal.recipe.sections import Provenance
 from varifocal.run import RunDirectory
 from varifocal.training.alignment import Aligned, align, aligns
 from varifocal.training.callbacks import RunMetrics, StopTraining, stop_wish
-from varifocal.training.cost import Clock
+from varifocal.training.clock import Clock
 from varifocal.training.dry_build import check_before_loading
 from varifocal.training.engines import spreads_weights
 from varifocal.training.examples import (
@@ -58,6 +58,7 @@ from varifocal.training.resuming import (
 from varifocal.training.trainer import SupervisedTrainer
 from varifocal.training.tuner import attach_tuner
 from varifocal.training.usable import NOTHING_TRAINED, check_usable
+from varifocal.training.validation import Validation
 from varifocal.writing import atomic_directory, write_json
 
 _LOST = re.compile(r"(?i)connection (was )?(closed|reset|refused)|broken pipe|timed out waiting")
@@ -118,7 +119,10 @@ def _train(
     if recipe.training.max_steps != 0:
         with clock.stage("vision_features"):
             _fill_features(tuned, data, progress)
-    trainer = build_trainer(recipe, run, tuned, data, progress, clock)
+    validation = None
+    if recipe.training.eval_steps is not None and recipe.training.max_steps != 0:
+        validation = Validation(recipe, run, tuned, progress)
+    trainer = build_trainer(recipe, run, tuned, data, progress, clock, validation)
     if aligned is not None:
         trainer.meter.add_alignment(aligned.num_images, aligned.num_words)
     if prepared is not None and start.checkpoint is None:
@@ -217,6 +221,7 @@ def build_trainer(
     data: TrainingData,
     progress: Progress,
     clock: Clock | None = None,
+    validation: Validation | None = None,
 ) -> SupervisedTrainer:
     """Join a tuned model and encoded samples into a Trainer.
 
@@ -244,6 +249,7 @@ def build_trainer(
         callbacks=[RunMetrics(run, progress)],
         clock=clock,
         schedule=recipe.training,
+        validation=validation,
     )
     trainer.remove_callback(PrinterCallback)  # only the command line prints
     return trainer
@@ -338,6 +344,8 @@ def _run(trainer: SupervisedTrainer, run: RunDirectory, start: Start) -> None:
             f"stopped after step {trainer.state.global_step} of {trainer.state.max_steps}; it is "
             f"saved. Go on with: {run.resume_command}"
         )
+    if trainer.validation is not None:
+        trainer.validation.load_best(trainer)
 
 
 @contextmanager

@@ -25,8 +25,14 @@ from varifocal.recipe import TrainingSection
 from varifocal.run import CHECKPOINT_PREFIX, UNLOGGED, RunDirectory
 from varifocal.staging import delete, process_staging_path
 from varifocal.trained_weights import TENSORS
-from varifocal.training.callbacks import RoutingWatch, anyone, is_finite, not_finite
-from varifocal.training.cost import Clock, Meter
+from varifocal.training.callbacks import (
+    RoutingWatch,
+    anyone,
+    is_finite,
+    step_not_finite,
+)
+from varifocal.training.clock import Clock
+from varifocal.training.cost import Meter
 from varifocal.training.dry_build import check_fits
 from varifocal.training.engines import (
     asks_for_fsdp,
@@ -39,6 +45,7 @@ from varifocal.training.engines import (
 from varifocal.training.full_tuning import saved_parameters, saved_tensors
 from varifocal.training.resuming import take_rates
 from varifocal.training.tuner import decayed_names, part_of
+from varifocal.training.validation import Validation
 from varifocal.tuners import balance_loss
 from varifocal.writing import (
     atomic_directory,
@@ -58,6 +65,7 @@ class SupervisedTrainer(Trainer):
         loss_chunk, loss_kernel, reference_weight: as `supervised_loss` takes them.
         clock: of the stages before the training.
         schedule: the section whose schedule is held against the run's steps; None checks nothing.
+        validation: what scores held-out examples every so many steps; None scores nothing.
         kwargs: as for `transformers.Trainer`.
     """
 
@@ -70,10 +78,11 @@ class SupervisedTrainer(Trainer):
         reference_weight: float = 1.0,
         clock: Clock | None = None,
         schedule: TrainingSection | None = None,
+        validation: Validation | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.schedule = schedule
+        self.schedule, self.validation = schedule, validation
         self.connector_learning_rate = connector_learning_rate
         self.loss_options: dict[str, Any] = {"chunk": loss_chunk, "kernel": loss_kernel}
         self.loss_options["reference_weight"] = reference_weight
@@ -87,6 +96,9 @@ class SupervisedTrainer(Trainer):
         self._staging: Path | None = None
         self._saw_image = False
         self.add_callback(_Steps(self))
+        if validation is not None:
+            validation.check_engine(self)
+            self.add_callback(validation)
 
     def create_accelerator_and_postprocess(self) -> None:
         """As transformers', with FSDP2 on CPUs too."""
@@ -120,9 +132,21 @@ class SupervisedTrainer(Trainer):
         if "loss" in logs and start_time is not None:
             tokens, before = self.meter.spent.tokens, self.meter.resumed.tokens
             logs["tokens"] = tokens
-            logs["tokens_per_second"] = (tokens - before) / (time.time() - start_time)
+            seconds = time.time() - start_time
+            seconds -= self.meter.clock.own_stage_seconds("evaluation")
+            logs["tokens_per_second"] = (tokens - before) / seconds
             logs |= self.routing.figures()
         super().log(logs, start_time)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Score the held-out examples, log it, and let the callbacks see it."""
+        assert self.validation is not None
+        scores = self.validation.score(self)
+        self.log(scores)
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, cast(Any, scores)
+        )
+        return scores
 
     def _is_logged(self) -> bool:
         """Whether a line of metrics follows the step in hand."""
@@ -164,49 +188,13 @@ class SupervisedTrainer(Trainer):
         loss = cast(torch.Tensor, self._tr_loss)
         total = cast("torch.Tensor | float", norm)
         if not is_finite(loss, total, self.accelerator.scaler):
-            raise self._not_finite(loss.item(), float(total))
+            raise step_not_finite(self, loss.item(), float(total))
         return norm
-
-    def _not_finite(self, loss: float, norm: float) -> RunError:
-        """Say which step, from which rows, and what would help."""
-        args, epoch, rows = self.args, *self._rows_in_hand()
-        newest = RunDirectory(Path(str(args.output_dir)).parent).newest_checkpoint()
-        names = getattr(self.train_dataset, "names", lambda row: [])
-        fixes = [f"lower training.learning_rate (it is {args.learning_rate:g})"]
-        if not 0 < args.max_grad_norm <= 1:
-            fixes.append(f"set training.max_grad_norm to 1 (it is {args.max_grad_norm:g})")
-        if args.fp16:
-            fixes.append("set training.bf16 in place of training.fp16")
-        if getattr(self.meter.base, "is_quantized", False):
-            fixes.append("leave out model.quantization")
-        return not_finite(
-            f"step {self.state.global_step + 1} of {self.state.max_steps}: the loss is {loss:g} "
-            f"and the norm of its gradient {norm:g}",
-            f"row{'s' if len(rows) > 1 else ''} {', '.join(map(str, rows))} of epoch {epoch + 1}",
-            fixes,
-            [name for row in rows for name in names(row)],
-            f"{newest.name} is kept, and --resume goes on from it" if newest else "",
-        )
-
-    def _rows_in_hand(self) -> tuple[int, list[int]]:
-        """The epoch, from 0, and the rows of it that this process's step in hand is made from."""
-        args, size = self.args, self._train_batch_size
-        num_rows = len(cast(Any, self.train_dataset))
-        batches = -(-num_rows // (size * args.world_size))
-        epoch, step = divmod(
-            self.state.global_step, -(-batches // args.gradient_accumulation_steps)
-        )
-        first = step * args.gradient_accumulation_steps
-        rows = [
-            (batch * args.world_size + args.process_index) * size + place
-            for batch in range(first, min(first + args.gradient_accumulation_steps, batches))
-            for place in range(size)
-        ]
-        return epoch, [row for row in rows if row < num_rows]
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         """Run what is left of an epoch; transformers takes one step of a finished run, too."""
-        if self.state.global_step < self.state.max_steps:
+        stopped = self.validation is not None and self.validation.is_over(self.state.log_history)
+        if self.state.global_step < self.state.max_steps and not stopped:
             super()._run_epoch(*args, **kwargs)
 
     def _get_output_dir(self, trial: Any) -> str:
@@ -236,7 +224,8 @@ class SupervisedTrainer(Trainer):
                     move_into(part / name, staging)
             for part in [staging / name, *others]:
                 delete(part)
-        RunDirectory(final.parent.parent).keep_newest(self.args.save_total_limit)
+        best = self.validation and self.validation.best_checkpoint(self.state.log_history)
+        RunDirectory(final.parent.parent).keep_newest(self.args.save_total_limit, best)
 
     def _write_aside(self, directory: Path, model: nn.Module, trial: Any) -> None:
         """Let transformers write this process's part of a checkpoint into another directory."""

@@ -79,6 +79,11 @@ def check_usable(recipe: Recipe, *, steps: int | None = None, skip_absent: bool 
         _check_text_is_left(recipe, skip_absent)
     if aligns(recipe):
         _check_alignment(recipe, skip_absent)
+    if recipe.training.eval_steps is not None and not recipe.data.evaluate:
+        raise RecipeError(
+            "training.eval_steps scores data.evaluate, which names no source; name one, set "
+            "data.holdout to a share of the images, or leave training.eval_steps out"
+        )
     for section in recipe.data.evaluate:
         if _can_be_read(section, skip_absent):
             _check_questions(section)
