@@ -12,12 +12,38 @@ from torch import nn
 
 from varifocal.data.encoding.encoder import Encoder
 from varifocal.data.example import Example, Message
+from varifocal.serving import adapter_routes
+from varifocal.serving.adapter_routes import multiply
 from varifocal.serving.engine import Engine, Request, Sampling
 from varifocal.serving.kv_cache import PrefixCache, Seen
 from varifocal.tuners import MixLoraConfig
 
 FIRST = (Message("user", ("What is a magnet?",)),)
 SHORT = Sampling(10, logprobs=0)
+
+
+@pytest.mark.parametrize("rows", [(1, 1), (2, 1), (8, 1), (9, 1), (3, 2)])
+@pytest.mark.parametrize("bias", [None, torch.linspace(-1, 1, 9, dtype=torch.float64)])
+def test_the_products_of_few_rows_are_those_of_linear(rows, bias) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(*rows, 2, 5, dtype=torch.float64)[..., 0, :]
+    weight = torch.randn(9, 5, dtype=torch.float64)
+    product = multiply(x, weight, bias)
+    assert product.is_contiguous()
+    torch.testing.assert_close(product, nn.functional.linear(x, weight, bias), atol=1e-14, rtol=0)
+
+
+def test_every_plain_linear_of_an_engine_multiplies_few_rows_so(graft_of, monkeypatch) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr(
+        adapter_routes,
+        "multiply",
+        lambda x, *rest: seen.append(1) or nn.functional.linear(x, *rest),
+    )
+    engine = Engine(*graft_of[:2])
+    engine.model(input_ids=torch.ones(2, 1, dtype=torch.long))
+    decoder = [*engine.model.get_decoder().modules(), engine.model.get_output_embeddings()]
+    assert len(seen) == sum(isinstance(part, nn.Linear) for part in decoder) > 7
 
 
 def told(request: Request) -> list[tuple[bytes, float]]:

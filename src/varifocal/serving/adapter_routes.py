@@ -16,9 +16,10 @@ Letters: B rows, T tokens, D width, O a linear's outputs.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 from typing import Any, TypeVar, cast
 
@@ -96,6 +97,9 @@ def _is_shared(value: Any) -> bool:
     return isinstance(value, Tensor) or type(value).__module__.startswith("bitsandbytes.")
 
 
+_MOST_ROWS = 8
+"""That are multiplied in the form for a few."""
+
 Lane = str
 """MMA's "text" and "image"; "adapter" for any other adapter; "base"."""
 
@@ -138,10 +142,15 @@ class Lanes:
             ],
         )
         self._now = _Now()
-        self._folded: list[nn.Module] = []
+        self._replaced: list[nn.Module] = []
         self._switched_off: list[Any] = []
         self.reason = self._fold(fold)
         self.is_folded = not self.reason
+        for part in parts:
+            if type(part) is nn.Linear and part not in self._replaced:
+                forward = _plain_forward(part)
+                part.forward = forward  # pyright: ignore[reportAttributeAccessIssue]
+                self._replaced.append(part)
 
     def lane(self, route: Route) -> Lane:
         """Return whose weights a route reads with; MMA has other ones for each modality."""
@@ -176,11 +185,11 @@ class Lanes:
 
     def close(self) -> None:
         """Leave the model as it was found."""
-        for linear in self._folded:
+        for linear in self._replaced:
             del linear.forward
         for part in self._switched_off:
             part._disable_adapters = False
-        self._folded, self._switched_off = [], []
+        self._replaced, self._switched_off = [], []
 
     def _fold(self, fold: bool) -> str:
         """Fold the adapter, or say why not."""
@@ -197,7 +206,7 @@ class Lanes:
         for linear, base, weights in folded:
             forward = _LaneForward(base, weights, self._now)
             linear.forward = forward  # pyright: ignore[reportAttributeAccessIssue]
-            self._folded.append(linear)
+            self._replaced.append(linear)
         if self._by_modality:
             inside = [part for _, decoder in decoders(self.model) for part in decoder.modules()]
             mma = (MMALayer, ModalityEmbedding)
@@ -244,6 +253,23 @@ class Lanes:
         return folded
 
 
+def multiply(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Multiply x [B, T, D] by a weight [O, D]: [B, T, O], as `F.linear` does up to rounding.
+
+    A decoding batch has few rows, and the libraries of CPUs multiply the weight by them in less
+    time than them by the weight (`python -m benchmarks.decode_peers --products`).
+    """
+    rows = x.shape[:-1].numel()
+    if x.device.type != "cpu" or x.dtype == torch.bfloat16 or not 1 < rows <= _MOST_ROWS:
+        return F.linear(x, weight, bias)
+    columns = x.reshape(rows, -1).t()
+    if bias is None:
+        product = torch.mm(weight, columns)
+    else:
+        product = torch.addmm(bias[:, None], weight, columns)
+    return product.t().reshape(*x.shape[:-1], -1).contiguous()
+
+
 class _LaneForward:
     """The forward of a linear with a weight for each lane."""
 
@@ -251,7 +277,8 @@ class _LaneForward:
         self, base: nn.Module, weights: dict[Lane, tuple[Tensor, Tensor | None]], now: _Now
     ) -> None:
         kind: Any = type(base)
-        self.base = lambda x: kind.forward(base, x)
+        is_plain = kind is nn.Linear
+        self.base = _plain_forward(base) if is_plain else partial(kind.forward, base)
         self.weights = weights
         self.now = now
 
@@ -268,7 +295,11 @@ class _LaneForward:
     def _through(self, lane: Lane, x: Tensor) -> Tensor:
         if lane == "base":
             return self.base(x)
-        return F.linear(x, *self.weights[lane])
+        return multiply(x, *self.weights[lane])
+
+
+def _plain_forward(linear: nn.Module) -> Callable[[Tensor], Tensor]:
+    return lambda x: multiply(x, cast(Tensor, linear.weight), cast("Tensor | None", linear.bias))
 
 
 @contextmanager
