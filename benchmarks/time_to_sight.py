@@ -17,6 +17,7 @@ is printed, and `OUT/time-to-sight.json` has all of it.
 import argparse
 import gc
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -44,6 +45,8 @@ from varifocal.writing import write_json
 
 ENTRIES = Path(__file__).parent / "sight"
 PERCENT = 80.0
+CHECKPOINT_EVERY = 0.1
+"""Share of an entry's steps."""
 COUNTED = ("encoding", "vision_features", "alignment", "training")
 """Stages of a training that count; `loading` is reported apart."""
 
@@ -125,7 +128,8 @@ def measure(recipe: Recipe, root: Path, least: float) -> Sight:
         cache = root.parent.resolve() / "cache" / root.name  # of its own: its features count
         os.environ["VARIFOCAL_CACHE"] = str(cache)
         run_training(recipe, root, resume=run.recipe.is_file())
-    costs = {step: _cpu_seconds(run.checkpoint(step) / UNLOGGED) for step in run.steps()}
+    steps = planned_steps(run.steps())
+    costs = {step: _cpu_seconds(run.checkpoint(step) / UNLOGGED) for step in steps}
     scores: dict[int, dict[str, float]] = {}
 
     def right(step: int) -> float:
@@ -141,6 +145,16 @@ def measure(recipe: Recipe, root: Path, least: float) -> Sight:
         {key: scores[key]["right"] for key in sorted(scores)},
         {key: scores[key]["seconds"] for key in sorted(scores)},
     )
+
+
+def planned_steps(steps: Sequence[int]) -> list[int]:
+    """Leave out the checkpoints that an interruption wrote.
+
+    >>> planned_steps([10, 20, 24, 30, 100])
+    [10, 20, 30, 100]
+    """
+    every = math.ceil(CHECKPOINT_EVERY * steps[-1])
+    return [step for step in steps if step % every == 0 or step == steps[-1]]
 
 
 def _cpu_seconds(file: Path) -> dict[str, float]:
@@ -217,7 +231,7 @@ def _recipe_of(entry: Entry, seed: int, book: Path, size: Size) -> Recipe:
         "data.root": str(book.resolve()),
         "data.evaluate": [{**source, "skills": [SKILLS[name].title for name in IMAGE_SKILLS]}],
         "training.save_total_limit": None,
-        "training.save_steps": 0.1,
+        "training.save_steps": CHECKPOINT_EVERY,
     }
     return load_recipe("demo", {**common, **entry.set, **size.overrides})
 

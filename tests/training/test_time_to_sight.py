@@ -47,6 +47,10 @@ def test_checkpoints_before_the_middle_of_what_fails_are_not_scored(sight):
     assert set(scored) == {6, 7, 8, 9, 10}
 
 
+def test_a_checkpoint_that_an_interruption_wrote_is_no_evaluation(sight):
+    assert sight.planned_steps([3, 6, 8, 9, 25]) == [3, 6, 9, 25]
+
+
 def test_every_entry_is_a_recipe_with_its_date(sight, tmp_path):
     from varifocal.demo import FULL
 
