@@ -7,6 +7,7 @@ trains; a sweep that was killed goes on at the point, and the step, where it sto
 from __future__ import annotations
 
 import gc
+import hashlib
 import itertools
 import json
 import math
@@ -171,7 +172,7 @@ def _settings(page: SweepSection) -> Iterator[tuple[str, dict[str, Any]]]:
     names = _short_names(list(page.grid))
     for values in itertools.product(*page.grid.values()):
         overrides = dict(zip(page.grid, values, strict=True))
-        words = (f"{names[key]}={_word(value)}" for key, value in overrides.items())
+        words = (f"{names[key]}={_short_word(value)}" for key, value in overrides.items())
         yield ",".join(words), overrides
 
 
@@ -212,6 +213,23 @@ def _word(value: Any) -> str:
         return json.dumps(value)
     text = value if isinstance(value, str) else json.dumps(value)
     return re.sub(r"[^\w.+-]+", "-", text).strip("-.")[:60]
+
+
+_LONGEST_WORD = 24
+
+
+def _short_word(value: Any) -> str:
+    """Write a value of a grid as `_word`, a long one by its start and a digest.
+
+    >>> _short_word(["q_proj", "k_proj", "v_proj", "o_proj"])
+    'q_proj-k_proj-v_proj-b29d'
+    """
+    word = _word(value)
+    if len(word) <= _LONGEST_WORD:
+        return word
+    start = word[:_LONGEST_WORD].rpartition("-")[0] or word[:_LONGEST_WORD]
+    text = value if isinstance(value, str) else json.dumps(value)
+    return f"{start}-{hashlib.sha256(text.encode()).hexdigest()[:4]}"
 
 
 def _can_be_scored(page: SweepSection, recipe: Recipe) -> None:
