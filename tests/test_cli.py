@@ -76,7 +76,7 @@ def test_the_verbs_stand_in_groups_in_the_order_of_the_work(run):
     groups = ("Prepare", "Train", "Measure", "Use", "Study", "Disk")
     assert [word for word in words if word in (*groups, *verbs)] == [
         *("Prepare", "init", "recipes", "data", "plan"),
-        *("Train", "train", "launch", "sweep", "demo"),
+        *("Train", "train", "launch", "watch", "sweep", "demo"),
         *("Measure", "eval", "benchmark", "retention", "compare", "report"),
         *("Use", "ask", "chat", "serve", "export", "import"),
         *("Study", "analyze", "Disk", "cache"),

@@ -131,6 +131,30 @@ def check_unoccupied(folder: Path) -> None:
             pass
 
 
+def holder_of(folder: Path) -> tuple[Holder, bool] | None:
+    """Return the process that wrote last in a folder, and whether it still does.
+
+    None where it has ended as it should: only one that was killed leaves its name behind.
+    """
+    _, file = _files(folder, "")
+    holder, touched = _read(file), _touched(file)
+    if holder is None or touched is None:
+        return None
+    if holder.machine == machine():
+        return holder, _runs(holder.pid)
+    return holder, time.time() - touched < SILENCE_S
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
+
+
 def _files(folder: Path, name: str) -> tuple[Path, Path]:
     """Return the file that is locked, and the one that names the holder."""
     place = folder.resolve()

@@ -32,6 +32,7 @@ from varifocal.cli.recipes import add_recipes_verb
 from varifocal.cli.report import add_run_verbs
 from varifocal.cli.retention import add_retention_verb
 from varifocal.cli.serve import add_serve_verb
+from varifocal.cli.watch import add_watch_verb
 from varifocal.errors import Stopped, VarifocalError, nearest
 from varifocal.sigterm import Terminated, sigterm_interrupts
 
@@ -47,7 +48,7 @@ _UsageError = cast(type[Exception], typer.BadParameter.__mro__[1])
 
 _PANELS = {
     "Prepare": ("init", "recipes", "data", "plan"),
-    "Train": ("train", "launch", "sweep", "demo"),
+    "Train": ("train", "launch", "watch", "sweep", "demo"),
     "Measure": ("eval", "benchmark", "retention", "compare", "report"),
     "Use": ("ask", "chat", "serve", "export", "import"),
     "Study": ("analyze",),
@@ -85,6 +86,7 @@ add_export_verb(app)
 add_cache_verb(app)
 add_serve_verb(app)
 add_launch_verb(app)
+add_watch_verb(app)
 
 RunArgument = Annotated[
     Path, typer.Argument(metavar="RUN", help="A run directory, such as runs/demo.")
