@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import openai
 import PIL.Image
@@ -25,7 +26,9 @@ from pydantic import BaseModel
 
 from tiny_server import seeing_engine
 from varifocal.data.example import Image, Message
+from varifocal.recipe import DataSection, FileSection
 from varifocal.serving.engine import Engine, Sampling
+from varifocal.serving.starters import held_out_questions
 
 BOUNDS = {"max_new_tokens": 24, "max_body_mib": 0.25, "max_images": 2, "max_messages": 9}
 
@@ -227,13 +230,16 @@ def test_a_second_turn_reads_only_what_is_new(client) -> None:
 
 def test_the_page_gets_its_questions_and_the_routing(address) -> None:
     _, questions = answered(f"{address}/v1/varifocal/examples")
-    pictured = [each for each in questions if each["image"]]
+    pictured = [each for each in questions if each["images"]]
     assert len(pictured) >= 2
-    content = base64.b64decode(pictured[0]["image"].partition(",")[2])
+    content = base64.b64decode(pictured[0]["images"][0].partition(",")[2])
     assert PIL.Image.open(io.BytesIO(content)).size == (224, 224)
     _, routing = answered(f"{address}/v1/varifocal/routing")
     assert len(routing["layers"]) == 2
     assert sum(routing["layers"][0]["image"]) == pytest.approx(1)
+    _, limits = answered(f"{address}/v1/varifocal/limits")
+    assert (limits["images"], limits["base_images"]) == (True, False)
+    assert (limits["max_images"], limits["max_body_mib"]) == (2, 0.25)
 
 
 def test_metrics_count(address, client) -> None:
@@ -476,3 +482,24 @@ def test_whatever_is_sent_gets_an_answer_of_the_schema(address) -> None:
                 case.call_and_validate(excluded_checks=[checks.positive_data_acceptance])
 
             sent()
+
+
+def test_the_page_begins_with_held_out_questions_and_their_images(tmp_path) -> None:
+    rows = []
+    for number in range(6):
+        PIL.Image.new("RGB", (300, 200), (40 * number, 0, 0)).save(tmp_path / f"{number}.png")
+        turns = [
+            {"role": "user", "content": f"Question {number}?"},
+            {"role": "assistant", "content": "Red."},
+        ]
+        rows += [{"image": f"{number}.png", "messages": turns}] * 2
+    (tmp_path / "asked.json").write_text(json.dumps(rows))
+    sources = [FileSection(path=str(tmp_path / name)) for name in ("gone.json", "asked.json")]
+    recipe = SimpleNamespace(data=DataSection(evaluate=tuple(sources)))
+    questions = held_out_questions(recipe)  # type: ignore[arg-type]
+    assert [each.text for each in questions] == [f"Question {number}?" for number in range(4)]
+    assert questions[1].title == "Held-out question 2"
+    content = base64.b64decode(questions[1].images[0].partition(",")[2])
+    image = PIL.Image.open(io.BytesIO(content))
+    assert image.size == (300, 200)
+    assert image.getpixel((0, 0)) == pytest.approx((40, 0, 0), abs=4)  # JPEG

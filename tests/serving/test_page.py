@@ -59,6 +59,7 @@ class Scripted:
 
     has_adapter, load_images = True, True
     routes = ("base", "text")
+    window, base_takes_no_images = 2048, True
     routing = {  # noqa: RUF012
         f"model.layers.{at}.input_layernorm": torch.tensor([[0.25, 0.75], [0.5, 0.5]])
         for at in range(4)
@@ -189,6 +190,38 @@ def images(engine: Scripted, turn: int = -1) -> list[Any]:
     return [part for part in message.content if isinstance(part, Image)]
 
 
+def test_the_limits_of_the_server_are_known_before_something_is_sent(
+    browser, engine, serving
+) -> None:
+    with (
+        serving(engine, max_images=1, max_text_chars=100) as url,
+        visiting(browser, url) as page,
+    ):
+        page.locator(
+            "#limits", has_text="Up to 1 image a conversation. It remembers 2,048"
+        ).wait_for()
+        choose(page, ("a.png", "image/png", png()), ("b.png", "image/png", png("blue")))
+        page.locator(
+            "#notice", has_text="takes 1 image a conversation, and this would be 2"
+        ).wait_for()
+        ask(page, "kept")
+        assert page.locator("#question").input_value() == "kept"
+        page.get_by_role("button", name="Remove image 2").click()
+        ask(page, "W" * 101)
+        page.locator("#notice", has_text="takes 100 characters").wait_for()
+        assert not engine.asked
+        ask(page, "short")
+        answered(page, "It answers short")
+
+
+def test_a_model_without_sight_has_no_image_button(browser, engine, serving) -> None:
+    engine.load_images = None
+    with serving(engine) as url, visiting(browser, url) as page:
+        page.locator("#limits", has_text="This model reads text, no images.").wait_for()
+        assert page.get_by_role("button", name="Add images").count() == 0
+        assert page.locator("#welcome").inner_text().startswith("Ask a question\n")
+
+
 def test_words_stream_in_as_text_and_the_small_print_counts_them(page, engine) -> None:
     ask(page, "slowly")
     page.locator(".body", has_text="It").wait_for()  # before the rest is written
@@ -198,7 +231,7 @@ def test_words_stream_in_as_text_and_the_small_print_counts_them(page, engine) -
     answered(page, "It answers slowly")
     assert page.locator(".body").get_attribute("aria-busy") == "false"
     small = small_print(page)
-    assert small.startswith("text route · 7 tokens read · 2 written")
+    assert small.startswith("read as words alone · 7 tokens read · 2 written · first word after")
     assert "tokens/s" in small
     assert page.locator("#status").inner_text() == "The answer is complete"
 
@@ -268,9 +301,24 @@ def test_a_large_photograph_is_made_smaller_and_a_small_image_is_sent_as_it_is(
     large, small = images(engine)
     assert large.open().size == (1024, 512)
     assert small.data == png()
-    assert small_print(page).startswith("image route")
+    assert small_print(page).startswith("read as words and images")
     page.get_by_role("button", name="Look at image 1 of 2").click()
     page.locator("#viewer[open] #viewed").wait_for()
+    place, image = page.locator("#viewed-place"), page.locator("#viewed")
+    assert place.inner_text() == "1 of 2"
+    page.keyboard.press("ArrowRight")
+    assert place.inner_text() == "2 of 2"
+    assert image.get_attribute("alt") == "Image 2 of your question: what is this"
+    page.keyboard.press("ArrowRight")
+    before = image.bounding_box()["width"]
+    page.keyboard.press("+")
+    page.keyboard.press("+")
+    assert image.bounding_box()["width"] > 1.2 * before
+    page.keyboard.press("0")
+    assert image.bounding_box()["width"] == before
+    page.keyboard.press("Escape")
+    assert page.locator("#viewer[open]").count() == 0
+    assert page.locator(".images.grid button").count() == 2
 
 
 def test_images_are_pasted_dropped_and_removed(page, engine) -> None:
@@ -452,7 +500,7 @@ def test_what_is_set_is_sent(page, engine) -> None:
 
 def test_an_example_is_asked_with_its_image(page, engine) -> None:
     page.get_by_role("button", name="A science question").click()
-    page.locator(".small", has_text="image route").wait_for()
+    page.locator(".small", has_text="read as words and images").wait_for()
     assert len(images(engine)) == 1
 
 
@@ -466,11 +514,20 @@ def test_two_models_answer_side_by_side_each_with_its_own_past(page, engine) -> 
     answered(page, "Base answers two", "base")
     pasts = {adapter: messages[1].content[0] for messages, _, adapter in engine.asked[-2:]}
     assert pasts == {True: "It answers one", False: "Base answers one"}
+    told = page.locator(".answer.base .told")
+    assert told.last.inner_text() == "The same model before training"
+    page.locator("#files").set_input_files(
+        {"name": "dot.png", "mimeType": "image/png", "buffer": png()}
+    )
+    page.locator("#attached li").wait_for()
+    ask(page, "three")
+    answered(page, "Base answers three", "base")
+    assert told.last.inner_text().endswith("it sees your words, not your images")
     boxes = [page.locator(f".answer.{name}").last.bounding_box() for name in ("adapted", "base")]
     assert boxes[0]["y"] == boxes[1]["y"]
     assert boxes[0]["x"] + boxes[0]["width"] < boxes[1]["x"]
     page.reload()
-    page.locator(".answer.base").nth(1).wait_for()
+    page.locator(".answer.base").nth(2).wait_for()
     page.get_by_label("Next to the base model").uncheck()
     assert page.locator(".answer.base").count() == 0
 

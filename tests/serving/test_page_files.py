@@ -51,6 +51,7 @@ class Silent:
 
     has_adapter, load_images, routing = True, None, None
     routes = ("base", "text")
+    window, base_takes_no_images = 2048, True
 
     def close(self, drain: bool = False) -> None:
         pass

@@ -144,11 +144,14 @@ def _app(sources: dict[str, str], strength: float, settings: ServeSettings) -> A
     from varifocal.serving.adapter_routes import share_equal_weights
     from varifocal.serving.api import create_app
     from varifocal.serving.engine import Engine
+    from varifocal.serving.starters import held_out_questions
 
     engines: dict[str, Engine] = {}
+    recipes = []
     for name, source in sources.items():
         print(f"loading {source}", file=sys.stderr, flush=True)
-        _, parts = open_model(source, strength=strength)
+        recipe, parts = open_model(source, strength=strength)
+        recipes.append(recipe)
         share_equal_weights(parts.model, [engine.model for engine in engines.values()])
         engines[name] = Engine(
             parts.model,
@@ -159,7 +162,9 @@ def _app(sources: dict[str, str], strength: float, settings: ServeSettings) -> A
         )
     first, *others = engines
     rest = {name: engines[name] for name in others}
-    return create_app(engines[first], name=first, settings=settings, others=rest)
+    takes_images = engines[first].load_images is not None
+    starters = held_out_questions(recipes[0]) if takes_images else ()
+    return create_app(engines[first], name=first, settings=settings, others=rest, starters=starters)
 
 
 def _check_installed() -> None:

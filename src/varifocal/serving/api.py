@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,7 +21,6 @@ from starlette.exceptions import HTTPException
 
 from varifocal import __version__
 from varifocal.errors import DataError, ModelError, VarifocalError, nearest
-from varifocal.sciencebook import compose, draw_image
 from varifocal.serving import schema
 from varifocal.serving.answers import (
     PendingAnswer,
@@ -49,46 +46,10 @@ from varifocal.serving.responses_answer import response_events, response_object
 from varifocal.serving.responses_request import PLACES, ResponsesRequest
 from varifocal.serving.schema import Question
 from varifocal.serving.settings import ServeSettings
+from varifocal.serving.starters import example_questions
 from varifocal.serving.structured_output import SchemaError
 
-_SEED = 7
 _Asked = TypeVar("_Asked", ChatRequest, ResponsesRequest)
-
-
-def example_questions(*, images: bool) -> list[Question]:
-    """Compose the questions that the page offers.
-
-    Args:
-        images: whether the model can see.
-    """
-    texts = [
-        Question(title="A sum", text="What is 17 plus 25?"),
-        Question(
-            title="A piece of code",
-            text="Write a Python function that returns the larger of two numbers.",
-        ),
-        Question(title="A fact", text="Why does ice float on water?"),
-    ]
-    return [*(_image_questions() if images else ()), *texts]
-
-
-def _image_questions() -> list[Question]:
-    record, uri = _drawn("concentrations", 0)
-    _, other = _drawn("shapes", 3)
-    choices = ", ".join(record["choices"])
-    asked = f"{record['question']} Choose one of: {choices}."
-    return [
-        Question(title="A science question", text=asked, image=uri),
-        Question(title="A caption", text="Describe this image.", image=other),
-    ]
-
-
-def _drawn(skill: str, index: int) -> tuple[dict[str, Any], str]:
-    """Compose a question that the demo learns to answer, and its image as a `data:` URI."""
-    record, question = compose(skill, "test", index, _SEED)
-    file = BytesIO()
-    draw_image(skill, "test", index, _SEED, question).save(file, format="PNG")
-    return record, f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 PAGE = Path(__file__).parent / "page"
@@ -104,6 +65,7 @@ def create_app(
     name: str,
     settings: ServeSettings | None = None,
     others: Mapping[str, Engine] | None = None,
+    starters: Sequence[Question] = (),
 ) -> FastAPI:
     """Make the server's app.
 
@@ -114,6 +76,7 @@ def create_app(
         settings: its bounds.
         others: further engines by their names, which a request's `model` chooses as well; the page
             talks to the first.
+        starters: questions that the page offers; by default general ones.
 
     Returns:
         An ASGI app: `/v1/chat/completions`, `/v1/responses`, `/v1/models`, `/health`, `/metrics`,
@@ -143,7 +106,9 @@ def create_app(
     _add_chat(app, server)
     _add_responses(app, server)
     _add_state(app, server)
-    _add_page(app, engine)
+    questions = [*starters] or example_questions(images=engine.load_images is not None)
+    _add_page(app, engine, questions)
+    _add_limits(app, engine, bounds)
     _add_request_schema(app)
     app.add_middleware(Guard, settings=bounds)
     if bounds.allow_origins:
@@ -327,8 +292,7 @@ def _add_state(app: FastAPI, server: _Server) -> None:
         return Response(generate_latest(server.metrics.registry), media_type=CONTENT_TYPE)
 
 
-def _add_page(app: FastAPI, engine: Engine) -> None:
-    questions = example_questions(images=engine.load_images is not None)
+def _add_page(app: FastAPI, engine: Engine, questions: list[Question]) -> None:
     layers = [
         schema.RoutingLayer(layer=name, text=table[0].tolist(), image=table[1].tolist())
         for name, table in (engine.routing or {}).items()
@@ -349,6 +313,24 @@ def _add_page(app: FastAPI, engine: Engine) -> None:
         return FileResponse(PAGE / "index.html")
 
     app.mount("/page", StaticFiles(directory=PAGE), name="page")
+
+
+def _add_limits(app: FastAPI, engine: Engine, bounds: ServeSettings) -> None:
+    told = schema.Limits(
+        images=engine.load_images is not None,
+        base_images=engine.load_images is not None and not engine.base_takes_no_images,
+        max_images=bounds.max_images,
+        max_image_mpixels=bounds.max_image_mpixels,
+        max_body_mib=bounds.max_body_mib,
+        max_text_chars=bounds.max_text_chars,
+        max_new_tokens=bounds.max_new_tokens,
+        window=engine.window,
+    )
+
+    @app.get("/v1/varifocal/limits")
+    async def limits() -> schema.Limits:
+        """Say what a request may hold."""
+        return told
 
 
 def _add_refusals(app: FastAPI) -> None:

@@ -111,6 +111,8 @@ class Engine:
         has_adapter: whether a request may leave an adapter out.
         routes: which weights a request may ask for, whatever images it has: "base" and, of a model
             that takes images, "text".
+        window: tokens of a prompt and its answer; None where the model's config has no bound.
+        base_takes_no_images: whether the model without its adapter is asked without images.
         routing: MMA's branch weights, text and image, by norm (`routing_table`); None for others.
     """
 
@@ -143,10 +145,10 @@ class Engine:
         base: Any = cast(Any, model).get_base_model() if self.has_adapter else model
         family = family_of(base.config)
         # without its adapter a graft's language model takes no images
-        self._base_takes_no_images = family is not None and family.connector_is_new
+        self.base_takes_no_images = family is not None and family.connector_is_new
         text: Any = self.model.config.get_text_config(decoder=True)
-        self._window: int | None = getattr(text, "max_position_embeddings", None)
-        self.encoder = encoder.for_prompts(self._window)
+        self.window: int | None = getattr(text, "max_position_embeddings", None)
+        self.encoder = encoder.for_prompts(self.window)
         self._schemas = SchemaCompiler(encoder.tokenizer, self.stop_ids)
         prefixes_fit = family is None or family.prefixes_fit
         self._prefixes = PrefixCache(int(prefix_cache_gib * GIB) if prefixes_fit else 0)
@@ -267,7 +269,7 @@ class Engine:
             raise DataError("a conversation to be answered ends with the user's turn")
         if not adapter and not self.has_adapter:
             raise DataError("this model has no adapter that could be left out")
-        if not adapter and self._base_takes_no_images:
+        if not adapter and self.base_takes_no_images:
             messages = _without_images(messages)
         answers = sampling.allowed_answers
         example = Example(messages=tuple(messages), choices=answers, is_prompt=True)
@@ -290,7 +292,7 @@ class Engine:
                     _LOG.warning("the chat template leaves a system message out; told once")
                 return encoded, options
         except TooLongError as error:
-            window = self._window or error.tokens
+            window = self.window or error.tokens
             raise ContextLengthError(error.tokens, window, at_least=error.at_least) from error
 
     def _enqueue(self, request: Request) -> None:
@@ -340,8 +342,8 @@ class Engine:
 
     def _writing(self, request: Request) -> Writing:
         most = request.sampling.max_new_tokens
-        if self._window is not None:  # the last token is written, but not read
-            most = min(most, self._window - request.prompt_tokens + 1)
+        if self.window is not None:  # the last token is written, but not read
+            most = min(most, self.window - request.prompt_tokens + 1)
         return Writing(request, self.encoder.tokenizer, self.stop_ids, most, self._opening)
 
     @torch.inference_mode()

@@ -214,11 +214,28 @@ class Health(BaseModel):
 
 
 class Question(BaseModel):
-    """An example for the page; `image` is a `data:` URI."""
+    """An example for the page; `images` are `data:` URIs."""
 
     title: str
     text: str
-    image: str | None = None
+    images: list[str] = []
+
+
+class Limits(BaseModel):
+    """What a request may hold, for the page to say before it asks.
+
+    `window` counts the tokens of a conversation and its answer; `base_images` says whether the
+    model without its adapter takes images.
+    """
+
+    images: bool
+    base_images: bool
+    max_images: int
+    max_image_mpixels: float
+    max_body_mib: float
+    max_text_chars: int
+    max_new_tokens: int
+    window: int | None
 
 
 class RoutingLayer(BaseModel):

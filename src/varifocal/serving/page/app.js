@@ -6,10 +6,12 @@ import {
   addTurn, branch, choose, COLUMNS, messagesFor, nameOf, newAnswer, newConversation, versions,
 } from "./conversation.js";
 import { History } from "./history.js";
+import { problem, told } from "./limits.js";
 import { bindSettings } from "./settings.js";
 import { load, recover, save, saveAtOnce } from "./store.js";
 import { make } from "./text.js";
 import { View } from "./view.js";
+import { look } from "./viewer.js";
 
 const at = (id) => document.getElementById(id);
 const NEAR = 80; // pixels from the end within which the page goes along with an answer
@@ -20,9 +22,10 @@ const state = { conversation: newConversation(), columns: ["adapted"], running: 
 const names = {};
 let wantsEnd = true;
 let examples = [];
+let limits = null;
 
 const sampling = bindSettings();
-const composer = new Composer({ tell: notice, onSend: ask });
+const composer = new Composer({ tell: notice, problem: refused, onSend: ask });
 const view = new View(at("turns"), { edit, retry, step, copy, look });
 
 const turns = () => branch(state.conversation);
@@ -47,6 +50,13 @@ async function keep(conversation) {
   } catch {
     notice("The browser has no room left: export or delete conversations to keep this one.");
   }
+}
+
+/** Say what the server would refuse of a question at the place where it is asked. */
+function refused(text, images) {
+  const shown = turns();
+  const upTo = state.editing ? shown.indexOf(state.editing) : shown.length;
+  return problem(limits, shown.slice(0, upTo), text, images);
 }
 
 function ask(text, images) {
@@ -194,11 +204,6 @@ async function copy(text) {
   flash("Copied");
 }
 
-function look(image, alt) {
-  Object.assign(at("viewed"), { src: image, alt });
-  at("viewer").showModal();
-}
-
 /** Show a conversation; the one that was shown stays in the list, with what is written of it. */
 function show(conversation) {
   state.running?.abort();
@@ -291,23 +296,33 @@ function ready() {
 
 async function begin() {
   const models = (await getJson("v1/models")).data.map((model) => model.id);
-  names.adapted = models.find((id) => !id.endsWith(":base")) ?? models[0];
+  names.adapted = models.find((id) => !id.endsWith(":base") && !id.endsWith(":text")) ?? models[0];
   names.base = models.find((id) => id === `${names.adapted}:base`);
   view.names = names;
   at("model-name").textContent = names.adapted;
   document.title = `${names.adapted} · Varifocal`;
   at("compare-label").hidden = !names.base;
-  const [questions, routing] = await Promise.allSettled(
-    [getJson("v1/varifocal/examples"), getJson("v1/varifocal/routing")]);
+  const [questions, routing, bounds] = await Promise.allSettled(
+    ["examples", "routing", "limits"].map((name) => getJson(`v1/varifocal/${name}`)));
+  limits = bounds.value ?? null;
+  if (limits) {
+    composer.setLimits(limits);
+    at("limits").textContent = told(limits);
+    view.basesImages = limits.base_images;
+    if (!limits.images) {
+      at("welcome-title").textContent = "Ask a question";
+      at("welcome-words").textContent = "Or begin with one of these.";
+    }
+  }
   examples = questions.value ?? [];
   view.layers = routing.value?.layers ?? [];
   at("examples").replaceChildren(...examples.map(card));
 }
 
-function card({ title, text, image }) {
+function card({ title, text, images }) {
   const words = make("span", { className: "words" }, make("strong", {}, title), make("span", {}, text));
-  const button = make("button", { type: "button", onclick: () => ask(text, image ? [image] : []) });
-  if (image) button.append(make("img", { src: image, alt: "" }));
+  const button = make("button", { type: "button", onclick: () => ask(text, images) });
+  if (images.length) button.append(make("img", { src: images[0], alt: "" }));
   button.append(words);
   return make("li", {}, button);
 }

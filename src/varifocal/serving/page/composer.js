@@ -1,14 +1,20 @@
 // Where a question is put together: words, and images that are dropped, pasted, chosen or taken.
 
-import { imageFiles, readImage } from "./images.js";
+import { imageFiles, LONGEST_SIDE, readImage } from "./images.js";
+import { longestSide } from "./limits.js";
 import { make } from "./text.js";
 
 const at = (id) => document.getElementById(id);
 const TALLEST = 220; // pixels
 
-/** The form; `tell(sentence)` is for mistakes, `onSend(text, images)` for questions. */
+/**
+ * The form; `tell(sentence)` is for mistakes, `problem(text, images)` says what the server would
+ * refuse, and `onSend(text, images)` is for questions.
+ */
 export class Composer {
-  constructor({ tell, onSend }) {
+  constructor({ tell, problem, onSend }) {
+    this.problem = problem;
+    this.limits = null;
     this.tell = tell;
     this.onSend = onSend;
     this.images = [];
@@ -67,17 +73,23 @@ export class Composer {
 
   /** Take images in; `given` files were offered, some of which may be no images. */
   async add(files, given) {
+    if (this.limits && !this.limits.images) {
+      this.tell("This model reads text alone: it takes no images.");
+      return;
+    }
     this.tell(files.length < given ? "Only images can be added." : "");
     this.reading += 1;
     this.renew();
     for (const file of files) {
       try {
-        this.images.push(await readImage(file));
+        this.images.push(await readImage(file, longestSide(this.limits, LONGEST_SIDE)));
       } catch (error) {
         this.tell(error.message);
       }
     }
     this.reading -= 1;
+    const problem = this.problem(this.field.value, this.images);
+    if (problem) this.tell(problem);
     this.renew();
     this.field.focus();
   }
@@ -90,6 +102,12 @@ export class Composer {
     this.field.focus();
   }
 
+  /** Learn what the server takes; a model without sight gets no image buttons. */
+  setLimits(limits) {
+    this.limits = limits;
+    for (const id of ["choose", "photograph"]) at(id).hidden = !limits.images;
+  }
+
   setBusy(isBusy) {
     this.isBusy = isBusy;
     this.renew();
@@ -98,6 +116,11 @@ export class Composer {
   send() {
     const text = this.field.value.trim();
     if (this.isBusy || this.reading || (!text && !this.images.length)) return;
+    const problem = this.problem(text, this.images);
+    if (problem) {
+      this.tell(problem);
+      return;
+    }
     const images = this.images;
     this.fill("", []);
     this.onSend(text, images);

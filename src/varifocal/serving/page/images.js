@@ -5,11 +5,11 @@ const LARGEST_AS_IS = 600_000; // bytes
 const AS_IS = ["image/png", "image/webp", "image/gif"];
 
 /**
- * Turn a file into a data URI with sides of at most LONGEST_SIDE pixels.
+ * Turn a file into a data URI with sides of at most `most` pixels.
  *
  * Photographs are always drawn anew: that turns them upright and leaves out where they were taken.
  */
-export async function readImage(file) {
+export async function readImage(file, most = LONGEST_SIDE) {
   let bitmap;
   try {
     bitmap = await createImageBitmap(file, { imageOrientation: "from-image" });
@@ -17,11 +17,11 @@ export async function readImage(file) {
     throw new Error(`${file.name || "This file"} is no image that this browser can read.`);
   }
   const longest = Math.max(bitmap.width, bitmap.height);
-  if (longest <= LONGEST_SIDE && file.size <= LARGEST_AS_IS && AS_IS.includes(file.type)) {
+  if (longest <= most && file.size <= LARGEST_AS_IS && AS_IS.includes(file.type)) {
     bitmap.close();
     return asUri(file);
   }
-  const scale = Math.min(1, LONGEST_SIDE / longest);
+  const scale = Math.min(1, most / longest);
   const canvas = document.createElement("canvas");
   canvas.width = Math.max(1, Math.round(bitmap.width * scale));
   canvas.height = Math.max(1, Math.round(bitmap.height * scale));

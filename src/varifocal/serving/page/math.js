@@ -48,6 +48,7 @@ export function renderMath(root) {
     const tex = span.textContent;
     const displayMode = span.classList.contains("wide");
     if (displayMode) span.tabIndex = 0; // it may be wider than the page
-    globalThis.katex.render(tex, span, { displayMode, throwOnError: false, maxSize: 20, maxExpand: 200 });
+    const bounds = { maxSize: 20, maxExpand: 200 };
+    globalThis.katex.render(tex, span, { displayMode, throwOnError: false, errorColor: "currentColor", ...bounds });
   }
 }

@@ -4,13 +4,13 @@ import { show } from "./markdown.js";
 import { routingChart } from "./routing.js";
 import { make } from "./text.js";
 
-const ROUTES = { text: "text route", image: "image route", base: "base model" };
+const ROUTES = { text: "read as words alone", image: "read as words and images", base: "without training" };
 const OPEN = new Set(); // turns whose routing is open, so that it stays so when drawn anew
 
 /**
  * Makes and renews the elements of turns.
  *
- * `actions` are called with a turn: edit, retry, step(turn, by), copy(text), look(image).
+ * `actions` are called with a turn: edit, retry, step(turn, by), copy(text), look(images, index, alt).
  */
 export class View {
   constructor(list, actions) {
@@ -18,6 +18,7 @@ export class View {
     this.actions = actions;
     this.layers = [];
     this.names = {};
+    this.basesImages = false; // whether the base model takes images
     this.items = new Map();
   }
 
@@ -94,7 +95,7 @@ export class View {
   question({ turn, deeds }) {
     const article = make("article", { className: "question", "aria-label": "You asked" });
     if (turn.images.length) {
-      article.append(make("div", { className: "images" },
+      article.append(make("div", { className: turn.images.length > 1 ? "images grid" : "images" },
         ...turn.images.map((image, index) => this.image(image, index, turn))));
     }
     if (turn.text) article.append(make("p", { className: "bubble" }, turn.text));
@@ -103,11 +104,11 @@ export class View {
   }
 
   image(image, index, turn) {
-    const alt = `Image ${index + 1} of your question: ${turn.text || "without words"}`;
-    const shown = make("img", { src: image, alt });
+    const alt = (at) => `Image ${at + 1} of your question: ${turn.text || "without words"}`;
+    const shown = make("img", { src: image, alt: alt(index) });
     return make("button", {
       type: "button", "aria-label": `Look at image ${index + 1} of ${turn.images.length}`,
-      onclick: () => this.actions.look(image, alt),
+      onclick: () => this.actions.look(turn.images, index, alt),
     }, shown);
   }
 
@@ -116,7 +117,8 @@ export class View {
     const article = make("article", { className: `answer ${column}`, "aria-label": label });
     if (state.columns.length > 1) {
       const name = column === "base" ? "Base model" : "Adapted";
-      article.append(make("h2", { title: this.names[column] }, name));
+      article.append(make("h2", { title: this.names[column] }, name),
+        make("p", { className: "told" }, column === "base" ? this.baseTold(item.turn, state) : "What you trained"));
     }
     const place = {
       body: make("div", { className: "body", "aria-live": "polite" }),
@@ -126,6 +128,14 @@ export class View {
     article.append(place.body, place.small, place.after);
     item.places[column] = place;
     return article;
+  }
+
+  /** What the base model has to answer from. */
+  baseTold(turn, state) {
+    const before = state.turns.slice(0, state.turns.indexOf(turn) + 1);
+    const hasImages = before.some((one) => one.images.length);
+    const same = "The same model before training";
+    return hasImages && !this.basesImages ? `${same}: it sees your words, not your images` : same;
   }
 
   /** What stands below an answer: buttons, and how it was routed. */
@@ -139,7 +149,7 @@ export class View {
     if (isFree) {
       row.append(button("Try again", "Try this answer again", () => this.actions.retry(turn, column)));
     }
-    const chart = isNewest && answer.route ? this.routing(turn, column) : null;
+    const chart = answer.route ? this.routing(turn, column) : null;
     return chart ? [row, chart] : [row];
   }
 
@@ -149,8 +159,14 @@ export class View {
     if (!this.layers.length || route === "base") return null;
     const place = `${turn.id} ${column}`;
     const details = make("details", { className: "how", open: OPEN.has(place) },
-      make("summary", {}, "How it was routed"), routingChart(this.layers, route));
-    details.addEventListener("toggle", () => OPEN[details.open ? "add" : "delete"](place));
+      make("summary", {}, "How it was routed"),
+      make("p", {}, "Each layer has two small trained branches and mixes them one way for questions with images, another way " +
+        "for words alone."),
+      routingChart(this.layers, route));
+    details.addEventListener("toggle", () => {
+      OPEN[details.open ? "add" : "delete"](place);
+      if (details.open) details.scrollIntoView({ block: "nearest" });
+    });
     return details;
   }
 
@@ -172,7 +188,7 @@ function button(text, label, onclick) {
   return make("button", { type: "button", className: "text", "aria-label": label, onclick }, text);
 }
 
-/** Tell route, tokens and speed; the speed counts the reading of the question too. */
+/** Tell route, tokens and speed: how long until the first word, and how fast it goes on. */
 export function smallPrint(answer) {
   if (answer.state === "writing") return answer.told;
   const told = [];
@@ -183,9 +199,10 @@ export function smallPrint(answer) {
     const known = answer.usage.prompt_tokens_details?.cached_tokens;
     told.push(`${read} tokens read${known ? ` (${known} remembered)` : ""}`);
     told.push(`${written} written`);
-    if (answer.seconds > 0) told.push(`${(written / answer.seconds).toFixed(1)} tokens/s`);
+    const writing = answer.seconds - answer.first;
+    if (answer.first !== null) told.push(`first word after ${answer.first.toFixed(1)} s`);
+    if (written > 1 && writing > 0) told.push(`then ${((written - 1) / writing).toFixed(1)} tokens/s`);
   }
   if (answer.cut) told.push("ended at the longest length");
-  if (answer.first !== null) told.push(`first word after ${answer.first.toFixed(1)} s`);
   return told.map((part) => part.replaceAll(" ", "\u00a0")).join("\u00a0· ");
 }
