@@ -316,7 +316,7 @@ def _add_page(app: FastAPI, engine: Engine, questions: list[Question]) -> None:
 
 
 def _add_limits(app: FastAPI, engine: Engine, bounds: ServeSettings) -> None:
-    told = schema.Limits(
+    bounds_shown = schema.Limits(
         images=engine.load_images is not None,
         base_images=engine.load_images is not None and not engine.base_takes_no_images,
         max_images=bounds.max_images,
@@ -330,7 +330,7 @@ def _add_limits(app: FastAPI, engine: Engine, bounds: ServeSettings) -> None:
     @app.get("/v1/varifocal/limits")
     async def limits() -> schema.Limits:
         """Say what a request may hold."""
-        return told
+        return bounds_shown
 
 
 def _add_refusals(app: FastAPI) -> None:

@@ -28,7 +28,7 @@ def held_out_questions(recipe: Recipe) -> list[Question]:
     Args:
         recipe: the run's; sources whose files are not here any more give no questions.
     """
-    found: list[Question] = []
+    questions: list[Question] = []
     for source in recipe.data.evaluate:
         count = min(_READ, source.max_examples or _READ)
         few = source.model_copy(update={"max_examples": count})
@@ -36,8 +36,8 @@ def held_out_questions(recipe: Recipe) -> list[Question]:
             examples = load_source(few, on_bad_record="skip")
         except DataError:
             continue
-        found.extend(_questions_of(examples))
-    chosen = found[:: max(1, len(found) // _MOST)][:_MOST]
+        questions.extend(_questions_of(examples))
+    chosen = questions[:: max(1, len(questions) // _MOST)][:_MOST]
     return [
         each.model_copy(update={"title": f"Held-out question {number}"})
         for number, each in enumerate(chosen, 1)
