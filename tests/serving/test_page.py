@@ -370,7 +370,7 @@ def test_escape_stops_and_the_answer_is_tried_again(page, engine) -> None:
     assert request.finish_reason == "cancelled"  # its slot is free
     assert page.locator(".body").inner_text().strip() == "It"
     engine.go.set()
-    page.get_by_role("button", name="Try this answer again").click()
+    page.get_by_role("button", name="Try again: this answer").click()
     answered(page, "It answers slowly")
     assert page.locator(".turn").count() == 1
 
@@ -561,7 +561,7 @@ def test_mistakes_are_told_in_words_and_can_be_tried_again(page, engine) -> None
     page.get_by_role("button", name="Settings").click()
     page.get_by_label("Longest answer, in tokens").fill("12")
     page.get_by_role("button", name="Done").click()
-    page.get_by_role("button", name="Try this answer again").click()
+    page.get_by_role("button", name="Try again: this answer").click()
     answered(page, "It answers one")
     assert engine.asked[-1][1].max_new_tokens == 12
     page.route("**/v1/chat/completions", lambda route: route.abort())
@@ -659,7 +659,7 @@ def test_the_keyboard_alone_suffices(page, engine) -> None:
         if order[-1] == "Your question":
             break
     wanted = ["Settings", "New conversation", "Edit this question", "Copy this answer"]
-    wanted += ["Try this answer again", "Add images", "Your question"]
+    wanted += ["Try again: this answer", "Add images", "Your question"]
     places = [order.index(name) for name in wanted]
     assert places == sorted(places)
 

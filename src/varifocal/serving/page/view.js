@@ -147,7 +147,7 @@ export class View {
       row.append(button("Copy", "Copy this answer", () => this.actions.copy(answer.text)));
     }
     if (isFree) {
-      row.append(button("Try again", "Try this answer again", () => this.actions.retry(turn, column)));
+      row.append(button("Try again", "Try again: this answer", () => this.actions.retry(turn, column)));
     }
     const chart = answer.route ? this.routing(turn, column) : null;
     return chart ? [row, chart] : [row];
