@@ -63,8 +63,8 @@ def test_the_disk_fills_up_at_every_file_in_turn_and_the_run_goes_on(
     whole = {}
     keep = RunDirectory.keep_newest
 
-    def watch(self, number):
-        keep(self, number)
+    def watch(self, number, spared=None):
+        keep(self, number, spared)
         newest = self.newest_checkpoint()
         whole[newest] = {path.name: path.read_bytes() for path in newest.iterdir()}
 

@@ -9,9 +9,9 @@ from torch import nn
 
 from varifocal.errors import RunError
 from varifocal.run import RunDirectory
-from varifocal.training.callbacks import is_finite
+from varifocal.training import trainer as trainer_module
+from varifocal.training.callbacks import is_finite, rows_in_hand
 from varifocal.training.train import run_training
-from varifocal.training.trainer import SupervisedTrainer
 
 SAVING = {"training.max_steps": 4, "training.save_steps": 2, "training.save_total_limit": 3}
 
@@ -37,14 +37,14 @@ def test_a_gradient_that_is_no_number_is_not_learned_from(recipe, tmp_path, pois
 def test_the_named_rows_are_those_of_the_step(recipe, tmp_path, poisoned, monkeypatch):
     """With two rows a batch and two batches a step, in the second epoch, unevenly."""
     rows = []
-    measure = SupervisedTrainer._not_finite
+    measure = trainer_module.step_not_finite
 
-    def look(self, *args):
-        data = self.train_dataset
-        rows.append((data.epoch, self._rows_in_hand(), len(data)))
-        return measure(self, *args)
+    def look(trainer, *args):
+        data = trainer.train_dataset
+        rows.append((data.epoch, rows_in_hand(trainer), len(data)))
+        return measure(trainer, *args)
 
-    monkeypatch.setattr(SupervisedTrainer, "_not_finite", look)
+    monkeypatch.setattr(trainer_module, "step_not_finite", look)
     pace = {
         "training.per_device_train_batch_size": 2,
         "training.gradient_accumulation_steps": 2,
