@@ -11,6 +11,8 @@ import pytest
 from fastapi.testclient import TestClient
 
 from varifocal.serving.api import PAGE, create_app
+from varifocal.serving.schema import Question
+from varifocal.serving.settings import ServeSettings
 
 FILES = sorted(file.name for file in PAGE.iterdir() if file.is_file())
 VENDOR = PAGE / "vendor"
@@ -67,6 +69,17 @@ def client():
     app = create_app(Silent(), name="tiny")  # type: ignore[arg-type]
     with TestClient(app, base_url="http://localhost") as client:
         yield client
+
+
+@pytest.mark.parametrize(("host", "own"), [("127.0.0.1", True), ("0.0.0.0", False)])
+def test_a_runs_own_questions_stay_on_this_machine(host, own) -> None:
+    settings = ServeSettings(host=host)
+    starters = [Question(title="Ours", text="Whose passport is this?", images=[])]
+    app = create_app(Silent(), name="tiny", settings=settings, starters=starters)  # type: ignore[arg-type]
+    with TestClient(app, base_url="http://localhost") as client:
+        questions = client.get("/v1/varifocal/examples").json()
+    assert (questions == [each.model_dump() for each in starters]) == own
+    assert questions
 
 
 def text(name: str) -> str:

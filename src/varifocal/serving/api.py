@@ -76,7 +76,8 @@ def create_app(
         settings: its bounds.
         others: further engines by their names, which a request's `model` chooses as well; the page
             talks to the first.
-        starters: questions that the page offers; by default general ones.
+        starters: questions that the page offers where only this machine can reach it, since they
+            hold a run's own images; elsewhere, and by default, general ones.
 
     Returns:
         An ASGI app: `/v1/chat/completions`, `/v1/responses`, `/v1/models`, `/health`, `/metrics`,
@@ -106,8 +107,7 @@ def create_app(
     _add_chat(app, server)
     _add_responses(app, server)
     _add_state(app, server)
-    questions = [*starters] or example_questions(images=engine.load_images is not None)
-    _add_page(app, engine, questions)
+    _add_page(app, engine, starters if bounds.is_private else ())
     _add_limits(app, engine, bounds)
     _add_request_schema(app)
     app.add_middleware(Guard, settings=bounds)
@@ -292,7 +292,8 @@ def _add_state(app: FastAPI, server: _Server) -> None:
         return Response(generate_latest(server.metrics.registry), media_type=CONTENT_TYPE)
 
 
-def _add_page(app: FastAPI, engine: Engine, questions: list[Question]) -> None:
+def _add_page(app: FastAPI, engine: Engine, starters: Sequence[Question]) -> None:
+    questions = [*starters] or example_questions(images=engine.load_images is not None)
     layers = [
         schema.RoutingLayer(layer=name, text=table[0].tolist(), image=table[1].tolist())
         for name, table in (engine.routing or {}).items()
