@@ -489,7 +489,7 @@ def test_the_page_begins_with_held_out_questions_and_their_images(tmp_path) -> N
     for number in range(6):
         PIL.Image.new("RGB", (300, 200), (40 * number, 0, 0)).save(tmp_path / f"{number}.png")
         row = {"image": f"{number}.png", "question": f"Question {number}?", "answer": "Red."}
-        rows += [row, row]
+        rows += [row, row, {"question": f"What is {number}?", "answer": "A number."}]
     (tmp_path / "asked.json").write_text(json.dumps(rows))
     sources = [FileSection(path=str(tmp_path / name)) for name in ("gone.json", "asked.json")]
     recipe = SimpleNamespace(data=DataSection(evaluate=tuple(sources)))

@@ -23,7 +23,9 @@ _LONGEST_SIDE = 1024  # pixels; the page sends no larger ones
 
 
 def held_out_questions(recipe: Recipe) -> list[Question]:
-    """Read a few questions of a run's `data.evaluate` with their images, each of other images.
+    """Read a few questions of a run's `data.evaluate`, each of other images.
+
+    Those without an image are left out where others have some.
 
     Args:
         recipe: the run's; sources whose files are not here any more give no questions.
@@ -37,6 +39,7 @@ def held_out_questions(recipe: Recipe) -> list[Question]:
         except DataError:
             continue
         questions.extend(_questions_of(examples))
+    questions = [each for each in questions if each.images] or questions
     chosen = questions[:: max(1, len(questions) // _MOST)][:_MOST]
     return [
         each.model_copy(update={"title": f"Held-out question {number}"})
