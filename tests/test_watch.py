@@ -55,8 +55,19 @@ def test_an_ended_training_has_finished_was_stopped_or_is_dead(run):
 
 
 def test_the_verb_prints_what_a_terminal_can_show(run):
+    shown = run.validation_at(4) / "samples.json"
+    shown.parent.mkdir(parents=True)
+    answers = [("A star", 1.0), ("A very long answer that goes on and on", 0.0), ("ten", None)]
+    samples = [{"question": "Which?\nA or B " * 9, "answer": a, "credit": c} for a, c in answers]
+    shown.write_text(json.dumps(samples))
     done = CliRunner().invoke(app, ["watch", str(run.root), "--once"])
     assert done.exit_code == 0, done.output
-    for text in ("stopped, step 4 of 10", "held-out loss", "2.5", "1.50 GiB, planned"):
+    for text in (
+        "stopped, step 4 of 10",
+        "held-out loss",
+        "2.5",
+        "1.50 GiB, planned",
+        "| A star | right",
+    ):
         assert text in done.output
     assert max(map(len, done.output.splitlines())) <= 80

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from textwrap import shorten
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 REFRESH_S = 3.0
 _BARS = "▁▂▃▄▅▆▇█"
 _WIDTH = 40
+_MOST_SAMPLES = 3
 
 
 def add_watch_verb(app: typer.Typer) -> None:
@@ -69,12 +71,28 @@ def _table(watched: Sequence[Watched]) -> RenderableType:
                 table.add_row(f"  {name}", Text(f"{sparkline(values)} {values[-1]:.4g}"))
         if each.best:
             table.add_row("  best", f"step {each.best['step']}, {each.best['value']:.4g}")
+        for sample in each.samples[:_MOST_SAMPLES]:
+            table.add_row("  answer", Text(_sample_line(sample)))
         if each.training:
             table.add_row("  tokens/s", f"{each.training[-1].get('tokens_per_second', 0):,.0f}")
         if each.peak_memory_gib is not None:
             kind = "measured" if each.status == "finished" else "planned"
             table.add_row("  memory", f"{each.peak_memory_gib:.2f} GiB, {kind}")
     return table
+
+
+def _sample_line(sample: Mapping[str, Any]) -> str:
+    r"""Say how a held-out question begins, what was answered, and whether that is right.
+
+    >>> _sample_line({"question": "Which\nshape?", "answer": "A star", "credit": 1.0})
+    'Which shape? | A star | right'
+    """
+    question, answer = (
+        shorten(sample[key], 30, placeholder="...") for key in ("question", "answer")
+    )
+    credit = sample.get("credit")
+    verdict = {None: "", 0: "wrong", 1: "right"}.get(credit, f"{credit:.0%}" if credit else "")
+    return " | ".join(filter(None, (question, answer or "nothing", verdict)))
 
 
 def _head(watched: Watched) -> str:
