@@ -60,7 +60,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 # lmms-eval asks for fifty packages, torchvision among them, and needs two of them for what is used
 # here. llama.cpp comes built for Node.js from npm, for this platform alone.
-$(ALL): $(STAMP)
+$(ALL): $(STAMP) Makefile
 	for each in chromium npm; do \
 	    command -v $$each >/dev/null || { apt-get update -qq && apt-get install -qq -y $$each; } \
 	        || { echo "test-all needs $$each: as root, apt-get install $$each"; exit 1; }; \
@@ -69,6 +69,7 @@ $(ALL): $(STAMP)
 	$(PIP) --no-deps lmms-eval
 	npm install --silent --no-audit --no-fund --ignore-scripts --omit=optional --prefix $(VENV)/llama.cpp \
 	    @fugood/llama.node@1.7.15 @fugood/node-llama-linux-x64@1.7.15
+	npm install --silent --no-audit --no-fund --ignore-scripts --prefix $(VENV)/axe axe-core@4.14.1
 	touch $@
 
 # The chat page's libraries, as their authors built them; put the sums that it prints into VENDORED.md.

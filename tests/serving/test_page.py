@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import re
 import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,6 +22,8 @@ import torch
 from varifocal.data.example import Image
 from varifocal.serving.request import Piece, QueueFull, Request
 
+ROOT = Path(__file__).parents[2]
+AXE = Path(os.environ.get("AXE", ROOT / ".venv" / "axe")) / "node_modules/axe-core/axe.min.js"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 pytestmark = [
     pytest.mark.slow,
@@ -620,6 +624,45 @@ def test_a_phone_has_a_camera_and_nothing_beyond_its_width(browser, address) -> 
         box = page.locator("#settings").bounding_box()
         assert box["x"] >= 0
         assert box["x"] + box["width"] <= 390
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1200, 390])
+def test_axe_finds_no_serious_fault_in_any_view(browser, address, scheme, width) -> None:
+    if not AXE.is_file():
+        pytest.skip("needs axe-core from npm, which `make test-all` installs")
+    with visiting(
+        browser, address, color_scheme=scheme, viewport={"width": width, "height": 844}
+    ) as page:
+        faults: dict[str, list[Any]] = {}
+
+        def scan(view: str) -> None:
+            page.wait_for_timeout(300)  # colours are compared when nothing fades any more
+            found = page.evaluate("axe.run()")["violations"]
+            faults[view] = [
+                (each["id"], [node["html"] for node in each["nodes"]])
+                for each in found
+                if each["impact"] in ("serious", "critical")
+            ]
+
+        page.evaluate(AXE.read_text())
+        scan("start")
+        choose(page, ("a.jpg", "image/jpeg", jpeg(300, 200)), ("b.jpg", "image/jpeg", jpeg(9, 9)))
+        ask(page, "markdown")
+        answered(page, "broken")
+        scan("answer")
+        page.locator("#compare").check()
+        ask(page, "Which?")
+        answered(page, "Base", "base")
+        page.get_by_text("How it was routed").last.click()
+        scan("two models")
+        for name in ("Conversations", "Settings"):
+            page.get_by_role("button", name=name).click()
+            scan(name)
+            page.keyboard.press("Escape")
+        page.locator(".images button").first.click()
+        scan("viewer")
+        assert not any(faults.values()), faults
 
 
 def test_colours_follow_the_system_until_they_are_chosen(browser, address) -> None:
