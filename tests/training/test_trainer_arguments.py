@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -251,6 +253,33 @@ def test_a_service_is_told_of_every_line(recipe, tmp_path, monkeypatch):
     page = {"training.max_steps": 2, "training.report_to": "wandb", "training.run_name": "mine"}
     run_training(recipe(page), tmp_path / "run")
     assert told[:2] == [("mine", 1, True), ("mine", 2, True)]
+
+
+@pytest.mark.parametrize("service", ["tensorboard", "trackio", "wandb"])
+def test_a_service_writes_into_the_run_unless_told_otherwise(
+    recipe, tmp_path, monkeypatch, service
+):
+    from transformers.integrations import integration_utils
+
+    from varifocal.recipe import services
+
+    variable, folder = services._FOLDERS[service]
+    places = []
+
+    class Service(TrainerCallback):
+        def __init__(self):
+            places.append(os.environ[variable])
+
+    monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setitem(services.SERVICES, service, ())
+    monkeypatch.setitem(integration_utils.INTEGRATION_TO_CALLBACK, service, Service)
+    page = recipe({"training.max_steps": 1, "training.report_to": service})
+    run_training(page, tmp_path / "run")
+    assert Path(places[0]) == tmp_path / "run" / folder
+    assert variable not in os.environ
+    monkeypatch.setenv(variable, "elsewhere")
+    run_training(page, tmp_path / "other")
+    assert places[1] == os.environ[variable] == "elsewhere"
 
 
 # Runs that are trained already

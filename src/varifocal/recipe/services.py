@@ -1,7 +1,10 @@
 """The services that a training reports to, by transformers' names."""
 
 import importlib.util
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from varifocal.errors import nearest
 from varifocal.recipe.strict_yaml import WrongKeyError
@@ -23,6 +26,34 @@ SERVICES: dict[str, tuple[str, ...]] = {
     "wandb": ("wandb",),
 }
 """Service -> the packages of which one has to be installed."""
+
+
+_FOLDERS = {
+    "tensorboard": ("TENSORBOARD_LOGGING_DIR", "tensorboard"),
+    "trackio": ("TRACKIO_DIR", "trackio"),
+    "wandb": ("WANDB_DIR", "."),
+}
+"""Service -> the variable that names its folder, and that folder in a run; wandb makes `wandb`."""
+
+
+@contextmanager
+def reports_in(root: Path, report_to: str | Iterable[str] | None) -> Iterator[None]:
+    """Let services that write files write them into a folder, unless the environment names one.
+
+    trackio reads its variable once in a process: further runs of it are in the first one's folder.
+    """
+    named = services(report_to)
+    places = {
+        variable: str(root / folder)
+        for name, (variable, folder) in _FOLDERS.items()
+        if (name in named or named == ["all"]) and variable not in os.environ
+    }
+    os.environ.update(places)
+    try:
+        yield
+    finally:
+        for variable in places:
+            os.environ.pop(variable, None)
 
 
 def services(report_to: str | Iterable[str] | None) -> list[str]:

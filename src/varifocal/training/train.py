@@ -31,6 +31,7 @@ from varifocal.models.saved import describe_adapter, start_adapter, start_connec
 from varifocal.progress import Progress, silent
 from varifocal.recipe import Recipe, leaves_text
 from varifocal.recipe.sections import Provenance
+from varifocal.recipe.services import reports_in
 from varifocal.run import RunDirectory
 from varifocal.training.alignment import Aligned, align, aligns
 from varifocal.training.callbacks import RunMetrics, StopTraining, stop_wish
@@ -97,7 +98,7 @@ def run_training(
     check_before_loading(recipe)
     check_usable(recipe)
     run = RunDirectory.create(root, resume=resume)
-    with run.lock():
+    with run.lock(), reports_in(run.root.resolve(), recipe.training.get("report_to")):
         return _train(recipe, run, resume, progress or silent, predict)
 
 
