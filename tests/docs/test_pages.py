@@ -123,6 +123,7 @@ def test_pages_run_on_the_real_model(forks, tmp_path):
         run_page(shop, page)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "wrong", ["varifocal demo --quik", "false; true", "false | cat", "cat nowhere", "echo $UNSET"]
 )
@@ -131,6 +132,7 @@ def test_a_block_that_fails_is_told_with_its_place(workshop, tmp_path, wrong):
         workshop.run(one(wrong), tmp_path)
 
 
+@pytest.mark.slow
 def test_a_python_block_that_fails_is_told(workshop, tmp_path):
     with pytest.raises(AssertionError, match="ZeroDivisionError"):
         workshop.run(Block("page", 1, "python", "", "1 / 0"), tmp_path)

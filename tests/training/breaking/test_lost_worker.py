@@ -17,6 +17,7 @@ PAGE = {"training.max_steps": 4, "training.save_steps": 2, "data.num_workers": 2
 MEND = r"^a process that prepares data .* free memory or lower data\.num_workers .* --resume$"
 
 
+@pytest.mark.slow
 def test_a_killed_worker_of_the_loader_is_a_sentence_and_resumed(recipe, tmp_path, killed_worker):
     run = RunDirectory(tmp_path / "run")
     with killed_worker(Collator, "__call__", 2), pytest.raises(RunError, match=MEND):
