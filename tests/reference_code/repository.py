@@ -19,7 +19,7 @@ def unpack(repository: Path, commit: str, folder: Path) -> Path:
     Images of its README are left out: partial copies of a repository lack such large files.
     """
     folder.mkdir()
-    code = ("git", "-C", repository, "archive", commit, "--", ".", ":!assets")
+    code = ("git", "-C", repository, "archive", commit, "--", ".", ":!assets", ":!images")
     archive = subprocess.run(code, check=True, capture_output=True)
     subprocess.run(["tar", "-x", "-C", folder], check=True, input=archive.stdout)
     sys.path.insert(0, str(folder))
