@@ -118,6 +118,24 @@ def test_options_that_no_method_takes_are_refused(recipe, method, options, sente
         attach_tuner(base, PeftSection(method=method, options=options))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["merged", "lora"])
+@pytest.mark.parametrize("kind", ["dora", "rslora"])
+def test_a_lora_of_any_kind_leaves_as_it_was_trained(tmp_path, recipe, kind, form):
+    page = recipe({"tuner": {"type": "peft", **KINDS[kind]}, "training.max_steps": 2})
+    run_training(page, tmp_path / "run")
+    order = Order(RunDirectory(tmp_path / "run"), form, num_prompts=2)
+    (exported,) = export_run(order, tmp_path / "out")  # behind the gate of parity
+    assert exported.directory.is_dir()
+
+
+def test_a_direction_has_no_strength(tmp_path, recipe):
+    page = recipe({"tuner": {"type": "peft", **KINDS["dora"]}, "training.max_steps": 1})
+    run_training(page, tmp_path / "run")
+    with pytest.raises(ModelError, match="this model has none that could be scaled"):
+        open_run(tmp_path / "run", strength=0.5)
+
+
 def test_what_is_no_lora_is_not_exported(tmp_path, recipe):
     page = recipe({"tuner": {"type": "peft", "method": "ia3"}, "training.max_steps": 1})
     run_training(page, tmp_path / "run")

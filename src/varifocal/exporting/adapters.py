@@ -122,7 +122,8 @@ def for_language_model(
         if name.removeprefix(start) not in names
     }
     written = _config(weights, base_name, r=config.r, lora_alpha=config.lora_alpha)
-    written.use_rslora, written.fan_in_fan_out = config.use_rslora, config.fan_in_fan_out
+    for key in ("use_rslora", "use_dora", "lora_bias", "fan_in_fan_out"):
+        setattr(written, key, getattr(config, key))
     written.rank_pattern = _without(prefix, config.rank_pattern)
     written.alpha_pattern = _without(prefix, config.alpha_pattern)
     return LoraFiles(written, weights, tuple(sorted(outside - {prefix.rstrip(".")})))
