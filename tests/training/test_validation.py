@@ -181,6 +181,8 @@ def test_a_resumed_run_has_the_evaluations_of_an_unbroken_one(
         ({"eval_steps": 2, "deepspeed": {}}, "eval_steps: needs the weights whole"),
         ({"load_best_model_at_end": True}, "load_best_model_at_end: does nothing without"),
         ({"early_stopping_patience": 2}, "early_stopping_patience: does nothing without"),
+        ({"metric_for_best_model": "score"}, "metric_for_best_model: does nothing without"),
+        ({"eval_questions": 4}, "eval_questions: does nothing without training.eval_steps"),
         ({"eval_steps": 2, "eval_questions": 0, "metric_for_best_model": "score"}, "no score"),
         ({"eval_steps": 2.5}, "give whole steps"),
     ],

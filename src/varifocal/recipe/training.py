@@ -204,10 +204,9 @@ def _check_combinations(training: TrainingSection) -> None:
 def _check_evaluation(training: TrainingSection) -> None:
     """Refuse what no evaluation would read, and evaluations that cannot run."""
     if training.eval_steps is None:
-        given = training.early_stopping_patience is not None and "early_stopping_patience"
-        given = (training.load_best_model_at_end and "load_best_model_at_end") or given
-        if given:
-            raise WrongKeyError(given, "does nothing without training.eval_steps")
+        for key in sorted(_EVALUATION_KNOBS):  # a run's recipe has them all, as they are by default
+            if getattr(training, key) != TrainingSection.model_fields[key].default:
+                raise WrongKeyError(key, "does nothing without training.eval_steps")
         return
     if training.get("fsdp") or training.get("deepspeed") is not None:
         raise WrongKeyError("eval_steps", SPREAD_WEIGHTS)
