@@ -6,7 +6,6 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -175,12 +174,13 @@ def _sources(contents: FolderContents, examples: list[Example]) -> dict[str, Any
 
 
 def _longest(page: Mapping[str, Any], examples: list[Example], file: Path) -> int:
-    """Return a limit that the first rows keep to, a multiple of 32 tokens."""
+    """Return a limit that rows from the whole table keep to, a multiple of 32 tokens."""
     data = {**page["data"], "max_length": 8192, "root": None, "train": []}
     data = {key: value for key, value in data.items() if key in ("max_length", "train")}
     recipe = load_recipe({**page, "data": data, "alignment": None}, check_paths=False)
     encoder = load_encoder(recipe)
-    lengths = [len(encoder.encode(example).input_ids) for example in islice(examples, _LENGTHS)]
+    some = examples[:: math.ceil(len(examples) / _LENGTHS)]
+    lengths = [len(encoder.encode(example).input_ids) for example in some]
     margin = 1.0 if len(examples) <= _LENGTHS else 1.25
     return max(64, 32 * math.ceil(max(lengths) * margin / 32))
 
