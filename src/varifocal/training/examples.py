@@ -2,8 +2,10 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
+
+import numpy as np
 
 from varifocal.cache import cache_root
 from varifocal.data.encoding.encoder import Encoder
@@ -165,10 +167,26 @@ def open_epoch(data: DataSection, *, seed: int = 0) -> tuple[list[Source], Draw]
 
 
 def open_samples(
-    data: DataSection, encoder: Encoder, *, seed: int = 0, images_only: bool = False
+    data: DataSection,
+    encoder: Encoder,
+    *,
+    seed: int = 0,
+    images_only: bool = False,
+    most: int | None = None,
 ) -> Samples:
-    """Open the training sources with the records of an epoch, to be encoded when asked for."""
+    """Open the training sources with the records of an epoch, to be encoded when asked for.
+
+    Args:
+        data: the sources.
+        encoder: makes token ids.
+        seed: of the epoch, and of what is drawn from it.
+        images_only: leave out what has no image.
+        most: draw so many records of the epoch; None takes all.
+    """
     sources, drawn = open_epoch(data, seed=seed)
+    if most is not None and most < len(drawn):
+        chosen = np.sort(np.random.default_rng(seed).permutation(len(drawn))[:most])
+        drawn = replace(drawn, parts=drawn.parts[chosen], records=drawn.records[chosen])
     return Samples(
         sources,
         drawn,

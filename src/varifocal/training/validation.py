@@ -24,9 +24,8 @@ from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 
 from varifocal.assemble import Assembly
-from varifocal.cache import cache_root
 from varifocal.data.encoding.encoder import Encoder
-from varifocal.data.encoding.samples import Samples, UsableSamples
+from varifocal.data.encoding.samples import UsableSamples
 from varifocal.data.rows.packing import PackedDataset
 from varifocal.errors import DataError, RunError
 from varifocal.evaluation.benchmark import Answer, Benchmark, Item, Prompt
@@ -43,7 +42,7 @@ from varifocal.recipe.data import MixtureSection
 from varifocal.recipe.training import SPREAD_WEIGHTS
 from varifocal.run import RunDirectory
 from varifocal.training.cost import Meter
-from varifocal.training.examples import open_epoch
+from varifocal.training.examples import open_samples
 from varifocal.writing import atomic_file, write_json
 
 if TYPE_CHECKING:
@@ -268,19 +267,12 @@ def held_out_samples(
         for source in recipe.data.evaluate
     ]
     data = recipe.data.model_copy(update={"train": tuple(once), "mixture": MixtureSection()})
-    sources, drawn = open_epoch(data, seed=recipe.seed)
-    most = recipe.training.eval_samples
-    if most is not None and most < len(drawn):
-        chosen = np.sort(np.random.default_rng(recipe.seed).permutation(len(drawn))[:most])
-        drawn = replace(drawn, parts=drawn.parts[chosen], records=drawn.records[chosen])
-    samples = Samples(
-        sources,
-        drawn,
+    samples = open_samples(
+        data,
         encoder,
-        cache_root() / "encoded",
-        data.on_bad_record,
-        data.num_workers,
+        seed=recipe.seed,
         images_only=leaves_text(recipe.tuner),
+        most=recipe.training.eval_samples,
     )
     usable = UsableSamples(samples, lambda *at: progress("encode held-out", *at))
     if not len(usable):
